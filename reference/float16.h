@@ -1,0 +1,54 @@
+/// @file
+/// The two 16-bit float types of the project, behind one name each: the CUDA Toolkit's types under nvcc
+/// (so that kernels keep the hardware conversions), Eigen's elsewhere. Both round to nearest even,
+/// and both are plain 16-bit patterns in memory, so tensors cross between the two as `void*`.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define MLA_HOST_DEVICE __host__ __device__
+#else
+#include <Eigen/Core>
+#define MLA_HOST_DEVICE
+#endif
+
+namespace mla {
+
+#ifdef __CUDACC__
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+MLA_HOST_DEVICE inline float to_float(bfloat16 x) { return __bfloat162float(x); }
+MLA_HOST_DEVICE inline float to_float(float16 x) { return __half2float(x); }
+#else
+using bfloat16 = Eigen::bfloat16;
+using float16 = Eigen::half;
+inline float to_float(bfloat16 x) { return static_cast<float>(x); }
+inline float to_float(float16 x) { return static_cast<float>(x); }
+#endif
+
+/// Rounds to the nearest representable value, ties to even; overflow gives an infinity.
+template <typename T>
+MLA_HOST_DEVICE inline T from_float(float x) {
+  return T(x);
+}
+
+static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bit patterns");
+
+/// Element type of q, kv_cache and out.
+enum class DType { kBFloat16, kFloat16 };
+
+inline const char* to_string(DType dtype) {
+  return dtype == DType::kBFloat16 ? "bf16" : "fp16";
+}
+
+/// Calls `f(T{})` with the C++ type of `dtype`.
+template <typename F>
+decltype(auto) visit_dtype(DType dtype, F&& f) {
+  if (dtype == DType::kBFloat16) return f(bfloat16{});
+  return f(float16{});
+}
+
+}  // namespace mla

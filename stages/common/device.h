@@ -1,0 +1,34 @@
+/// @file
+/// What a kernel sees. Included by every kernel.cuh, compiled twice: by nvcc for a GPU, and by the host compiler
+/// for the GPU model, which supplies the same names (threadIdx, __syncthreads, shuffles, ...).
+///
+/// Kernels live in `namespace mla::MLA_MACHINE::<stage>`, that is mla::gpu or mla::model, so that both builds
+/// of one source can stand in one program.
+#pragma once
+
+#include "reference/float16.h"
+#include "reference/problem.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define MLA_MACHINE gpu
+#else
+#include "reference/gpu_model/simt.h"
+#define MLA_MACHINE model
+#endif
+
+namespace mla::MLA_MACHINE {
+
+/// The block's dynamic shared memory as one typed plan: a struct that lays out every array of the kernel.
+/// The launch must ask for sizeof(Plan) bytes.
+template <typename Plan>
+__device__ __forceinline__ Plan& shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
+  return *reinterpret_cast<Plan*>(dynamic_shared_memory);
+#else
+  return *static_cast<Plan*>(gpu_model::dynamic_shared_memory(sizeof(Plan)));
+#endif
+}
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,76 @@
+/// @file
+/// Launching a kernel on the machine this file is compiled for: `kernel<<<...>>>` under nvcc, the GPU model otherwise.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "stages/common/device.h"
+#include "stages/common/machine.h"
+
+namespace mla::MLA_MACHINE {
+
+#ifdef __CUDACC__
+
+inline Status cuda_status(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return {};
+  return {StatusCode::kCudaError, std::string(what) + ": " + cudaGetErrorString(error)};
+}
+
+/// Limits of the current device.
+inline DeviceLimits device_limits() {
+  DeviceLimits limits;
+  int device = 0, major = 0, minor = 0, shared = 0, grid = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return limits;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&grid, cudaDevAttrMaxGridDimX, device);
+  limits.compute_capability = 10 * major + minor;
+  limits.max_shared_bytes = static_cast<size_t>(shared);
+  limits.max_grid_x = static_cast<unsigned>(grid);
+  return limits;
+}
+
+/// Enqueues kernel(arguments...) on `stream`.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream stream, Arguments... arguments) {
+  if (shared_bytes > 48 * 1024) {  // above the default limit a kernel must opt in
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<Parameters>(arguments)...);
+  return cuda_status(cudaGetLastError(), "kernel launch");
+}
+
+#else
+
+inline DeviceLimits device_limits() { return model_machine().limits(); }
+
+/// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as kKernelRejected.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream /*stream*/, Arguments... arguments) {
+  try {
+    gpu_model::launch(dim3(grid), dim3(block), shared_bytes,
+                      [&] { kernel(static_cast<Parameters>(arguments)...); });
+  } catch (const gpu_model::KernelError& error) {
+    return {StatusCode::kKernelRejected, error.what()};
+  }
+  return {};
+}
+
+#endif
+
+/// Blocks for a grid-stride loop over `items`: one block an item where the grid can be that large.
+inline unsigned grid_for(int64_t items) {
+  const int64_t limit = device_limits().max_grid_x;
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min(items, limit)));
+}
+
+}  // namespace mla::MLA_MACHINE
