@@ -1,0 +1,250 @@
+#include "reference/attention.h"
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <string>
+
+#include "reference/parallel.h"
+
+namespace mla {
+namespace {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// Rows of the result that are evaluated together, as one matrix: query heads of one KV head, and
+/// query tokens of one sequence that see the same tokens.
+struct RowBlock {
+  int sequence;
+  int head_kv;
+  int64_t tokens;         ///< The block's rows see tokens 0 ... tokens - 1.
+  int64_t first_request;  ///< Index of the first query token among the requested ones.
+  int64_t first_row;      ///< Rows count from (first_request, first head of head_kv), head fastest.
+  int64_t num_rows;
+};
+
+constexpr int64_t kRowsABlock = 64;
+
+/// The tokens that query token `row` sees: a prefix of its sequence.
+int64_t tokens_seen(const Problem& problem, const Tensors& tensors, const QueryRow& row) {
+  return std::max<int64_t>(problem.visible_tokens(tensors.seqlens_k[row.sequence], row.query), 0);
+}
+
+std::vector<RowBlock> make_blocks(const Problem& problem, const Tensors& tensors,
+                                  std::span<const QueryRow> requests) {
+  std::vector<RowBlock> blocks;
+  const auto count = static_cast<int64_t>(requests.size());
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    const int sequence = requests[size_t(begin)].sequence;
+    const int64_t tokens = tokens_seen(problem, tensors, requests[size_t(begin)]);
+    for (end = begin + 1; end < count; ++end) {
+      const QueryRow& next = requests[size_t(end)];
+      if (next.sequence != sequence || tokens_seen(problem, tensors, next) != tokens) break;
+    }
+    const int64_t rows = (end - begin) * problem.group_size();
+    for (int head_kv = 0; head_kv < problem.num_heads_kv; ++head_kv) {
+      for (int64_t first = 0; first < rows; first += kRowsABlock) {
+        blocks.push_back(
+            {sequence, head_kv, tokens, begin, first, std::min(kRowsABlock, rows - first)});
+      }
+    }
+  }
+  return blocks;
+}
+
+/// Evaluates blocks for one element type.
+template <typename T>
+class Evaluator {
+ public:
+  /// `out` is [requests, num_heads_q, 512], `lse` [requests, num_heads_q].
+  Evaluator(const Problem& problem, const Tensors& tensors, std::span<const QueryRow> requests,
+            double* out, double* lse)
+      : problem_(problem), tensors_(tensors), requests_(requests), out_(out), lse_(lse) {}
+
+  void evaluate(const RowBlock& block) const {
+    if (block.tokens == 0) {
+      for (int64_t r = 0; r < block.num_rows; ++r) {
+        const int64_t row = result_row(block, r);
+        std::fill_n(out_ + row * kHeadDimV, kHeadDimV, 0.0);
+        lse_[row] = std::numeric_limits<double>::infinity();
+      }
+      return;
+    }
+
+    // Q [rows, 576]
+    Matrix q(block.num_rows, kHeadDimQK);
+    for (int64_t r = 0; r < block.num_rows; ++r) q.row(r) = load_row(tensors_.q, q_row(block, r));
+
+    // S = scale * Q K^T [rows, tokens], a page of K [64, 576] at a time
+    const double scale = double{problem_.softmax_scale};
+    Matrix s(block.num_rows, block.tokens);
+    Matrix k(kPageSize, kHeadDimQK);
+    for (int64_t t = 0; t < block.tokens; t += kPageSize) {
+      const int64_t n = load_keys(block, t, &k);
+      s.middleCols(t, n).noalias() = scale * (q * k.topRows(n).transpose());
+    }
+
+    // P = exp(S - max S), in place of S; l = sum of P; lse = max S + ln l
+    Eigen::VectorXd l(block.num_rows);
+    for (int64_t r = 0; r < block.num_rows; ++r) {
+      const double max = s.row(r).maxCoeff();
+      // Not Eigen's exp(): it bounds its argument, which would turn a NaN into a number.
+      s.row(r) = s.row(r).unaryExpr([max](double logit) { return std::exp(logit - max); });
+      l(r) = s.row(r).sum();
+      lse_[result_row(block, r)] = max + std::log(l(r));
+    }
+
+    // O = P V / l [rows, 512]; V is the first 512 columns of K
+    Matrix o = Matrix::Zero(block.num_rows, kHeadDimV);
+    for (int64_t t = 0; t < block.tokens; t += kPageSize) {
+      const int64_t n = load_keys(block, t, &k);
+      o.noalias() += s.middleCols(t, n) * k.topLeftCorner(n, kHeadDimV);
+    }
+    for (int64_t r = 0; r < block.num_rows; ++r) {
+      Eigen::Map<Eigen::RowVectorXd>(out_ + result_row(block, r) * kHeadDimV, kHeadDimV) =
+          o.row(r) / l(r);
+    }
+  }
+
+ private:
+  /// Row `row` of a tensor of [576]-vectors, in double.
+  static Eigen::Matrix<double, 1, kHeadDimQK> load_row(const void* tensor, int64_t row) {
+    const T* const values = static_cast<const T*>(tensor) + row * kHeadDimQK;
+    return Eigen::Map<const Eigen::Matrix<T, 1, kHeadDimQK>>(values).template cast<double>();
+  }
+
+  /// Fills k with the keys of tokens t ... t + n - 1, the page's part of those the block sees;
+  /// returns n.
+  int64_t load_keys(const RowBlock& block, int64_t t, Matrix* k) const {
+    const int32_t* const table_row =
+        tensors_.block_table + int64_t{block.sequence} * problem_.max_pages_per_seq;
+    const int64_t n = std::min<int64_t>(kPageSize, block.tokens - t);
+    for (int64_t i = 0; i < n; ++i) {
+      k->row(i) = load_row(tensors_.kv_cache,
+                           cache_row(table_row, t + i, problem_.num_heads_kv, block.head_kv));
+    }
+    return n;
+  }
+
+  int64_t request(const RowBlock& block, int64_t r) const {
+    return block.first_request + (block.first_row + r) / problem_.group_size();
+  }
+  /// Query head of the block's row r: KV head g serves heads g * group_size ... (g + 1) *
+  /// group_size - 1.
+  int64_t head(const RowBlock& block, int64_t r) const {
+    const int group_size = problem_.group_size();
+    return int64_t{block.head_kv} * group_size + (block.first_row + r) % group_size;
+  }
+  int64_t q_row(const RowBlock& block, int64_t r) const {
+    const QueryRow& row = requests_[size_t(request(block, r))];
+    return (int64_t{row.sequence} * problem_.seqlen_q + row.query) * problem_.num_heads_q +
+           head(block, r);
+  }
+  int64_t result_row(const RowBlock& block, int64_t r) const {
+    return request(block, r) * problem_.num_heads_q + head(block, r);
+  }
+
+  const Problem& problem_;
+  const Tensors& tensors_;
+  std::span<const QueryRow> requests_;
+  double* out_;
+  double* lse_;
+};
+
+Status check(const Problem& problem, Tensors tensors, const ReferenceResult* result,
+             int num_threads) {
+  alignas(16) static std::byte unused[16];  // out and lse are not ours to check
+  tensors.out = unused;
+  tensors.lse = reinterpret_cast<float*>(unused);
+  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  MLA_RETURN_IF_ERROR(validate_paging(problem, tensors.block_table, tensors.seqlens_k));
+  if (result == nullptr) return {StatusCode::kInvalidArgument, "result is null"};
+  if (num_threads < 0) {
+    return {StatusCode::kInvalidArgument,
+            "num_threads = " + std::to_string(num_threads) + " must be at least 0"};
+  }
+  return {};
+}
+
+Status check_rows(const Problem& problem, std::span<const QueryRow> rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::string row = "rows[" + std::to_string(i) + "]";
+    if (rows[i].sequence < 0 || rows[i].sequence >= problem.batch) {
+      return {StatusCode::kOutOfRange,
+              row + ".sequence = " + std::to_string(rows[i].sequence) +
+                  " must be in [0, batch = " + std::to_string(problem.batch) + ")"};
+    }
+    if (rows[i].query < 0 || rows[i].query >= problem.seqlen_q) {
+      return {StatusCode::kOutOfRange,
+              row + ".query = " + std::to_string(rows[i].query) +
+                  " must be in [0, seqlen_q = " + std::to_string(problem.seqlen_q) + ")"};
+    }
+  }
+  return {};
+}
+
+/// out [rows, num_heads_q, 512] and lse [rows, num_heads_q] of a checked problem.
+ReferenceResult evaluate(const Problem& problem, const Tensors& tensors,
+                         std::span<const QueryRow> rows, int num_threads) {
+  ReferenceResult result;
+  const size_t heads = rows.size() * static_cast<size_t>(problem.num_heads_q);
+  result.out.resize(heads * kHeadDimV);
+  result.lse.resize(heads);
+  const std::vector<RowBlock> blocks = make_blocks(problem, tensors, rows);
+  visit_dtype(problem.dtype, [&](auto zero) {
+    const Evaluator<decltype(zero)> evaluator(problem, tensors, rows, result.out.data(),
+                                              result.lse.data());
+    parallel_for(static_cast<int64_t>(blocks.size()), num_threads,
+                 [&](int64_t i) { evaluator.evaluate(blocks[size_t(i)]); });
+  });
+  return result;
+}
+
+/// lse from [batch, seqlen_q, num_heads_q] to [batch, num_heads_q, seqlen_q].
+std::vector<double> transpose_lse(const Problem& problem, const std::vector<double>& lse) {
+  std::vector<double> transposed(lse.size());
+  const int64_t rows = problem.seqlen_q;
+  const int64_t heads = problem.num_heads_q;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    const int64_t offset = b * rows * heads;
+    Eigen::Map<Matrix>(transposed.data() + offset, heads, rows) =
+        Eigen::Map<const Matrix>(lse.data() + offset, rows, heads).transpose();
+  }
+  return transposed;
+}
+
+}  // namespace
+
+Status reference_attention_rows(const Problem& problem, const Tensors& tensors,
+                                std::span<const QueryRow> rows, ReferenceResult* result,
+                                int num_threads) {
+  MLA_RETURN_IF_ERROR(check(problem, tensors, result, num_threads));
+  MLA_RETURN_IF_ERROR(check_rows(problem, rows));
+  try {
+    *result = evaluate(problem, tensors, rows, num_threads);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, "the reference found no memory for its scores or results"};
+  }
+  return {};
+}
+
+Status reference_attention(const Problem& problem, const Tensors& tensors, ReferenceResult* result,
+                           int num_threads) {
+  MLA_RETURN_IF_ERROR(check(problem, tensors, result, num_threads));
+  try {
+    std::vector<QueryRow> rows;
+    for (int b = 0; b < problem.batch; ++b) {
+      for (int query = 0; query < problem.seqlen_q; ++query) rows.push_back({b, query});
+    }
+    ReferenceResult whole = evaluate(problem, tensors, rows, num_threads);
+    whole.lse = transpose_lse(problem, whole.lse);
+    *result = std::move(whole);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, "the reference found no memory for its scores or results"};
+  }
+  return {};
+}
+
+}  // namespace mla
