@@ -30,7 +30,7 @@ inline constexpr int kHeadDimV = 512;
 struct Problem {
   DType dtype = DType::kBFloat16;
   int batch = 0;              ///< Sequences, >= 1.
-  int seqlen_q = 1;           ///< Query tokens a sequence, >= 1.
+  int seqlen_q = 1;           ///< Query tokens a sequence, >= 1; seqlen_q * num_heads_q < 2^31.
   int num_heads_q = 0;        ///< Query heads, a multiple of num_heads_kv.
   int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
   int num_pages = 0;          ///< Pages in the cache, >= 1.
@@ -42,9 +42,7 @@ struct Problem {
   MLA_HOST_DEVICE int group_size() const { return num_heads_q / num_heads_kv; }
   /// Query rows of one (sequence, KV head): row r is query token r / group_size(), query head
   /// head_kv * group_size() + r % group_size().
-  MLA_HOST_DEVICE int64_t rows_per_kv_head() const {
-    return static_cast<int64_t>(seqlen_q) * group_size();
-  }
+  MLA_HOST_DEVICE int rows_per_kv_head() const { return seqlen_q * group_size(); }
   /// Longest sequence the block table can describe.
   MLA_HOST_DEVICE int64_t max_seqlen_k() const {
     return static_cast<int64_t>(max_pages_per_seq) * kPageSize;

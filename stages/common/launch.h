@@ -17,22 +17,6 @@ inline Status cuda_status(cudaError_t error, const char* what) {
   return {StatusCode::kCudaError, std::string(what) + ": " + cudaGetErrorString(error)};
 }
 
-/// Limits of the current device.
-inline DeviceLimits device_limits() {
-  DeviceLimits limits;
-  int device = 0, major = 0, minor = 0, shared = 0, grid = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return limits;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaDeviceGetAttribute(&grid, cudaDevAttrMaxGridDimX, device);
-  limits.compute_capability = 10 * major + minor;
-  limits.max_shared_bytes = static_cast<size_t>(shared);
-  limits.max_grid_x = static_cast<unsigned>(grid);
-  return limits;
-}
-
 /// Enqueues kernel(arguments...) on `stream`.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
@@ -50,8 +34,6 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
 
 #else
 
-inline DeviceLimits device_limits() { return model_machine().limits(); }
-
 /// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as kKernelRejected.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
@@ -66,6 +48,16 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
 }
 
 #endif
+
+/// Limits of the device this machine launches on.
+inline DeviceLimits device_limits() {
+#ifdef __CUDACC__
+  const Machine* machine = gpu_machine();
+  return machine != nullptr ? machine->limits() : DeviceLimits{};
+#else
+  return model_machine().limits();
+#endif
+}
 
 /// Blocks for a grid-stride loop over `items`: one block an item where the grid can be that large.
 inline unsigned grid_for(int64_t items) {

@@ -1,0 +1,84 @@
+// 01_naive: launch, workspace, prediction.
+#include <algorithm>
+
+#include "stages/01_naive/kernel.cuh"
+#include "stages/common/launch.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+using namespace naive;
+
+static_assert(kHeadDimV == 2 * kThreads, "a thread of `values` makes two columns");
+
+// Who computes a score: README.md has both measured. -DMLA_NAIVE_UNCOALESCED builds the other.
+#ifdef MLA_NAIVE_UNCOALESCED
+constexpr Mapping kMapping = Mapping::kThreadPerScore;
+#else
+constexpr Mapping kMapping = Mapping::kWarpPerScore;
+#endif
+
+// Scores of one sequence: [seqlen_q * num_heads_q, max_seqlen_k] floats.
+int64_t score_bytes(const Problem& problem) {
+  return int64_t{problem.seqlen_q} * problem.num_heads_q * problem.max_seqlen_k() * 4;
+}
+
+// Sequences whose scores are held at once: as many as fit 1 GiB, at least one.
+int sequences_at_once(const Problem& problem) {
+  return static_cast<int>(
+      std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
+}
+
+size_t workspace_bytes(const Problem& problem) {
+  return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+  auto* scores_gmem = static_cast<float*>(workspace);
+  const int chunk = sequences_at_once(problem);
+  return visit_dtype(problem.dtype, [&](auto zero) -> Status {
+    using T = decltype(zero);
+    for (int first = 0; first < problem.batch; first += chunk) {
+      const int64_t sequences = std::min(chunk, problem.batch - first);
+      const int64_t rows = sequences * problem.seqlen_q * problem.num_heads_q;
+      const int64_t pages = rows * problem.max_pages_per_seq;
+      MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream,
+                                 problem, tensors, first, pages, scores_gmem));
+      MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kThreads, sizeof(SoftmaxPlan), stream,
+                                 problem, tensors, first, rows, scores_gmem));
+      MLA_RETURN_IF_ERROR(launch(values<T>, grid_for(rows), kThreads, 0, stream, problem, tensors,
+                                 first, rows, scores_gmem));
+    }
+    return {};
+  });
+}
+
+// Every row reads every token's K and V through the caches; the score matrix is written twice and read four times.
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
+  const double rows = double(problem.seqlen_q) * problem.num_heads_q;
+  const double scores = rows * double(total_tokens);
+  Prediction prediction;
+  prediction.fp32_flop = 2 * scores * (kHeadDimQK + kHeadDimV);
+  // Global loads go through the L1, which is the same memory as shared memory: a warp's load of 32 16-bit values fills one
+  // 128-byte pass half, and costs it whole. Scores: q and k of each; values: v and p of each.
+  prediction.shared_bytes = scores * (2 * kHeadDimQK + kHeadDimV) / 32 * 128;
+  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 +
+                          scores * 4 * 6;
+  prediction.busy_fraction =
+      std::min(1.0, double(problem.batch) * rows / (8.0 * limits.multiprocessors));
+  return prediction;
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "three kernels, one row at a time; scores in global memory";
+  stage.workspace_bytes = workspace_bytes;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE

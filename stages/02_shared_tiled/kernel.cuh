@@ -1,0 +1,333 @@
+// 02_shared_tiled: still scores, softmax, values; but a tile of KV in shared memory serves many rows, and a
+// tile of results in registers makes every value read from shared memory count eight times.
+//
+//   scores   S[rows, 128 tokens]  = scale * Q K^T     over 576 columns, 32 at a time
+//   softmax  P[row, :] = exp(S - max) / sum           one block a row, in place
+//   values   O[rows, 128 columns] = P V               over the tokens, 32 at a time
+//
+// Rows are packed: the query heads that share a KV head, times the query tokens, are the rows of one matrix.
+#pragma once
+
+#include "stages/common/device.h"
+#include "stages/common/vector8.h"
+
+namespace mla::MLA_MACHINE::shared_tiled {
+
+constexpr int kThreads = 128;
+constexpr int kTileN = 128;           // tokens of `scores`, columns of `values`
+constexpr int kTileK = 32;            // depth of one step: columns of `scores`, tokens of `values`
+constexpr int kPadded = kTileK + 4;   // row stride in floats: neighbouring rows start 4 banks apart
+
+// How kRows x 128 results are spread over 4 warps, and a warp's share over its 4 x 8 lanes. Results of a lane lie 4 rows and
+// 8 tokens apart, so that the lanes of a warp read neighbouring rows of shared memory: no bank conflicts.
+template <int kRows>
+struct Tile {
+  static constexpr int kWarpsM = kRows == 64 ? 2 : 1;
+  static constexpr int kWarpsN = 4 / kWarpsM;
+  static constexpr int kLaneM = kRows / kWarpsM / 4;   // rows a lane
+  static constexpr int kLaneN = kTileN / kWarpsN / 8;  // tokens or columns a lane
+  static_assert(kRows == 64 || kRows == 16, "lane shares are 8 x 8 or 4 x 4");
+
+  int row, n;  // first row of this lane; its place among the 8 lanes along N, plus its warp's first token or column
+  __device__ Tile() {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    row = warp / kWarpsN * (kRows / kWarpsM) + lane / 8;
+    n = warp % kWarpsN * (kTileN / kWarpsN) + lane % 8;
+  }
+};
+
+// One (sequence, KV head)'s rows that a block works on.
+struct RowTile {
+  int sequence, head_kv;
+  int begin, end;        // rows of this KV head
+  int64_t matrix;        // (sequence in the chunk, KV head): which score matrix
+  int64_t visible;       // tokens its last row sees: none sees more
+
+  __device__ RowTile(const Problem& problem, const Tensors& tensors, int first_sequence,
+                     int64_t index, int rows_per_tile) {
+    const int rows = problem.rows_per_kv_head();
+    const int tiles = (rows + rows_per_tile - 1) / rows_per_tile;
+    matrix = index / tiles;
+    sequence = first_sequence + static_cast<int>(matrix / problem.num_heads_kv);
+    head_kv = static_cast<int>(matrix % problem.num_heads_kv);
+    begin = static_cast<int>(index % tiles) * rows_per_tile;
+    end = min(begin + rows_per_tile, rows);
+    visible = problem.visible_tokens(tensors.seqlens_k[sequence],
+                                     (end - 1) / problem.group_size());
+  }
+
+  // Offset of packed row `row` in q (width 576) or out (width 512).
+  __device__ int64_t offset(const Problem& problem, int row, int width) const {
+    const int group = problem.group_size();
+    const int64_t query = int64_t{sequence} * problem.seqlen_q + row / group;
+    return (query * problem.num_heads_q + head_kv * group + row % group) * width;
+  }
+};
+
+// Eight 16-bit values from `row_gmem`, or zeros if there is no such row.
+template <typename T>
+__device__ __forceinline__ uint4 load_or_zero(const T* row_gmem, int column) {
+  return row_gmem != nullptr ? *reinterpret_cast<const uint4*>(row_gmem + column)
+                             : make_uint4(0, 0, 0, 0);
+}
+
+template <int kRows>
+struct ScoresPlan {
+  float q[kRows][kPadded];
+  float k[kTileN][kPadded];
+};
+
+// S = scale * Q K^T. One item: kRows rows against 128 tokens.
+//   scores_gmem: [matrices, rows_per_kv_head, max_seqlen_k], a matrix being one (sequence, KV head)
+template <typename T, int kRows>
+__global__ void __launch_bounds__(kThreads, 4)
+    scores(Problem problem, Tensors tensors, int first_sequence, int64_t row_tiles,
+           int64_t num_items, float* __restrict__ scores_gmem) {
+  using Share = Tile<kRows>;
+  ScoresPlan<kRows>& smem = shared_memory<ScoresPlan<kRows>>();
+  const Share share;
+  const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
+
+  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+    // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the L2.
+    const int64_t row_tile = item % row_tiles, token_begin = item / row_tiles % token_tiles * kTileN;
+    const RowTile tile(problem, tensors, first_sequence,
+                       item / (row_tiles * token_tiles) * row_tiles + row_tile, kRows);
+    if (token_begin >= tile.visible) continue;  // the whole block agrees
+
+    // Each thread brings a part of one row of Q and one token of K, the same in every step. Rows past the end and tokens
+    // past the end: 0.
+    constexpr int kRowThreads = kThreads / kRows, kParts = kTileK / 8;
+    const int q_row = threadIdx.x / kRowThreads, k_token = threadIdx.x;
+    const T* q_gmem = nullptr;  // [576]
+    const T* k_gmem = nullptr;  // [576]
+    if (tile.begin + q_row < tile.end) {
+      q_gmem = static_cast<const T*>(tensors.q) +
+               tile.offset(problem, tile.begin + q_row, kHeadDimQK);
+    }
+    if (token_begin + k_token < tensors.seqlens_k[tile.sequence]) {
+      const int32_t* table =
+          tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
+      k_gmem = static_cast<const T*>(tensors.kv_cache) +
+               cache_row(table, token_begin + k_token, problem.num_heads_kv, tile.head_kv) *
+                   kHeadDimQK;
+    }
+
+    float s_rmem[Share::kLaneM][Share::kLaneN] = {};
+    for (int column = 0; column < kHeadDimQK; column += kTileK) {
+      // Q [kRows, 32] and K [128, 32] to shared memory, 8 values a turn, converted to fp32 once.
+#pragma unroll
+      for (int part = threadIdx.x % kRowThreads; part < kParts; part += kRowThreads) {
+        store_as_float<T>(load_or_zero(q_gmem, column + 8 * part), &smem.q[q_row][8 * part]);
+      }
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        store_as_float<T>(load_or_zero(k_gmem, column + 8 * part), &smem.k[k_token][8 * part]);
+      }
+      __syncthreads();  // the tiles are filled
+
+      // S += Q K^T, four columns a step: kLaneM + kLaneN 16-byte reads for 4 kLaneM kLaneN FMAs
+#pragma unroll 1
+      for (int k = 0; k < kTileK; k += 4) {
+        float4 q_rmem[Share::kLaneM];
+#pragma unroll
+        for (int i = 0; i < Share::kLaneM; ++i) {
+          q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
+        }
+#pragma unroll
+        for (int j = 0; j < Share::kLaneN; ++j) {
+          const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.n + 8 * j][k]);
+#pragma unroll
+          for (int i = 0; i < Share::kLaneM; ++i) {
+            s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
+            s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
+            s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
+            s_rmem[i][j] += q_rmem[i].w * k_rmem.w;
+          }
+        }
+      }
+      __syncthreads();  // the tiles have been read: the next step may overwrite them
+    }
+
+#pragma unroll
+    for (int i = 0; i < Share::kLaneM; ++i) {
+      const int row = tile.begin + share.row + 4 * i;
+      if (row >= tile.end) continue;
+      float* s_gmem = scores_gmem +
+                      (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
+#pragma unroll
+      for (int j = 0; j < Share::kLaneN; ++j) {
+        const int64_t token = token_begin + share.n + 8 * j;
+        if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
+      }
+    }
+  }
+}
+
+constexpr int kSoftmaxThreads = 256;
+
+// What the block's warps tell each other: one value a warp.
+struct SoftmaxPlan {
+  float of_warp[kSoftmaxThreads / 32];
+};
+
+// The sum or the maximum of `value` over the block, in every thread.
+template <typename Combine>
+__device__ float block_reduce(SoftmaxPlan& smem, float value, Combine combine) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value = combine(value, __shfl_xor_sync(0xffffffff, value, offset));
+  }
+  __syncthreads();  // the last reduction's values have been read
+  if (threadIdx.x % 32 == 0) smem.of_warp[threadIdx.x / 32] = value;
+  __syncthreads();  // every warp's value is there
+  value = smem.of_warp[0];
+  for (int warp = 1; warp < kSoftmaxThreads / 32; ++warp) {
+    value = combine(value, smem.of_warp[warp]);
+  }
+  return value;
+}
+
+// P = softmax(S), in place, and lse. One item: one packed row of one matrix.
+__global__ void __launch_bounds__(kSoftmaxThreads)
+    softmax(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
+            float* __restrict__ scores_gmem) {
+  SoftmaxPlan& smem = shared_memory<SoftmaxPlan>();
+  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+    const RowTile row(problem, tensors, first_sequence, item, 1);
+    float* s_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
+
+    float maximum = -INFINITY;
+    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+      maximum = fmaxf(maximum, s_gmem[t]);
+    }
+    maximum = block_reduce(smem, maximum, [](float a, float b) { return fmaxf(a, b); });
+
+    float sum = 0;
+    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+      sum += expf(s_gmem[t] - maximum);
+    }
+    sum = block_reduce(smem, sum, [](float a, float b) { return a + b; });
+
+    // One more exponential is cheaper than one more round trip of the score matrix.
+    const float inverse_sum = 1 / sum;
+    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+      s_gmem[t] = expf(s_gmem[t] - maximum) * inverse_sum;
+    }
+    if (threadIdx.x == 0) {
+      const int group = problem.group_size();
+      const int64_t head = int64_t{row.sequence} * problem.num_heads_q + row.head_kv * group +
+                           row.begin % group;
+      tensors.lse[head * problem.seqlen_q + row.begin / group] =
+          row.visible > 0 ? maximum + logf(sum) : INFINITY;
+    }
+  }
+}
+
+template <int kRows>
+struct ValuesPlan {
+  float p[kRows][kPadded];
+  float v[kTileK][kTileN + 4];
+};
+
+// O = P V. One item: kRows rows, 128 of the 512 columns, all tokens.
+template <typename T, int kRows>
+__global__ void __launch_bounds__(kThreads, 4)
+    values(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
+           const float* __restrict__ scores_gmem) {
+  using Share = Tile<kRows>;
+  ValuesPlan<kRows>& smem = shared_memory<ValuesPlan<kRows>>();
+  const Share share;
+  // Here a lane's columns come in fours, 32 apart: one 16-byte read each.
+  const int lane_column = share.n / 8 * 8 + share.n % 8 * 4;
+  constexpr int kColumnTiles = kHeadDimV / kTileN;
+
+  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+    const int column_begin = static_cast<int>(item % kColumnTiles) * kTileN;
+    const RowTile tile(problem, tensors, first_sequence, item / kColumnTiles, kRows);
+    const int32_t* table = tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
+
+    // Each thread brings a part of one row of P, the same in every step, and of one token of V.
+    constexpr int kRowThreads = kThreads / kRows;
+    const int p_row = threadIdx.x / kRowThreads;
+    const int v_token = threadIdx.x / 4, v_part = threadIdx.x % 4;
+    const float* p_gmem = scores_gmem + (tile.matrix * problem.rows_per_kv_head() + tile.begin + p_row) *
+                                            problem.max_seqlen_k();  // [max_seqlen_k]
+    int64_t p_visible = 0;
+    if (tile.begin + p_row < tile.end) {
+      p_visible = problem.visible_tokens(tensors.seqlens_k[tile.sequence],
+                                         (tile.begin + p_row) / problem.group_size());
+    }
+
+    float o_rmem[Share::kLaneM][Share::kLaneN] = {};
+    for (int64_t token_begin = 0; token_begin < tile.visible; token_begin += kTileK) {
+      // P [kRows, 32], as it is; what a row may not see was never written, and counts 0.
+#pragma unroll
+      for (int part = threadIdx.x % kRowThreads; part < kTileK / 4; part += kRowThreads) {
+        const int64_t token = token_begin + 4 * part;
+        float4 p = make_float4(0, 0, 0, 0);
+        if (token < p_visible) p = *reinterpret_cast<const float4*>(p_gmem + token);
+        if (token + 1 >= p_visible) p.y = 0;
+        if (token + 2 >= p_visible) p.z = 0;
+        if (token + 3 >= p_visible) p.w = 0;
+        *reinterpret_cast<float4*>(&smem.p[p_row][4 * part]) = p;
+      }
+      // V [32, 128 columns] as fp32. Tokens past the end: 0, for 0 * NaN would be NaN.
+      const T* v_gmem = nullptr;  // [128]
+      if (token_begin + v_token < tile.visible) {
+        v_gmem = static_cast<const T*>(tensors.kv_cache) +
+                 cache_row(table, token_begin + v_token, problem.num_heads_kv, tile.head_kv) *
+                     kHeadDimQK +
+                 column_begin;
+      }
+#pragma unroll
+      for (int part = v_part; part < kTileN / 8; part += 4) {
+        store_as_float<T>(load_or_zero(v_gmem, 8 * part), &smem.v[v_token][8 * part]);
+      }
+      __syncthreads();  // the tiles are filled
+
+      // O += P V, four tokens a step
+#pragma unroll 1
+      for (int k = 0; k < kTileK; k += 4) {
+        float4 p_rmem[Share::kLaneM];
+#pragma unroll
+        for (int i = 0; i < Share::kLaneM; ++i) {
+          p_rmem[i] = *reinterpret_cast<const float4*>(&smem.p[share.row + 4 * i][k]);
+        }
+#pragma unroll
+        for (int depth = 0; depth < 4; ++depth) {
+#pragma unroll
+          for (int j = 0; j < Share::kLaneN; j += 4) {
+            const float4 v_rmem =
+                *reinterpret_cast<const float4*>(&smem.v[k + depth][lane_column + 8 * j]);
+#pragma unroll
+            for (int i = 0; i < Share::kLaneM; ++i) {
+              const float p = depth == 0   ? p_rmem[i].x
+                              : depth == 1 ? p_rmem[i].y
+                              : depth == 2 ? p_rmem[i].z
+                                           : p_rmem[i].w;
+              o_rmem[i][j] += p * v_rmem.x;
+              o_rmem[i][j + 1] += p * v_rmem.y;
+              o_rmem[i][j + 2] += p * v_rmem.z;
+              o_rmem[i][j + 3] += p * v_rmem.w;
+            }
+          }
+        }
+      }
+      __syncthreads();  // the tiles have been read: the next step may overwrite them
+    }
+
+#pragma unroll
+    for (int i = 0; i < Share::kLaneM; ++i) {
+      const int row = tile.begin + share.row + 4 * i;
+      if (row >= tile.end) continue;
+      T* out_gmem = static_cast<T*>(tensors.out) + tile.offset(problem, row, kHeadDimV);
+#pragma unroll
+      for (int j = 0; j < Share::kLaneN; j += 4) {
+        const float o[4] = {o_rmem[i][j], o_rmem[i][j + 1], o_rmem[i][j + 2], o_rmem[i][j + 3]};
+        store_rounded(o, out_gmem + column_begin + lane_column + 8 * j);
+      }
+    }
+  }
+}
+
+}  // namespace mla::MLA_MACHINE::shared_tiled

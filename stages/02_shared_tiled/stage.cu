@@ -1,0 +1,99 @@
+// 02_shared_tiled: launch, workspace, prediction.
+#include <algorithm>
+
+#include "stages/02_shared_tiled/kernel.cuh"
+#include "stages/common/launch.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+using namespace shared_tiled;
+
+static_assert(kHeadDimQK % kTileK == 0, "the depth of S is walked in whole steps");
+static_assert(kHeadDimV % kTileN == 0, "O is cut into whole column tiles");
+static_assert(kThreads == kTileN && kThreads == 4 * kTileK, "each thread brings one token of K, a quarter of one of V");
+static_assert(kPageSize % kTileK == 0, "a step of `values` reads whole float4s of a score row");
+
+// Scores of one sequence: [num_heads_kv, rows_per_kv_head, max_seqlen_k] floats.
+int64_t score_bytes(const Problem& problem) {
+  return int64_t{problem.num_heads_kv} * problem.rows_per_kv_head() * problem.max_seqlen_k() * 4;
+}
+
+// Sequences whose scores are held at once: as many as fit 1 GiB, at least one.
+int sequences_at_once(const Problem& problem) {
+  return static_cast<int>(
+      std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
+}
+
+size_t workspace_bytes(const Problem& problem) {
+  return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
+}
+
+// Rows a block: 16 where 64 would mostly be padding.
+int rows_per_tile(const Problem& problem) { return problem.rows_per_kv_head() <= 16 ? 16 : 64; }
+
+template <typename T, int kRows>
+Status decode_tiled(const Problem& problem, const Tensors& tensors, float* scores_gmem,
+                    Stream stream) {
+  const int chunk = sequences_at_once(problem);
+  const int64_t row_tiles = (problem.rows_per_kv_head() + kRows - 1) / kRows;
+  const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
+  for (int first = 0; first < problem.batch; first += chunk) {
+    const int64_t matrices = int64_t{std::min(chunk, problem.batch - first)} * problem.num_heads_kv;
+    const int64_t tiles = matrices * row_tiles;
+    MLA_RETURN_IF_ERROR(launch(scores<T, kRows>, grid_for(tiles * token_tiles), kThreads,
+                               sizeof(ScoresPlan<kRows>), stream, problem, tensors, first,
+                               row_tiles, tiles * token_tiles, scores_gmem));
+    const int64_t rows = matrices * problem.rows_per_kv_head();
+    MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kSoftmaxThreads, sizeof(SoftmaxPlan),
+                               stream, problem, tensors, first, rows, scores_gmem));
+    const int64_t outputs = tiles * (kHeadDimV / kTileN);
+    MLA_RETURN_IF_ERROR(launch(values<T, kRows>, grid_for(outputs), kThreads,
+                               sizeof(ValuesPlan<kRows>), stream, problem, tensors, first, outputs,
+                               scores_gmem));
+  }
+  return {};
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+  auto* scores_gmem = static_cast<float*>(workspace);
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return rows_per_tile(problem) == 16
+               ? decode_tiled<T, 16>(problem, tensors, scores_gmem, stream)
+               : decode_tiled<T, 64>(problem, tensors, scores_gmem, stream);
+  });
+}
+
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
+  const int tile_rows = rows_per_tile(problem);
+  const double row_tiles = std::ceil(double(problem.rows_per_kv_head()) / tile_rows);
+  const double padded = row_tiles * tile_rows * problem.num_heads_kv * double(total_tokens);
+  const double scores = double(problem.seqlen_q) * problem.num_heads_q * double(total_tokens);
+  Prediction prediction;
+  prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
+  // A lane's m x n results need m + n 4-byte values of shared memory an m n FMAs; 32 lanes read 4 + 8 different rows,
+  // but a 16-byte access takes at least two passes: 8 bytes a lane and value pair.
+  const double lane = tile_rows == 64 ? 8 : 4;
+  prediction.shared_bytes = padded * (kHeadDimQK + kHeadDimV) * 2 * lane / (lane * lane) * 2;
+  // KV is read by both passes; the score matrix is written twice and read three times.
+  prediction.dram_bytes =
+      double(total_tokens) * problem.num_heads_kv * (kHeadDimQK + kHeadDimV) * 2 + scores * 4 * 5;
+  const double blocks = double(problem.batch) * problem.num_heads_kv * row_tiles * kHeadDimV / kTileN;
+  prediction.busy_fraction = std::min(1.0, blocks / (2.0 * limits.multiprocessors));
+  return prediction;
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "a KV tile in shared memory serves all heads; register tiles";
+  stage.workspace_bytes = workspace_bytes;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE

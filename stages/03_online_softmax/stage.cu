@@ -1,0 +1,84 @@
+// 03_online_softmax: launch, prediction. No workspace.
+#include <algorithm>
+
+#include "stages/03_online_softmax/kernel.cuh"
+#include "stages/common/launch.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+namespace kernel = online_softmax;
+
+static_assert(kPageSize % kernel::kTokens == 0, "a tile lies in one page");
+static_assert(kHeadDimQK % (4 * kernel::kWarps) == 0, "S is split over the warps in whole float4s");
+static_assert(kHeadDimV == 64 * kernel::kWarps, "O is split over the warps by 64 columns");
+static_assert(sizeof(kernel::Plan<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
+static_assert(sizeof(kernel::Plan<32>) <= 166912, "32 rows fit sm_80's");
+static_assert(sizeof(kernel::Plan<16>) <= 101376, "16 rows fit any device's from sm_80 on");
+
+// Rows a block: the fewest that hold all rows of a KV head, as far as the device's shared memory goes.
+int rows_per_tile(const Problem& problem, const DeviceLimits& limits) {
+  const int rows = problem.rows_per_kv_head();
+  if (rows > 32 && sizeof(kernel::Plan<64>) <= limits.max_shared_bytes) return 64;
+  if (rows > 16 && sizeof(kernel::Plan<32>) <= limits.max_shared_bytes) return 32;
+  return 16;
+}
+
+int64_t num_tiles(const Problem& problem, int tile_rows) {
+  return int64_t{problem.batch} * problem.num_heads_kv *
+         ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
+}
+
+size_t workspace_bytes(const Problem&) { return 0; }
+
+template <typename T, int kRows>
+Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream stream) {
+  const int64_t tiles = num_tiles(problem, kRows);
+  return launch(kernel::decode<T, kRows>, grid_for(tiles), kernel::kThreads,
+                sizeof(kernel::Plan<kRows>), stream, problem, tensors, tiles);
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void*, Stream stream) {
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    switch (rows_per_tile(problem, device_limits())) {
+      case 64:
+        return decode_tiled<T, 64>(problem, tensors, stream);
+      case 32:
+        return decode_tiled<T, 32>(problem, tensors, stream);
+      default:
+        return decode_tiled<T, 16>(problem, tensors, stream);
+    }
+  });
+}
+
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
+  const int tile_rows = rows_per_tile(problem, limits);
+  const double tiles = double(num_tiles(problem, tile_rows));
+  const double padded = tiles / problem.batch * tile_rows * double(total_tokens);
+  Prediction prediction;
+  prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
+  // A 16-byte access of a warp takes at least two passes of 128 bytes. QK: rows/8 + 4 of them for 16 rows/8 x 32 lanes
+  // results and 4 columns; PV: rows/4 + 8 of them for 32 rows/4 x 32 lanes FMAs.
+  const double qk = (tile_rows / 8.0 + 4) / (16.0 * tile_rows / 8 * 4 * 32);
+  const double pv = (tile_rows / 4.0 + 8) / (32.0 * tile_rows / 4 * 32);
+  prediction.shared_bytes = padded * (kHeadDimQK * qk + kHeadDimV * pv) * 256;
+  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  prediction.busy_fraction =
+      std::min(1.0, tiles / (limits.multiprocessors * (tile_rows == 16 ? 2.0 : 1.0)));
+  return prediction;
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "one fused pass: running maximum and sum; the K tile is V";
+  stage.workspace_bytes = workspace_bytes;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE
