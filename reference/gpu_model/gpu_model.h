@@ -1,7 +1,9 @@
 /// @file
-/// The GPU model, as its callers see it: a launch, the device it pretends to be, the schedule it draws.
+/// The GPU model, as its callers see it: a launch, the device it pretends to be, the schedule it
+/// draws.
 ///
-/// Kernels see simt.h instead. What is modelled, and what is not, stands in reference/gpu_model/README.md.
+/// Kernels see simt.h instead. What is modelled, and what is not, stands in
+/// reference/gpu_model/README.md.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +14,8 @@
 
 namespace gpu_model {
 
-/// The kernel did something a GPU would not survive, or not always: the message says what, in which block and
-/// thread, at which file and line.
+/// The kernel did something a GPU would not survive, or not always: the message says what, in which
+/// block and thread, at which file and line.
 class KernelError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -31,13 +33,13 @@ Device& device();
 
 /// How launches are scheduled from now on.
 struct Schedule {
-  uint64_t seed = 0;    ///< Draws warp priorities, lane order, block order.
-  int os_threads = 0;   ///< Blocks run on this many cores; 0: all.
+  uint64_t seed = 0;   ///< Draws warp priorities, lane order, block order.
+  int os_threads = 0;  ///< Blocks run on this many cores; 0: all.
 };
 Schedule& schedule();
 
-/// Memory that kernels may touch: filled with 0xff (NaN), ending at a guard page, so that an access past either end
-/// is reported. 16-byte aligned at least. Null if there is none.
+/// Memory that kernels may touch: filled with 0xff (NaN), ending at a guard page, so that an access
+/// past either end is reported. 16-byte aligned at least. Null if there is none.
 void* allocate(size_t bytes);
 void deallocate(void* pointer);
 

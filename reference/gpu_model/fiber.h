@@ -1,0 +1,61 @@
+/// @file
+/// A fiber: a stack of its own and what runs on it, switched in a few nanoseconds by Boost.Context.
+///
+/// A fiber can be left for good in the middle of a function: nothing on its stack is destroyed.
+/// That is how the model stops a kernel that did something wrong.
+#pragma once
+
+#include <boost/context/detail/fcontext.hpp>
+#include <cstddef>
+#include <functional>
+
+namespace gpu_model::detail {
+
+class Fiber {
+ public:
+  static constexpr size_t kStackBytes = 256 * 1024;  // touched pages alone cost memory
+
+  /// `number` names the fiber in ThreadSanitizer's reports. Throws std::bad_alloc if there is no
+  /// stack.
+  explicit Fiber(unsigned number);
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+
+  /// The next resume() calls entry(argument), which must end in leave().
+  void prepare(void (*entry)(void*), void* argument);
+
+  /// From the scheduler: runs the fiber until it suspends or leaves.
+  void resume();
+  /// From the fiber: back to the scheduler, until the next resume().
+  void suspend();
+  /// From the fiber, or from a signal handler on top of it: back to the scheduler for good.
+  [[noreturn]] void leave();
+  /// From the scheduler, after a fiber left before its functions returned.
+  void discard();
+
+  bool overflows(const void* address) const;
+
+  /// For ThreadSanitizer, from anywhere while the fiber is suspended or itself calls: what it did
+  /// before release_to is visible after acquire_from to whoever calls that with the same token.
+  void release_to(void* token);
+  void acquire_from(void* token);
+
+ private:
+  static void start(boost::context::detail::transfer_t transfer);
+  void create_tsan_context();
+
+  std::byte* stack_ = nullptr;                            // the guard zone lies below
+  boost::context::detail::fcontext_t context_ = nullptr;  // where the fiber goes on; read by gdb.py
+  boost::context::detail::fcontext_t scheduler_ = nullptr;  // where the scheduler goes on
+  void (*entry_)(void*) = nullptr;
+  void* argument_ = nullptr;
+  unsigned number_;
+  // For the sanitizers.
+  void* tsan_ = nullptr;
+  void* scheduler_tsan_ = nullptr;
+  void* fake_stack_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_stack_bytes_ = 0;
+};
+
+}  // namespace gpu_model::detail

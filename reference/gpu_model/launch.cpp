@@ -1,0 +1,246 @@
+#include <pthread.h>
+#include <signal.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "reference/gpu_model/multiprocessor.h"
+#include "reference/gpu_model/sanitizer.h"
+
+namespace gpu_model {
+namespace detail {
+namespace {
+
+constexpr size_t kSignalStackBytes = 64 * 1024;
+
+/// Every stack takes two of the process's memory mappings, of which Linux allows 65530.
+constexpr unsigned kMaxStacks = 16384;
+
+struct sigaction previous_segv, previous_bus;
+
+const char* access_kind([[maybe_unused]] const ucontext_t* context) {
+#ifdef __x86_64__
+  return (context->uc_mcontext.gregs[REG_ERR] & 2) != 0 ? "write" : "read";
+#else
+  return "access";
+#endif
+}
+
+/// A fault of a GPU thread ends that thread's block; any other is none of the model's business.
+void on_fault(int number, siginfo_t* info, void* context) {
+  Multiprocessor* multiprocessor = Multiprocessor::current();
+  if (multiprocessor != nullptr && multiprocessor->runs_thread() && info->si_code > 0) {
+    auto* interrupted = static_cast<ucontext_t*>(context);
+    // The handler never returns, so what it would restore is restored here.
+    pthread_sigmask(SIG_SETMASK, &interrupted->uc_sigmask, nullptr);
+    multiprocessor->fault(info->si_addr, access_kind(interrupted));
+  }
+  const struct sigaction& previous = number == SIGSEGV ? previous_segv : previous_bus;
+  if ((previous.sa_flags & SA_SIGINFO) != 0) {
+    previous.sa_sigaction(number, info, context);
+  } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+    previous.sa_handler(number);
+  } else {
+    sigaction(number, &previous, nullptr);  // the access is repeated, and ends the process
+  }
+}
+
+void install_fault_handler() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, &previous_segv);
+    sigaction(SIGBUS, &action, &previous_bus);
+  });
+}
+
+/// A stack for the fault handler, while this lives: the GPU thread's own may be what overflowed.
+class SignalStack {
+ public:
+  SignalStack() : memory_(new char[kSignalStackBytes]) {
+    stack_t stack = {};
+    stack.ss_sp = memory_.get();
+    stack.ss_size = kSignalStackBytes;
+    sigaltstack(&stack, &previous_);
+  }
+  ~SignalStack() { sigaltstack(&previous_, nullptr); }
+  SignalStack(const SignalStack&) = delete;
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  stack_t previous_ = {};
+};
+
+/// Multiprocessors are kept between launches, with their stacks.
+struct Pool {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Multiprocessor>> idle;
+};
+
+Pool& pool() {
+  static auto* all = new Pool;  // never destroyed: a launch may outlive statics
+  return *all;
+}
+
+void run_on_this_thread(Launch& launch) {
+  std::unique_ptr<Multiprocessor> multiprocessor;
+  {
+    const std::scoped_lock lock(pool().mutex);
+    if (!pool().idle.empty()) {
+      multiprocessor = std::move(pool().idle.back());
+      pool().idle.pop_back();
+    }
+  }
+  if (multiprocessor == nullptr) multiprocessor = std::make_unique<Multiprocessor>();
+  {
+    const SignalStack stack;
+    multiprocessor->run(launch);
+  }
+  const std::scoped_lock lock(pool().mutex);
+  pool().idle.push_back(std::move(multiprocessor));
+}
+
+void check(const Launch& launch) {
+  const auto require = [](bool holds, const std::string& name, uint64_t value, uint64_t limit) {
+    if (holds) return;
+    throw KernelError("launch: " + name + " is " + std::to_string(value) + ", allowed is 1 to " +
+                      std::to_string(limit));
+  };
+  const auto dimension = [&](const char* name, uint64_t value, uint64_t limit) {
+    require(value >= 1 && value <= limit, name, value, limit);
+  };
+  dimension("grid.x", launch.grid.x, device().max_grid_x);
+  dimension("grid.y", launch.grid.y, 65535);
+  dimension("grid.z", launch.grid.z, 65535);
+  dimension("block.x", launch.block.x, 1024);
+  dimension("block.y", launch.block.y, 1024);
+  dimension("block.z", launch.block.z, 64);
+  dimension("block.x * block.y * block.z", launch.threads(),
+            std::min(device().max_threads_per_block, 1024u));
+  if (launch.shared_bytes > device().max_shared_bytes) {
+    throw KernelError("launch: " + std::to_string(launch.shared_bytes) +
+                      " bytes of dynamic shared memory, a block may have " +
+                      std::to_string(device().max_shared_bytes));
+  }
+}
+
+}  // namespace
+
+Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_)
+    : grid(grid_),
+      block(block_),
+      shared_bytes(shared_bytes_),
+      kernel(kernel_),
+      seed(schedule().seed) {}
+
+dim3 Launch::block_at(uint64_t turn) const {
+  uint64_t index = turn;
+  if (seed != 0) {
+    // turn * stride + offset visits every block once if the stride has no factor in common with
+    // their number.
+    Random random{seed};
+    uint64_t stride = random.next() % blocks() | 1;
+    while (std::gcd(stride, blocks()) != 1) stride += 2;
+    __extension__ using Wide = unsigned __int128;
+    index = static_cast<uint64_t>((Wide{turn} * stride + random.next()) % blocks());
+  }
+  return dim3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+              static_cast<unsigned>(index / grid.x / grid.y));
+}
+
+void Launch::fail(uint64_t turn, std::string message) {
+  stopped = true;
+  const std::scoped_lock lock(mutex);
+  if (turn >= error_turn) return;
+  error_turn = turn;
+  error = std::move(message);
+}
+
+int block_barrier(const char* what, bool predicate, const char* file, int line) {
+  Multiprocessor* self = Multiprocessor::current();
+  return self->meet(0, blockDim.x * blockDim.y * blockDim.z, predicate, {what, file, line});
+}
+
+void warp_barrier(unsigned mask, const char* file, int line) {
+  Multiprocessor::current()->collect({"__syncwarp", file, line, mask}, 0, lane(), nullptr, true);
+}
+
+uint64_t warp_shuffle(const char* what, unsigned mask, uint64_t operand, unsigned source,
+                      const char* file, int line) {
+  return Multiprocessor::current()->collect({what, file, line, mask}, operand, source, nullptr,
+                                            false);
+}
+
+uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
+                     const char* file, int line) {
+  return Multiprocessor::current()->collect({what, file, line, mask}, operand, lane(), combine,
+                                            false);
+}
+
+unsigned lane() {
+  return Multiprocessor::current()->self().number % warpSize;
+}
+void scheduling_point() {
+  Multiprocessor::current()->scheduling_point();
+}
+void yield() {
+  Multiprocessor::current()->yield();
+}
+
+void thread_fence() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // ThreadSanitizer knows no fences: each is taken to order its thread after all earlier ones.
+  static char token;
+  tsan_acquire(&token);
+  tsan_release(&token);
+}
+
+}  // namespace detail
+
+void* dynamic_shared_memory(size_t bytes) {
+  return detail::Multiprocessor::current()->shared_memory(bytes);
+}
+
+Device& device() {
+  static Device device;
+  return device;
+}
+
+Schedule& schedule() {
+  static Schedule schedule;
+  return schedule;
+}
+
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  using namespace detail;
+  if (Multiprocessor::current() != nullptr) throw KernelError("launch: called inside a kernel");
+  Launch launch(grid, block, shared_bytes, kernel);
+  check(launch);
+  install_fault_handler();
+
+  uint64_t os_threads = schedule().os_threads > 0
+                            ? static_cast<uint64_t>(schedule().os_threads)
+                            : std::max(1u, std::thread::hardware_concurrency());
+  os_threads = std::min({os_threads, launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
+  std::vector<std::thread> workers;
+  for (uint64_t i = 1; i < os_threads; ++i) {
+    workers.emplace_back([&] { run_on_this_thread(launch); });
+  }
+  run_on_this_thread(launch);
+  for (std::thread& worker : workers) worker.join();
+  tsan_acquire(&launch.error);
+  if (!launch.error.empty()) throw KernelError(launch.error);
+}
+
+}  // namespace gpu_model

@@ -1,0 +1,435 @@
+#include "reference/gpu_model/multiprocessor.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <exception>
+#include <utility>
+
+#include "reference/gpu_model/sanitizer.h"
+
+thread_local constinit uint3 threadIdx{};
+thread_local constinit uint3 blockIdx{};
+thread_local constinit dim3 blockDim;
+thread_local constinit dim3 gridDim;
+
+namespace gpu_model::detail {
+namespace {
+
+std::string triple(unsigned x, unsigned y, unsigned z) {
+  return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
+}
+
+/// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41". Paths below this source tree
+/// lose its root.
+std::string describe(const Wait& wait) {
+  static constexpr std::string_view kThisFile = "reference/gpu_model/multiprocessor.cpp";
+  std::string_view root = __FILE__;
+  root.remove_suffix(std::min(root.size(), kThisFile.size()));
+  std::string_view file = wait.file;
+  if (file.starts_with(root)) file.remove_prefix(root.size());
+  std::string text = wait.what;
+  if (wait.mask != 0) {
+    char mask[32];
+    std::snprintf(mask, sizeof mask, "(mask 0x%08x)", wait.mask);
+    text += mask;
+  }
+  return text + " at " + std::string(file) + ":" + std::to_string(wait.line);
+}
+
+bool same(const Wait& a, const Wait& b) {
+  return a.line == b.line && a.mask == b.mask && std::strcmp(a.what, b.what) == 0 &&
+         std::strcmp(a.file, b.file) == 0;
+}
+
+}  // namespace
+
+thread_local constinit Multiprocessor* Multiprocessor::current_ = nullptr;
+Multiprocessor* Multiprocessor::first = nullptr;
+
+uint64_t Random::next() {
+  uint64_t z = (state += 0x9e3779b97f4a7c15);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+Multiprocessor::Multiprocessor() {
+  static std::mutex mutex;
+  const std::scoped_lock lock(mutex);
+  next = first;
+  first = this;
+}
+
+// Not inlined: a caller that has run on another OS thread before must not reuse that one's address.
+__attribute__((noinline)) Multiprocessor* Multiprocessor::current() {
+  return current_;
+}
+
+void Multiprocessor::run(Launch& launch) {
+  launch_ = &launch;
+  current_ = this;
+  gridDim = launch.grid;
+  blockDim = launch.block;
+  try {
+    while (threads_.size() < launch.threads()) {
+      threads_.push_back(std::make_unique<Thread>(static_cast<unsigned>(threads_.size())));
+    }
+    // Odd seeds put shared memory at the front guard zone, so that both ends are exact under some
+    // seed.
+    const auto place =
+        launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
+    shared_ = GuardedMemory(launch.shared_bytes, place);
+    if (!shared_.valid()) throw std::bad_alloc();
+    while (!launch.stopped) {
+      const uint64_t turn = launch.next_turn++;
+      if (turn >= launch.blocks() || !run_block(turn)) break;
+    }
+  } catch (const std::bad_alloc&) {
+    launch.fail(0, "no memory for the stacks or the shared memory of a block");
+  }
+  shared_ = GuardedMemory();
+  current_ = nullptr;
+}
+
+bool Multiprocessor::run_block(uint64_t turn) {
+  block_index_ = launch_->block_at(turn);
+  blockIdx = {block_index_.x, block_index_.y, block_index_.z};
+  // Drawn from the block's index, not from its turn or its OS thread: the same seed gives the same
+  // schedule.
+  random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_index_.x +
+                  launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
+  shared_.poison();
+  tsan_release(&start_token_);
+
+  count_ = launch_->threads();
+  warp_count_ = (count_ + warpSize - 1) / warpSize;
+  finished_ = 0;
+  yields_ = 0;
+  scheduling_points_ = 0;
+  barriers_.fill({});
+  asynchronous.clear();
+  for (unsigned w = 0; w < warp_count_; ++w) {
+    const unsigned lanes = std::min(count_ - w * warpSize, unsigned{warpSize});
+    const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
+    warps_[w] = {.exists = all, .runnable = all};
+  }
+  const dim3 block = launch_->block;
+  for (unsigned number = 0; number < count_; ++number) {
+    Thread& thread = *threads_[number];
+    thread.index = {number % block.x, number / block.x % block.y, number / block.x / block.y};
+    thread.finished = false;
+    thread.wait = {};
+    thread.barrier = -1;
+    thread.fiber.prepare(run_thread, &thread);
+  }
+  draw_priorities();
+  schedule();
+
+  for (unsigned number = 0; number < count_; ++number) {
+    if (!threads_[number]->finished) threads_[number]->fiber.discard();
+  }
+  count_ = 0;
+  if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
+    error_ = "out-of-bounds shared memory write: at byte " + std::to_string(offset) + " of " +
+             std::to_string(shared_.bytes()) + ", block " +
+             triple(block_index_.x, block_index_.y, block_index_.z);
+  }
+  if (error_.empty()) return true;
+  launch_->fail(turn, std::exchange(error_, {}));
+  return false;
+}
+
+void Multiprocessor::draw_priorities() {
+  for (unsigned w = 0; w < warp_count_; ++w) {
+    // Above what yield() gives; seed 0 runs warps in order.
+    constexpr uint64_t kLowest = uint64_t{1} << 32;
+    warps_[w].priority = launch_->seed == 0 ? kLowest + 32 - w : kLowest + random_.next() % kLowest;
+  }
+}
+
+bool Multiprocessor::complete_asynchronous() {
+  if (asynchronous.empty()) return false;
+  const auto operation = std::move(asynchronous.front());
+  asynchronous.pop_front();
+  operation();
+  return true;
+}
+
+void Multiprocessor::schedule() {
+  while (finished_ < count_) {
+    Warp* best = nullptr;
+    for (unsigned w = 0; w < warp_count_; ++w) {
+      if (warps_[w].runnable != 0 && (best == nullptr || warps_[w].priority > best->priority)) {
+        best = &warps_[w];
+      }
+    }
+    if (best == nullptr) {
+      if (complete_asynchronous()) continue;
+      error_ = deadlock();
+      return;
+    }
+    if (!asynchronous.empty() && launch_->seed != 0 && random_.next() % 8 == 0) {
+      complete_asynchronous();
+    }
+    // One pass over the lanes. Their numbers xor a random number: of any two, either goes first
+    // equally often.
+    const unsigned first_number = static_cast<unsigned>(best - warps_.data()) * warpSize;
+    const unsigned mix = launch_->seed == 0 ? 0 : random_.next() % warpSize;
+    for (unsigned i = 0; i < warpSize; ++i) {
+      const unsigned lane = i ^ mix;
+      if ((best->runnable >> lane & 1) == 0) continue;
+      resume(*threads_[first_number + lane]);
+      if (!error_.empty() || launch_->stopped) return;
+    }
+  }
+}
+
+void Multiprocessor::resume(Thread& thread) {
+  threadIdx = thread.index;
+  running_ = &thread;
+  thread.fiber.resume();
+  running_ = nullptr;
+}
+
+void Multiprocessor::run_thread(void* argument) {
+  auto& thread = *static_cast<Thread*>(argument);
+  Multiprocessor* self = current();
+  tsan_acquire(&self->start_token_);
+  std::string error;
+  try {
+    self->launch_->kernel();
+  } catch (const std::exception& exception) {
+    error = exception.what();
+    if (error.empty()) error = "exception";
+  } catch (...) {
+    error = "exception of an unknown type";
+  }
+  if (!error.empty()) {
+    self->fail([&] {
+      return "exception out of the kernel: " + std::exchange(error, {}) + ", " + self->place();
+    });
+  }
+  self->finish_thread();
+  tsan_release(&self->launch_->error);  // launch() acquires it when the grid is done
+  thread.fiber.leave();
+}
+
+void Multiprocessor::finish_thread() {
+  Thread& thread = self();
+  Warp& warp = warps_[thread.number / warpSize];
+  const uint32_t bit = 1u << thread.number % warpSize;
+  thread.finished = true;
+  ++finished_;
+  warp.finished |= bit;
+  warp.runnable &= ~bit;
+  for (uint32_t lanes = warp.collecting; lanes != 0; lanes &= lanes - 1) {
+    const unsigned lane = static_cast<unsigned>(std::countr_zero(lanes));
+    const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
+    if ((other.wait.mask & bit) == 0) continue;
+    thread.finished = false;  // its stack is still in use
+    fail([&] { return place() + " has returned, though " + describe(other); });
+  }
+}
+
+void Multiprocessor::suspend(const Wait& wait) {
+  Thread& thread = self();
+  thread.wait = wait;
+  warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
+  thread.fiber.suspend();
+}
+
+void Multiprocessor::wake(Thread& thread) {
+  thread.wait = {};
+  thread.barrier = -1;
+  warps_[thread.number / warpSize].runnable |= 1u << thread.number % warpSize;
+}
+
+void Multiprocessor::yield() {
+  Thread& thread = self();
+  warps_[thread.number / warpSize].priority = (uint64_t{1} << 32) - ++yields_;
+  thread.fiber.suspend();
+}
+
+void Multiprocessor::scheduling_point() {
+  if (++scheduling_points_ % 64 == 0) yield();
+}
+
+int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, const Wait& wait) {
+  Thread& thread = self();
+  Barrier& barrier = barriers_[id];
+  if (barrier.arrived == 0) {
+    barrier.place = wait;
+    barrier.first = thread.number;
+  } else if (!same(barrier.place, wait)) {
+    fail([&] {
+      return "divergent barrier: " + place() + " is in " + detail::describe(wait) + ", though " +
+             describe(*threads_[barrier.first]);
+    });
+  }
+  ++barrier.arrived;
+  thread.barrier = static_cast<int>(id);
+  thread.predicate = predicate;
+  warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
+  thread.wait = wait;
+  if (barrier.arrived == expected) complete(barrier, id);
+  thread.fiber.suspend();
+  return static_cast<int>(thread.result);
+}
+
+void Multiprocessor::complete(Barrier& barrier, unsigned id) {
+  std::vector<Thread*> met;
+  uint64_t holds = 0;
+  for (unsigned number = 0; number < count_; ++number) {
+    Thread& thread = *threads_[number];
+    if (thread.barrier != static_cast<int>(id)) continue;
+    met.push_back(&thread);
+    holds += thread.predicate;
+  }
+  // The first one's address as the token: whatever was released to it before, that thread knows
+  // already, so no order is invented between threads that did not meet.
+  for (Thread* thread : met) thread->fiber.release_to(met.front());
+  for (Thread* thread : met) {
+    thread->fiber.acquire_from(met.front());
+    thread->result = holds;
+    wake(*thread);
+  }
+  barrier = {};
+  draw_priorities();
+}
+
+uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsigned source,
+                                 Combine combine, bool ordering) {
+  Thread& thread = self();
+  Warp& warp = warps_[thread.number / warpSize];
+  const uint32_t bit = 1u << thread.number % warpSize;
+  if ((wait.mask & bit) == 0) {
+    fail([&] { return place() + " calls " + detail::describe(wait) + " but is not in the mask"; });
+  }
+  if ((wait.mask & warp.finished) != 0) {
+    const unsigned lane = static_cast<unsigned>(std::countr_zero(wait.mask & warp.finished));
+    const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
+    fail([&] {
+      return place() + " calls " + detail::describe(wait) + ", but thread " +
+             triple(other.index.x, other.index.y, other.index.z) + " of the mask has returned";
+    });
+  }
+  thread.wait = wait;
+  thread.operand = operand;
+  thread.source = source;
+  warp.runnable &= ~bit;
+  warp.collecting |= bit;
+  const uint32_t mask = wait.mask & warp.exists;
+  if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering);
+  thread.fiber.suspend();
+  return thread.result;
+}
+
+void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool ordering) {
+  const auto thread_of = [&](unsigned lane) -> Thread& {
+    return *threads_[static_cast<unsigned>(&warp - warps_.data()) * warpSize + lane];
+  };
+  const auto for_each_lane = [&](auto&& function) {
+    for (uint32_t lanes = mask; lanes != 0; lanes &= lanes - 1) {
+      function(thread_of(static_cast<unsigned>(std::countr_zero(lanes))));
+    }
+  };
+  Thread& leader = thread_of(static_cast<unsigned>(std::countr_zero(mask)));
+  bool first_operand = true;
+  uint64_t combined = 0;
+  for_each_lane([&](Thread& thread) {
+    if (!same(thread.wait, leader.wait)) {
+      fail([&] {
+        return "lanes of one warp disagree: " + describe(thread) + ", though " + describe(leader);
+      });
+    }
+    if (combine != nullptr) {
+      combined = first_operand ? thread.operand : combine(combined, thread.operand);
+      first_operand = false;
+    } else if (!ordering && (mask >> thread.source & 1) == 0) {
+      fail([&] {
+        return describe(thread) + ", and reads from lane " + std::to_string(thread.source) +
+               ", which takes no part";
+      });
+    }
+  });
+  if (ordering) {
+    for_each_lane([&](Thread& thread) { thread.fiber.release_to(&leader); });
+    for_each_lane([&](Thread& thread) { thread.fiber.acquire_from(&leader); });
+  }
+  for_each_lane([&](Thread& thread) {
+    thread.result = combine != nullptr ? combined : thread_of(thread.source).operand;
+    wake(thread);
+  });
+  warp.collecting &= ~mask;
+}
+
+std::byte* Multiprocessor::shared_memory(size_t bytes) {
+  if (bytes > shared_.bytes()) {
+    fail([&] {
+      return "the kernel uses " + std::to_string(bytes) +
+             " bytes of dynamic shared memory, but the launch asked for " +
+             std::to_string(shared_.bytes()) + ", " + place();
+    });
+  }
+  return shared_.data();
+}
+
+void Multiprocessor::fail_later(std::string message) {
+  if (error_.empty()) error_ = std::move(message);
+}
+
+void Multiprocessor::fault(const void* address, const char* access) {
+  fail([&] {
+    std::string text;
+    if (self().fiber.overflows(address)) {
+      text = "stack overflow: more than " + std::to_string(Fiber::kStackBytes) +
+             " bytes in one GPU thread";
+    } else if (shared_.contains(address)) {
+      text =
+          std::string("out-of-bounds shared memory ") + access + ": " + shared_.describe(address);
+    } else if (text = describe_global(address, access); text.empty()) {
+      char buffer[64];
+      std::snprintf(buffer, sizeof buffer, "invalid memory %s: address %p", access, address);
+      text = buffer;
+    }
+    return text + ", " + place();
+  });
+}
+
+std::string Multiprocessor::place() const {
+  const uint3 thread = running_->index;
+  return "block " + triple(block_index_.x, block_index_.y, block_index_.z) + ", thread " +
+         triple(thread.x, thread.y, thread.z);
+}
+
+std::string Multiprocessor::describe(const Thread& thread) const {
+  return "thread " + triple(thread.index.x, thread.index.y, thread.index.z) + " waits in " +
+         detail::describe(thread.wait);
+}
+
+std::string Multiprocessor::deadlock() const {
+  std::string text = finished_ > 0 && barriers_[0].arrived + finished_ == count_
+                         ? "divergent barrier: "
+                         : "deadlock: ";
+  text += "block " + triple(block_index_.x, block_index_.y, block_index_.z) + ": ";
+  for (unsigned begin = 0, end; begin < count_; begin = end) {
+    const Thread& thread = *threads_[begin];
+    const auto alike = [&](const Thread& other) {
+      return thread.finished ? other.finished : !other.finished && same(thread.wait, other.wait);
+    };
+    for (end = begin + 1; end < count_ && alike(*threads_[end]);) ++end;
+    const bool one = end == begin + 1;
+    text += begin == 0 ? "" : "; ";
+    text += one ? "thread " + std::to_string(begin)
+                : "threads " + std::to_string(begin) + "-" + std::to_string(end - 1);
+    if (thread.finished) {
+      text += one ? " has returned" : " have returned";
+    } else {
+      text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait);
+    }
+  }
+  return text;
+}
+
+}  // namespace gpu_model::detail

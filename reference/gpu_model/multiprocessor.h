@@ -1,0 +1,175 @@
+/// @file
+/// One OS thread's place for running blocks, one after the other: fibers for the GPU threads,
+/// shared memory, and the scheduler that decides which GPU thread runs next.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "reference/gpu_model/fiber.h"
+#include "reference/gpu_model/memory.h"
+#include "reference/gpu_model/simt.h"
+
+namespace gpu_model::detail {
+
+/// What the multiprocessors share while a grid runs.
+struct Launch {
+  Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_);
+
+  const dim3 grid, block;
+  const size_t shared_bytes;
+  const std::function<void()>& kernel;
+  const uint64_t seed;
+
+  unsigned threads() const { return block.x * block.y * block.z; }
+  uint64_t blocks() const { return uint64_t{grid.x} * grid.y * grid.z; }
+  /// The block that is run as the `turn`-th.
+  dim3 block_at(uint64_t turn) const;
+
+  std::atomic<uint64_t> next_turn = 0;
+  std::atomic<bool> stopped = false;
+  void fail(uint64_t turn, std::string message);
+
+  std::mutex mutex;
+  std::string error;  ///< Empty: none. Of several, that of the block whose turn came first.
+  uint64_t error_turn = UINT64_MAX;
+};
+
+/// Splitmix64: good enough to draw schedules, and the same everywhere.
+struct Random {
+  uint64_t state = 0;
+  uint64_t next();
+};
+
+/// What a GPU thread waits for; `what` is null while it waits for nothing.
+struct Wait {
+  const char* what = nullptr;
+  const char* file = nullptr;
+  int line = 0;
+  unsigned mask = 0;  ///< The lanes that are to meet, or 0 where no mask is given.
+};
+
+struct Thread {
+  explicit Thread(unsigned number_) : fiber(number_), number(number_) {}
+
+  Fiber fiber;
+  unsigned number;
+  uint3 index{};
+  bool finished = false;
+  Wait wait;
+  int barrier = -1;  ///< The block barrier it waits at.
+  bool predicate = false;
+  uint64_t operand = 0;  ///< What it brings to a warp function,
+  unsigned source = 0;   ///< the lane it reads from,
+  uint64_t result = 0;   ///< and what it gets, from a warp function or a barrier.
+};
+
+struct Warp {
+  uint32_t exists = 0;
+  uint32_t runnable = 0;
+  uint32_t finished = 0;
+  uint32_t collecting = 0;  ///< Lanes that wait in a warp function.
+  uint64_t priority = 0;
+};
+
+struct Barrier {
+  unsigned arrived = 0;
+  Wait place;          ///< Of the first that arrived.
+  unsigned first = 0;  ///< Its number.
+};
+
+class Multiprocessor {
+ public:
+  Multiprocessor();
+
+  /// The one this OS thread is.
+  static Multiprocessor* current();
+
+  /// Runs blocks of the launch on this OS thread until none is left or one is rejected.
+  void run(Launch& launch);
+
+  // The rest is called by GPU threads.
+  Thread& self() { return *running_; }
+  bool runs_thread() const { return running_ != nullptr; }
+  std::byte* shared_memory(size_t bytes);
+
+  /// Meets `expected` threads at barrier `id`, 0 being __syncthreads'; the count of true
+  /// predicates.
+  int meet(unsigned id, unsigned expected, bool predicate, const Wait& wait);
+
+  /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
+  /// the operand of lane `source`. `ordering`: memory is ordered, too.
+  uint64_t collect(const Wait& wait, uint64_t operand, unsigned source, Combine combine,
+                   bool ordering);
+
+  /// Runs another thread; returns when wake() was called for this one.
+  void suspend(const Wait& wait);
+  void wake(Thread& thread);
+  /// Lets every other runnable thread run first.
+  void yield();
+  /// yield() at every 64th call: enough to end a wait that spins.
+  void scheduling_point();
+
+  /// Rejects the kernel with the text that `message` returns. Nothing on this GPU thread's stack is
+  /// destroyed, so the callers must own nothing; that is why the text is made in here.
+  template <typename Message>
+  [[noreturn]] void fail(Message message) {
+    if (error_.empty()) error_ = message();
+    self().fiber.leave();
+  }
+  /// The same, for a hardware fault.
+  [[noreturn]] void fault(const void* address, const char* access);
+  /// Rejects the kernel at the next scheduling point.
+  void fail_later(std::string message);
+
+  std::string place() const;  ///< "block (0,0,0), thread (17,0,0)"
+
+  /// Operations that complete later than they are issued, each as a function that completes it. The
+  /// scheduler runs one when no thread can run, or earlier by chance.
+  std::deque<std::function<void()>> asynchronous;
+
+ private:
+  static void run_thread(void* thread);
+  bool run_block(uint64_t turn);
+  void schedule();
+  bool complete_asynchronous();
+  void resume(Thread& thread);
+  void draw_priorities();
+  void complete(Barrier& barrier, unsigned id);
+  void complete(Warp& warp, unsigned mask, Combine combine, bool ordering);
+  void finish_thread();
+  std::string deadlock() const;
+  std::string describe(const Thread& thread) const;
+
+  static thread_local constinit Multiprocessor* current_;
+
+  Launch* launch_ = nullptr;
+  dim3 block_index_;
+  Random random_;
+  std::vector<std::unique_ptr<Thread>> threads_;  // at least as many as the block has
+  unsigned count_ = 0;                            // how many it has; 0 between blocks
+  unsigned finished_ = 0;
+  std::array<Warp, 32> warps_;
+  unsigned warp_count_ = 0;
+  std::array<Barrier, 16> barriers_;
+  Thread* running_ = nullptr;
+  uint64_t yields_ = 0;
+  unsigned scheduling_points_ = 0;
+  GuardedMemory shared_;
+  std::string error_;
+  char start_token_ = 0;  // for ThreadSanitizer: orders the block's start before its threads
+
+ public:
+  // All there are, for gdb.py.
+  static Multiprocessor* first;
+  Multiprocessor* next = nullptr;
+};
+
+}  // namespace gpu_model::detail

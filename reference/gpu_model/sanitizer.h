@@ -1,0 +1,54 @@
+/// @file
+/// What the model tells AddressSanitizer and ThreadSanitizer. The model itself is built without
+/// them, whatever the kernels are built with: GPU_MODEL_ASAN or GPU_MODEL_TSAN says which runtime
+/// the program is linked with.
+#pragma once
+
+#include <cstddef>
+
+#ifdef GPU_MODEL_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifdef GPU_MODEL_TSAN
+#include <sanitizer/tsan_interface.h>
+#include <sys/mman.h>
+#endif
+
+namespace gpu_model::detail {
+
+inline void asan_poison([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#ifdef GPU_MODEL_ASAN
+  __asan_poison_memory_region(memory, bytes);
+#endif
+}
+
+inline void asan_unpoison([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#ifdef GPU_MODEL_ASAN
+  __asan_unpoison_memory_region(memory, bytes);
+#endif
+}
+
+/// Memory (whole pages) is about to serve another block: its past accesses are no race with what
+/// follows. Only a new mapping makes ThreadSanitizer forget them; ordering the blocks would hide
+/// races between blocks.
+inline void tsan_forget([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#ifdef GPU_MODEL_TSAN
+  if (bytes == 0) return;
+  mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+#endif
+}
+
+inline void tsan_release([[maybe_unused]] void* token) {
+#ifdef GPU_MODEL_TSAN
+  __tsan_release(token);
+#endif
+}
+
+inline void tsan_acquire([[maybe_unused]] void* token) {
+#ifdef GPU_MODEL_TSAN
+  __tsan_acquire(token);
+#endif
+}
+
+}  // namespace gpu_model::detail
