@@ -22,7 +22,7 @@ MLA_HOST_DEVICE constexpr int64_t pages_for(int64_t tokens) {
 
 /// Row of the cache, counted in [576]-vectors, that holds token `token` of the sequence whose row of the block
 /// table is `block_table_row`, for KV head `head_kv`. Multiply by 576 for the element offset.
-MLA_HOST_DEVICE inline int64_t cache_row(const int32_t* block_table_row, int64_t token,
+MLA_HOST_DEVICE inline int64_t cache_row(const int32_t* block_table_row, int32_t token,
                                          int num_heads_kv, int head_kv) {
   const int64_t page = block_table_row[token / kPageSize];
   return (page * kPageSize + token % kPageSize) * num_heads_kv + head_kv;

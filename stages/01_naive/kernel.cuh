@@ -21,14 +21,14 @@ enum class Mapping { kWarpPerScore, kThreadPerScore };
 // The row a kernel works on, and the tokens it may see.
 struct Row {
   int sequence, query, head, head_kv;
-  int64_t visible;  // <= 0: none
+  int visible;  // <= 0: none
 
   __device__ Row(const Problem& problem, const Tensors& tensors, int sequence_, int64_t row)
       : sequence(sequence_),
         query(static_cast<int>(row / problem.num_heads_q)),
         head(static_cast<int>(row % problem.num_heads_q)),
         head_kv(head / problem.group_size()),
-        visible(problem.visible_tokens(tensors.seqlens_k[sequence_], query)) {}
+        visible(static_cast<int>(problem.visible_tokens(tensors.seqlens_k[sequence_], query))) {}
 
   // Offset of this row's vector in q (width 576) or out (width 512).
   __device__ int64_t offset(const Problem& problem, int width) const {
@@ -44,11 +44,11 @@ __global__ void __launch_bounds__(kThreads)
            float* __restrict__ scores_gmem) {
   const int64_t rows = int64_t{problem.seqlen_q} * problem.num_heads_q;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
-    const int64_t page = item % problem.max_pages_per_seq;
+    const int page = static_cast<int>(item % problem.max_pages_per_seq);
     const int64_t score_row = item / problem.max_pages_per_seq;  // sequence in this chunk, row
     const Row row(problem, tensors, first_sequence + static_cast<int>(score_row / rows),
                   score_row % rows);
-    const int64_t tokens = row.visible - page * kPageSize;  // visible in this page
+    const int tokens = row.visible - page * kPageSize;  // visible in this page
     if (tokens <= 0) continue;
 
     const int32_t* table = tensors.block_table + int64_t{row.sequence} * problem.max_pages_per_seq;
@@ -114,19 +114,19 @@ __global__ void __launch_bounds__(kThreads)
     float* s_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
 
     float maximum = -INFINITY;
-    for (int64_t t = threadIdx.x; t < row.visible; t += kThreads) {
+    for (int t = threadIdx.x; t < row.visible; t += kThreads) {
       maximum = fmaxf(maximum, s_gmem[t]);
     }
     maximum = block_reduce(smem, maximum, [](float a, float b) { return fmaxf(a, b); });
 
     float sum = 0;
-    for (int64_t t = threadIdx.x; t < row.visible; t += kThreads) {
+    for (int t = threadIdx.x; t < row.visible; t += kThreads) {
       s_gmem[t] = expf(s_gmem[t] - maximum);
       sum += s_gmem[t];
     }
     sum = block_reduce(smem, sum, [](float a, float b) { return a + b; });
 
-    for (int64_t t = threadIdx.x; t < row.visible; t += kThreads) s_gmem[t] /= sum;
+    for (int t = threadIdx.x; t < row.visible; t += kThreads) s_gmem[t] /= sum;
     if (threadIdx.x == 0) {
       const int64_t lse_row = int64_t{row.sequence} * problem.num_heads_q + row.head;
       tensors.lse[lse_row * problem.seqlen_q + row.query] =
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
     T* out_gmem = static_cast<T*>(tensors.out) + row.offset(problem, kHeadDimV);  // [512]
 
     float left = 0, right = 0;
-    for (int64_t t = 0; t < row.visible; ++t) {
+    for (int t = 0; t < row.visible; ++t) {
       const T* v_gmem = kv_gmem + cache_row(table, t, problem.num_heads_kv, row.head_kv) *
                                       kHeadDimQK;  // [512]
       left += p_gmem[t] * to_float(v_gmem[threadIdx.x]);

@@ -3,7 +3,7 @@
 //
 //   scores   S[rows, 128 tokens]  = scale * Q K^T     over 576 columns, 32 at a time
 //   softmax  P[row, :] = exp(S - max) / sum           one block a row, in place
-//   values   O[rows, 128 columns] = P V               over the tokens, 32 at a time
+//   values   O[rows, 128 columns] = P V               over the tokens, 16 at a time
 //
 // Rows are packed: the query heads that share a KV head, times the query tokens, are the rows of one matrix.
 #pragma once
@@ -15,7 +15,7 @@ namespace mla::MLA_MACHINE::shared_tiled {
 
 constexpr int kThreads = 128;
 constexpr int kTileN = 128;           // tokens of `scores`, columns of `values`
-constexpr int kTileK = 32;            // depth of one step: columns of `scores`, tokens of `values`
+constexpr int kTileK = 32;            // columns a step of `scores`
 constexpr int kPadded = kTileK + 4;   // row stride in floats: neighbouring rows start 4 banks apart
 
 // How kRows x 128 results are spread over 4 warps, and a warp's share over its 4 x 8 lanes. Results of a lane lie 4 rows and
@@ -41,7 +41,7 @@ struct RowTile {
   int sequence, head_kv;
   int begin, end;        // rows of this KV head
   int64_t matrix;        // (sequence in the chunk, KV head): which score matrix
-  int64_t visible;       // tokens its last row sees: none sees more
+  int visible;           // tokens its last row sees: none sees more
 
   __device__ RowTile(const Problem& problem, const Tensors& tensors, int first_sequence,
                      int64_t index, int rows_per_tile) {
@@ -52,8 +52,8 @@ struct RowTile {
     head_kv = static_cast<int>(matrix % problem.num_heads_kv);
     begin = static_cast<int>(index % tiles) * rows_per_tile;
     end = min(begin + rows_per_tile, rows);
-    visible = problem.visible_tokens(tensors.seqlens_k[sequence],
-                                     (end - 1) / problem.group_size());
+    visible = static_cast<int>(problem.visible_tokens(tensors.seqlens_k[sequence],
+                                                      (end - 1) / problem.group_size()));
   }
 
   // Offset of packed row `row` in q (width 576) or out (width 512).
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the L2.
-    const int64_t row_tile = item % row_tiles, token_begin = item / row_tiles % token_tiles * kTileN;
+    const int64_t row_tile = item % row_tiles;
+    const int token_begin = static_cast<int>(item / row_tiles % token_tiles) * kTileN;
     const RowTile tile(problem, tensors, first_sequence,
                        item / (row_tiles * token_tiles) * row_tiles + row_tile, kRows);
     if (token_begin >= tile.visible) continue;  // the whole block agrees
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                       (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
 #pragma unroll
       for (int j = 0; j < Share::kLaneN; ++j) {
-        const int64_t token = token_begin + share.n + 8 * j;
+        const int token = token_begin + share.n + 8 * j;
         if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
       }
     }
@@ -197,20 +198,20 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     float* s_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
 
     float maximum = -INFINITY;
-    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+    for (int t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
       maximum = fmaxf(maximum, s_gmem[t]);
     }
     maximum = block_reduce(smem, maximum, [](float a, float b) { return fmaxf(a, b); });
 
     float sum = 0;
-    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+    for (int t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
       sum += expf(s_gmem[t] - maximum);
     }
     sum = block_reduce(smem, sum, [](float a, float b) { return a + b; });
 
     // One more exponential is cheaper than one more round trip of the score matrix.
     const float inverse_sum = 1 / sum;
-    for (int64_t t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
+    for (int t = threadIdx.x; t < row.visible; t += kSoftmaxThreads) {
       s_gmem[t] = expf(s_gmem[t] - maximum) * inverse_sum;
     }
     if (threadIdx.x == 0) {
@@ -223,10 +224,12 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
   }
 }
 
+constexpr int kStepTokens = 16;  // of `values`: 32 would keep so many loads in flight that registers spill
+
 template <int kRows>
 struct ValuesPlan {
-  float p[kRows][kPadded];
-  float v[kTileK][kTileN + 4];
+  float p[kRows][kStepTokens + 4];
+  float v[kStepTokens][kTileN];
 };
 
 // O = P V. One item: kRows rows, 128 of the 512 columns, all tokens.
@@ -247,23 +250,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int32_t* table = tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
 
     // Each thread brings a part of one row of P, the same in every step, and of one token of V.
-    constexpr int kRowThreads = kThreads / kRows;
+    constexpr int kRowThreads = kThreads / kRows, kTokenThreads = kThreads / kStepTokens;
     const int p_row = threadIdx.x / kRowThreads;
-    const int v_token = threadIdx.x / 4, v_part = threadIdx.x % 4;
+    const int v_token = threadIdx.x / kTokenThreads;
     const float* p_gmem = scores_gmem + (tile.matrix * problem.rows_per_kv_head() + tile.begin + p_row) *
                                             problem.max_seqlen_k();  // [max_seqlen_k]
-    int64_t p_visible = 0;
+    int p_visible = 0;
     if (tile.begin + p_row < tile.end) {
-      p_visible = problem.visible_tokens(tensors.seqlens_k[tile.sequence],
-                                         (tile.begin + p_row) / problem.group_size());
+      p_visible = static_cast<int>(problem.visible_tokens(
+          tensors.seqlens_k[tile.sequence], (tile.begin + p_row) / problem.group_size()));
     }
 
     float o_rmem[Share::kLaneM][Share::kLaneN] = {};
-    for (int64_t token_begin = 0; token_begin < tile.visible; token_begin += kTileK) {
-      // P [kRows, 32], as it is; what a row may not see was never written, and counts 0.
+    for (int token_begin = 0; token_begin < tile.visible; token_begin += kStepTokens) {
+      // P [kRows, 16], as it is; what a row may not see was never written, and counts 0.
 #pragma unroll
-      for (int part = threadIdx.x % kRowThreads; part < kTileK / 4; part += kRowThreads) {
-        const int64_t token = token_begin + 4 * part;
+      for (int part = threadIdx.x % kRowThreads; part < kStepTokens / 4; part += kRowThreads) {
+        const int token = token_begin + 4 * part;
         float4 p = make_float4(0, 0, 0, 0);
         if (token < p_visible) p = *reinterpret_cast<const float4*>(p_gmem + token);
         if (token + 1 >= p_visible) p.y = 0;
@@ -271,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         if (token + 3 >= p_visible) p.w = 0;
         *reinterpret_cast<float4*>(&smem.p[p_row][4 * part]) = p;
       }
-      // V [32, 128 columns] as fp32. Tokens past the end: 0, for 0 * NaN would be NaN.
+      // V [16, 128 columns] as fp32. Tokens past the end: 0, for 0 * NaN would be NaN.
       const T* v_gmem = nullptr;  // [128]
       if (token_begin + v_token < tile.visible) {
         v_gmem = static_cast<const T*>(tensors.kv_cache) +
@@ -280,35 +283,35 @@ __global__ void __launch_bounds__(kThreads, 4)
                  column_begin;
       }
 #pragma unroll
-      for (int part = v_part; part < kTileN / 8; part += 4) {
+      for (int part = threadIdx.x % kTokenThreads; part < kTileN / 8; part += kTokenThreads) {
         store_as_float<T>(load_or_zero(v_gmem, 8 * part), &smem.v[v_token][8 * part]);
       }
       __syncthreads();  // the tiles are filled
 
-      // O += P V, four tokens a step
+      // O += P V, two tokens a step: four would not fit the registers
 #pragma unroll 1
-      for (int k = 0; k < kTileK; k += 4) {
-        float4 p_rmem[Share::kLaneM];
+      for (int k = 0; k < kStepTokens; k += 2) {
+        float4 v_rmem[2][Share::kLaneN / 4];
 #pragma unroll
-        for (int i = 0; i < Share::kLaneM; ++i) {
-          p_rmem[i] = *reinterpret_cast<const float4*>(&smem.p[share.row + 4 * i][k]);
+        for (int depth = 0; depth < 2; ++depth) {
+#pragma unroll
+          for (int j = 0; j < Share::kLaneN / 4; ++j) {
+            v_rmem[depth][j] =
+                *reinterpret_cast<const float4*>(&smem.v[k + depth][lane_column + 32 * j]);
+          }
         }
 #pragma unroll
-        for (int depth = 0; depth < 4; ++depth) {
+        for (int i = 0; i < Share::kLaneM; ++i) {
+          const float2 p2 = *reinterpret_cast<const float2*>(&smem.p[share.row + 4 * i][k]);
+          const float p_rmem[2] = {p2.x, p2.y};
 #pragma unroll
-          for (int j = 0; j < Share::kLaneN; j += 4) {
-            const float4 v_rmem =
-                *reinterpret_cast<const float4*>(&smem.v[k + depth][lane_column + 8 * j]);
+          for (int depth = 0; depth < 2; ++depth) {
 #pragma unroll
-            for (int i = 0; i < Share::kLaneM; ++i) {
-              const float p = depth == 0   ? p_rmem[i].x
-                              : depth == 1 ? p_rmem[i].y
-                              : depth == 2 ? p_rmem[i].z
-                                           : p_rmem[i].w;
-              o_rmem[i][j] += p * v_rmem.x;
-              o_rmem[i][j + 1] += p * v_rmem.y;
-              o_rmem[i][j + 2] += p * v_rmem.z;
-              o_rmem[i][j + 3] += p * v_rmem.w;
+            for (int j = 0; j < Share::kLaneN / 4; ++j) {
+              o_rmem[i][4 * j + 0] += p_rmem[depth] * v_rmem[depth][j].x;
+              o_rmem[i][4 * j + 1] += p_rmem[depth] * v_rmem[depth][j].y;
+              o_rmem[i][4 * j + 2] += p_rmem[depth] * v_rmem[depth][j].z;
+              o_rmem[i][4 * j + 3] += p_rmem[depth] * v_rmem[depth][j].w;
             }
           }
         }

@@ -92,10 +92,13 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     const int64_t matrix = item / row_tiles;
     const int sequence = static_cast<int>(matrix / problem.num_heads_kv);
     const int head_kv = static_cast<int>(matrix % problem.num_heads_kv);
-    const int64_t seqlen_k = tensors.seqlens_k[sequence];
+    const int seqlen_k = tensors.seqlens_k[sequence];
     const int row_end = min(row_begin + kRows, rows);
-    const int64_t tokens = problem.visible_tokens(seqlen_k, (row_end - 1) / group);  // of the last row: the most
-    const int64_t own_visible = problem.visible_tokens(seqlen_k, (row_begin + own_row) / group);
+    const auto visible = [&](int row) {
+      return static_cast<int>(problem.visible_tokens(seqlen_k, row / group));
+    };
+    const int tokens = visible(row_end - 1);  // of the last row: none sees more
+    const int own_visible = visible(row_begin + own_row);
     const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
     // Row r of the tile in q or out, in vectors.
@@ -106,8 +109,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     };
 
     // This thread's token of the tile at `token_begin`.
-    const auto token_gmem = [&](int64_t token_begin) -> const T* {
-      const int64_t token = token_begin + threadIdx.x / kTokenThreads;
+    const auto token_gmem = [&](int token_begin) -> const T* {
+      const int token = token_begin + threadIdx.x / kTokenThreads;
       if (token >= seqlen_k) return nullptr;
       return kv_gmem + cache_row(table, token, problem.num_heads_kv, head_kv) * kHeadDimQK;
     };
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     float m = -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
     float l = 0;         // this thread's part of the row sum
 
-    for (int64_t token_begin = 0; token_begin < tokens; token_begin += kTokens) {
+    for (int token_begin = 0; token_begin < tokens; token_begin += kTokens) {
       store_token<T>(fetch, smem);
       __syncthreads();  // K (and, the first time, Q) is there
       if (token_begin + kTokens < tokens) {

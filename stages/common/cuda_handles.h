@@ -52,13 +52,13 @@ inline Status create(CudaEvent* event) {
   return cuda_status(cudaEventCreate(event->receive()), "cudaEventCreate");
 }
 
-/// Captures what `enqueue(stream)`, which returns a Status, puts on the stream, ready to be launched as a graph.
-/// Nothing runs. On an error, of `enqueue` included, the stream is out of capture again.
+/// Captures what `enqueue(stream)`, which returns a Status, puts on the stream, ready to be
+/// launched as a graph. Nothing runs. On an error, of `enqueue` included, the stream is out of
+/// capture again.
 template <typename Enqueue>
 Status capture(cudaStream_t stream, Enqueue&& enqueue, CudaGraphExec* executable) {
-  MLA_RETURN_IF_ERROR(
-      cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-                  "cudaStreamBeginCapture"));
+  MLA_RETURN_IF_ERROR(cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+                                  "cudaStreamBeginCapture"));
   const Status enqueued = enqueue(stream);
   CudaGraph graph;
   const cudaError_t ended = cudaStreamEndCapture(stream, graph.receive());
