@@ -10,18 +10,8 @@
 
 namespace gpu_model::detail {
 
-using boost::context::detail::jump_fcontext;
 using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
-
-namespace {
-
-/// Stacks that all began at the same distance from a page would compete for the same cache sets.
-constexpr size_t kColours = 128;
-constexpr size_t kColourBytes = 192;
-constexpr size_t kMapBytes = kGuardBytes + Fiber::kStackBytes + kColours * kColourBytes;
-
-}  // namespace
 
 Fiber::Fiber(unsigned number) : number_(number) {
   void* map =
@@ -64,45 +54,6 @@ void Fiber::start(transfer_t transfer) {
   __sanitizer_finish_switch_fiber(nullptr, &self->scheduler_stack_, &self->scheduler_stack_bytes_);
 #endif
   self->entry_(self->argument_);
-}
-
-void Fiber::resume() {
-#ifdef GPU_MODEL_ASAN
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, stack_, kMapBytes - kGuardBytes);
-#endif
-#ifdef GPU_MODEL_TSAN
-  scheduler_tsan_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
-  context_ = jump_fcontext(context_, this).fctx;
-#ifdef GPU_MODEL_ASAN
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
-}
-
-void Fiber::suspend() {
-#ifdef GPU_MODEL_ASAN
-  __sanitizer_start_switch_fiber(&fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
-#endif
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
-  scheduler_ = jump_fcontext(scheduler_, nullptr).fctx;
-#ifdef GPU_MODEL_ASAN
-  __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
-#endif
-}
-
-void Fiber::leave() {
-#ifdef GPU_MODEL_ASAN
-  __sanitizer_start_switch_fiber(nullptr, scheduler_stack_, scheduler_stack_bytes_);
-#endif
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
-  jump_fcontext(scheduler_, nullptr);
-  __builtin_unreachable();
 }
 
 void Fiber::discard() {

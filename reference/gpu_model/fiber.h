@@ -7,7 +7,9 @@
 
 #include <boost/context/detail/fcontext.hpp>
 #include <cstddef>
-#include <functional>
+
+#include "reference/gpu_model/memory.h"
+#include "reference/gpu_model/sanitizer.h"
 
 namespace gpu_model::detail {
 
@@ -41,6 +43,11 @@ class Fiber {
   void acquire_from(void* token);
 
  private:
+  /// Stacks that all began at the same distance from a page would compete for the same cache sets.
+  static constexpr size_t kColours = 128;
+  static constexpr size_t kColourBytes = 192;
+  static constexpr size_t kMapBytes = kGuardBytes + kStackBytes + kColours * kColourBytes;
+
   static void start(boost::context::detail::transfer_t transfer);
   void create_tsan_context();
 
@@ -57,5 +64,47 @@ class Fiber {
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
 };
+
+// Inline, and so are their callers: a switch spoils the processor's prediction of every return that
+// was pending.
+
+inline void Fiber::resume() {
+#ifdef GPU_MODEL_ASAN
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, stack_, kMapBytes - kGuardBytes);
+#endif
+#ifdef GPU_MODEL_TSAN
+  scheduler_tsan_ = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+  context_ = boost::context::detail::jump_fcontext(context_, this).fctx;
+#ifdef GPU_MODEL_ASAN
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void Fiber::suspend() {
+#ifdef GPU_MODEL_ASAN
+  __sanitizer_start_switch_fiber(&fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
+#endif
+#ifdef GPU_MODEL_TSAN
+  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+  scheduler_ = boost::context::detail::jump_fcontext(scheduler_, nullptr).fctx;
+#ifdef GPU_MODEL_ASAN
+  __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
+#endif
+}
+
+inline void Fiber::leave() {
+#ifdef GPU_MODEL_ASAN
+  __sanitizer_start_switch_fiber(nullptr, scheduler_stack_, scheduler_stack_bytes_);
+#endif
+#ifdef GPU_MODEL_TSAN
+  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+  boost::context::detail::jump_fcontext(scheduler_, nullptr);
+  __builtin_unreachable();
+}
 
 }  // namespace gpu_model::detail

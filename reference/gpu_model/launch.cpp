@@ -167,50 +167,7 @@ void Launch::fail(uint64_t turn, std::string message) {
   error = std::move(message);
 }
 
-int block_barrier(const char* what, bool predicate, const char* file, int line) {
-  Multiprocessor* self = Multiprocessor::current();
-  return self->meet(0, blockDim.x * blockDim.y * blockDim.z, predicate, {what, file, line});
-}
-
-void warp_barrier(unsigned mask, const char* file, int line) {
-  Multiprocessor::current()->collect({"__syncwarp", file, line, mask}, 0, lane(), nullptr, true);
-}
-
-uint64_t warp_shuffle(const char* what, unsigned mask, uint64_t operand, unsigned source,
-                      const char* file, int line) {
-  return Multiprocessor::current()->collect({what, file, line, mask}, operand, source, nullptr,
-                                            false);
-}
-
-uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
-                     const char* file, int line) {
-  return Multiprocessor::current()->collect({what, file, line, mask}, operand, lane(), combine,
-                                            false);
-}
-
-unsigned lane() {
-  return Multiprocessor::current()->self().number % warpSize;
-}
-void scheduling_point() {
-  Multiprocessor::current()->scheduling_point();
-}
-void yield() {
-  Multiprocessor::current()->yield();
-}
-
-void thread_fence() {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  // ThreadSanitizer knows no fences: each is taken to order its thread after all earlier ones.
-  static char token;
-  tsan_acquire(&token);
-  tsan_release(&token);
-}
-
 }  // namespace detail
-
-void* dynamic_shared_memory(size_t bytes) {
-  return detail::Multiprocessor::current()->shared_memory(bytes);
-}
 
 Device& device() {
   static Device device;

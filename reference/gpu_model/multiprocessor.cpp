@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cfenv>
+#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <utility>
@@ -37,9 +39,13 @@ std::string describe(const Wait& wait) {
   return text + " at " + std::string(file) + ":" + std::to_string(wait.line);
 }
 
+/// Literals are mostly the same object; two translation units may have two.
+bool same(const char* a, const char* b) {
+  return a == b || std::strcmp(a, b) == 0;
+}
+
 bool same(const Wait& a, const Wait& b) {
-  return a.line == b.line && a.mask == b.mask && std::strcmp(a.what, b.what) == 0 &&
-         std::strcmp(a.file, b.file) == 0;
+  return a.line == b.line && a.mask == b.mask && same(a.what, b.what) && same(a.file, b.file);
 }
 
 }  // namespace
@@ -61,16 +67,15 @@ Multiprocessor::Multiprocessor() {
   first = this;
 }
 
-// Not inlined: a caller that has run on another OS thread before must not reuse that one's address.
-__attribute__((noinline)) Multiprocessor* Multiprocessor::current() {
-  return current_;
-}
-
 void Multiprocessor::run(Launch& launch) {
   launch_ = &launch;
   current_ = this;
-  gridDim = launch.grid;
-  blockDim = launch.block;
+  // No floating-point operation traps on a GPU. And the flag for inexact results is up from the
+  // start: a fiber that raises its own doubles what switching costs.
+  std::fenv_t environment;
+  std::feholdexcept(&environment);
+  volatile float inexact = 1;
+  inexact = inexact / 3;
   try {
     while (threads_.size() < launch.threads()) {
       threads_.push_back(std::make_unique<Thread>(static_cast<unsigned>(threads_.size())));
@@ -89,6 +94,7 @@ void Multiprocessor::run(Launch& launch) {
     launch.fail(0, "no memory for the stacks or the shared memory of a block");
   }
   shared_ = GuardedMemory();
+  std::fesetenv(&environment);
   current_ = nullptr;
 }
 
@@ -255,7 +261,7 @@ void Multiprocessor::scheduling_point() {
   if (++scheduling_points_ % 64 == 0) yield();
 }
 
-int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, const Wait& wait) {
+inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, const Wait& wait) {
   Thread& thread = self();
   Barrier& barrier = barriers_[id];
   if (barrier.arrived == 0) {
@@ -298,8 +304,8 @@ void Multiprocessor::complete(Barrier& barrier, unsigned id) {
   draw_priorities();
 }
 
-uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsigned source,
-                                 Combine combine, bool ordering) {
+inline uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsigned source,
+                                        Combine combine, bool ordering) {
   Thread& thread = self();
   Warp& warp = warps_[thread.number / warpSize];
   const uint32_t bit = 1u << thread.number % warpSize;
@@ -432,4 +438,57 @@ std::string Multiprocessor::deadlock() const {
   return text;
 }
 
+// What simt.h calls.
+
+namespace {
+
+Multiprocessor& here() {
+  if (Multiprocessor::current() == nullptr) throw KernelError("called outside a kernel");
+  return *Multiprocessor::current();
+}
+
+}  // namespace
+
+int block_barrier(const char* what, bool predicate, const char* file, int line) {
+  return here().meet(0, blockDim.x * blockDim.y * blockDim.z, predicate, {what, file, line});
+}
+
+void warp_barrier(unsigned mask, const char* file, int line) {
+  here().collect({"__syncwarp", file, line, mask}, 0, lane(), nullptr, true);
+}
+
+uint64_t warp_shuffle(const char* what, unsigned mask, uint64_t operand, unsigned source,
+                      const char* file, int line) {
+  return here().collect({what, file, line, mask}, operand, source, nullptr, false);
+}
+
+uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
+                     const char* file, int line) {
+  return here().collect({what, file, line, mask}, operand, lane(), combine, false);
+}
+
+unsigned lane() {
+  return here().self().number % warpSize;
+}
+
+void scheduling_point() {
+  here().scheduling_point();
+}
+
+void yield() {
+  here().yield();
+}
+
+void thread_fence() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // ThreadSanitizer knows no fences: each is taken to order its thread after all earlier ones.
+  static char token;
+  tsan_acquire(&token);
+  tsan_release(&token);
+}
+
 }  // namespace gpu_model::detail
+
+void* gpu_model::dynamic_shared_memory(size_t bytes) {
+  return detail::here().shared_memory(bytes);
+}

@@ -90,7 +90,7 @@ class Multiprocessor {
   Multiprocessor();
 
   /// The one this OS thread is.
-  static Multiprocessor* current();
+  static Multiprocessor* current() { return current_; }
 
   /// Runs blocks of the launch on this OS thread until none is left or one is rejected.
   void run(Launch& launch);
@@ -106,8 +106,8 @@ class Multiprocessor {
 
   /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
   /// the operand of lane `source`. `ordering`: memory is ordered, too.
-  uint64_t collect(const Wait& wait, uint64_t operand, unsigned source, Combine combine,
-                   bool ordering);
+  [[gnu::always_inline]] uint64_t collect(const Wait& wait, uint64_t operand, unsigned source,
+                                          Combine combine, bool ordering);
 
   /// Runs another thread; returns when wake() was called for this one.
   void suspend(const Wait& wait);
