@@ -30,6 +30,9 @@ class Fiber {
   void resume();
   /// From the fiber: back to the scheduler, until the next resume().
   void suspend();
+  /// From the fiber: what the caller does from here to leave() is the scheduler's doing, as
+  /// ThreadSanitizer sees it.
+  void become_scheduler();
   /// From the fiber, or from a signal handler on top of it: back to the scheduler for good.
   [[noreturn]] void leave();
   /// From the scheduler, after a fiber left before its functions returned.
@@ -87,12 +90,16 @@ inline void Fiber::suspend() {
 #ifdef GPU_MODEL_ASAN
   __sanitizer_start_switch_fiber(&fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
+  become_scheduler();
   scheduler_ = boost::context::detail::jump_fcontext(scheduler_, nullptr).fctx;
 #ifdef GPU_MODEL_ASAN
   __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
+#endif
+}
+
+inline void Fiber::become_scheduler() {
+#ifdef GPU_MODEL_TSAN
+  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
 }
 
@@ -100,9 +107,7 @@ inline void Fiber::leave() {
 #ifdef GPU_MODEL_ASAN
   __sanitizer_start_switch_fiber(nullptr, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
+  become_scheduler();
   boost::context::detail::jump_fcontext(scheduler_, nullptr);
   __builtin_unreachable();
 }

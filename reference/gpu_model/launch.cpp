@@ -82,33 +82,25 @@ class SignalStack {
   stack_t previous_ = {};
 };
 
-/// Multiprocessors are kept between launches, with their stacks.
-struct Pool {
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Multiprocessor>> idle;
-};
+// Multiprocessors are kept between launches, with their stacks, and never destroyed: a launch may
+// outlive statics.
+constinit std::mutex idle_mutex;
+constinit Multiprocessor* idle = nullptr;
 
-Pool& pool() {
-  static auto* all = new Pool;  // never destroyed: a launch may outlive statics
-  return *all;
+Multiprocessor& take_multiprocessor() {
+  const std::scoped_lock lock(idle_mutex);
+  if (idle == nullptr) return *new Multiprocessor;
+  return *std::exchange(idle, idle->next_idle);
 }
 
 void run_on_this_thread(Launch& launch) {
-  std::unique_ptr<Multiprocessor> multiprocessor;
-  {
-    const std::scoped_lock lock(pool().mutex);
-    if (!pool().idle.empty()) {
-      multiprocessor = std::move(pool().idle.back());
-      pool().idle.pop_back();
-    }
-  }
-  if (multiprocessor == nullptr) multiprocessor = std::make_unique<Multiprocessor>();
+  Multiprocessor& multiprocessor = take_multiprocessor();
   {
     const SignalStack stack;
-    multiprocessor->run(launch);
+    multiprocessor.run(launch);
   }
-  const std::scoped_lock lock(pool().mutex);
-  pool().idle.push_back(std::move(multiprocessor));
+  const std::scoped_lock lock(idle_mutex);
+  multiprocessor.next_idle = std::exchange(idle, &multiprocessor);
 }
 
 void check(const Launch& launch) {

@@ -95,25 +95,20 @@ std::string GuardedMemory::describe(const void* address) const {
 
 namespace {
 
-/// Everything gpu_model::allocate gave out, by address.
-struct Allocations {
-  std::mutex mutex;
-  std::map<const void*, GuardedMemory> by_address;
-  size_t bytes = 0;
-};
-
-Allocations& allocations() {
-  static auto* all =
-      new Allocations;  // never destroyed: destructors of statics may still deallocate
+// Everything gpu_model::allocate gave out, by address. Never destroyed: destructors of statics may
+// still deallocate.
+constinit std::mutex allocations_mutex;
+std::map<const void*, GuardedMemory>& allocations() {
+  static auto* all = new std::map<const void*, GuardedMemory>;
   return *all;
 }
+size_t allocated_bytes = 0;
 
 }  // namespace
 
 std::string describe_global(const void* address, const char* access) {
-  Allocations& all = allocations();
-  const std::scoped_lock lock(all.mutex);
-  for (const auto& [start, memory] : all.by_address) {
+  const std::scoped_lock lock(allocations_mutex);
+  for (const auto& [start, memory] : allocations()) {
     if (memory.contains(address)) {
       return std::string("out-of-bounds global memory ") + access + ": " + memory.describe(address);
     }
@@ -129,27 +124,24 @@ void* allocate(size_t bytes) {
   if (!memory.valid()) return nullptr;
   memory.poison();
   void* data = memory.data();
-  detail::Allocations& all = detail::allocations();
-  const std::scoped_lock lock(all.mutex);
-  all.by_address.emplace(data, std::move(memory));
-  all.bytes += bytes;
+  const std::scoped_lock lock(detail::allocations_mutex);
+  detail::allocations().emplace(data, std::move(memory));
+  detail::allocated_bytes += bytes;
   return data;
 }
 
 void deallocate(void* pointer) {
-  detail::Allocations& all = detail::allocations();
-  const std::scoped_lock lock(all.mutex);
-  const auto found = all.by_address.find(pointer);
-  if (found == all.by_address.end()) return;
-  all.bytes -= found->second.bytes();
-  all.by_address.erase(found);
+  const std::scoped_lock lock(detail::allocations_mutex);
+  const auto found = detail::allocations().find(pointer);
+  if (found == detail::allocations().end()) return;
+  detail::allocated_bytes -= found->second.bytes();
+  detail::allocations().erase(found);
 }
 
 size_t free_memory() {
   const size_t machine = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * detail::page_bytes();
-  detail::Allocations& all = detail::allocations();
-  const std::scoped_lock lock(all.mutex);
-  return machine > all.bytes ? machine - all.bytes : 0;
+  const std::scoped_lock lock(detail::allocations_mutex);
+  return machine > detail::allocated_bytes ? machine - detail::allocated_bytes : 0;
 }
 
 }  // namespace gpu_model

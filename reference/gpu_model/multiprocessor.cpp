@@ -22,21 +22,15 @@ std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
 }
 
-/// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41". Paths below this source tree
-/// lose its root.
+/// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
 std::string describe(const Wait& wait) {
-  static constexpr std::string_view kThisFile = "reference/gpu_model/multiprocessor.cpp";
-  std::string_view root = __FILE__;
-  root.remove_suffix(std::min(root.size(), kThisFile.size()));
-  std::string_view file = wait.file;
-  if (file.starts_with(root)) file.remove_prefix(root.size());
   std::string text = wait.what;
   if (wait.mask != 0) {
     char mask[32];
     std::snprintf(mask, sizeof mask, "(mask 0x%08x)", wait.mask);
     text += mask;
   }
-  return text + " at " + std::string(file) + ":" + std::to_string(wait.line);
+  return text + " at " + std::string(relative_path(wait.file)) + ":" + std::to_string(wait.line);
 }
 
 /// Literals are mostly the same object; two translation units may have two.
@@ -49,6 +43,14 @@ bool same(const Wait& a, const Wait& b) {
 }
 
 }  // namespace
+
+std::string_view relative_path(std::string_view file) {
+  static constexpr std::string_view kThisFile = "reference/gpu_model/multiprocessor.cpp";
+  std::string_view root = __FILE__;
+  root.remove_suffix(std::min(root.size(), kThisFile.size()));
+  if (file.starts_with(root)) file.remove_prefix(root.size());
+  return file;
+}
 
 thread_local constinit Multiprocessor* Multiprocessor::current_ = nullptr;
 Multiprocessor* Multiprocessor::first = nullptr;
@@ -70,6 +72,8 @@ Multiprocessor::Multiprocessor() {
 void Multiprocessor::run(Launch& launch) {
   launch_ = &launch;
   current_ = this;
+  gridDim = launch.grid;
+  blockDim = launch.block;
   // No floating-point operation traps on a GPU. And the flag for inexact results is up from the
   // start: a fiber that raises its own doubles what switching costs.
   std::fenv_t environment;
@@ -133,7 +137,7 @@ bool Multiprocessor::run_block(uint64_t turn) {
   schedule();
 
   for (unsigned number = 0; number < count_; ++number) {
-    if (!threads_[number]->finished) threads_[number]->fiber.discard();
+    if (!threads_[number]->finished || !error_.empty()) threads_[number]->fiber.discard();
   }
   count_ = 0;
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
@@ -186,6 +190,7 @@ void Multiprocessor::schedule() {
       const unsigned lane = i ^ mix;
       if ((best->runnable >> lane & 1) == 0) continue;
       resume(*threads_[first_number + lane]);
+      if (error_.empty()) error_ = tsan_take_report();
       if (!error_.empty() || launch_->stopped) return;
     }
   }
@@ -213,7 +218,8 @@ void Multiprocessor::run_thread(void* argument) {
   }
   if (!error.empty()) {
     self->fail([&] {
-      return "exception out of the kernel: " + std::exchange(error, {}) + ", " + self->place();
+      return "exception out of the kernel: " + std::exchange(error, {}) + ", " +
+             self->place(self->self().number);
     });
   }
   self->finish_thread();
@@ -234,7 +240,7 @@ void Multiprocessor::finish_thread() {
     const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
     if ((other.wait.mask & bit) == 0) continue;
     thread.finished = false;  // its stack is still in use
-    fail([&] { return place() + " has returned, though " + describe(other); });
+    fail([&] { return place(self().number) + " has returned, though " + describe(other); });
   }
 }
 
@@ -269,8 +275,8 @@ inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, 
     barrier.first = thread.number;
   } else if (!same(barrier.place, wait)) {
     fail([&] {
-      return "divergent barrier: " + place() + " is in " + detail::describe(wait) + ", though " +
-             describe(*threads_[barrier.first]);
+      return "divergent barrier: " + place(self().number) + " is in " + detail::describe(wait) +
+             ", though " + describe(*threads_[barrier.first]);
     });
   }
   ++barrier.arrived;
@@ -310,13 +316,15 @@ inline uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsi
   Warp& warp = warps_[thread.number / warpSize];
   const uint32_t bit = 1u << thread.number % warpSize;
   if ((wait.mask & bit) == 0) {
-    fail([&] { return place() + " calls " + detail::describe(wait) + " but is not in the mask"; });
+    fail([&] {
+      return place(self().number) + " calls " + detail::describe(wait) + " but is not in the mask";
+    });
   }
   if ((wait.mask & warp.finished) != 0) {
     const unsigned lane = static_cast<unsigned>(std::countr_zero(wait.mask & warp.finished));
     const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
     fail([&] {
-      return place() + " calls " + detail::describe(wait) + ", but thread " +
+      return place(self().number) + " calls " + detail::describe(wait) + ", but thread " +
              triple(other.index.x, other.index.y, other.index.z) + " of the mask has returned";
     });
   }
@@ -375,14 +383,10 @@ std::byte* Multiprocessor::shared_memory(size_t bytes) {
     fail([&] {
       return "the kernel uses " + std::to_string(bytes) +
              " bytes of dynamic shared memory, but the launch asked for " +
-             std::to_string(shared_.bytes()) + ", " + place();
+             std::to_string(shared_.bytes()) + ", " + place(self().number);
     });
   }
   return shared_.data();
-}
-
-void Multiprocessor::fail_later(std::string message) {
-  if (error_.empty()) error_ = std::move(message);
 }
 
 void Multiprocessor::fault(const void* address, const char* access) {
@@ -399,12 +403,12 @@ void Multiprocessor::fault(const void* address, const char* access) {
       std::snprintf(buffer, sizeof buffer, "invalid memory %s: address %p", access, address);
       text = buffer;
     }
-    return text + ", " + place();
+    return text + ", " + place(self().number);
   });
 }
 
-std::string Multiprocessor::place() const {
-  const uint3 thread = running_->index;
+std::string Multiprocessor::place(unsigned number) const {
+  const uint3 thread = threads_[number]->index;
   return "block " + triple(block_index_.x, block_index_.y, block_index_.z) + ", thread " +
          triple(thread.x, thread.y, thread.z);
 }

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "reference/gpu_model/fiber.h"
@@ -47,6 +48,9 @@ struct Random {
   uint64_t state = 0;
   uint64_t next();
 };
+
+/// The path of a file of this source tree without the tree's root.
+std::string_view relative_path(std::string_view file);
 
 /// What a GPU thread waits for; `what` is null while it waits for nothing.
 struct Wait {
@@ -121,15 +125,14 @@ class Multiprocessor {
   /// destroyed, so the callers must own nothing; that is why the text is made in here.
   template <typename Message>
   [[noreturn]] void fail(Message message) {
+    self().fiber.become_scheduler();
     if (error_.empty()) error_ = message();
     self().fiber.leave();
   }
   /// The same, for a hardware fault.
   [[noreturn]] void fault(const void* address, const char* access);
-  /// Rejects the kernel at the next scheduling point.
-  void fail_later(std::string message);
-
-  std::string place() const;  ///< "block (0,0,0), thread (17,0,0)"
+  /// "block (0,0,0), thread (17,0,0)"
+  std::string place(unsigned number) const;
 
   /// Operations that complete later than they are issued, each as a function that completes it. The
   /// scheduler runs one when no thread can run, or earlier by chance.
@@ -167,6 +170,7 @@ class Multiprocessor {
   char start_token_ = 0;  // for ThreadSanitizer: orders the block's start before its threads
 
  public:
+  Multiprocessor* next_idle = nullptr;
   // All there are, for gdb.py.
   static Multiprocessor* first;
   Multiprocessor* next = nullptr;

@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #ifdef GPU_MODEL_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef GPU_MODEL_TSAN
+#include <sanitizer/common_interface_defs.h>
 #include <sanitizer/tsan_interface.h>
 #include <sys/mman.h>
 #endif
@@ -50,5 +52,15 @@ inline void tsan_acquire([[maybe_unused]] void* token) {
   __tsan_acquire(token);
 #endif
 }
+
+/// The race that ThreadSanitizer found since the last call in a GPU thread of this OS thread, or
+/// empty.
+#ifdef GPU_MODEL_TSAN
+std::string tsan_take_report();
+#else
+inline std::string tsan_take_report() {
+  return {};
+}
+#endif
 
 }  // namespace gpu_model::detail

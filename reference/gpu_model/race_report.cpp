@@ -1,0 +1,88 @@
+/// @file
+/// A data race that ThreadSanitizer finds in a kernel rejects the kernel, like anything else the
+/// model finds.
+#ifdef GPU_MODEL_TSAN
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "reference/gpu_model/multiprocessor.h"
+#include "reference/gpu_model/sanitizer.h"
+
+extern "C" {
+// ThreadSanitizer's interface for debuggers; no header declares it.
+int __tsan_get_report_mop(void* report, unsigned long index, int* thread, void** address, int* size,
+                          int* write, int* atomic, void** trace, unsigned long trace_size);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+}
+
+namespace {
+
+struct Access {
+  int size, write, atomic;
+  void* trace[1];
+};
+
+/// Plain values alone: the report comes while ThreadSanitizer attributes everything to the GPU
+/// thread, and a string made there would be a race itself.
+struct Race {
+  bool found = false;
+  unsigned thread = 0;
+  Access accesses[2] = {};
+};
+thread_local constinit Race race;
+
+std::string describe(const Access& access) {
+  char place[512] = "an unknown place";
+  if (access.trace[0] != nullptr) {
+    __sanitizer_symbolize_pc(access.trace[0], "%s:%l", place, sizeof place);
+  }
+  return std::string(access.atomic != 0 ? "atomic " : "") + (access.write != 0 ? "write" : "read") +
+         " of " + std::to_string(access.size) + " bytes at " +
+         std::string(gpu_model::detail::relative_path(place));
+}
+
+}  // namespace
+
+// A kernel's race is thrown by launch(), so it must not change the exit code; and it must be
+// reported again when a test runs the same kernel again.
+extern "C" const char* __tsan_default_options() {
+  return "exitcode=0:suppress_equal_stacks=0:suppress_equal_addresses=0";
+}
+
+extern "C" void __tsan_on_report(void* report) {
+  gpu_model::detail::Multiprocessor* multiprocessor = gpu_model::detail::Multiprocessor::current();
+  if (multiprocessor == nullptr || !multiprocessor->runs_thread()) {
+    // A race of the host's own code: the exit code that the default options took away.
+    static const int registered = std::atexit([] { _exit(66); });
+    static_cast<void>(registered);
+    return;
+  }
+  if (race.found) return;
+  race.found = true;
+  race.thread = multiprocessor->self().number;
+  for (unsigned long i = 0; i < 2; ++i) {
+    Access& access = race.accesses[i];
+    int thread = 0;
+    void* address = nullptr;
+    __tsan_get_report_mop(report, i, &thread, &address, &access.size, &access.write, &access.atomic,
+                          access.trace, 1);
+  }
+  // One race is enough to reject a kernel; this GPU thread may have thousands before the scheduler
+  // runs again.
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+}
+
+std::string gpu_model::detail::tsan_take_report() {
+  if (!race.found) return {};
+  race.found = false;
+  return "ThreadSanitizer reported a data race: " + describe(race.accesses[0]) + " by " +
+         Multiprocessor::current()->place(race.thread) + ", after another thread's " +
+         describe(race.accesses[1]);
+}
+
+#endif
