@@ -1,0 +1,246 @@
+#include "reference/problem.h"
+
+#include <gtest/gtest.h>
+
+#include <climits>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+namespace mla {
+namespace {
+
+Problem valid_problem() {
+  Problem problem;
+  problem.batch = 2;
+  problem.seqlen_q = 3;
+  problem.num_heads_q = 8;
+  problem.num_heads_kv = 2;
+  problem.num_pages = 5;
+  problem.max_pages_per_seq = 4;
+  problem.softmax_scale = 0.135234f;
+  return problem;
+}
+
+alignas(16) int32_t aligned_words[8];
+
+Tensors valid_tensors() {
+  return {aligned_words, aligned_words, aligned_words,
+          aligned_words, aligned_words, reinterpret_cast<float*>(aligned_words)};
+}
+
+/// Applies `spoil` to a valid problem and expects exactly this message.
+void expect_refused(const std::function<void(Problem&)>& spoil, const std::string& message) {
+  Problem problem = valid_problem();
+  spoil(problem);
+  const Status status = validate(problem);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), message);
+  // The other checks rest on the first.
+  EXPECT_EQ(validate(problem, valid_tensors()).message(), message);
+  EXPECT_EQ(validate_paging(problem, aligned_words, aligned_words).message(), message);
+}
+
+TEST(Problem, ValidPasses) {
+  EXPECT_TRUE(validate(valid_problem()).ok());
+  EXPECT_TRUE(validate(valid_problem(), valid_tensors()).ok());
+  Problem least = valid_problem();
+  least.batch = least.seqlen_q = least.num_heads_q = least.num_heads_kv = 1;
+  least.num_pages = least.max_pages_per_seq = 1;
+  EXPECT_TRUE(validate(least).ok());
+  least.softmax_scale = std::numeric_limits<float>::denorm_min();
+  EXPECT_TRUE(validate(least).ok());
+  EXPECT_EQ(validate(Problem{}).message(), "batch = 0 must be at least 1");
+}
+
+TEST(Problem, EachDimensionMustBePositive) {
+  const std::pair<const char*, int Problem::*> dimensions[] = {
+      {"batch", &Problem::batch},
+      {"seqlen_q", &Problem::seqlen_q},
+      {"num_heads_q", &Problem::num_heads_q},
+      {"num_heads_kv", &Problem::num_heads_kv},
+      {"num_pages", &Problem::num_pages},
+      {"max_pages_per_seq", &Problem::max_pages_per_seq},
+  };
+  for (const auto& [name, member] : dimensions) {
+    for (const int value : {0, -1, INT_MIN}) {
+      expect_refused([&, m = member](Problem& p) { p.*m = value; },
+                     std::string(name) + " = " + std::to_string(value) + " must be at least 1");
+    }
+  }
+}
+
+TEST(Problem, HeadsMustDivide) {
+  expect_refused(
+      [](Problem& p) {
+        p.num_heads_q = 5;
+        p.num_heads_kv = 2;
+      },
+      "num_heads_q = 5 is not a multiple of num_heads_kv = 2");
+  expect_refused(
+      [](Problem& p) {
+        p.num_heads_q = 4;
+        p.num_heads_kv = 8;
+      },
+      "num_heads_q = 4 is not a multiple of num_heads_kv = 8");
+}
+
+TEST(Problem, DTypeMustBeOneOfTwo) {
+  expect_refused([](Problem& p) { p.dtype = static_cast<DType>(7); },
+                 "dtype = 7 is neither bf16 (0) nor fp16 (1)");
+}
+
+TEST(Problem, ScaleMustBeFiniteAndPositive) {
+  const std::pair<float, const char*> scales[] = {
+      {0.0f, "0"},        {-0.0f, "-0"},        {-1.0f, "-1"},
+      {HUGE_VALF, "inf"}, {-HUGE_VALF, "-inf"}, {std::nanf(""), "nan"},
+  };
+  for (const auto& [scale, text] : scales) {
+    expect_refused([s = scale](Problem& p) { p.softmax_scale = s; },
+                   std::string("softmax_scale = ") + text + " must be finite and greater than 0");
+  }
+}
+
+TEST(Problem, SizesMustFit) {
+  expect_refused(
+      [](Problem& p) {
+        p.seqlen_q = 1 << 20;
+        p.num_heads_q = 1 << 11;
+      },
+      "seqlen_q = 1048576 times num_heads_q = 2048 must be less than 2^31");
+  expect_refused(
+      [](Problem& p) {
+        p.batch = INT_MAX;
+        p.seqlen_q = INT_MAX / 8;
+      },
+      "q [batch = 2147483647 x seqlen_q = 268435455 x num_heads_q = 8 x head_dim = 576] has more "
+      "than 2^63 - 1 bytes");
+  expect_refused(
+      [](Problem& p) {
+        p.num_heads_q = p.num_heads_kv = INT_MAX;
+        p.seqlen_q = 1;
+        p.num_pages = INT_MAX;
+        p.batch = 1;
+      },
+      "kv_cache [num_pages = 2147483647 x page_size = 64 x num_heads_kv = 2147483647 x head_dim = "
+      "576] has more than 2^63 - 1 bytes");
+  Problem all_largest = valid_problem();
+  all_largest.batch = all_largest.seqlen_q = all_largest.num_heads_q = INT_MAX;
+  all_largest.num_heads_kv = all_largest.num_pages = all_largest.max_pages_per_seq = INT_MAX;
+  EXPECT_EQ(validate(all_largest).code(), StatusCode::kInvalidArgument);
+
+  Problem large = valid_problem();  // 2^31 elements and more are fine
+  large.batch = 128;
+  large.num_heads_q = large.num_heads_kv = 128;
+  large.num_pages = 1 << 20;
+  EXPECT_TRUE(validate(large).ok());
+  EXPECT_EQ(large.kv_elements(), (int64_t{1} << 20) * 64 * 128 * 576);
+}
+
+TEST(Problem, EachTensorMustBeThereAndAligned) {
+  const auto expect = [](const char* name, const std::function<void(Tensors&, void*)>& set) {
+    Tensors tensors = valid_tensors();
+    set(tensors, nullptr);
+    Status status = validate(valid_problem(), tensors);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(), std::string(name) + " is null");
+
+    void* const misaligned = aligned_words + 1;
+    set(tensors, misaligned);
+    status = validate(valid_problem(), tensors);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    char address[32];
+    std::snprintf(address, sizeof address, "%p", misaligned);
+    EXPECT_EQ(status.message(),
+              std::string(name) + " = " + address + " is not aligned to 16 bytes");
+  };
+  expect("q", [](Tensors& t, void* p) { t.q = p; });
+  expect("kv_cache", [](Tensors& t, void* p) { t.kv_cache = p; });
+  expect("block_table", [](Tensors& t, void* p) { t.block_table = static_cast<int32_t*>(p); });
+  expect("seqlens_k", [](Tensors& t, void* p) { t.seqlens_k = static_cast<int32_t*>(p); });
+  expect("out", [](Tensors& t, void* p) { t.out = p; });
+  expect("lse", [](Tensors& t, void* p) { t.lse = static_cast<float*>(p); });
+}
+
+class Paging : public testing::Test {
+ protected:
+  Status check() const { return validate_paging(problem_, block_table_.data(), seqlens_k_.data()); }
+
+  Problem problem_ = valid_problem();  // 2 sequences, 5 pages, 4 slots each
+  std::vector<int32_t> block_table_ = {4, 2, 2147480000, -1, 0, 1, 3, 4};
+  std::vector<int32_t> seqlens_k_ = {65, 256};
+};
+
+TEST_F(Paging, ValidPassesWhateverUnusedSlotsHold) {
+  EXPECT_TRUE(check().ok());
+  seqlens_k_ = {0, 0};
+  block_table_.assign(8, -1);
+  EXPECT_TRUE(check().ok());
+}
+
+TEST_F(Paging, LengthsMustFitTheTable) {
+  seqlens_k_[1] = 257;
+  EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
+  EXPECT_EQ(check().message(),
+            "seqlens_k[1] = 257 must be in [0, 256], what max_pages_per_seq = 4 pages of 64 tokens "
+            "hold");
+  seqlens_k_[0] = -1;
+  EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
+  EXPECT_EQ(check().message(),
+            "seqlens_k[0] = -1 must be in [0, 256], what max_pages_per_seq = 4 pages of 64 tokens "
+            "hold");
+}
+
+TEST_F(Paging, UsedSlotsMustNamePages) {
+  seqlens_k_[0] = 129;
+  EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
+  EXPECT_EQ(check().message(),
+            "block_table[0, 2] = 2147480000 must be in [0, 5): sequence 0 has 129 tokens, so it "
+            "uses slot 2");
+  seqlens_k_[0] = 64;
+  for (const int page : {5, -1, INT_MIN, INT_MAX}) {
+    block_table_[7] = page;
+    EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
+    EXPECT_EQ(check().message(), "block_table[1, 3] = " + std::to_string(page) +
+                                     " must be in [0, 5): sequence 1 has 256 tokens, so it uses "
+                                     "slot 3");
+  }
+}
+
+TEST_F(Paging, NullTablesAreRefused) {
+  EXPECT_EQ(validate_paging(problem_, nullptr, seqlens_k_.data()).message(), "block_table is null");
+  EXPECT_EQ(validate_paging(problem_, block_table_.data(), nullptr).message(), "seqlens_k is null");
+}
+
+TEST(PagingTypes, PlacesOfTokens) {
+  EXPECT_EQ(pages_for(0), 0);
+  EXPECT_EQ(pages_for(1), 1);
+  EXPECT_EQ(pages_for(64), 1);
+  EXPECT_EQ(pages_for(65), 2);
+  EXPECT_EQ(pages_for(int64_t{INT_MAX} + 1), int64_t{1} << 25);
+  const int32_t table_row[] = {7, 2147480000 / 64};
+  EXPECT_EQ(cache_row(table_row, 63, 2, 1), (7 * 64 + 63) * 2 + 1);
+  EXPECT_EQ(cache_row(table_row, 64, 8, 0), int64_t{2147480000} * 8) << "needs 64 bits";
+}
+
+TEST(ProblemShapes, VisibleTokensAreAlignedBottomRight) {
+  Problem problem = valid_problem();  // seqlen_q = 3
+  EXPECT_EQ(problem.visible_tokens(10, 0), 10);
+  problem.causal = true;
+  EXPECT_EQ(problem.visible_tokens(10, 0), 8);
+  EXPECT_EQ(problem.visible_tokens(10, 2), 10);
+  EXPECT_EQ(problem.visible_tokens(1, 1), 0);
+  EXPECT_EQ(problem.visible_tokens(0, 0), -2);
+  EXPECT_EQ(problem.group_size(), 4);
+  EXPECT_EQ(problem.rows_per_kv_head(), 12);
+  EXPECT_EQ(problem.max_seqlen_k(), 256);
+  EXPECT_EQ(problem.q_elements(), 2 * 3 * 8 * 576);
+  EXPECT_EQ(problem.kv_elements(), 5 * 64 * 2 * 576);
+  EXPECT_EQ(problem.block_table_elements(), 8);
+  EXPECT_EQ(problem.out_elements(), 2 * 3 * 8 * 512);
+  EXPECT_EQ(problem.lse_elements(), 2 * 8 * 3);
+}
+
+}  // namespace
+}  // namespace mla
