@@ -1,0 +1,140 @@
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <map>
+#include <sstream>
+
+#include "bench/present.h"
+
+namespace mla::bench {
+namespace {
+
+using Counters = std::map<std::string, double>;
+
+/// One entry: its time in us, or why it has none.
+void add_entry(const std::string& name, double us, Counters counters, const std::string& label,
+               const std::string& why_not) {
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) {
+                                 if (!why_not.empty()) {
+                                   state.SkipWithError(why_not.c_str());
+                                   return;
+                                 }
+                                 for ([[maybe_unused]] auto _ : state)
+                                   state.SetIterationTime(1e-6 * us);
+                                 for (const auto& [key, value] : counters) {
+                                   if (!std::isnan(value)) state.counters[key] = value;
+                                 }
+                                 state.SetLabel(label);
+                               })
+      ->UseManualTime()
+      ->Iterations(1)
+      ->Unit(benchmark::kMicrosecond);
+}
+
+void add_figures(const ShapeResult& result, double us, Counters* counters) {
+  (*counters)["TFLOPs"] = result.work.flop / us / 1e6;
+  (*counters)["GBps"] = result.work.bytes / us / 1e3;
+  (*counters)["checked_whole"] = result.checked_whole ? 1 : 0;
+}
+
+void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu) {
+  const bool cold = mode == Mode::kCold;
+  const std::string name = entry.stage + "/" + result.shape.name + "/" + to_string(mode);
+  if (entry.outcome != StageResult::Outcome::kMeasured) {
+    const bool failed = entry.outcome == StageResult::Outcome::kFailed;
+    if (cold)
+      add_entry(name, 0, {}, "", (failed ? "failed: " : "cannot run here: ") + entry.reason);
+    return;
+  }
+  const Summary& times = cold ? entry.cold : entry.sustained;
+  if (times.n == 0) return;
+  const OwnLimit& limit = cold ? entry.cold_limit : entry.sustained_limit;
+  Counters counters{{"p10_us", times.p10},
+                    {"p90_us", times.p90},
+                    {"n", times.n},
+                    {"rel_l2", entry.check.out.relative_l2},
+                    {"max_abs", entry.check.out.max_abs_error},
+                    {"cosine_difference", entry.check.out.cosine_difference},
+                    {"lse_max_abs", entry.check.lse.max_abs_error}};
+  add_figures(result, times.median, &counters);
+  counters["speedup"] = cold ? entry.cold_speedup : entry.sustained_speedup;
+  if (gpu) {
+    counters["once"] = entry.times.once ? 1 : 0;
+    const double floor = cold ? result.cold_floor : result.sustained_floor;
+    counters["floor_share"] = 1e6 * floor / times.median;
+    counters["own_limit_share"] = 1e6 * limit.seconds() / times.median;
+    counters["limit_fp32_us"] = 1e6 * limit.fp32;
+    counters["limit_matrix_us"] = 1e6 * limit.matrix;
+    counters["limit_shared_us"] = 1e6 * limit.shared;
+    counters["limit_dram_us"] = 1e6 * limit.dram;
+    if (!cold) counters["sm_mhz"] = entry.times.sustained_sm_mhz;
+  }
+  add_entry(name, times.median, counters, entry.idea, "");
+}
+
+/// Google Benchmark's JSON, less what names the machine's owner: host name and path of the program.
+class JsonReporter final : public benchmark::JSONReporter {
+ public:
+  bool ReportContext(const Context& context) override {
+    std::ostream& file = GetOutputStream();
+    std::stringstream text;
+    SetOutputStream(&text);
+    const bool go_on = JSONReporter::ReportContext(context);
+    SetOutputStream(&file);
+    for (std::string line; std::getline(text, line);) {
+      const bool owner = line.find("\"host_name\":") != std::string::npos ||
+                         line.find("\"executable\":") != std::string::npos;
+      if (!owner) file << line << '\n';
+    }
+    return go_on;
+  }
+};
+
+class NoReporter final : public benchmark::BenchmarkReporter {
+ public:
+  bool ReportContext(const Context&) override { return true; }
+  void ReportRuns(const std::vector<Run>&) override {}
+};
+
+}  // namespace
+
+bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context& context,
+                          std::vector<std::string> arguments, const std::string& out, bool show) {
+  if (!out.empty()) {
+    arguments.push_back("--benchmark_out=" + out);
+    arguments.push_back("--benchmark_out_format=json");
+  }
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  auto argc = static_cast<int>(argv.size());
+  benchmark::Initialize(&argc, argv.data());
+  if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return false;
+
+  for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
+  const bool gpu = value_of(context, "machine") == "gpu";
+  for (const ShapeResult& result : results) {
+    if (!std::isnan(result.reference_seconds)) {
+      const double us = 1e6 * result.reference_seconds;
+      Counters counters{{"n", 1}};
+      add_figures(result, us, &counters);
+      add_entry("reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", "");
+    }
+    for (const StageResult& entry : result.stages) {
+      add_stage(result, entry, Mode::kCold, gpu);
+      add_stage(result, entry, Mode::kSustained, gpu);
+    }
+  }
+  JsonReporter json;
+  NoReporter nothing;
+  benchmark::BenchmarkReporter* display = show ? nullptr : &nothing;  // null: the library's own
+  if (out.empty()) {
+    benchmark::RunSpecifiedBenchmarks(display);
+  } else {
+    benchmark::RunSpecifiedBenchmarks(display, &json);
+  }
+  benchmark::Shutdown();
+  return true;
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,132 @@
+#include <algorithm>
+
+#include "bench/gpu_support.cuh"
+#include "bench/nvml.h"
+#include "bench/runner.h"
+
+namespace mla::bench {
+namespace {
+
+class GpuRunner final : public Runner {
+ public:
+  Status create() {
+    MLA_RETURN_IF_ERROR(gpu::create(&stream_));
+    MLA_RETURN_IF_ERROR(other_data_.allocate_random(kFlushBytes, stream_.get()));
+    return wait_for_stream();
+  }
+
+  Plan plan(double microseconds) const override {
+    if (microseconds < 1e3) return {.warmups = 10, .rounds = 4, .runs = 25, .sustained = true};
+    if (microseconds < 20e3) return {.warmups = 2, .rounds = 4, .runs = 9, .sustained = true};
+    return {.warmups = 0, .rounds = 4, .runs = 1, .sustained = true};
+  }
+
+  Status prepare(const Operation& operation, int* handle) override {
+    gpu::CudaGraphExec graph;
+    MLA_RETURN_IF_ERROR(gpu::capture(
+        stream_.get(), [&](cudaStream_t s) { return operation(s); }, &graph));
+    *handle = static_cast<int>(graphs_.size());
+    graphs_.push_back(std::move(graph));
+    return {};
+  }
+
+  // read 256 MB | begin | operation | end | read 256 MB | begin | ...: the host enqueues all of it
+  // while the first read runs, so that no gap of its making lies between two events.
+  Status run_cold(int handle, int runs, std::vector<double>* samples) override {
+    MLA_RETURN_IF_ERROR(make_events(2 * runs));
+    for (int i = 0; i < runs; ++i) {
+      MLA_RETURN_IF_ERROR(other_data_.enqueue_read(kFlushBytes, stream_.get()));
+      MLA_RETURN_IF_ERROR(record(2 * i));
+      MLA_RETURN_IF_ERROR(launch(handle));
+      MLA_RETURN_IF_ERROR(record(2 * i + 1));
+    }
+    MLA_RETURN_IF_ERROR(wait_for_stream());
+    return read_times(runs, 2, samples);
+  }
+
+  Status run_sustained(int handle, double expected_us, double warmup_seconds, int runs,
+                       std::vector<double>* samples, double* sm_mhz) override {
+    MLA_RETURN_IF_ERROR(make_events(runs + 1));
+    MLA_RETURN_IF_ERROR(keep_busy(handle, expected_us, warmup_seconds));
+    MLA_RETURN_IF_ERROR(record(0));
+    for (int i = 0; i < runs;
+         ++i) {  // one event between two runs, which ends one and begins the next
+      MLA_RETURN_IF_ERROR(launch(handle));
+      MLA_RETURN_IF_ERROR(record(i + 1));
+    }
+    *sm_mhz = nvml_sm_clock_mhz();  // while the last of them run
+    MLA_RETURN_IF_ERROR(wait_for_stream());
+    return read_times(runs, 1, samples);
+  }
+
+  void clear() override { graphs_.clear(); }
+  bool lost() const override { return lost_; }
+
+ private:
+  Status launch(int handle) {
+    return cuda_status(cudaGraphLaunch(graphs_[static_cast<size_t>(handle)].get(), stream_.get()),
+                       "cudaGraphLaunch");
+  }
+  Status record(int event) {
+    return cuda_status(cudaEventRecord(events_[static_cast<size_t>(event)].get(), stream_.get()),
+                       "cudaEventRecord");
+  }
+  Status make_events(int count) {
+    while (static_cast<int>(events_.size()) < count) {
+      CudaEvent event;
+      MLA_RETURN_IF_ERROR(gpu::create(&event));
+      events_.push_back(std::move(event));
+    }
+    return {};
+  }
+  Status wait_for_stream() {
+    bool hung = false;
+    const Status status = wait([&] { return cudaStreamQuery(stream_.get()); }, &hung);
+    lost_ = lost_ || hung || !status.ok();  // errors of kernels stay with the device context
+    return status;
+  }
+  /// Appends the times from event i * stride to the one after it.
+  Status read_times(int runs, int stride, std::vector<double>* samples) {
+    for (int i = 0; i < runs; ++i) {
+      const auto begin = static_cast<size_t>(i * stride);
+      MLA_RETURN_IF_ERROR(elapsed_us(events_[begin], events_[begin + 1], &samples->emplace_back()));
+    }
+    return {};
+  }
+
+  /// Back-to-back runs for so long, one chunk of about 2 ms running while the next is enqueued. The
+  /// last chunk may still run on return: the stream is never idle.
+  Status keep_busy(int handle, double expected_us, double seconds) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    const int chunk = std::clamp(static_cast<int>(2e3 / std::max(expected_us, 1.0)), 1, 400);
+    CudaEvent chunk_done[2];
+    MLA_RETURN_IF_ERROR(gpu::create(&chunk_done[0]));
+    MLA_RETURN_IF_ERROR(gpu::create(&chunk_done[1]));
+    for (int i = 0; std::chrono::steady_clock::now() < end; ++i) {
+      for (int j = 0; j < chunk; ++j) MLA_RETURN_IF_ERROR(launch(handle));
+      MLA_RETURN_IF_ERROR(
+          cuda_status(cudaEventRecord(chunk_done[i % 2].get(), stream_.get()), "cudaEventRecord"));
+      if (i == 0) continue;
+      const cudaEvent_t previous = chunk_done[(i + 1) % 2].get();
+      MLA_RETURN_IF_ERROR(wait([&] { return cudaEventQuery(previous); }, &lost_));
+    }
+    return {};
+  }
+
+  CudaStream stream_;
+  GpuBuffer other_data_;
+  std::vector<CudaEvent> events_;
+  std::vector<gpu::CudaGraphExec> graphs_;
+  bool lost_ = false;
+};
+
+}  // namespace
+
+Status make_gpu_runner(std::unique_ptr<Runner>* runner) {
+  auto result = std::make_unique<GpuRunner>();
+  MLA_RETURN_IF_ERROR(result->create());
+  *runner = std::move(result);
+  return {};
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,58 @@
+/// @file
+/// Everything that is done for one shape: data, checks, times, shares.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bench/limits.h"
+#include "bench/progress.h"
+#include "bench/sampler.h"
+#include "bench/shapes.h"
+#include "bench/truth.h"
+
+namespace mla::bench {
+
+/// What a stage came to on a shape.
+struct StageResult {
+  enum class Outcome {
+    kMeasured,
+    kCannotRun,  ///< Not on this device, or not in its memory: `reason`
+    kFailed,     ///< An error or a wrong result: `reason`
+  };
+  std::string stage;  ///< Slug
+  std::string idea;
+  Outcome outcome = Outcome::kMeasured;
+  std::string reason;
+  Contender times;          ///< Raw samples
+  Summary cold, sustained;  ///< us
+  DecodeComparison check;   ///< Of the data that were timed
+  OwnLimit cold_limit, sustained_limit;
+  double cold_speedup = kUnknown;  ///< Over the stage before that has a time
+  double sustained_speedup = kUnknown;
+};
+
+struct ShapeResult {
+  Shape shape;
+  Work work;
+  bool checked_whole = true;
+  double cold_floor = kUnknown;  ///< s
+  double sustained_floor = kUnknown;
+  double reference_seconds = kUnknown;  ///< Wall time of the CPU reference over the whole shape
+  std::vector<StageResult> stages;
+};
+
+/// Where and what to measure.
+struct Bench {
+  Machine& machine;
+  Runner& runner;
+  std::vector<const Stage*> stages;
+  Ceilings ceilings;
+  Progress& progress;
+};
+
+/// Checks every stage on needle data and on flat data, times those that are right on the flat data,
+/// and checks that a run after the timed ones still gives the same bits.
+ShapeResult measure_shape(const Bench& bench, const Shape& shape);
+
+}  // namespace mla::bench

@@ -1,0 +1,22 @@
+/// @file
+/// The GPU side of the bench in a build without CUDA: says so.
+#include "bench/ceilings.h"
+
+namespace mla::bench {
+namespace {
+
+Status without_cuda() {
+  return {StatusCode::kUnavailable, "built without the CUDA Toolkit"};
+}
+
+}  // namespace
+
+Status make_gpu_runner(std::unique_ptr<Runner>*) {
+  return without_cuda();
+}
+
+Status measure_ceilings(Runner&, const std::function<void(const std::string&)>&, Ceilings*) {
+  return without_cuda();
+}
+
+}  // namespace mla::bench

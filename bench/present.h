@@ -1,0 +1,31 @@
+/// @file
+/// Results as a side-by-side table, as Google Benchmark entries in a JSON file, and as raw samples.
+#pragma once
+
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "bench/environment.h"
+#include "bench/measure.h"
+
+namespace mla::bench {
+
+/// Where the figures come from and the measured ceilings, a line each.
+std::string describe(const Context& context);
+
+/// One shape's stages side by side, the CPU reference first. On the model: wall times, labelled as
+/// such, no shares.
+std::string side_by_side(const ShapeResult& result, MachineKind machine);
+
+/// A line a sample: stage,shape,mode,index,us.
+void write_samples(const std::vector<ShapeResult>& results, std::ostream& file);
+
+/// Runs every result as a Google Benchmark entry "stage/shape/cold" or "stage/shape/sustained",
+/// whose manual time is the median. `arguments` are Google Benchmark's own (--benchmark_...); `out`
+/// is the JSON file, or empty; `show`: also print Google Benchmark's own listing. False if it
+/// rejects an argument.
+bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context& context,
+                          std::vector<std::string> arguments, const std::string& out, bool show);
+
+}  // namespace mla::bench

@@ -1,0 +1,45 @@
+#include "bench/progress.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+namespace mla::bench {
+
+Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1) {
+  ticker_ = std::jthread([this](std::stop_token stop) {
+    std::unique_lock lock(mutex_);
+    while (!stop.stop_requested()) {
+      changed_.wait_for(lock, stop, std::chrono::milliseconds(500), [] { return false; });
+      show();
+    }
+  });
+}
+
+Progress::~Progress() {
+  clear();
+}
+
+void Progress::step(std::string text) {
+  const std::lock_guard lock(mutex_);
+  if (terminal_ && shown_) std::fputs("\r\033[K", stderr);
+  text_ = std::move(text);
+  shown_ = false;
+  since_ = std::chrono::steady_clock::now();
+}
+
+void Progress::show() {
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - since_;
+  if (text_.empty()) return;
+  if (terminal_) {
+    if (elapsed.count() < 0.5) return;
+    std::fprintf(stderr, "\r\033[K%s … %.0f s", text_.c_str(), elapsed.count());
+  } else {
+    if (shown_ || elapsed.count() < 2) return;
+    std::fprintf(stderr, "%s …\n", text_.c_str());
+  }
+  std::fflush(stderr);
+  shown_ = true;
+}
+
+}  // namespace mla::bench

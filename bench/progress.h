@@ -1,0 +1,35 @@
+/// @file
+/// One line on stderr that says what takes long.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace mla::bench {
+
+/// Shows the current step with the time it has taken: on a terminal as one line that is
+/// overwritten, elsewhere as a line a step, and only of steps that last over two seconds.
+class Progress {
+ public:
+  Progress();
+  ~Progress();
+  void step(std::string text);
+  /// Wipes the line, so that something else can be printed.
+  void clear() { step(""); }
+
+ private:
+  void show();  // needs the lock
+
+  const bool terminal_;
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::string text_;
+  bool shown_ = false;
+  std::chrono::steady_clock::time_point since_;
+  std::jthread ticker_;  // last: it uses the others
+};
+
+}  // namespace mla::bench

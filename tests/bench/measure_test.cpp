@@ -1,0 +1,117 @@
+// A stage that gives a wrong result, or none, must not get a time.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <sstream>
+
+#include "bench/measure.h"
+#include "bench/present.h"
+#include "stages/common/stage.h"
+
+namespace mla::bench {
+namespace {
+
+using Outcome = StageResult::Outcome;
+
+const Stage& right_stage() {
+  return stages(MachineKind::kModel).back();
+}
+
+/// Runs the right stage; what a wrong one then does to the outputs is up to it. Model memory is
+/// host memory.
+Status decode_right(const Problem& problem, const Tensors& tensors, void* workspace,
+                    Stream stream) {
+  return right_stage().decode(problem, tensors, workspace, stream);
+}
+
+Stage wrong_stage(Status (*decode)(const Problem&, const Tensors&, void*, Stream)) {
+  Stage stage = right_stage();
+  stage.slug = "99_wrong";
+  stage.decode = decode;
+  return stage;
+}
+
+ShapeResult measure(std::vector<const Stage*> chosen,
+                    const std::string& shape_name = "h4_q1_b2_k100") {
+  Progress progress;
+  const auto runner = make_model_runner();
+  Shape shape;
+  EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
+  return measure_shape({model_machine(), *runner, std::move(chosen), {}, progress}, shape);
+}
+
+TEST(Measure, ARightStageHasATimeAndAnError) {
+  const ShapeResult result = measure({&right_stage()});
+  const StageResult& entry = result.stages.front();
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_EQ(entry.cold.n, 3);
+  EXPECT_GT(entry.cold.median, 0);
+  EXPECT_GT(entry.check.out.relative_l2, 0);
+  EXPECT_GT(result.reference_seconds, 0);
+  EXPECT_TRUE(result.checked_whole);
+}
+
+TEST(Measure, WrongResultsHaveNoTime) {
+  const auto untouched = [](const Problem&, const Tensors&, void*, Stream) { return Status(); };
+  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                                    Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+    static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
+    return Status();
+  };
+  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                              Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+    tensors.lse[3] += 0.01f;
+    return Status();
+  };
+  for (const Stage& wrong :
+       {wrong_stage(untouched), wrong_stage(one_wrong_element), wrong_stage(shifted_lse)}) {
+    const ShapeResult result = measure({&wrong, &right_stage()});
+    const StageResult& entry = result.stages[0];
+    EXPECT_EQ(entry.outcome, Outcome::kFailed);
+    EXPECT_EQ(entry.cold.n, 0);
+    EXPECT_NE(entry.reason.find("wrong result"), std::string::npos) << entry.reason;
+    EXPECT_NE(side_by_side(result, MachineKind::kModel).find("FAILED"), std::string::npos);
+    EXPECT_EQ(result.stages[1].outcome, Outcome::kMeasured);
+    EXPECT_TRUE(std::isnan(result.stages[1].cold_speedup));  // there is no stage before with a time
+    std::ostringstream samples;
+    write_samples({result}, samples);
+    EXPECT_EQ(samples.str().find("99_wrong"), std::string::npos);
+  }
+}
+
+TEST(Measure, AStageForOtherHardwareSaysSo) {
+  Stage other = right_stage();
+  other.min_compute_capability = 123;
+  const ShapeResult result = measure({&other});
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kCannotRun);
+  EXPECT_NE(result.stages[0].reason.find("12.3"), std::string::npos);
+}
+
+TEST(Measure, AnErrorIsReportedWithItsMessage) {
+  const Stage broken = wrong_stage([](const Problem&, const Tensors&, void*, Stream) {
+    return Status(StatusCode::kCudaError, "a made-up error");
+  });
+  const ShapeResult result = measure({&broken});
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kFailed);
+  EXPECT_NE(result.stages[0].reason.find("a made-up error"), std::string::npos);
+}
+
+TEST(Truth, ChecksRowsWhereTheWholeIsTooMuch) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h128_q2_b100_kskew5000", &shape).ok());
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_TRUE(checked_rows(data, 1e9).empty());
+  const std::vector<QueryRow> rows = checked_rows(data, 1e12);
+  ASSERT_EQ(rows.size(), size_t{kCheckedRows});
+  EXPECT_EQ(rows[0].sequence, 99);  // the longest
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      EXPECT_FALSE(rows[i].sequence == rows[j].sequence && rows[i].query == rows[j].query);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mla::bench

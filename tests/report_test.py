@@ -1,0 +1,157 @@
+"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found."""
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import report  # noqa: E402
+
+
+def entry(name, time, **counters):
+    values = {"p10_us": time * 0.99, "p90_us": time * 1.02, "n": 100, "TFLOPs": 73e3 / time, "GBps": 320e3 / time,
+              "rel_l2": 1.7e-3, "max_abs": 1e-4, "lse_max_abs": 1e-7, "own_limit_share": 0.5, "floor_share": 0.021,
+              "limit_fp32_us": time / 2, "limit_shared_us": 1.0, "limit_dram_us": 2.0, "limit_matrix_us": 0.0}
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "time_unit": "us", "label": "one | idea",
+            **values, **counters}
+
+
+def results():
+    shape = "h128_q1_b64_k4096"
+    return {
+        "context": {"schema": report.SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                    "cuda_driver": "13.0", "max_sm_mhz": "1980", "memory_mhz": "3201", "power_limit_w": "700",
+                    "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "abc1234",
+                    "date_utc": "2026-11-20T12:00:00Z", "ceiling_read_gbps": "4562", "ceiling_fp32_tflops": "60.1",
+                    "ceiling_launch_us": "3.0"},
+        "benchmarks": [
+            entry(f"01_naive/{shape}/cold", 210000.0, once=1),
+            entry(f"02_shared_tiled/{shape}/cold", 4000.0, speedup=52.5),
+            entry(f"02_shared_tiled/{shape}/sustained", 4100.0),
+            {"name": f"08_seesaw/{shape}/cold/iterations:1/manual_time", "error_occurred": True,
+             "error_message": "cannot run here: needs compute capability 9.0"},
+        ],
+    }
+
+
+class ReportTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = Path(self.folder.name)
+        (self.root / "bench" / "results").mkdir(parents=True)
+        (self.root / "stages" / "02_shared_tiled").mkdir(parents=True)
+        self.file = self.root / "bench" / "results" / "h200_2026-11-20.json"
+        self.readme = self.root / "README.md"
+        self.chapter = self.root / "stages" / "02_shared_tiled" / "README.md"
+        self.readme.write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
+        self.chapter.write_text("# 02\n<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.write(results())
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def write(self, data):
+        self.file.write_text(json.dumps(data))
+
+    def run_report(self, *arguments):
+        """Exit code and everything printed."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = report.main(["--root", str(self.root), *arguments])
+        return code, printed.getvalue()
+
+    def test_update_then_check(self):
+        self.assertEqual(self.run_report("--check")[0], 1)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertIn("README.md: updated", printed)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        text = self.readme.read_text()
+        self.assertTrue(text.startswith("before\n") and text.endswith("after\n"))
+        for expected in ["4000 / 4100", "210000 / over 200 ms", "50% fp32", "18.2", "one \\| idea", "NVIDIA H200",
+                         "580.1", "abc1234", "2026-11-20"]:
+            self.assertIn(expected, text)
+        chapter = self.chapter.read_text()
+        for expected in ["4000 (3960–4080)", "52×", "2.1%", "1.7e-03", "abc1234"]:
+            self.assertIn(expected, chapter)
+
+    def test_new_results_make_texts_stale(self):
+        self.run_report("--update")
+        data = results()
+        data["benchmarks"][1]["real_time"] = 3999.0
+        self.write(data)
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("stale", printed)
+
+    def test_an_edited_table_is_stale(self):
+        self.run_report("--update")
+        self.readme.write_text(self.readme.read_text().replace("4000 / 4100", "40 / 41"))
+        self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_missing_markers_are_an_error(self):
+        self.readme.write_text("no markers")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 2)
+        self.assertIn("results:begin", printed)
+
+    def test_schema(self):
+        for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT:
+            if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
+                continue
+            data = results()
+            del data["context"][key]
+            self.write(data)
+            code, printed = self.run_report("--table")
+            self.assertEqual(code, 2, key)
+            self.assertIn(key, printed)
+        for key in report.REQUIRED_COUNTERS:
+            data = results()
+            del data["benchmarks"][1][key]
+            self.write(data)
+            self.assertEqual(self.run_report("--table")[0], 2, key)
+
+    def test_what_could_not_run_has_its_reason(self):
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0)
+        self.assertIn("needs compute capability 9.0", printed)
+
+    def test_peers_stand_beside(self):
+        peers = {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
+                             "date": "2026-11-20"},
+                 "shapes": {"h128_q1_b64_k4096": {"Other": [118.4, None]}}}
+        (self.root / "bench" / "results" / "peers_h200.json").write_text(json.dumps(peers))
+        for flag in ["--table", "--summary"]:
+            printed = self.run_report(flag)[1]
+            self.assertRegex(printed, r"Other .*118\.4.*recorded")
+        peers["context"]["gpu"] = "another"
+        (self.root / "bench" / "results" / "peers_h200.json").write_text(json.dumps(peers))
+        self.assertNotIn("118.4", self.run_report("--table")[1])
+
+    def test_a_truncated_file_is_named(self):
+        broken = self.root / "broken.json"
+        broken.write_text('{"context": {')
+        code, printed = self.run_report("--table", "--results", str(broken))
+        self.assertEqual(code, 2)
+        self.assertIn("broken.json", printed)
+
+    def test_nothing_recorded(self):
+        self.file.unlink()
+        self.assertEqual(self.run_report("--check")[0], 0)
+
+    def test_every_required_figure_is_in_the_peers_file(self):
+        path = Path(report.__file__).parent / "results" / "peers_h200.json"
+        peers = json.loads(path.read_text())
+        for key in ["schema", "gpu", "driver", "cuda", "date", "protocol"]:
+            self.assertIn(key, peers["context"])
+        for shape, rows in peers["shapes"].items():
+            self.assertNotEqual(report.shape_title(shape), shape)
+            for times in rows.values():
+                self.assertEqual(len(times), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
