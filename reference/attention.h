@@ -22,12 +22,13 @@ struct QueryRow {
   int query = 0;
 };
 
-/// Decodes the whole batch. `tensors.out` and `tensors.lse` are ignored and may be null; the others point to host
-/// memory. Uses `num_threads` threads (0: all cores) and memory proportional to one sequence a thread,
-/// beside the result.
-/// @return kInvalidArgument or kOutOfRange for a problem outside the contract; `result` is then untouched.
-Status reference_attention(const Problem& problem, const Tensors& tensors,
-                           ReferenceResult* result, int num_threads = 0);
+/// Decodes the whole batch. `tensors.out` and `tensors.lse` are ignored and may be null; the others
+/// point to host memory. Uses `num_threads` threads (0: all cores) and memory proportional to one
+/// sequence a thread, beside the result.
+/// @return kInvalidArgument or kOutOfRange for a problem outside the contract; `result` is then
+/// untouched.
+Status reference_attention(const Problem& problem, const Tensors& tensors, ReferenceResult* result,
+                           int num_threads = 0);
 
 /// The same for chosen rows only, in the order given.
 Status reference_attention_rows(const Problem& problem, const Tensors& tensors,

@@ -1,9 +1,9 @@
 /// @file
 /// When a decode counts as right: the comparison that tests, bench and tools share.
 ///
-/// Positions of +inf, -inf and NaN must match first. Then every element must be within abs_tol or rel_tol,
-/// the cosine difference of the whole tensor within cos_tol, and that of every row of 512 within 1e-5.
-/// All comparisons are written so that NaN fails.
+/// Positions of +inf, -inf and NaN must match first. Then every element must be within abs_tol or
+/// rel_tol, the cosine difference of the whole tensor within cos_tol, and that of every row of 512
+/// within 1e-5. All comparisons are written so that NaN fails.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +23,10 @@ struct Tolerance {
   double row_cos_tol;  ///< Of each row; infinity where rows are not compared.
 };
 
-/// The production kernels' own tolerances (FlashMLA, tests/test_flash_mla_dense_decoding.py), plus the row criterion.
+/// The production kernels' own tolerances (FlashMLA, tests/test_flash_mla_dense_decoding.py), plus
+/// the row criterion.
 inline constexpr Tolerance kOutTolerance{8e-4, 2.01 / 128, 5e-6, 1e-5};
-inline constexpr Tolerance kLseTolerance{1e-6, 8.01 / 65536, 1e-7,
-                                         __builtin_huge_val()};
+inline constexpr Tolerance kLseTolerance{1e-6, 8.01 / 65536, 1e-7, __builtin_huge_val()};
 
 /// What a comparison found. Prints as one line.
 struct Comparison {

@@ -1,14 +1,14 @@
 /// @file
-/// The decode problem: shapes, tensors, and the checks on both. Every stage and the reference compute
-/// the same function of these, and nothing else:
+/// The decode problem: shapes, tensors, and the checks on both. Every stage and the reference
+/// compute the same function of these, and nothing else:
 ///
 ///     logit[t] = softmax_scale * <q, k_t>            k_t: 576 values of the cache
 ///     out      = sum_t softmax(logit)[t] * v_t       v_t: the first 512 values of k_t
 ///     lse      = ln sum_t exp(logit[t])
 ///
-/// for each (sequence, query token, query head), over the tokens t that the row may see. This is the absorbed
-/// form of multi-head latent attention (arXiv 2405.04434, section 2.1): multi-query attention whose value is
-/// a prefix of its key.
+/// for each (sequence, query token, query head), over the tokens t that the row may see. This is
+/// the absorbed form of multi-head latent attention (arXiv 2405.04434, section 2.1): multi-query
+/// attention whose value is a prefix of its key.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ inline constexpr int kHeadDimQK = 576;
 /// Width of out: the latent part of a cache row.
 inline constexpr int kHeadDimV = 512;
 
-/// Shapes and scalars of one decode call. All are known on the host; lengths and page ids are not: they
-/// live in device memory (see Tensors).
+/// Shapes and scalars of one decode call. All are known on the host; lengths and page ids are not:
+/// they live in device memory (see Tensors).
 struct Problem {
   DType dtype = DType::kBFloat16;
   int batch = 0;              ///< Sequences, >= 1.
@@ -35,8 +35,10 @@ struct Problem {
   int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
   int num_pages = 0;          ///< Pages in the cache, >= 1.
   int max_pages_per_seq = 0;  ///< Columns of the block table, >= 1.
-  float softmax_scale = 0;    ///< Factor on q.k before the exponential; finite and > 0. The model's, not 576^-1/2.
-  bool causal = false;        ///< Query i of s_q sees tokens 0 ... seqlen_k - s_q + i (aligned bottom-right).
+  float softmax_scale =
+      0;  ///< Factor on q.k before the exponential; finite and > 0. The model's, not 576^-1/2.
+  bool causal =
+      false;  ///< Query i of s_q sees tokens 0 ... seqlen_k - s_q + i (aligned bottom-right).
 
   /// Query heads that share one KV head.
   MLA_HOST_DEVICE int group_size() const { return num_heads_q / num_heads_kv; }
@@ -53,23 +55,22 @@ struct Problem {
   }
 
   int64_t q_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK; }
-  int64_t kv_elements() const {
-    return int64_t{num_pages} * kPageSize * num_heads_kv * kHeadDimQK;
-  }
+  int64_t kv_elements() const { return int64_t{num_pages} * kPageSize * num_heads_kv * kHeadDimQK; }
   int64_t block_table_elements() const { return int64_t{batch} * max_pages_per_seq; }
   int64_t out_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV; }
   int64_t lse_elements() const { return int64_t{batch} * num_heads_q * seqlen_q; }
 };
 
-/// Pointers to one call's tensors, all contiguous and 16-byte aligned, all on the machine that decodes
-/// (device memory for a GPU, host memory for the reference and the GPU model).
+/// Pointers to one call's tensors, all contiguous and 16-byte aligned, all on the machine that
+/// decodes (device memory for a GPU, host memory for the reference and the GPU model).
 struct Tensors {
   const void* q = nullptr;               ///< [batch, seqlen_q, num_heads_q, 576], dtype
   const void* kv_cache = nullptr;        ///< [num_pages, 64, num_heads_kv, 576], dtype
   const int32_t* block_table = nullptr;  ///< [batch, max_pages_per_seq], page ids
   const int32_t* seqlens_k = nullptr;    ///< [batch], tokens a sequence, 0 ... max_seqlen_k()
   void* out = nullptr;                   ///< [batch, seqlen_q, num_heads_q, 512], dtype
-  float* lse = nullptr;                  ///< [batch, num_heads_q, seqlen_q], natural log, +inf for a row that sees nothing
+  float* lse =
+      nullptr;  ///< [batch, num_heads_q, seqlen_q], natural log, +inf for a row that sees nothing
 };
 
 /// Checks dimensions, dtype and scale. Costs nothing; every entry point calls it.
@@ -78,8 +79,8 @@ Status validate(const Problem& problem);
 /// Checks that no tensor is null or misaligned. Does not follow the pointers.
 Status validate(const Problem& problem, const Tensors& tensors);
 
-/// Checks lengths against the table and the page ids of every used slot against the cache. Host memory only;
-/// for device memory see stages/common/paging_check.h.
+/// Checks lengths against the table and the page ids of every used slot against the cache. Host
+/// memory only; for device memory see stages/common/paging_check.h.
 Status validate_paging(const Problem& problem, const int32_t* block_table,
                        const int32_t* seqlens_k);
 

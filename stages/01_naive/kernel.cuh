@@ -14,8 +14,9 @@ namespace mla::MLA_MACHINE::naive {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// Who computes a score. The threads of a warp read either 32 neighbouring columns of one token (coalesced: 64 bytes in a
-// row) or one column of 32 neighbouring tokens (uncoalesced: 32 places 1152 bytes apart).
+// Who computes a score. The threads of a warp read either 32 neighbouring columns of one token
+// (coalesced: 64 bytes in a row) or one column of 32 neighbouring tokens (uncoalesced: 32 places
+// 1152 bytes apart).
 enum class Mapping { kWarpPerScore, kThreadPerScore };
 
 // The row a kernel works on, and the tokens it may see.
@@ -59,8 +60,9 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kMapping == Mapping::kWarpPerScore) {
       const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
       for (int t = warp; t < kPageSize && t < tokens; t += kWarps) {
-        const T* k_gmem = kv_gmem + cache_row(table, page * kPageSize + t, problem.num_heads_kv,
-                                              row.head_kv) * kHeadDimQK;
+        const T* k_gmem =
+            kv_gmem +
+            cache_row(table, page * kPageSize + t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;
         float dot = 0;
         for (int column = lane; column < kHeadDimQK; column += 32) {
           dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
@@ -72,8 +74,9 @@ __global__ void __launch_bounds__(kThreads)
       }
     } else {
       for (int t = threadIdx.x; t < kPageSize && t < tokens; t += kThreads) {
-        const T* k_gmem = kv_gmem + cache_row(table, page * kPageSize + t, problem.num_heads_kv,
-                                              row.head_kv) * kHeadDimQK;
+        const T* k_gmem =
+            kv_gmem +
+            cache_row(table, page * kPageSize + t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;
         float dot = 0;
         for (int column = 0; column < kHeadDimQK; ++column) {
           dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
@@ -135,7 +138,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// O = P V. One item: one row; thread t makes columns t and t + 256, so a warp reads 64 bytes in a row.
+// O = P V. One item: one row; thread t makes columns t and t + 256, so a warp reads 64 bytes in a
+// row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     values(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
@@ -145,13 +149,13 @@ __global__ void __launch_bounds__(kThreads)
     const Row row(problem, tensors, first_sequence + static_cast<int>(item / rows), item % rows);
     const int32_t* table = tensors.block_table + int64_t{row.sequence} * problem.max_pages_per_seq;
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    const float* p_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
+    const float* p_gmem = scores_gmem + item * problem.max_seqlen_k();            // [max_seqlen_k]
     T* out_gmem = static_cast<T*>(tensors.out) + row.offset(problem, kHeadDimV);  // [512]
 
     float left = 0, right = 0;
     for (int t = 0; t < row.visible; ++t) {
-      const T* v_gmem = kv_gmem + cache_row(table, t, problem.num_heads_kv, row.head_kv) *
-                                      kHeadDimQK;  // [512]
+      const T* v_gmem =
+          kv_gmem + cache_row(table, t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;  // [512]
       left += p_gmem[t] * to_float(v_gmem[threadIdx.x]);
       right += p_gmem[t] * to_float(v_gmem[threadIdx.x + kThreads]);
     }

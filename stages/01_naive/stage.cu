@@ -43,8 +43,8 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
       const int64_t sequences = std::min(chunk, problem.batch - first);
       const int64_t rows = sequences * problem.seqlen_q * problem.num_heads_q;
       const int64_t pages = rows * problem.max_pages_per_seq;
-      MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream,
-                                 problem, tensors, first, pages, scores_gmem));
+      MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream, problem,
+                                 tensors, first, pages, scores_gmem));
       MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kThreads, sizeof(SoftmaxPlan), stream,
                                  problem, tensors, first, rows, scores_gmem));
       MLA_RETURN_IF_ERROR(launch(values<T>, grid_for(rows), kThreads, 0, stream, problem, tensors,
@@ -54,17 +54,19 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
   });
 }
 
-// Every row reads every token's K and V through the caches; the score matrix is written twice and read four times.
+// Every row reads every token's K and V through the caches; the score matrix is written twice and
+// read four times.
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const double rows = double(problem.seqlen_q) * problem.num_heads_q;
   const double scores = rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * scores * (kHeadDimQK + kHeadDimV);
-  // Global loads go through the L1, which is the same memory as shared memory: a warp's load of 32 16-bit values fills one
-  // 128-byte pass half, and costs it whole. Scores: q and k of each; values: v and p of each.
+  // Global loads go through the L1, which is the same memory as shared memory: a warp's load of 32
+  // 16-bit values fills one 128-byte pass half, and costs it whole. Scores: q and k of each;
+  // values: v and p of each.
   prediction.shared_bytes = scores * (2 * kHeadDimQK + kHeadDimV) / 32 * 128;
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 +
-                          scores * 4 * 6;
+  prediction.dram_bytes =
+      double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 + scores * 4 * 6;
   prediction.busy_fraction =
       std::min(1.0, double(problem.batch) * rows / (8.0 * limits.multiprocessors));
   return prediction;

@@ -1,11 +1,13 @@
-// 02_shared_tiled: still scores, softmax, values; but a tile of KV in shared memory serves many rows, and a
-// tile of results in registers makes every value read from shared memory count eight times.
+// 02_shared_tiled: still scores, softmax, values; but a tile of KV in shared memory serves many
+// rows, and a tile of results in registers makes every value read from shared memory count eight
+// times.
 //
 //   scores   S[rows, 128 tokens]  = scale * Q K^T     over 576 columns, 32 at a time
 //   softmax  P[row, :] = exp(S - max) / sum           one block a row, in place
 //   values   O[rows, 128 columns] = P V               over the tokens, 16 at a time
 //
-// Rows are packed: the query heads that share a KV head, times the query tokens, are the rows of one matrix.
+// Rows are packed: the query heads that share a KV head, times the query tokens, are the rows of
+// one matrix.
 #pragma once
 
 #include "stages/common/device.h"
@@ -14,12 +16,13 @@
 namespace mla::MLA_MACHINE::shared_tiled {
 
 constexpr int kThreads = 128;
-constexpr int kTileN = 128;           // tokens of `scores`, columns of `values`
-constexpr int kTileK = 32;            // columns a step of `scores`
-constexpr int kPadded = kTileK + 4;   // row stride in floats: neighbouring rows start 4 banks apart
+constexpr int kTileN = 128;          // tokens of `scores`, columns of `values`
+constexpr int kTileK = 32;           // columns a step of `scores`
+constexpr int kPadded = kTileK + 4;  // row stride in floats: neighbouring rows start 4 banks apart
 
-// How kRows x 128 results are spread over 4 warps, and a warp's share over its 4 x 8 lanes. Results of a lane lie 4 rows and
-// 8 tokens apart, so that the lanes of a warp read neighbouring rows of shared memory: no bank conflicts.
+// How kRows x 128 results are spread over 4 warps, and a warp's share over its 4 x 8 lanes. Results
+// of a lane lie 4 rows and 8 tokens apart, so that the lanes of a warp read neighbouring rows of
+// shared memory: no bank conflicts.
 template <int kRows>
 struct Tile {
   static constexpr int kWarpsM = kRows == 64 ? 2 : 1;
@@ -28,7 +31,8 @@ struct Tile {
   static constexpr int kLaneN = kTileN / kWarpsN / 8;  // tokens or columns a lane
   static_assert(kRows == 64 || kRows == 16, "lane shares are 8 x 8 or 4 x 4");
 
-  int row, n;  // first row of this lane; its place among the 8 lanes along N, plus its warp's first token or column
+  int row, n;  // first row of this lane; its place among the 8 lanes along N, plus its warp's first
+               // token or column
   __device__ Tile() {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     row = warp / kWarpsN * (kRows / kWarpsM) + lane / 8;
@@ -39,9 +43,9 @@ struct Tile {
 // One (sequence, KV head)'s rows that a block works on.
 struct RowTile {
   int sequence, head_kv;
-  int begin, end;        // rows of this KV head
-  int64_t matrix;        // (sequence in the chunk, KV head): which score matrix
-  int visible;           // tokens its last row sees: none sees more
+  int begin, end;  // rows of this KV head
+  int64_t matrix;  // (sequence in the chunk, KV head): which score matrix
+  int visible;     // tokens its last row sees: none sees more
 
   __device__ RowTile(const Problem& problem, const Tensors& tensors, int first_sequence,
                      int64_t index, int rows_per_tile) {
@@ -52,8 +56,8 @@ struct RowTile {
     head_kv = static_cast<int>(matrix % problem.num_heads_kv);
     begin = static_cast<int>(index % tiles) * rows_per_tile;
     end = min(begin + rows_per_tile, rows);
-    visible = static_cast<int>(problem.visible_tokens(tensors.seqlens_k[sequence],
-                                                      (end - 1) / problem.group_size()));
+    visible = static_cast<int>(
+        problem.visible_tokens(tensors.seqlens_k[sequence], (end - 1) / problem.group_size()));
   }
 
   // Offset of packed row `row` in q (width 576) or out (width 512).
@@ -89,29 +93,30 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
-    // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the L2.
+    // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the
+    // L2.
     const int64_t row_tile = item % row_tiles;
     const int token_begin = static_cast<int>(item / row_tiles % token_tiles) * kTileN;
     const RowTile tile(problem, tensors, first_sequence,
                        item / (row_tiles * token_tiles) * row_tiles + row_tile, kRows);
     if (token_begin >= tile.visible) continue;  // the whole block agrees
 
-    // Each thread brings a part of one row of Q and one token of K, the same in every step. Rows past the end and tokens
-    // past the end: 0.
+    // Each thread brings a part of one row of Q and one token of K, the same in every step. Rows
+    // past the end and tokens past the end: 0.
     constexpr int kRowThreads = kThreads / kRows, kParts = kTileK / 8;
     const int q_row = threadIdx.x / kRowThreads, k_token = threadIdx.x;
     const T* q_gmem = nullptr;  // [576]
     const T* k_gmem = nullptr;  // [576]
     if (tile.begin + q_row < tile.end) {
-      q_gmem = static_cast<const T*>(tensors.q) +
-               tile.offset(problem, tile.begin + q_row, kHeadDimQK);
+      q_gmem =
+          static_cast<const T*>(tensors.q) + tile.offset(problem, tile.begin + q_row, kHeadDimQK);
     }
     if (token_begin + k_token < tensors.seqlens_k[tile.sequence]) {
       const int32_t* table =
           tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
-      k_gmem = static_cast<const T*>(tensors.kv_cache) +
-               cache_row(table, token_begin + k_token, problem.num_heads_kv, tile.head_kv) *
-                   kHeadDimQK;
+      k_gmem =
+          static_cast<const T*>(tensors.kv_cache) +
+          cache_row(table, token_begin + k_token, problem.num_heads_kv, tile.head_kv) * kHeadDimQK;
     }
 
     float s_rmem[Share::kLaneM][Share::kLaneN] = {};
@@ -154,8 +159,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int i = 0; i < Share::kLaneM; ++i) {
       const int row = tile.begin + share.row + 4 * i;
       if (row >= tile.end) continue;
-      float* s_gmem = scores_gmem +
-                      (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
+      float* s_gmem =
+          scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
 #pragma unroll
       for (int j = 0; j < Share::kLaneN; ++j) {
         const int token = token_begin + share.n + 8 * j;
@@ -216,15 +221,16 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
     }
     if (threadIdx.x == 0) {
       const int group = problem.group_size();
-      const int64_t head = int64_t{row.sequence} * problem.num_heads_q + row.head_kv * group +
-                           row.begin % group;
+      const int64_t head =
+          int64_t{row.sequence} * problem.num_heads_q + row.head_kv * group + row.begin % group;
       tensors.lse[head * problem.seqlen_q + row.begin / group] =
           row.visible > 0 ? maximum + logf(sum) : INFINITY;
     }
   }
 }
 
-constexpr int kStepTokens = 16;  // of `values`: 32 would keep so many loads in flight that registers spill
+constexpr int kStepTokens =
+    16;  // of `values`: 32 would keep so many loads in flight that registers spill
 
 template <int kRows>
 struct ValuesPlan {
@@ -253,8 +259,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     constexpr int kRowThreads = kThreads / kRows, kTokenThreads = kThreads / kStepTokens;
     const int p_row = threadIdx.x / kRowThreads;
     const int v_token = threadIdx.x / kTokenThreads;
-    const float* p_gmem = scores_gmem + (tile.matrix * problem.rows_per_kv_head() + tile.begin + p_row) *
-                                            problem.max_seqlen_k();  // [max_seqlen_k]
+    const float* p_gmem =
+        scores_gmem + (tile.matrix * problem.rows_per_kv_head() + tile.begin + p_row) *
+                          problem.max_seqlen_k();  // [max_seqlen_k]
     int p_visible = 0;
     if (tile.begin + p_row < tile.end) {
       p_visible = static_cast<int>(problem.visible_tokens(

@@ -13,7 +13,8 @@ using namespace shared_tiled;
 static_assert(kHeadDimQK % kTileK == 0, "the depth of S is walked in whole steps");
 static_assert(kHeadDimV % kTileN == 0, "O is cut into whole column tiles");
 static_assert(kThreads == kTileN, "each thread of `scores` brings one token of K");
-static_assert(kPageSize % kStepTokens == 0, "a step of `values` reads whole float4s of a score row");
+static_assert(kPageSize % kStepTokens == 0,
+              "a step of `values` reads whole float4s of a score row");
 
 // Scores of one sequence: [num_heads_kv, rows_per_kv_head, max_seqlen_k] floats.
 int64_t score_bytes(const Problem& problem) {
@@ -31,7 +32,9 @@ size_t workspace_bytes(const Problem& problem) {
 }
 
 // Rows a block: 16 where 64 would mostly be padding.
-int rows_per_tile(const Problem& problem) { return problem.rows_per_kv_head() <= 16 ? 16 : 64; }
+int rows_per_tile(const Problem& problem) {
+  return problem.rows_per_kv_head() <= 16 ? 16 : 64;
+}
 
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, float* scores_gmem,
@@ -73,14 +76,16 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double scores = double(problem.seqlen_q) * problem.num_heads_q * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
-  // A lane's m x n results need m + n 4-byte values of shared memory an m n FMAs; 32 lanes read 4 + 8 different rows,
-  // but a 16-byte access takes at least two passes: 8 bytes a lane and value pair.
+  // A lane's m x n results need m + n 4-byte values of shared memory an m n FMAs; 32 lanes read 4 +
+  // 8 different rows, but a 16-byte access takes at least two passes: 8 bytes a lane and value
+  // pair.
   const double lane = tile_rows == 64 ? 8 : 4;
   prediction.shared_bytes = padded * (kHeadDimQK + kHeadDimV) * 2 * lane / (lane * lane) * 2;
   // KV is read by both passes; the score matrix is written twice and read three times.
   prediction.dram_bytes =
       double(total_tokens) * problem.num_heads_kv * (kHeadDimQK + kHeadDimV) * 2 + scores * 4 * 5;
-  const double blocks = double(problem.batch) * problem.num_heads_kv * row_tiles * kHeadDimV / kTileN;
+  const double blocks =
+      double(problem.batch) * problem.num_heads_kv * row_tiles * kHeadDimV / kTileN;
   prediction.busy_fraction = std::min(1.0, blocks / (2.0 * limits.multiprocessors));
   return prediction;
 }

@@ -1,10 +1,11 @@
-// 03_online_softmax: one kernel, one pass. The tile of K in shared memory *is* V, so KV is read once; scores never
-// leave the block, because a running maximum and sum (m, l) let every tile be weighed as it comes:
+// 03_online_softmax: one kernel, one pass. The tile of K in shared memory *is* V, so KV is read
+// once; scores never leave the block, because a running maximum and sum (m, l) let every tile be
+// weighed as it comes:
 //
-//   S = scale log2(e) Q K^T                 [kRows, 16]   8 warps split the 576 columns, then add up
-//   m' = max(m, rowmax S);  a = 2^(m - m')                 4 to 16 threads a row
-//   P = 2^(S - m');         l = a l + rowsum P
-//   O = a O + P V                           [kRows, 512]  8 warps split the 512 columns; O lives in registers
+//   S = scale log2(e) Q K^T                 [kRows, 16]   8 warps split the 576 columns, then add
+//   up m' = max(m, rowmax S);  a = 2^(m - m')                 4 to 16 threads a row P = 2^(S - m');
+//   l = a l + rowsum P O = a O + P V                           [kRows, 512]  8 warps split the 512
+//   columns; O lives in registers
 //
 // and at the end out = O / l, lse = ln 2 (m + log2 l). Rows are packed as in 02_shared_tiled.
 #pragma once
@@ -18,29 +19,29 @@ namespace mla::MLA_MACHINE::online_softmax {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTokens = 16;                   // tokens a tile: a quarter of a page
-constexpr int kStrideQK = kHeadDimQK + 4;     // row strides in floats; + 4 lets 8 neighbouring rows
-constexpr int kStrideS = kTokens + 4;         //   be read (or written) without a bank conflict
+constexpr int kTokens = 16;                // tokens a tile: a quarter of a page
+constexpr int kStrideQK = kHeadDimQK + 4;  // row strides in floats; + 4 lets 8 neighbouring rows
+constexpr int kStrideS = kTokens + 4;      //   be read (or written) without a bank conflict
 
 template <int kRows>
 struct Plan {
   float q[kRows][kStrideQK];
-  float kv[kTokens][kStrideQK];                 // K; its first 512 columns are V
-  float partial_s[kWarps][kRows][kStrideS];     // each warp's share of S
+  float kv[kTokens][kStrideQK];              // K; its first 512 columns are V
+  float partial_s[kWarps][kRows][kStrideS];  // each warp's share of S
   float p[kRows][kStrideS];
-  float rescale[kRows];                         // a; at the end 1 / l
+  float rescale[kRows];  // a; at the end 1 / l
 };
 
-// The 16-bit values of a tile on their way from global memory, fetched while the tile before is worked on: 16 threads a
-// token, 16 bytes a thread and turn.
+// The 16-bit values of a tile on their way from global memory, fetched while the tile before is
+// worked on: 16 threads a token, 16 bytes a thread and turn.
 constexpr int kTokenThreads = kThreads / kTokens;
 constexpr int kTurns = (kHeadDimQK / 8 + kTokenThreads - 1) / kTokenThreads;
 struct Fetch {
   uint4 packed[kTurns];
 };
 
-// `token_gmem` is this thread's token of the tile [576]; null past the end, where the cache may hold anything: such
-// tokens become 0, for 0 * NaN would be NaN.
+// `token_gmem` is this thread's token of the tile [576]; null past the end, where the cache may
+// hold anything: such tokens become 0, for 0 * NaN would be NaN.
 template <typename T>
 __device__ __forceinline__ void fetch_token(const T* token_gmem, Fetch& fetch) {
 #pragma unroll
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   Plan<kRows>& smem = shared_memory<Plan<kRows>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
-  // Who holds what. S: lane (y, x) of every warp has rows y + 8 i, tokens x + 4 j, of the warp's 72 columns.
+  // Who holds what. S: lane (y, x) of every warp has rows y + 8 i, tokens x + 4 j, of the warp's 72
+  // columns.
   constexpr int kScoreRows = kRows / 8, kScoreTokens = kTokens / 4;
   const int score_y = lane / 4, score_x = lane % 4;
   // Softmax: each thread has kOwned neighbouring tokens of one row.
@@ -130,8 +132,9 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     }
 
     float o_rmem[kOutRows][8] = {};
-    float m = -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
-    float l = 0;         // this thread's part of the row sum
+    float m =
+        -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
+    float l = 0;   // this thread's part of the row sum
 
     for (int token_begin = 0; token_begin < tokens; token_begin += kTokens) {
       store_token<T>(fetch, smem);
@@ -180,8 +183,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       float m_new = m;
 #pragma unroll
       for (int t = 0; t < kOwned; ++t) {
-        const bool visible = token_begin + own_token + t < own_visible;
-        s[t] = visible ? scale_log2 * s[t] : -INFINITY;
+        s[t] = token_begin + own_token + t < own_visible ? scale_log2 * s[t] : -INFINITY;
         m_new = fmaxf(m_new, s[t]);
       }
 #pragma unroll
@@ -246,7 +248,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       smem.rescale[own_row] = l > 0 ? 1 / l : 0;
       const int row = row_begin + own_row;
       if (row < row_end) {
-        const int64_t head = int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
+        const int64_t head =
+            int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
         tensors.lse[head * problem.seqlen_q + row / group] =
             l > 0 ? 0.693147181f * (m + log2f(l)) : INFINITY;
       }

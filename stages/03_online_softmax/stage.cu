@@ -17,7 +17,8 @@ static_assert(sizeof(kernel::Plan<64>) <= 232448, "64 rows fit a Hopper block's 
 static_assert(sizeof(kernel::Plan<32>) <= 166912, "32 rows fit sm_80's");
 static_assert(sizeof(kernel::Plan<16>) <= 101376, "16 rows fit any device's from sm_80 on");
 
-// Rows a block: the fewest that hold all rows of a KV head, as far as the device's shared memory goes.
+// Rows a block: the fewest that hold all rows of a KV head, as far as the device's shared memory
+// goes.
 int rows_per_tile(const Problem& problem, const DeviceLimits& limits) {
   const int rows = problem.rows_per_kv_head();
   if (rows > 32 && sizeof(kernel::Plan<64>) <= limits.max_shared_bytes) return 64;
@@ -30,7 +31,9 @@ int64_t num_tiles(const Problem& problem, int tile_rows) {
          ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
 }
 
-size_t workspace_bytes(const Problem&) { return 0; }
+size_t workspace_bytes(const Problem&) {
+  return 0;
+}
 
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream stream) {
@@ -59,8 +62,9 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double padded = tiles / problem.batch * tile_rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
-  // A 16-byte access of a warp takes at least two passes of 128 bytes. QK: rows/8 + 4 of them for 16 rows/8 x 32 lanes
-  // results and 4 columns; PV: rows/4 + 8 of them for 32 rows/4 x 32 lanes FMAs.
+  // A 16-byte access of a warp takes at least two passes of 128 bytes. QK: rows/8 + 4 of them for
+  // 16 rows/8 x 32 lanes results and 4 columns; PV: rows/4 + 8 of them for 32 rows/4 x 32 lanes
+  // FMAs.
   const double qk = (tile_rows / 8.0 + 4) / (16.0 * tile_rows / 8 * 4 * 32);
   const double pv = (tile_rows / 4.0 + 8) / (32.0 * tile_rows / 4 * 32);
   prediction.shared_bytes = padded * (kHeadDimQK * qk + kHeadDimV * pv) * 256;

@@ -1,9 +1,10 @@
 /// @file
-/// What a kernel sees. Included by every kernel.cuh, compiled twice: by nvcc for a GPU, and by the host compiler
-/// for the GPU model, which supplies the same names (threadIdx, __syncthreads, shuffles, ...).
+/// What a kernel sees. Included by every kernel.cuh, compiled twice: by nvcc for a GPU, and by the
+/// host compiler for the GPU model, which supplies the same names (threadIdx, __syncthreads,
+/// shuffles, ...).
 ///
-/// Kernels live in `namespace mla::MLA_MACHINE::<stage>`, that is mla::gpu or mla::model, so that both builds
-/// of one source can stand in one program.
+/// Kernels live in `namespace mla::MLA_MACHINE::<stage>`, that is mla::gpu or mla::model, so that
+/// both builds of one source can stand in one program.
 #pragma once
 
 #include "reference/float16.h"
@@ -19,8 +20,8 @@
 
 namespace mla::MLA_MACHINE {
 
-/// The block's dynamic shared memory as one typed plan: a struct that lays out every array of the kernel.
-/// The launch must ask for sizeof(Plan) bytes.
+/// The block's dynamic shared memory as one typed plan: a struct that lays out every array of the
+/// kernel. The launch must ask for sizeof(Plan) bytes.
 template <typename Plan>
 __device__ __forceinline__ Plan& shared_memory() {
 #ifdef __CUDACC__

@@ -41,8 +41,7 @@ Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* 
   MLA_RETURN_IF_ERROR(needles.allocate(machine, std::max<size_t>(1, bytes(data.needles))));
   MLA_RETURN_IF_ERROR(
       machine.copy_to_device(needles.data(), data.needles.data(), bytes(data.needles)));
-  MLA_RETURN_IF_ERROR(
-      result->q.allocate(machine, static_cast<size_t>(problem.q_elements()) * 2));
+  MLA_RETURN_IF_ERROR(result->q.allocate(machine, static_cast<size_t>(problem.q_elements()) * 2));
   MLA_RETURN_IF_ERROR(
       result->kv_cache.allocate(machine, static_cast<size_t>(problem.kv_elements()) * 2));
   MLA_RETURN_IF_ERROR(
@@ -55,11 +54,11 @@ Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* 
 #else
   const auto generate = model::launch_generate;
 #endif
-  MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data,
-                               page_sequence.as<int32_t>(), page_position.as<int32_t>(),
-                               needles.as<Needle>(), needle_begin.as<int32_t>(),
-                               result->block_table.as<int32_t>(), result->seqlens_k.as<int32_t>(),
-                               result->q.as<uint16_t>(), result->kv_cache.as<uint16_t>()));
+  MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, page_sequence.as<int32_t>(),
+                               page_position.as<int32_t>(), needles.as<Needle>(),
+                               needle_begin.as<int32_t>(), result->block_table.as<int32_t>(),
+                               result->seqlens_k.as<int32_t>(), result->q.as<uint16_t>(),
+                               result->kv_cache.as<uint16_t>()));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   return result->poison_outputs(machine);
 }

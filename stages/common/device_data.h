@@ -15,7 +15,8 @@ struct DeviceTensors {
   Status poison_outputs(Machine& machine);
 };
 
-/// Makes q and the cache on the machine, bit-equal to generate(data), and copies the tables. Outputs are NaN.
+/// Makes q and the cache on the machine, bit-equal to generate(data), and copies the tables.
+/// Outputs are NaN.
 Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* result);
 
 }  // namespace mla

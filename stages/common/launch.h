@@ -1,5 +1,6 @@
 /// @file
-/// Launching a kernel on the machine this file is compiled for: `kernel<<<...>>>` under nvcc, the GPU model otherwise.
+/// Launching a kernel on the machine this file is compiled for: `kernel<<<...>>>` under nvcc, the
+/// GPU model otherwise.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,8 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
 
 #else
 
-/// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as kKernelRejected.
+/// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as
+/// kKernelRejected.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream /*stream*/, Arguments... arguments) {

@@ -18,8 +18,8 @@ class ModelMachine final : public Machine {
   MachineKind kind() const override { return MachineKind::kModel; }
   std::string description() const override {
     const int set = gpu_model::schedule().os_threads;
-    const unsigned cores = set > 0 ? static_cast<unsigned>(set)
-                                   : std::max(1u, std::thread::hardware_concurrency());
+    const unsigned cores =
+        set > 0 ? static_cast<unsigned>(set) : std::max(1u, std::thread::hardware_concurrency());
     return "GPU model on " + std::to_string(cores) + " CPU cores";
   }
   DeviceLimits limits() const override {

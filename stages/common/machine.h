@@ -1,6 +1,6 @@
 /// @file
-/// The two machines a stage can run on, a GPU and the CPU model of one, behind one small interface: memory,
-/// copies, limits. Launching is launch.h, for stages; this is for those who call them.
+/// The two machines a stage can run on, a GPU and the CPU model of one, behind one small interface:
+/// memory, copies, limits. Launching is launch.h, for stages; this is for those who call them.
 #pragma once
 
 #include <cstddef>
@@ -15,13 +15,14 @@ enum class MachineKind { kGpu, kModel };
 
 /// What a launch may ask for, read off the device (the model: off gpu_model::device()).
 struct DeviceLimits {
-  int compute_capability = 0;        ///< 90 for 9.0
+  int compute_capability = 0;  ///< 90 for 9.0
   int multiprocessors = 0;
-  size_t max_shared_bytes = 0;       ///< A block, opt-in.
+  size_t max_shared_bytes = 0;  ///< A block, opt-in.
   unsigned max_grid_x = 0;
 };
 
-/// A stream of the machine: cudaStream_t on a GPU, ignored by the model, whose launches are synchronous.
+/// A stream of the machine: cudaStream_t on a GPU, ignored by the model, whose launches are
+/// synchronous.
 using Stream = void*;
 
 class Machine {

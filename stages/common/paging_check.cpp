@@ -23,8 +23,8 @@ Status check_paging(Machine& machine, const Problem& problem, const int32_t* blo
   DeviceBuffer verdict;
   MLA_RETURN_IF_ERROR(verdict.assign(machine, &first, sizeof(first)));
 #ifdef MLA_HAVE_CUDA
-  const auto launch = machine.kind() == MachineKind::kGpu ? gpu::launch_paging_check
-                                                          : model::launch_paging_check;
+  const auto launch =
+      machine.kind() == MachineKind::kGpu ? gpu::launch_paging_check : model::launch_paging_check;
 #else
   const auto launch = model::launch_paging_check;
 #endif

@@ -1,5 +1,6 @@
 /// @file
-/// The check of what only device memory knows: lengths against the block table, page ids against the cache.
+/// The check of what only device memory knows: lengths against the block table, page ids against
+/// the cache.
 #pragma once
 
 #include "reference/problem.h"
@@ -7,8 +8,8 @@
 
 namespace mla {
 
-/// Runs one small kernel over `seqlens_k` and the used slots of `block_table`, waits for it, and reports the first
-/// offender by sequence and slot.
+/// Runs one small kernel over `seqlens_k` and the used slots of `block_table`, waits for it, and
+/// reports the first offender by sequence and slot.
 /// @param machine  where the tensors live
 /// @return kOutOfRange with the value and what is allowed; validate()'s errors for a bad problem
 Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,

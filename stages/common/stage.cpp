@@ -24,8 +24,7 @@ Status check_device(const Stage& stage, const DeviceLimits& limits) {
       needs += " or newer";
     }
     return {StatusCode::kUnsupported, stage.slug + " needs compute capability " + needs +
-                                          ", the device has " +
-                                          version(limits.compute_capability)};
+                                          ", the device has " + version(limits.compute_capability)};
   }
   return {};
 }
@@ -43,9 +42,9 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
   }
   const size_t needed = stage.workspace_bytes(problem);
   if (workspace_bytes < needed) {
-    return {StatusCode::kWorkspaceTooSmall,
-            "workspace_bytes = " + std::to_string(workspace_bytes) + ", " + stage.slug + " needs " +
-                std::to_string(needed) + " for this problem"};
+    return {StatusCode::kWorkspaceTooSmall, "workspace_bytes = " + std::to_string(workspace_bytes) +
+                                                ", " + stage.slug + " needs " +
+                                                std::to_string(needed) + " for this problem"};
   }
   if (needed > 0 && workspace == nullptr) {
     return {StatusCode::kInvalidArgument,

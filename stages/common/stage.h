@@ -1,6 +1,6 @@
 /// @file
-/// A stage is a value in a registry: what it is called, its one idea, what hardware it needs, how to run it.
-/// Tests, bench and tools loop over the registry.
+/// A stage is a value in a registry: what it is called, its one idea, what hardware it needs, how
+/// to run it. Tests, bench and tools loop over the registry.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,11 @@ namespace mla {
 
 /// What a stage expects to spend on a problem: the terms of its own limit.
 struct Prediction {
-  double fp32_flop = 0;      ///< On the fp32 cores (2 an FMA), padding included.
-  double matrix_flop = 0;    ///< On the tensor cores, padding included.
-  double shared_bytes = 0;   ///< Through shared memory.
-  double dram_bytes = 0;     ///< Through device memory, caches assumed to catch re-reads within a block's lifetime.
+  double fp32_flop = 0;     ///< On the fp32 cores (2 an FMA), padding included.
+  double matrix_flop = 0;   ///< On the tensor cores, padding included.
+  double shared_bytes = 0;  ///< Through shared memory.
+  double dram_bytes =
+      0;  ///< Through device memory, caches assumed to catch re-reads within a block's lifetime.
   double busy_fraction = 1;  ///< Share of the multiprocessors that have work.
 };
 
@@ -39,7 +40,8 @@ struct Stage {
                         const DeviceLimits& limits) = nullptr;
 };
 
-/// Every folder stages/NN_*, in order, built for `machine`. For kGpu in a build without CUDA: empty.
+/// Every folder stages/NN_*, in order, built for `machine`. For kGpu in a build without CUDA:
+/// empty.
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// The stage with this slug (or its number: "02"), or null.
@@ -48,8 +50,9 @@ const Stage* find_stage(MachineKind machine, const std::string& slug);
 /// ok, or why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
 
-/// Decodes: checks problem, pointers, workspace and device, then runs the stage. On any error no output is touched.
-/// Asynchronous on a GPU: errors inside kernels appear at the next synchronisation.
+/// Decodes: checks problem, pointers, workspace and device, then runs the stage. On any error no
+/// output is touched. Asynchronous on a GPU: errors inside kernels appear at the next
+/// synchronisation.
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
               size_t workspace_bytes, Stream stream = nullptr);
 

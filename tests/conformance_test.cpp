@@ -1,0 +1,378 @@
+// Every stage of the registry against the reference, on every case of the list.
+//
+//   conformance_test [--machine model|gpu] [--stage 02_shared_tiled] [--cases sample|full]
+//                    [--shard i/n] [--gtest_...]
+//
+// On the model: a seeded sample of small cases, each under three schedules, on pretended devices of
+// several sizes. On a GPU: the full product, held to the fp64 oracle; the loop is case -> data ->
+// reference -> stages.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <random>
+#include <set>
+
+#include "reference/attention.h"
+#include "reference/compare.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "stages/common/device_data.h"
+#include "stages/common/stage.h"
+#include "tests/oracle.h"
+
+namespace mla {
+namespace {
+
+struct Options {
+  MachineKind machine = MachineKind::kModel;
+  std::string stage;  // empty: all
+  bool full = false;
+  int shard = 0, shards = 1;
+} options;
+
+constexpr std::pair<int, int> kHeads[] = {{1, 1},   {3, 1},   {3, 3},   {9, 1},  {9, 3},   {63, 1},
+                                          {63, 3},  {64, 1},  {64, 2},  {64, 8}, {126, 1}, {126, 2},
+                                          {126, 3}, {128, 1}, {128, 2}, {128, 8}};
+
+// b x s_q x s_k x heads x variable x causal x dtype, and the one with half of its sequences empty.
+// Seeds alternate the scale.
+std::vector<DecodeCase> full_product() {
+  std::vector<DecodeCase> cases;
+  for (const int batch : {1, 2, 6, 64}) {
+    for (const int seqlen_q : {1, 2, 4}) {
+      for (const int seqlen_k : {20, 140, 4096}) {
+        for (const auto& [num_heads_q, num_heads_kv] : kHeads) {
+          for (const bool variable : {false, true}) {
+            for (const bool causal : {false, true}) {
+              for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+                DecodeCase spec;
+                spec.dtype = dtype;
+                spec.batch = batch;
+                spec.seqlen_q = seqlen_q;
+                spec.seqlen_k = seqlen_k;
+                spec.num_heads_q = num_heads_q;
+                spec.num_heads_kv = num_heads_kv;
+                spec.variable_lengths = variable;
+                spec.causal = causal;
+                spec.empty_fraction = variable && batch >= 6 ? 0.1 : 0;
+                spec.seed = cases.size() / 2 * 3 + (cases.size() & 1);
+                cases.push_back(spec);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const bool causal : {false, true}) {
+      DecodeCase spec;
+      spec.dtype = dtype;
+      spec.batch = 128;
+      spec.seqlen_q = 2;
+      spec.seqlen_k = 4096;
+      spec.num_heads_q = 128;
+      spec.variable_lengths = true;
+      spec.empty_fraction = 0.5;
+      spec.causal = causal;
+      spec.seed = cases.size();
+      cases.push_back(spec);
+    }
+  }
+  return cases;
+}
+
+int64_t work(const DecodeCase& spec) {
+  return int64_t{spec.batch} * spec.seqlen_q * spec.num_heads_q * spec.seqlen_k;
+}
+
+// 200 cases of the product that the model runs quickly: every pair of heads and every flag, at
+// least ten of 4096 tokens, both dtypes alike. The same cases for every stage and on every run. The
+// full list on the model
+// (--cases full) takes days; on a GPU, minutes.
+std::vector<DecodeCase> small_sample() {
+  constexpr size_t kCases = 200;
+  std::vector<DecodeCase> pool;
+  for (const DecodeCase& spec : full_product()) {
+    if (work(spec) <= (spec.seqlen_k == 4096 ? 32768 : 20000)) pool.push_back(spec);
+  }
+  std::mt19937_64 random(1);
+  std::shuffle(pool.begin(), pool.end(), random);
+  std::map<std::pair<int, int>, int> heads_seen;
+  int long_seen = 0;
+  std::vector<DecodeCase> sample, rest;
+  for (const DecodeCase& spec : pool) {
+    int& seen = heads_seen[{spec.num_heads_q, spec.num_heads_kv}];
+    const bool is_long = spec.seqlen_k == 4096 && long_seen < 12;
+    if (seen < 6 || is_long) {
+      ++seen;
+      long_seen += spec.seqlen_k == 4096;
+      sample.push_back(spec);
+    } else {
+      rest.push_back(spec);
+    }
+  }
+  for (const DecodeCase& spec : rest) {
+    if (sample.size() < kCases) sample.push_back(spec);
+  }
+  return sample;
+}
+
+// Cases for the extreme data kinds: ordinary shapes, hostile values.
+std::vector<DecodeCase> extreme_cases() {
+  std::vector<DecodeCase> cases;
+  for (const DataKind kind : {DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      for (const bool causal : {false, true}) {
+        for (const int seqlen_k : {20, 300}) {
+          DecodeCase spec;
+          spec.dtype = dtype;
+          spec.data = kind;
+          spec.batch = 3;
+          spec.seqlen_q = 2;
+          spec.seqlen_k = seqlen_k;
+          spec.num_heads_q = 20;
+          spec.num_heads_kv = 2;
+          spec.variable_lengths = true;
+          spec.causal = causal;
+          spec.seed = cases.size();
+          cases.push_back(spec);
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+// The devices the model pretends to be, by turns: a stage that picks tiles by shared memory shows
+// all of them, and a grid limit of 5 blocks makes every kernel walk its items.
+void pretend_device(size_t turn) {
+  gpu_model::Device& device = gpu_model::device();
+  device = gpu_model::Device{};
+  switch (turn % 4) {
+    case 1:
+      device.compute_capability = 80;
+      device.max_shared_bytes = 166912;
+      break;
+    case 2:
+      device.compute_capability = 86;
+      device.max_shared_bytes = 101376;
+      break;
+    case 3:
+      device.max_grid_x = 5;
+      break;
+    default:
+      break;
+  }
+}
+
+struct Outputs {
+  std::vector<uint16_t> out;
+  std::vector<float> lse;
+  bool operator==(const Outputs& other) const {
+    return out == other.out &&
+           std::memcmp(lse.data(), other.lse.data(), lse.size() * sizeof(float)) == 0;
+  }
+};
+
+Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTensors& tensors,
+           Outputs* outputs) {
+  DeviceBuffer workspace;
+  const size_t bytes = stage.workspace_bytes(data.problem);
+  if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  MLA_RETURN_IF_ERROR(tensors.poison_outputs(machine));
+  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), workspace.data(), bytes));
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  outputs->out.resize(static_cast<size_t>(data.problem.out_elements()));
+  outputs->lse.resize(static_cast<size_t>(data.problem.lse_elements()));
+  MLA_RETURN_IF_ERROR(
+      machine.copy_to_host(outputs->out.data(), tensors.out.data(), tensors.out.bytes()));
+  return machine.copy_to_host(outputs->lse.data(), tensors.lse.data(), tensors.lse.bytes());
+}
+
+class Conformance : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = options.machine == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    for (const Stage& stage : stages(options.machine)) {
+      if (!options.stage.empty() && stage.slug.rfind(options.stage, 0) != 0) continue;
+      const Status fit = check_device(stage, machine_->limits());
+      if (fit.ok()) {
+        stages_.push_back(&stage);
+      } else {
+        std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
+      }
+    }
+    if (stages_.empty()) GTEST_SKIP() << "no stage to run";
+    started_ = std::chrono::steady_clock::now();
+  }
+
+  void TearDown() override {
+    gpu_model::device() = {};
+    gpu_model::schedule() = {};
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+    for (const auto& [slug, count] : runs_) {
+      std::printf("[   RUNS   ] %s: bf16 %d of %d, fp16 %d of %d passed\n", slug.c_str(),
+                  count.passed[0], count.run[0], count.passed[1], count.run[1]);
+    }
+    if (!runs_.empty()) std::printf("[   TIME   ] %.1f s\n", seconds);
+  }
+
+  // Whether case `index` of a list belongs to this shard.
+  static bool in_shard(size_t index) {
+    return index % static_cast<size_t>(options.shards) == static_cast<size_t>(options.shard);
+  }
+
+  // Runs every stage on one case; on the model under the given schedules, whose results must agree
+  // to the bit.
+  void check_case(DecodeCase spec, DataKind kind, std::span<const uint64_t> schedules) {
+    spec.data = kind;
+    SCOPED_TRACE(spec.name());
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    const Status made = generate_on_device(*machine_, data, &tensors);
+    ASSERT_TRUE(made.ok()) << made.to_string();
+    ReferenceResult expected;
+    const Status known = options.machine == MachineKind::kGpu
+                             ? oracle_decode(*machine_, data.problem, tensors.tensors(), &expected)
+                             : reference_attention(data.problem, tensors.tensors(), &expected);
+    ASSERT_TRUE(known.ok()) << known.to_string();
+
+    for (const Stage* stage : stages_) {
+      Outputs first;
+      for (size_t i = 0; i < schedules.size(); ++i) {
+        gpu_model::schedule().seed = schedules[i];
+        Count& count = runs_[stage->slug];
+        const int dtype = spec.dtype == DType::kFloat16;
+        ++count.run[dtype];
+        Outputs outputs;
+        const Status status = run(*machine_, *stage, data, tensors, &outputs);
+        ASSERT_TRUE(status.ok()) << stage->slug << ": " << status.to_string();
+        const DecodeComparison comparison =
+            compare_decode(spec.dtype, outputs.out, outputs.lse, expected);
+        EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+        if (i == 0) first = outputs;
+        const bool repeats = outputs == first;
+        EXPECT_TRUE(repeats) << stage->slug << ": results differ between runs";
+        count.passed[dtype] += comparison.ok() && repeats;
+      }
+    }
+  }
+
+  struct Count {
+    int run[2] = {}, passed[2] = {};
+  };
+  Machine* machine_ = nullptr;
+  std::vector<const Stage*> stages_;
+  std::map<std::string, Count> runs_;
+  std::chrono::steady_clock::time_point started_;
+};
+
+TEST_F(Conformance, Cases) {
+  const bool on_model = options.machine == MachineKind::kModel;
+  const std::vector<DecodeCase> cases = options.full ? full_product() : small_sample();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    if (on_model) {
+      pretend_device(i);
+      check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{2 * i + 1});
+      check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0, 2 * i + 2});
+    } else {
+      check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{0});
+      check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
+      if (i % 500 == 0) std::fprintf(stderr, "case %zu of %zu\n", i, cases.size());
+    }
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(Conformance, ExtremeValuesAndLogits) {
+  const std::vector<DecodeCase> cases = extreme_cases();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    pretend_device(i);
+    check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
+    if (HasFatalFailure()) return;
+  }
+}
+
+// The same input gives the same bits, run after run.
+TEST_F(Conformance, BitwiseRepeatable) {
+  DecodeCase spec;
+  spec.batch = 5;
+  spec.seqlen_q = 2;
+  spec.seqlen_k = options.machine == MachineKind::kGpu ? 2000 : 100;
+  spec.num_heads_q = options.machine == MachineKind::kGpu ? 128 : 24;
+  spec.variable_lengths = true;
+  spec.causal = true;
+  std::vector<uint64_t> schedules(options.machine == MachineKind::kGpu ? 50 : 4);
+  for (size_t i = 0; i < schedules.size(); ++i) schedules[i] = i;
+  check_case(spec, DataKind::kNeedles, schedules);
+}
+
+// The sample keeps its promises, whatever is changed in the list.
+TEST(ConformanceSample, CoversWhatItMust) {
+  const std::vector<DecodeCase> sample = small_sample();
+  EXPECT_EQ(sample.size(), 200u);
+  std::set<std::pair<int, int>> heads;
+  std::map<std::string, int> seen;
+  for (const DecodeCase& spec : sample) {
+    EXPECT_LE(work(spec), 1 << 15) << spec.name();
+    heads.insert({spec.num_heads_q, spec.num_heads_kv});
+    seen[to_string(spec.dtype)]++;
+    seen["long"] += spec.seqlen_k == 4096;
+    seen[spec.causal ? "causal" : "not causal"]++;
+    seen[spec.variable_lengths ? "variable" : "fixed"]++;
+    seen["s_q " + std::to_string(spec.seqlen_q)]++;
+    seen["b " + std::to_string(spec.batch)]++;
+    seen[spec.seed % 2 == 0 ? "scale 576^-1/2" : "scale 0.135"]++;
+  }
+  EXPECT_EQ(heads.size(), std::size(kHeads));
+  EXPECT_GE(seen["long"], 10);
+  for (const char* each :
+       {"bf16", "fp16", "causal", "not causal", "variable", "fixed", "s_q 1", "s_q 2", "s_q 4",
+        "b 1", "b 2", "b 6", "b 64", "scale 576^-1/2", "scale 0.135"}) {
+    EXPECT_GE(seen[each], 5) << each;
+  }
+}
+
+}  // namespace
+}  // namespace mla
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  mla::Options& options = mla::options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    if (flag == "--machine" && (value == "gpu" || value == "model")) {
+      options.machine = value == "gpu" ? mla::MachineKind::kGpu : mla::MachineKind::kModel;
+    } else if (flag == "--stage" && !value.empty()) {
+      options.stage = value;
+    } else if (flag == "--cases" && (value == "sample" || value == "full")) {
+      options.full = value == "full";
+    } else if (flag == "--shard" &&
+               std::sscanf(value.c_str(), "%d/%d", &options.shard, &options.shards) == 2 &&
+               options.shard >= 0 && options.shard < options.shards) {
+    } else {
+      std::fprintf(stderr,
+                   "unknown or incomplete argument '%s'\nusage: %s [--machine model|gpu] "
+                   "[--stage SLUG] [--cases sample|full] [--shard i/n, 0 <= i < n]\n",
+                   flag.c_str(), argv[0]);
+      return 2;
+    }
+    ++i;
+  }
+  const int result = RUN_ALL_TESTS();
+  // Nothing ran because there is no GPU: say "skipped" to CTest (SKIP_RETURN_CODE).
+  std::string why_not;
+  if (result == 0 && options.machine == mla::MachineKind::kGpu &&
+      mla::gpu_machine(&why_not) == nullptr) {
+    return 77;
+  }
+  return result;
+}
