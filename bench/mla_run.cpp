@@ -179,6 +179,7 @@ int print_predictions(const std::vector<Placement>& placements, const Dump& dump
         {"seqlen_q", problem.seqlen_q},
         {"num_heads_q", problem.num_heads_q},
         {"num_heads_kv", problem.num_heads_kv},
+        {"max_pages_per_seq", problem.max_pages_per_seq},
         {"tokens", static_cast<double>(dump.total_tokens())},
         {"flop", work.flop},
         {"unique_bytes", work.bytes},
