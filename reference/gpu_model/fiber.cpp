@@ -22,29 +22,27 @@ Fiber::Fiber(unsigned number) : number_(number) {
     munmap(map, kMapBytes);
     throw std::bad_alloc();
   }
-  create_tsan_context();
+#ifdef GPU_MODEL_TSAN
+  tsan_ = __tsan_create_fiber(0);
+#endif
 }
 
 Fiber::~Fiber() {
-  discard();
+  asan_unpoison(stack_, kMapBytes - kGuardBytes);
 #ifdef GPU_MODEL_TSAN
   __tsan_destroy_fiber(tsan_);
 #endif
   munmap(stack_ - kGuardBytes, kMapBytes);
 }
 
-void Fiber::create_tsan_context() {
-#ifdef GPU_MODEL_TSAN
-  tsan_ = __tsan_create_fiber(0);
-  __tsan_set_fiber_name(tsan_, ("GPU thread " + std::to_string(number_)).c_str());
-#endif
-}
-
-void Fiber::prepare(void (*entry)(void*), void* argument) {
+void Fiber::prepare(void (*entry)(void*), void* argument, [[maybe_unused]] unsigned gpu_thread) {
   entry_ = entry;
   argument_ = argument;
   std::byte* top = stack_ + kMapBytes - kGuardBytes - (number_ % kColours) * kColourBytes;
   context_ = make_fcontext(top, kStackBytes, start);
+#ifdef GPU_MODEL_TSAN
+  __tsan_set_fiber_name(tsan_, ("GPU thread " + std::to_string(gpu_thread)).c_str());
+#endif
 }
 
 void Fiber::start(transfer_t transfer) {
@@ -59,31 +57,16 @@ void Fiber::start(transfer_t transfer) {
 void Fiber::discard() {
   asan_unpoison(stack_, kMapBytes - kGuardBytes);  // redzones of functions that never returned
 #ifdef GPU_MODEL_TSAN
-  __tsan_destroy_fiber(tsan_);  // its record of the functions it is in is wrong now
-  create_tsan_context();
+  // Its record of the functions it is in is wrong now. The new one comes after all that it did.
+  release_to(this);
+  __tsan_acquire(this);
+  __tsan_destroy_fiber(tsan_);
+  tsan_ = __tsan_create_fiber(0);
 #endif
 }
 
 bool Fiber::overflows(const void* address) const {
   return address >= stack_ - kGuardBytes && address < stack_;
-}
-
-void Fiber::release_to([[maybe_unused]] void* token) {
-#ifdef GPU_MODEL_TSAN
-  void* caller = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
-  __tsan_release(token);
-  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
-#endif
-}
-
-void Fiber::acquire_from([[maybe_unused]] void* token) {
-#ifdef GPU_MODEL_TSAN
-  void* caller = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
-  __tsan_acquire(token);
-  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
-#endif
 }
 
 }  // namespace gpu_model::detail

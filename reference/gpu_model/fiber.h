@@ -23,8 +23,9 @@ class Fiber {
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
-  /// The next resume() calls entry(argument), which must end in leave().
-  void prepare(void (*entry)(void*), void* argument);
+  /// The next resume() calls entry(argument), which must end in leave(). `gpu_thread` is for
+  /// ThreadSanitizer's reports.
+  void prepare(void (*entry)(void*), void* argument, unsigned gpu_thread);
 
   /// From the scheduler: runs the fiber until it suspends or leaves.
   void resume();
@@ -40,8 +41,13 @@ class Fiber {
 
   bool overflows(const void* address) const;
 
-  /// For ThreadSanitizer, from anywhere while the fiber is suspended or itself calls: what it did
-  /// before release_to is visible after acquire_from to whoever calls that with the same token.
+  /// Calls function(), which ThreadSanitizer attributes to this fiber. From anywhere but inside
+  /// another one's.
+  template <typename Function>
+  void impersonate(Function function);
+
+  /// For ThreadSanitizer: what the fiber did before release_to is visible to whoever calls
+  /// acquire_from with the same token afterwards.
   void release_to(void* token);
   void acquire_from(void* token);
 
@@ -52,7 +58,6 @@ class Fiber {
   static constexpr size_t kMapBytes = kGuardBytes + kStackBytes + kColours * kColourBytes;
 
   static void start(boost::context::detail::transfer_t transfer);
-  void create_tsan_context();
 
   std::byte* stack_ = nullptr;                            // the guard zone lies below
   boost::context::detail::fcontext_t context_ = nullptr;  // where the fiber goes on; read by gdb.py
@@ -95,6 +100,26 @@ inline void Fiber::suspend() {
 #ifdef GPU_MODEL_ASAN
   __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
+}
+
+template <typename Function>
+void Fiber::impersonate(Function function) {
+#ifdef GPU_MODEL_TSAN
+  void* caller = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
+  function();
+  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
+#else
+  function();
+#endif
+}
+
+inline void Fiber::release_to(void* token) {
+  impersonate([=] { tsan_release(token); });
+}
+
+inline void Fiber::acquire_from(void* token) {
+  impersonate([=] { tsan_acquire(token); });
 }
 
 inline void Fiber::become_scheduler() {

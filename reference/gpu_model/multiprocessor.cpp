@@ -125,19 +125,25 @@ bool Multiprocessor::run_block(uint64_t turn) {
     warps_[w] = {.exists = all, .runnable = all};
   }
   const dim3 block = launch_->block;
+#ifdef GPU_MODEL_TSAN
+  // The same thread of two blocks shall not look like one thread, or a race between them is none.
+  for (unsigned number = 1; number < count_; ++number) {
+    std::swap(threads_[number - 1]->fiber, threads_[number]->fiber);
+  }
+#endif
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
     thread.index = {number % block.x, number / block.x % block.y, number / block.x / block.y};
     thread.finished = false;
     thread.wait = {};
     thread.barrier = -1;
-    thread.fiber.prepare(run_thread, &thread);
+    thread.fiber->prepare(run_thread, &thread, number);
   }
   draw_priorities();
   schedule();
 
   for (unsigned number = 0; number < count_; ++number) {
-    if (!threads_[number]->finished || !error_.empty()) threads_[number]->fiber.discard();
+    if (!threads_[number]->finished || !error_.empty()) threads_[number]->fiber->discard();
   }
   count_ = 0;
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
@@ -199,7 +205,7 @@ void Multiprocessor::schedule() {
 void Multiprocessor::resume(Thread& thread) {
   threadIdx = thread.index;
   running_ = &thread;
-  thread.fiber.resume();
+  thread.fiber->resume();
   running_ = nullptr;
 }
 
@@ -224,7 +230,7 @@ void Multiprocessor::run_thread(void* argument) {
   }
   self->finish_thread();
   tsan_release(&self->launch_->error);  // launch() acquires it when the grid is done
-  thread.fiber.leave();
+  thread.fiber->leave();
 }
 
 void Multiprocessor::finish_thread() {
@@ -248,7 +254,7 @@ void Multiprocessor::suspend(const Wait& wait) {
   Thread& thread = self();
   thread.wait = wait;
   warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
-  thread.fiber.suspend();
+  thread.fiber->suspend();
 }
 
 void Multiprocessor::wake(Thread& thread) {
@@ -260,7 +266,7 @@ void Multiprocessor::wake(Thread& thread) {
 void Multiprocessor::yield() {
   Thread& thread = self();
   warps_[thread.number / warpSize].priority = (uint64_t{1} << 32) - ++yields_;
-  thread.fiber.suspend();
+  thread.fiber->suspend();
 }
 
 void Multiprocessor::scheduling_point() {
@@ -269,6 +275,7 @@ void Multiprocessor::scheduling_point() {
 
 inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, const Wait& wait) {
   Thread& thread = self();
+  thread.fiber->become_scheduler();
   Barrier& barrier = barriers_[id];
   if (barrier.arrived == 0) {
     barrier.place = wait;
@@ -285,7 +292,7 @@ inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, 
   warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
   thread.wait = wait;
   if (barrier.arrived == expected) complete(barrier, id);
-  thread.fiber.suspend();
+  thread.fiber->suspend();
   return static_cast<int>(thread.result);
 }
 
@@ -300,9 +307,9 @@ void Multiprocessor::complete(Barrier& barrier, unsigned id) {
   }
   // The first one's address as the token: whatever was released to it before, that thread knows
   // already, so no order is invented between threads that did not meet.
-  for (Thread* thread : met) thread->fiber.release_to(met.front());
+  for (Thread* thread : met) thread->fiber->release_to(met.front());
   for (Thread* thread : met) {
-    thread->fiber.acquire_from(met.front());
+    thread->fiber->acquire_from(met.front());
     thread->result = holds;
     wake(*thread);
   }
@@ -313,6 +320,7 @@ void Multiprocessor::complete(Barrier& barrier, unsigned id) {
 inline uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsigned source,
                                         Combine combine, bool ordering) {
   Thread& thread = self();
+  thread.fiber->become_scheduler();
   Warp& warp = warps_[thread.number / warpSize];
   const uint32_t bit = 1u << thread.number % warpSize;
   if ((wait.mask & bit) == 0) {
@@ -335,7 +343,7 @@ inline uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsi
   warp.collecting |= bit;
   const uint32_t mask = wait.mask & warp.exists;
   if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering);
-  thread.fiber.suspend();
+  thread.fiber->suspend();
   return thread.result;
 }
 
@@ -368,8 +376,8 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
     }
   });
   if (ordering) {
-    for_each_lane([&](Thread& thread) { thread.fiber.release_to(&leader); });
-    for_each_lane([&](Thread& thread) { thread.fiber.acquire_from(&leader); });
+    for_each_lane([&](Thread& thread) { thread.fiber->release_to(&leader); });
+    for_each_lane([&](Thread& thread) { thread.fiber->acquire_from(&leader); });
   }
   for_each_lane([&](Thread& thread) {
     thread.result = combine != nullptr ? combined : thread_of(thread.source).operand;
@@ -392,7 +400,7 @@ std::byte* Multiprocessor::shared_memory(size_t bytes) {
 void Multiprocessor::fault(const void* address, const char* access) {
   fail([&] {
     std::string text;
-    if (self().fiber.overflows(address)) {
+    if (self().fiber->overflows(address)) {
       text = "stack overflow: more than " + std::to_string(Fiber::kStackBytes) +
              " bytes in one GPU thread";
     } else if (shared_.contains(address)) {

@@ -61,9 +61,9 @@ struct Wait {
 };
 
 struct Thread {
-  explicit Thread(unsigned number_) : fiber(number_), number(number_) {}
+  explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
 
-  Fiber fiber;
+  std::unique_ptr<Fiber> fiber;
   unsigned number;
   uint3 index{};
   bool finished = false;
@@ -101,6 +101,7 @@ class Multiprocessor {
 
   // The rest is called by GPU threads.
   Thread& self() { return *running_; }
+  Thread& thread(unsigned number) { return *threads_[number]; }
   bool runs_thread() const { return running_ != nullptr; }
   std::byte* shared_memory(size_t bytes);
 
@@ -125,9 +126,11 @@ class Multiprocessor {
   /// destroyed, so the callers must own nothing; that is why the text is made in here.
   template <typename Message>
   [[noreturn]] void fail(Message message) {
-    self().fiber.become_scheduler();
+    tsan_release(this);  // what the message quotes, an exception's text say, this thread wrote
+    self().fiber->become_scheduler();
+    tsan_acquire(this);
     if (error_.empty()) error_ = message();
-    self().fiber.leave();
+    self().fiber->leave();
   }
   /// The same, for a hardware fault.
   [[noreturn]] void fault(const void* address, const char* access);

@@ -16,7 +16,9 @@ extern "C" {
 int __tsan_get_report_mop(void* report, unsigned long index, int* thread, void** address, int* size,
                           int* write, int* atomic, void** trace, unsigned long trace_size);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
 
 namespace {
@@ -39,6 +41,8 @@ std::string describe(const Access& access) {
   char place[512] = "an unknown place";
   if (access.trace[0] != nullptr) {
     __sanitizer_symbolize_pc(access.trace[0], "%s:%l", place, sizeof place);
+    if (place[0] == '<')
+      __sanitizer_symbolize_pc(access.trace[0], "%f", place, sizeof place);  // no line known
   }
   return std::string(access.atomic != 0 ? "atomic " : "") + (access.write != 0 ? "write" : "read") +
          " of " + std::to_string(access.size) + " bytes at " +
@@ -80,8 +84,13 @@ extern "C" void __tsan_on_report(void* report) {
 std::string gpu_model::detail::tsan_take_report() {
   if (!race.found) return {};
   race.found = false;
+  Multiprocessor* multiprocessor = Multiprocessor::current();
+  multiprocessor->thread(race.thread).fiber->impersonate([] {
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  });
   return "ThreadSanitizer reported a data race: " + describe(race.accesses[0]) + " by " +
-         Multiprocessor::current()->place(race.thread) + ", after another thread's " +
+         multiprocessor->place(race.thread) + ", after another thread's " +
          describe(race.accesses[1]);
 }
 
