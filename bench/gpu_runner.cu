@@ -22,6 +22,10 @@ class GpuRunner final : public Runner {
   }
 
   Status prepare(const Operation& operation, int* handle) override {
+    // Once without a graph: kernels are loaded at their first launch, which neither a capture nor a
+    // time should see.
+    MLA_RETURN_IF_ERROR(operation(stream_.get()));
+    MLA_RETURN_IF_ERROR(wait_for_stream());
     gpu::CudaGraphExec graph;
     MLA_RETURN_IF_ERROR(gpu::capture(
         stream_.get(), [&](cudaStream_t s) { return operation(s); }, &graph));

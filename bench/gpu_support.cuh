@@ -55,6 +55,7 @@ Status wait(Query&& query, bool* hung) {
     }
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
+  if (cudaPeekAtLastError() == cudaErrorNotReady) cudaGetLastError();  // no error of a later call
   return cuda_status(error, "a kernel");
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 
 namespace mla::bench {
 namespace {
@@ -131,12 +132,6 @@ class ShapeRun {
       if (!is_in(entry)) continue;
       entry.times.name = result_.shape.name + ": " + entry.stage;
       entry.times.sustained_warmup_s = std::atoi(entry.stage.c_str()) >= 5 ? 1.2 : 0.2;
-      if (gpu) {  // the first run loaded the kernel: only the second tells
-        std::vector<double> samples;
-        drop_if_error(entry, bench_.runner.run_cold(entry.times.handle, 1, &samples), "");
-        if (!is_in(entry)) continue;
-        entry.times.expected_us = samples.front();
-      }
       contenders.push_back(entry.times);
       places.push_back(i);
     }
@@ -216,8 +211,11 @@ class ShapeRun {
 }  // namespace
 
 ShapeResult measure_shape(const Bench& bench, const Shape& shape) {
-  ShapeResult result = ShapeRun(bench, shape).run();
+  auto run = std::make_unique<ShapeRun>(bench, shape);
+  ShapeResult result = run->run();
   bench.progress.clear();
+  // Freeing memory waits for all kernels: not for one that never ends.
+  if (bench.runner.lost()) static_cast<void>(run.release());
   return result;
 }
 

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -49,6 +50,17 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
   return {};
 }
 
+/// Before minutes of measuring, not after. Leaves no empty file.
+Status check_writable(const std::string& path) {
+  if (path.empty()) return {};
+  const bool existed = std::filesystem::exists(path);
+  if (!std::ofstream(path, std::ios::app)) {
+    return {StatusCode::kFileError, path + ": cannot be written"};
+  }
+  if (!existed) std::filesystem::remove(path);
+  return {};
+}
+
 void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
@@ -65,30 +77,29 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Progress progress;
   std::unique_ptr<Runner> runner = make_model_runner();
-  Bench bench{machine, *runner, {}, {}, progress};
+  std::vector<const Stage*> chosen;
+  Ceilings ceilings;
   Context context = describe_environment(machine);
-  if (const Status status = select_stages(machine.kind(), options.stages, &bench.stages);
-      !status.ok()) {
+  if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
     return complain(status);
   }
   if (gpu) {
-    std::unique_ptr<Runner> gpu_runner;
-    if (const Status status = make_gpu_runner(&gpu_runner); !status.ok()) return complain(status);
-    const Status status = measure_ceilings(
-        *gpu_runner, [&](const std::string& text) { progress.step(text); }, &bench.ceilings);
+    Status status = make_gpu_runner(&runner);
+    if (!status.ok()) return complain(status);
+    status = measure_ceilings(
+        *runner, [&](const std::string& text) { progress.step(text); }, &ceilings);
     progress.clear();
     if (!status.ok()) return complain(status);
-    const Context ceilings = describe_ceilings(bench.ceilings);
-    context.insert(context.end(), ceilings.begin(), ceilings.end());
-    runner = std::move(gpu_runner);
+    const Context measured = describe_ceilings(ceilings);
+    context.insert(context.end(), measured.begin(), measured.end());
   }
   std::cout << describe(context) << std::flush;
 
+  const Bench bench{machine, *runner, chosen, ceilings, progress};
   std::vector<ShapeResult> results;
   bool failed = false;
   for (const Shape& shape : shapes) {
-    const Bench on_machine{machine, *runner, bench.stages, bench.ceilings, progress};
-    const ShapeResult& result = results.emplace_back(measure_shape(on_machine, shape));
+    const ShapeResult& result = results.emplace_back(measure_shape(bench, shape));
     std::cout << side_by_side(result, machine.kind()) << std::flush;
     for (const StageResult& entry : result.stages) {
       failed = failed || entry.outcome == StageResult::Outcome::kFailed;
@@ -183,8 +194,8 @@ int run(int argc, char** argv) {
       !status.ok()) {
     return complain(status);
   }
-  if (!options.out.empty() && !std::ofstream(options.out, std::ios::app)) {
-    return complain({StatusCode::kFileError, options.out + ": cannot be written"});
+  for (const std::string& file : {options.out, options.samples}) {
+    if (const Status status = check_writable(file); !status.ok()) return complain(status);
   }
   return measure(machine, options, shapes, std::move(google_arguments));
 }

@@ -23,20 +23,23 @@ Progress::~Progress() {
 void Progress::step(std::string text) {
   const std::lock_guard lock(mutex_);
   if (terminal_ && shown_) std::fputs("\r\033[K", stderr);
+  since_ = std::chrono::steady_clock::now();
+  if (text_.empty()) next_ = since_ + std::chrono::seconds(2);
   text_ = std::move(text);
   shown_ = false;
-  since_ = std::chrono::steady_clock::now();
 }
 
 void Progress::show() {
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - since_;
   if (text_.empty()) return;
+  const auto now = std::chrono::steady_clock::now();
+  const std::chrono::duration<double> elapsed = now - since_;
   if (terminal_) {
     if (elapsed.count() < 0.5) return;
     std::fprintf(stderr, "\r\033[K%s … %.0f s", text_.c_str(), elapsed.count());
   } else {
-    if (shown_ || elapsed.count() < 2) return;
+    if (shown_ || now < next_) return;
     std::fprintf(stderr, "%s …\n", text_.c_str());
+    next_ = now + std::chrono::seconds(5);
   }
   std::fflush(stderr);
   shown_ = true;

@@ -11,7 +11,7 @@
 namespace mla::bench {
 
 /// Shows the current step with the time it has taken: on a terminal as one line that is
-/// overwritten, elsewhere as a line a step, and only of steps that last over two seconds.
+/// overwritten; elsewhere as a line after two seconds without one, then at most every five.
 class Progress {
  public:
   Progress();
@@ -28,8 +28,9 @@ class Progress {
   std::condition_variable_any changed_;
   std::string text_;
   bool shown_ = false;
-  std::chrono::steady_clock::time_point since_;
-  std::jthread ticker_;  // last: it uses the others
+  std::chrono::steady_clock::time_point since_;  ///< The current step
+  std::chrono::steady_clock::time_point next_;   ///< Elsewhere than on a terminal: not before
+  std::jthread ticker_;                          // last: it uses the others
 };
 
 }  // namespace mla::bench

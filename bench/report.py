@@ -83,12 +83,15 @@ def why_not(entry):
     return ""
 
 
-def load(path):
+def read_json(path):
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Error(f"{path}: {error}") from None
-    results = Results(data, Path(path).name)
+
+
+def load(path):
+    results = Results(read_json(path), Path(path).name)
     problems = results.problems()
     if problems:
         raise Error(f"{path}: not a results file: " + "; ".join(problems[:5]))
@@ -99,7 +102,7 @@ def recorded(root):
     """The newest results of the GPU that the texts speak of, or of any other; None if there are none."""
     found = []
     for path in sorted((root / "bench" / "results").glob("*.json")):
-        context = json.loads(path.read_text(encoding="utf-8")).get("context", {})
+        context = read_json(path).get("context", {})
         if context.get("schema") == SCHEMA and context.get("machine") == "gpu":
             found.append((context.get("gpu") == RECORDED_GPU, context.get("date_utc", ""), path))
     return load(max(found)[2]) if found else None
@@ -108,7 +111,7 @@ def recorded(root):
 def load_peers(root, results):
     """Recorded figures of other implementations on the same kind of GPU: {shape: {name: [cold, sustained]}}."""
     for path in sorted((root / "bench" / "results").glob("peers_*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         if data["context"]["schema"] != PEERS_SCHEMA:
             raise Error(f"{path}: schema is not '{PEERS_SCHEMA}'")
         if data["context"]["gpu"] == results.context.get("gpu"):

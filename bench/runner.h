@@ -27,7 +27,7 @@ class Runner {
   virtual ~Runner() = default;
   /// How often to run what takes `microseconds`.
   virtual Plan plan(double microseconds) const = 0;
-  /// Makes the operation ready to be run; `handle` names it from now on.
+  /// Makes the operation ready to be run, for which it may run it; `handle` names it from now on.
   virtual Status prepare(const Operation& operation, int* handle) = 0;
   /// Runs it `runs` times, each time after other data went through the caches; adds the times in us
   /// to `samples`.

@@ -18,7 +18,7 @@ inline constexpr double kOnceMicroseconds = 200e3;
 struct Contender {
   std::string name;
   int handle = 0;
-  double expected_us = 0;              ///< Of a run made before, beyond the first
+  double expected_us = 0;              ///< Of a run made before, not the first
   double sustained_warmup_s = 0.2;     ///< 1.2 for stages that reach the power limit
   std::vector<double> cold;            ///< us, in the order taken
   std::vector<double> sustained;       ///< us, in the order taken; empty if none were due
