@@ -66,11 +66,11 @@ class Fiber {
   void* argument_ = nullptr;
   unsigned number_;
   // For the sanitizers.
-  void* tsan_ = nullptr;
-  void* scheduler_tsan_ = nullptr;
-  void* fake_stack_ = nullptr;
-  const void* scheduler_stack_ = nullptr;
-  size_t scheduler_stack_bytes_ = 0;
+  [[maybe_unused]] void* tsan_ = nullptr;
+  [[maybe_unused]] void* scheduler_tsan_ = nullptr;
+  [[maybe_unused]] void* fake_stack_ = nullptr;
+  [[maybe_unused]] const void* scheduler_stack_ = nullptr;
+  [[maybe_unused]] size_t scheduler_stack_bytes_ = 0;
 };
 
 // Inline, and so are their callers: a switch spoils the processor's prediction of every return that
