@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kSharedThreads) read_shared(long long* clocks,
 #pragma unroll
     for (int i = 0; i < kSharedLoads; ++i) {
       uint4 word;
-      // volatile: the compiler may not load once and reuse
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+      // ld.volatile: ptxas may not load once and reuse, which asm volatile alone allows
+      asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
                    : "r"(place + static_cast<uint32_t>(i % 2 * kSharedThreads * sizeof(uint4))));
       seen ^= word.x ^ word.y ^ word.z ^ word.w;

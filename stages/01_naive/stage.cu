@@ -1,7 +1,7 @@
 // 01_naive: launch, workspace, prediction.
 #include <algorithm>
 
-#include "stages/01_naive/kernel.cuh"
+#include "kernel.cuh"
 #include "stages/common/launch.h"
 #include "stages/common/stage.h"
 
@@ -54,8 +54,8 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
   });
 }
 
-// Every row reads every token's K and V through the caches; the score matrix is written twice and
-// read four times.
+// Every row reads every token's K and V through the caches; the score matrix is written
+// three times (scores, exponentials, probabilities) and read four times.
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const double rows = double(problem.seqlen_q) * problem.num_heads_q;
   const double scores = rows * double(total_tokens);
@@ -66,9 +66,8 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   // values: v and p of each.
   prediction.shared_bytes = scores * (2 * kHeadDimQK + kHeadDimV) / 32 * 128;
   prediction.dram_bytes =
-      double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 + scores * 4 * 6;
-  prediction.busy_fraction =
-      std::min(1.0, double(problem.batch) * rows / (8.0 * limits.multiprocessors));
+      double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 + scores * 4 * 7;
+  prediction.busy_fraction = std::min(1.0, problem.batch * rows / limits.multiprocessors);
   return prediction;
 }
 

@@ -1,7 +1,7 @@
 // 02_shared_tiled: launch, workspace, prediction.
 #include <algorithm>
 
-#include "stages/02_shared_tiled/kernel.cuh"
+#include "kernel.cuh"
 #include "stages/common/launch.h"
 #include "stages/common/stage.h"
 
@@ -84,9 +84,13 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   // KV is read by both passes; the score matrix is written twice and read three times.
   prediction.dram_bytes =
       double(total_tokens) * problem.num_heads_kv * (kHeadDimQK + kHeadDimV) * 2 + scores * 4 * 5;
-  const double blocks =
-      double(problem.batch) * problem.num_heads_kv * row_tiles * kHeadDimV / kTileN;
-  prediction.busy_fraction = std::min(1.0, blocks / (2.0 * limits.multiprocessors));
+  // The passes differ in blocks: the share of multiprocessors is that of the whole time.
+  const double matrices = double(problem.batch) * problem.num_heads_kv * row_tiles;
+  const auto busy = [&](double blocks) { return std::min(1.0, blocks / limits.multiprocessors); };
+  const double token_tiles = std::ceil(double(total_tokens) / problem.batch / kTileN);
+  prediction.busy_fraction = (kHeadDimQK + kHeadDimV) /
+                             (kHeadDimQK / busy(matrices * token_tiles) +
+                              kHeadDimV / busy(matrices * (kHeadDimV / kTileN)));
   return prediction;
 }
 

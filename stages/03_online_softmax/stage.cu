@@ -1,7 +1,7 @@
 // 03_online_softmax: launch, prediction. No workspace.
 #include <algorithm>
 
-#include "stages/03_online_softmax/kernel.cuh"
+#include "kernel.cuh"
 #include "stages/common/launch.h"
 #include "stages/common/stage.h"
 
@@ -69,8 +69,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double pv = (tile_rows / 4.0 + 8) / (32.0 * tile_rows / 4 * 32);
   prediction.shared_bytes = padded * (kHeadDimQK * qk + kHeadDimV * pv) * 256;
   prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-  prediction.busy_fraction =
-      std::min(1.0, tiles / (limits.multiprocessors * (tile_rows == 16 ? 2.0 : 1.0)));
+  prediction.busy_fraction = std::min(1.0, tiles / limits.multiprocessors);
   return prediction;
 }
 

@@ -1,0 +1,48 @@
+// A stage of your own: launch, workspace, prediction. The build passes the stage's name, from its folder.
+#include "kernel.cuh"
+
+#include "stages/common/launch.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+namespace kernel = my_stage;
+
+static_assert(kHeadDimV == 4 * kernel::kThreads, "a thread owns four output columns");
+
+// Device memory beside the tensors; may depend on shapes only.
+size_t workspace_bytes(const Problem&) {
+  return 0;
+}
+
+// Arguments are checked before this is called. Enqueue on `stream` and return; never wait.
+Status decode(const Problem& problem, const Tensors& tensors, void* /*workspace*/, Stream stream) {
+  const int64_t items = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    return launch(kernel::decode<decltype(zero)>, grid_for(items), kernel::kThreads,
+                  sizeof(kernel::Plan), stream, problem, tensors, items);
+  });
+}
+
+// What this kernel must spend: the bench compares it with what it took. Predict before you measure.
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits&) {
+  const double scores = double(problem.seqlen_q) * problem.num_heads_q * double(total_tokens);
+  Prediction prediction;
+  prediction.fp32_flop = 2 * scores * (kHeadDimQK + kHeadDimV);
+  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  return prediction;
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "your idea, in one line";
+  stage.workspace_bytes = workspace_bytes;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE

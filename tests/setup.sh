@@ -1,0 +1,42 @@
+# Sourced by tests/run.sh and bench/run.sh: installs what is missing, and builds. From the project's root.
+#
+#   build TARGET...   configures into build/ and builds the targets
+
+# Packages of Debian 12 and Ubuntu 24.04, and what is looked for to know whether they are there.
+install_missing() {
+  local missing=() entry
+  for entry in g++=c++ cmake=cmake ninja-build=ninja git=git python3=python3 \
+      libeigen3-dev=/usr/include/eigen3/Eigen/Core \
+      libboost-context-dev=/usr/include/boost/context/fiber.hpp \
+      libgtest-dev=/usr/include/gtest/gtest.h \
+      libbenchmark-dev=/usr/include/benchmark/benchmark.h \
+      libcli11-dev=/usr/include/CLI/CLI.hpp; do
+    local package=${entry%%=*} witness=${entry#*=}
+    if [[ $witness == /* ]]; then
+      [[ -e $witness ]] || missing+=("$package")
+    else
+      command -v "$witness" > /dev/null || missing+=("$package")
+    fi
+  done
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+
+  local root=()
+  if [[ $(id -u) -ne 0 ]]; then root=(sudo); fi
+  if ! command -v apt-get > /dev/null || { [[ ${#root[@]} -gt 0 ]] && ! command -v sudo > /dev/null; }; then
+    echo "These packages are needed, and cannot be installed from here (no apt-get, or neither root nor sudo):" >&2
+    echo "  ${missing[*]}" >&2
+    return 1
+  fi
+  echo "Installing ${missing[*]} …"
+  "${root[@]}" apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+}
+
+build() {
+  install_missing
+  if ! command -v nvcc > /dev/null && [[ -x /usr/local/cuda/bin/nvcc ]]; then
+    export PATH=$PATH:/usr/local/cuda/bin
+  fi
+  cmake -S . -B build -G Ninja | grep -E '^-- (CUDA|Doxygen)|Error|error' || true
+  cmake --build build --target "$@"
+}
