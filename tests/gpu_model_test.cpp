@@ -135,7 +135,7 @@ class Races : public GpuModel {
     const std::string friendly = run(0, threads, kernel, expected);
     if (kThreadSanitizer) {
       expect_contains(friendly, "ThreadSanitizer reported a data race");
-      expect_contains(friendly, "tests/gpu_model_test.cpp:");
+      expect_contains(friendly, " by block (0,0,0), thread (");
       return;
     }
     EXPECT_EQ(friendly, "");

@@ -2,11 +2,14 @@
 
     (gdb) source reference/gpu_model/gdb.py
     (gdb) gpu threads       which GPU threads there are, and where each waits
-    (gdb) gpu thread 5 bt   the backtrace of GPU thread 5; any gdb command may stand in place of bt
+    (gdb) gpu thread 5      where in the kernel GPU thread 5 is
+    (gdb) gpu thread 5 bt   its whole backtrace; any gdb command may stand in place of bt
 
 `gpu thread` reads what Boost.Context saves when it leaves a fiber, which it knows for x86-64 alone. It needs a live
 process: gdb cannot set the registers of a core file.
 """
+
+import re
 
 import gdb
 
@@ -73,6 +76,26 @@ def threads_of(multiprocessor):
     return [pointee(thread) for thread in all_threads[: int(multiprocessor["count_"])]]
 
 
+def path_in_repository(path):
+    for folder in ("/stages/", "/tests/", "/reference/"):
+        if folder in path:
+            return path[path.rindex(folder) + 1:]
+    return path
+
+
+def print_kernel_frames():
+    """The frames between the model below and the launch above, by level, as `frame apply level` wants it."""
+    frame = gdb.newest_frame()
+    while frame is not None and "Multiprocessor::run_thread" not in str(frame.name()):
+        table = frame.find_sal().symtab
+        path = path_in_repository(table.fullname()) if table else ""
+        if path and not path.startswith(("reference/gpu_model/", "stages/common/launch.h", "/usr/")):
+            # Without template arguments, parameters and namespaces.
+            name = re.sub(r"<.*|\(.*", "", str(frame.name())).split("::")[-1]
+            print("#{:<2} {} at {}:{}".format(frame.level(), name, path, frame.find_sal().line))
+        frame = frame.older()
+
+
 def triple(index):
     return "({},{},{})".format(int(index["x"]), int(index["y"]), int(index["z"]))
 
@@ -80,17 +103,15 @@ def triple(index):
 def state_of(thread, multiprocessor):
     if thread.address == multiprocessor["running_"]:
         return "running"
+    if thread.address == multiprocessor["rejected_"]:
+        return "rejected"
     if bool(thread["finished"]):
         return "returned"
     wait = thread["wait"]
     if int(wait["what"]) == 0:
         return "ready to run"
     mask = int(wait["mask"])
-    path = wait["file"].string()
-    for folder in ("/stages/", "/tests/", "/reference/"):  # the path inside the repository
-        if folder in path:
-            path = path[path.rindex(folder) + 1:]
-            break
+    path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
         wait["what"].string(), "(mask 0x{:08x})".format(mask) if mask else "", path, int(wait["line"]))
 
@@ -125,7 +146,7 @@ class GpuThreads(gdb.Command):
 
 
 class GpuThread(gdb.Command):
-    """Run a gdb command as if a GPU thread of the current block were stopped: gpu thread 5 bt."""
+    """Where a GPU thread of the current block is; or run a gdb command as if it were stopped: gpu thread 5 bt."""
 
     def __init__(self):
         super().__init__("gpu thread", gdb.COMMAND_STACK)
@@ -133,8 +154,8 @@ class GpuThread(gdb.Command):
     def invoke(self, argument, from_tty):
         words = argument.split(None, 1)
         if not words or not words[0].isdigit():
-            raise gdb.GdbError("usage: gpu thread NUMBER [COMMAND], where COMMAND is bt if it is left out")
-        number, command = int(words[0]), words[1] if len(words) > 1 else "bt"
+            raise gdb.GdbError("usage: gpu thread NUMBER [COMMAND], as in gpu thread 5 bt")
+        number, command = int(words[0]), words[1] if len(words) > 1 else None
         multiprocessor = selected()
         threads = threads_of(multiprocessor)
         if number >= len(threads):
@@ -143,9 +164,16 @@ class GpuThread(gdb.Command):
         print("block {}, thread {}: {}".format(
             triple(multiprocessor["block_index_"]), triple(thread["index"]), state_of(thread, multiprocessor)))
         if thread.address == multiprocessor["running_"]:
-            gdb.execute(command, from_tty)
+            self.show(command, from_tty)
         elif not bool(thread["finished"]):
             self.run_suspended(pointee(thread["fiber"]), command, from_tty)
+
+    @staticmethod
+    def show(command, from_tty):
+        if command is None:
+            print_kernel_frames()
+        else:
+            gdb.execute(command, from_tty)
 
     @staticmethod
     def run_suspended(fiber, command, from_tty):
@@ -167,7 +195,7 @@ class GpuThread(gdb.Command):
         try:
             for name, value in registers.items():
                 gdb.execute("set var ${} = {}".format(name, value), to_string=True)
-            gdb.execute(command, from_tty)
+            GpuThread.show(command, from_tty)
         finally:
             gdb.execute("frame 0", to_string=True)
             for name, value in before.items():

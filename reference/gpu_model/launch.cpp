@@ -1,4 +1,5 @@
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <ucontext.h>
 
@@ -103,6 +104,13 @@ void run_on_this_thread(Launch& launch) {
   multiprocessor.next_idle = std::exchange(idle, &multiprocessor);
 }
 
+/// Cores this process may use; `taskset -c 0` makes them one.
+int available_cores() {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return 1;
+  return CPU_COUNT(&cores);
+}
+
 void check(const Launch& launch) {
   const auto require = [](bool holds, const std::string& name, uint64_t value, uint64_t limit) {
     if (holds) return;
@@ -178,10 +186,9 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
   check(launch);
   install_fault_handler();
 
-  uint64_t os_threads = schedule().os_threads > 0
-                            ? static_cast<uint64_t>(schedule().os_threads)
-                            : std::max(1u, std::thread::hardware_concurrency());
-  os_threads = std::min({os_threads, launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
+  const int wanted = schedule().os_threads > 0 ? schedule().os_threads : available_cores();
+  const uint64_t os_threads = std::min(
+      {static_cast<uint64_t>(wanted), launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
   std::vector<std::thread> workers;
   for (uint64_t i = 1; i < os_threads; ++i) {
     workers.emplace_back([&] { run_on_this_thread(launch); });

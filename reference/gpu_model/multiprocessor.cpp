@@ -115,6 +115,7 @@ bool Multiprocessor::run_block(uint64_t turn) {
   count_ = launch_->threads();
   warp_count_ = (count_ + warpSize - 1) / warpSize;
   finished_ = 0;
+  rejected_ = nullptr;
   yields_ = 0;
   scheduling_points_ = 0;
   barriers_.fill({});
@@ -142,18 +143,18 @@ bool Multiprocessor::run_block(uint64_t turn) {
   draw_priorities();
   schedule();
 
-  for (unsigned number = 0; number < count_; ++number) {
-    if (!threads_[number]->finished || !error_.empty()) threads_[number]->fiber->discard();
-  }
-  count_ = 0;
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
     error_ = "out-of-bounds shared memory write: at byte " + std::to_string(offset) + " of " +
              std::to_string(shared_.bytes()) + ", block " +
              triple(block_index_.x, block_index_.y, block_index_.z);
   }
-  if (error_.empty()) return true;
-  launch_->fail(turn, std::exchange(error_, {}));
-  return false;
+  const bool rejected = !error_.empty();
+  if (rejected) launch_->fail(turn, std::exchange(error_, {}));
+  for (unsigned number = 0; number < count_; ++number) {
+    if (!threads_[number]->finished || rejected) threads_[number]->fiber->discard();
+  }
+  count_ = 0;
+  return !rejected;
 }
 
 void Multiprocessor::draw_priorities() {

@@ -129,6 +129,7 @@ class Multiprocessor {
     tsan_release(this);  // what the message quotes, an exception's text say, this thread wrote
     self().fiber->become_scheduler();
     tsan_acquire(this);
+    rejected_ = running_;
     if (error_.empty()) error_ = message();
     self().fiber->leave();
   }
@@ -166,6 +167,7 @@ class Multiprocessor {
   unsigned warp_count_ = 0;
   std::array<Barrier, 16> barriers_;
   Thread* running_ = nullptr;
+  Thread* rejected_ = nullptr;  // for gdb.py
   uint64_t yields_ = 0;
   unsigned scheduling_points_ = 0;
   GuardedMemory shared_;
