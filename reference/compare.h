@@ -26,6 +26,7 @@ struct Tolerance {
 /// The production kernels' own tolerances (FlashMLA, tests/test_flash_mla_dense_decoding.py), plus
 /// the row criterion.
 inline constexpr Tolerance kOutTolerance{8e-4, 2.01 / 128, 5e-6, 1e-5};
+/// The same for lse.
 inline constexpr Tolerance kLseTolerance{1e-6, 8.01 / 65536, 1e-7, __builtin_huge_val()};
 
 /// What a comparison found. Prints as one line.
@@ -57,6 +58,7 @@ struct DecodeComparison {
   /// "out: ..." and "lse: ...", for a test's message.
   std::string describe() const;
 };
+/// Compares `out` and `lse` of one decode, each with its own tolerance.
 DecodeComparison compare_decode(DType dtype, std::span<const uint16_t> out,
                                 std::span<const float> lse, const ReferenceResult& expected);
 

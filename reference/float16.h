@@ -18,9 +18,13 @@
 namespace mla {
 
 #ifdef __CUDACC__
+/// 8 bits of exponent, 7 of fraction.
 using bfloat16 = __nv_bfloat16;
+/// 5 bits of exponent, 10 of fraction.
 using float16 = __half;
+/// Exact.
 MLA_HOST_DEVICE inline float to_float(bfloat16 x) { return __bfloat162float(x); }
+/// Exact.
 MLA_HOST_DEVICE inline float to_float(float16 x) { return __half2float(x); }
 #else
 using bfloat16 = Eigen::bfloat16;
@@ -40,6 +44,7 @@ static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bi
 /// Element type of q, kv_cache and out.
 enum class DType { kBFloat16, kFloat16 };
 
+/// "bf16" or "fp16".
 inline const char* to_string(DType dtype) {
   return dtype == DType::kBFloat16 ? "bf16" : "fp16";
 }

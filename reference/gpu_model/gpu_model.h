@@ -29,6 +29,7 @@ struct Device {
   unsigned max_grid_x = 2147483647;
   unsigned max_threads_per_block = 1024;
 };
+/// The device of all launches from now on; assign to change it.
 Device& device();
 
 /// How launches are scheduled from now on.
@@ -36,11 +37,13 @@ struct Schedule {
   uint64_t seed = 0;   ///< Draws warp priorities, lane order, block order.
   int os_threads = 0;  ///< Blocks run on this many cores; 0: all.
 };
+/// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
 
 /// Memory that kernels may touch: filled with 0xff (NaN), ending at a guard page, so that an access
 /// past either end is reported. 16-byte aligned at least. Null if there is none.
 void* allocate(size_t bytes);
+/// Frees what allocate() gave; null is fine.
 void deallocate(void* pointer);
 
 /// Bytes between kernels' allocations and the machine's memory, for reports.

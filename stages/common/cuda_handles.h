@@ -36,9 +36,13 @@ class CudaHandle {
   Handle handle_ = nullptr;
 };
 
+/// A stream, destroyed with the object.
 using CudaStream = CudaHandle<cudaStream_t, cudaStreamDestroy>;
+/// An event, likewise.
 using CudaEvent = CudaHandle<cudaEvent_t, cudaEventDestroy>;
+/// A graph as captured, likewise.
 using CudaGraph = CudaHandle<cudaGraph_t, cudaGraphDestroy>;
+/// A graph that can be launched, likewise.
 using CudaGraphExec = CudaHandle<cudaGraphExec_t, cudaGraphExecDestroy>;
 
 /// A stream that does not wait for the default stream.

@@ -13,6 +13,7 @@ namespace mla::MLA_MACHINE {
 
 #ifdef __CUDACC__
 
+/// ok, or kCudaError with "what: the runtime's own message".
 inline Status cuda_status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   return {StatusCode::kCudaError, std::string(what) + ": " + cudaGetErrorString(error)};

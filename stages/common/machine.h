@@ -11,6 +11,7 @@
 
 namespace mla {
 
+/// A GPU, or the CPU model of one.
 enum class MachineKind { kGpu, kModel };
 
 /// What a launch may ask for, read off the device (the model: off gpu_model::device()).
@@ -25,6 +26,7 @@ struct DeviceLimits {
 /// synchronous.
 using Stream = void*;
 
+/// Memory, copies and limits of a GPU or of the model.
 class Machine {
  public:
   virtual ~Machine() = default;
