@@ -97,6 +97,11 @@ void Multiprocessor::run(Launch& launch) {
   } catch (const std::bad_alloc&) {
     launch.fail(0, "no memory for the stacks or the shared memory of a block");
   }
+  for (unsigned number = 0; number < std::min<size_t>(launch.threads(), threads_.size());
+       ++number) {
+    threads_[number]->fiber->release_to(
+        &launch.error);  // launch() acquires it when the grid is done
+  }
   shared_ = GuardedMemory();
   std::fesetenv(&environment);
   current_ = nullptr;
@@ -230,7 +235,6 @@ void Multiprocessor::run_thread(void* argument) {
     });
   }
   self->finish_thread();
-  tsan_release(&self->launch_->error);  // launch() acquires it when the grid is done
   thread.fiber->leave();
 }
 
