@@ -25,7 +25,7 @@ struct QueryRow {
 /// Decodes the whole batch. `tensors.out` and `tensors.lse` are ignored and may be null; the others
 /// point to host memory. Uses `num_threads` threads (0: all cores) and memory proportional to one
 /// sequence a thread, beside the result.
-/// @return kInvalidArgument or kOutOfRange for a problem outside the contract; `result` is then
+/// @return kInvalidArgument, kOutOfRange or kOutOfMemory; `result` is then
 /// untouched.
 Status reference_attention(const Problem& problem, const Tensors& tensors, ReferenceResult* result,
                            int num_threads = 0);

@@ -32,10 +32,8 @@ enum class DataKind {
   /// 2^27 tokens.
   kExtremeValues,
   /// Columns 512-575 of q are all +2^9 or all -2^9 by row (2^7 for odd seeds, whose scale is
-  /// larger), of the cache
-  /// +-2^3; q is 0 elsewhere and the cache flat. Logits are then exact in fp32 before the scale,
-  /// spread over
-  /// +-10923 (+-8863), and differ by 0 or at least 277.
+  /// larger), of the cache +-2^3; q is 0 elsewhere and the cache flat. Logits are then exact in
+  /// fp32 before the scale, spread over +-10923 (+-8863), and differ by 0 or at least 277.
   kExtremeLogits,
 };
 
@@ -52,8 +50,8 @@ struct DecodeCase {
   bool causal = false;
   DataKind data = DataKind::kFlat;
   uint64_t seed = 0;  ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
-  std::vector<int32_t>
-      lengths;  ///< If not empty: the lengths themselves; their number is the batch.
+  /// If not empty: the lengths themselves; their number is the batch.
+  std::vector<int32_t> lengths;
 
   /// "bf16 b=2 s_q=1 s_k=140 h_q=64 h_kv=2 var causal needles seed=7"
   std::string name() const;
@@ -76,10 +74,10 @@ struct DataSet {
   Problem problem;
   std::vector<int32_t> seqlens_k;    ///< [batch]
   std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]; unused slots hold kGarbagePage
-  std::vector<int32_t>
-      page_sequence;  ///< [num_pages]: the sequence that owns a page, -1 for an unused one
-  std::vector<int32_t>
-      page_position;  ///< [num_pages]: which page of that sequence it is, -1 for an unused one
+  /// [num_pages]: the sequence that owns a page, -1 for an unused one
+  std::vector<int32_t> page_sequence;
+  /// [num_pages]: which page of that sequence it is, -1 for an unused one
+  std::vector<int32_t> page_position;
   std::vector<Needle> needles;        ///< All sequences' needles, by sequence, then by token
   std::vector<int32_t> needle_begin;  ///< [batch + 1], offsets into `needles`
   int64_t total_tokens() const;       ///< Sum of seqlens_k
@@ -94,8 +92,8 @@ DataSet make_data_set(const DecodeCase& spec);
 /// The bulk tensors on the host, as 16-bit patterns, with outputs full of NaN.
 struct HostTensors {
   std::vector<uint16_t> q;  ///< [batch, seqlen_q, num_heads_q, 576]
-  std::vector<uint16_t>
-      kv_cache;               ///< [num_pages, 64, num_heads_kv, 576]; NaN past every sequence's end
+  /// [num_pages, 64, num_heads_kv, 576]; NaN past every sequence's end
+  std::vector<uint16_t> kv_cache;
   std::vector<uint16_t> out;  ///< [batch, seqlen_q, num_heads_q, 512], NaN
   std::vector<float> lse;     ///< [batch, num_heads_q, seqlen_q], NaN
   /// Pointers to these and to the tables of `data`.

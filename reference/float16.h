@@ -23,14 +23,22 @@ using bfloat16 = __nv_bfloat16;
 /// 5 bits of exponent, 10 of fraction.
 using float16 = __half;
 /// Exact.
-MLA_HOST_DEVICE inline float to_float(bfloat16 x) { return __bfloat162float(x); }
+MLA_HOST_DEVICE inline float to_float(bfloat16 x) {
+  return __bfloat162float(x);
+}
 /// Exact.
-MLA_HOST_DEVICE inline float to_float(float16 x) { return __half2float(x); }
+MLA_HOST_DEVICE inline float to_float(float16 x) {
+  return __half2float(x);
+}
 #else
 using bfloat16 = Eigen::bfloat16;
 using float16 = Eigen::half;
-inline float to_float(bfloat16 x) { return static_cast<float>(x); }
-inline float to_float(float16 x) { return static_cast<float>(x); }
+inline float to_float(bfloat16 x) {
+  return static_cast<float>(x);
+}
+inline float to_float(float16 x) {
+  return static_cast<float>(x);
+}
 #endif
 
 /// Rounds to the nearest representable value, ties to even; overflow gives an infinity.

@@ -59,6 +59,10 @@ Status validate(const Problem& problem) {
   MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", problem.num_heads_kv));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", problem.num_pages));
   MLA_RETURN_IF_ERROR(check_at_least_one("max_pages_per_seq", problem.max_pages_per_seq));
+  if (problem.max_pages_per_seq > kMaxPagesPerSeq) {
+    return invalid("max_pages_per_seq = " + std::to_string(problem.max_pages_per_seq) +
+                   " must be at most " + std::to_string(kMaxPagesPerSeq) + " (2^30 tokens)");
+  }
   if (problem.num_heads_q % problem.num_heads_kv != 0) {
     return invalid("num_heads_q = " + std::to_string(problem.num_heads_q) +
                    " is not a multiple of num_heads_kv = " + std::to_string(problem.num_heads_kv));

@@ -25,6 +25,10 @@ inline constexpr int kHeadDimQK = 576;
 /// Width of out: the latent part of a cache row.
 inline constexpr int kHeadDimV = 512;
 
+/// Longest row of a block table: 2^30 tokens, so that a token's index, and one tile more, fit 32
+/// bits.
+inline constexpr int kMaxPagesPerSeq = (1 << 30) / kPageSize;
+
 /// Shapes and scalars of one decode call. All are known on the host; lengths and page ids are not:
 /// they live in device memory (see Tensors).
 struct Problem {
@@ -34,7 +38,7 @@ struct Problem {
   int num_heads_q = 0;        ///< Query heads, a multiple of num_heads_kv.
   int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
   int num_pages = 0;          ///< Pages in the cache, >= 1.
-  int max_pages_per_seq = 0;  ///< Columns of the block table, >= 1.
+  int max_pages_per_seq = 0;  ///< Columns of the block table, >= 1, <= kMaxPagesPerSeq.
   float softmax_scale =
       0;  ///< Factor on q.k before the exponential; finite and > 0. The model's, not 576^-1/2.
   bool causal =

@@ -44,7 +44,7 @@ class [[nodiscard]] Status {
 }  // namespace mla
 
 /// Leaves the enclosing function with the status if it is not ok.
-#define MLA_RETURN_IF_ERROR(expression)                 \
-  do {                                                  \
+#define MLA_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                   \
     if (::mla::Status mla_status_ = (expression); !mla_status_.ok()) return mla_status_; \
   } while (false)

@@ -109,6 +109,8 @@ TEST(Problem, SizesMustFit) {
         p.num_heads_q = 1 << 11;
       },
       "seqlen_q = 1048576 times num_heads_q = 2048 must be less than 2^31");
+  expect_refused([](Problem& p) { p.max_pages_per_seq = kMaxPagesPerSeq + 1; },
+                 "max_pages_per_seq = 16777217 must be at most 16777216 (2^30 tokens)");
   expect_refused(
       [](Problem& p) {
         p.batch = INT_MAX;

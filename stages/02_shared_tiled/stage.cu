@@ -88,9 +88,9 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double matrices = double(problem.batch) * problem.num_heads_kv * row_tiles;
   const auto busy = [&](double blocks) { return std::min(1.0, blocks / limits.multiprocessors); };
   const double token_tiles = std::ceil(double(total_tokens) / problem.batch / kTileN);
-  prediction.busy_fraction = (kHeadDimQK + kHeadDimV) /
-                             (kHeadDimQK / busy(matrices * token_tiles) +
-                              kHeadDimV / busy(matrices * (kHeadDimV / kTileN)));
+  prediction.busy_fraction =
+      (kHeadDimQK + kHeadDimV) / (kHeadDimQK / busy(matrices * token_tiles) +
+                                  kHeadDimV / busy(matrices * (kHeadDimV / kTileN)));
   return prediction;
 }
 

@@ -1,11 +1,12 @@
-// 03_online_softmax: one kernel, one pass. The tile of K in shared memory *is* V, so KV is read
-// once; scores never leave the block, because a running maximum and sum (m, l) let every tile be
-// weighed as it comes:
+// 03_online_softmax: one kernel, one pass. The tile of K in shared memory *is* V, so KV is read once;
+// scores never leave the block, because a running maximum and sum (m, l) let every tile be weighed
+// as it comes:
 //
-//   S = scale log2(e) Q K^T                 [kRows, 16]   8 warps split the 576 columns, then add
-//   up m' = max(m, rowmax S);  a = 2^(m - m')                 4 to 16 threads a row P = 2^(S - m');
-//   l = a l + rowsum P O = a O + P V                           [kRows, 512]  8 warps split the 512
-//   columns; O lives in registers
+//   S = scale log2(e) Q K^T           [kRows, 16]   8 warps split the 576 columns, then add up
+//   m' = max(m, rowmax S)                           4 to 16 threads a row
+//   a = 2^(m - m')                                  old minus new: at most 1
+//   P = 2^(S - m');  l = a l + rowsum P
+//   O = a O + P V                     [kRows, 512]  8 warps split the 512 columns; O stays in registers
 //
 // and at the end out = O / l, lse = ln 2 (m + log2 l). Rows are packed as in 02_shared_tiled.
 #pragma once

@@ -134,6 +134,11 @@ Machine* gpu_machine(std::string* why_not) {
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {
       cudaGetLastError();
+      // What the runtime says without any driver, too.
+      if (error == cudaErrorInsufficientDriver) {
+        return std::string("no GPU: no NVIDIA driver here, or one too old for CUDA ") +
+               std::to_string(CUDART_VERSION / 1000);
+      }
       return std::string("no GPU: ") + cudaGetErrorString(error);
     }
     return std::string(count == 0 ? "no GPU: the driver knows none" : "");

@@ -42,8 +42,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int begin = 0; begin < visible; begin += kPageSize) {
       const int tokens = min(kPageSize, visible - begin);
       if (static_cast<int>(threadIdx.x) < tokens) {
-        const T* k_gmem = kv_gmem + cache_row(table, begin + threadIdx.x, problem.num_heads_kv,
-                                              head_kv) * kHeadDimQK;
+        const T* k_gmem =
+            kv_gmem +
+            cache_row(table, begin + threadIdx.x, problem.num_heads_kv, head_kv) * kHeadDimQK;
         float dot = 0;
         for (int column = 0; column < kHeadDimQK; ++column) {
           dot += smem.q[column] * to_float(k_gmem[column]);
@@ -60,8 +61,8 @@ __global__ void __launch_bounds__(kThreads)
       for (float& value : o) value *= rescale;
       for (int t = 0; t < tokens; ++t) {
         const float p = expf(smem.scores[t] - m);
-        const T* v_gmem = kv_gmem + cache_row(table, begin + t, problem.num_heads_kv, head_kv) *
-                                        kHeadDimQK;
+        const T* v_gmem =
+            kv_gmem + cache_row(table, begin + t, problem.num_heads_kv, head_kv) * kHeadDimQK;
         l += p;
         for (int i = 0; i < 4; ++i) o[i] += p * to_float(v_gmem[threadIdx.x + i * kThreads]);
       }
