@@ -8,13 +8,13 @@ namespace mla::bench {
 
 Work work_of(const Problem& problem, int64_t total_tokens) {
   constexpr double kBytesPerElement = 2;
+  const cost::Core core{static_cast<double>(problem.num_heads_q),
+                        static_cast<double>(problem.num_heads_kv), kHeadDimQK, kHeadDimV,
+                        /*value_in_key=*/true};
   const auto tokens = static_cast<double>(total_tokens);
-  Work work;
-  work.flop = 2.0 * problem.seqlen_q * problem.num_heads_q * tokens * (kHeadDimQK + kHeadDimV);
-  work.bytes = kBytesPerElement * (tokens * problem.num_heads_kv * kHeadDimQK +
-                                   static_cast<double>(problem.q_elements()) +
-                                   static_cast<double>(problem.out_elements()));
-  return work;
+  return cost::core_cost(core, problem.seqlen_q * tokens,
+                         static_cast<double>(problem.batch) * problem.seqlen_q, tokens,
+                         kBytesPerElement);
 }
 
 const char* to_string(Mode mode) {

@@ -6,16 +6,16 @@
 #include <string>
 
 #include "bench/statistics.h"
+#include "reference/cost_model.h"
 #include "reference/problem.h"
 #include "stages/common/stage.h"
 
 namespace mla::bench {
 
-/// What a decode must do, whoever does it.
-struct Work {
-  double flop = 0;   ///< 2 * s_q * h_q * sum(s_k) * (576 + 512); a causal mask is not deducted
-  double bytes = 0;  ///< Every cache row, q and out once
-};
+/// What a decode must do, whoever does it: the core of absorbed MLA, by the cost model.
+/// flop: 2 * s_q * h_q * sum(s_k) * (576 + 512); a causal mask is not deducted.
+/// bytes: every cache row, q and out once.
+using Work = cost::Cost;
 Work work_of(const Problem& problem, int64_t total_tokens);
 
 /// Rates measured in the same run as the kernels, in SI units; kUnknown where not measured.
