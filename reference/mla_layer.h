@@ -171,7 +171,8 @@ class MlaLayer {
   /// it. A prefill is a call on an empty cache, a decode step one on a filled cache; both take any
   /// number of tokens >= 1. Never holds a score matrix of more than one head and 256 tokens (or one
   /// token and 32 heads) a thread. On any error cache and y are as they were.
-  /// @param x hidden states, [tokens, d_model]
+  /// @param x hidden states, [tokens, d_model], finite: a NaN spoils its token and all later ones, and
+  /// in the unabsorbed form the earlier ones of the same call, too (as 0 * NaN)
   /// @param y [tokens, d_model]; resized
   Status forward(MlaForm form, const MlaMatrix<T>& x, MlaCache<T>* cache, MlaMatrix<T>* y) const;
   /// The absorbed form with a core of the caller's.
