@@ -1,6 +1,7 @@
 #include "reference/mla_layer.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <new>
 #include <numbers>
@@ -48,6 +49,23 @@ void draw_row(uint64_t seed, uint64_t matrix, int64_t row, double mean, double d
     const double z = generator::normal(key, static_cast<int>(i)) / 65536.0;
     values(i) = static_cast<T>(mean + deviation * z);
   }
+}
+
+/// A core call whose parts fit each other, so that no core reads or writes past their ends.
+template <typename T>
+Status validate(const CoreCall<T>& call) {
+  if (call.num_heads < 1 || call.kv_lora_rank < 1 || call.kv_lora_rank > call.kv.cols()) {
+    return invalid("num_heads = " + std::to_string(call.num_heads) +
+                   ", kv_lora_rank = " + std::to_string(call.kv_lora_rank) +
+                   " do not fit kv, which is " + shape(call.kv.rows(), call.kv.cols()));
+  }
+  if (call.q.rows() < 1 || call.q.rows() > call.kv.rows() ||
+      call.q.cols() != call.num_heads * call.kv.cols()) {
+    return invalid("q is " + shape(call.q.rows(), call.q.cols()) + "; kv allows [1 ... " +
+                   std::to_string(call.kv.rows()) + ", " +
+                   std::to_string(call.num_heads * call.kv.cols()) + "]");
+  }
+  return {};
 }
 
 /// Logits to probabilities, in place: the first `seen` of a row's tokens share 1, the rest get 0.
@@ -257,8 +275,11 @@ Status MlaCache<T>::truncate(int64_t length) {
 template <typename T>
 AttentionCore<T> eigen_core(int num_threads) {
   return [num_threads](const CoreCall<T>& call, MlaMatrix<T>* latent) -> Status {
+    MLA_RETURN_IF_ERROR(validate(call));
+    if (latent == nullptr) return invalid("latent is null");
     const int64_t tokens = call.q.rows();
     const int64_t width = call.kv.cols();
+    latent->resize(tokens, int64_t{call.num_heads} * call.kv_lora_rank);
     const int64_t tasks_a_token = (call.num_heads + kHeadsATask - 1) / kHeadsATask;
     parallel_for(tokens * tasks_a_token, num_threads, [&](int64_t task) {
       const int64_t token = task / tasks_a_token;
@@ -526,6 +547,7 @@ MlaMatrix<T> PagedDecode::latent() const {
 template <typename T>
 Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode) {
   if (decode == nullptr) return invalid("decode is null");
+  MLA_RETURN_IF_ERROR(validate(call));
   if (call.kv.cols() != kHeadDimQK || call.kv_lora_rank != kHeadDimV) {
     return invalid("cache rows are " + std::to_string(call.kv_lora_rank) + " + " +
                    std::to_string(call.kv.cols() - call.kv_lora_rank) +
@@ -546,8 +568,10 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
   MLA_RETURN_IF_ERROR(validate(made.problem));
   return guard_memory("a paged copy of the cache", [&]() -> Status {
     const auto round = [dtype](const T* values, int64_t count, uint16_t* bits) {
-      std::transform(values, values + count, bits, [dtype](T value) {
-        return generator::round_to_16_bits(dtype, static_cast<float>(value));
+      visit_dtype(dtype, [&](auto type) {
+        std::transform(values, values + count, bits, [](T value) {
+          return std::bit_cast<uint16_t>(from_float<decltype(type)>(static_cast<float>(value)));
+        });
       });
     };
     made.q.resize(static_cast<size_t>(made.problem.q_elements()));

@@ -38,21 +38,21 @@ using MlaVector = Eigen::Matrix<T, 1, Eigen::Dynamic>;
 
 /// Shapes and constants of one layer.
 struct MlaDims {
-  int d_model = 0;      ///< Width of a hidden state.
-  int num_heads = 0;    ///< Query heads.
-  int q_lora_rank = 0;  ///< Width of c_q; 0: queries come straight from x (V2-Lite).
-  int kv_lora_rank = 512;
-  int qk_nope_head_dim = 128;
-  int qk_rope_head_dim = 64;  ///< Even: RoPE turns pairs.
-  int v_head_dim = 128;
+  int d_model = 0;             ///< Width of a hidden state.
+  int num_heads = 0;           ///< Query heads.
+  int q_lora_rank = 0;         ///< Width of c_q; 0: queries come straight from x (V2-Lite).
+  int kv_lora_rank = 512;      ///< Width of the latent c.
+  int qk_nope_head_dim = 128;  ///< Columns of a head's q and k without a position.
+  int qk_rope_head_dim = 64;   ///< Even: RoPE turns pairs.
+  int v_head_dim = 128;        ///< Columns of a head's v and o.
 
-  double norm_eps = 1e-6;  ///< RMSNorm: x / sqrt(mean(x^2) + eps)
-  double rope_theta = 10000;
-  double yarn_factor = 40;  ///< By how much YaRN stretches the context; 1: plain RoPE.
-  double yarn_beta_fast = 32;
-  double yarn_beta_slow = 1;
-  int yarn_original_positions = 4096;
-  double yarn_mscale = 1;
+  double norm_eps = 1e-6;              ///< RMSNorm: x / sqrt(mean(x^2) + eps)
+  double rope_theta = 10000;           ///< Base of the angles.
+  double yarn_factor = 40;             ///< By how much YaRN stretches the context; 1: plain RoPE.
+  double yarn_beta_fast = 32;          ///< Turns from which on a pair keeps its speed.
+  double yarn_beta_slow = 1;           ///< Turns up to which it is slowed fully.
+  int yarn_original_positions = 4096;  ///< Context before YaRN.
+  double yarn_mscale = 1;              ///< Strength of the correction to the softmax scale.
 
   static MlaDims v3();       ///< DeepSeek-V3: 7168 wide, 128 heads
   static MlaDims v2();       ///< DeepSeek-V2: 5120 wide, 128 heads
@@ -138,9 +138,9 @@ template <typename T>
 struct CoreCall {
   const MlaMatrix<T>& q;          ///< [tokens, heads * (kv_lora + rope)]: by head, [ q~ | q_rope ]
   typename MlaCache<T>::Rows kv;  ///< [length, kv_lora + rope], the tokens of q at its end
-  int num_heads;
-  int kv_lora_rank;
-  double softmax_scale;
+  int num_heads;                  ///< Query heads.
+  int kv_lora_rank;               ///< Columns of a cache row that are value, too.
+  double softmax_scale;           ///< Factor on q.k; the model's.
 };
 
 /// Computes `latent` [tokens, heads * kv_lora], o~ of every token and head. `latent` arrives with

@@ -662,6 +662,37 @@ TEST(MlaLayerErrors, ForwardChangesNothing) {
   EXPECT_EQ(cache.length(), 6);
 }
 
+TEST(MlaLayerErrors, CoreCalls) {
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  const Matrix q = random_hidden_states<double>(2, 2 * kHeadDimQK, 1);
+  const Matrix kv = random_hidden_states<double>(5, kHeadDimQK, 2);
+  const auto expect_refused = [](const CoreCall<double>& call, StatusCode code,
+                                 const std::vector<std::string>& message) {
+    Matrix latent = Matrix::Ones(1, 1);
+    expect_error(eigen_core<double>()(call, &latent), code, message);
+    EXPECT_EQ(latent, Matrix::Ones(1, 1));
+    PagedDecode decode;
+    expect_error(make_paged_decode(call, DType::kFloat16, &decode), code, message);
+    EXPECT_TRUE(decode.q.empty());
+  };
+  const MlaCache<double>::Rows rows(kv.data(), 5, kHeadDimQK);
+  const MlaCache<double>::Rows one_row(kv.data(), 1, kHeadDimQK);
+  expect_refused({q, rows, 3, 512, 1.0}, kInvalid, {"q is [2, 1152]", "1728"});
+  expect_refused({q, one_row, 2, 512, 1.0}, kInvalid, {"q is [2, 1152]", "[1 ... 1, 1152]"});
+  expect_refused({q, rows, 0, 512, 1.0}, kInvalid, {"num_heads = 0"});
+  expect_refused({q, rows, 2, 577, 1.0}, kInvalid, {"kv_lora_rank = 577", "[5, 576]"});
+
+  const CoreCall<double> good{q, rows, 2, 512, 1.0};
+  expect_error(eigen_core<double>()(good, nullptr), kInvalid, {"latent is null"});
+  expect_error(make_paged_decode(good, DType::kFloat16, nullptr), kInvalid, {"decode is null"});
+  PagedDecode decode;
+  expect_error(make_paged_decode(CoreCall<double>{q, rows, 2, 512, 0.0}, DType::kFloat16, &decode),
+               kInvalid, {"softmax_scale"});
+  expect_error(make_paged_decode(good, static_cast<DType>(7), &decode), kInvalid, {"dtype"});
+  EXPECT_TRUE(decode.q.empty());
+  EXPECT_TRUE(make_paged_decode(good, DType::kFloat16, &decode).ok());
+}
+
 // ---------------------------------------------------------------------------- figures
 
 /// Peak memory since the last reset, MiB, from the kernel's high-water mark.
