@@ -26,14 +26,19 @@ int thread_count(int num_threads) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-/// Calls body(first, count) for blocks of [0, rows). Several blocks a thread, as later rows of a
-/// causal mask have more to do, but none so small that packing the other operand would cost more
-/// than the product.
-template <typename Body>
-void for_row_blocks(Index rows, int num_threads, Body&& body) {
+/// Rows that a thread takes at a time. Several such blocks a thread, as later rows of a causal mask
+/// have more to do, but none so small that packing the other operand would cost more than the
+/// product.
+Index block_rows(Index rows, int num_threads) {
   constexpr Index kLeastRows = 32;
   const Index blocks_wanted = 4 * Index{thread_count(num_threads)};
-  const Index block = std::max(kLeastRows, (rows + blocks_wanted - 1) / blocks_wanted);
+  return std::max(kLeastRows, (rows + blocks_wanted - 1) / blocks_wanted);
+}
+
+/// Calls body(first, count) for blocks of [0, rows).
+template <typename Body>
+void for_row_blocks(Index rows, int num_threads, Body&& body) {
+  const Index block = block_rows(rows, num_threads);
   parallel_for((rows + block - 1) / block, num_threads, [&](int64_t i) {
     const Index first = static_cast<Index>(i) * block;
     body(first, std::min(block, rows - first));
@@ -55,6 +60,15 @@ Matrix<T> apply(const Linear<T>& linear, const Matrix<T>& x, int num_threads) {
     apply_columns<T>(linear, 0, x.middleRows(first, rows), y.middleRows(first, rows));
   });
   return y;
+}
+
+/// Calls body(first, count) for blocks of [0, tokens) that do not cross a chunk's end.
+template <typename Body>
+void for_chunked_row_blocks(Index tokens, Index chunk, int num_threads, Body&& body) {
+  for (Index begin = 0; begin < tokens; begin += chunk) {
+    for_row_blocks(std::min(chunk, tokens - begin), num_threads,
+                   [&](Index first, Index rows) { body(begin + first, rows); });
+  }
 }
 
 /// Turns the scores of queries first_query, first_query + 1, ... into probabilities, in place.
@@ -285,7 +299,7 @@ LatentResult<T> evaluate_chunked(const FusedLatentWeights<T>& w, const Matrix<T>
 
   // [ Q | q | k | v ] = x F + f [N, d_model + 3D'], Q only if it is wanted
   Matrix<T> qkv(tokens, 3 * width);
-  for_row_blocks(tokens, options.num_threads, [&](Index first, Index rows) {
+  for_chunked_row_blocks(tokens, chunk, options.num_threads, [&](Index first, Index rows) {
     const auto x_rows = x.middleRows(first, rows);
     apply_columns<T>(w.projection, d_model, x_rows, qkv.middleRows(first, rows));
     if (want_full_query) {
@@ -319,9 +333,16 @@ Matrix<T> evaluate_chunked(const MultiHeadWeights<T>& w, const Matrix<T>& x, con
   const Index tokens = x.rows();
   const Index chunk = std::min<Index>(options.chunk_size, tokens);
   Matrix<T> y(tokens, x.cols());
-  const Matrix<T> q = apply(w.query, x, options.num_threads);
-  const Matrix<T> k = apply(w.key, x, options.num_threads);
-  const Matrix<T> v = apply(w.value, x, options.num_threads);
+
+  // Q, K, V [N, heads head_dim]
+  const Index width = w.query.weight.cols();
+  Matrix<T> q(tokens, width), k(tokens, width), v(tokens, width);
+  for_chunked_row_blocks(tokens, chunk, options.num_threads, [&](Index first, Index rows) {
+    const auto x_rows = x.middleRows(first, rows);
+    apply_columns<T>(w.query, 0, x_rows, q.middleRows(first, rows));
+    apply_columns<T>(w.key, 0, x_rows, k.middleRows(first, rows));
+    apply_columns<T>(w.value, 0, x_rows, v.middleRows(first, rows));
+  });
 
   const Index dim = q.cols() / w.num_heads;
   Matrix<T> p(chunk, tokens);  // one head's
@@ -340,13 +361,19 @@ Matrix<T> evaluate_chunked(const MultiHeadWeights<T>& w, const Matrix<T>& x, con
   return y;
 }
 
+/// What chunked_memory_bound() says; `largest_weight` in elements.
 template <typename T>
 int64_t memory_bound(int64_t tokens, int64_t d_model, int64_t qkv_width, int64_t out_width,
-                     const ChunkOptions& options) {
+                     int64_t head_dim, int64_t largest_weight, const ChunkOptions& options) {
   const int64_t chunk = std::min(options.chunk_size, tokens);
-  const int64_t values = tokens * (d_model + qkv_width) + chunk * (tokens + out_width + d_model);
-  return static_cast<int64_t>(sizeof(T)) * values +
-         thread_count(options.num_threads) * kProductScratchBytes;
+  const int64_t results = tokens * (d_model + qkv_width);
+  const int64_t chunks = chunk * (tokens + out_width + d_model);
+  const int64_t packed =
+      block_rows(chunk, options.num_threads) * std::max({tokens, d_model, out_width}) +
+      std::max(tokens * head_dim, largest_weight);
+  return static_cast<int64_t>(sizeof(T)) *
+             (results + chunks + thread_count(options.num_threads) * packed) +
+         (int64_t{64} << 10);
 }
 
 }  // namespace
@@ -457,15 +484,18 @@ template <typename T>
 int64_t chunked_memory_bound(const FusedLatentWeights<T>& weights, int64_t num_tokens,
                              const ChunkOptions& options) {
   const Index width = weights.reconstruction.weight.rows();
-  return memory_bound<T>(num_tokens, weights.reconstruction.weight.cols(), 3 * width, width,
-                         options);
+  const Index d_model = weights.reconstruction.weight.cols();
+  return memory_bound<T>(num_tokens, d_model, 3 * width, width, width,
+                         d_model * std::max(d_model, 3 * width), options);
 }
 
 template <typename T>
 int64_t chunked_memory_bound(const MultiHeadWeights<T>& weights, int64_t num_tokens,
                              const ChunkOptions& options) {
   const Index width = weights.query.weight.cols();
-  return memory_bound<T>(num_tokens, weights.query.weight.rows(), 3 * width, width, options);
+  const Index d_model = weights.query.weight.rows();
+  return memory_bound<T>(num_tokens, d_model, 3 * width, width,
+                         width / std::max<Index>(weights.num_heads, 1), d_model * width, options);
 }
 
 // float and double, so that the header stays free of the evaluation.

@@ -177,20 +177,19 @@ Status attend_chunked(const MultiHeadWeights<T>& weights, const Matrix<T>& x, co
 /// @name Memory
 /// @{
 
-/// What Eigen's matrix product takes for packed blocks of its operands, at most, a thread.
-inline constexpr int64_t kProductScratchBytes = int64_t{4} << 20;
-
 /// Bytes that attend_chunked() has allocated at any one time, at most, y among them; linear in
-/// num_tokens = N. With c = min(chunk_size, N) and w values a token of queries, keys and values:
+/// num_tokens = N. With c = min(chunk_size, N):
 ///
-///     sizeof(T) (N d_model + N w + c (N + o + d_model)) + threads kProductScratchBytes
+///     sizeof(T) (N d_model + N w + c (N + o + d_model) + threads (b l + n)) + 64 KiB
 ///
-/// | | w | o, a token's heads before the output |
-/// |---|---|---|
-/// | latent | 3D' | D' |
-/// | multi-head | 3 heads head_dim | heads head_dim |
+/// | | w: a token's q, k, v | o: its heads | n: largest right operand | d |
+/// |---|---|---|---|---|
+/// | latent | 3D' | D' | max(N d, d_model max(d_model, 3D')) | D' |
+/// | multi-head | 3 heads head_dim | heads head_dim | max(N d, d_model heads head_dim) | head_dim |
 ///
-/// `full_query` takes sizeof(T) N d_model more.
+/// The last term is Eigen's: a matrix product packs blocks of both operands, and need not stop short
+/// of all of the right one, or of the left one's rows, b = max(32, c / (4 threads)) of
+/// l = max(N, d_model, o) values. `full_query` takes sizeof(T) N d_model more.
 template <typename T>
 int64_t chunked_memory_bound(const FusedLatentWeights<T>& weights, int64_t num_tokens,
                              const ChunkOptions& options);

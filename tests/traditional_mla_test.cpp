@@ -514,10 +514,8 @@ void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask
     const int64_t bound = chunked_memory_bound(weights, tokens, options);
     EXPECT_LT(usage.largest, square / 4) << tokens;
     EXPECT_LE(usage.peak, bound) << tokens;
-    EXPECT_GE(usage.peak, bound - threads * kProductScratchBytes) << tokens << ": bound too loose";
-    if (last_peak > 0) {
-      EXPECT_LE(usage.peak, 2 * last_peak + threads * kProductScratchBytes) << tokens;
-    }
+    EXPECT_GE(usage.peak, bound / 2) << tokens << ": the bound says little";
+    EXPECT_LE(usage.peak, last_peak == 0 ? bound : 2 * last_peak) << tokens;  // linear in N
     last_peak = usage.peak;
   }
 }
