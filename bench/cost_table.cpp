@@ -15,8 +15,8 @@
 namespace mla::bench {
 namespace {
 
+using cost::Form;
 using cost::LayerCost;
-using cost::MlaForm;
 using cost::Step;
 
 /// A model, and what its layer would be with another attention of as many heads.
@@ -82,9 +82,9 @@ std::vector<Row> rows_of(const Model& model, const Step& step) {
   if (mla.heads > 8 && mla.heads % 8 == 0) add("grouped-query, 8 KV heads", standard(8));
   add("traditional latent, D' = d_model / heads",
       cost::TraditionalLatent{mla.d_model, mla.heads > 0 ? mla.d_model / mla.heads : 0});
-  add("MLA, K and V cached", mla, MlaForm::kUnabsorbedExpanded);
-  add("MLA, K and V expanded each step", mla, MlaForm::kUnabsorbedLatent);
-  add("MLA absorbed", mla, MlaForm::kAbsorbed);
+  add("MLA, K and V cached", mla, Form::kUnabsorbedExpanded);
+  add("MLA, K and V expanded each step", mla, Form::kUnabsorbedLatent);
+  add("MLA absorbed", mla, Form::kAbsorbed);
   return rows;
 }
 
@@ -142,9 +142,9 @@ struct Costs {
   LayerCost absorbed, latent, expanded;
 };
 Status costs_of(const cost::Mla& model, const Step& step, Costs* costs) {
-  MLA_RETURN_IF_ERROR(layer_cost(model, MlaForm::kAbsorbed, step, &costs->absorbed));
-  MLA_RETURN_IF_ERROR(layer_cost(model, MlaForm::kUnabsorbedLatent, step, &costs->latent));
-  return layer_cost(model, MlaForm::kUnabsorbedExpanded, step, &costs->expanded);
+  MLA_RETURN_IF_ERROR(layer_cost(model, Form::kAbsorbed, step, &costs->absorbed));
+  MLA_RETURN_IF_ERROR(layer_cost(model, Form::kUnabsorbedLatent, step, &costs->latent));
+  return layer_cost(model, Form::kUnabsorbedExpanded, step, &costs->expanded);
 }
 
 /// Of the two forms with a latent cache: which does less.
@@ -220,26 +220,25 @@ Status print_picture(const Model& model, const Options& options) {
                 static_cast<double>(model.mla.latent_row()))
       << " the memory)\n\n";
 
-  const auto share = [&](MlaForm against) {
+  const auto share = [&](Form against) {
     return number(cost::bytes_crossover_share(model.mla, against));
   };
   std::cout << "Expanding one token costs what absorbing adds to "
             << number(cost::pairs_per_expansion(model.mla), 4) << " (query, key) pairs.\n"
             << "Absorbed moves fewer bytes while new tokens are less than "
-            << share(MlaForm::kUnabsorbedLatent)
+            << share(Form::kUnabsorbedLatent)
             << " of the context (against expanding each step),\nor "
-            << share(MlaForm::kUnabsorbedExpanded) << " (against K and V cached).\n\n";
+            << share(Form::kUnabsorbedExpanded) << " (against K and V cached).\n\n";
   Table table(
       {"context", "fewer FLOP below", "fewer bytes below", "and below, against K and V cached"});
   for (const int64_t context : options.contexts) {
     const auto s_k = static_cast<double>(context);
-    const auto bytes = [&](MlaForm against) {
+    const auto bytes = [&](Form against) {
       return number(s_k * cost::bytes_crossover_share(model.mla, against));
     };
     table.add({tokens(context),
                number(cost::flop_crossover_new_tokens(model.mla, s_k, options.causal), 4),
-               bytes(MlaForm::kUnabsorbedLatent),
-               bytes(MlaForm::kUnabsorbedExpanded) + " new tokens"});
+               bytes(Form::kUnabsorbedLatent), bytes(Form::kUnabsorbedExpanded) + " new tokens"});
   }
   std::cout << table.to_string();
   return {};

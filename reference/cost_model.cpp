@@ -146,9 +146,9 @@ Core core_of(const TraditionalLatent& model) {
   return {1, 1, latent, latent};
 }
 
-Core core_of(const Mla& model, MlaForm form) {
+Core core_of(const Mla& model, Form form) {
   const auto heads = static_cast<double>(model.heads);
-  if (form == MlaForm::kAbsorbed) {
+  if (form == Form::kAbsorbed) {
     return {heads, 1, static_cast<double>(model.latent_row()), static_cast<double>(model.kv_lora),
             true};
   }
@@ -191,7 +191,7 @@ Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* c
   return {};
 }
 
-Status layer_cost(const Mla& model, MlaForm form, const Step& step, LayerCost* cost) {
+Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost) {
   MLA_RETURN_IF_ERROR(check(model));
   MLA_RETURN_IF_ERROR(check(step));
   const Amounts amounts(step);
@@ -214,18 +214,18 @@ Status layer_cost(const Mla& model, MlaForm form, const Step& step, LayerCost* c
   result.projections += product(n, d, latent_row, e);
   result.projections += product(n, h * v, d, e);
 
-  if (form == MlaForm::kAbsorbed) {
+  if (form == Form::kAbsorbed) {
     result.expansion += product(n, nope, kv_lora, e, h);  // q~ = W_UK^T q_nope
     result.expansion += product(n, kv_lora, v, e, h);     // o = W_UV o~
   } else {
     // One kernel reads the rows [c | k_r] and writes [k_nope | k_r] and v of every head.
-    const double m = form == MlaForm::kUnabsorbedLatent ? amounts.tokens : n;
+    const double m = form == Form::kUnabsorbedLatent ? amounts.tokens : n;
     result.expansion = {2 * m * h * kv_lora * (nope + v),
                         e * (h * kv_lora * (nope + v) + m * latent_row + m * expanded_row)};
   }
   add_core(core_of(model, form), amounts, &result);
   result.cache_bytes_per_token =
-      e * (form == MlaForm::kUnabsorbedExpanded ? expanded_row : latent_row);
+      e * (form == Form::kUnabsorbedExpanded ? expanded_row : latent_row);
   *cost = result;
   return {};
 }
@@ -257,10 +257,10 @@ double flop_crossover_context(const Mla& model, double new_tokens, bool causal) 
   return new_tokens * (r - hidden) / (r - new_tokens);
 }
 
-double bytes_crossover_share(const Mla& model, MlaForm against) {
-  if (against == MlaForm::kAbsorbed) return 0;  // never fewer than itself
+double bytes_crossover_share(const Mla& model, Form against) {
+  if (against == Form::kAbsorbed) return 0;  // never fewer than itself
   const auto kv_lora = static_cast<double>(model.kv_lora);
-  if (against == MlaForm::kUnabsorbedLatent) {
+  if (against == Form::kUnabsorbedLatent) {
     return static_cast<double>(model.nope + model.rope + model.v) / (2 * kv_lora);
   }
   const auto expanded = static_cast<double>(model.expanded_row());

@@ -58,7 +58,7 @@ Mla deepseek_v2_lite();
 MultiHead mha_32();  ///< 32 heads of 128, d_model 4096: the common 7B layout.
 
 /// How an MLA layer is computed. All three give the same result.
-enum class MlaForm {
+enum class Form {
   kAbsorbed,            ///< Latent cache; W_UK applied to the query, W_UV to the output.
   kUnabsorbedLatent,    ///< Latent cache; keys and values of the whole context expanded every step.
   kUnabsorbedExpanded,  ///< Keys and values expanded once, when a token is new, and cached for every
@@ -125,7 +125,7 @@ Cost core_cost(const Core& core, double pairs, double queries, double tokens, do
 /// @{
 Core core_of(const MultiHead& model);
 Core core_of(const TraditionalLatent& model);
-Core core_of(const Mla& model, MlaForm form);
+Core core_of(const Mla& model, Form form);
 /// @}
 
 /// Standard attention. With n = batch * new_tokens, d = d_model, D = head_dim:
@@ -169,7 +169,7 @@ Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* c
 ///     unabsorbed          flop = 2 h pairs (nope + rope + v)
 ///
 /// cache: 576 values a token, or h (nope + rope + v) with kUnabsorbedExpanded.
-Status layer_cost(const Mla& model, MlaForm form, const Step& step, LayerCost* cost);
+Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost);
 
 /// @name Where absorbing pays
 /// Closed forms of where absorbed and unabsorbed cost the same. Against an *expanded* cache the
@@ -205,7 +205,7 @@ double flop_crossover_context(const Mla& model, double new_tokens, bool causal);
 ///     against kUnabsorbedExpanded    (E - L) / (4 heads kv_lora - E - L)        0.183 for V3
 ///
 /// The weights are the same and cancel, and so do batch and element size.
-double bytes_crossover_share(const Mla& model, MlaForm against);
+double bytes_crossover_share(const Mla& model, Form against);
 /// @}
 
 /// Least time by the roofline, in s: each of the three parts takes the longer of its FLOP at

@@ -237,18 +237,18 @@ class MlaLayer {
  public:
   explicit MlaLayer(const Mla& model) : m_(model) {}
 
-  Tensor run(MlaForm form, const Step& step) {
+  Tensor run(Form form, const Step& step) {
     // What earlier steps left: latent rows, and their expansion where that is what is cached.
     Tensor latent = Tensor::random(step.batch * step.context, m_.latent_row(), 1);
     Tensor k(latent.rows(), m_.heads * (m_.nope + m_.rope)), v(latent.rows(), m_.heads * m_.v);
-    if (form == MlaForm::kUnabsorbedExpanded) {
+    if (form == Form::kUnabsorbedExpanded) {
       for (int64_t t = 0; t < latent.rows(); ++t) expand_row(latent, t, &k, &v);
     }
     Tensor x = Tensor::random(step.batch * step.new_tokens, m_.d_model, 2);
     ledger.clear();
 
     // Queries: q_rope goes where the core reads it, q_nope too unless it is absorbed first.
-    const bool absorbed = form == MlaForm::kAbsorbed;
+    const bool absorbed = form == Form::kAbsorbed;
     const int64_t q_width = absorbed ? m_.latent_row() : m_.nope + m_.rope;
     Tensor q(x.rows(), m_.heads * q_width), q_nope(x.rows(), m_.heads * m_.nope);
     const auto place_q = [&](Tensor*, int64_t row, int64_t column) {
@@ -277,7 +277,7 @@ class MlaLayer {
       o = project_values(o_latent);
     } else {
       ledger.begin(kExpansion);
-      if (form == MlaForm::kUnabsorbedLatent) {
+      if (form == Form::kUnabsorbedLatent) {
         for (int64_t t = 0; t < latent.rows(); ++t) expand_row(latent, t, &k, &v);
       } else {
         for (int64_t row = 0; row < x.rows(); ++row) {
@@ -421,14 +421,13 @@ TEST(CostModel, CountsOfTraditionalLatentAttention) {
 Mla small_mla(int64_t q_lora) {
   return {.d_model = 10, .heads = 3, .q_lora = q_lora, .kv_lora = 9, .nope = 5, .rope = 2, .v = 4};
 }
-constexpr MlaForm kForms[] = {MlaForm::kAbsorbed, MlaForm::kUnabsorbedLatent,
-                              MlaForm::kUnabsorbedExpanded};
+constexpr Form kForms[] = {Form::kAbsorbed, Form::kUnabsorbedLatent, Form::kUnabsorbedExpanded};
 
 TEST(CostModel, CountsOfMlaInEveryForm) {
   for (const int64_t q_lora : {0, 7}) {
     const Mla model = small_mla(q_lora);
     for (const Step& step : steps()) {
-      for (const MlaForm form : kForms) {
+      for (const Form form : kForms) {
         SCOPED_TRACE(describe(step) + " q_lora=" + std::to_string(q_lora) + " form " +
                      std::to_string(static_cast<int>(form)));
         LayerCost cost;
@@ -437,7 +436,7 @@ TEST(CostModel, CountsOfMlaInEveryForm) {
         expect_counted(cost, step);
         const double e = static_cast<double>(step.element_bytes);
         EXPECT_EQ(cost.cache_bytes_per_token,
-                  e * (form == MlaForm::kUnabsorbedExpanded ? 3 * (5 + 2 + 4) : 9 + 2));
+                  e * (form == Form::kUnabsorbedExpanded ? 3 * (5 + 2 + 4) : 9 + 2));
       }
     }
   }
@@ -448,8 +447,8 @@ TEST(CostModel, CountedFormsAgree) {
   for (const Step& step : steps()) {
     SCOPED_TRACE(describe(step));
     MlaLayer layer(small_mla(7));
-    Tensor absorbed = layer.run(MlaForm::kAbsorbed, step);
-    for (const MlaForm form : {MlaForm::kUnabsorbedLatent, MlaForm::kUnabsorbedExpanded}) {
+    Tensor absorbed = layer.run(Form::kAbsorbed, step);
+    for (const Form form : {Form::kUnabsorbedLatent, Form::kUnabsorbedExpanded}) {
       Tensor other = layer.run(form, step);
       for (int64_t row = 0; row < other.rows(); ++row) {
         for (int64_t column = 0; column < other.columns(); ++column) {
@@ -473,27 +472,27 @@ TEST(CostModel, VisiblePairs) {
 
 TEST(CostModel, KnownFigures) {
   LayerCost cost;
-  const auto cache = [&](const Mla& model, MlaForm form) {
+  const auto cache = [&](const Mla& model, Form form) {
     EXPECT_TRUE(layer_cost(model, form, decode_step(4096), &cost).ok());
     return cost.cache_bytes_per_token;
   };
-  EXPECT_EQ(cache(deepseek_v3(), MlaForm::kUnabsorbedExpanded), 81920);
-  EXPECT_EQ(cache(deepseek_v2_lite(), MlaForm::kUnabsorbedExpanded), 10240);
+  EXPECT_EQ(cache(deepseek_v3(), Form::kUnabsorbedExpanded), 81920);
+  EXPECT_EQ(cache(deepseek_v2_lite(), Form::kUnabsorbedExpanded), 10240);
   for (const Mla& model : {deepseek_v3(), deepseek_v2(), deepseek_v2_lite()}) {
-    EXPECT_EQ(cache(model, MlaForm::kAbsorbed), 1152);
-    EXPECT_EQ(cache(model, MlaForm::kUnabsorbedLatent), 1152);
+    EXPECT_EQ(cache(model, Form::kAbsorbed), 1152);
+    EXPECT_EQ(cache(model, Form::kUnabsorbedLatent), 1152);
   }
   ASSERT_TRUE(layer_cost(mha_32(), decode_step(4096), &cost).ok());
   EXPECT_EQ(cost.cache_bytes_per_token, 16384);
   EXPECT_NEAR(cost.core.intensity(), 1, 1e-3);  // a multiply-add for every 2-byte element
 
   // Decode of V3, 64 x 4096: 1.89 h_q FLOP a byte of cache, less for q and out.
-  ASSERT_TRUE(layer_cost(deepseek_v3(), MlaForm::kAbsorbed, decode_step(4096, 64), &cost).ok());
+  ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(4096, 64), &cost).ok());
   EXPECT_EQ(cost.core.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_EQ(cost.core.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
   EXPECT_NEAR(cost.core.intensity(), 228, 1);
   // The weights: 187 million in V3, each read once and used in one multiply-add a token.
-  ASSERT_TRUE(layer_cost(deepseek_v3(), MlaForm::kAbsorbed, decode_step(1), &cost).ok());
+  ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(1), &cost).ok());
   EXPECT_EQ((cost.projections.flop + cost.expansion.flop) / 2,
             7168.0 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168);
 }
@@ -503,9 +502,9 @@ TEST(CostModel, KnownFigures) {
 enum class Measure { kFlop, kBytes };
 
 /// Absorbed minus `against`: negative where absorbing pays.
-double surplus(const Mla& model, MlaForm against, const Step& step, Measure measure) {
+double surplus(const Mla& model, Form against, const Step& step, Measure measure) {
   LayerCost absorbed, other;
-  EXPECT_TRUE(layer_cost(model, MlaForm::kAbsorbed, step, &absorbed).ok());
+  EXPECT_TRUE(layer_cost(model, Form::kAbsorbed, step, &absorbed).ok());
   EXPECT_TRUE(layer_cost(model, against, step, &other).ok());
   return measure == Measure::kFlop ? absorbed.total().flop - other.total().flop
                                    : absorbed.total().bytes - other.total().bytes;
@@ -539,7 +538,7 @@ TEST(Crossover, FlopByNewTokensIsTheSignChange) {
           if (s_q > 1000 && s_q % 97 != 0 && s_q != context) continue;
           SCOPED_TRACE(std::to_string(s_q) + " of " + std::to_string(context));
           const Step step{.new_tokens = s_q, .context = context, .causal = causal};
-          expect_sign(surplus(model, MlaForm::kUnabsorbedLatent, step, Measure::kFlop),
+          expect_sign(surplus(model, Form::kUnabsorbedLatent, step, Measure::kFlop),
                       static_cast<double>(s_q), crossover);
         }
         EXPECT_LT(crossover, context);  // prefill: never
@@ -556,7 +555,7 @@ TEST(Crossover, FlopByContextIsTheSignChange) {
         for (int64_t context = s_q; context < 200000; context += 1 + context / 50) {
           SCOPED_TRACE(std::to_string(s_q) + " of " + std::to_string(context));
           const Step step{.new_tokens = s_q, .context = context, .causal = causal};
-          expect_sign(-surplus(model, MlaForm::kUnabsorbedLatent, step, Measure::kFlop),
+          expect_sign(-surplus(model, Form::kUnabsorbedLatent, step, Measure::kFlop),
                       static_cast<double>(context), crossover);
         }
       }
@@ -576,13 +575,13 @@ TEST(Crossover, FlopCrossoversAreEachOthersInverse) {
 /// Against an expanded cache the absorbed form has the larger core and saves nothing.
 TEST(Crossover, NoFlopSavedAgainstAnExpandedCache) {
   for (const Step& step : steps()) {
-    EXPECT_GT(surplus(deepseek_v3(), MlaForm::kUnabsorbedExpanded, step, Measure::kFlop), 0);
+    EXPECT_GT(surplus(deepseek_v3(), Form::kUnabsorbedExpanded, step, Measure::kFlop), 0);
   }
 }
 
 TEST(Crossover, BytesIsTheSignChange) {
   for (const Mla& model : kModels) {
-    for (const MlaForm against : {MlaForm::kUnabsorbedLatent, MlaForm::kUnabsorbedExpanded}) {
+    for (const Form against : {Form::kUnabsorbedLatent, Form::kUnabsorbedExpanded}) {
       const double share = bytes_crossover_share(model, against);
       for (const int64_t context : {1, 2, 5, 6, 16, 100, 1000, 4096}) {
         for (int64_t s_q = 1; s_q <= context; s_q += 1 + s_q / 50) {
@@ -604,14 +603,14 @@ TEST(Crossover, Figures) {
   EXPECT_NEAR(flop_crossover_new_tokens(v3, 1e9, true), 512.0 / 3, 1e-3);
   EXPECT_LT(flop_crossover_context(v3, 1, true), 2);  // decode: from two tokens on
   EXPECT_EQ(flop_crossover_context(v3, 171, true), kInfinity);
-  EXPECT_DOUBLE_EQ(bytes_crossover_share(v3, MlaForm::kUnabsorbedLatent), 0.3125);
-  EXPECT_NEAR(bytes_crossover_share(v3, MlaForm::kUnabsorbedExpanded), 0.183, 1e-3);
-  EXPECT_NEAR(bytes_crossover_share(deepseek_v2_lite(), MlaForm::kUnabsorbedExpanded), 0.168, 1e-3);
-  EXPECT_EQ(bytes_crossover_share(v3, MlaForm::kAbsorbed), 0);
+  EXPECT_DOUBLE_EQ(bytes_crossover_share(v3, Form::kUnabsorbedLatent), 0.3125);
+  EXPECT_NEAR(bytes_crossover_share(v3, Form::kUnabsorbedExpanded), 0.183, 1e-3);
+  EXPECT_NEAR(bytes_crossover_share(deepseek_v2_lite(), Form::kUnabsorbedExpanded), 0.168, 1e-3);
+  EXPECT_EQ(bytes_crossover_share(v3, Form::kAbsorbed), 0);
 
   Mla one_head = v3;  // its own keys and values are smaller than the latent row
   one_head.heads = 1;
-  EXPECT_EQ(bytes_crossover_share(one_head, MlaForm::kUnabsorbedExpanded), 0);
+  EXPECT_EQ(bytes_crossover_share(one_head, Form::kUnabsorbedExpanded), 0);
   Mla narrow = v3;  // the absorbed core is not larger: nothing is ever paid
   narrow.kv_lora = 128;
   EXPECT_EQ(pairs_per_expansion(narrow), kInfinity);
@@ -646,20 +645,20 @@ TEST(CostModel, RefusesWhatIsNoLayer) {
                  "latent = -1");
   Mla mla = deepseek_v3();
   mla.rope = 63;
-  expect_refused(layer_cost(mla, MlaForm::kAbsorbed, step, &cost), "rope = 63 is odd");
+  expect_refused(layer_cost(mla, Form::kAbsorbed, step, &cost), "rope = 63 is odd");
   mla = deepseek_v3();
   mla.q_lora = -1;
-  expect_refused(layer_cost(mla, MlaForm::kAbsorbed, step, &cost), "q_lora = -1 must be 0 to 2^40");
+  expect_refused(layer_cost(mla, Form::kAbsorbed, step, &cost), "q_lora = -1 must be 0 to 2^40");
   mla = deepseek_v3();
   mla.heads = int64_t{1} << 41;
-  expect_refused(layer_cost(mla, MlaForm::kAbsorbed, step, &cost), "heads = 2199023255552");
+  expect_refused(layer_cost(mla, Form::kAbsorbed, step, &cost), "heads = 2199023255552");
   EXPECT_EQ(cost.exponentials, 42) << "a refused call leaves its result alone";
 }
 
 TEST(CostModel, RefusesWhatIsNoStep) {
   LayerCost cost;
   const auto with = [&](Step step) {
-    return layer_cost(deepseek_v3(), MlaForm::kUnabsorbedLatent, step, &cost);
+    return layer_cost(deepseek_v3(), Form::kUnabsorbedLatent, step, &cost);
   };
   expect_refused(with(decode_step(0)), "context = 0 must be 1 to 2^40");
   expect_refused(with(decode_step(8, 0)), "batch = 0");
