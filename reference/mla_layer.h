@@ -79,7 +79,7 @@ Status validate(const MlaDims& dims);
 std::vector<double> rope_frequencies(const MlaDims& dims);
 
 /// Turns the pairs (2i, 2i + 1) of `values` by position * frequencies[i]. Angles are double for
-/// every T: in float, position 163839 would be off by 0.01 radian.
+/// every T: in float, those of the last positions (163839) would be off by up to 0.008 radian.
 template <typename T>
 void apply_rope(const std::vector<double>& frequencies, int64_t position, T* values);
 
@@ -103,7 +103,7 @@ struct MlaWeights {
 template <typename T>
 Status random_weights(const MlaDims& dims, uint64_t seed, MlaWeights<T>* weights,
                       int num_threads = 0);
-/// `tokens` hidden states from N(0, 1), [tokens, d_model]. Token i depends on seed and i alone.
+/// `tokens` >= 0 hidden states from N(0, 1), [tokens, d_model >= 1]. Token i depends on seed and i alone.
 template <typename T>
 MlaMatrix<T> random_hidden_states(int64_t tokens, int d_model, uint64_t seed);
 
@@ -143,8 +143,8 @@ struct CoreCall {
   double softmax_scale;           ///< Factor on q.k; the model's.
 };
 
-/// Computes `latent` [tokens, heads * kv_lora], o~ of every token and head. `latent` arrives with
-/// that shape. An error is passed on to the layer's caller.
+/// Computes `latent` [tokens, heads * kv_lora], o~ of every token and head, the heads of a token side
+/// by side. `latent` arrives with that shape. An error is passed on to the layer's caller.
 template <typename T>
 using AttentionCore = std::function<Status(const CoreCall<T>& call, MlaMatrix<T>* latent)>;
 
