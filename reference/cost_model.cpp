@@ -58,6 +58,14 @@ Status check(const Mla& model) {
           "rope = " + std::to_string(model.rope) + " is odd; RoPE turns pairs of columns"};
 }
 
+template <typename Model>
+Status check(const Model& model, const Step& step, const LayerCost* cost) {
+  MLA_RETURN_IF_ERROR(check(model));
+  MLA_RETURN_IF_ERROR(check(step));
+  if (cost != nullptr) return {};
+  return {StatusCode::kInvalidArgument, "cost is null"};
+}
+
 /// The sums over a batch that the formulas are written in, as doubles.
 struct Amounts {
   explicit Amounts(const Step& step)
@@ -156,8 +164,7 @@ Core core_of(const Mla& model, Form form) {
 }
 
 Status layer_cost(const MultiHead& model, const Step& step, LayerCost* cost) {
-  MLA_RETURN_IF_ERROR(check(model));
-  MLA_RETURN_IF_ERROR(check(step));
+  MLA_RETURN_IF_ERROR(check(model, step, cost));
   const Amounts amounts(step);
   const double n = amounts.new_tokens, e = amounts.element_bytes;
   const auto d = static_cast<double>(model.d_model);
@@ -175,8 +182,7 @@ Status layer_cost(const MultiHead& model, const Step& step, LayerCost* cost) {
 }
 
 Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* cost) {
-  MLA_RETURN_IF_ERROR(check(model));
-  MLA_RETURN_IF_ERROR(check(step));
+  MLA_RETURN_IF_ERROR(check(model, step, cost));
   const Amounts amounts(step);
   const double n = amounts.new_tokens, e = amounts.element_bytes;
   const auto d = static_cast<double>(model.d_model);
@@ -192,8 +198,12 @@ Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* c
 }
 
 Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost) {
-  MLA_RETURN_IF_ERROR(check(model));
-  MLA_RETURN_IF_ERROR(check(step));
+  MLA_RETURN_IF_ERROR(check(model, step, cost));
+  if (form != Form::kAbsorbed && form != Form::kUnabsorbedLatent &&
+      form != Form::kUnabsorbedExpanded) {
+    return {StatusCode::kInvalidArgument, "form = " + std::to_string(static_cast<int>(form)) +
+                                              " is none of MLA's three (0, 1, 2)"};
+  }
   const Amounts amounts(step);
   const double n = amounts.new_tokens, e = amounts.element_bytes;
   const auto d = static_cast<double>(model.d_model), h = static_cast<double>(model.heads);

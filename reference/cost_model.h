@@ -175,7 +175,7 @@ Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost
 /// Closed forms of where absorbed and unabsorbed cost the same. Against an *expanded* cache the
 /// absorbed form never saves FLOP: its expansion costs the same, its core 1088 / 320 times as many.
 /// It saves bytes. Against a *latent* cache that is expanded every step it saves both, as long as
-/// few tokens are new. Models have rope <= kv_lora here, as all have.
+/// few tokens are new. `model` must be one that layer_cost() takes, with rope <= kv_lora.
 /// @{
 
 /// r = kv_lora (nope + v) / (2 kv_lora - nope - v): how many (query, key) pairs of core pay for the

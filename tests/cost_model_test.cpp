@@ -652,6 +652,9 @@ TEST(CostModel, RefusesWhatIsNoLayer) {
   mla = deepseek_v3();
   mla.heads = int64_t{1} << 41;
   expect_refused(layer_cost(mla, Form::kAbsorbed, step, &cost), "heads = 2199023255552");
+  expect_refused(layer_cost(deepseek_v3(), static_cast<Form>(3), step, &cost),
+                 "form = 3 is none of MLA's three");
+  expect_refused(layer_cost(mha_32(), step, nullptr), "cost is null");
   EXPECT_EQ(cost.exponentials, 42) << "a refused call leaves its result alone";
 }
 
