@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <limits>
 #include <random>
 #include <stdexcept>
@@ -514,8 +515,11 @@ void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask
     const int64_t bound = chunked_memory_bound(weights, tokens, options);
     EXPECT_LT(usage.largest, square / 4) << tokens;
     EXPECT_LE(usage.peak, bound) << tokens;
-    EXPECT_GE(usage.peak, bound / 2) << tokens << ": the bound says little";
-    EXPECT_LE(usage.peak, last_peak == 0 ? bound : 2 * last_peak) << tokens;  // linear in N
+    EXPECT_LE(chunked_memory_bound(weights, 2 * tokens, options), 2 * bound) << tokens;
+    if (threads == 1) {  // with more, a run whose products never overlap in time peaks lower
+      EXPECT_GE(usage.peak, bound / 2) << tokens << ": the bound says little";
+      EXPECT_LE(usage.peak, last_peak == 0 ? bound : 2 * last_peak) << tokens;
+    }
     last_peak = usage.peak;
   }
 }
@@ -536,8 +540,12 @@ TEST(Memory, ChunkedLatentIsLinear) {
 
 TEST(Memory, ChunkedMultiHeadIsLinear) {
   MLA_NEEDS_COUNTER();
-  check_memory<double>(random_multi_head<double>(64, 1, 64, true, 34), 64, Mask::causal(), 2);
-  check_memory<double>(random_multi_head<double>(64, 1, 128, false, 35), 64, Mask(), 2);
+  for (const int threads : {1, 2}) {
+    const auto one_of_64 = random_multi_head<double>(64, 1, 64, true, 34);
+    check_memory<double>(one_of_64, 64, Mask::causal(), threads);
+    const auto one_of_128 = random_multi_head<double>(64, 1, 128, false, 35);
+    check_memory<double>(one_of_128, 64, Mask(), threads);
+  }
 }
 
 TEST(Memory, TheDefaultChunkHoldsAtLength) {
@@ -704,8 +712,8 @@ TEST(Memory, DISABLED_Table) {
   const auto heads_64 = random_multi_head<double>(kDModel, 16, 64, false, 61);
   const auto heads_128 = random_multi_head<double>(kDModel, 8, 128, false, 62);
   std::printf("double, d_model %d, causal, %d threads\n", int(kDModel), kThreads);
-  std::printf("%6s  %-22s %12s %12s %12s %10s\n", "N", "layer", "peak MB", "bound MB", "largest MB",
-              "time s");
+  std::printf("%6s  %-26s %10s %10s %10s %8s %8s\n", "N", "layer", "peak MB", "bound MB",
+              "largest MB", "time s", "CPU s");
   for (const int64_t tokens : {1024, 2048, 4096}) {
     const auto x = random_tokens<double>(tokens, kDModel, 63);
     Matrix<double> plain_result;
@@ -713,12 +721,15 @@ TEST(Memory, DISABLED_Table) {
       Matrix<double> y;
       Usage usage;
       double seconds = HUGE_VAL;
+      double cpu_seconds = HUGE_VAL;  // of all threads; says whether the cores were ours
       for (int repeat = 0; repeat < 3; ++repeat) {
         y.resize(0, 0);
+        const std::clock_t cpu_start = std::clock();
         const auto start = std::chrono::steady_clock::now();
         usage = measure([&] { ASSERT_TRUE(run(&y).ok()); });
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
         seconds = std::min(seconds, took.count());
+        cpu_seconds = std::min(cpu_seconds, double(std::clock() - cpu_start) / CLOCKS_PER_SEC);
       }
       if (bound == 0) {
         plain_result = y;
@@ -726,9 +737,10 @@ TEST(Memory, DISABLED_Table) {
         EXPECT_LT(max_error(y, plain_result), 1e-10);
         EXPECT_LE(usage.peak, bound);
       }
-      std::printf("%6d  %-22s %12.1f %12.1f %12.1f %10.3f\n", int(tokens), name.c_str(),
-                  double(usage.peak) / 1e6, double(bound) / 1e6, double(usage.largest) / 1e6,
-                  seconds);
+      const std::string limit = bound == 0 ? "-" : std::to_string(bound / 1'000'000);
+      std::printf("%6d  %-26s %10.1f %10s %10.1f %8.3f %8.3f\n", int(tokens), name.c_str(),
+                  double(usage.peak) / 1e6, limit.c_str(), double(usage.largest) / 1e6, seconds,
+                  cpu_seconds);
       std::fflush(stdout);
     };
     const Mask mask = Mask::causal();
