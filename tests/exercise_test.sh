@@ -11,7 +11,7 @@ for tool in python3 git cmake tar; do
 done
 copy=$(mktemp -d)
 if [ "${1:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
-tar c --exclude=./build --exclude=./.git . | tar x -C "$copy"
+git ls-files -co --exclude-standard -z | tar c --null --files-from=- | tar x -C "$copy"
 cd "$copy"
 git init --quiet
 git add --all
