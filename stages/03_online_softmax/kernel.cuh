@@ -241,19 +241,20 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       __syncthreads();  // K, P and a have been read: the next tile may overwrite them
     }
 
-    // out = O / l; lse = ln 2 (m + log2 l). A row that saw nothing has l = 0: out = 0, lse = +inf.
+    // out = O / l; lse = ln 2 (m + log2 l). A row that saw nothing: out = 0, lse = +inf.
 #pragma unroll
     for (int offset = 1; offset < kRowThreads; offset *= 2) {
       l += __shfl_xor_sync(0xffffffff, l, offset);
     }
     if (threadIdx.x % kRowThreads == 0) {
-      smem.rescale[own_row] = l > 0 ? 1 / l : 0;
+      const bool saw_something = own_visible > 0;  // not l > 0, which NaN in the cache makes false
+      smem.rescale[own_row] = saw_something ? 1 / l : 0;
       const int row = row_begin + own_row;
       if (row < row_end) {
         const int64_t head =
             int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
         tensors.lse[head * problem.seqlen_q + row / group] =
-            l > 0 ? 0.693147181f * (m + log2f(l)) : INFINITY;
+            saw_something ? 0.693147181f * (m + log2f(l)) : INFINITY;
       }
     }
     __syncthreads();  // 1 / l is there
