@@ -55,7 +55,8 @@ OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode 
   return {term(prediction.fp32_flop, ceilings.fp32),
           term(prediction.matrix_flop, matrix_rate(ceilings, mode)),
           term(prediction.shared_bytes, ceilings.shared),
-          term(prediction.dram_bytes, ceilings.read)};
+          // Half of the multiprocessors can keep all of the memory busy.
+          prediction.dram_bytes == 0 ? 0.0 : prediction.dram_bytes / ceilings.read};
 }
 
 double OwnLimit::seconds() const {

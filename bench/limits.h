@@ -40,8 +40,8 @@ const char* to_string(Mode mode);
 /// all stages.
 double floor_seconds(const Work& work, const Ceilings& ceilings, Mode mode);
 
-/// The terms of a stage's own limit, in s, each divided by the share of multiprocessors that have
-/// work.
+/// The terms of a stage's own limit, in s; those of the multiprocessors are divided by the share of
+/// them that have work.
 struct OwnLimit {
   double fp32 = 0;
   double matrix = 0;

@@ -67,9 +67,9 @@ Status validate(const Problem& problem) {
     return invalid("num_heads_q = " + std::to_string(problem.num_heads_q) +
                    " is not a multiple of num_heads_kv = " + std::to_string(problem.num_heads_kv));
   }
-  if (int64_t{problem.seqlen_q} * problem.num_heads_q > INT_MAX) {
+  if (int64_t{problem.seqlen_q} * problem.num_heads_q > kMaxRowsPerSeq) {
     return invalid("seqlen_q = " + std::to_string(problem.seqlen_q) + " times num_heads_q = " +
-                   std::to_string(problem.num_heads_q) + " must be less than 2^31");
+                   std::to_string(problem.num_heads_q) + " must be at most 2^30");
   }
   if (!(problem.softmax_scale > 0) || !std::isfinite(problem.softmax_scale)) {
     char scale[32];

@@ -29,12 +29,16 @@ inline constexpr int kHeadDimV = 512;
 /// bits.
 inline constexpr int kMaxPagesPerSeq = (1 << 30) / kPageSize;
 
+/// Most query rows of a sequence, seqlen_q * num_heads_q, so that a row's index, and one tile more,
+/// fit 32 bits.
+inline constexpr int64_t kMaxRowsPerSeq = int64_t{1} << 30;
+
 /// Shapes and scalars of one decode call. All are known on the host; lengths and page ids are not:
 /// they live in device memory (see Tensors).
 struct Problem {
   DType dtype = DType::kBFloat16;
   int batch = 0;              ///< Sequences, >= 1.
-  int seqlen_q = 1;           ///< Query tokens a sequence, >= 1; seqlen_q * num_heads_q < 2^31.
+  int seqlen_q = 1;           ///< Query tokens a sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
   int num_heads_q = 0;        ///< Query heads, a multiple of num_heads_kv.
   int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
   int num_pages = 0;          ///< Pages in the cache, >= 1.
@@ -67,6 +71,7 @@ struct Problem {
 
 /// Pointers to one call's tensors, all contiguous and 16-byte aligned, all on the machine that
 /// decodes (device memory for a GPU, host memory for the reference and the GPU model).
+/// Outputs and workspace overlap nothing else.
 struct Tensors {
   const void* q = nullptr;               ///< [batch, seqlen_q, num_heads_q, 576], dtype
   const void* kv_cache = nullptr;        ///< [num_pages, 64, num_heads_kv, 576], dtype

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -30,6 +31,7 @@ struct Options {
   std::string stage;  // empty: all
   bool full = false;
   int shard = 0, shards = 1;
+  bool ran = false;  // some stage did
 } options;
 
 constexpr std::pair<int, int> kHeads[] = {{1, 1},   {3, 1},   {3, 3},   {9, 1},  {9, 3},   {63, 1},
@@ -80,6 +82,15 @@ std::vector<DecodeCase> full_product() {
       spec.seed = cases.size();
       cases.push_back(spec);
     }
+  }
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;  // a cache of more than 2^31 elements
+    spec.dtype = dtype;
+    spec.batch = 128;
+    spec.seqlen_k = 32768;
+    spec.num_heads_q = 16;
+    spec.seed = cases.size();
+    cases.push_back(spec);
   }
   return cases;
 }
@@ -208,6 +219,7 @@ class Conformance : public testing::Test {
       }
     }
     if (stages_.empty()) GTEST_SKIP() << "no stage to run";
+    options.ran = true;
     started_ = std::chrono::steady_clock::now();
   }
 
@@ -279,7 +291,7 @@ TEST_F(Conformance, Cases) {
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
     if (on_model) {
-      pretend_device(i);
+      pretend_device(i / static_cast<size_t>(options.shards));
       check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{2 * i + 1});
       check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0, 2 * i + 2});
     } else {
@@ -295,9 +307,51 @@ TEST_F(Conformance, ExtremeValuesAndLogits) {
   const std::vector<DecodeCase> cases = extreme_cases();
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
-    pretend_device(i);
+    pretend_device(i / static_cast<size_t>(options.shards));
     check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
     if (HasFatalFailure()) return;
+  }
+}
+
+// A NaN among a sequence's own tokens reaches all of its rows, lse included, and no other's.
+TEST_F(Conformance, NanStaysInItsOwnSequence) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.batch = 3;
+    spec.seqlen_q = 2;
+    spec.seqlen_k = 100;
+    spec.num_heads_q = 20;
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    ASSERT_TRUE(generate_on_device(*machine_, data, &tensors).ok());
+    const int32_t* table = data.block_table.data() + data.problem.max_pages_per_seq;  // sequence 1
+    const uint16_t nan = nan_bits(dtype);
+    ASSERT_TRUE(machine_
+                    ->copy_to_device(tensors.kv_cache.as<uint16_t>() +
+                                         cache_row(table, 70, 1, 0) * kHeadDimQK + 5,
+                                     &nan, sizeof(nan))
+                    .ok());
+    std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
+    ASSERT_TRUE(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()).ok());
+    ASSERT_TRUE(
+        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes())
+            .ok());
+    Tensors host;
+    host.q = q.data();
+    host.kv_cache = cache.data();
+    host.block_table = data.block_table.data();
+    host.seqlens_k = data.seqlens_k.data();
+    ReferenceResult expected;
+    ASSERT_TRUE(reference_attention(data.problem, host, &expected).ok());
+    ASSERT_TRUE(std::isnan(expected.lse[2 * 20]));  // sequence 1
+    ASSERT_FALSE(std::isnan(expected.lse[0]));
+    for (const Stage* stage : stages_) {
+      Outputs outputs;
+      ASSERT_TRUE(run(*machine_, *stage, data, tensors, &outputs).ok());
+      const DecodeComparison comparison = compare_decode(dtype, outputs.out, outputs.lse, expected);
+      EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+    }
   }
 }
 
@@ -367,12 +421,12 @@ int main(int argc, char** argv) {
     }
     ++i;
   }
-  const int result = RUN_ALL_TESTS();
-  // Nothing ran because there is no GPU: say "skipped" to CTest (SKIP_RETURN_CODE).
-  std::string why_not;
-  if (result == 0 && options.machine == mla::MachineKind::kGpu &&
-      mla::gpu_machine(&why_not) == nullptr) {
-    return 77;
+  if (!options.stage.empty() && mla::find_stage(options.machine, options.stage) == nullptr &&
+      !mla::stages(options.machine).empty()) {
+    std::fprintf(stderr, "no stage '%s'\n", options.stage.c_str());
+    return 2;
   }
-  return result;
+  const int result = RUN_ALL_TESTS();
+  // No stage ran, for want of a GPU or of a fit one: say "skipped" to CTest (SKIP_RETURN_CODE).
+  return result == 0 && !options.ran ? 77 : result;
 }

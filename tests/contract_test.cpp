@@ -6,6 +6,10 @@
 #include <functional>
 #include <limits>
 
+#ifdef MLA_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include "reference/data_generator.h"
 #include "reference/gpu_model/gpu_model.h"
 #include "stages/common/device_data.h"
@@ -267,13 +271,33 @@ TEST_P(Contract, PagingIsCheckedOnRequest) {
     table[static_cast<size_t>(problem.max_pages_per_seq) + 1] = page;  // sequence 1, slot 1: in use
     status = check(data_.seqlens_k, table);
     EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
-    EXPECT_NE(status.message().find("block_table[1][1] = " + std::to_string(page)),
+    EXPECT_NE(status.message().find("block_table[1, 1] = " + std::to_string(page)),
               std::string::npos)
         << status.to_string();
   }
   // Slots past the end hold garbage, and may.
   EXPECT_EQ(data_.block_table.back(), kGarbagePage);
 }
+
+#ifdef MLA_HAVE_CUDA
+// A stream that does not wait for the default one: the verdict must be set up, made and read in its order.
+TEST_P(Contract, PagingIsCheckedOnANonBlockingStream) {
+  if (GetParam() != MachineKind::kGpu) GTEST_SKIP() << "the model has no streams";
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  std::vector<int32_t> table = data_.block_table;
+  table[1] = -7;
+  DeviceBuffer bad_table;
+  ASSERT_TRUE(bad_table.assign(*machine_, table.data(), table.size() * 4).ok());
+  for (int i = 0; i < 200; ++i) {
+    const DeviceBuffer& each = i % 2 == 0 ? bad_table : tensors_.block_table;
+    const Status status = check_paging(*machine_, data_.problem, each.as<int32_t>(),
+                                       tensors_.seqlens_k.as<int32_t>(), stream);
+    EXPECT_EQ(status.ok(), i % 2 == 1) << i << ": " << status.to_string();
+  }
+  cudaStreamDestroy(stream);
+}
+#endif
 
 TEST(Registry, FindsStagesByNameAndNumber) {
   ASSERT_FALSE(stages(MachineKind::kModel).empty());

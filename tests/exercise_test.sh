@@ -9,9 +9,10 @@ cd "$(dirname "$0")/.."
 for tool in python3 git cmake tar; do
   command -v "$tool" > /dev/null || { echo "skipped: no $tool"; exit 77; }
 done
+git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "skipped: not a git checkout"; exit 77; }
 copy=$(mktemp -d)
 if [ "${1:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
-tar c --exclude=./build --exclude=./.git . | tar x -C "$copy"
+git ls-files -co --exclude-standard -z | tar c --null --files-from=- | tar x -C "$copy"
 cd "$copy"
 git init --quiet
 git add --all

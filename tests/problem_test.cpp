@@ -108,24 +108,24 @@ TEST(Problem, SizesMustFit) {
         p.seqlen_q = 1 << 20;
         p.num_heads_q = 1 << 11;
       },
-      "seqlen_q = 1048576 times num_heads_q = 2048 must be less than 2^31");
+      "seqlen_q = 1048576 times num_heads_q = 2048 must be at most 2^30");
   expect_refused([](Problem& p) { p.max_pages_per_seq = kMaxPagesPerSeq + 1; },
                  "max_pages_per_seq = 16777217 must be at most 16777216 (2^30 tokens)");
   expect_refused(
       [](Problem& p) {
         p.batch = INT_MAX;
-        p.seqlen_q = INT_MAX / 8;
+        p.seqlen_q = INT_MAX / 16;
       },
-      "q [batch = 2147483647 x seqlen_q = 268435455 x num_heads_q = 8 x head_dim = 576] has more "
+      "q [batch = 2147483647 x seqlen_q = 134217727 x num_heads_q = 8 x head_dim = 576] has more "
       "than 2^63 - 1 bytes");
   expect_refused(
       [](Problem& p) {
-        p.num_heads_q = p.num_heads_kv = INT_MAX;
+        p.num_heads_q = p.num_heads_kv = 1 << 30;
         p.seqlen_q = 1;
         p.num_pages = INT_MAX;
         p.batch = 1;
       },
-      "kv_cache [num_pages = 2147483647 x page_size = 64 x num_heads_kv = 2147483647 x head_dim = "
+      "kv_cache [num_pages = 2147483647 x page_size = 64 x num_heads_kv = 1073741824 x head_dim = "
       "576] has more than 2^63 - 1 bytes");
   Problem all_largest = valid_problem();
   all_largest.batch = all_largest.seqlen_q = all_largest.num_heads_q = INT_MAX;

@@ -29,7 +29,7 @@ install_missing() {
   fi
   echo "Installing ${missing[*]} …"
   "${root[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 }
 
 build() {
@@ -37,6 +37,11 @@ build() {
   if ! command -v nvcc > /dev/null && [[ -x /usr/local/cuda/bin/nvcc ]]; then
     export PATH=$PATH:/usr/local/cuda/bin
   fi
-  cmake -S . -B build -G Ninja | grep -E '^-- (CUDA|Doxygen)|Error|error' || true
+  local log
+  if ! log=$(cmake -S . -B build -G Ninja 2>&1); then
+    printf '%s\n' "$log" >&2
+    return 1
+  fi
+  grep -E '^-- (CUDA|Doxygen):' <<< "$log" || true
   cmake --build build --target "$@"
 }

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <numeric>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -190,8 +191,13 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
   const uint64_t os_threads = std::min(
       {static_cast<uint64_t>(wanted), launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
   std::vector<std::thread> workers;
-  for (uint64_t i = 1; i < os_threads; ++i) {
-    workers.emplace_back([&] { run_on_this_thread(launch); });
+  try {
+    workers.reserve(os_threads);
+    for (uint64_t i = 1; i < os_threads; ++i) {
+      workers.emplace_back([&] { run_on_this_thread(launch); });
+    }
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that run, and this one, do the work.
   }
   run_on_this_thread(launch);
   for (std::thread& worker : workers) worker.join();

@@ -34,11 +34,11 @@ std::string describe(const Wait& wait) {
 }
 
 /// Literals are mostly the same object; two translation units may have two.
-bool same(const char* a, const char* b) {
+inline bool same(const char* a, const char* b) {
   return a == b || std::strcmp(a, b) == 0;
 }
 
-bool same(const Wait& a, const Wait& b) {
+inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && same(a.what, b.what) && same(a.file, b.file);
 }
 
@@ -201,18 +201,14 @@ void Multiprocessor::schedule() {
     for (unsigned i = 0; i < warpSize; ++i) {
       const unsigned lane = i ^ mix;
       if ((best->runnable >> lane & 1) == 0) continue;
-      resume(*threads_[first_number + lane]);
+      running_ = threads_[first_number + lane].get();
+      threadIdx = running_->index;
+      running_->fiber->resume();
+      running_ = nullptr;
       if (error_.empty()) error_ = tsan_take_report();
       if (!error_.empty() || launch_->stopped) return;
     }
   }
-}
-
-void Multiprocessor::resume(Thread& thread) {
-  threadIdx = thread.index;
-  running_ = &thread;
-  thread.fiber->resume();
-  running_ = nullptr;
 }
 
 void Multiprocessor::run_thread(void* argument) {
@@ -255,11 +251,14 @@ void Multiprocessor::finish_thread() {
   }
 }
 
-void Multiprocessor::suspend(const Wait& wait) {
-  Thread& thread = self();
+inline void Multiprocessor::block(Thread& thread, Wait wait) {
   thread.wait = wait;
   warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
-  thread.fiber->suspend();
+}
+
+void Multiprocessor::suspend(Wait wait) {
+  block(self(), wait);
+  self().fiber->suspend();
 }
 
 void Multiprocessor::wake(Thread& thread) {
@@ -278,24 +277,22 @@ void Multiprocessor::scheduling_point() {
   if (++scheduling_points_ % 64 == 0) yield();
 }
 
-inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, const Wait& wait) {
+inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, Wait wait) {
   Thread& thread = self();
   thread.fiber->become_scheduler();
+  block(thread, wait);
   Barrier& barrier = barriers_[id];
   if (barrier.arrived == 0) {
-    barrier.place = wait;
     barrier.first = thread.number;
-  } else if (!same(barrier.place, wait)) {
+  } else if (!same(threads_[barrier.first]->wait, thread.wait)) {
     fail([&] {
-      return "divergent barrier: " + place(self().number) + " is in " + detail::describe(wait) +
-             ", though " + describe(*threads_[barrier.first]);
+      return "divergent barrier: " + place(thread.number) + " is in " +
+             detail::describe(thread.wait) + ", though " + describe(*threads_[barrier.first]);
     });
   }
   ++barrier.arrived;
   thread.barrier = static_cast<int>(id);
   thread.predicate = predicate;
-  warps_[thread.number / warpSize].runnable &= ~(1u << thread.number % warpSize);
-  thread.wait = wait;
   if (barrier.arrived == expected) complete(barrier, id);
   thread.fiber->suspend();
   return static_cast<int>(thread.result);
@@ -322,29 +319,30 @@ void Multiprocessor::complete(Barrier& barrier, unsigned id) {
   draw_priorities();
 }
 
-inline uint64_t Multiprocessor::collect(const Wait& wait, uint64_t operand, unsigned source,
+inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned source,
                                         Combine combine, bool ordering) {
   Thread& thread = self();
   thread.fiber->become_scheduler();
+  block(thread, wait);
   Warp& warp = warps_[thread.number / warpSize];
   const uint32_t bit = 1u << thread.number % warpSize;
   if ((wait.mask & bit) == 0) {
     fail([&] {
-      return place(self().number) + " calls " + detail::describe(wait) + " but is not in the mask";
+      return place(thread.number) + " calls " + detail::describe(thread.wait) +
+             " but is not in the mask";
     });
   }
-  if ((wait.mask & warp.finished) != 0) {
-    const unsigned lane = static_cast<unsigned>(std::countr_zero(wait.mask & warp.finished));
-    const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
+  if (const uint32_t gone = wait.mask & warp.finished; gone != 0) {
     fail([&] {
-      return place(self().number) + " calls " + detail::describe(wait) + ", but thread " +
-             triple(other.index.x, other.index.y, other.index.z) + " of the mask has returned";
+      const unsigned first_lane = thread.number / warpSize * warpSize;
+      const uint3 other =
+          threads_[first_lane + static_cast<unsigned>(std::countr_zero(gone))]->index;
+      return place(thread.number) + " calls " + detail::describe(thread.wait) + ", but thread " +
+             triple(other.x, other.y, other.z) + " of the mask has returned";
     });
   }
-  thread.wait = wait;
   thread.operand = operand;
   thread.source = source;
-  warp.runnable &= ~bit;
   warp.collecting |= bit;
   const uint32_t mask = wait.mask & warp.exists;
   if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering);
@@ -459,8 +457,12 @@ std::string Multiprocessor::deadlock() const {
 
 namespace {
 
+[[noreturn, gnu::cold, gnu::noinline]] void called_outside() {
+  throw KernelError("called outside a kernel");
+}
+
 Multiprocessor& here() {
-  if (Multiprocessor::current() == nullptr) throw KernelError("called outside a kernel");
+  if (Multiprocessor::current() == nullptr) called_outside();
   return *Multiprocessor::current();
 }
 

@@ -85,8 +85,7 @@ struct Warp {
 
 struct Barrier {
   unsigned arrived = 0;
-  Wait place;          ///< Of the first that arrived.
-  unsigned first = 0;  ///< Its number.
+  unsigned first = 0;  ///< Number of the thread that arrived first.
 };
 
 class Multiprocessor {
@@ -107,15 +106,15 @@ class Multiprocessor {
 
   /// Meets `expected` threads at barrier `id`, 0 being __syncthreads'; the count of true
   /// predicates.
-  int meet(unsigned id, unsigned expected, bool predicate, const Wait& wait);
+  int meet(unsigned id, unsigned expected, bool predicate, Wait wait);
 
   /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
   /// the operand of lane `source`. `ordering`: memory is ordered, too.
-  [[gnu::always_inline]] uint64_t collect(const Wait& wait, uint64_t operand, unsigned source,
+  [[gnu::always_inline]] uint64_t collect(Wait wait, uint64_t operand, unsigned source,
                                           Combine combine, bool ordering);
 
   /// Runs another thread; returns when wake() was called for this one.
-  void suspend(const Wait& wait);
+  void suspend(Wait wait);
   void wake(Thread& thread);
   /// Lets every other runnable thread run first.
   void yield();
@@ -147,7 +146,7 @@ class Multiprocessor {
   bool run_block(uint64_t turn);
   void schedule();
   bool complete_asynchronous();
-  void resume(Thread& thread);
+  void block(Thread& thread, Wait wait);
   void draw_priorities();
   void complete(Barrier& barrier, unsigned id);
   void complete(Warp& warp, unsigned mask, Combine combine, bool ordering);

@@ -133,9 +133,9 @@ T shuffle(const char* what, unsigned mask, T value, unsigned source, const char*
   return std::bit_cast<T>(static_cast<Bits>(bits));
 }
 
-/// First lane of this lane's segment of `width` lanes.
-inline unsigned segment(int width) {
-  return lane() & ~(static_cast<unsigned>(width) - 1);
+/// First lane of a lane's segment of `width` lanes.
+inline unsigned segment(unsigned lane, int width) {
+  return lane & ~(static_cast<unsigned>(width) - 1);
 }
 
 /// The usual arithmetic conversions, as in CUDA's overloads of min and max.
@@ -177,7 +177,8 @@ inline void __syncwarp(unsigned mask = 0xffffffff, GPU_MODEL_HERE) {
 
 template <gpu_model::detail::Shuffled T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, GPU_MODEL_HERE) {
-  const unsigned lane = gpu_model::detail::segment(width) +
+  const unsigned self = gpu_model::detail::lane();
+  const unsigned lane = gpu_model::detail::segment(self, width) +
                         (static_cast<unsigned>(source) & (static_cast<unsigned>(width) - 1));
   return gpu_model::detail::shuffle("__shfl_sync", mask, value, lane, file, line);
 }
@@ -185,14 +186,14 @@ template <gpu_model::detail::Shuffled T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, GPU_MODEL_HERE) {
   const unsigned self = gpu_model::detail::lane();
   const unsigned lane = self ^ static_cast<unsigned>(lane_mask);
-  const bool inside = lane < gpu_model::detail::segment(width) + static_cast<unsigned>(width);
+  const bool inside = lane < gpu_model::detail::segment(self, width) + static_cast<unsigned>(width);
   return gpu_model::detail::shuffle("__shfl_xor_sync", mask, value, inside ? lane : self, file,
                                     line);
 }
 template <gpu_model::detail::Shuffled T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, GPU_MODEL_HERE) {
   const unsigned self = gpu_model::detail::lane();
-  const bool inside = self >= gpu_model::detail::segment(width) + delta;
+  const bool inside = self >= gpu_model::detail::segment(self, width) + delta;
   return gpu_model::detail::shuffle("__shfl_up_sync", mask, value, inside ? self - delta : self,
                                     file, line);
 }
@@ -200,7 +201,7 @@ template <gpu_model::detail::Shuffled T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, GPU_MODEL_HERE) {
   const unsigned self = gpu_model::detail::lane();
   const bool inside =
-      self + delta < gpu_model::detail::segment(width) + static_cast<unsigned>(width);
+      self + delta < gpu_model::detail::segment(self, width) + static_cast<unsigned>(width);
   return gpu_model::detail::shuffle("__shfl_down_sync", mask, value, inside ? self + delta : self,
                                     file, line);
 }

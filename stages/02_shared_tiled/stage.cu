@@ -76,11 +76,10 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double scores = double(problem.seqlen_q) * problem.num_heads_q * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
-  // A lane's m x n results need m + n 4-byte values of shared memory an m n FMAs; 32 lanes read 4 +
-  // 8 different rows, but a 16-byte access takes at least two passes: 8 bytes a lane and value
-  // pair.
-  const double lane = tile_rows == 64 ? 8 : 4;
-  prediction.shared_bytes = padded * (kHeadDimQK + kHeadDimV) * 2 * lane / (lane * lane) * 2;
+  // Passes of shared memory, at 128 bytes each (README.md, "Why 8 x 8"): four columns cost a warp's
+  // n x n results n reads of Q at 2 passes and n of K at 4, for 4 n n FMAs a lane.
+  const double n = tile_rows == 64 ? 8 : 4;
+  prediction.shared_bytes = padded * (kHeadDimQK + kHeadDimV) * (6 * n * 128) / (4 * n * n * 32);
   // KV is read by both passes; the score matrix is written twice and read three times.
   prediction.dram_bytes =
       double(total_tokens) * problem.num_heads_kv * (kHeadDimQK + kHeadDimV) * 2 + scores * 4 * 5;

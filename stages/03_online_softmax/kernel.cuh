@@ -74,16 +74,17 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   Plan<kRows>& smem = shared_memory<Plan<kRows>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
-  // Who holds what. S: lane (y, x) of every warp has rows y + 8 i, tokens x + 4 j, of the warp's 72
-  // columns.
+  // Who holds what. Lanes are numbered so that a read of shared memory finds the same place in lanes
+  // one apart (tokens, columns) or two apart (rows): such reads take half the passes.
+  // S: lane (y, x) of every warp has rows y + 8 i, tokens x + 4 j, of the warp's 72 columns.
   constexpr int kScoreRows = kRows / 8, kScoreTokens = kTokens / 4;
-  const int score_y = lane / 4, score_x = lane % 4;
+  const int score_y = lane / 8 * 2 + lane % 2, score_x = lane / 2 % 4;
   // Softmax: each thread has kOwned neighbouring tokens of one row.
   constexpr int kOwned = kRows * kTokens / kThreads, kRowThreads = kTokens / kOwned;
   const int own_row = threadIdx.x / kRowThreads, own_token = threadIdx.x % kRowThreads * kOwned;
   // O: lane (y, x) has rows y + 4 i, columns 4 x + {0..3} and 32 more, of the warp's 64 columns.
   constexpr int kOutRows = kRows / 4;
-  const int out_y = lane / 8, out_column = warp * 64 + lane % 8 * 4;
+  const int out_y = lane / 16 * 2 + lane % 2, out_column = warp * 64 + lane / 2 % 8 * 4;
 
   const int group = problem.group_size();
   const int rows = problem.rows_per_kv_head();
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       }
       if (threadIdx.x % kRowThreads == 0) smem.rescale[own_row] = a;
 
-      // O = a O, only where some row's maximum moved: after a few tiles that is rare
+      // O = a O, only if some row's maximum moved
       if (__syncthreads_or(a != 1)) {  // also: P and a are there
 #pragma unroll
         for (int i = 0; i < kOutRows; ++i) {
@@ -240,19 +241,20 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       __syncthreads();  // K, P and a have been read: the next tile may overwrite them
     }
 
-    // out = O / l; lse = ln 2 (m + log2 l). A row that saw nothing has l = 0: out = 0, lse = +inf.
+    // out = O / l; lse = ln 2 (m + log2 l). A row that saw nothing: out = 0, lse = +inf.
 #pragma unroll
     for (int offset = 1; offset < kRowThreads; offset *= 2) {
       l += __shfl_xor_sync(0xffffffff, l, offset);
     }
     if (threadIdx.x % kRowThreads == 0) {
-      smem.rescale[own_row] = l > 0 ? 1 / l : 0;
+      const bool saw_something = own_visible > 0;  // not l > 0, which NaN in the cache makes false
+      smem.rescale[own_row] = saw_something ? 1 / l : 0;
       const int row = row_begin + own_row;
       if (row < row_end) {
         const int64_t head =
             int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
         tensors.lse[head * problem.seqlen_q + row / group] =
-            l > 0 ? 0.693147181f * (m + log2f(l)) : INFINITY;
+            saw_something ? 0.693147181f * (m + log2f(l)) : INFINITY;
       }
     }
     __syncthreads();  // 1 / l is there

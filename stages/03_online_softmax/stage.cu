@@ -62,12 +62,12 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double padded = tiles / problem.batch * tile_rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
-  // A 16-byte access of a warp takes at least two passes of 128 bytes. QK: rows/8 + 4 of them for
-  // 16 rows/8 x 32 lanes results and 4 columns; PV: rows/4 + 8 of them for 32 rows/4 x 32 lanes
-  // FMAs.
-  const double qk = (tile_rows / 8.0 + 4) / (16.0 * tile_rows / 8 * 4 * 32);
-  const double pv = (tile_rows / 4.0 + 8) / (32.0 * tile_rows / 4 * 32);
-  prediction.shared_bytes = padded * (kHeadDimQK * qk + kHeadDimV * pv) * 256;
+  // Passes of shared memory a tile, at 128 bytes each (README.md, "Prediction"): every read of 16
+  // bytes a lane takes 2; then the shares of S, and the tile's own way in.
+  const double passes = kernel::kWarps * 18 * 2 * (4 + tile_rows / 8.0) +
+                        kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
+                        tile_rows;
+  prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
   prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
   prediction.busy_fraction = std::min(1.0, tiles / limits.multiprocessors);
   return prediction;

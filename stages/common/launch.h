@@ -4,21 +4,21 @@
 #pragma once
 
 #include <algorithm>
+#include <new>
 #include <string>
 
 #include "stages/common/device.h"
 #include "stages/common/machine.h"
+
+#ifdef __CUDACC__
+#include "stages/common/cuda_status.h"
+#endif
 
 namespace mla::MLA_MACHINE {
 
 #ifdef __CUDACC__
 
 /// ok, or kCudaError with "what: the runtime's own message".
-inline Status cuda_status(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return {};
-  return {StatusCode::kCudaError, std::string(what) + ": " + cudaGetErrorString(error)};
-}
-
 /// Enqueues kernel(arguments...) on `stream`.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
@@ -46,6 +46,8 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
                       [&] { kernel(static_cast<Parameters>(arguments)...); });
   } catch (const gpu_model::KernelError& error) {
     return {StatusCode::kKernelRejected, error.what()};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, "no memory for the GPU model's threads"};
   }
   return {};
 }

@@ -8,6 +8,8 @@
 
 #ifdef MLA_HAVE_CUDA
 #include <cuda_runtime_api.h>
+
+#include "stages/common/cuda_status.h"
 #endif
 
 namespace mla {
@@ -34,15 +36,15 @@ class ModelMachine final : public Machine {
             "cannot allocate " + std::to_string(bytes) + " bytes for the GPU model"};
   }
   void deallocate(void* pointer) override { gpu_model::deallocate(pointer); }
-  Status copy_to_device(void* destination, const void* source, size_t bytes) override {
+  Status copy_to_device(void* destination, const void* source, size_t bytes, Stream) override {
     std::memcpy(destination, source, bytes);
     return {};
   }
-  Status copy_to_host(void* destination, const void* source, size_t bytes) override {
+  Status copy_to_host(void* destination, const void* source, size_t bytes, Stream) override {
     std::memcpy(destination, source, bytes);
     return {};
   }
-  Status fill(void* destination, unsigned char byte, size_t bytes) override {
+  Status fill(void* destination, unsigned char byte, size_t bytes, Stream) override {
     std::memset(destination, byte, bytes);
     return {};
   }
@@ -52,12 +54,7 @@ class ModelMachine final : public Machine {
 
 #ifdef MLA_HAVE_CUDA
 
-Status cuda_status(cudaError_t error, const std::string& what) {
-  if (error == cudaSuccess) return {};
-  const StatusCode code =
-      error == cudaErrorMemoryAllocation ? StatusCode::kOutOfMemory : StatusCode::kCudaError;
-  return {code, what + ": " + cudaGetErrorString(error)};
-}
+using gpu::cuda_status;
 
 class GpuMachine final : public Machine {
  public:
@@ -96,16 +93,16 @@ class GpuMachine final : public Machine {
     return cuda_status(error, "cudaMalloc of " + std::to_string(bytes) + " bytes");
   }
   void deallocate(void* pointer) override { cudaFree(pointer); }
-  Status copy_to_device(void* destination, const void* source, size_t bytes) override {
-    return cuda_status(cudaMemcpy(destination, source, bytes, cudaMemcpyHostToDevice),
-                       "copy to the device");
+  Status copy_to_device(void* destination, const void* source, size_t bytes,
+                        Stream stream) override {
+    return copy(destination, source, bytes, cudaMemcpyHostToDevice, stream, "copy to the device");
   }
-  Status copy_to_host(void* destination, const void* source, size_t bytes) override {
-    return cuda_status(cudaMemcpy(destination, source, bytes, cudaMemcpyDeviceToHost),
-                       "copy to the host");
+  Status copy_to_host(void* destination, const void* source, size_t bytes, Stream stream) override {
+    return copy(destination, source, bytes, cudaMemcpyDeviceToHost, stream, "copy to the host");
   }
-  Status fill(void* destination, unsigned char byte, size_t bytes) override {
-    return cuda_status(cudaMemset(destination, byte, bytes), "cudaMemset");
+  Status fill(void* destination, unsigned char byte, size_t bytes, Stream stream) override {
+    return cuda_status(cudaMemsetAsync(destination, byte, bytes, static_cast<cudaStream_t>(stream)),
+                       "cudaMemsetAsync");
   }
   Status synchronize() override {
     return cuda_status(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -114,6 +111,16 @@ class GpuMachine final : public Machine {
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
     return free;
+  }
+
+ private:
+  // In the stream's order, and done when it returns.
+  static Status copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
+                     Stream stream, const char* what) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaMemcpyAsync(destination, source, bytes, kind, cuda_stream), what));
+    return cuda_status(cudaStreamSynchronize(cuda_stream), what);
   }
 };
 

@@ -37,10 +37,13 @@ class Machine {
   /// 16-byte aligned (at least) memory; the model's is poisoned and fenced by guard pages.
   virtual Status allocate(size_t bytes, void** pointer) = 0;
   virtual void deallocate(void* pointer) = 0;
-  virtual Status copy_to_device(void* destination, const void* source, size_t bytes) = 0;
-  virtual Status copy_to_host(void* destination, const void* source, size_t bytes) = 0;
+  virtual Status copy_to_device(void* destination, const void* source, size_t bytes,
+                                Stream stream = nullptr) = 0;
+  virtual Status copy_to_host(void* destination, const void* source, size_t bytes,
+                              Stream stream = nullptr) = 0;
   /// Sets every byte; 0xff makes NaN of every float type.
-  virtual Status fill(void* destination, unsigned char byte, size_t bytes) = 0;
+  virtual Status fill(void* destination, unsigned char byte, size_t bytes,
+                      Stream stream = nullptr) = 0;
   /// Waits for all work and reports what went wrong in it.
   virtual Status synchronize() = 0;
   virtual size_t free_memory() const = 0;

@@ -8,7 +8,7 @@
 
 namespace mla {
 
-/// Runs one small kernel over `seqlens_k` and the used slots of `block_table`, waits for it, and
+/// Runs one small kernel over `seqlens_k` and the used slots of `block_table`, waits for it, all in the order of `stream`, and
 /// reports the first offender by sequence and slot.
 /// @param machine  where the tensors live
 /// @return kOutOfRange with the value and what is allowed; validate()'s errors for a bad problem
