@@ -1,8 +1,8 @@
 #include "bench/cublas.h"
 
 #include <dlfcn.h>
-#include <glob.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -33,27 +33,21 @@ Status cublas_status(int error, const char* what) {
   return {StatusCode::kCudaError, std::string(what) + ": cuBLAS status " + std::to_string(error)};
 }
 
-/// Where cuBLAS is looked for, in this order; a slash means a path, with wildcards.
+/// Where cuBLAS is looked for, in this order: MLA_CUBLAS alone if that is set, else where the loader
+/// and a CUDA Toolkit have it.
 std::vector<std::string> candidates() {
-  const std::string names[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
-  const char* const folders[] = {
-      "/usr/local/cuda/lib64/",
-      "/usr/local/cuda-*/lib64/",
-      "/usr/local/cuda-*/targets/*/lib/",
-      "/usr/lib/*-linux-gnu/",
-      "/opt/*/.venv/lib/python3*/site-packages/nvidia/*/lib/",
-      "/opt/*/lib/python3*/site-packages/nvidia/*/lib/",
-      "/usr/local/lib/python3*/*-packages/nvidia/*/lib/",
-      "/usr/lib/python3*/*-packages/nvidia/*/lib/",
-  };
-  std::vector<std::string> result(std::begin(names), std::end(names));
-  for (const char* folder : folders) {
-    for (const std::string& name : names) {
-      glob_t found = {};
-      if (glob((folder + name).c_str(), 0, nullptr, &found) == 0) {
-        result.insert(result.end(), found.gl_pathv, found.gl_pathv + found.gl_pathc);
-      }
-      globfree(&found);
+  if (const char* file = std::getenv("MLA_CUBLAS")) return {file};
+  std::vector<std::string> folders = {""};  // the loader's own
+  for (const char* variable : {"CUDA_HOME", "CUDA_PATH"}) {
+    if (const char* toolkit = std::getenv(variable)) {
+      folders.push_back(std::string(toolkit) + "/lib64/");
+    }
+  }
+  folders.push_back("/usr/local/cuda/lib64/");
+  std::vector<std::string> result;
+  for (const std::string& folder : folders) {
+    for (const char* name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so"}) {
+      result.push_back(folder + name);
     }
   }
   return result;
@@ -72,7 +66,8 @@ Status Cublas::load() {
     if (library_ != nullptr) break;
   }
   if (library_ == nullptr) {
-    return {StatusCode::kUnavailable, "cuBLAS not found: matrix ceiling not measured"};
+    return {StatusCode::kUnavailable,
+            "cuBLAS not found (MLA_CUBLAS can name its file): matrix ceiling not measured"};
   }
   auto* create = function<Create>(library_, "cublasCreate_v2");
   auto* set_workspace = function<SetWorkspace>(library_, "cublasSetWorkspace_v2");

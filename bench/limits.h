@@ -24,15 +24,15 @@ struct Ceilings {
   double read_302mb = kUnknown;        ///< B/s, the same over 302 MB
   double fp32 = kUnknown;              ///< FLOP/s, FMA in registers
   double matrix_cold = kUnknown;       ///< FLOP/s, cuBLAS bf16 8192^3, one run at a time
-  double matrix_sustained = kUnknown;  ///< FLOP/s, the same at the power limit
+  double matrix_sustained = kUnknown;  ///< FLOP/s, the same after 1.2 s back to back
   double shared = kUnknown;  ///< B/s, 16-byte loads from shared memory, all multiprocessors
   double shared_bytes_per_clock = kUnknown;  ///< The same, a multiprocessor
   double launch = kUnknown;                  ///< s, a graph of one empty kernel
   std::string matrix_note;                   ///< Why there is no matrix rate, if there is none
 };
 
-/// Cold: one run after the L2 was filled with other data. Sustained: back to back, at the power
-/// limit.
+/// Cold: one run after the L2 was filled with other data. Sustained: back to back after 0.2 s (from
+/// stage 05 on 1.2 s) of the same work.
 enum class Mode { kCold, kSustained };
 const char* to_string(Mode mode);
 

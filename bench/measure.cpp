@@ -172,7 +172,7 @@ class ShapeRun {
   void check_again() {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
-      if (!is_in(entry) || entry.times.sustained.empty()) continue;
+      if (!is_in(entry) || entry.times.cold.empty()) continue;
       double us = 0;
       uint64_t fingerprint = 0;
       Status status = run_poisoned(entry, &us);

@@ -404,6 +404,19 @@ Status generate_dump(const Options& options, bool needed, Dump* dump) {
   return {};
 }
 
+/// Whether two paths name one file, or would if it were there.
+bool same_file(const std::string& a, const std::string& b) {
+  if (a.empty() || b.empty()) return false;
+  std::error_code error;
+  if (std::filesystem::equivalent(a, b, error)) return true;  // by another name, too
+  const auto whole = [&error](const std::string& path) {
+    const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+    const std::filesystem::path canonical = std::filesystem::weakly_canonical(absolute, error);
+    return error ? absolute.lexically_normal() : canonical;
+  };
+  return whole(a) == whole(b);
+}
+
 /// What must hold between the flags, before any file is opened.
 Status check_flags(const Options& options) {
   const auto invalid = [](const std::string& message) {
@@ -427,14 +440,16 @@ Status check_flags(const Options& options) {
   if (options.stage == "all" && (!options.out.empty() || !options.lse.empty())) {
     return invalid("--out and --lse take one stage's result: name it, as in --stage 02");
   }
-  if (!options.out.empty() && options.out == options.lse) {
+  if (options.predict && options.stage == "reference") {
+    return invalid("--predict is for stages; the reference predicts nothing");
+  }
+  if (same_file(options.out, options.lse)) {
     return invalid("--out and --lse are the same file, " + options.out);
   }
   for (const std::string& output : {options.out, options.lse}) {
-    for (const std::string& input : {files.q, files.cache, files.block_table, files.seqlens}) {
-      std::error_code none_there;
-      if (!output.empty() && !input.empty() &&
-          std::filesystem::equivalent(output, input, none_there)) {
+    for (const std::string& input : {files.q, files.cache, files.block_table, files.seqlens,
+                                     options.check_out, options.check_lse}) {
+      if (same_file(output, input)) {
         return invalid(output + " is an input; it will not be overwritten");
       }
     }

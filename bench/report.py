@@ -6,7 +6,8 @@
   bench/report.py --update             write them between the markers of README.md and stages/NN_*/README.md
   bench/report.py --check              fail if what stands there is stale
 
-Results are what mla_bench wrote with --out; by default the newest in bench/results of the GPU that the texts speak of.
+Results are what mla_bench wrote with --out; by default the newest in bench/results that has the README's shapes, of
+the GPU that the texts speak of. bench/run.sh --record puts them there.
 """
 import argparse
 import json
@@ -99,13 +100,16 @@ def load(path):
 
 
 def recorded(root):
-    """The newest results of the GPU that the texts speak of, or of any other; None if there are none."""
+    """The newest in bench/results; rather of the GPU that the texts speak of, rather with every shape that the README
+    shows. None if there are none."""
     found = []
     for path in sorted((root / "bench" / "results").glob("*.json")):
-        context = read_json(path).get("context", {})
+        data = read_json(path)
+        context = data.get("context", {})
         if context.get("schema") == SCHEMA and context.get("machine") == "gpu":
-            found.append((context.get("gpu") == RECORDED_GPU, context.get("date_utc", ""), path))
-    return load(max(found)[2]) if found else None
+            full = set(README_SHAPES) <= set(Results(data, path.name).shapes)
+            found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
+    return load(max(found)[-1]) if found else None
 
 
 def load_peers(root, results):
@@ -310,7 +314,8 @@ def texts(root, results):
     """What should stand between the markers: [(path, begin, end, text)]."""
     peers = load_peers(root, results)
     note = ("Medians; a result is checked against the fp64 reference before it is timed. Cold: other data went through "
-            "the L2 before each run; sustained: back to back, at the power limit. The remaining columns are of cold runs.")
+            "the L2 before each run; sustained: back to back after 0.2 s (from stage 05 on 1.2 s) of the same work. The "
+            "remaining columns are of cold runs.")
     described = "\n\n".join(filter(None, [caption(results), peer_caption(peers)]))
     wanted = [(root / "README.md", "results", f"{markdown(readme_table(results, peers))}\n\n{note} {described}")]
     for stage in results.stages:
@@ -336,6 +341,9 @@ def update(root, results, write):
                 print(f"{path}: not there, left out", file=sys.stderr)
             continue
         old = path.read_text(encoding="utf-8")
+        if path.parent != root and begin not in old and end not in old:  # a chapter of the reader's own
+            print(f"{path}: no '{begin}', left out", file=sys.stderr)
+            continue
         new = replace_between(old, begin, end, middle, path)
         if new == old:
             continue
@@ -350,7 +358,7 @@ def main(arguments=None):
     what = parser.add_mutually_exclusive_group(required=True)
     for name in ["table", "summary", "update", "check"]:
         what.add_argument("--" + name, action="store_true")
-    parser.add_argument("--results", help="results file (default: the newest recorded)")
+    parser.add_argument("--results", help="results file (default: the newest in bench/results)")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:

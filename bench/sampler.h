@@ -19,7 +19,7 @@ struct Contender {
   std::string name;
   int handle = 0;
   double expected_us = 0;              ///< Of a run made before, not the first
-  double sustained_warmup_s = 0.2;     ///< 1.2 for stages that reach the power limit
+  double sustained_warmup_s = 0.2;     ///< 1.2 from stage 05 on
   std::vector<double> cold;            ///< us, in the order taken
   std::vector<double> sustained;       ///< us, in the order taken; empty if none were due
   double sustained_sm_mhz = kUnknown;  ///< Median of the rounds

@@ -11,13 +11,10 @@
 namespace mla::bench {
 namespace {
 
-/// Uniform in (0, 1), a function of the counter alone (splitmix64).
+/// Uniform in (0, 1), a function of the counter alone.
 double uniform(uint64_t counter) {
-  uint64_t x = (counter + 1) * 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  x ^= x >> 31;
-  return (static_cast<double>(x >> 11) + 0.5) / 9007199254740992.0;
+  const uint64_t bits = generator::mix((counter + 1) * generator::kStep);
+  return (static_cast<double>(bits >> 11) + 0.5) / 9007199254740992.0;
 }
 
 /// Lengths whose logarithm is normal, with this mean and half of it as standard deviation.

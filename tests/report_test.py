@@ -1,7 +1,10 @@
-"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found."""
+"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found; and where bench/run.sh
+leaves results."""
 import contextlib
 import io
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -98,6 +101,39 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(code, 2)
         self.assertIn("results:begin", printed)
 
+    def test_a_chapter_without_markers_is_left_out(self):
+        self.chapter.write_text("# a stage of the reader's own\n")
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertIn("left out", printed)
+        self.assertIn("4000 / 4100", self.readme.read_text())
+        self.assertEqual(self.run_report("--check")[0], 0)
+        self.chapter.write_text("<!-- measurement:begin -->\n")
+        self.assertEqual(self.run_report("--check")[0], 2)
+
+    def test_a_run_of_a_few_shapes_does_not_stand_for_the_recorded_one(self):
+        data = results()
+        data["benchmarks"] += [entry(f"02_shared_tiled/{shape}/cold", 100.0) for shape in report.README_SHAPES[1:]]
+        self.write(data)
+        self.run_report("--update")
+        partial = results()
+        partial["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        later = self.file.with_name("h200_2026-12-01.json")
+        later.write_text(json.dumps(partial))
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        data["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        later.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_results_elsewhere_are_not_recorded(self):
+        self.run_report("--update")
+        elsewhere = self.root / "build" / "results"
+        elsewhere.mkdir(parents=True)
+        data = results()
+        data["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        (elsewhere / "h200_2026-12-01_120000.json").write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--check"), (0, ""))
+
     def test_schema(self):
         for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT:
             if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
@@ -151,6 +187,64 @@ class ReportTest(unittest.TestCase):
             self.assertNotEqual(report.shape_title(shape), shape)
             for times in rows.values():
                 self.assertEqual(len(times), 2)
+
+
+class RunScriptTest(unittest.TestCase):
+    """bench/run.sh in a folder of its own, with a program that measures nothing in mla_bench's place."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        for name in ["bench/results", "tests", "build/bench", "stages"]:
+            (self.root / name).mkdir(parents=True)
+        for name in ["run.sh", "report.py"]:
+            shutil.copy(Path(report.__file__).parent / name, self.root / "bench")
+        (self.root / "tests" / "setup.sh").write_text("build() { :; }\n")
+        (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        (self.root / "measured.json").write_text(json.dumps(results()))
+        self.program("echo h200")
+
+    def program(self, print_gpu):
+        program = self.root / "build" / "bench" / "mla_bench"
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n  *--list*|*--help*) echo shown ;;\n'
+                           '  "--out "*) cp measured.json "$2" ;;\nesac\n')
+        program.chmod(0o755)
+
+    def run_script(self, *arguments):
+        return subprocess.run(["bash", str(self.root / "bench" / "run.sh"), *arguments], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, encoding="utf-8", check=False)
+
+    def found(self, folder):
+        return [path.name for path in sorted((self.root / folder).glob("*.json"))]
+
+    def test_results_stay_in_the_build_folder(self):
+        for arguments in [[], ["--stages", "02"]]:
+            ran = self.run_script(*arguments)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            self.assertIn("4000 / 4100", ran.stdout)
+        self.assertRegex(self.found("build/results")[0], r"^h200_\d{4}-\d\d-\d\d_\d{6}\.json$")
+        self.assertEqual(self.found("bench/results"), [])
+
+    def test_only_record_records(self):
+        for arguments in [["--record"], ["--record", "--suite", "table"]]:
+            ran = self.run_script(*arguments)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            self.assertRegex(" ".join(self.found("bench/results")), r"^h200_\d{4}-\d\d-\d\d\.json$")
+            self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
+
+    def test_a_part_is_not_recorded(self):
+        for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "smoke"]]:
+            self.assertEqual(self.run_script("--record", *arguments).returncode, 2, arguments)
+        self.program("echo no driver; exit 1")
+        self.assertEqual(self.run_script("--record").returncode, 2)
+        self.assertEqual(self.found("bench/results"), [])
+
+    def test_what_measures_nothing_succeeds(self):
+        for flag in ["--list", "--help"]:
+            ran = self.run_script(flag)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            self.assertIn("shown", ran.stdout)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,21 @@ TEST(Measure, WrongResultsHaveNoTime) {
   }
 }
 
+TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
+  static int runs;
+  runs = 0;
+  const Stage unsteady = wrong_stage(
+      [](const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+        if (++runs > 2)
+          static_cast<uint16_t*>(tensors.out)[777] ^= 1;  // after needle and flat data
+        return Status();
+      });
+  const StageResult entry = measure({&unsteady}).stages.front();
+  EXPECT_EQ(entry.outcome, Outcome::kFailed);
+  EXPECT_NE(entry.reason.find("other bits"), std::string::npos) << entry.reason;
+}
+
 TEST(Measure, AStageForOtherHardwareSaysSo) {
   Stage other = right_stage();
   other.min_compute_capability = 123;

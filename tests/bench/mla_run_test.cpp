@@ -302,6 +302,32 @@ TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
   EXPECT_EQ(onto.exit_code, 2);
   EXPECT_NE(onto.text.find("is an input; it will not be overwritten"), std::string::npos)
       << onto.text;
+  expect_refused("--stage reference --predict --shape h1_q1_b1_k1", "--predict is for stages");
+}
+
+TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
+  fs::copy_file("tests/data/paged/expected_out.npy", path("out.npy"));
+  fs::copy_file("tests/data/paged/expected_lse.npy", path("lse.npy"));
+  fs::create_symlink(path("lse.npy"), path("link.npy"));
+  const std::string checks =
+      " --check-out " + path("out.npy") + " --check-lse " + path("lse.npy") + " ";
+  for (const std::string& output : {"--out " + path("out.npy"), "--lse " + path("lse.npy"),
+                                    "--lse " + path("./out.npy"), "--out " + path("link.npy")}) {
+    SCOPED_TRACE(output);
+    const Ran ran = run("--stage reference " + kPaged + checks + output);
+    EXPECT_EQ(ran.exit_code, 2) << ran.text;
+    EXPECT_NE(ran.text.find("is an input; it will not be overwritten"), std::string::npos)
+        << ran.text;
+  }
+  EXPECT_EQ(read(path("out.npy")).bytes, read("tests/data/paged/expected_out.npy").bytes);
+  EXPECT_EQ(read(path("lse.npy")).bytes, read("tests/data/paged/expected_lse.npy").bytes);
+
+  fs::create_directory(path("folder"));
+  const Ran same = run("--stage reference " + kPaged + " --out " + path("new.npy") + " --lse " +
+                       path("folder/../new.npy"));
+  EXPECT_EQ(same.exit_code, 2) << same.text;
+  EXPECT_NE(same.text.find("--out and --lse are the same file"), std::string::npos) << same.text;
+  EXPECT_FALSE(fs::exists(path("new.npy")));
 }
 
 TEST_F(MlaRunTest, AGpuAskedForIsThereOrItsAbsenceIsSaid) {
