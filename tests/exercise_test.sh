@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Holds every exercise to its own check, in a copy of the project: the answer is right, the solution passes, and a
-# kernel that was not touched, or only in a comment, does not. Exit code 77: a tool is missing.
+# kernel that was not touched, or only in a comment, or broken in another way, does not. Exit code 77: a tool is
+# missing.
 #
 #     tests/exercise_test.sh [keep]     keep: leave the copy, whose name is printed
 set -euo pipefail
@@ -56,6 +57,9 @@ check_untouched() {
 check_comment() {
   if [ "$3" = break ]; then expect 1 "Nothing wrong was found" bench/exercise check "$1" "$2"; fi
 }
+check_broken_otherwise() {
+  if [ "$3" = break ]; then expect 1 "but not as asked" bench/exercise check "$1" "$2"; fi
+}
 solve() { if [ "$3" != number ]; then expect 0 "applied" bench/exercise solve "$1" "$2"; fi; }
 check_solution() {
   case $3 in
@@ -87,6 +91,8 @@ for number in $numbers; do  # all stages' solutions at once, so that one build s
 done
 for kernel in stages/[0-9][0-9]_*/kernel.cuh; do echo "// touched" >> "$kernel"; done
 for number in $numbers; do for_each "$number" check_comment; done
+sed -i 's/problem\.softmax_scale/-&/' stages/[0-9][0-9]_*/kernel.cuh
+for number in $numbers; do for_each "$number" check_broken_otherwise; done
 git checkout --quiet -- stages
 expect 2 "has exercises 1 to" bench/exercise check 01 99
 expect 2 "has no exercises" bench/exercise check 77 1
