@@ -1,5 +1,5 @@
-"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found; and where bench/run.sh
-leaves results."""
+"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found; and where
+bench/run.sh leaves results."""
 import contextlib
 import io
 import json
@@ -207,8 +207,8 @@ class RunScriptTest(unittest.TestCase):
 
     def program(self, print_gpu):
         program = self.root / "build" / "bench" / "mla_bench"
-        program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n  *--list*|*--help*) echo shown ;;\n'
-                           '  "--out "*) cp measured.json "$2" ;;\nesac\n')
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
+                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2" ;;\nesac\n')
         program.chmod(0o755)
 
     def run_script(self, *arguments):
