@@ -52,8 +52,11 @@ struct Mla {
   int64_t expanded_row() const { return heads * (nope + rope + v); }
 };
 
+/// DeepSeek-V3 (arXiv 2412.19437): d_model 7168, 128 heads.
 Mla deepseek_v3();
+/// DeepSeek-V2 (arXiv 2405.04434): d_model 5120, 128 heads.
 Mla deepseek_v2();
+/// DeepSeek-V2-Lite: d_model 2048, 16 heads, no q_lora.
 Mla deepseek_v2_lite();
 MultiHead mha_32();  ///< 32 heads of 128, d_model 4096: the common 7B layout.
 
@@ -78,6 +81,7 @@ Step decode_step(int64_t context, int64_t batch = 1);
 /// All tokens new.
 Step prefill_step(int64_t tokens, int64_t batch = 1);
 
+/// Work: floating-point operations (a multiply-add is 2) and bytes moved.
 struct Cost {
   double flop = 0;
   double bytes = 0;
@@ -119,14 +123,12 @@ struct Core {
 ///                              + queries * heads * (d_qk + d_v))
 Cost core_cost(const Core& core, double pairs, double queries, double tokens, double element_bytes);
 
-/// @name Cores
-/// The core of each layer: {heads, kv_heads, head_dim, head_dim}, {1, 1, D', D'};
-/// absorbed {heads, 1, 576, 512, value_in_key}, unabsorbed {heads, heads, 192, 128}.
-/// @{
+/// {heads, kv_heads, head_dim, head_dim}
 Core core_of(const MultiHead& model);
+/// {1, 1, D', D'}
 Core core_of(const TraditionalLatent& model);
+/// Absorbed {heads, 1, 576, 512, value_in_key}; unabsorbed {heads, heads, 192, 128}.
 Core core_of(const Mla& model, Form form);
-/// @}
 
 /// Standard attention. With n = batch * new_tokens, d = d_model, D = head_dim:
 ///
