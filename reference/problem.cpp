@@ -76,6 +76,10 @@ Status validate(const Problem& problem) {
     std::snprintf(scale, sizeof scale, "%g", double{problem.softmax_scale});
     return invalid("softmax_scale = " + std::string(scale) + " must be finite and greater than 0");
   }
+  if (problem.fixed_split_tokens < 0 || problem.fixed_split_tokens % kPageSize != 0) {
+    return invalid("fixed_split_tokens = " + std::to_string(problem.fixed_split_tokens) +
+                   " must be 0 or a positive multiple of " + std::to_string(kPageSize));
+  }
   // out, lse and the block table are no larger than these two, or products of two ints.
   MLA_RETURN_IF_ERROR(check_size("q", {{"batch", problem.batch},
                                        {"seqlen_q", problem.seqlen_q},

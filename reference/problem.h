@@ -47,6 +47,10 @@ struct Problem {
       0;  ///< Factor on q.k before the exponential; finite and > 0. The model's, not 576^-1/2.
   bool causal =
       false;  ///< Query i of s_q sees tokens 0 ... seqlen_k - s_q + i (aligned bottom-right).
+  /// Batch-invariant mode, for stages that split a sequence over blocks: a sequence is cut every so
+  /// many tokens, a multiple of 64, so that its result does not depend on the rest of the batch, to
+  /// the bit. 0: cut wherever the load is balanced best. Other stages are batch-invariant anyway.
+  int fixed_split_tokens = 0;
 
   /// Query heads that share one KV head.
   MLA_HOST_DEVICE int group_size() const { return num_heads_q / num_heads_kv; }

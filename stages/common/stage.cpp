@@ -29,17 +29,22 @@ Status check_device(const Stage& stage, const DeviceLimits& limits) {
   return {};
 }
 
-Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
-              size_t workspace_bytes, Stream stream) {
-  MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  if (stage.machine == MachineKind::kGpu) {
-    std::string why_not;
-    const Machine* gpu = gpu_machine(&why_not);
-    if (gpu == nullptr) return {StatusCode::kUnavailable, why_not};
-    MLA_RETURN_IF_ERROR(check_device(stage, gpu->limits()));
+namespace {
+
+/// The machine the stage is for, if it can run there.
+Status machine_of(const Stage& stage, Machine** machine) {
+  if (stage.machine == MachineKind::kModel) {
+    *machine = &model_machine();
   } else {
-    MLA_RETURN_IF_ERROR(check_device(stage, model_machine().limits()));
+    std::string why_not;
+    *machine = gpu_machine(&why_not);
+    if (*machine == nullptr) return {StatusCode::kUnavailable, why_not};
   }
+  return check_device(stage, (*machine)->limits());
+}
+
+Status check_workspace(const Stage& stage, const Problem& problem, const void* workspace,
+                       size_t workspace_bytes) {
   const size_t needed = stage.workspace_bytes(problem);
   if (workspace_bytes < needed) {
     return {StatusCode::kWorkspaceTooSmall, "workspace_bytes = " + std::to_string(workspace_bytes) +
@@ -53,7 +58,84 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
   if (reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
     return {StatusCode::kInvalidArgument, "workspace is not 16-byte aligned"};
   }
+  return {};
+}
+
+/// All that can be checked without following a pointer to device memory.
+Status check_call(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                  const void* workspace, size_t workspace_bytes) {
+  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(machine_of(stage, &machine));
+  return check_workspace(stage, problem, workspace, workspace_bytes);
+}
+
+/// The same for what works on a plan alone.
+Status check_plan_call(const Stage& stage, const Problem& problem, const void* workspace,
+                       size_t workspace_bytes, Machine** machine) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(machine_of(stage, machine));
+  return check_workspace(stage, problem, workspace, workspace_bytes);
+}
+
+Status check_lengths(const int32_t* seqlens_k) {
+  if (seqlens_k != nullptr) return {};
+  return {StatusCode::kInvalidArgument, "seqlens_k is null"};
+}
+
+}  // namespace
+
+Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
+              size_t workspace_bytes, Stream stream) {
+  MLA_RETURN_IF_ERROR(check_call(stage, problem, tensors, workspace, workspace_bytes));
+  MLA_RETURN_IF_ERROR(
+      plan_decode(stage, problem, tensors.seqlens_k, workspace, workspace_bytes, stream));
   return stage.decode(problem, tensors, workspace, stream);
+}
+
+Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
+                   void* workspace, size_t workspace_bytes, Stream stream) {
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_lengths(seqlens_k));
+  if (stage.plan_shape == nullptr) return {};
+  return make_plan(*machine, problem, stage.plan_shape(problem), seqlens_k, workspace, stream);
+}
+
+Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                      void* workspace, size_t workspace_bytes, Stream stream) {
+  MLA_RETURN_IF_ERROR(check_call(stage, problem, tensors, workspace, workspace_bytes));
+  return stage.decode(problem, tensors, workspace, stream);
+}
+
+Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
+                 size_t workspace_bytes, HostPlan* plan, Stream stream) {
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
+  if (stage.plan_shape == nullptr) {
+    return {StatusCode::kUnsupported, stage.slug + " makes no plan"};
+  }
+  return read_plan(*machine, problem, stage.plan_shape(problem), workspace, plan, stream);
+}
+
+Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
+                  void* workspace, size_t workspace_bytes, Stream stream) {
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_lengths(seqlens_k));
+  if (stage.plan_shape == nullptr) return {};
+  HostPlan plan;
+  MLA_RETURN_IF_ERROR(read_plan(stage, problem, workspace, workspace_bytes, &plan, stream));
+  std::vector<int32_t> lengths(static_cast<size_t>(problem.batch));
+  MLA_RETURN_IF_ERROR(
+      machine->copy_to_host(lengths.data(), seqlens_k, lengths.size() * sizeof(int32_t), stream));
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    if (lengths[i] == plan.seqlens_k[i]) continue;
+    return {StatusCode::kInvalidArgument,
+            "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(lengths[i]) +
+                ", but the plan was made for " + std::to_string(plan.seqlens_k[i])};
+  }
+  return {};
 }
 
 }  // namespace mla

@@ -10,6 +10,7 @@
 
 #include "reference/problem.h"
 #include "stages/common/machine.h"
+#include "stages/common/split_plan.h"
 
 namespace mla {
 
@@ -32,7 +33,10 @@ struct Stage {
   int max_compute_capability = 1 << 30;
   /// Device memory `decode` needs beside the tensors. Depends on shapes alone.
   size_t (*workspace_bytes)(const Problem& problem) = nullptr;
-  /// Enqueues the decode on `stream`. Arguments are already checked: call mla::decode.
+  /// How sequences are split over workers; null for a stage that does without a plan.
+  PlanShape (*plan_shape)(const Problem& problem) = nullptr;
+  /// Enqueues the decode on `stream`; the workspace holds the plan, if the stage uses one.
+  /// Arguments are already checked: call mla::decode.
   Status (*decode)(const Problem& problem, const Tensors& tensors, void* workspace,
                    Stream stream) = nullptr;
   /// `total_tokens`: sum of seqlens_k.
@@ -50,10 +54,34 @@ const Stage* find_stage(MachineKind machine, const std::string& slug);
 /// ok, or why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
 
-/// Decodes: checks problem, pointers, workspace and device, then runs the stage. On any error no
-/// output is touched. Asynchronous on a GPU: errors inside kernels appear at the next
-/// synchronisation.
+/// Decodes: checks problem, pointers, workspace and device, makes the plan if the stage uses one,
+/// then runs the stage. On any error no output is touched. Asynchronous on a GPU: errors inside
+/// kernels appear at the next synchronisation. May be captured in a CUDA graph: a replay follows
+/// lengths and block table as they then are.
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
               size_t workspace_bytes, Stream stream = nullptr);
+
+/// The two halves of decode(), so that one plan can serve several decodes of the same lengths, as
+/// the layers of a model are. First the plan; nothing for a stage that uses none. Asynchronous,
+/// without a host synchronisation; errors as of decode().
+Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
+                   void* workspace, size_t workspace_bytes, Stream stream = nullptr);
+
+/// Decodes by the plan in the workspace, which must have been made for the same problem and lengths: other
+/// lengths give wrong results. Asynchronous; errors as of decode().
+Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                      void* workspace, size_t workspace_bytes, Stream stream = nullptr);
+
+/// Reads the plan in the workspace back, after all work on `stream`.
+/// @return kUnsupported for a stage that uses none; kInvalidArgument if there is none for this
+///         problem
+Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
+                 size_t workspace_bytes, HostPlan* plan, Stream stream = nullptr);
+
+/// On request: whether the plan in the workspace was made for this problem and these lengths (in
+/// device memory). Waits for the stream. ok for a stage that uses no plan.
+/// @return kInvalidArgument, naming the first sequence whose length is another
+Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
+                  void* workspace, size_t workspace_bytes, Stream stream = nullptr);
 
 }  // namespace mla

@@ -1,0 +1,109 @@
+// 04_split_kv: plan, launch, prediction.
+#include <algorithm>
+
+#include "kernel.cuh"
+#include "stages/common/launch.h"
+#include "stages/common/split_combine.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+namespace kernel = split_kv;
+
+static_assert(kPageSize % kernel::kTokens == 0, "a tile lies in one page");
+static_assert(kHeadDimQK % (4 * kernel::kWarps) == 0, "S is split over the warps in whole float4s");
+static_assert(kHeadDimV == 64 * kernel::kWarps, "O is split over the warps by 64 columns");
+static_assert(sizeof(kernel::Plan<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
+static_assert(sizeof(kernel::Plan<32>) <= 166912, "32 rows fit sm_80's");
+static_assert(sizeof(kernel::Plan<16>) <= 101376, "16 rows fit any device's from sm_80 on");
+
+// Rows a block: the fewest that hold all rows of a KV head, as far as the device's shared memory
+// goes.
+int rows_per_tile(const Problem& problem, const DeviceLimits& limits) {
+  const int rows = problem.rows_per_kv_head();
+  if (rows > 32 && sizeof(kernel::Plan<64>) <= limits.max_shared_bytes) return 64;
+  if (rows > 16 && sizeof(kernel::Plan<32>) <= limits.max_shared_bytes) return 32;
+  return 16;
+}
+
+int row_tiles(const Problem& problem, int tile_rows) {
+  return problem.num_heads_kv * ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
+}
+
+PlanShape plan_shape(const Problem& problem) {
+  const DeviceLimits limits = device_limits();
+  const int tile_rows = rows_per_tile(problem, limits);
+  const int resident = limits.multiprocessors * (tile_rows == 16 ? 2 : 1);
+  const int tiles = row_tiles(problem, tile_rows);
+  return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_blocks = 1};
+}
+
+size_t workspace_bytes(const Problem& problem) {
+  return split_workspace_bytes(problem, plan_shape(problem));
+}
+
+template <typename T, int kRows>
+Status decode_tiled(const Problem& problem, const Tensors& tensors, void* workspace,
+                    Stream stream) {
+  const PlanShape shape = plan_shape(problem);
+  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  kernel::Items items;
+  items.group = problem.group_size();
+  items.rows = problem.rows_per_kv_head();
+  items.row_tiles = shape.row_tiles / problem.num_heads_kv;
+  items.tiles = static_cast<unsigned>(shape.row_tiles);
+  items.count = items.tiles * static_cast<unsigned>(shape.workers);
+  items.scale_log2 = problem.softmax_scale * 1.44269504f;
+  MLA_RETURN_IF_ERROR(launch(kernel::decode<T, kRows>, grid_for(items.count), kernel::kThreads,
+                             sizeof(kernel::Plan<kRows>), stream, problem, tensors, split, items));
+  return launch_combine(problem, shape, split, tensors, stream);
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    switch (rows_per_tile(problem, device_limits())) {
+      case 64:
+        return decode_tiled<T, 64>(problem, tensors, workspace, stream);
+      case 32:
+        return decode_tiled<T, 32>(problem, tensors, workspace, stream);
+      default:
+        return decode_tiled<T, 16>(problem, tensors, workspace, stream);
+    }
+  });
+}
+
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
+  const int tile_rows = rows_per_tile(problem, limits);
+  const PlanShape shape = plan_shape(problem);
+  const double padded = double(shape.row_tiles) * tile_rows * double(total_tokens);
+  Prediction prediction;
+  prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
+  // Passes of shared memory a tile, at 128 bytes each (README.md, "Prediction"): every read of 16
+  // bytes a lane takes 2; then the shares of S, and the tile's own way in.
+  const double passes = kernel::kWarps * 18 * 2 * (4 + tile_rows / 8.0) +
+                        kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
+                        tile_rows;
+  prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
+  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
+  prediction.busy_fraction = std::min(
+      1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+  return prediction;
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea =
+      "the sequence split over blocks by a plan made on the GPU; partial results combined by lse";
+  stage.workspace_bytes = workspace_bytes;
+  stage.plan_shape = plan_shape;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE

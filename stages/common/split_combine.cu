@@ -1,0 +1,143 @@
+// out = sum_s w_s out_s with w_s = exp(lse_s - lse) and lse = ln sum_s exp(lse_s), over the splits s of
+// one row. Only rows of split sequences are touched; what limits the kernel is how many loads it
+// has in flight.
+#include "stages/common/split_combine.h"
+
+#include "stages/common/vector8.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// A block has one row's columns, or as many of them as kThreads / kWays threads hold by four;
+// kWays groups of threads share the splits.
+template <int kWays>
+constexpr int kColumns = 4 * kThreads / kWays;
+
+template <int kWays>
+struct CombineMemory {
+  float warp_max[kWarps], warp_sum[kWarps];
+  float4 sum[kWays][kThreads / kWays];
+};
+
+// num_items: split sequences the plan may have x rows of a sequence x parts of the columns.
+template <typename T, int kWays>
+__global__ void __launch_bounds__(kThreads)
+    combine(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+  auto& smem = shared_memory<CombineMemory<kWays>>();
+  constexpr int kLanes = kThreads / kWays, kParts = kHeadDimV / kColumns<kWays>;
+  const int way = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
+  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int num_split = split.header->num_split_sequences;
+
+  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+    const int part = static_cast<int>(item % kParts);
+    const int64_t row = item / kParts % rows;  // KV head by KV head, packed as the stages pack them
+    const int64_t index = item / kParts / rows;
+    if (index >= num_split) return;  // nor does any later item
+    const int sequence = split.split_sequences[index];
+    const int64_t begin = split.slot_begin[sequence];
+    const int splits = static_cast<int>(split.slot_begin[sequence + 1] - begin);
+    const float* lse_partial = split.lse_partial + begin * rows + row;  // [splits], rows apart
+
+    // lse = max + ln sum exp(lse_s - max), every thread alike
+    float largest = -INFINITY;
+    for (int s = threadIdx.x; s < splits; s += kThreads) {
+      largest = fmaxf(largest, lse_partial[s * rows]);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, offset));
+    }
+    if (threadIdx.x % 32 == 0) smem.warp_max[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) largest = fmaxf(largest, smem.warp_max[warp]);
+    if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
+    float sum = 0;
+    for (int s = threadIdx.x; s < splits; s += kThreads) {
+      sum += expf(lse_partial[s * rows] - largest);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(0xffffffff, sum, offset);
+    }
+    if (threadIdx.x % 32 == 0) smem.warp_sum[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) sum += smem.warp_sum[warp];
+    const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
+
+    // This thread's four columns over every kWays-th split
+    float4 out = make_float4(0, 0, 0, 0);
+    const float* out_partial =
+        split.out_partial + (begin * rows + row) * kHeadDimV + part * kColumns<kWays> + lane * 4;
+#pragma unroll 8
+    for (int s = way; s < splits; s += kWays) {
+      const float lse_s = lse_partial[s * rows];
+      if (lse_s == -INFINITY) continue;  // saw nothing, so nothing was written
+      const float weight = expf(lse_s - lse);
+      const float4 value =
+          *reinterpret_cast<const float4*>(out_partial + s * rows * int64_t{kHeadDimV});
+      out.x += weight * value.x;
+      out.y += weight * value.y;
+      out.z += weight * value.z;
+      out.w += weight * value.w;
+    }
+    smem.sum[way][lane] = out;
+    __syncthreads();
+    if (way == 0) {
+#pragma unroll
+      for (int other = 1; other < kWays; ++other) {
+        const float4 value = smem.sum[other][lane];
+        out.x += value.x;
+        out.y += value.y;
+        out.z += value.z;
+        out.w += value.w;
+      }
+      const int packed = static_cast<int>(row % rows_per_head);
+      const int query = packed / group;
+      const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
+      T* out_gmem =
+          static_cast<T*>(tensors.out) +
+          ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+      const float rounded[4] = {out.x, out.y, out.z, out.w};
+      store_rounded(rounded, out_gmem + part * kColumns<kWays> + lane * 4);
+      if (part == 0 && lane == 0) {
+        tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
+            lse == -INFINITY ? INFINITY : lse;
+      }
+    }
+    __syncthreads();  // all has been read: the next item may overwrite it
+  }
+}
+
+template <typename T, int kWays>
+Status launch_with(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
+                   const Tensors& tensors, Stream stream) {
+  const int64_t items = max_split_sequences(problem, shape) * problem.seqlen_q *
+                        problem.num_heads_q * (kHeadDimV / kColumns<kWays>);
+  return launch(combine<T, kWays>, grid_for(items), kThreads, sizeof(CombineMemory<kWays>), stream,
+                problem, split, tensors, items);
+}
+
+}  // namespace
+
+Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
+                      const Tensors& tensors, Stream stream) {
+  if (max_split_sequences(problem, shape) == 0) return {};
+  // Few sequences on many workers have many splits a row: eight groups of threads share them. With
+  // fixed splits the order must not depend on the batch.
+  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 8 * problem.batch;
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return many ? launch_with<T, 8>(problem, shape, split, tensors, stream)
+                : launch_with<T, 2>(problem, shape, split, tensors, stream);
+  });
+}
+
+}  // namespace mla::MLA_MACHINE

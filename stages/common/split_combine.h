@@ -1,0 +1,16 @@
+/// @file
+/// Putting the partial results of split sequences together.
+#pragma once
+
+#include "stages/common/launch.h"
+#include "stages/common/split_plan.h"
+
+namespace mla::MLA_MACHINE {
+
+/// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
+/// that the plan split and no others. The order of summation depends on a sequence's number of
+/// pieces, the row count and, without fixed_split_tokens, on the batch.
+Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
+                      const Tensors& tensors, Stream stream);
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,118 @@
+/// @file
+/// The plan of a split decode: which worker attends to which tokens of which sequence.
+///
+/// Sequences are cut into blocks of 64 tokens, a page each. All blocks of all sequences stand on one
+/// line, in order, each sequence led by a stretch that stands for what beginning it costs; workers
+/// get equally long intervals of the line. A worker's part of one sequence is a *piece*. A
+/// sequence that is one worker's piece as a whole is finished by that worker; of any other, each
+/// worker leaves partial results in a *slot* of the workspace, which split_combine.h puts
+/// together.
+///
+/// The largest load is at most the mean plus one block plus one sequence's fixed cost. With
+/// Problem::fixed_split_tokens the cuts are where the sequence alone says, and workers get whole
+/// pieces.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "reference/problem.h"
+#include "stages/common/machine.h"
+
+namespace mla {
+
+/// What a stage wants of its plan. From shapes and the device alone.
+struct PlanShape {
+  int row_tiles = 1;     ///< Tiles of query rows, over all KV heads; each has `workers` workers.
+  int workers = 1;       ///< 1 ... 65535
+  int fixed_blocks = 0;  ///< What a piece costs beside its blocks, in blocks.
+};
+
+/// Workers for each row tile that keep `resident_blocks` blocks of a kernel busy: as many as run at
+/// a time or, where the tiles alone (nearly) fill the device, as many as leave the least of it idle.
+int workers_for(int64_t row_tiles, int resident_blocks);
+
+/// Where a worker begins; it ends where the next one begins.
+struct alignas(16) WorkerBegin {
+  int32_t sequence;  ///< `batch`: behind the last
+  int32_t block;     ///< Of that sequence.
+  int32_t split;     ///< How many pieces of that sequence other workers have before.
+  int32_t unused;
+};
+
+/// What a plan was made for, and how much of it there is.
+struct alignas(16) PlanHeader {
+  uint32_t made;  ///< kPlanMade, or there is no plan here.
+  int32_t batch;
+  int32_t workers;
+  int32_t fixed_split_tokens;
+  int32_t fixed_blocks;         ///< As used: 0 where it would only leave workers idle.
+  int32_t num_split_sequences;  ///< Sequences of more than one piece.
+  int32_t num_slots;            ///< Pieces of those.
+  int32_t unused;
+};
+inline constexpr uint32_t kPlanMade = 0x4e414c50;
+
+/// A plan and the partial results in a workspace: pointers into it.
+struct SplitWorkspace {
+  PlanHeader* header;
+  WorkerBegin* worker_begin;  ///< [workers + 1]
+  int32_t* slot_begin;       ///< [batch + 1]: slots of the sequences before; a sequence's number of
+                             ///< slots is that of its pieces, or 0 if it is not split
+  int32_t* seqlens_k;        ///< [batch]: the lengths it was made for
+  int32_t* split_sequences;  ///< [num_split_sequences]
+  /// [slots, num_heads_kv * rows_per_kv_head()]: natural log; -inf for a row that saw nothing.
+  float* lse_partial;
+  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; unwritten where lse is -inf.
+  float* out_partial;
+};
+
+/// Most sequences that a plan can split, and most slots. From shapes alone.
+int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
+int64_t max_slots(const Problem& problem, const PlanShape& shape);
+
+/// Bytes of workspace for plan and partial results. From shapes alone.
+size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape);
+
+/// Lays plan and partial results out in `workspace`, which is 16-byte aligned and has
+/// split_workspace_bytes.
+SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* workspace);
+
+/// Enqueues the making of a plan for sequences of these lengths, in device memory: one kernel of one
+/// block, without a host synchronisation; any batch. Lengths outside 0 ... max_seqlen_k() count as
+/// the nearest allowed.
+Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
+                 const int32_t* seqlens_k, void* workspace, Stream stream);
+
+/// A plan in host memory.
+struct HostPlan {
+  PlanHeader header{};
+  std::vector<WorkerBegin> worker_begin;
+  std::vector<int32_t> slot_begin, seqlens_k, split_sequences;
+  bool operator==(const HostPlan& other) const;
+};
+
+/// The same plan as make_plan's, from the same rules, by one thread on the host.
+HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
+                           const std::vector<int32_t>& seqlens_k);
+
+/// Reads a plan back, after all work on `stream`.
+/// @return kInvalidArgument if there is no plan for this problem in the workspace
+Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* workspace,
+                 HostPlan* plan, Stream stream = nullptr);
+
+/// A worker's part of one sequence.
+struct Piece {
+  int sequence;
+  int block_begin, block_end;  ///< Blocks of 64 tokens. An empty sequence has one, without tokens.
+  int slot;                    ///< -1: the whole sequence.
+};
+
+/// Every worker's pieces, in order.
+std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan);
+
+/// A picture of the plan: a line a worker (its load, a bar, its pieces), long plans shortened in
+/// the middle, and the balance of the loads.
+std::string describe_plan(const HostPlan& plan, int max_lines = 40);
+
+}  // namespace mla
