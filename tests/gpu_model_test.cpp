@@ -19,99 +19,10 @@
 #include <thread>
 #include <vector>
 
-#include "reference/gpu_model/simt.h"
+#include "tests/gpu_model_fixture.h"
 
+namespace gpu_model_test {
 namespace {
-
-#ifdef __SANITIZE_THREAD__
-constexpr bool kThreadSanitizer = true;
-#else
-constexpr bool kThreadSanitizer = false;
-#endif
-#ifdef __SANITIZE_ADDRESS__
-constexpr bool kAddressSanitizer = true;
-#else
-constexpr bool kAddressSanitizer = false;
-#endif
-
-constexpr unsigned kAllLanes = 0xffffffff;
-constexpr int kSeeds = 10;
-
-template <typename T>
-T* shared() {
-  return static_cast<T*>(gpu_model::dynamic_shared_memory(sizeof(T)));
-}
-
-/// Memory from gpu_model::allocate.
-template <typename T>
-class GlobalArray {
- public:
-  explicit GlobalArray(size_t size)
-      : data_(static_cast<T*>(gpu_model::allocate(size * sizeof(T)))), size_(size) {}
-  ~GlobalArray() { gpu_model::deallocate(data_); }
-  GlobalArray(const GlobalArray&) = delete;
-
-  T* data() const { return data_; }
-  T& operator[](size_t i) const { return data_[i]; }
-  void fill(T value) { std::fill_n(data_, size_, value); }
-  std::vector<T> values() const { return {data_, data_ + size_}; }
-
- private:
-  T* data_;
-  size_t size_;
-};
-
-class GpuModel : public testing::Test {
- protected:
-  void SetUp() override { reset(); }
-  void TearDown() override { reset(); }
-
-  static void reset() {
-    gpu_model::schedule() = {};
-    gpu_model::device() = {};
-  }
-
-  /// The model must be as good as new after whatever it rejected.
-  static void expect_usable() {
-    GlobalArray<int> out(64);
-    gpu_model::launch(1, 64, 256, [&] {
-      int* values = static_cast<int*>(gpu_model::dynamic_shared_memory(256));
-      values[threadIdx.x] = static_cast<int>(threadIdx.x);
-      __syncthreads();
-      out[threadIdx.x] = __shfl_xor_sync(kAllLanes, values[63 - threadIdx.x], 1);
-    });
-    for (int i = 0; i < 64; ++i) EXPECT_EQ(out[static_cast<size_t>(i)], 63 - (i ^ 1));
-  }
-
-  /// What launch() throws; empty if nothing.
-  template <typename Kernel>
-  static std::string error_of(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel) {
-    std::string message;
-    try {
-      gpu_model::launch(grid, block, shared_bytes, kernel);
-    } catch (const gpu_model::KernelError& error) {
-      message = error.what();
-    }
-    const gpu_model::Schedule schedule = gpu_model::schedule();
-    reset();
-    expect_usable();
-    gpu_model::schedule() = schedule;
-    return message;
-  }
-
-  static void expect_contains(const std::string& message, const std::string& part) {
-    EXPECT_NE(message.find(part), std::string::npos)
-        << "message: \"" << message << "\"\nlacks: " << part;
-  }
-
-  template <typename Kernel>
-  static void expect_rejected(const std::string& part, dim3 grid, dim3 block, size_t shared_bytes,
-                              Kernel kernel) {
-    expect_contains(error_of(grid, block, shared_bytes, kernel), part);
-  }
-
-  static std::string at(int line) { return "tests/gpu_model_test.cpp:" + std::to_string(line); }
-};
 
 // ---------------------------------------------------------------------------------------------------------------
 // Races. `kSynchronized` is the one difference between the right kernel and the wrong one.
@@ -864,3 +775,4 @@ TEST_F(Launches, Arithmetic) {
 }
 
 }  // namespace
+}  // namespace gpu_model_test

@@ -110,10 +110,14 @@ def state_of(thread, multiprocessor):
     wait = thread["wait"]
     if int(wait["what"]) == 0:
         return "ready to run"
-    mask = int(wait["mask"])
+    argument = ""
+    if int(wait["mask"]) != 0:
+        argument = "(mask 0x{:08x})".format(int(wait["mask"]))
+    if int(wait["barrier"]) != 0:
+        argument = "({}, {})".format(int(wait["barrier"]), int(wait["threads"]))
     path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
-        wait["what"].string(), "(mask 0x{:08x})".format(mask) if mask else "", path, int(wait["line"]))
+        wait["what"].string(), argument, path, int(wait["line"]))
 
 
 class Gpu(gdb.Command):

@@ -22,27 +22,27 @@ std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
 }
 
-/// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
-std::string describe(const Wait& wait) {
-  std::string text = wait.what;
-  if (wait.mask != 0) {
-    char mask[32];
-    std::snprintf(mask, sizeof mask, "(mask 0x%08x)", wait.mask);
-    text += mask;
-  }
-  return text + " at " + std::string(relative_path(wait.file)) + ":" + std::to_string(wait.line);
-}
-
 /// Literals are mostly the same object; two translation units may have two.
 inline bool same(const char* a, const char* b) {
   return a == b || std::strcmp(a, b) == 0;
 }
 
 inline bool same(const Wait& a, const Wait& b) {
-  return a.line == b.line && a.mask == b.mask && same(a.what, b.what) && same(a.file, b.file);
+  return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
+         same(a.what, b.what) && same(a.file, b.file);
 }
 
 }  // namespace
+
+std::string describe(const Wait& wait) {
+  char argument[64] = "";
+  if (wait.mask != 0) std::snprintf(argument, sizeof argument, "(mask 0x%08x)", wait.mask);
+  if (wait.barrier != 0) {
+    std::snprintf(argument, sizeof argument, "(%d, %d)", wait.barrier, wait.threads);
+  }
+  return std::string(wait.what) + argument + " at " + std::string(relative_path(wait.file)) + ":" +
+         std::to_string(wait.line);
+}
 
 std::string_view relative_path(std::string_view file) {
   static constexpr std::string_view kThisFile = "reference/gpu_model/multiprocessor.cpp";
@@ -90,6 +90,7 @@ void Multiprocessor::run(Launch& launch) {
         launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
     shared_ = GuardedMemory(launch.shared_bytes, place);
     if (!shared_.valid()) throw std::bad_alloc();
+    pending_.assign(launch.shared_bytes / sizeof(Granule), {});
     while (!launch.stopped) {
       const uint64_t turn = launch.next_turn++;
       if (turn >= launch.blocks() || !run_block(turn)) break;
@@ -124,7 +125,6 @@ bool Multiprocessor::run_block(uint64_t turn) {
   yields_ = 0;
   scheduling_points_ = 0;
   barriers_.fill({});
-  asynchronous.clear();
   for (unsigned w = 0; w < warp_count_; ++w) {
     const unsigned lanes = std::min(count_ - w * warpSize, unsigned{warpSize});
     const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
@@ -156,7 +156,10 @@ bool Multiprocessor::run_block(uint64_t turn) {
   const bool rejected = !error_.empty();
   if (rejected) launch_->fail(turn, std::exchange(error_, {}));
   for (unsigned number = 0; number < count_; ++number) {
-    if (!threads_[number]->finished || rejected) threads_[number]->fiber->discard();
+    Thread& thread = *threads_[number];
+    for (const Copy& copy : thread.copies.copies()) release(copy);
+    thread.copies.clear();
+    if (!thread.finished || rejected) thread.fiber->discard();
   }
   count_ = 0;
   return !rejected;
@@ -170,14 +173,6 @@ void Multiprocessor::draw_priorities() {
   }
 }
 
-bool Multiprocessor::complete_asynchronous() {
-  if (asynchronous.empty()) return false;
-  const auto operation = std::move(asynchronous.front());
-  asynchronous.pop_front();
-  operation();
-  return true;
-}
-
 void Multiprocessor::schedule() {
   while (finished_ < count_) {
     Warp* best = nullptr;
@@ -187,12 +182,8 @@ void Multiprocessor::schedule() {
       }
     }
     if (best == nullptr) {
-      if (complete_asynchronous()) continue;
       error_ = deadlock();
       return;
-    }
-    if (!asynchronous.empty() && launch_->seed != 0 && random_.next() % 8 == 0) {
-      complete_asynchronous();
     }
     // One pass over the lanes. Their numbers xor a random number: of any two, either goes first
     // equally often.
@@ -277,33 +268,44 @@ void Multiprocessor::scheduling_point() {
   if (++scheduling_points_ % 64 == 0) yield();
 }
 
-inline int Multiprocessor::meet(unsigned id, unsigned expected, bool predicate, Wait wait) {
+inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   Thread& thread = self();
   thread.fiber->become_scheduler();
   block(thread, wait);
-  Barrier& barrier = barriers_[id];
-  if (barrier.arrived == 0) {
-    barrier.first = thread.number;
-  } else if (!same(threads_[barrier.first]->wait, thread.wait)) {
+  Barrier& barrier = barriers_[static_cast<size_t>(wait.barrier)];
+  if (barrier.arrived == 0) barrier.first = thread.number;
+  // A named barrier's threads may come from different lines.
+  const Wait& others = threads_[barrier.first]->wait;
+  if (wait.barrier == 0 ? !same(others, wait) : others.threads != wait.threads) {
     fail([&] {
       return "divergent barrier: " + place(thread.number) + " is in " +
              detail::describe(thread.wait) + ", though " + describe(*threads_[barrier.first]);
     });
   }
   ++barrier.arrived;
-  thread.barrier = static_cast<int>(id);
+  thread.barrier = wait.barrier;
   thread.predicate = predicate;
-  if (barrier.arrived == expected) complete(barrier, id);
+  if (barrier.arrived == expected) complete(barrier, wait.barrier);
   thread.fiber->suspend();
   return static_cast<int>(thread.result);
 }
 
-void Multiprocessor::complete(Barrier& barrier, unsigned id) {
+void Multiprocessor::complete(Barrier& barrier, int id) {
+  for (unsigned number = 0; number < count_ && id != 0; ++number) {
+    const Thread& thread = *threads_[number];
+    const Thread& lane_0 = *threads_[number / warpSize * warpSize];
+    if ((thread.barrier == id || lane_0.barrier == id) && !same(thread.wait, lane_0.wait)) {
+      fail([&] {
+        return "divergent barrier: lanes of one warp disagree: " + describe(thread) + ", though " +
+               describe(lane_0);
+      });
+    }
+  }
   std::vector<Thread*> met;
   uint64_t holds = 0;
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
-    if (thread.barrier != static_cast<int>(id)) continue;
+    if (thread.barrier != id) continue;
     met.push_back(&thread);
     holds += thread.predicate;
   }
@@ -320,7 +322,7 @@ void Multiprocessor::complete(Barrier& barrier, unsigned id) {
 }
 
 inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned source,
-                                        Combine combine, bool ordering) {
+                                        Combine combine, bool ordering, WarpOperation operation) {
   Thread& thread = self();
   thread.fiber->become_scheduler();
   block(thread, wait);
@@ -345,12 +347,24 @@ inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned so
   thread.source = source;
   warp.collecting |= bit;
   const uint32_t mask = wait.mask & warp.exists;
-  if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering);
+  if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering, operation);
   thread.fiber->suspend();
   return thread.result;
 }
 
-void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool ordering) {
+void Multiprocessor::collect_warp(Wait wait, void* operand, WarpOperation operation) {
+  wait.mask = 0xffffffff;
+  if (warps_[self().number / warpSize].exists != wait.mask) {
+    fail([&] {
+      return place(self().number) + " calls " + detail::describe(wait) +
+             " in a warp of less than 32 threads";
+    });
+  }
+  collect(wait, std::bit_cast<uint64_t>(operand), lane(), nullptr, false, operation);
+}
+
+void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool ordering,
+                              WarpOperation operation) {
   const auto thread_of = [&](unsigned lane) -> Thread& {
     return *threads_[static_cast<unsigned>(&warp - warps_.data()) * warpSize + lane];
   };
@@ -378,6 +392,13 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
       });
     }
   });
+  if (operation != nullptr) {
+    void* operands[warpSize] = {};
+    for_each_lane([&](Thread& thread) {
+      operands[thread.number % warpSize] = std::bit_cast<void*>(thread.operand);
+    });
+    operation(operands);
+  }
   if (ordering) {
     for_each_lane([&](Thread& thread) { thread.fiber->release_to(&leader); });
     for_each_lane([&](Thread& thread) { thread.fiber->acquire_from(&leader); });
@@ -425,8 +446,9 @@ std::string Multiprocessor::place(unsigned number) const {
 }
 
 std::string Multiprocessor::describe(const Thread& thread) const {
-  return "thread " + triple(thread.index.x, thread.index.y, thread.index.z) + " waits in " +
-         detail::describe(thread.wait);
+  const std::string name = "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
+  if (thread.wait.what == nullptr) return name + (thread.finished ? " has returned" : " runs");
+  return name + " waits in " + detail::describe(thread.wait);
 }
 
 std::string Multiprocessor::deadlock() const {
@@ -453,49 +475,57 @@ std::string Multiprocessor::deadlock() const {
   return text;
 }
 
-// What simt.h calls.
-
-namespace {
-
-[[noreturn, gnu::cold, gnu::noinline]] void called_outside() {
+void Multiprocessor::called_outside() {
   throw KernelError("called outside a kernel");
 }
 
-Multiprocessor& here() {
-  if (Multiprocessor::current() == nullptr) called_outside();
-  return *Multiprocessor::current();
-}
-
-}  // namespace
+// What simt.h and ptx.h call.
 
 int block_barrier(const char* what, bool predicate, const char* file, int line) {
-  return here().meet(0, blockDim.x * blockDim.y * blockDim.z, predicate, {what, file, line});
+  return Multiprocessor::here().meet(blockDim.x * blockDim.y * blockDim.z, predicate,
+                                     {what, file, line});
+}
+
+void named_barrier(int id, int threads, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  const Wait wait{"barrier_sync", file, line, 0, id, threads};
+  const auto require = [&](bool holds, const char* what) {
+    if (holds) return;
+    multiprocessor.fail([&] {
+      return "barrier_sync(" + std::to_string(id) + ", " + std::to_string(threads) + ") at " +
+             std::string(relative_path(file)) + ":" + std::to_string(line) + ": " + what + ", " +
+             multiprocessor.place(multiprocessor.self().number);
+    });
+  };
+  require(id >= 1 && id <= 15, "a named barrier is 1 to 15");
+  require(threads > 0 && threads % warpSize == 0, "threads must be a multiple of 32");
+  multiprocessor.meet(static_cast<unsigned>(threads), false, wait);
 }
 
 void warp_barrier(unsigned mask, const char* file, int line) {
-  here().collect({"__syncwarp", file, line, mask}, 0, lane(), nullptr, true);
+  Multiprocessor::here().collect({"__syncwarp", file, line, mask}, 0, lane(), nullptr, true);
 }
 
 uint64_t warp_shuffle(const char* what, unsigned mask, uint64_t operand, unsigned source,
                       const char* file, int line) {
-  return here().collect({what, file, line, mask}, operand, source, nullptr, false);
+  return Multiprocessor::here().collect({what, file, line, mask}, operand, source, nullptr, false);
 }
 
 uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
                      const char* file, int line) {
-  return here().collect({what, file, line, mask}, operand, lane(), combine, false);
+  return Multiprocessor::here().collect({what, file, line, mask}, operand, lane(), combine, false);
 }
 
 unsigned lane() {
-  return here().self().number % warpSize;
+  return Multiprocessor::here().self().number % warpSize;
 }
 
 void scheduling_point() {
-  here().scheduling_point();
+  Multiprocessor::here().scheduling_point();
 }
 
 void yield() {
-  here().yield();
+  Multiprocessor::here().yield();
 }
 
 void thread_fence() {
@@ -509,5 +539,5 @@ void thread_fence() {
 }  // namespace gpu_model::detail
 
 void* gpu_model::dynamic_shared_memory(size_t bytes) {
-  return detail::here().shared_memory(bytes);
+  return detail::Multiprocessor::here().shared_memory(bytes);
 }

@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -14,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "reference/gpu_model/async_copy.h"
 #include "reference/gpu_model/fiber.h"
 #include "reference/gpu_model/memory.h"
 #include "reference/gpu_model/simt.h"
@@ -58,7 +58,15 @@ struct Wait {
   const char* file = nullptr;
   int line = 0;
   unsigned mask = 0;  ///< The lanes that are to meet, or 0 where no mask is given.
+  int barrier = 0;    ///< A named barrier,
+  int threads = 0;    ///< and how many are to meet there; else 0.
 };
+
+/// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
+std::string describe(const Wait& wait);
+
+/// What a warp does when all 32 lanes have come, with what each brought.
+using WarpOperation = void (*)(void* const* operands);
 
 struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
@@ -73,6 +81,7 @@ struct Thread {
   uint64_t operand = 0;  ///< What it brings to a warp function,
   unsigned source = 0;   ///< the lane it reads from,
   uint64_t result = 0;   ///< and what it gets, from a warp function or a barrier.
+  CopyQueue copies;
 };
 
 struct Warp {
@@ -94,6 +103,11 @@ class Multiprocessor {
 
   /// The one this OS thread is.
   static Multiprocessor* current() { return current_; }
+  /// The same, for GPU threads: an error outside a kernel.
+  static Multiprocessor& here() {
+    if (current_ == nullptr) called_outside();
+    return *current_;
+  }
 
   /// Runs blocks of the launch on this OS thread until none is left or one is rejected.
   void run(Launch& launch);
@@ -104,14 +118,24 @@ class Multiprocessor {
   bool runs_thread() const { return running_ != nullptr; }
   std::byte* shared_memory(size_t bytes);
 
-  /// Meets `expected` threads at barrier `id`, 0 being __syncthreads'; the count of true
+  /// Meets `expected` threads at barrier wait.barrier, 0 being __syncthreads'; the count of true
   /// predicates.
-  int meet(unsigned id, unsigned expected, bool predicate, Wait wait);
+  int meet(unsigned expected, bool predicate, Wait wait);
 
   /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
   /// the operand of lane `source`. `ordering`: memory is ordered, too.
   [[gnu::always_inline]] uint64_t collect(Wait wait, uint64_t operand, unsigned source,
-                                          Combine combine, bool ordering);
+                                          Combine combine, bool ordering,
+                                          WarpOperation operation = nullptr);
+  /// Meets all 32 lanes of a whole warp, for `operation`.
+  void collect_warp(Wait wait, void* operand, WarpOperation operation);
+
+  /// The mark of 16 bytes of shared memory, aligned and in no use by cp.async, or else an error:
+  /// "... `does` a misaligned address".
+  PendingCopy& granule(const char* does, const void* address, Wait wait);
+  /// See ptx.h.
+  bool issue_copy(const Copy& copy, int source_bytes, Wait wait);
+  bool take_copy(size_t pending, Copy& copy);
 
   /// Runs another thread; returns when wake() was called for this one.
   void suspend(Wait wait);
@@ -137,19 +161,16 @@ class Multiprocessor {
   /// "block (0,0,0), thread (17,0,0)"
   std::string place(unsigned number) const;
 
-  /// Operations that complete later than they are issued, each as a function that completes it. The
-  /// scheduler runs one when no thread can run, or earlier by chance.
-  std::deque<std::function<void()>> asynchronous;
-
  private:
+  [[noreturn]] static void called_outside();
   static void run_thread(void* thread);
   bool run_block(uint64_t turn);
   void schedule();
-  bool complete_asynchronous();
   void block(Thread& thread, Wait wait);
   void draw_priorities();
-  void complete(Barrier& barrier, unsigned id);
-  void complete(Warp& warp, unsigned mask, Combine combine, bool ordering);
+  void complete(Barrier& barrier, int id);
+  void complete(Warp& warp, unsigned mask, Combine combine, bool ordering, WarpOperation operation);
+  void release(const Copy& copy);
   void finish_thread();
   std::string deadlock() const;
   std::string describe(const Thread& thread) const;
@@ -170,6 +191,7 @@ class Multiprocessor {
   uint64_t yields_ = 0;
   unsigned scheduling_points_ = 0;
   GuardedMemory shared_;
+  std::vector<PendingCopy> pending_;  // for every 16 bytes of shared_
   std::string error_;
   char start_token_ = 0;  // for ThreadSanitizer: orders the block's start before its threads
 

@@ -155,7 +155,7 @@ T atomic_update(T* address, Change change) {
 }  // namespace detail
 }  // namespace gpu_model
 
-// The caller's place, as the last two parameters of everything that waits.
+/// The caller's place, as the last two parameters of everything that waits.
 #define GPU_MODEL_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(GPU_MODEL_HERE) {
@@ -248,7 +248,6 @@ requires std::same_as<T, int> || std::same_as<T, unsigned> T __reduce_min_sync(u
       [](uint64_t a, uint64_t b) { return static_cast<T>(b) < static_cast<T>(a) ? b : a; }, file,
       line));
 }
-#undef GPU_MODEL_HERE
 
 // Atomics are relaxed, as CUDA's are: what orders memory is __threadfence, __syncwarp and
 // __syncthreads.

@@ -1,0 +1,38 @@
+/// @file
+/// cp.async on the model: the copies a GPU thread has issued, and the shared memory that they write
+/// until it has waited for them.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "reference/gpu_model/ptx.h"
+
+namespace gpu_model::detail {
+
+/// One GPU thread's copies, in the order of issue, that it has not waited for. Only that thread
+/// makes the vectors grow, so to ThreadSanitizer their memory is its own.
+class CopyQueue {
+ public:
+  void issue(const Copy& copy) { copies_.push_back(copy); }
+  void commit() { group_ends_.push_back(copies_.size()); }
+  /// See take_copy() in ptx.h.
+  bool take(size_t pending, Copy& copy);
+
+  const std::vector<Copy>& copies() const { return copies_; }
+  void clear();
+
+ private:
+  std::vector<Copy> copies_;
+  std::vector<size_t> group_ends_;  // of each committed group: the number of copies up to its end
+  size_t taken_ = 0;                // copies that a wait under way has given out
+};
+
+/// The copy that writes 16 bytes of shared memory; `file` is null where there is none.
+struct PendingCopy {
+  const char* file = nullptr;
+  int line = 0;
+  unsigned thread = 0;
+};
+
+}  // namespace gpu_model::detail

@@ -1,0 +1,111 @@
+/// @file
+/// The PTX instructions that kernels use through stages/common/ptx.h, on the model. What they do is
+/// documented there; what the model checks, and when a copy arrives, in README.md.
+///
+/// Kernels see these very functions, not wrappers: reports then name the kernel's line. Whatever
+/// reads or writes the kernel's memory stands in this header, compiled with the kernel's flags and
+/// never inlined, so that sanitizers see the access as that thread's, called from that line.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "reference/float16.h"
+#include "reference/gpu_model/simt.h"
+
+namespace gpu_model {
+namespace detail {
+
+/// 16 bytes: a row of an 8x8 matrix, or what one cp.async copies.
+using Granule [[gnu::vector_size(16), gnu::may_alias]] = uint32_t;
+
+/// What the lanes bring to mma; `a` and `b` are pairs of 16-bit values.
+struct MmaOperands {
+  uint32_t a[4];
+  uint32_t b[2];
+  float d[4];
+};
+using MmaFunction = void(MmaOperands&, const char* file, int line);
+MmaFunction mma_bfloat16, mma_float16;
+
+/// Rejects a row that is no 16 aligned bytes of shared memory, or that cp.async still writes.
+void check_matrix_row(const char* what, const void* row, const char* file, int line);
+/// The lanes bring `row` and get `r`.
+void exchange_matrices(const char* what, bool transposed, const Granule& row, uint32_t (&r)[4],
+                       const char* file, int line);
+
+/// A cp.async: zeros where there is no source.
+struct Copy {
+  void* destination = nullptr;
+  const void* source = nullptr;
+};
+/// Checks and remembers a copy; whether it is to arrive at once.
+bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line);
+void commit_copies();
+/// The next copy of those that a wait for all but `pending` groups covers, until there is none:
+/// then false.
+bool take_copy(int pending, Copy& copy);
+
+inline void carry_out(const Copy& copy) {
+  *static_cast<Granule*>(copy.destination) =
+      copy.source == nullptr ? Granule{} : *static_cast<const Granule*>(copy.source);
+}
+
+void named_barrier(int id, int threads, const char* file, int line);
+
+}  // namespace detail
+
+namespace ptx {
+
+template <typename T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_MODEL_HERE) {
+  static_assert(std::is_same_v<T, mla::bfloat16> || std::is_same_v<T, mla::float16>);
+  detail::MmaOperands operands{{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
+  constexpr bool kIsBfloat16 = std::is_same_v<T, mla::bfloat16>;
+  (kIsBfloat16 ? detail::mma_bfloat16 : detail::mma_float16)(operands, file, line);
+  for (int i = 0; i < 4; ++i) d[i] = operands.d[i];
+}
+
+[[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem, GPU_MODEL_HERE) {
+  detail::check_matrix_row("ldmatrix_x4", row_smem, file, line);
+  const detail::Granule row = *static_cast<const detail::Granule*>(row_smem);
+  detail::exchange_matrices("ldmatrix_x4", false, row, r, file, line);
+}
+[[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row_smem,
+                                                GPU_MODEL_HERE) {
+  detail::check_matrix_row("ldmatrix_x4_trans", row_smem, file, line);
+  const detail::Granule row = *static_cast<const detail::Granule*>(row_smem);
+  detail::exchange_matrices("ldmatrix_x4_trans", true, row, r, file, line);
+}
+
+[[gnu::noinline]] inline void cp_async_16(void* destination_smem, const void* source_gmem,
+                                          int source_bytes, GPU_MODEL_HERE) {
+  const detail::Copy copy{destination_smem, source_bytes == 0 ? nullptr : source_gmem};
+  if (detail::issue_copy(copy, source_bytes, file, line)) {
+    detail::carry_out(copy);
+  } else {  // what lay there must not pass for what is to come
+    *static_cast<detail::Granule*>(destination_smem) = ~detail::Granule{};
+  }
+}
+inline void cp_async_commit_group() {
+  detail::commit_copies();
+}
+/// Copies what arrived early once more: a write may happen until here, and ThreadSanitizer is to
+/// see it here under any seed.
+template <int kPending>
+[[gnu::noinline]] void cp_async_wait_group() {
+  static_assert(kPending >= 0);
+  for (detail::Copy copy; detail::take_copy(kPending, copy);) detail::carry_out(copy);
+}
+
+inline void barrier_sync(int id, int threads, GPU_MODEL_HERE) {
+  detail::named_barrier(id, threads, file, line);
+}
+
+inline float ex2_approx(float x) {
+  return exp2f(x);
+}
+
+}  // namespace ptx
+}  // namespace gpu_model
