@@ -74,7 +74,7 @@ struct Items {
   int rows;          // query rows of a KV head
   int row_tiles;     // tiles of kRows rows, of a KV head
   unsigned tiles;    // of all KV heads
-  unsigned count;    // tiles x workers
+  unsigned first;    // item of the grid's first block
   float scale_log2;  // softmax_scale log2(e)
 };
 
@@ -97,204 +97,203 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   constexpr int kOutRows = kRows / 4;
   const int out_y = lane / 16 * 2 + lane % 2, out_column = warp * 64 + lane / 2 % 8 * 4;
 
-  for (unsigned item = blockIdx.x; item < items.count; item += gridDim.x) {
-    // Row tiles first: blocks that run side by side read the same pages.
-    const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
-    const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
-    const int row_end = min(row_begin + kRows, items.rows);
+  const unsigned item = items.first + blockIdx.x;
+  // Row tiles first: blocks that run side by side read the same pages.
+  const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
+  const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
+  const int row_end = min(row_begin + kRows, items.rows);
 
-    for (PieceCursor at(problem, tensors, split, item / items.tiles); at.more(); at.next()) {
-      const int sequence = at.sequence;
-      const auto visible = [&](int row) {
-        return static_cast<int>(problem.visible_tokens(at.seqlen_k, row / items.group));
-      };
-      const int tokens = min(at.token_end(), visible(row_end - 1));  // the last row sees most
-      const int own_visible = visible(row_begin + own_row);
-      // Row r of the tile in q or out, in vectors.
-      const auto gmem_row = [&](int r) {
-        const int row = row_begin + r;
-        return (int64_t{sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
-               head_kv * items.group + row % items.group;
-      };
+  for (PieceCursor at(problem, tensors, split, item / items.tiles); at.more(); at.next()) {
+    const int sequence = at.sequence;
+    const auto visible = [&](int row) {
+      return static_cast<int>(problem.visible_tokens(at.seqlen_k, row / items.group));
+    };
+    const int tokens = min(at.token_end(), visible(row_end - 1));  // the last row sees most
+    const int own_visible = visible(row_begin + own_row);
+    // Row r of the tile in q or out, in vectors.
+    const auto gmem_row = [&](int r) {
+      const int row = row_begin + r;
+      return (int64_t{sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
+             head_kv * items.group + row % items.group;
+    };
 
-      // This thread's token of the tile at `token_begin`.
-      const auto token_gmem = [&](int token_begin) -> const T* {
-        const int token = token_begin + threadIdx.x / kTokenThreads;
-        if (token >= at.token_end()) return nullptr;
-        const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
-        return static_cast<const T*>(tensors.kv_cache) +
-               cache_row(table, token, problem.num_heads_kv, head_kv) * kHeadDimQK;
-      };
+    // This thread's token of the tile at `token_begin`.
+    const auto token_gmem = [&](int token_begin) -> const T* {
+      const int token = token_begin + threadIdx.x / kTokenThreads;
+      if (token >= at.token_end()) return nullptr;
+      const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
+      return static_cast<const T*>(tensors.kv_cache) +
+             cache_row(table, token, problem.num_heads_kv, head_kv) * kHeadDimQK;
+    };
 
-      Fetch fetch;
-      fetch_token(token_gmem(at.token_begin()), fetch);
+    Fetch fetch;
+    fetch_token(token_gmem(at.token_begin()), fetch);
 
-      // Q [kRows, 576] as fp32, for all tiles. Rows past the end: 0.
-      for (int piece = threadIdx.x; piece < kRows * kHeadDimQK / 8; piece += kThreads) {
-        const int row = piece / (kHeadDimQK / 8), part = piece % (kHeadDimQK / 8) * 8;
-        uint4 packed = make_uint4(0, 0, 0, 0);
-        if (row_begin + row < row_end) {
-          packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
-                                                   gmem_row(row) * kHeadDimQK + part);
-        }
-        store_as_float<T>(packed, &smem.q[row][part]);
-      }
-
-      float o_rmem[kOutRows][8] = {};
-      float m =
-          -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
-      float l = 0;  // this thread's part of the row sum
-
-      for (int token_begin = at.token_begin(); token_begin < tokens; token_begin += kTokens) {
-        store_token<T>(fetch, smem);
-        __syncthreads();  // K (and, the first time, Q) is there
-
-        if (token_begin + kTokens < tokens) {
-          fetch_token(token_gmem(token_begin + kTokens), fetch);
-        }
-
-        // S = Q K^T  [kRows, 16], this warp's 72 of the 576 columns
-        float s_rmem[kScoreRows][kScoreTokens] = {};
+    // Q [kRows, 576] as fp32, for all tiles. Rows past the end: 0.
 #pragma unroll 1
-        for (int k = warp * (kHeadDimQK / kWarps); k < (warp + 1) * (kHeadDimQK / kWarps); k += 4) {
-          float4 k_rmem[kScoreTokens];
+    for (int piece = threadIdx.x; piece < kRows * kHeadDimQK / 8; piece += kThreads) {
+      const int row = piece / (kHeadDimQK / 8), part = piece % (kHeadDimQK / 8) * 8;
+      uint4 packed = make_uint4(0, 0, 0, 0);
+      if (row_begin + row < row_end) {
+        packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
+                                                 gmem_row(row) * kHeadDimQK + part);
+      }
+      store_as_float<T>(packed, &smem.q[row][part]);
+    }
+
+    float o_rmem[kOutRows][8] = {};
+    float m =
+        -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
+    float l = 0;   // this thread's part of the row sum
+
+    for (int token_begin = at.token_begin(); token_begin < tokens; token_begin += kTokens) {
+      store_token<T>(fetch, smem);
+      __syncthreads();  // K (and, the first time, Q) is there
+
+      // S = Q K^T  [kRows, 16], this warp's 72 of the 576 columns
+      float s_rmem[kScoreRows][kScoreTokens] = {};
+#pragma unroll 1
+      for (int k = warp * (kHeadDimQK / kWarps); k < (warp + 1) * (kHeadDimQK / kWarps); k += 4) {
+        float4 k_rmem[kScoreTokens];
 #pragma unroll
-          for (int j = 0; j < kScoreTokens; ++j) {
-            k_rmem[j] = *reinterpret_cast<const float4*>(&smem.kv[score_x + 4 * j][k]);
-          }
-#pragma unroll
-          for (int i = 0; i < kScoreRows; ++i) {
-            const float4 q_rmem = *reinterpret_cast<const float4*>(&smem.q[score_y + 8 * i][k]);
-#pragma unroll
-            for (int j = 0; j < kScoreTokens; ++j) {
-              s_rmem[i][j] += q_rmem.x * k_rmem[j].x;
-              s_rmem[i][j] += q_rmem.y * k_rmem[j].y;
-              s_rmem[i][j] += q_rmem.z * k_rmem[j].z;
-              s_rmem[i][j] += q_rmem.w * k_rmem[j].w;
-            }
-          }
+        for (int j = 0; j < kScoreTokens; ++j) {
+          k_rmem[j] = *reinterpret_cast<const float4*>(&smem.kv[score_x + 4 * j][k]);
         }
 #pragma unroll
         for (int i = 0; i < kScoreRows; ++i) {
+          const float4 q_rmem = *reinterpret_cast<const float4*>(&smem.q[score_y + 8 * i][k]);
 #pragma unroll
           for (int j = 0; j < kScoreTokens; ++j) {
-            smem.partial_s[warp][score_y + 8 * i][score_x + 4 * j] = s_rmem[i][j];
+            s_rmem[i][j] += q_rmem.x * k_rmem[j].x;
+            s_rmem[i][j] += q_rmem.y * k_rmem[j].y;
+            s_rmem[i][j] += q_rmem.z * k_rmem[j].z;
+            s_rmem[i][j] += q_rmem.w * k_rmem[j].w;
           }
         }
-        __syncthreads();  // all eight shares of S are there
-        // m' = max(m, rowmax S); P = 2^(S - m'); l = a l + rowsum P
-        float s[kOwned] = {};
+      }
 #pragma unroll
-        for (int from = 0; from < kWarps; ++from) {
+      for (int i = 0; i < kScoreRows; ++i) {
 #pragma unroll
-          for (int t = 0; t < kOwned; ++t) s[t] += smem.partial_s[from][own_row][own_token + t];
+        for (int j = 0; j < kScoreTokens; ++j) {
+          smem.partial_s[warp][score_y + 8 * i][score_x + 4 * j] = s_rmem[i][j];
         }
-        float m_new = m;
-#pragma unroll
-        for (int t = 0; t < kOwned; ++t) {
-          s[t] = token_begin + own_token + t < own_visible ? items.scale_log2 * s[t] : -INFINITY;
-          m_new = fmaxf(m_new, s[t]);
-        }
-#pragma unroll
-        for (int offset = 1; offset < kRowThreads; offset *= 2) {
-          m_new = fmaxf(m_new, __shfl_xor_sync(0xffffffff, m_new, offset));
-        }
-        const float a = exp2f(m - m_new);  // old minus new: at most 1
-        m = m_new;
-        l *= a;
-#pragma unroll
-        for (int t = 0; t < kOwned; ++t) {
-          const float p = exp2f(s[t] - m);
-          l += p;
-          smem.p[own_row][own_token + t] = p;
-        }
-        if (threadIdx.x % kRowThreads == 0) smem.rescale[own_row] = a;
+      }
+      __syncthreads();                       // all eight shares of S are there
+      if (token_begin + kTokens < tokens) {  // not before S, which needs all registers
+        fetch_token(token_gmem(token_begin + kTokens), fetch);
+      }
 
-        // O = a O, only if some row's maximum moved
-        if (__syncthreads_or(a != 1)) {  // also: P and a are there
+      // m' = max(m, rowmax S); P = 2^(S - m'); l = a l + rowsum P
+      float s[kOwned] = {};
 #pragma unroll
-          for (int i = 0; i < kOutRows; ++i) {
-            const float a_row = smem.rescale[out_y + 4 * i];
+      for (int from = 0; from < kWarps; ++from) {
 #pragma unroll
-            for (int j = 0; j < 8; ++j) o_rmem[i][j] *= a_row;
-          }
-        }
+        for (int t = 0; t < kOwned; ++t) s[t] += smem.partial_s[from][own_row][own_token + t];
+      }
+      float m_new = m;
+#pragma unroll
+      for (int t = 0; t < kOwned; ++t) {
+        s[t] = token_begin + own_token + t < own_visible ? items.scale_log2 * s[t] : -INFINITY;
+        m_new = fmaxf(m_new, s[t]);
+      }
+#pragma unroll
+      for (int offset = 1; offset < kRowThreads; offset *= 2) {
+        m_new = fmaxf(m_new, __shfl_xor_sync(0xffffffff, m_new, offset));
+      }
+      const float a = exp2f(m - m_new);  // old minus new: at most 1
+      m = m_new;
+      l *= a;
+#pragma unroll
+      for (int t = 0; t < kOwned; ++t) {
+        const float p = exp2f(s[t] - m);
+        l += p;
+        smem.p[own_row][own_token + t] = p;
+      }
+      if (threadIdx.x % kRowThreads == 0) smem.rescale[own_row] = a;
 
-        // O += P V  [kRows, 512], this warp's 64 columns, four tokens a step
+      // O = a O, only if some row's maximum moved
+      if (__syncthreads_or(a != 1)) {  // also: P and a are there
+#pragma unroll
+        for (int i = 0; i < kOutRows; ++i) {
+          const float a_row = smem.rescale[out_y + 4 * i];
+#pragma unroll
+          for (int j = 0; j < 8; ++j) o_rmem[i][j] *= a_row;
+        }
+      }
+
+      // O += P V  [kRows, 512], this warp's 64 columns, four tokens a step
 #pragma unroll 1
-        for (int t = 0; t < kTokens; t += 4) {
-          float4 v_rmem[4][2];
+      for (int t = 0; t < kTokens; t += 4) {
+        float4 v_rmem[4][2];
+#pragma unroll
+        for (int depth = 0; depth < 4; ++depth) {
+          v_rmem[depth][0] = *reinterpret_cast<const float4*>(&smem.kv[t + depth][out_column]);
+          v_rmem[depth][1] = *reinterpret_cast<const float4*>(&smem.kv[t + depth][out_column + 32]);
+        }
+#pragma unroll
+        for (int i = 0; i < kOutRows; ++i) {
+          const float4 p4 = *reinterpret_cast<const float4*>(&smem.p[out_y + 4 * i][t]);
+          const float p_rmem[4] = {p4.x, p4.y, p4.z, p4.w};
 #pragma unroll
           for (int depth = 0; depth < 4; ++depth) {
-            v_rmem[depth][0] = *reinterpret_cast<const float4*>(&smem.kv[t + depth][out_column]);
-            v_rmem[depth][1] =
-                *reinterpret_cast<const float4*>(&smem.kv[t + depth][out_column + 32]);
-          }
 #pragma unroll
-          for (int i = 0; i < kOutRows; ++i) {
-            const float4 p4 = *reinterpret_cast<const float4*>(&smem.p[out_y + 4 * i][t]);
-            const float p_rmem[4] = {p4.x, p4.y, p4.z, p4.w};
-#pragma unroll
-            for (int depth = 0; depth < 4; ++depth) {
-#pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                o_rmem[i][4 * half + 0] += p_rmem[depth] * v_rmem[depth][half].x;
-                o_rmem[i][4 * half + 1] += p_rmem[depth] * v_rmem[depth][half].y;
-                o_rmem[i][4 * half + 2] += p_rmem[depth] * v_rmem[depth][half].z;
-                o_rmem[i][4 * half + 3] += p_rmem[depth] * v_rmem[depth][half].w;
-              }
+            for (int half = 0; half < 2; ++half) {
+              o_rmem[i][4 * half + 0] += p_rmem[depth] * v_rmem[depth][half].x;
+              o_rmem[i][4 * half + 1] += p_rmem[depth] * v_rmem[depth][half].y;
+              o_rmem[i][4 * half + 2] += p_rmem[depth] * v_rmem[depth][half].z;
+              o_rmem[i][4 * half + 3] += p_rmem[depth] * v_rmem[depth][half].w;
             }
           }
         }
-        __syncthreads();  // K, P and a have been read: the next tile may overwrite them
       }
-
-      // O / l and ln 2 (m + log2 l): final, or this piece's part. A row that saw nothing: out = 0, lse =
-      // +inf, or -inf in a part.
-#pragma unroll
-      for (int offset = 1; offset < kRowThreads; offset *= 2) {
-        l += __shfl_xor_sync(0xffffffff, l, offset);
-      }
-      const int slot = at.slot();
-      if (threadIdx.x % kRowThreads == 0) {
-        const bool saw_something = own_visible > at.token_begin();
-        const float lse = 0.693147181f * (m + log2f(l));
-        const int row = row_begin + own_row;
-        smem.rescale[own_row] = saw_something ? 1 / l : 0;
-        smem.out_row[own_row] = -1;
-        if (row < row_end && slot >= 0) {
-          const int64_t slot_row =
-              (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
-          split.lse_partial[slot_row] = saw_something ? lse : -INFINITY;
-          smem.out_row[own_row] = slot_row;
-        } else if (row < row_end) {
-          const int64_t head =
-              int64_t{sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
-          tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
-          smem.out_row[own_row] = gmem_row(own_row);
-        }
-      }
-      __syncthreads();  // 1 / l and the rows' places are there
-#pragma unroll
-      for (int i = 0; i < kOutRows; ++i) {
-        const int64_t place = smem.out_row[out_y + 4 * i] * kHeadDimV + out_column;
-        if (place < 0) continue;
-        const float inverse_l = smem.rescale[out_y + 4 * i];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float o[4] = {o_rmem[i][4 * half] * inverse_l, o_rmem[i][4 * half + 1] * inverse_l,
-                              o_rmem[i][4 * half + 2] * inverse_l,
-                              o_rmem[i][4 * half + 3] * inverse_l};
-          if (slot >= 0) {
-            *reinterpret_cast<float4*>(split.out_partial + place + 32 * half) =
-                make_float4(o[0], o[1], o[2], o[3]);
-          } else {
-            store_rounded(o, static_cast<T*>(tensors.out) + place + 32 * half);
-          }
-        }
-      }
-      __syncthreads();  // Q and 1 / l have been read: the next piece may overwrite them
+      __syncthreads();  // K, P and a have been read: the next tile may overwrite them
     }
+
+    // O / l and ln 2 (m + log2 l): final, or this piece's part. A row that saw nothing: out = 0, lse =
+    // +inf, or -inf in a part.
+#pragma unroll
+    for (int offset = 1; offset < kRowThreads; offset *= 2) {
+      l += __shfl_xor_sync(0xffffffff, l, offset);
+    }
+    const int slot = at.slot();
+    if (threadIdx.x % kRowThreads == 0) {
+      const bool saw_something = own_visible > at.token_begin();
+      const float lse = 0.693147181f * (m + log2f(l));
+      const int row = row_begin + own_row;
+      smem.rescale[own_row] = saw_something ? 1 / l : 0;
+      smem.out_row[own_row] = -1;
+      if (row < row_end && slot >= 0) {
+        const int64_t slot_row =
+            (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
+        split.lse_partial[slot_row] = saw_something ? lse : -INFINITY;
+        smem.out_row[own_row] = slot_row;
+      } else if (row < row_end) {
+        const int64_t head =
+            int64_t{sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
+        tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
+        smem.out_row[own_row] = gmem_row(own_row);
+      }
+    }
+    __syncthreads();  // 1 / l and the rows' places are there
+#pragma unroll
+    for (int i = 0; i < kOutRows; ++i) {
+      const int64_t place = smem.out_row[out_y + 4 * i] * kHeadDimV + out_column;
+      if (place < 0) continue;
+      const float inverse_l = smem.rescale[out_y + 4 * i];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float o[4] = {o_rmem[i][4 * half] * inverse_l, o_rmem[i][4 * half + 1] * inverse_l,
+                            o_rmem[i][4 * half + 2] * inverse_l,
+                            o_rmem[i][4 * half + 3] * inverse_l};
+        if (slot >= 0) {
+          *reinterpret_cast<float4*>(split.out_partial + place + 32 * half) =
+              make_float4(o[0], o[1], o[2], o[3]);
+        } else {
+          store_rounded(o, static_cast<T*>(tensors.out) + place + 32 * half);
+        }
+      }
+    }
+    __syncthreads();  // Q and 1 / l have been read: the next piece may overwrite them
   }
 }
 

@@ -53,10 +53,13 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, void* worksp
   items.rows = problem.rows_per_kv_head();
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
-  items.count = items.tiles * static_cast<unsigned>(shape.workers);
   items.scale_log2 = problem.softmax_scale * 1.44269504f;
-  MLA_RETURN_IF_ERROR(launch(kernel::decode<T, kRows>, grid_for(items.count), kernel::kThreads,
-                             sizeof(kernel::Plan<kRows>), stream, problem, tensors, split, items));
+  const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
+  for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
+    MLA_RETURN_IF_ERROR(launch(kernel::decode<T, kRows>, grid_for(count - items.first),
+                               kernel::kThreads, sizeof(kernel::Plan<kRows>), stream, problem,
+                               tensors, split, items));
+  }
   return launch_combine(problem, shape, split, tensors, stream);
 }
 

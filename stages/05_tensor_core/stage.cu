@@ -1,0 +1,121 @@
+// 05_tensor_core: tile sizes by the device's shared memory, launch, prediction.
+#include <algorithm>
+
+#include "kernel.cuh"
+#include "stages/common/launch.h"
+#include "stages/common/split_combine.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+namespace kernel = tensor_core;
+using kernel::Tiling;
+
+// rows, tokens, and the warps that share rows, tokens and columns of S
+using Rows16 = Tiling<16, 32, 1, 4, 1>;      // any device from sm_80 on; two blocks on Hopper
+using Rows32 = Tiling<32, 32, 2, 2, 1>;      // sm_80; two blocks on Hopper
+using Rows64 = Tiling<64, 32, 2, 2, 2>;      // sm_80
+using Rows64Wide = Tiling<64, 64, 2, 2, 2>;  // Hopper
+static_assert(sizeof(kernel::Plan<Rows16>) <= 101376, "99 KB");
+static_assert(sizeof(kernel::Plan<Rows32>) <= 115712, "two blocks in 228 KB");
+static_assert(sizeof(kernel::Plan<Rows64>) <= 166912, "163 KB");
+static_assert(sizeof(kernel::Plan<Rows64Wide>) <= 232448, "227 KB");
+
+template <typename Tile>
+constexpr int kBlocks = Tile::kRows <= 32 ? 2 : 1;  // that registers leave room for
+
+// Calls f(Tile{}) with the tile for the problem: the fewest rows that hold all rows of a KV head, as
+// far as the device's shared memory goes.
+template <typename F>
+auto visit_tiling(const Problem& problem, const DeviceLimits& limits, F&& f) {
+  const int rows = problem.rows_per_kv_head();
+  const auto fits = [&](size_t bytes) { return bytes <= limits.max_shared_bytes; };
+  if (rows > 32 && fits(sizeof(kernel::Plan<Rows64Wide>))) return f(Rows64Wide{});
+  if (rows > 32 && fits(sizeof(kernel::Plan<Rows64>))) return f(Rows64{});
+  if (rows > 16 && fits(sizeof(kernel::Plan<Rows32>))) return f(Rows32{});
+  return f(Rows16{});
+}
+
+template <typename Tile>
+PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
+  constexpr size_t kReserved = 1024;  // of shared memory, for every block
+  const size_t resident =
+      (limits.max_shared_bytes + kReserved) / (sizeof(kernel::Plan<Tile>) + kReserved);
+  const int tiles =
+      problem.num_heads_kv * ((problem.rows_per_kv_head() + Tile::kRows - 1) / Tile::kRows);
+  return {
+      .row_tiles = tiles,
+      .workers = workers_for(
+          tiles, limits.multiprocessors * std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>)),
+      .fixed_blocks = 2};
+}
+
+PlanShape plan_shape(const Problem& problem) {
+  const DeviceLimits limits = device_limits();
+  return visit_tiling(problem, limits,
+                      [&]<typename Tile>(Tile) { return plan_shape_of<Tile>(problem, limits); });
+}
+
+size_t workspace_bytes(const Problem& problem) {
+  return split_workspace_bytes(problem, plan_shape(problem));
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+  const PlanShape shape = plan_shape(problem);
+  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  kernel::Items items;
+  items.group = problem.group_size();
+  items.rows = problem.rows_per_kv_head();
+  items.row_tiles = shape.row_tiles / problem.num_heads_kv;
+  items.tiles = static_cast<unsigned>(shape.row_tiles);
+  items.scale_log2 = problem.softmax_scale * 1.44269504f;
+  const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
+  for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
+    MLA_RETURN_IF_ERROR(visit_dtype(problem.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      return visit_tiling(problem, device_limits(), [&]<typename Tile>(Tile) {
+        return launch(kernel::decode<T, Tile, kBlocks<Tile>>, grid_for(count - items.first),
+                      Tile::kThreads, sizeof(kernel::Plan<Tile>), stream, problem, tensors, split,
+                      items);
+      });
+    }));
+  }
+  return launch_combine(problem, shape, split, tensors, stream);
+}
+
+Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
+  return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
+    const PlanShape shape = plan_shape_of<Tile>(problem, limits);
+    const double tokens = double(total_tokens) * shape.row_tiles;
+    Prediction prediction;
+    prediction.matrix_flop = 2 * tokens * Tile::kRows * (kHeadDimQK + kHeadDimV);
+    // A tile's bytes (README.md, "Prediction"): ldmatrix for S and for O, the way in, exchange, P.
+    const double bytes = Tile::kWarps * 2.0 * (kHeadDimQK / Tile::kDepthWarps) *
+                             (Tile::kWarpRows + Tile::kWarpTokens) +
+                         Tile::kWarps * 2.0 * Tile::kTokens * (Tile::kRows + Tile::kWarpColumns) +
+                         Tile::kTokens * 2.0 * kHeadDimQK +
+                         Tile::kRows * Tile::kTokens * (Tile::kDepthWarps == 2 ? 8.0 : 0.0) +
+                         Tile::kRows * Tile::kTokens * 2.0;
+    prediction.shared_bytes = tokens / Tile::kTokens * bytes;
+    prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+    const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
+    prediction.busy_fraction = std::min(
+        1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+    return prediction;
+  });
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "both products on tensor cores: mma.sync, ldmatrix, swizzle, cp.async";
+  stage.workspace_bytes = workspace_bytes;
+  stage.plan_shape = plan_shape;
+  stage.decode = decode;
+  stage.predict = predict;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE
