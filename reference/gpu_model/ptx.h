@@ -41,6 +41,7 @@ void load_matrices_transposed(void* const* lanes);
 
 /// Rejects a row that is no 16 aligned bytes of shared memory, or that cp.async still writes.
 void check_matrix_row(const char* what, const void* row, const char* file, int line);
+
 /// A cp.async: zeros where there is no source.
 struct Copy {
   void* destination = nullptr;

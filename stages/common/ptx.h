@@ -96,7 +96,7 @@ __device__ __forceinline__ void cp_async_wait_group() {
 
 /// Meets `threads` threads (whole warps) of the block at barrier `id`, 1 to 15, and orders their
 /// accesses to memory; 0 is __syncthreads'. Section "bar, barrier",
-/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar-barrier
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
