@@ -352,15 +352,15 @@ inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned so
   return thread.result;
 }
 
-void Multiprocessor::collect_warp(Wait wait, void* operand, WarpOperation operation) {
-  wait.mask = 0xffffffff;
+inline void Multiprocessor::collect_warp(Wait wait, void* operands, WarpOperation operation) {
   if (warps_[self().number / warpSize].exists != wait.mask) {
     fail([&] {
       return place(self().number) + " calls " + detail::describe(wait) +
              " in a warp of less than 32 threads";
     });
   }
-  collect(wait, std::bit_cast<uint64_t>(operand), lane(), nullptr, false, operation);
+  collect(wait, std::bit_cast<uint64_t>(operands), self().number % warpSize, nullptr, false,
+          operation);
 }
 
 void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool ordering,
@@ -514,6 +514,11 @@ uint64_t warp_shuffle(const char* what, unsigned mask, uint64_t operand, unsigne
 uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
                      const char* file, int line) {
   return Multiprocessor::here().collect({what, file, line, mask}, operand, lane(), combine, false);
+}
+
+void warp_operation(const char* what, void* operands, WarpOperation operation, const char* file,
+                    int line) {
+  Multiprocessor::here().collect_warp({what, file, line, 0xffffffff}, operands, operation);
 }
 
 unsigned lane() {

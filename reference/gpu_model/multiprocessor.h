@@ -65,9 +65,6 @@ struct Wait {
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
 std::string describe(const Wait& wait);
 
-/// What a warp does when all 32 lanes have come, with what each brought.
-using WarpOperation = void (*)(void* const* operands);
-
 struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
 
@@ -128,7 +125,7 @@ class Multiprocessor {
                                           Combine combine, bool ordering,
                                           WarpOperation operation = nullptr);
   /// Meets all 32 lanes of a whole warp, for `operation`.
-  void collect_warp(Wait wait, void* operand, WarpOperation operation);
+  [[gnu::always_inline]] void collect_warp(Wait wait, void* operands, WarpOperation operation);
 
   /// The mark of 16 bytes of shared memory, aligned and in no use by cp.async, or else an error:
   /// "... `does` a misaligned address".

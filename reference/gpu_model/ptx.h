@@ -20,20 +20,27 @@ namespace detail {
 /// 16 bytes: a row of an 8x8 matrix, or what one cp.async copies.
 using Granule [[gnu::vector_size(16), gnu::may_alias]] = uint32_t;
 
-/// What the lanes bring to mma; `a` and `b` are pairs of 16-bit values.
+/// What a warp does when all 32 lanes have come, with what each brought.
+using WarpOperation = void (*)(void* const* lanes);
+void warp_operation(const char* what, void* operands, WarpOperation operation, const char* file,
+                    int line);
+
 struct MmaOperands {
-  uint32_t a[4];
-  uint32_t b[2];
+  uint32_t a[4], b[2];
   float d[4];
 };
-using MmaFunction = void(MmaOperands&, const char* file, int line);
-MmaFunction mma_bfloat16, mma_float16;
+void multiply_bfloat16(void* const* lanes);
+void multiply_float16(void* const* lanes);
+
+struct MatrixOperands {
+  Granule row;
+  uint32_t* r;
+};
+void load_matrices(void* const* lanes);
+void load_matrices_transposed(void* const* lanes);
 
 /// Rejects a row that is no 16 aligned bytes of shared memory, or that cp.async still writes.
 void check_matrix_row(const char* what, const void* row, const char* file, int line);
-/// The lanes bring `row` and get `r`.
-void exchange_matrices(const char* what, bool transposed, const Granule& row, uint32_t (&r)[4],
-                       const char* file, int line);
 
 /// A cp.async: zeros where there is no source.
 struct Copy {
@@ -62,21 +69,24 @@ template <typename T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_MODEL_HERE) {
   static_assert(std::is_same_v<T, mla::bfloat16> || std::is_same_v<T, mla::float16>);
   detail::MmaOperands operands{{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
-  constexpr bool kIsBfloat16 = std::is_same_v<T, mla::bfloat16>;
-  (kIsBfloat16 ? detail::mma_bfloat16 : detail::mma_float16)(operands, file, line);
+  detail::warp_operation(
+      "mma_m16n8k16", &operands,
+      std::is_same_v<T, mla::bfloat16> ? detail::multiply_bfloat16 : detail::multiply_float16, file,
+      line);
   for (int i = 0; i < 4; ++i) d[i] = operands.d[i];
 }
 
 [[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem, GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4", row_smem, file, line);
-  const detail::Granule row = *static_cast<const detail::Granule*>(row_smem);
-  detail::exchange_matrices("ldmatrix_x4", false, row, r, file, line);
+  detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
+  detail::warp_operation("ldmatrix_x4", &operands, detail::load_matrices, file, line);
 }
 [[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row_smem,
                                                 GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4_trans", row_smem, file, line);
-  const detail::Granule row = *static_cast<const detail::Granule*>(row_smem);
-  detail::exchange_matrices("ldmatrix_x4_trans", true, row, r, file, line);
+  detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
+  detail::warp_operation("ldmatrix_x4_trans", &operands, detail::load_matrices_transposed, file,
+                         line);
 }
 
 [[gnu::noinline]] inline void cp_async_16(void* destination_smem, const void* source_gmem,

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #include "reference/gpu_model/multiprocessor.h"
@@ -25,7 +26,7 @@ namespace {
 
 struct Access {
   int size, write, atomic;
-  void* trace[1];
+  void* trace[4];  // the innermost function first
 };
 
 /// Plain values alone: the report comes while ThreadSanitizer attributes everything to the GPU
@@ -39,10 +40,13 @@ thread_local constinit Race race;
 
 std::string describe(const Access& access) {
   char place[512] = "an unknown place";
-  if (access.trace[0] != nullptr) {
-    __sanitizer_symbolize_pc(access.trace[0], "%s:%l", place, sizeof place);
+  for (void* function : access.trace) {
+    if (function == nullptr) break;
+    __sanitizer_symbolize_pc(function, "%s:%l", place, sizeof place);
     if (place[0] == '<')
-      __sanitizer_symbolize_pc(access.trace[0], "%f", place, sizeof place);  // no line known
+      __sanitizer_symbolize_pc(function, "%f", place, sizeof place);  // no line known
+    // What a function of the model does for a kernel is at the kernel's line.
+    if (!gpu_model::detail::relative_path(place).starts_with("reference/gpu_model/")) break;
   }
   return std::string(access.atomic != 0 ? "atomic " : "") + (access.write != 0 ? "write" : "read") +
          " of " + std::to_string(access.size) + " bytes at " +
@@ -73,7 +77,7 @@ extern "C" void __tsan_on_report(void* report) {
     int thread = 0;
     void* address = nullptr;
     __tsan_get_report_mop(report, i, &thread, &address, &access.size, &access.write, &access.atomic,
-                          access.trace, 1);
+                          access.trace, std::size(access.trace));
   }
   // One race is enough to reject a kernel; this GPU thread may have thousands before the scheduler
   // runs again.

@@ -1,9 +1,7 @@
 // What a warp does together for mma and ldmatrix: fragments of 32 lanes to matrices and back. The
 // layouts are those of the PTX ISA's figures; tests/fragments_test.cpp holds them to a GPU's.
-#include <algorithm>
 #include <bit>
 
-#include "reference/gpu_model/multiprocessor.h"
 #include "reference/gpu_model/ptx.h"
 
 namespace gpu_model::detail {
@@ -23,59 +21,69 @@ float from_float16(uint32_t bits) {
 
 template <float convert(uint32_t)>
 void multiply(void* const* lanes) {
-  // Row `lane / 4` of A, of D and of B transposed, columns `2 (lane % 4)` and the next, and the
-  // same 8 rows or columns further.
-  alignas(64) uint16_t a_bits[16][16], b_bits[16][8];
+  // Lane by lane, then as matrices: row `lane / 4` of A, of D and of B transposed, columns
+  // `2 (lane % 4)` and the next, and the same 8 rows or columns further.
+  float values[32][12];
   for (size_t lane = 0; lane < 32; ++lane) {
     const auto& [a, b, d] = *static_cast<const MmaOperands*>(lanes[lane]);
-    const size_t group = lane / 4, pair = lane % 4 * 2;
-    for (size_t i = 0; i < 4; ++i) {
-      uint16_t* element = &a_bits[group + i % 2 * 8][pair + i / 2 * 8];
-      element[0] = static_cast<uint16_t>(a[i]);
-      element[1] = static_cast<uint16_t>(a[i] >> 16);
-    }
-    for (size_t i = 0; i < 2; ++i) {
-      b_bits[pair + i * 8][group] = static_cast<uint16_t>(b[i]);
-      b_bits[pair + i * 8 + 1][group] = static_cast<uint16_t>(b[i] >> 16);
+    const uint32_t pairs[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    for (size_t i = 0; i < 6; ++i) {
+      values[lane][2 * i] = convert(pairs[i] & 0xffff);
+      values[lane][2 * i + 1] = convert(pairs[i] >> 16);
     }
   }
-  float a[256], b[128];
-  for (size_t i = 0; i < 256; ++i) a[i] = convert((&a_bits[0][0])[i]);
-  for (size_t i = 0; i < 128; ++i) b[i] = convert((&b_bits[0][0])[i]);
-
-  using Row [[gnu::vector_size(32)]] = float;
-  Row rows[16] = {};
-  for (size_t row = 0; row < 16; ++row) {
-    for (size_t k = 0; k < 16; ++k) {
-      Row b_row;
-      __builtin_memcpy(&b_row, &b[k * 8], sizeof b_row);
-      rows[row] += a[row * 16 + k] * b_row;
+  float a[16][16], b[16][8];
+  for (size_t lane = 0; lane < 32; ++lane) {
+    const size_t group = lane / 4, pair = lane % 4 * 2;
+    for (size_t i = 0; i < 8; ++i) {
+      a[group + i / 2 % 2 * 8][pair + i / 4 * 8 + i % 2] = values[lane][i];
     }
+    for (size_t i = 0; i < 4; ++i) b[pair + i / 2 * 8 + i % 2][group] = values[lane][8 + i];
+  }
+
+  using Row [[gnu::vector_size(16)]] = float;  // half of one
+  float d[16][8];
+  for (size_t row = 0; row < 16; ++row) {
+    Row left = {}, right = {};
+    for (size_t k = 0; k < 16; ++k) {
+      Row b_left, b_right;
+      __builtin_memcpy(&b_left, &b[k][0], sizeof b_left);
+      __builtin_memcpy(&b_right, &b[k][4], sizeof b_right);
+      left += a[row][k] * b_left;
+      right += a[row][k] * b_right;
+    }
+    __builtin_memcpy(&d[row][0], &left, sizeof left);
+    __builtin_memcpy(&d[row][4], &right, sizeof right);
   }
   for (size_t lane = 0; lane < 32; ++lane) {
-    float* d = static_cast<MmaOperands*>(lanes[lane])->d;
-    for (size_t i = 0; i < 4; ++i) d[i] += rows[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    float* out = static_cast<MmaOperands*>(lanes[lane])->d;
+    for (size_t i = 0; i < 4; ++i) out[i] += d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
   }
 }
 
-struct MatrixOperands {
-  const Granule* row;
-  uint32_t* r;
-};
+}  // namespace
 
-void load(void* const* lanes) {
+void multiply_bfloat16(void* const* lanes) {
+  multiply<from_bfloat16>(lanes);
+}
+
+void multiply_float16(void* const* lanes) {
+  multiply<from_float16>(lanes);
+}
+
+void load_matrices(void* const* lanes) {
   for (size_t lane = 0; lane < 32; ++lane) {
     for (size_t matrix = 0; matrix < 4; ++matrix) {
       const auto* source = static_cast<const MatrixOperands*>(lanes[matrix * 8 + lane / 4]);
-      static_cast<MatrixOperands*>(lanes[lane])->r[matrix] = (*source->row)[lane % 4];
+      static_cast<MatrixOperands*>(lanes[lane])->r[matrix] = source->row[lane % 4];
     }
   }
 }
 
-void load_transposed(void* const* lanes) {
+void load_matrices_transposed(void* const* lanes) {
   const auto element = [&](size_t matrix, size_t row, size_t column) {
     const auto* source = static_cast<const MatrixOperands*>(lanes[matrix * 8 + row]);
-    return (*source->row)[column / 2] >> column % 2 * 16 & 0xffff;
+    return source->row[column / 2] >> column % 2 * 16 & 0xffff;
   };
   for (size_t lane = 0; lane < 32; ++lane) {
     for (size_t matrix = 0; matrix < 4; ++matrix) {
@@ -84,25 +92,6 @@ void load_transposed(void* const* lanes) {
           element(matrix, row, column) | element(matrix, row + 1, column) << 16;
     }
   }
-}
-
-}  // namespace
-
-void mma_bfloat16(MmaOperands& operands, const char* file, int line) {
-  Multiprocessor::here().collect_warp({"mma_m16n8k16", file, line}, &operands,
-                                      multiply<from_bfloat16>);
-}
-
-void mma_float16(MmaOperands& operands, const char* file, int line) {
-  Multiprocessor::here().collect_warp({"mma_m16n8k16", file, line}, &operands,
-                                      multiply<from_float16>);
-}
-
-void exchange_matrices(const char* what, bool transposed, const Granule& row, uint32_t (&r)[4],
-                       const char* file, int line) {
-  MatrixOperands operands{&row, r};
-  Multiprocessor::here().collect_warp({what, file, line}, &operands,
-                                      transposed ? load_transposed : load);
 }
 
 }  // namespace gpu_model::detail
