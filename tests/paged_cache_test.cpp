@@ -561,8 +561,8 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
 };
 
 TEST_P(PagedCacheTest, RandomOperationsKeepEveryRow) {
-  constexpr int kOperations = kSanitizer ? 200 : 3000;
-  make_cache(24);
+  constexpr int kOperations = kSanitizer ? 1000 : 5000;
+  make_cache(12);
   std::mt19937_64 random(5);
   const auto any = [&] {
     return std::next(tokens_.begin(), static_cast<ptrdiff_t>(random() % tokens_.size()))->first;
