@@ -6,8 +6,10 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-// 8 tokens of one head are 576 vectors of 16 bytes: three a thread. One token keeps 72 threads busy.
+// 8 tokens of one head are 576 vectors of 16 bytes: three a thread, all of them under way at once.
+// One token keeps 72 threads busy.
 constexpr int kThreads = 192;
+constexpr int kInFlight = 3;
 constexpr int64_t kVectorsPerRow = kHeadDimQK * 2 / sizeof(uint4);
 
 // One block a run, which is contiguous at both ends: neighbouring threads, neighbouring vectors.
@@ -23,7 +25,17 @@ __global__ void __launch_bounds__(kThreads)
         (run.from_cache != 0 ? cache : rows) + run.source * vectors_per_token;
     uint4* __restrict__ destination = cache + run.destination * vectors_per_token;
     const int64_t vectors = run.tokens * vectors_per_token;
-    for (int64_t j = threadIdx.x; j < vectors; j += kThreads) destination[j] = source[j];
+    for (int64_t j = threadIdx.x; j < vectors; j += kInFlight * kThreads) {
+      uint4 values[kInFlight];
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) {
+        if (j + k * kThreads < vectors) values[k] = source[j + k * kThreads];
+      }
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) {
+        if (j + k * kThreads < vectors) destination[j + k * kThreads] = values[k];
+      }
+    }
   }
 }
 
