@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <iostream>
 #include <numeric>
 
@@ -360,8 +361,9 @@ Status measure_memory(Entries* entries) {
     const double paged =
         static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
     const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal
-    table.add({name, number(contiguous / 1e6, 4), number(paged / 1e6, 4), percent(saved),
-               percent(statistics.fragmentation()), what});
+    table.add({name, number(contiguous / 1e6, 4), number(paged / 1e6, 4),
+               percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.fragmentation()),
+               what});
     entries->push_back({"memory/" + name,
                         0,
                         {{"bytes_contiguous", contiguous},

@@ -792,7 +792,7 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       ASSERT_TRUE(machine_->copy_to_host(host_out.data(), out.data(), out_elements * 2).ok());
       ASSERT_TRUE(machine_->copy_to_host(host_lse.data(), lse.data(), lse_elements * 4).ok());
 
-      // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1, ...
+      // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1 ...
       Problem plain = problem;
       plain.num_pages = problem.batch * problem.max_pages_per_seq;
       std::vector<uint16_t> plain_cache(static_cast<size_t>(plain.kv_elements()), 0);
