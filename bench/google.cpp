@@ -1,7 +1,10 @@
+#include "bench/google.h"
+
 #include <benchmark/benchmark.h>
 
 #include <cmath>
-#include <map>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 
 #include "bench/present.h"
@@ -10,22 +13,21 @@ namespace mla::bench {
 namespace {
 
 using Counters = std::map<std::string, double>;
+using Entries = std::vector<GoogleEntry>;
 
-/// One entry: its time in us, or why it has none.
-void add_entry(const std::string& name, double us, Counters counters, const std::string& label,
-               const std::string& why_not) {
-  benchmark::RegisterBenchmark(name.c_str(),
-                               [=](benchmark::State& state) {
-                                 if (!why_not.empty()) {
-                                   state.SkipWithError(why_not.c_str());
+void register_entry(const GoogleEntry& entry) {
+  benchmark::RegisterBenchmark(entry.name.c_str(),
+                               [entry](benchmark::State& state) {
+                                 if (!entry.why_not.empty()) {
+                                   state.SkipWithError(entry.why_not.c_str());
                                    return;
                                  }
                                  for ([[maybe_unused]] auto _ : state)
-                                   state.SetIterationTime(1e-6 * us);
-                                 for (const auto& [key, value] : counters) {
+                                   state.SetIterationTime(1e-6 * entry.us);
+                                 for (const auto& [key, value] : entry.counters) {
                                    if (!std::isnan(value)) state.counters[key] = value;
                                  }
-                                 state.SetLabel(label);
+                                 state.SetLabel(entry.label);
                                })
       ->UseManualTime()
       ->Iterations(1)
@@ -38,13 +40,14 @@ void add_figures(const ShapeResult& result, double us, Counters* counters) {
   (*counters)["checked_whole"] = result.checked_whole ? 1 : 0;
 }
 
-void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu) {
+void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu,
+               Entries* entries) {
   const bool cold = mode == Mode::kCold;
   const std::string name = entry.stage + "/" + result.shape.name + "/" + to_string(mode);
   if (entry.outcome != StageResult::Outcome::kMeasured) {
     const bool failed = entry.outcome == StageResult::Outcome::kFailed;
-    if (cold)
-      add_entry(name, 0, {}, "", (failed ? "failed: " : "cannot run here: ") + entry.reason);
+    const std::string why_not = (failed ? "failed: " : "cannot run here: ") + entry.reason;
+    if (cold) entries->push_back({name, 0, {}, "", why_not});
     return;
   }
   const Summary& times = cold ? entry.cold : entry.sustained;
@@ -70,7 +73,7 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
     counters["limit_dram_us"] = 1e6 * limit.dram;
     if (!cold) counters["sm_mhz"] = entry.times.sustained_sm_mhz;
   }
-  add_entry(name, times.median, counters, entry.idea, "");
+  entries->push_back({name, times.median, counters, entry.idea, ""});
 }
 
 /// Google Benchmark's JSON, less what names the machine's owner: host name and path of the program.
@@ -101,6 +104,26 @@ class NoReporter final : public benchmark::BenchmarkReporter {
 
 bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context& context,
                           std::vector<std::string> arguments, const std::string& out, bool show) {
+  Entries entries;
+  const bool gpu = value_of(context, "machine") == "gpu";
+  for (const ShapeResult& result : results) {
+    if (!std::isnan(result.reference_seconds)) {
+      const double us = 1e6 * result.reference_seconds;
+      Counters counters{{"n", 1}};
+      add_figures(result, us, &counters);
+      entries.push_back(
+          {"reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", ""});
+    }
+    for (const StageResult& entry : result.stages) {
+      add_stage(result, entry, Mode::kCold, gpu, &entries);
+      add_stage(result, entry, Mode::kSustained, gpu, &entries);
+    }
+  }
+  return run_google_benchmark(entries, context, std::move(arguments), out, show);
+}
+
+bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,
+                          std::vector<std::string> arguments, const std::string& out, bool show) {
   if (!out.empty()) {
     arguments.push_back("--benchmark_out=" + out);
     arguments.push_back("--benchmark_out_format=json");
@@ -112,19 +135,7 @@ bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context
   if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return false;
 
   for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
-  const bool gpu = value_of(context, "machine") == "gpu";
-  for (const ShapeResult& result : results) {
-    if (!std::isnan(result.reference_seconds)) {
-      const double us = 1e6 * result.reference_seconds;
-      Counters counters{{"n", 1}};
-      add_figures(result, us, &counters);
-      add_entry("reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", "");
-    }
-    for (const StageResult& entry : result.stages) {
-      add_stage(result, entry, Mode::kCold, gpu);
-      add_stage(result, entry, Mode::kSustained, gpu);
-    }
-  }
+  for (const GoogleEntry& entry : entries) register_entry(entry);
   JsonReporter json;
   NoReporter nothing;
   benchmark::BenchmarkReporter* display = show ? nullptr : &nothing;  // null: the library's own
@@ -135,6 +146,16 @@ bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context
   }
   benchmark::Shutdown();
   return true;
+}
+
+Status check_writable(const std::string& path) {
+  if (path.empty()) return {};
+  const bool existed = std::filesystem::exists(path);
+  if (!std::ofstream(path, std::ios::app)) {
+    return {StatusCode::kFileError, path + ": cannot be written"};
+  }
+  if (!existed) std::filesystem::remove(path);
+  return {};
 }
 
 }  // namespace mla::bench

@@ -3,12 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
 
 #include "bench/ceilings.h"
+#include "bench/google.h"
 #include "bench/present.h"
 
 namespace mla::bench {
@@ -47,17 +47,6 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     }
     chosen->push_back(stage);
   }
-  return {};
-}
-
-/// Before minutes of measuring, not after. Leaves no empty file.
-Status check_writable(const std::string& path) {
-  if (path.empty()) return {};
-  const bool existed = std::filesystem::exists(path);
-  if (!std::ofstream(path, std::ios::app)) {
-    return {StatusCode::kFileError, path + ": cannot be written"};
-  }
-  if (!existed) std::filesystem::remove(path);
   return {};
 }
 

@@ -1,0 +1,31 @@
+/// @file
+/// Figures as Google Benchmark's entries and its JSON: what every program of the bench writes.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "bench/environment.h"
+#include "bench/present.h"
+
+namespace mla::bench {
+
+/// One entry of the JSON: its time in us, or why it has none.
+struct GoogleEntry {
+  std::string name;  ///< "stage/shape/cold"
+  double us = 0;
+  std::map<std::string, double> counters;  ///< kUnknown ones are left out
+  std::string label;
+  std::string why_not;  ///< Empty, or the error that stands in place of a time
+};
+
+/// As the overload of present.h, for entries of any kind.
+bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,
+                          std::vector<std::string> arguments, const std::string& out, bool show);
+
+/// kFileError if nothing can be written to `path`: to be asked before minutes of measuring, not
+/// after. Leaves no empty file; ok for an empty path.
+Status check_writable(const std::string& path);
+
+}  // namespace mla::bench
