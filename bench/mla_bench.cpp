@@ -65,7 +65,7 @@ void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
     std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
-  for (const char* name : {"smoke", "main", "table"}) {
+  for (const char* name : {"smoke", "main", "table", "invariant", "plan"}) {
     std::cout << "suite " << name << "\n";
     for (const std::string& shape : suite(name)) std::cout << "  " << shape << "\n";
   }
@@ -144,8 +144,11 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option(
          "--suite", options.suite,
-         "main (default on a GPU), table (all recorded shapes), smoke (default on the model)")
-      ->check(CLI::IsMember({"main", "table", "smoke"}));
+         "main (default on a GPU), table (all recorded shapes, then those of plan), invariant "
+         "(what "
+         "batch-invariant mode costs), plan (the making of plans alone), smoke (default on the "
+         "model)")
+      ->check(CLI::IsMember({"main", "table", "invariant", "plan", "smoke"}));
   app.add_option("--stages", options.stages,
                  "numbers or names, separated by commas: 01,03_online_softmax")
       ->delimiter(',');
