@@ -25,8 +25,8 @@ double sustained_warmup_seconds(const std::string& stage);
 struct Contender {
   std::string name;
   int handle = 0;
-  double expected_us = 0;  ///< Of a run made before, not the first
-  double sustained_warmup_s = 0.2;
+  double expected_us = 0;              ///< Of a run made before, not the first
+  double sustained_warmup_s = 0.2;     ///< sustained_warmup_seconds()
   bool only_cold = false;              ///< No sustained runs.
   std::vector<double> cold;            ///< us, in the order taken
   std::vector<double> sustained;       ///< us, in the order taken; empty if none were due
