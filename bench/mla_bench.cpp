@@ -1,6 +1,7 @@
 /// @file
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -82,6 +83,13 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   Context context = describe_environment(machine);
   if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
     return complain(status);
+  }
+  const bool nothing_to_do =
+      std::all_of(shapes.begin(), shapes.end(), [](const Shape& s) { return s.plan_only; }) &&
+      std::none_of(chosen.begin(), chosen.end(),
+                   [](const Stage* stage) { return stage->plan_shape != nullptr; });
+  if (nothing_to_do) {
+    return complain({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
   }
   if (gpu) {
     Status status = make_gpu_runner(&runner);
