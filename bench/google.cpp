@@ -40,14 +40,18 @@ void add_figures(const ShapeResult& result, double us, Counters* counters) {
   (*counters)["checked_whole"] = result.checked_whole ? 1 : 0;
 }
 
+/// "cannot run here: needs ..."
+std::string reason(const StageResult& entry) {
+  const bool failed = entry.outcome == StageResult::Outcome::kFailed;
+  return (failed ? "failed" : outcome_name(entry.outcome)) + ": " + entry.reason;
+}
+
 void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu,
                Entries* entries) {
   const bool cold = mode == Mode::kCold;
   const std::string name = entry.stage + "/" + result.shape.name + "/" + to_string(mode);
   if (entry.outcome != StageResult::Outcome::kMeasured) {
-    const bool failed = entry.outcome == StageResult::Outcome::kFailed;
-    const std::string why_not = (failed ? "failed: " : "cannot run here: ") + entry.reason;
-    if (cold) entries->push_back({name, 0, {}, "", why_not});
+    if (cold) entries->push_back({name, 0, {}, "", reason(entry)});
     return;
   }
   const Summary& times = cold ? entry.cold : entry.sustained;
@@ -74,6 +78,26 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
     if (!cold) counters["sm_mhz"] = entry.times.sustained_sm_mhz;
   }
   entries->push_back({name, times.median, counters, entry.idea, ""});
+}
+
+/// What the plan takes alone, warm; what it adds to a decode, cold.
+void add_plan(const ShapeResult& result, const StageResult& entry, Entries* entries) {
+  const std::string name = entry.stage + "/" + result.shape.name + "/plan";
+  if (entry.outcome != StageResult::Outcome::kMeasured) {
+    if (result.shape.plan_only) entries->push_back({name, 0, {}, "", reason(entry)});
+    return;
+  }
+  const Summary times = summarize(entry.plan.alone);
+  if (times.n == 0) return;
+  entries->push_back({name,
+                      times.median,
+                      {{"p10_us", times.p10},
+                       {"p90_us", times.p90},
+                       {"n", times.n},
+                       {"with_decode_us", summarize(entry.plan.with_decode.cold).median},
+                       {"marginal_us", entry.plan.marginal_us}},
+                      "",
+                      ""});
 }
 
 /// Google Benchmark's JSON, less what names the machine's owner: host name and path of the program.
@@ -115,8 +139,11 @@ bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context
           {"reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", ""});
     }
     for (const StageResult& entry : result.stages) {
-      add_stage(result, entry, Mode::kCold, gpu, &entries);
-      add_stage(result, entry, Mode::kSustained, gpu, &entries);
+      if (!result.shape.plan_only) {
+        add_stage(result, entry, Mode::kCold, gpu, &entries);
+        add_stage(result, entry, Mode::kSustained, gpu, &entries);
+      }
+      add_plan(result, entry, &entries);
     }
   }
   return run_google_benchmark(entries, context, std::move(arguments), out, show);

@@ -1,8 +1,9 @@
 #include "bench/measure.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
+
+#include "bench/table.h"
 
 namespace mla::bench {
 namespace {
@@ -15,6 +16,8 @@ class ShapeRun {
   ShapeRun(const Bench& bench, const Shape& shape) : bench_(bench), result_{} {
     result_.shape = shape;
     for (const Stage* stage : bench.stages) {
+      if (shape.plan_only && stage->plan_shape == nullptr) continue;
+      stages_.push_back(stage);
       StageResult& entry = result_.stages.emplace_back();
       entry.stage = stage->slug;
       entry.idea = stage->idea;
@@ -23,6 +26,19 @@ class ShapeRun {
   }
 
   ShapeResult run() {
+    data_ = make_data_set(result_.shape.spec);
+    if (result_.shape.plan_only) {
+      plans_alone();
+    } else {
+      decodes();
+    }
+    bench_.runner.clear();
+    return std::move(result_);
+  }
+
+ private:
+  void decodes() {
+    leave_out_slow();
     DecodeCase needles = result_.shape.spec;
     needles.data = DataKind::kNeedles;
     needles.seed += 2;  // even: the same scale
@@ -32,11 +48,38 @@ class ShapeRun {
       check_again();
       derive_speedups();
     }
-    bench_.runner.clear();
-    return std::move(result_);
   }
 
- private:
+  /// No data but the lengths: a plan of many sequences needs no cache.
+  void plans_alone() {
+    Machine& machine = bench_.machine;
+    Status status = validate(data_.problem);
+    if (status.ok()) {
+      status = tensors_.seqlens_k.assign(machine, data_.seqlens_k.data(),
+                                         data_.seqlens_k.size() * sizeof(int32_t));
+    }
+    if (status.ok()) status = allocate_workspaces();
+    for (size_t i = 0; i < result_.stages.size(); ++i) {
+      StageResult& entry = result_.stages[i];
+      if (!is_in(entry)) continue;
+      drop_if_error(entry, status.ok() ? time_plan(i) : status, "plan: ");
+    }
+  }
+
+  /// By twice the stage's own limit; on even lengths stages take two to six times that limit.
+  void leave_out_slow() {
+    for (size_t i = 0; i < result_.stages.size(); ++i) {
+      StageResult& entry = result_.stages[i];
+      if (!is_in(entry) || !validate(data_.problem).ok()) continue;
+      const Prediction prediction =
+          stages_[i]->predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
+      const double us = 2e6 * own_limit(prediction, bench_.ceilings, Mode::kCold).seconds();
+      if (!(us > kLeaveOutMicroseconds)) continue;  // on the model there is no limit
+      entry.outcome = Outcome::kLeftOut;
+      entry.reason = "a run is predicted to take about " + number(1e-6 * us, 2) + " s";
+    }
+  }
+
   /// Makes the data, prepares every stage that is still in, runs it once and judges its outputs.
   /// False if nothing can run.
   bool check_on(const DecodeCase& spec, const std::string& what) {
@@ -50,7 +93,7 @@ class ShapeRun {
 
     step("making " + what);
     Status status = generate_on_device(bench_.machine, data_, &tensors_);
-    if (status.ok()) status = allocate_workspace();
+    if (status.ok()) status = allocate_workspaces();
     if (status.ok()) step("fp64 reference on " + what);
     if (status.ok()) status = truth_.evaluate(bench_.machine, data_, tensors_, result_.work.flop);
     for (size_t i = 0; i < result_.stages.size(); ++i) {
@@ -64,27 +107,62 @@ class ShapeRun {
     return status.ok();
   }
 
-  /// One workspace for all: they run one after the other. A stage that asks for more than there is
-  /// is dropped.
-  Status allocate_workspace() {
+  /// One workspace for all stages that make no plan: they run one after the other. A plan lies in
+  /// the workspace from one decode to the next, so a stage that makes one has its own. A stage that
+  /// asks for more than there is is dropped.
+  Status allocate_workspaces() {
+    own_workspaces_.resize(result_.stages.size());
+    const auto drop_if_too_large = [&](StageResult& entry, size_t needed, size_t held) {
+      const size_t there = bench_.machine.free_memory() + held;
+      if (needed <= there) return;
+      drop_if_error(entry,
+                    {StatusCode::kOutOfMemory, "needs " + std::to_string(needed >> 20) +
+                                                   " MiB of workspace, " +
+                                                   std::to_string(there >> 20) + " are free"},
+                    "");
+    };
+    const auto grow = [&](DeviceBuffer& buffer, size_t needed) -> Status {
+      if (needed <= buffer.bytes()) return {};
+      return buffer.allocate(bench_.machine, needed);
+    };
+    for (size_t i = 0; i < result_.stages.size(); ++i) {
+      StageResult& entry = result_.stages[i];
+      if (!is_in(entry) || !plans(i)) continue;
+      const size_t needed = stages_[i]->workspace_bytes(data_.problem);
+      drop_if_too_large(entry, needed, own_workspaces_[i].bytes());
+      if (is_in(entry)) MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needed));
+    }
     size_t largest = 0;
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
-      if (!is_in(entry)) continue;
-      const size_t needed = bench_.stages[i]->workspace_bytes(data_.problem);
-      const size_t there = bench_.machine.free_memory() + workspace_.bytes();
-      if (needed > there) {
-        drop_if_error(entry,
-                      {StatusCode::kOutOfMemory, "needs " + std::to_string(needed >> 20) +
-                                                     " MiB of workspace, " +
-                                                     std::to_string(there >> 20) + " are free"},
-                      "");
-        continue;
-      }
-      largest = std::max(largest, needed);
+      if (!is_in(entry) || plans(i)) continue;
+      const size_t needed = stages_[i]->workspace_bytes(data_.problem);
+      drop_if_too_large(entry, needed, shared_workspace_.bytes());
+      if (is_in(entry)) largest = std::max(largest, needed);
     }
-    if (largest <= workspace_.bytes()) return {};
-    return workspace_.allocate(bench_.machine, largest);
+    return grow(shared_workspace_, largest);
+  }
+
+  bool plans(size_t i) const { return stages_[i]->plan_shape != nullptr; }
+
+  DeviceBuffer& workspace(size_t i) { return plans(i) ? own_workspaces_[i] : shared_workspace_; }
+
+  Status make_plan(size_t i, Stream stream) {
+    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(),
+                       workspace(i).data(), workspace(i).bytes(), stream);
+  }
+
+  Status poison_workspace(size_t i) {
+    DeviceBuffer& buffer = workspace(i);
+    if (buffer.bytes() == 0) return {};
+    return bench_.machine.fill(buffer.data(), 0xff, buffer.bytes());
+  }
+
+  /// A workspace that holds the plan and nothing else of use.
+  Status renew_workspace(size_t i) {
+    MLA_RETURN_IF_ERROR(poison_workspace(i));
+    MLA_RETURN_IF_ERROR(make_plan(i, nullptr));
+    return bench_.machine.synchronize();  // the runner's stream does not wait for that
   }
 
   /// Prepares stage i and runs it on poisoned outputs and a poisoned workspace.
@@ -94,53 +172,105 @@ class ShapeRun {
     if (bench_.runner.lost()) {
       return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
     }
-    const auto operation = [this, stage = bench_.stages[i]](Stream stream) {
-      return decode(*stage, data_.problem, tensors_.tensors(), workspace_.data(),
-                    workspace_.bytes(), stream);
+    const auto operation = [this, i](Stream stream) {
+      return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), workspace(i).data(),
+                            workspace(i).bytes(), stream);
     };
+    MLA_RETURN_IF_ERROR(renew_workspace(i));
     MLA_RETURN_IF_ERROR(bench_.runner.prepare(operation, &entry.times.handle));
-    if (workspace_.bytes() > 0) {
-      MLA_RETURN_IF_ERROR(machine.fill(workspace_.data(), 0xff, workspace_.bytes()));
-    }
-    double us = 0;
-    MLA_RETURN_IF_ERROR(run_poisoned(entry, &us));
-    entry.times.expected_us = us;
+    MLA_RETURN_IF_ERROR(renew_workspace(i));
+    MLA_RETURN_IF_ERROR(run_poisoned(entry.times));
     fingerprints_.resize(result_.stages.size());
     MLA_RETURN_IF_ERROR(truth_.compare(machine, data_, tensors_, &entry.check, &fingerprints_[i]));
     if (!entry.check.ok()) {
       return {StatusCode::kKernelRejected, "wrong result: " + entry.check.describe()};
     }
-    return {};
+    return plans(i) ? check_with_plan(i) : Status();
   }
 
-  Status run_poisoned(StageResult& entry, double* us) {
+  /// The same for plan and decode as one operation, which is timed for what the plan adds.
+  Status check_with_plan(size_t i) {
+    Contender& contender = result_.stages[i].plan.with_decode;
+    const auto operation = [this, i](Stream stream) {
+      return decode(*stages_[i], data_.problem, tensors_.tensors(), workspace(i).data(),
+                    workspace(i).bytes(), stream);
+    };
+    MLA_RETURN_IF_ERROR(bench_.runner.prepare(operation, &contender.handle));
+    MLA_RETURN_IF_ERROR(poison_workspace(i));
+    MLA_RETURN_IF_ERROR(run_poisoned(contender));
+    return check_bits(i, "with a plan made in the same run: ");
+  }
+
+  /// Whether the outputs have the bits that were compared with the reference.
+  Status check_bits(size_t i, const std::string& what) {
+    uint64_t fingerprint = 0;
+    MLA_RETURN_IF_ERROR(fingerprint_outputs(bench_.machine, tensors_, &fingerprint));
+    if (fingerprint == fingerprints_[i]) return {};
+    return {StatusCode::kKernelRejected, what + "other bits than the run that was checked"};
+  }
+
+  /// Holds stage i's plan to the host's, then times the making of it, warm. Leaves the plan.
+  Status time_plan(size_t i) {
+    if (bench_.runner.lost()) {
+      return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
+    }
+    step(stages_[i]->slug + ": plan alone");
+    MLA_RETURN_IF_ERROR(renew_workspace(i));
+    HostPlan plan;
+    MLA_RETURN_IF_ERROR(
+        read_plan(*stages_[i], data_.problem, workspace(i).data(), workspace(i).bytes(), &plan));
+    if (!(plan == make_plan_on_host(data_.problem, stages_[i]->plan_shape(data_.problem),
+                                    data_.seqlens_k))) {
+      return {StatusCode::kKernelRejected, "another plan than the host's"};
+    }
+    int handle = 0;
+    MLA_RETURN_IF_ERROR(
+        bench_.runner.prepare([this, i](Stream stream) { return make_plan(i, stream); }, &handle));
+    std::vector<double> unused;
+    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, 1, &unused));
+    const Plan runs = bench_.runner.plan(unused.front());
+    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, runs.warmups, &unused));
+    std::vector<double>& samples = result_.stages[i].plan.alone;
+    return bench_.runner.run_warm(handle, runs.rounds * runs.runs, &samples);
+  }
+
+  Status run_poisoned(Contender& contender) {
     MLA_RETURN_IF_ERROR(tensors_.poison_outputs(bench_.machine));
     MLA_RETURN_IF_ERROR(
         bench_.machine.synchronize());  // the runner's stream does not wait for that
     std::vector<double> samples;
-    MLA_RETURN_IF_ERROR(bench_.runner.run_cold(entry.times.handle, 1, &samples));
-    *us = samples.front();
+    MLA_RETURN_IF_ERROR(bench_.runner.run_cold(contender.handle, 1, &samples));
+    contender.expected_us = samples.front();
     return {};
   }
 
   void time() {
     const bool gpu = bench_.machine.kind() == MachineKind::kGpu;
     std::vector<Contender> contenders;
-    std::vector<size_t> places;
+    std::vector<Contender*> places;
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry)) continue;
       entry.times.name = result_.shape.name + ": " + entry.stage;
-      entry.times.sustained_warmup_s = std::atoi(entry.stage.c_str()) >= 5 ? 1.2 : 0.2;
-      contenders.push_back(entry.times);
-      places.push_back(i);
+      entry.times.sustained_warmup_s = sustained_warmup_seconds(entry.stage);
+      places.push_back(&entry.times);
+      if (!plans(i)) continue;
+      entry.plan.with_decode.name = entry.times.name + " with its plan";
+      entry.plan.with_decode.only_cold = true;
+      places.push_back(&entry.plan.with_decode);
     }
+    for (Contender* place : places) contenders.push_back(std::move(*place));
     sample(bench_.runner, contenders, [&](const std::string& text) { bench_.progress.step(text); });
-    for (size_t c = 0; c < contenders.size(); ++c) {
-      StageResult& entry = result_.stages[places[c]];
-      entry.times = std::move(contenders[c]);
+    for (size_t c = 0; c < contenders.size(); ++c) *places[c] = std::move(contenders[c]);
+    for (size_t i = 0; i < result_.stages.size(); ++i) {
+      StageResult& entry = result_.stages[i];
+      if (!is_in(entry)) continue;
       drop_if_error(entry, entry.times.status, "timing: ");
-      if (is_in(entry)) derive(entry, *bench_.stages[places[c]]);
+      if (plans(i)) {
+        if (is_in(entry)) drop_if_error(entry, entry.plan.with_decode.status, "timing: ");
+        if (is_in(entry)) drop_if_error(entry, time_plan(i), "plan: ");
+      }
+      if (is_in(entry)) derive(entry, *stages_[i]);
     }
     if (!gpu) return;
     result_.cold_floor = floor_seconds(result_.work, bench_.ceilings, Mode::kCold);
@@ -150,6 +280,7 @@ class ShapeRun {
   void derive(StageResult& entry, const Stage& stage) {
     entry.cold = summarize(entry.times.cold);
     entry.sustained = summarize(entry.times.sustained);
+    entry.plan.marginal_us = summarize(entry.plan.with_decode.cold).median - entry.cold.median;
     const Prediction prediction =
         stage.predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
     entry.cold_limit = own_limit(prediction, bench_.ceilings, Mode::kCold);
@@ -173,13 +304,8 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || entry.times.cold.empty()) continue;
-      double us = 0;
-      uint64_t fingerprint = 0;
-      Status status = run_poisoned(entry, &us);
-      if (status.ok()) status = fingerprint_outputs(bench_.machine, tensors_, &fingerprint);
-      if (status.ok() && fingerprint != fingerprints_[i]) {
-        status = {StatusCode::kKernelRejected, "other bits than the run that was checked"};
-      }
+      Status status = run_poisoned(entry.times);
+      if (status.ok()) status = check_bits(i, "");
       drop_if_error(entry, status, "after timing: ");
     }
   }
@@ -200,10 +326,12 @@ class ShapeRun {
   void step(const std::string& what) { bench_.progress.step(result_.shape.name + ": " + what); }
 
   const Bench& bench_;
+  std::vector<const Stage*> stages_;  ///< Of result_.stages
   ShapeResult result_;
   DataSet data_;
   DeviceTensors tensors_;
-  DeviceBuffer workspace_;
+  DeviceBuffer shared_workspace_;
+  std::vector<DeviceBuffer> own_workspaces_;
   Truth truth_;
   std::vector<uint64_t> fingerprints_;
 };

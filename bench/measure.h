@@ -13,19 +13,29 @@
 
 namespace mla::bench {
 
+/// What making a stage's plan takes on a shape. A stage's own times are without it.
+struct PlanTimes {
+  std::vector<double> alone;  ///< us: the plan's kernel, warm
+  Contender with_decode;      ///< Plan and decode, cold
+  /// Median, cold, of plan and decode less that of the decode by a plan made before, in us.
+  double marginal_us = kUnknown;
+};
+
 /// What a stage came to on a shape.
 struct StageResult {
   enum class Outcome {
     kMeasured,
     kCannotRun,  ///< Not on this device, or not in its memory: `reason`
+    kLeftOut,    ///< It would take too long: `reason`
     kFailed,     ///< An error or a wrong result: `reason`
   };
   std::string stage;  ///< Slug
   std::string idea;
   Outcome outcome = Outcome::kMeasured;
   std::string reason;
-  Contender times;          ///< Raw samples
+  Contender times;          ///< Raw samples, of decodes by a plan made before if there is one
   Summary cold, sustained;  ///< us
+  PlanTimes plan;           ///< Of a stage that makes one
   DecodeComparison check;   ///< Of the data that were timed
   OwnLimit cold_limit, sustained_limit;
   double cold_speedup = kUnknown;  ///< Over the stage before that has a time
@@ -52,7 +62,8 @@ struct Bench {
 };
 
 /// Checks every stage on needle data and on flat data, times those that are right on the flat data,
-/// and checks that a run after the timed ones still gives the same bits.
+/// and checks that a run after the timed ones still gives the same bits. Of a shape of plans alone:
+/// holds every stage's plan to the host's and times it; stages without one have no entry.
 ShapeResult measure_shape(const Bench& bench, const Shape& shape);
 
 }  // namespace mla::bench

@@ -1,6 +1,7 @@
 /// @file
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -54,7 +55,7 @@ void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
     std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
-  for (const char* name : {"smoke", "main", "table"}) {
+  for (const char* name : {"smoke", "main", "table", "invariant", "plan"}) {
     std::cout << "suite " << name << "\n";
     for (const std::string& shape : suite(name)) std::cout << "  " << shape << "\n";
   }
@@ -71,6 +72,13 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   Context context = describe_environment(machine);
   if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
     return complain(status);
+  }
+  const bool nothing_to_do =
+      std::all_of(shapes.begin(), shapes.end(), [](const Shape& s) { return s.plan_only; }) &&
+      std::none_of(chosen.begin(), chosen.end(),
+                   [](const Stage* stage) { return stage->plan_shape != nullptr; });
+  if (nothing_to_do) {
+    return complain({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
   }
   if (gpu) {
     Status status = make_gpu_runner(&runner);
@@ -133,8 +141,11 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option(
          "--suite", options.suite,
-         "main (default on a GPU), table (all recorded shapes), smoke (default on the model)")
-      ->check(CLI::IsMember({"main", "table", "smoke"}));
+         "main (default on a GPU), table (all recorded shapes, then those of plan), invariant "
+         "(what "
+         "batch-invariant mode costs), plan (the making of plans alone), smoke (default on the "
+         "model)")
+      ->check(CLI::IsMember({"main", "table", "invariant", "plan", "smoke"}));
   app.add_option("--stages", options.stages,
                  "numbers or names, separated by commas: 01,03_online_softmax")
       ->delimiter(',');

@@ -64,6 +64,7 @@ struct Options {
   int schedules = 1;
   bool list = false;
   bool predict = false;
+  bool print_plan = false;
 
   bool names_files() const {
     return !files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
@@ -164,6 +165,25 @@ int list_stages() {
   return kRight;
 }
 
+std::string describe(const Dump& dump) {
+  const Problem& problem = dump.problem;
+  const auto [shortest, longest] =
+      std::minmax_element(dump.seqlens_k.begin(), dump.seqlens_k.end());
+  std::string text = std::string(to_string(problem.dtype)) + ", b=" + std::to_string(problem.batch);
+  text += " s_q=" + std::to_string(problem.seqlen_q) +
+          " h_q=" + std::to_string(problem.num_heads_q) +
+          " h_kv=" + std::to_string(problem.num_heads_kv);
+  text += ", " + std::to_string(*shortest);
+  if (*shortest != *longest) text += " to " + std::to_string(*longest);
+  text += " tokens in " + std::to_string(problem.num_pages) + " pages";
+  text += number(", scale %g", problem.softmax_scale);
+  text += problem.causal ? ", causal" : ", not causal";
+  if (problem.fixed_split_tokens > 0) {
+    text += ", split every " + std::to_string(problem.fixed_split_tokens) + " tokens";
+  }
+  return text;
+}
+
 /// What a stage expects to spend, one "name value" a line.
 int print_predictions(const std::vector<Placement>& placements, const Dump& dump) {
   const Problem& problem = dump.problem;
@@ -192,6 +212,42 @@ int print_predictions(const std::vector<Placement>& placements, const Dump& dump
     for (const auto& [name, value] : terms) std::printf("%s %.15g\n", name, value);
   }
   return kRight;
+}
+
+/// Makes the plan of every stage that has one, each on its machine, and prints it.
+int print_plans(const std::vector<Placement>& placements, const Dump& dump) {
+  int printed = 0;
+  Status none(StatusCode::kUnsupported, placements.size() > 1
+                                            ? "none of the stages makes a plan"
+                                            : placements.front().slug + " makes no plan");
+  for (const Placement& placement : placements) {
+    if (!placement.why_not.ok()) {
+      none = placement.why_not;
+      continue;
+    }
+    const Stage& stage = *placement.stage;
+    Machine& machine = *placement.machine;
+    if (stage.plan_shape == nullptr) continue;
+    DeviceBuffer seqlens_k, workspace;
+    HostPlan plan;
+    Status status = seqlens_k.assign(machine, dump.seqlens_k.data(), dump.seqlens_k.size() * 4);
+    if (status.ok()) status = workspace.allocate(machine, stage.workspace_bytes(dump.problem));
+    if (status.ok()) {
+      status = plan_decode(stage, dump.problem, seqlens_k.as<int32_t>(), workspace.data(),
+                           workspace.bytes());
+    }
+    if (status.ok()) {
+      status = read_plan(stage, dump.problem, workspace.data(), workspace.bytes(), &plan);
+    }
+    if (!status.ok()) return refuse(status, kWrong);
+    const PlanShape shape = stage.plan_shape(dump.problem);
+    std::printf("%s%s, plan made on: %s\n%s\nrow tiles: %d, workers for each: %d\n%s",
+                printed > 0 ? "\n" : "", stage.slug.c_str(), machine.description().c_str(),
+                describe(dump).c_str(), shape.row_tiles, shape.workers,
+                describe_plan(plan).c_str());
+    ++printed;
+  }
+  return printed > 0 ? kRight : refuse(none);
 }
 
 /// Out and lse on the host.
@@ -368,21 +424,6 @@ bool check_users_results(const std::vector<float>& out, const std::vector<float>
   return right;
 }
 
-std::string describe(const Dump& dump) {
-  const Problem& problem = dump.problem;
-  const auto [shortest, longest] =
-      std::minmax_element(dump.seqlens_k.begin(), dump.seqlens_k.end());
-  std::string text = std::string(to_string(problem.dtype)) + ", b=" + std::to_string(problem.batch);
-  text += " s_q=" + std::to_string(problem.seqlen_q) +
-          " h_q=" + std::to_string(problem.num_heads_q) +
-          " h_kv=" + std::to_string(problem.num_heads_kv);
-  text += ", " + std::to_string(*shortest);
-  if (*shortest != *longest) text += " to " + std::to_string(*longest);
-  text += " tokens in " + std::to_string(problem.num_pages) + " pages";
-  text += number(", scale %g", problem.softmax_scale);
-  return text + (problem.causal ? ", causal" : ", not causal");
-}
-
 /// Fills `dump` with a generated case, its tensors only if they are `needed`.
 Status generate_dump(const Options& options, bool needed, Dump* dump) {
   Shape shape;
@@ -443,6 +484,9 @@ Status check_flags(const Options& options) {
   if (options.predict && options.stage == "reference") {
     return invalid("--predict is for stages; the reference predicts nothing");
   }
+  if (options.print_plan && options.stage == "reference") {
+    return invalid("--print-plan is for stages; the reference makes no plan");
+  }
   if (same_file(options.out, options.lse)) {
     return invalid("--out and --lse are the same file, " + options.out);
   }
@@ -479,8 +523,9 @@ int run(const Options& options) {
   if (Status status = check_flags(options); !status.ok()) return refuse(status);
 
   Dump dump;
-  const Status loaded = options.shape.empty() ? load(options.files, &dump)
-                                              : generate_dump(options, !options.predict, &dump);
+  const bool decodes = !options.predict && !options.print_plan;
+  const Status loaded =
+      options.shape.empty() ? load(options.files, &dump) : generate_dump(options, decodes, &dump);
   if (!loaded.ok()) return refuse(loaded);
   std::vector<float> users_out, users_lse;
   if (!options.check_out.empty()) {
@@ -492,6 +537,7 @@ int run(const Options& options) {
     if (!status.ok()) return refuse(status);
   }
   if (options.predict) return print_predictions(placements, dump);
+  if (options.print_plan) return print_plans(placements, dump);
 
   bool any_can_run = only_reference;
   for (const Placement& placement : placements) any_can_run |= placement.why_not.ok();
@@ -602,7 +648,8 @@ int parse_and_run(int argc, char** argv) {
       ->group(inputs);
 
   const char* const generated = "Or generated tensors";
-  app.add_option("--shape", options.shape, "As in h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal")
+  app.add_option("--shape", options.shape,
+                 "As in h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal, h16_q1_b1_k8192_split1024")
       ->group(generated);
   app.add_option("--data", options.data, "needles (a few tokens dominate) or flat")
       ->check(CLI::IsMember({"needles", "flat"}))
@@ -630,6 +677,9 @@ int parse_and_run(int argc, char** argv) {
       ->group(results);
   app.add_flag("--predict", options.predict,
                "Run nothing; print what the stage expects to spend on it")
+      ->group(results);
+  app.add_flag("--print-plan", options.print_plan,
+               "Decode nothing; make the stage's plan and print who attends to which tokens")
       ->group(results);
 
   try {

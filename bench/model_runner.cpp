@@ -28,6 +28,10 @@ class ModelRunner final : public Runner {
     return {};
   }
 
+  Status run_warm(int handle, int runs, std::vector<double>* samples) override {
+    return run_cold(handle, runs, samples);  // a model of no caches
+  }
+
   Status run_sustained(int, double, double, int, std::vector<double>*, double*) override {
     return {StatusCode::kUnsupported, "the GPU model has no sustained runs"};
   }

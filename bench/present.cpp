@@ -6,13 +6,28 @@
 #include "bench/table.h"
 
 namespace mla::bench {
-namespace {
 
 using Outcome = StageResult::Outcome;
 
+std::string outcome_name(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kMeasured:
+      return "measured";
+    case Outcome::kCannotRun:
+      return "cannot run here";
+    case Outcome::kLeftOut:
+      return "left out";
+    case Outcome::kFailed:
+      return "FAILED";
+  }
+  return "unknown";
+}
+
+namespace {
+
 /// Short, for the table; the reason stands below it.
 std::string outcome_text(const StageResult& entry) {
-  return entry.outcome == Outcome::kFailed ? "FAILED, see below" : "cannot run here, see below";
+  return outcome_name(entry.outcome) + ", see below";
 }
 
 std::string share_of_limit(const OwnLimit& limit, double us) {
@@ -61,6 +76,35 @@ Table model_table(const ShapeResult& result) {
   return table;
 }
 
+/// Why stages have no time, a line each.
+std::string reasons(const ShapeResult& result) {
+  std::string text;
+  for (const StageResult& entry : result.stages) {
+    if (entry.outcome == Outcome::kMeasured) continue;
+    text += entry.stage + " " + outcome_name(entry.outcome) + ": " + entry.reason + "\n";
+  }
+  return text;
+}
+
+/// "04_split_kv: plan alone, warm, 4.31 us (4.29-4.35); plan and decode, cold, 120.0 us, 3.1 us over
+/// decode", a line a stage that makes a plan.
+std::string plan_lines(const ShapeResult& result, MachineKind machine) {
+  std::string text;
+  for (const StageResult& entry : result.stages) {
+    if (entry.outcome != Outcome::kMeasured || entry.plan.alone.empty()) continue;
+    text += entry.stage + ": plan alone, ";
+    text += machine == MachineKind::kGpu ? "warm, " : "model time, ";
+    text += spread(summarize(entry.plan.alone)) + " µs";
+    if (machine == MachineKind::kGpu && !entry.plan.with_decode.cold.empty()) {
+      text += "; plan and decode, cold, " +
+              microseconds(summarize(entry.plan.with_decode.cold).median) + " µs, " +
+              microseconds(entry.plan.marginal_us) + " µs over decode";
+    }
+    text += "\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string describe(const Context& context) {
@@ -90,9 +134,14 @@ std::string describe(const Context& context) {
 }
 
 std::string side_by_side(const ShapeResult& result, MachineKind machine) {
-  std::string text = "\n" + result.shape.name + ": " + result.shape.title() + "; " +
-                     number(result.work.flop / 1e9) + " GFLOP, " + number(result.work.bytes / 1e6) +
-                     " MB; checked " + (result.checked_whole ? "whole" : "in 64 rows of all heads");
+  std::string text = "\n" + result.shape.name + ": " + result.shape.title();
+  if (result.shape.plan_only) {
+    text += "; plans alone\n" + plan_lines(result, machine);
+    if (result.stages.empty()) text += "no stage here makes a plan\n";
+    return text + reasons(result);
+  }
+  text += "; " + number(result.work.flop / 1e9) + " GFLOP, " + number(result.work.bytes / 1e6) +
+          " MB; checked " + (result.checked_whole ? "whole" : "in 64 rows of all heads");
   if (result.cold_floor == result.cold_floor) {
     text += "; floor " + microseconds(1e6 * result.cold_floor) + " µs cold, " +
             microseconds(1e6 * result.sustained_floor) + " µs sustained";
@@ -100,28 +149,24 @@ std::string side_by_side(const ShapeResult& result, MachineKind machine) {
   const Table table = machine == MachineKind::kGpu ? gpu_table(result) : model_table(result);
   text += '\n';
   text += table.to_string();
-  for (const StageResult& entry : result.stages) {
-    if (entry.outcome == Outcome::kMeasured) continue;
-    text += entry.stage;
-    text += entry.outcome == Outcome::kFailed ? " FAILED: " : " cannot run here: ";
-    text += entry.reason + "\n";
-  }
-  return text;
+  return text + plan_lines(result, machine) + reasons(result);
 }
 
 void write_samples(const std::vector<ShapeResult>& results, std::ostream& file) {
   file << "stage,shape,mode,index,us\n" << std::fixed << std::setprecision(3);
   for (const ShapeResult& result : results) {
     for (const StageResult& entry : result.stages) {
-      const auto write = [&](Mode mode, const std::vector<double>& samples) {
+      const auto write = [&](const char* mode, const std::vector<double>& samples) {
         for (size_t i = 0; i < samples.size(); ++i) {
-          file << entry.stage << ',' << result.shape.name << ',' << to_string(mode) << ',' << i
-               << ',' << samples[i] << '\n';
+          file << entry.stage << ',' << result.shape.name << ',' << mode << ',' << i << ','
+               << samples[i] << '\n';
         }
       };
       if (entry.outcome != Outcome::kMeasured) continue;
-      write(Mode::kCold, entry.times.cold);
-      write(Mode::kSustained, entry.times.sustained);
+      write("cold", entry.times.cold);
+      write("sustained", entry.times.sustained);
+      write("plan", entry.plan.alone);
+      write("plan+decode", entry.plan.with_decode.cold);
     }
   }
 }

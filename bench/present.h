@@ -14,14 +14,17 @@ namespace mla::bench {
 /// Where the figures come from and the measured ceilings, a line each.
 std::string describe(const Context& context);
 
-/// One shape's stages side by side, the CPU reference first. On the model: wall times, labelled as
-/// such, no shares.
+/// "cannot run here"
+std::string outcome_name(StageResult::Outcome outcome);
+
+/// One shape's stages side by side, the CPU reference first; then their plans. On the model: wall
+/// times, labelled as such, no shares.
 std::string side_by_side(const ShapeResult& result, MachineKind machine);
 
-/// A line a sample: stage,shape,mode,index,us.
+/// A line a sample: stage,shape,mode,index,us. Modes are cold, sustained, plan and plan+decode.
 void write_samples(const std::vector<ShapeResult>& results, std::ostream& file);
 
-/// Runs every result as a Google Benchmark entry "stage/shape/cold" or "stage/shape/sustained",
+/// Runs every result as a Google Benchmark entry "stage/shape/cold", ".../sustained" or ".../plan",
 /// whose manual time is the median. `arguments` are Google Benchmark's own (--benchmark_...); `out`
 /// is the JSON file, or empty; `show`: also print Google Benchmark's own listing. False if it
 /// rejects an argument.

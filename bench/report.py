@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tables from recorded results: in the terminal, in the README, in every stage's chapter.
 
-  bench/report.py --table              the recorded results, every shape
+  bench/report.py --table              the recorded results, every shape; then the plans
   bench/report.py --summary            the README's table, in the terminal
   bench/report.py --update             write them between the markers of README.md and stages/NN_*/README.md
   bench/report.py --check              fail if what stands there is stale
@@ -24,6 +24,7 @@ REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_com
 REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w",
                         "ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
 REQUIRED_COUNTERS = ["p10_us", "p90_us", "n", "TFLOPs", "GBps", "rel_l2", "max_abs", "lse_max_abs"]
+REQUIRED_PLAN_COUNTERS = ["p10_us", "p90_us", "n"]
 DASH = "—"
 
 
@@ -45,7 +46,8 @@ class Results:
                 raise Error(f"{name}: entry {entry.get('name')!r} is not named stage/shape/mode")
             self.entries[tuple(parts[:3])] = entry
         self.stages = [s for s in unique(key[0] for key in self.entries) if s != "reference"]
-        self.shapes = unique(key[1] for key in self.entries)
+        self.shapes = unique(key[1] for key in self.entries if key[2] != "plan")
+        self.plans = [key[:2] for key in self.entries if key[2] == "plan"]
 
     def entry(self, stage, shape, mode="cold"):
         return self.entries.get((stage, shape, mode))
@@ -67,7 +69,8 @@ class Results:
             if why_not(entry) or stage == "reference":
                 continue
             name = f"{stage}/{shape}/{mode}"
-            found += [f"{name} lacks '{key}'" for key in REQUIRED_COUNTERS if key not in entry]
+            required = REQUIRED_PLAN_COUNTERS if mode == "plan" else REQUIRED_COUNTERS
+            found += [f"{name} lacks '{key}'" for key in required if key not in entry]
             if not entry.get("real_time", 0) > 0:
                 found.append(f"{name} has no time")
         return found
@@ -125,10 +128,11 @@ def load_peers(root, results):
 
 def shape_title(name):
     """'128 heads, 64 × 4096' for h128_q1_b64_k4096."""
-    match = re.fullmatch(r"h(\d+)(?:x(\d+))?_q(\d+)_b(\d+)_k(lognormal|skew|varied)?(\d+)(_causal)?(_fp16)?", name)
+    match = re.fullmatch(r"h(\d+)(?:x(\d+))?_q(\d+)_b(\d+)_k(lognormal|skew|varied)?(\d+)(_causal)?"
+                         r"(?:_split(\d+))?(_fp16)?", name)
     if not match:
         return name
-    heads, kv_heads, queries, batch, lengths, tokens, causal, fp16 = match.groups()
+    heads, kv_heads, queries, batch, lengths, tokens, causal, split, fp16 = match.groups()
     text = f"{heads} heads"
     text += f" on {kv_heads} KV heads" if kv_heads else ""
     text += f", {queries} query tokens" if queries != "1" else ""
@@ -136,6 +140,7 @@ def shape_title(name):
     batch = str(int(batch) - 1) if lengths == "skew" else batch
     text += f", {batch} × " + {None: tokens, "skew": f"512 + 1 × {tokens}", "lognormal": f"log-normal {tokens}",
                                "varied": f"varied {tokens}"}[lengths]
+    text += f", split every {split}" if split else ""
     return text + (", fp16" if fp16 else "")
 
 
@@ -282,6 +287,21 @@ def chapter_table(results, stage):
     return header, rows
 
 
+def plan_table(results):
+    """Header and rows: every plan, alone and beside the decode that it is made for."""
+    header = ["stage", "plan alone, warm µs (p10–p90)", "decode, cold µs", "plan and decode, cold µs", "the plan adds µs",
+              "shape"]
+    rows = []
+    for stage, shape in results.plans:
+        entry = results.entry(stage, shape, "plan")
+        if why_not(entry):
+            rows.append([stage] + [DASH] * 4 + [f"{shape_title(shape)}: {why_not(entry)}"])
+            continue
+        rows.append([stage, median_and_spread(entry), us(median(results.measured(stage, shape))),
+                     us(entry.get("with_decode_us")), us(entry.get("marginal_us")), shape_title(shape)])
+    return header, rows
+
+
 def markdown(table):
     header, rows = table
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -316,6 +336,8 @@ def texts(root, results):
     note = ("Medians; a result is checked against the fp64 reference before it is timed. Cold: other data went through "
             "the L2 before each run; sustained: back to back after 0.2 s (from stage 05 on 1.2 s) of the same work. The "
             "remaining columns are of cold runs.")
+    if results.plans:
+        note += " Where a stage makes a plan, that is done before, outside these times."
     described = "\n\n".join(filter(None, [caption(results), peer_caption(peers)]))
     wanted = [(root / "README.md", "results", f"{markdown(readme_table(results, peers))}\n\n{note} {described}")]
     for stage in results.stages:
@@ -380,6 +402,8 @@ def main(arguments=None):
         else:
             for shape in results.shapes:
                 print(f"\n{shape}: {shape_title(shape)}\n" + plain(side_by_side(results, peers, shape)))
+            if results.plans:
+                print("\nthe plans\n" + plain(plan_table(results)))
     except Error as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2

@@ -32,6 +32,8 @@ class Runner {
   /// Runs it `runs` times, each time after other data went through the caches; adds the times in us
   /// to `samples`.
   virtual Status run_cold(int handle, int runs, std::vector<double>* samples) = 0;
+  /// The same, but times each second of two runs: what it reads lies in the caches.
+  virtual Status run_warm(int handle, int runs, std::vector<double>* samples) = 0;
   /// Runs it back to back, for `warmup_seconds` and then `runs` times; adds the times of the
   /// latter. `sm_mhz` is the clock read while they ran, kUnknown if it cannot be read.
   virtual Status run_sustained(int handle, double expected_us, double warmup_seconds, int runs,

@@ -1,8 +1,13 @@
 #include "bench/sampler.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace mla::bench {
+
+double sustained_warmup_seconds(const std::string& stage) {
+  return std::atoi(stage.c_str()) >= 5 ? 1.2 : 0.2;
+}
 
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
@@ -12,7 +17,7 @@ void sample(Runner& runner, std::span<Contender> contenders,
   for (Contender& contender : contenders) {
     contender.once = contender.expected_us > kOnceMicroseconds;
     plans.push_back(runner.plan(contender.expected_us));
-    if (contender.once) plans.back().sustained = false;
+    if (contender.once || contender.only_cold) plans.back().sustained = false;
     rounds = std::max(rounds, plans.back().rounds);
   }
   // Runs `step` of contender i, unless it dropped out or the device is gone.

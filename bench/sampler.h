@@ -14,12 +14,20 @@ namespace mla::bench {
 /// A run that takes longer is shown once: 4 cold runs, no sustained ones.
 inline constexpr double kOnceMicroseconds = 200e3;
 
+/// A stage that is predicted to take longer is left out: a suite must not take an hour for its sake.
+inline constexpr double kLeaveOutMicroseconds = 2e6;
+
+/// How long a stage runs back to back before its sustained runs, in s: from stage 05 on, on the
+/// tensor cores, long enough for the power limit to act.
+double sustained_warmup_seconds(const std::string& stage);
+
 /// One operation to be timed against others, and its samples.
 struct Contender {
   std::string name;
   int handle = 0;
   double expected_us = 0;              ///< Of a run made before, not the first
-  double sustained_warmup_s = 0.2;     ///< 1.2 from stage 05 on
+  double sustained_warmup_s = 0.2;     ///< sustained_warmup_seconds()
+  bool only_cold = false;              ///< No sustained runs.
   std::vector<double> cold;            ///< us, in the order taken
   std::vector<double> sustained;       ///< us, in the order taken; empty if none were due
   double sustained_sm_mhz = kUnknown;  ///< Median of the rounds

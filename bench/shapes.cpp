@@ -71,7 +71,9 @@ std::string Shape::title() const {
   if (name.find("klognormal") != std::string::npos) text << "log-normal ";
   if (name.find("kskew") != std::string::npos) text << "512, one ";
   if (spec.variable_lengths) text << "varied ";
-  text << spec.seqlen_k << ", " << to_string(spec.dtype);
+  text << spec.seqlen_k;
+  if (spec.fixed_split_tokens > 0) text << " split every " << spec.fixed_split_tokens;
+  text << ", " << to_string(spec.dtype);
   return text.str();
 }
 
@@ -87,20 +89,27 @@ Status parse_shape(std::string_view name, Shape* shape) {
                      take_lengths(&rest, &spec);
   if (sizes) {
     spec.causal = take(&rest, "_causal");
+    std::string_view split = rest;
+    if (take(&split, "_split") && take_number(&split, &spec.fixed_split_tokens) &&
+        spec.fixed_split_tokens % kPageSize == 0) {
+      rest = split;
+    }
     if (take(&rest, "_fp16")) spec.dtype = DType::kFloat16;
   }
   if (!sizes || !rest.empty()) {
     return {StatusCode::kInvalidArgument,
             "shape '" + std::string(name) +
-                "' is not of the form h128_q1_b64_k4096[_causal][_fp16]" +
+                "' is not of the form h128_q1_b64_k4096[_causal][_split1024][_fp16]" +
                 (rest.empty() ? "" : ": stuck at '" + std::string(rest) + "'")};
   }
   *shape = std::move(result);
   return {};
 }
 
-std::vector<std::string> suite(std::string_view name) {
-  static const std::map<std::string_view, std::vector<std::string>> suites = {
+namespace {
+
+const std::map<std::string_view, std::vector<std::string>>& suites() {
+  static const std::map<std::string_view, std::vector<std::string>> all = {
       {"smoke", {"h16_q1_b2_k256", "h16_q2_b2_kvaried256_causal"}},
       {"main",
        {"h128_q1_b1_k4096", "h128_q1_b16_k4096", "h128_q1_b64_k4096", "h128_q1_b128_k4096",
@@ -129,9 +138,28 @@ std::vector<std::string> suite(std::string_view name) {
         "h32_q1_b128_k8192",
         "h16_q1_b4_k512",
         "h128_q1_b128_klognormal8192",
-        "h128_q1_b128_kskew131072"}}};
-  const auto found = suites.find(name);
-  return found == suites.end() ? std::vector<std::string>{} : found->second;
+        "h128_q1_b128_kskew131072"}},
+      {"invariant",
+       {"h128_q1_b128_k8192", "h128_q1_b128_k8192_split1024", "h16_q1_b128_k8192",
+        "h16_q1_b128_k8192_split1024", "h128_q1_b1_k65536", "h128_q1_b1_k65536_split1024"}},
+      {"plan",
+       {"h128_q1_b1_klognormal2048", "h128_q1_b128_klognormal2048", "h128_q1_b1024_klognormal2048",
+        "h128_q1_b8192_klognormal2048"}}};
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> suite(std::string_view name) {
+  const auto found = suites().find(name);
+  return found == suites().end() ? std::vector<std::string>{} : found->second;
+}
+
+std::string suite_names() {
+  std::string names;
+  for (const auto& [name, shapes] : suites())
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  return names;
 }
 
 Status select_shapes(std::string_view suite_name, const std::string& filter, DType dtype,
@@ -139,7 +167,7 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
   const std::vector<std::string> names = suite(suite_name);
   if (names.empty()) {
     return {StatusCode::kInvalidArgument,
-            "suite '" + std::string(suite_name) + "' is none of main, table, smoke"};
+            "suite '" + std::string(suite_name) + "' is none of " + suite_names()};
   }
   std::vector<std::string> chosen = filter.empty() ? names : std::vector<std::string>{};
   std::istringstream items(filter);
@@ -164,10 +192,16 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
                                    [&](const Shape& shape) { return shape.name == name; });
     if (known) continue;
     MLA_RETURN_IF_ERROR(parse_shape(name, &shapes->emplace_back()));
+    shapes->back().plan_only = suite_name == "plan";
   }
   if (shapes->empty()) {
     return {StatusCode::kInvalidArgument,
             "no shape of suite '" + std::string(suite_name) + "' matches '" + filter + "'"};
+  }
+  if (suite_name == "table" && filter.empty()) {
+    std::vector<Shape> plans;
+    MLA_RETURN_IF_ERROR(select_shapes("plan", "", dtype, &plans));
+    shapes->insert(shapes->end(), plans.begin(), plans.end());
   }
   return {};
 }

@@ -122,6 +122,7 @@ std::string DecodeCase::name() const {
     }
   }
   if (causal) text += " causal";
+  if (fixed_split_tokens != 0) text += " split=" + std::to_string(fixed_split_tokens);
   text += std::string(" ") + to_string(data);
   return text + " seed=" + std::to_string(seed);
 }
@@ -142,6 +143,7 @@ DataSet make_data_set(const DecodeCase& spec) {
   problem.num_heads_kv = spec.num_heads_kv;
   problem.softmax_scale = spec.seed % 2 == 0 ? 1.0f / 24 : 0.135234f;
   problem.causal = spec.causal;
+  problem.fixed_split_tokens = spec.fixed_split_tokens;
 
   std::vector<int32_t> lengths = spec.lengths.empty() ? draw_lengths(data.spec) : spec.lengths;
   int64_t used_pages = 0;

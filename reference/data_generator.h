@@ -48,6 +48,7 @@ struct DecodeCase {
   bool variable_lengths = false;  ///< Lengths max(N(seqlen_k, seqlen_k / 2), seqlen_q).
   double empty_fraction = 0;      ///< Each sequence is empty (length 0) with this probability.
   bool causal = false;
+  int fixed_split_tokens = 0;  ///< Problem's: batch-invariant if not 0.
   DataKind data = DataKind::kFlat;
   uint64_t seed = 0;  ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
   /// If not empty: the lengths themselves; their number is the batch.

@@ -22,6 +22,11 @@ def entry(name, time, **counters):
             **values, **counters}
 
 
+def plan_entry(name, time, **counters):
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "time_unit": "us", "p10_us": time * 0.99,
+            "p90_us": time * 1.02, "n": 100, **counters}
+
+
 def results():
     shape = "h128_q1_b64_k4096"
     return {
@@ -34,6 +39,8 @@ def results():
             entry(f"01_naive/{shape}/cold", 210000.0, once=1),
             entry(f"02_shared_tiled/{shape}/cold", 4000.0, speedup=52.5),
             entry(f"02_shared_tiled/{shape}/sustained", 4100.0),
+            plan_entry(f"02_shared_tiled/{shape}/plan", 4.31, with_decode_us=4003.25, marginal_us=3.25),
+            plan_entry("02_shared_tiled/h128_q1_b8192_klognormal2048/plan", 9.87),
             {"name": f"08_seesaw/{shape}/cold/iterations:1/manual_time", "error_occurred": True,
              "error_message": "cannot run here: needs compute capability 9.0"},
         ],
@@ -154,6 +161,46 @@ class ReportTest(unittest.TestCase):
         code, printed = self.run_report("--table")
         self.assertEqual(code, 0)
         self.assertIn("needs compute capability 9.0", printed)
+
+    def test_plans_have_a_table_of_their_own(self):
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        self.assertRegex(printed, r"4\.31 \(4\.27–4\.40\) +4000 +4003 +3\.25  128 heads, 64 × 4096")
+        self.assertRegex(printed, r"9\.87 .* — +— +—  128 heads, 8192 × log-normal 2048")
+        self.assertNotIn("h128_q1_b8192_klognormal2048:", printed)  # no decodes, so no table of them
+        self.run_report("--update")
+        self.assertIn("makes a plan", self.chapter.read_text())
+        self.assertNotIn("8192", self.chapter.read_text())
+
+    def test_results_without_plans_are_read_as_before(self):
+        data = results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if "/plan/" not in one["name"]]
+        self.write(data)
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        self.assertNotIn("plan", printed)
+        self.run_report("--update")
+        self.assertNotIn("plan", self.chapter.read_text())
+
+    def test_results_of_plans_alone(self):
+        data = results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if "/plan/" in one["name"]]
+        alone = self.root / "plans.json"
+        alone.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--summary", "--results", str(alone))[0], 0)
+        code, printed = self.run_report("--table", "--results", str(alone))
+        self.assertEqual(code, 0, printed)
+        self.assertIn("9.87", printed)
+        del data["benchmarks"][0]["p10_us"]
+        alone.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--table", "--results", str(alone))[0], 2)
+
+    def test_titles(self):
+        for name, title in [("h16_q1_b128_k8192_split1024", "16 heads, 128 × 8192, split every 1024"),
+                            ("h128_q2_b2_k64_causal_split64_fp16",
+                             "128 heads, 2 query tokens, causal, 2 × 64, split every 64, fp16"),
+                            ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
+            self.assertEqual(report.shape_title(name), title)
 
     def test_peers_stand_beside(self):
         peers = {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",

@@ -40,6 +40,19 @@ TEST(Shapes, NamesSayEverything) {
   EXPECT_TRUE(shape.spec.causal);
   EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
   EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{512, 512, 1000}));
+  EXPECT_EQ(shape.spec.fixed_split_tokens, 0);
+}
+
+TEST(Shapes, ASplitReachesTheProblem) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h16_q2_b3_k2000_causal_split1024_fp16", &shape).ok());
+  EXPECT_TRUE(shape.spec.causal);
+  EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
+  EXPECT_EQ(shape.title(), "h_q=16 s_q=2 causal, 3 x 2000 split every 1024, fp16");
+  EXPECT_NE(shape.spec.name().find(" causal split=1024 "), std::string::npos) << shape.spec.name();
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_EQ(data.problem.fixed_split_tokens, 1024);
+  EXPECT_TRUE(validate(data.problem).ok());
 }
 
 TEST(Shapes, LogNormalLengthsHaveTheirMean) {
@@ -54,8 +67,10 @@ TEST(Shapes, LogNormalLengthsHaveTheirMean) {
 }
 
 TEST(Shapes, WrongNamesAreNamed) {
-  for (const char* name : {"", "h128", "h128_q1_b64_k", "h0_q1_b64_k4096",
-                           "h128_q1_b64_k4096_casual", "h128_q1_b99999999999_k1"}) {
+  for (const char* name :
+       {"", "h128", "h128_q1_b64_k", "h0_q1_b64_k4096", "h128_q1_b64_k4096_casual",
+        "h128_q1_b99999999999_k1", "h128_q1_b64_k4096_split100", "h128_q1_b64_k4096_split0",
+        "h128_q1_b64_k4096_fp16_split64"}) {
     Shape shape;
     const Status status = parse_shape(name, &shape);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name;
@@ -64,11 +79,23 @@ TEST(Shapes, WrongNamesAreNamed) {
 }
 
 TEST(Shapes, EveryNameOfEverySuiteParses) {
-  for (const char* name : {"main", "table", "smoke"}) {
+  for (const char* name : {"main", "table", "invariant", "plan", "smoke"}) {
     std::vector<Shape> shapes;
     EXPECT_TRUE(select_shapes(name, "", DType::kBFloat16, &shapes).ok());
-    EXPECT_EQ(shapes.size(), suite(name).size());
+    size_t decodes = 0;
+    for (const Shape& shape : shapes) decodes += shape.plan_only ? 0 : 1;
+    const bool plans = std::string(name) == "plan";
+    EXPECT_EQ(decodes, plans ? 0 : suite(name).size());
+    // The table is what is recorded: with it, the plans.
+    const bool with_plans = plans || std::string(name) == "table";
+    EXPECT_EQ(shapes.size() - decodes, with_plans ? suite("plan").size() : 0);
   }
+}
+
+TEST(Shapes, InvariantShapesComeInPairs) {
+  const std::vector<std::string> names = suite("invariant");
+  ASSERT_EQ(names.size(), 6u);
+  for (size_t i = 0; i < names.size(); i += 2) EXPECT_EQ(names[i + 1], names[i] + "_split1024");
 }
 
 TEST(Shapes, SelectionTakesNamesAndExpressions) {
@@ -162,6 +189,10 @@ class RecordingRunner final : public Runner {
     samples->insert(samples->end(), static_cast<size_t>(runs), 1.0);
     return {};
   }
+  Status run_warm(int handle, int runs, std::vector<double>*) override {
+    note('w', handle, runs);
+    return {};
+  }
   Status run_sustained(int handle, double, double, int runs, std::vector<double>* samples,
                        double* sm_mhz) override {
     note('s', handle, runs);
@@ -210,6 +241,20 @@ TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
   EXPECT_FALSE(contenders[0].once);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
   EXPECT_TRUE(contenders[1].sustained.empty());
+}
+
+TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(5000);
+  contenders[0].only_cold = true;
+  sample(runner, contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x1 s1x1 ");
+}
+
+TEST(Sampler, TensorCoresAreWarmedUpLonger) {
+  EXPECT_EQ(sustained_warmup_seconds("04_split_kv"), 0.2);
+  EXPECT_EQ(sustained_warmup_seconds("05_tensor_cores"), 1.2);
+  EXPECT_EQ(sustained_warmup_seconds("10_later"), 1.2);
 }
 
 TEST(Sampler, AnErrorLeavesNoSamples) {

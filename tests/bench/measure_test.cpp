@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <sstream>
+#include <stdexcept>
 
 #include "bench/measure.h"
 #include "bench/present.h"
@@ -32,12 +33,21 @@ Stage wrong_stage(Status (*decode)(const Problem&, const Tensors&, void*, Stream
 }
 
 ShapeResult measure(std::vector<const Stage*> chosen,
-                    const std::string& shape_name = "h4_q1_b2_k100") {
+                    const std::string& shape_name = "h4_q1_b2_k100", bool plan_only = false,
+                    const Ceilings& ceilings = {}) {
   Progress progress;
   const auto runner = make_model_runner();
   Shape shape;
   EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
-  return measure_shape({model_machine(), *runner, std::move(chosen), {}, progress}, shape);
+  shape.plan_only = plan_only;
+  return measure_shape({model_machine(), *runner, std::move(chosen), ceilings, progress}, shape);
+}
+
+const Stage& stage_with_plan() {
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (stage.plan_shape != nullptr) return stage;
+  }
+  throw std::logic_error("no stage makes a plan");
 }
 
 TEST(Measure, ARightStageHasATimeAndAnError) {
@@ -87,8 +97,9 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   const Stage unsteady = wrong_stage(
       [](const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
         MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
-        if (++runs > 2)
-          static_cast<uint16_t*>(tensors.out)[777] ^= 1;  // after needle and flat data
+        // After needle and flat data, on each by a plan made before and by one made with it.
+        if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
+          static_cast<uint16_t*>(tensors.out)[777] ^= 1;
         return Status();
       });
   const StageResult entry = measure({&unsteady}).stages.front();
@@ -111,6 +122,69 @@ TEST(Measure, AnErrorIsReportedWithItsMessage) {
   const ShapeResult result = measure({&broken});
   EXPECT_EQ(result.stages[0].outcome, Outcome::kFailed);
   EXPECT_NE(result.stages[0].reason.find("a made-up error"), std::string::npos);
+}
+
+TEST(Measure, APlanIsTimedApart) {
+  const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()});
+  EXPECT_TRUE(result.stages[0].plan.alone.empty());
+  EXPECT_TRUE(std::isnan(result.stages[0].plan.marginal_us));
+  const StageResult& entry = result.stages[1];
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_EQ(entry.plan.alone.size(), 3u);
+  EXPECT_EQ(entry.plan.with_decode.cold.size(), 3u);
+  EXPECT_FALSE(std::isnan(entry.plan.marginal_us));
+  EXPECT_NE(side_by_side(result, MachineKind::kGpu).find("plan and decode, cold, "),
+            std::string::npos);
+  std::ostringstream samples;
+  write_samples({result}, samples);
+  EXPECT_NE(samples.str().find(entry.stage + ",h4_q1_b2_k100,plan,0,"), std::string::npos);
+  EXPECT_NE(samples.str().find(entry.stage + ",h4_q1_b2_k100,plan+decode,2,"), std::string::npos);
+}
+
+TEST(Measure, InterleavedStagesKeepTheirPlans) {
+  // Two stages whose plans differ: in one workspace each would decode by the other's.
+  Stage other = stage_with_plan();
+  other.slug = "99_other";
+  other.plan_shape = [](const Problem& problem) {
+    PlanShape shape = stage_with_plan().plan_shape(problem);
+    shape.workers = 1;
+    return shape;
+  };
+  other.workspace_bytes = [](const Problem& problem) {
+    return split_workspace_bytes(problem, stage_with_plan().plan_shape(problem));
+  };
+  other.decode = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                    Stream stream) {
+    PlanShape shape = stage_with_plan().plan_shape(problem);
+    shape.workers = 1;
+    HostPlan plan;
+    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, workspace, &plan));
+    return find_stage(MachineKind::kModel, "03")->decode(problem, tensors, nullptr, stream);
+  };
+  for (const StageResult& entry : measure({&other, &stage_with_plan()}).stages) {
+    EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  }
+}
+
+TEST(Measure, APlanOfManySequencesNeedsNoCache) {
+  const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()},
+                                     "h128_q1_b1024_klognormal2048", /*plan_only=*/true);
+  ASSERT_EQ(result.stages.size(), 1u);  // who makes no plan has no entry
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
+  EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
+  EXPECT_EQ(result.stages[0].cold.n, 0);
+  EXPECT_NE(
+      side_by_side(result, MachineKind::kModel).find("plans alone\n" + result.stages[0].stage),
+      std::string::npos);
+}
+
+TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
+  Ceilings slow;
+  slow.fp32 = slow.shared = slow.read = 1e4;
+  const ShapeResult result = measure({&right_stage()}, "h4_q1_b2_k100", false, slow);
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kLeftOut);
+  EXPECT_NE(result.stages[0].reason.find("predicted to take"), std::string::npos);
+  EXPECT_NE(side_by_side(result, MachineKind::kModel).find("left out: a run"), std::string::npos);
 }
 
 TEST(Truth, ChecksRowsWhereTheWholeIsTooMuch) {

@@ -349,6 +349,37 @@ TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
   EXPECT_EQ(ran.text.find("FAIL"), std::string::npos) << ran.text;
 }
 
+TEST_F(MlaRunTest, PrintsThePlan) {
+  const Ran plan = run("--print-plan --machine model --stage 04 --shape h128_q8_b5_kskew20000");
+  EXPECT_EQ(plan.exit_code, 0) << plan.text;
+  for (const char* needed :
+       {"04_split_kv, plan made on: ", "b=5 s_q=8 h_q=128", "\nworker   0 ", "###",
+        "0:0-512, 1:0-512,", "(slot 0)", "of the mean)\n", "1 of 5 sequences split"}) {
+    EXPECT_NE(plan.text.find(needed), std::string::npos) << needed << "\n" << plan.text;
+  }
+  const Ran fixed = run("--print-plan --machine model --stage 04 --shape h16_q1_b1_k200_split64");
+  EXPECT_NE(fixed.text.find("0:64-128 (slot 1)"), std::string::npos) << fixed.text;
+  const Ran dump = run("--print-plan --machine model --stage 04 " + kPaged);
+  EXPECT_EQ(dump.exit_code, 0) << dump.text;
+  EXPECT_NE(dump.text.find("1:0-"), std::string::npos) << dump.text;
+
+  const Ran all = run("--print-plan --machine model --stage all --shape h16_q1_b1_k200");
+  EXPECT_EQ(all.exit_code, 0) << all.text;
+  EXPECT_NE(all.text.find("04_split_kv, plan"), std::string::npos) << all.text;
+  EXPECT_EQ(all.text.find("01_naive"), std::string::npos) << all.text;
+  expect_refused("--print-plan --machine model --stage 02 --shape h16_q1_b1_k200",
+                 "02_shared_tiled makes no plan");
+  expect_refused("--print-plan --stage reference --shape h1_q1_b1_k1",
+                 "--print-plan is for stages");
+}
+
+TEST_F(MlaRunTest, DecodesInBatchInvariantMode) {
+  const Ran ran = run("--machine model --stage 04 --shape h16_q1_b2_k200_split64");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("split every 64 tokens"), std::string::npos) << ran.text;
+  EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
+}
+
 TEST_F(MlaRunTest, TellsWhatItCan) {
   const Ran list = run("--list");
   EXPECT_EQ(list.exit_code, 0);
