@@ -19,6 +19,7 @@ constexpr int kColumns = 4 * kThreads / kWays;
 template <int kWays>
 struct CombineMemory {
   float warp_max[kWarps], warp_sum[kWarps];
+  float weight[kThreads];  // of as many splits at a time
   float4 sum[kWays][kThreads / kWays];
 };
 
@@ -28,6 +29,8 @@ __global__ void __launch_bounds__(kThreads)
     combine(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
   auto& smem = shared_memory<CombineMemory<kWays>>();
   constexpr int kLanes = kThreads / kWays, kParts = kHeadDimV / kColumns<kWays>;
+  constexpr int kAhead = 8;  // loads in flight
+  static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
   const int way = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
@@ -37,14 +40,31 @@ __global__ void __launch_bounds__(kThreads)
     const int part = static_cast<int>(item % kParts);
     const int64_t row = item / kParts % rows;  // KV head by KV head, packed as the stages pack them
     const int64_t index = item / kParts / rows;
-    if (index >= num_split) return;  // nor does any later item
-    const int sequence = split.split_sequences[index];
-    const int64_t begin = split.slot_begin[sequence];
-    const int splits = static_cast<int>(split.slot_begin[sequence + 1] - begin);
-    const float* lse_partial = split.lse_partial + begin * rows + row;  // [splits], rows apart
+    const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    if (index >= num_split) return;  // nor is any later item one
+    const int sequence = entry.x, splits = entry.z;
+    const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
+    const float* lse_partial = split.lse_partial + place;  // `rows` apart
+    const float* out_partial =
+        split.out_partial + place * kHeadDimV + part * kColumns<kWays> + lane * 4;
+
+    // The first loads need no weights, so they do not wait for them.
+    float4 value[kAhead];
+    const auto load = [&](int first) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int s = first + way + j * kWays;
+        value[j] = make_float4(0, 0, 0, 0);
+        if (s < splits) {
+          value[j] = *reinterpret_cast<const float4*>(out_partial + s * rows * int64_t{kHeadDimV});
+        }
+      }
+    };
+    load(0);
 
     // lse = max + ln sum exp(lse_s - max), every thread alike
     float largest = -INFINITY;
+#pragma unroll 1
     for (int s = threadIdx.x; s < splits; s += kThreads) {
       largest = fmaxf(largest, lse_partial[s * rows]);
     }
@@ -58,6 +78,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int warp = 0; warp < kWarps; ++warp) largest = fmaxf(largest, smem.warp_max[warp]);
     if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
     float sum = 0;
+#pragma unroll 1
     for (int s = threadIdx.x; s < splits; s += kThreads) {
       sum += expf(lse_partial[s * rows] - largest);
     }
@@ -74,30 +95,35 @@ __global__ void __launch_bounds__(kThreads)
 
     // This thread's four columns over every kWays-th split
     float4 out = make_float4(0, 0, 0, 0);
-    const float* out_partial =
-        split.out_partial + (begin * rows + row) * kHeadDimV + part * kColumns<kWays> + lane * 4;
-#pragma unroll 8
-    for (int s = way; s < splits; s += kWays) {
-      const float lse_s = lse_partial[s * rows];
-      if (lse_s == -INFINITY) continue;  // saw nothing, so nothing was written
-      const float weight = expf(lse_s - lse);
-      const float4 value =
-          *reinterpret_cast<const float4*>(out_partial + s * rows * int64_t{kHeadDimV});
-      out.x += weight * value.x;
-      out.y += weight * value.y;
-      out.z += weight * value.z;
-      out.w += weight * value.w;
+#pragma unroll 1
+    for (int first = 0; first < splits; first += kAhead * kWays) {
+      if (first % kThreads == 0) {
+        if (first > 0) __syncthreads();  // the weights before have been read
+        const int s = first + threadIdx.x;
+        smem.weight[threadIdx.x] = s < splits ? expf(lse_partial[s * rows] - lse) : 0;
+        __syncthreads();  // the weights are there
+      }
+      if (first > 0) load(first);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const float weight = smem.weight[(first + way + j * kWays) % kThreads];
+        if (weight == 0) continue;  // saw nothing, so nothing was written; or past the last
+        out.x += weight * value[j].x;
+        out.y += weight * value[j].y;
+        out.z += weight * value[j].z;
+        out.w += weight * value[j].w;
+      }
     }
     smem.sum[way][lane] = out;
-    __syncthreads();
+    __syncthreads();  // the sums of all ways are there
     if (way == 0) {
 #pragma unroll
       for (int other = 1; other < kWays; ++other) {
-        const float4 value = smem.sum[other][lane];
-        out.x += value.x;
-        out.y += value.y;
-        out.z += value.z;
-        out.w += value.w;
+        const float4 more = smem.sum[other][lane];
+        out.x += more.x;
+        out.y += more.y;
+        out.z += more.z;
+        out.w += more.w;
       }
       const int packed = static_cast<int>(row % rows_per_head);
       const int query = packed / group;

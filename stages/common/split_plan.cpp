@@ -68,7 +68,7 @@ void for_each_part(const Problem& problem, const PlanShape& shape, SplitWorkspac
   part(workspace.slot_begin, sizeof(int32_t) * (batch + 1));
   part(workspace.seqlens_k, sizeof(int32_t) * batch);
   part(workspace.split_sequences,
-       sizeof(int32_t) * static_cast<size_t>(max_split_sequences(problem, shape)));
+       sizeof(SplitSequence) * static_cast<size_t>(max_split_sequences(problem, shape)));
   part(workspace.lse_partial, sizeof(float) * slots * rows);
   part(workspace.out_partial, sizeof(float) * slots * rows * kHeadDimV);
 }
@@ -111,12 +111,14 @@ Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shap
 }
 
 bool HostPlan::operator==(const HostPlan& other) const {
+  const auto same = [](const auto& a, const auto& b) {
+    return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
+             return std::memcmp(&x, &y, sizeof(x)) == 0;
+           });
+  };
   return std::memcmp(&header, &other.header, sizeof(header)) == 0 &&
-         worker_begin.size() == other.worker_begin.size() &&
-         std::memcmp(worker_begin.data(), other.worker_begin.data(),
-                     worker_begin.size() * sizeof(WorkerBegin)) == 0 &&
-         slot_begin == other.slot_begin && seqlens_k == other.seqlens_k &&
-         split_sequences == other.split_sequences;
+         same(worker_begin, other.worker_begin) && same(split_sequences, other.split_sequences) &&
+         slot_begin == other.slot_begin && seqlens_k == other.seqlens_k;
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
@@ -163,7 +165,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                                : WorkerBegin{i + 1, 0, 0, 0};
       }
     }
-    if (splits > 1) plan.split_sequences.push_back(i);
+    if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});
     plan.slot_begin.push_back(plan.slot_begin.back() + (splits > 1 ? splits : 0));
     start = end;
   }

@@ -40,6 +40,14 @@ struct alignas(16) WorkerBegin {
   int32_t unused;
 };
 
+/// A sequence of several pieces, for the combine.
+struct alignas(16) SplitSequence {
+  int32_t sequence;
+  int32_t slot_begin;
+  int32_t slots;
+  int32_t unused;
+};
+
 /// What a plan was made for, and how much of it there is.
 struct alignas(16) PlanHeader {
   uint32_t made;  ///< kPlanMade, or there is no plan here.
@@ -57,10 +65,10 @@ inline constexpr uint32_t kPlanMade = 0x4e414c50;
 struct SplitWorkspace {
   PlanHeader* header;
   WorkerBegin* worker_begin;  ///< [workers + 1]
-  int32_t* slot_begin;       ///< [batch + 1]: slots of the sequences before; a sequence's number of
-                             ///< slots is that of its pieces, or 0 if it is not split
-  int32_t* seqlens_k;        ///< [batch]: the lengths it was made for
-  int32_t* split_sequences;  ///< [num_split_sequences]
+  int32_t* slot_begin;  ///< [batch + 1]: slots of the sequences before; a sequence's number of
+                        ///< slots is that of its pieces, or 0 if it is not split
+  int32_t* seqlens_k;   ///< [batch]: the lengths it was made for
+  SplitSequence* split_sequences;  ///< [num_split_sequences]
   /// [slots, num_heads_kv * rows_per_kv_head()]: natural log; -inf for a row that saw nothing.
   float* lse_partial;
   /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; unwritten where lse is -inf.
@@ -88,7 +96,8 @@ Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shap
 struct HostPlan {
   PlanHeader header{};
   std::vector<WorkerBegin> worker_begin;
-  std::vector<int32_t> slot_begin, seqlens_k, split_sequences;
+  std::vector<int32_t> slot_begin, seqlens_k;
+  std::vector<SplitSequence> split_sequences;
   bool operator==(const HostPlan& other) const;
 };
 
