@@ -4,8 +4,8 @@
 //
 //   S = Q K^T      [kRows, kTokens]  a warp has a part of the rows, of the tokens and of the 576 columns
 //   exchange                         two warps that share a part of S add their sums, and share its rows
-//   m' = max(m, scale log2(e) rowmax S), a = 2^(m - m'), P = 2^(scale log2(e) S - m'), l = a l + rowsum P
-//   O = a O + P V  [kRows, 512]      a warp has all rows, and 512 / kWarps columns
+//   P = 2^(scale log2(e) S - m), l = l + rowsum P;  m is seldom moved, and then O = a O, l = a l
+//   O = O + P V    [kRows, 512]      a warp has all rows, and 512 / kWarps columns
 //
 // What limits the tensor cores is shared memory, so the parts are as large as registers allow: every
 // value that ldmatrix brings is used by as many mma as can be.
@@ -56,6 +56,9 @@ struct Items {
   unsigned first;    // item of the grid's first block
   float scale_log2;  // softmax_scale log2(e)
 };
+
+// How far above a row's maximum its m is put, in powers of two.
+constexpr float kHeadroom = 8;
 
 // Two floats as two 16-bit values of one register, the first one low.
 template <typename T>
@@ -226,7 +229,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         }
       }
 
-      // m' = max(m, scale log2(e) rowmax S)
+      // S = scale log2(e) S, -inf for what a row does not see
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        for (int j = 0; j < 4; ++j) s[n][j] *= items.scale_log2;
+      }
       if (token_begin + kTokens > all_visible) {
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
@@ -236,48 +243,57 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
           }
         }
       }
-      float m_new[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float largest = -INFINITY;
-        for (int n = 0; n < kTokenTiles; ++n) {
-          largest = fmaxf(largest, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
-        }
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-        if (lane % 4 == 0) smem.row_max[token_warp][own_row + 8 * i] = largest;
-      }
-      // The rows' maxima are there, and what the exchange left in P has been read.
-      ptx::barrier_sync(3 + row_warp, Tile::kThreads / Tile::kRowWarps);
-      float a[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float largest = smem.row_max[0][own_row + 8 * i];
-        for (int w = 1; w < Tile::kTokenWarps; ++w) {
-          largest = fmaxf(largest, smem.row_max[w][own_row + 8 * i]);
-        }
-        m_new[i] = fmaxf(m[i], items.scale_log2 * largest);
-        a[i] = ptx::ex2_approx(m[i] - m_new[i]);  // old minus new: at most 1
-        m[i] = m_new[i];
-        l[i] *= a[i];
-        if (token_warp == 0 && lane % 4 == 0) smem.rescale[own_row + 8 * i] = a[i];
-      }
 
-      // P = 2^(scale log2(e) S - m'); l = a l + rowsum P
+      // P = 2^(S - m); l = l + rowsum P. Any m will do on which P, l and O agree. This one stays as long
+      // as no P exceeds 1; when one does, as in the first tile, m moves to kHeadroom above the maximum
+      // and P is made again.
+      if constexpr (kDepth == 2) {
+        ptx::barrier_sync(3 + row_warp, Tile::kThreads / 2);  // the exchange has been read from P
+      }
+      for (;;) {
+        bool exceeds = false;
+        float sum[2] = {0, 0};
 #pragma unroll
-      for (int n = 0; n < kTokenTiles; ++n) {
+        for (int n = 0; n < kTokenTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float p0 = ptx::ex2_approx(s[n][2 * i] - m[i]);
+            const float p1 = ptx::ex2_approx(s[n][2 * i + 1] - m[i]);
+            exceeds |= p0 > 1 || p1 > 1;
+            sum[i] += p0 + p1;
+            *reinterpret_cast<uint32_t*>(&smem.p[own_row + 8 * i][own_token + n * 8]) =
+                pack<T>(p0, p1);
+          }
+        }
+        if (!__syncthreads_or(exceeds)) {  // also: P is there
+          l[0] += sum[0];
+          l[1] += sum[1];
+          break;
+        }
+        // m' = max(m, rowmax S + kHeadroom); a = 2^(m - m'); l = a l; O = a O
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float p0 = ptx::ex2_approx(items.scale_log2 * s[n][2 * i] - m[i]);
-          const float p1 = ptx::ex2_approx(items.scale_log2 * s[n][2 * i + 1] - m[i]);
-          l[i] += p0 + p1;
-          *reinterpret_cast<uint32_t*>(&smem.p[own_row + 8 * i][own_token + n * 8]) =
-              pack<T>(p0, p1);
+          float largest = -INFINITY;
+          for (int n = 0; n < kTokenTiles; ++n) {
+            largest = fmaxf(largest, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+          }
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+          if (lane % 4 == 0) smem.row_max[token_warp][own_row + 8 * i] = largest;
         }
-      }
-
-      // O = a O, only if some row's maximum moved
-      if (__syncthreads_or(a[0] != 1 || a[1] != 1)) {  // also: P and a are there
+        __syncthreads();  // all maxima are there
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float m_new = m[i];
+          for (int w = 0; w < Tile::kTokenWarps; ++w) {
+            m_new = fmaxf(m_new, smem.row_max[w][own_row + 8 * i] + kHeadroom);
+          }
+          const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+          m[i] = m_new;
+          l[i] *= a;
+          if (token_warp == 0 && lane % 4 == 0) smem.rescale[own_row + 8 * i] = a;
+        }
+        __syncthreads();  // a is there
 #pragma unroll
         for (int i = 0; i < kRows / 16; ++i) {
           const float a_low = smem.rescale[i * 16 + lane / 4];
