@@ -90,7 +90,8 @@ std::vector<Input> inputs(int drawn) {
   constexpr int kSplits[] = {0, 64, 1024, 4096};
   std::mt19937_64 random(42);
   const auto draw_workers = [&] {
-    return random() % 16 == 0 ? 2000 : static_cast<int>(1 + random() % 300);
+    const auto count = static_cast<int>(random() % 300) + 1;
+    return count % 64 == 1 ? 65535 : count % 16 == 2 ? 2000 : count;
   };
   std::vector<Input> list;
   for (const int batch : kBatches) {
@@ -105,6 +106,18 @@ std::vector<Input> inputs(int drawn) {
                               static_cast<int>(random() % kDistributions), draw_workers(),
                               static_cast<int>(random() % 9),
                               random() % 2 == 0 ? 0 : kSplits[random() % 4], random));
+  }
+  for (const int batch : {1, 2049}) {  // as many workers as there may be, with much to do
+    list.push_back(make_input(batch, 2, 65535, 2, 0, random));
+  }
+  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 blocks
+    Input input = make_input(batch, 0, draw_workers(), 3, 0, random);
+    input.problem.max_pages_per_seq = kMaxPagesPerSeq;
+    for (int32_t& length : input.lengths) {
+      length = (1 << 30) - static_cast<int32_t>(random() % 100000);
+    }
+    input.name += ", of 2^30 tokens";
+    list.push_back(input);
   }
   return list;
 }
@@ -226,7 +239,7 @@ void expect_header(const Input& input, const HostPlan& plan) {
 /// @}
 
 TEST(SplitPlan, EveryPlanKeepsItsPromises) {
-  int split = 0, all_slots = 0;
+  int split = 0, all_slots = 0, all_splits = 0;
   for (const Input& input : inputs(400)) {
     SCOPED_TRACE(input.name);
     const HostPlan plan = plan_of(input);
@@ -239,9 +252,14 @@ TEST(SplitPlan, EveryPlanKeepsItsPromises) {
     if (HasFatalFailure()) return;
     split += plan.header.num_split_sequences > 0;
     all_slots += plan.header.num_slots == max_slots(input.problem, input.shape);
+    all_splits +=
+        input.problem.fixed_split_tokens == 0 && input.problem.batch >= input.shape.workers &&
+        input.shape.workers > 1 &&
+        plan.header.num_split_sequences == max_split_sequences(input.problem, input.shape);
   }
   EXPECT_GT(split, 100);
   EXPECT_GT(all_slots, 5) << "max_slots is more than any plan needs";
+  EXPECT_GT(all_splits, 5) << "max_split_sequences is more than any plan needs";
 }
 
 TEST(SplitPlan, LengthsOutsideTheTableAreClamped) {
