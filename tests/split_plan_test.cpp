@@ -314,6 +314,7 @@ TEST(SplitPlan, WorkersFillTheDevice) {
   EXPECT_EQ(workers_for(132, 132), 1);
   EXPECT_EQ(workers_for(66, 132), 2);
   EXPECT_EQ(workers_for(1 << 24, 132), 1);
+  EXPECT_EQ(workers_for(5, 0), 1);  // a workspace may be asked for where there is no GPU
   for (int64_t tiles = 1; tiles <= 12; ++tiles) {
     EXPECT_GE(static_cast<double>(tiles * workers_for(tiles, 132)), 0.9 * 132) << tiles;
   }

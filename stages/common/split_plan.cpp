@@ -18,6 +18,7 @@ Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const 
 
 int workers_for(int64_t row_tiles, int resident_blocks) {
   constexpr int kMany = 4;
+  resident_blocks = std::max(1, resident_blocks);  // none: a machine without its device
   if (row_tiles * kMany <= resident_blocks) return static_cast<int>(resident_blocks / row_tiles);
   int best = 1;
   double best_use = 0;
