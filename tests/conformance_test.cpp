@@ -157,6 +157,57 @@ std::vector<DecodeCase> extreme_cases() {
   return cases;
 }
 
+// Shapes at the edges of what kernels are tiled for. True sizes on a GPU, smaller ones on the model;
+// a million tokens only in the full list.
+std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
+  const bool on_gpu = machine == MachineKind::kGpu;
+  std::vector<DecodeCase> cases;
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    const auto add = [&](DecodeCase spec) {
+      spec.dtype = dtype;
+      spec.seed = cases.size() / 2 * 3 + (cases.size() & 1);
+      cases.push_back(spec);
+    };
+    // Lengths around a page, in one batch.
+    DecodeCase pages;
+    pages.seqlen_q = 2;
+    pages.num_heads_q = 5;
+    pages.causal = true;
+    pages.lengths = {1, 63, 64, 65, 0, 128};
+    add(pages);
+    // Rows that no tile divides: 77 a KV head.
+    DecodeCase rows;
+    rows.batch = 2;
+    rows.seqlen_q = 11;
+    rows.seqlen_k = on_gpu ? 1000 : 100;
+    rows.num_heads_q = 7;
+    add(rows);
+    rows.num_heads_q = 14;
+    rows.num_heads_kv = 2;
+    rows.causal = true;
+    add(rows);
+    // A token each, of more sequences than the planning kernel looks at together.
+    DecodeCase sequences;
+    sequences.batch = on_gpu ? 8192 : 2100;
+    sequences.seqlen_k = 1;
+    sequences.num_heads_q = on_gpu ? 16 : 1;
+    add(sequences);
+    // More queries than tokens, so that some see nothing; and a few tokens more than queries.
+    DecodeCase queries;
+    queries.seqlen_q = on_gpu ? 512 : 130;
+    queries.num_heads_q = on_gpu ? 6 : 1;
+    queries.causal = true;
+    queries.lengths = {100, on_gpu ? 700 : 140};
+    add(queries);
+    // Many tokens.
+    DecodeCase tokens;
+    tokens.seqlen_k = on_gpu && full ? 1000000 : 20000;
+    tokens.num_heads_q = on_gpu ? 4 : 1;
+    add(tokens);
+  }
+  return cases;
+}
+
 // The devices the model pretends to be, by turns: a stage that picks tiles by shared memory shows
 // all of them, and a grid limit of 5 blocks makes every kernel walk its items.
 void pretend_device(size_t turn) {
@@ -299,6 +350,16 @@ TEST_F(Conformance, Cases) {
       check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
       if (i % 500 == 0) std::fprintf(stderr, "case %zu of %zu\n", i, cases.size());
     }
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(Conformance, Edges) {
+  const std::vector<DecodeCase> cases = edge_cases(options.machine, options.full);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    pretend_device(i / static_cast<size_t>(options.shards));
+    check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{i});
     if (HasFatalFailure()) return;
   }
 }

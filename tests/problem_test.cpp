@@ -102,6 +102,19 @@ TEST(Problem, ScaleMustBeFiniteAndPositive) {
   }
 }
 
+TEST(Problem, FixedSplitsAreWholePages) {
+  for (const int value : {-64, -1, 1, 63, 65, 1000, INT_MIN, INT_MAX}) {
+    expect_refused([&](Problem& p) { p.fixed_split_tokens = value; },
+                   "fixed_split_tokens = " + std::to_string(value) +
+                       " must be 0 or a positive multiple of 64");
+  }
+  Problem problem = valid_problem();
+  for (const int value : {0, 64, 4096, 1 << 30}) {
+    problem.fixed_split_tokens = value;
+    EXPECT_TRUE(validate(problem).ok()) << value;
+  }
+}
+
 TEST(Problem, SizesMustFit) {
   expect_refused(
       [](Problem& p) {

@@ -18,6 +18,7 @@ Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const 
 
 int workers_for(int64_t row_tiles, int resident_blocks) {
   constexpr int kMany = 4;
+  resident_blocks = std::max(1, resident_blocks);  // none: a machine without its device
   if (row_tiles * kMany <= resident_blocks) return static_cast<int>(resident_blocks / row_tiles);
   int best = 1;
   double best_use = 0;
@@ -108,17 +109,6 @@ Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shap
 #endif
   static_cast<void>(machine);
   return model::launch_make_plan(problem, shape, seqlens_k, split, stream);
-}
-
-bool HostPlan::operator==(const HostPlan& other) const {
-  const auto same = [](const auto& a, const auto& b) {
-    return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
-             return std::memcmp(&x, &y, sizeof(x)) == 0;
-           });
-  };
-  return std::memcmp(&header, &other.header, sizeof(header)) == 0 &&
-         same(worker_begin, other.worker_begin) && same(split_sequences, other.split_sequences) &&
-         slot_begin == other.slot_begin && seqlens_k == other.seqlens_k;
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
@@ -257,7 +247,7 @@ std::string describe_plan(const HostPlan& plan, int max_lines) {
     const auto& pieces = workers[static_cast<size_t>(w)];
     const int64_t load = loads[static_cast<size_t>(w)];
     const auto bar = static_cast<size_t>((load * kBar + largest - 1) / largest);
-    std::snprintf(line, sizeof line, "worker %3d %6lld %s%s ", w, static_cast<long long>(load),
+    std::snprintf(line, sizeof line, "worker %3d %6lld %s%s", w, static_cast<long long>(load),
                   std::string(bar, '#').c_str(), std::string(kBar - bar, '.').c_str());
     text += line;
     for (size_t i = 0; i < pieces.size(); ++i) {
@@ -268,7 +258,7 @@ std::string describe_plan(const HostPlan& plan, int max_lines) {
       const Piece& piece = pieces[i];
       const int64_t length = std::max(0, plan.seqlens_k[static_cast<size_t>(piece.sequence)]);
       const int64_t end = std::min<int64_t>(length, int64_t{piece.block_end} * kPageSize);
-      text += (i == 0 ? " " : ", ") + std::to_string(piece.sequence) + ":" +
+      text += (i == 0 ? "  " : ", ") + std::to_string(piece.sequence) + ":" +
               std::to_string(int64_t{piece.block_begin} * kPageSize) + "-" + std::to_string(end);
       if (piece.slot >= 0) text += " (slot " + std::to_string(piece.slot) + ")";
     }

@@ -38,6 +38,7 @@ struct alignas(16) WorkerBegin {
   int32_t block;     ///< Of that sequence.
   int32_t split;     ///< How many pieces of that sequence other workers have before.
   int32_t unused;
+  bool operator==(const WorkerBegin&) const = default;
 };
 
 /// A sequence of several pieces, for the combine.
@@ -46,6 +47,7 @@ struct alignas(16) SplitSequence {
   int32_t slot_begin;
   int32_t slots;
   int32_t unused;
+  bool operator==(const SplitSequence&) const = default;
 };
 
 /// What a plan was made for, and how much of it there is.
@@ -58,6 +60,7 @@ struct alignas(16) PlanHeader {
   int32_t num_split_sequences;  ///< Sequences of more than one piece.
   int32_t num_slots;            ///< Pieces of those.
   int32_t unused;
+  bool operator==(const PlanHeader&) const = default;
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;
 
@@ -87,8 +90,8 @@ size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape);
 SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* workspace);
 
 /// Enqueues the making of a plan for sequences of these lengths, in device memory: one kernel of one
-/// block, without a host synchronisation; any batch. Lengths outside 0 ... max_seqlen_k() count as
-/// the nearest allowed.
+/// block, without a host synchronisation; any batch. Lengths are to be in 0 ... max_seqlen_k(), which
+/// check_paging() checks; the plan takes others as the nearest allowed, a decode does not.
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
                  const int32_t* seqlens_k, void* workspace, Stream stream);
 
@@ -98,7 +101,7 @@ struct HostPlan {
   std::vector<WorkerBegin> worker_begin;
   std::vector<int32_t> slot_begin, seqlens_k;
   std::vector<SplitSequence> split_sequences;
-  bool operator==(const HostPlan& other) const;
+  bool operator==(const HostPlan&) const = default;
 };
 
 /// The same plan as make_plan's, from the same rules, by one thread on the host.

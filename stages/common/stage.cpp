@@ -79,8 +79,11 @@ Status check_plan_call(const Stage& stage, const Problem& problem, const void* w
 }
 
 Status check_lengths(const int32_t* seqlens_k) {
-  if (seqlens_k != nullptr) return {};
-  return {StatusCode::kInvalidArgument, "seqlens_k is null"};
+  if (seqlens_k == nullptr) return {StatusCode::kInvalidArgument, "seqlens_k is null"};
+  if (reinterpret_cast<uintptr_t>(seqlens_k) % 16 != 0) {
+    return {StatusCode::kInvalidArgument, "seqlens_k is not aligned to 16 bytes"};
+  }
+  return {};
 }
 
 }  // namespace
