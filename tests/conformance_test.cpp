@@ -8,10 +8,12 @@
 // reference -> stages.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 #include <set>
@@ -412,6 +414,84 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
       ASSERT_TRUE(run(*machine_, *stage, data, tensors, &outputs).ok());
       const DecodeComparison comparison = compare_decode(dtype, outputs.out, outputs.lse, expected);
       EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+    }
+  }
+}
+
+// Data of the test's own: q is `q575` in column 575 and 0 elsewhere, so that a token's logit is q575
+// times its column 575; V is constant over a token's columns.
+struct Token {
+  float v, k575;
+};
+void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, DecodeCase spec,
+                   float softmax_scale, float q575, const std::function<Token(int)>& token_at) {
+  SCOPED_TRACE(spec.name());
+  DataSet data = make_data_set(spec);
+  data.problem.softmax_scale = softmax_scale;
+  DeviceTensors tensors;
+  ASSERT_TRUE(generate_on_device(machine, data, &tensors).ok());
+  const auto bits = [&](float value) {
+    return visit_dtype(spec.dtype, [&](auto zero) {
+      return std::bit_cast<uint16_t>(from_float<decltype(zero)>(value));
+    });
+  };
+  std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2, 0xffff);
+  for (size_t i = 0; i < q.size(); i += kHeadDimQK) q[i + kHeadDimQK - 1] = bits(q575);
+  for (int token = 0; token < spec.seqlen_k; ++token) {
+    const auto [v, k575] = token_at(token);
+    uint16_t* row =
+        &cache[static_cast<size_t>(cache_row(data.block_table.data(), token, 1, 0) * kHeadDimQK)];
+    std::fill(row, row + kHeadDimV, bits(v));
+    std::fill(row + kHeadDimV, row + kHeadDimQK, uint16_t{0});
+    row[kHeadDimQK - 1] = bits(k575);
+  }
+  ASSERT_TRUE(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()).ok());
+  ASSERT_TRUE(
+      machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()).ok());
+  Tensors host;
+  host.q = q.data();
+  host.kv_cache = cache.data();
+  host.block_table = data.block_table.data();
+  host.seqlens_k = data.seqlens_k.data();
+  ReferenceResult expected;
+  ASSERT_TRUE(reference_attention(data.problem, host, &expected).ok());
+  for (const Stage* stage : stages) {
+    Outputs outputs;
+    ASSERT_TRUE(run(machine, *stage, data, tensors, &outputs).ok());
+    const DecodeComparison comparison =
+        compare_decode(spec.dtype, outputs.out, outputs.lse, expected);
+    EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+  }
+}
+
+// One token outweighs each other one by far, but not all together: what is lost of theirs in 16-bit
+// weights shows in V, which is 0 for the heavy one and 1 for them. Weights are powers of two, which
+// any 16-bit type rounds right unless they leave its range: others would all be rounded alike, by up
+// to 2^-8 in bf16.
+TEST_F(Conformance, OneHeavyTokenAmongMany) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.num_heads_q = 2;
+    spec.seqlen_k = options.machine == MachineKind::kGpu ? 65536 : 4096;
+    spec.fixed_split_tokens = spec.seqlen_k;  // all in one piece, with one maximum
+    for (const float heavy : {8.f, 12.f, 15.f, 17.f}) {
+      run_on_tokens(*machine_, stages_, spec, std::log(2.f), 1, [&](int token) {
+        return token == 0 ? Token{0, heavy} : Token{1, 0};
+      });
+    }
+  }
+}
+
+// Equal logits give the mean of V, however large they are: no weight may be made of a rounded lse.
+TEST_F(Conformance, LargeEqualLogits) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.num_heads_q = 2;
+    spec.seqlen_k = 1000;
+    for (const float k575 : {1.f, 1024.f, 8192.f}) {  // logits up to 2^23
+      run_on_tokens(*machine_, stages_, spec, 1, 1024, [&](int) { return Token{1, k575}; });
     }
   }
 }

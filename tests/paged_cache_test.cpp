@@ -838,9 +838,17 @@ TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
   }
   expect_contents(stream);
 
-  // In a graph the copies would be made again from memory that has moved on.
+  std::unique_ptr<PagedCache> fresh;
+  SequenceId first;
+  ASSERT_TRUE(PagedCache::create(*machine_, {4, 1, DType::kBFloat16}, &fresh).ok());
+  ASSERT_TRUE(fresh->add(&first).ok());
+
+  // In a graph the copies would be made again from memory that has moved on. The cache that has
+  // appended nothing yet must not break the capture by allocating.
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
   expect_error(cache_->append(Batch{a}, Counts{1}, rows_.back().data(), stream),
+               StatusCode::kInvalidArgument, {"stream is being captured"});
+  expect_error(fresh->append(Batch{first}, Counts{1}, rows_.back().data(), stream),
                StatusCode::kInvalidArgument, {"stream is being captured"});
   cudaGraph_t graph = nullptr;
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);

@@ -31,12 +31,15 @@ int row_tiles(const Problem& problem, int tile_rows) {
   return problem.num_heads_kv * ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
 }
 
-PlanShape plan_shape(const Problem& problem) {
-  const DeviceLimits limits = device_limits();
+PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
   const int tile_rows = rows_per_tile(problem, limits);
   const int resident = limits.multiprocessors * (tile_rows == 16 ? 2 : 1);
   const int tiles = row_tiles(problem, tile_rows);
   return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_blocks = 1};
+}
+
+PlanShape plan_shape(const Problem& problem) {
+  return plan_shape_on(problem, device_limits());
 }
 
 size_t workspace_bytes(const Problem& problem) {
@@ -79,7 +82,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const int tile_rows = rows_per_tile(problem, limits);
-  const PlanShape shape = plan_shape(problem);
+  const PlanShape shape = plan_shape_on(problem, limits);
   const double padded = double(shape.row_tiles) * tile_rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cfloat>
+#include <type_traits>
 
 #include "stages/common/device.h"
 #include "stages/common/ptx.h"
@@ -57,7 +58,11 @@ struct Items {
   float scale_log2;  // softmax_scale log2(e)
 };
 
-// How far above a row's maximum its m is put, in powers of two.
+// The largest P, in powers of two, and how far below it a row's maximum is put when m moves. fp16 has
+// few exponents, so P takes all of them: a token that weighs 2^-21 of the heaviest is still a normal
+// number. bf16 has as many as fp32, and there P <= 1 keeps P V as small as V.
+template <typename T>
+constexpr float kLargestP = std::is_same_v<T, float16> ? 15 : 0;
 constexpr float kHeadroom = 8;
 
 // Two floats as two 16-bit values of one register, the first one low.
@@ -95,7 +100,8 @@ template <typename T, typename Tile, int kBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     decode(Problem problem, Tensors tensors, SplitWorkspace split, Items items) {
   constexpr int kRows = Tile::kRows, kTokens = Tile::kTokens, kDepth = Tile::kDepthWarps;
-  constexpr int kTokenTiles = Tile::kWarpTokens / 8;  // 16x8 fragments of a warp's part of S
+  constexpr float kBound = kLargestP<T> == 15 ? 32768 : 1;  // 2^kLargestP
+  constexpr int kTokenTiles = Tile::kWarpTokens / 8;        // 16x8 fragments of a warp's part of S
   auto& smem = shared_memory<Plan<Tile>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int depth = warp % kDepth, token_warp = warp / kDepth % Tile::kTokenWarps;
@@ -244,9 +250,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         }
       }
 
-      // P = 2^(S - m); l = l + rowsum P. Any m will do on which P, l and O agree. This one stays as long
-      // as no P exceeds 1; when one does, as in the first tile, m moves to kHeadroom above the maximum
-      // and P is made again.
+      // P = 2^(S - m); l = l + rowsum P. Any m will do on which P, l and O agree. It stays as long as no
+      // P exceeds the bound; when one does, as in the first tile, m moves, and P is made again.
       if constexpr (kDepth == 2) {
         ptx::barrier_sync(3 + row_warp, Tile::kThreads / 2);  // the exchange has been read from P
       }
@@ -259,7 +264,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
           for (int i = 0; i < 2; ++i) {
             const float p0 = ptx::ex2_approx(s[n][2 * i] - m[i]);
             const float p1 = ptx::ex2_approx(s[n][2 * i + 1] - m[i]);
-            exceeds |= p0 > 1 || p1 > 1;
+            exceeds |= p0 > kBound || p1 > kBound;
             sum[i] += p0 + p1;
             *reinterpret_cast<uint32_t*>(&smem.p[own_row + 8 * i][own_token + n * 8]) =
                 pack<T>(p0, p1);
@@ -270,7 +275,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
           l[1] += sum[1];
           break;
         }
-        // m' = max(m, rowmax S + kHeadroom); a = 2^(m - m'); l = a l; O = a O
+        // m' = max(m, rowmax S + kHeadroom - kLargestP); a = 2^(m - m'); l = a l; O = a O
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float largest = -INFINITY;
@@ -286,7 +291,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         for (int i = 0; i < 2; ++i) {
           float m_new = m[i];
           for (int w = 0; w < Tile::kTokenWarps; ++w) {
-            m_new = fmaxf(m_new, smem.row_max[w][own_row + 8 * i] + kHeadroom);
+            m_new = fmaxf(m_new, smem.row_max[w][own_row + 8 * i] + (kHeadroom - kLargestP<T>));
           }
           const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
           m[i] = m_new;
@@ -388,7 +393,6 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         }
       }
     }
-    __syncthreads();  // 1 / l and the places have been read: the next piece may overwrite them
   }
 }
 

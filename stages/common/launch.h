@@ -18,7 +18,6 @@ namespace mla::MLA_MACHINE {
 
 #ifdef __CUDACC__
 
-/// ok, or kCudaError with "what: the runtime's own message".
 /// Enqueues kernel(arguments...) on `stream`.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,

@@ -124,6 +124,7 @@ Status PagedCache::write_rows(const void* rows, Stream stream) {
     return no_host_memory();
   }
   const size_t bytes = runs_.size() * sizeof(RowRun);
+  MLA_RETURN_IF_ERROR(uploads_.check(stream));  // before memory, whose allocation breaks a capture
   if (bytes > device_runs_.bytes()) {  // a kernel may still read the old ones: freeing waits for it
     MLA_RETURN_IF_ERROR(device_runs_.allocate(machine_, std::max(bytes, 2 * device_runs_.bytes())));
   }

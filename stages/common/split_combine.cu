@@ -1,5 +1,5 @@
-// out = sum_s w_s out_s with w_s = exp(lse_s - lse) and lse = ln sum_s exp(lse_s), over the splits s of
-// one row. Only rows of split sequences are touched; what limits the kernel is how many loads it
+// out = sum_s w_s out_s with w_s = exp(lse_s - lse) and lse = ln sum_s exp(lse_s), over the splits s
+// of one row. Only rows of split sequences are touched; what limits the kernel is how many loads it
 // has in flight.
 #include "stages/common/split_combine.h"
 
@@ -91,7 +91,10 @@ __global__ void __launch_bounds__(kThreads)
     sum = 0;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) sum += smem.warp_sum[warp];
-    const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
+    // -inf for a row that saw nothing, NaN for one with NaN. Weights are made without it: where logits
+    // are large it is rounded by more than weights bear.
+    const float lse = largest + logf(sum);
+    const float inverse_sum = sum == 0 ? 0 : 1 / sum;
 
     // This thread's four columns over every kWays-th split
     float4 out = make_float4(0, 0, 0, 0);
@@ -100,14 +103,15 @@ __global__ void __launch_bounds__(kThreads)
       if (first % kThreads == 0) {
         if (first > 0) __syncthreads();  // the weights before have been read
         const int s = first + threadIdx.x;
-        smem.weight[threadIdx.x] = s < splits ? expf(lse_partial[s * rows] - lse) : 0;
+        smem.weight[threadIdx.x] =
+            s < splits ? expf(lse_partial[s * rows] - largest) * inverse_sum : 0;
         __syncthreads();  // the weights are there
       }
       if (first > 0) load(first);
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
         const float weight = smem.weight[(first + way + j * kWays) % kThreads];
-        if (weight == 0) continue;  // saw nothing, so nothing was written; or past the last
+        if (weight == 0) continue;  // saw nothing, so there may be anything; or past the last
         out.x += weight * value[j].x;
         out.y += weight * value[j].y;
         out.z += weight * value[j].z;
@@ -147,8 +151,10 @@ Status launch_with(const Problem& problem, const PlanShape& shape, const SplitWo
                    const Tensors& tensors, Stream stream) {
   const int64_t items = max_split_sequences(problem, shape) * problem.seqlen_q *
                         problem.num_heads_q * (kHeadDimV / kColumns<kWays>);
-  return launch(combine<T, kWays>, grid_for(items), kThreads, sizeof(CombineMemory<kWays>), stream,
-                problem, split, tensors, items);
+  // Fixed splits leave room for many more split sequences than there mostly are.
+  const int64_t enough = int64_t{64} * device_limits().multiprocessors;
+  return launch(combine<T, kWays>, grid_for(std::min(items, enough)), kThreads,
+                sizeof(CombineMemory<kWays>), stream, problem, split, tensors, items);
 }
 
 }  // namespace

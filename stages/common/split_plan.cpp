@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cstdio>
-#include <cstring>
+#include <utility>
 
 namespace mla {
 
@@ -19,7 +19,9 @@ Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const 
 int workers_for(int64_t row_tiles, int resident_blocks) {
   constexpr int kMany = 4;
   resident_blocks = std::max(1, resident_blocks);  // none: a machine without its device
-  if (row_tiles * kMany <= resident_blocks) return static_cast<int>(resident_blocks / row_tiles);
+  if (row_tiles * kMany <= resident_blocks) {
+    return static_cast<int>(std::min<int64_t>(resident_blocks / row_tiles, kMaxWorkers));
+  }
   int best = 1;
   double best_use = 0;
   for (int workers = 1; workers <= kMany; ++workers) {
@@ -82,6 +84,10 @@ int64_t interval_begin(int64_t length, int worker, int workers) {
 }  // namespace
 
 size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape) {
+  // Slots have 32-bit numbers, and sizes 64 bits: more than there is memory for, by far.
+  const int64_t slots = max_slots(problem, shape);
+  const int64_t rows = int64_t{problem.num_heads_kv} * problem.rows_per_kv_head();
+  if (slots > INT_MAX || slots * rows > INT64_MAX / 4096) return SIZE_MAX;
   SplitWorkspace workspace{};
   size_t bytes = 0;
   for_each_part(problem, shape, workspace,
@@ -119,9 +125,10 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     return std::max<int64_t>(1, pages_for(length));
   };
   const int64_t piece_blocks = problem.fixed_split_tokens / kPageSize;  // 0: anywhere
-  int64_t total_blocks = 0, total_pieces = 0;
+  int64_t total_blocks = 0, total_pieces = 0, longest = 0;
   for (int i = 0; i < problem.batch; ++i) {
     total_blocks += blocks_of(i);
+    longest = std::max(longest, blocks_of(i));
     total_pieces += piece_blocks > 0 ? (blocks_of(i) + piece_blocks - 1) / piece_blocks : 1;
   }
   // With a block or less for every worker, or all of them on one sequence, all pay the fixed cost
@@ -129,7 +136,11 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const bool alike = piece_blocks == 0 && (problem.batch == 1 || total_blocks <= shape.workers);
   const int64_t fixed = alike ? 0 : shape.fixed_blocks;
   const int64_t length = total_blocks + fixed * total_pieces;
-  const int used = static_cast<int>(std::min<int64_t>(shape.workers, length));
+  // Nothing is cut where a worker a sequence does not exceed the bound on the load.
+  const bool whole =
+      piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
+  const int used =
+      whole ? problem.batch : static_cast<int>(std::min<int64_t>(shape.workers, length));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});
@@ -141,10 +152,13 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     const int64_t pieces = piece_blocks > 0 ? (blocks + piece_blocks - 1) / piece_blocks : 1;
     const int64_t end = start + blocks + fixed * pieces;
     int32_t splits = piece_blocks > 0 ? static_cast<int32_t>(pieces) : 1;
-    for (; worker < used && interval_begin(length, worker, used) < end; ++worker) {
+    for (; worker < used && (whole ? worker <= i : interval_begin(length, worker, used) < end);
+         ++worker) {
       const int64_t offset = interval_begin(length, worker, used) - start;
       WorkerBegin& begin = plan.worker_begin[static_cast<size_t>(worker)];
-      if (piece_blocks == 0) {
+      if (whole) {
+        begin = {i, 0, 0, 0};
+      } else if (piece_blocks == 0) {
         const int64_t block = std::max<int64_t>(0, offset - fixed);
         const bool cut = block > 0;
         begin = {i, static_cast<int32_t>(block), cut ? splits++ : 0, 0};
@@ -176,9 +190,10 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
 Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* workspace,
                  HostPlan* plan, Stream stream) {
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  HostPlan result;
   MLA_RETURN_IF_ERROR(
-      machine.copy_to_host(&plan->header, split.header, sizeof(PlanHeader), stream));
-  const PlanHeader& header = plan->header;
+      machine.copy_to_host(&result.header, split.header, sizeof(PlanHeader), stream));
+  const PlanHeader& header = result.header;
   if (header.made != kPlanMade || header.batch != problem.batch ||
       header.workers != shape.workers || header.fixed_split_tokens != problem.fixed_split_tokens) {
     return {StatusCode::kInvalidArgument, "workspace holds no plan for this problem"};
@@ -188,10 +203,13 @@ Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shap
     if (count == 0) return {};
     return machine.copy_to_host(values.data(), source, values.size() * sizeof(values[0]), stream);
   };
-  MLA_RETURN_IF_ERROR(read(plan->worker_begin, shape.workers + 1, split.worker_begin));
-  MLA_RETURN_IF_ERROR(read(plan->slot_begin, problem.batch + 1, split.slot_begin));
-  MLA_RETURN_IF_ERROR(read(plan->seqlens_k, problem.batch, split.seqlens_k));
-  return read(plan->split_sequences, header.num_split_sequences, split.split_sequences);
+  MLA_RETURN_IF_ERROR(read(result.worker_begin, shape.workers + 1, split.worker_begin));
+  MLA_RETURN_IF_ERROR(read(result.slot_begin, problem.batch + 1, split.slot_begin));
+  MLA_RETURN_IF_ERROR(read(result.seqlens_k, problem.batch, split.seqlens_k));
+  MLA_RETURN_IF_ERROR(
+      read(result.split_sequences, header.num_split_sequences, split.split_sequences));
+  *plan = std::move(result);
+  return {};
 }
 
 std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan) {
@@ -221,6 +239,7 @@ std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan) {
 }
 
 std::string describe_plan(const HostPlan& plan, int max_lines) {
+  max_lines = std::max(1, max_lines);
   constexpr int kBar = 24, kPieces = 4;
   const auto workers = pieces_of(plan);
   std::vector<int64_t> loads;

@@ -15,6 +15,7 @@ struct PlanMemory {
   int first_cut[2 * kThreads];  // first worker that begins inside the sequence
   int cuts[2 * kThreads];       // how many do
   int64_t warp_sum[2][kThreads / 32];
+  int warp_longest[kThreads / 32];
 };
 
 // The sum of `value` over all threads before this one; `total` is the sum over all. Callers that
@@ -81,17 +82,27 @@ __global__ void __launch_bounds__(kThreads)
 
   // How long the line is, and who gets how much of it.
   int64_t total_blocks = 0, total_pieces = 0;
+  int longest = 0;
   for (int64_t base = 0; base < problem.batch; base += kTile) {
     read_tile(base);
     sum_tile(base);
     total_blocks += tile_blocks;
     total_pieces += tile_pieces;
+    longest = max(longest, max(blocks[0], blocks[1]));
     if (base + kTile < problem.batch) __syncthreads();  // the sums have been read
   }
+  longest = __reduce_max_sync(0xffffffff, longest);
+  if (threadIdx.x % 32 == 0) smem.warp_longest[threadIdx.x / 32] = longest;
+  __syncthreads();  // every warp's longest is there
+  for (int warp = 0; warp < kThreads / 32; ++warp) longest = max(longest, smem.warp_longest[warp]);
+
   const bool alike = piece_blocks == 0 && (problem.batch == 1 || total_blocks <= shape.workers);
   const int fixed = alike ? 0 : shape.fixed_blocks;
   const int64_t length = total_blocks + fixed * total_pieces;
-  const auto used = static_cast<unsigned>(min(static_cast<int64_t>(shape.workers), length));
+  const bool whole =
+      piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
+  const auto used = static_cast<unsigned>(whole ? problem.batch
+                                                : min(static_cast<int64_t>(shape.workers), length));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -123,6 +134,10 @@ __global__ void __launch_bounds__(kThreads)
     const auto locate = [&](unsigned worker, int* local) -> WorkerBegin {
       const int64_t place = interval_begin(worker);
       *local = -1;
+      if (whole) {  // worker i has sequence i
+        if (worker >= base && worker < base + count) *local = static_cast<int>(worker - base);
+        return {static_cast<int>(worker), 0, 0, 0};
+      }
       if (place < line || place >= line + tile_length) return {};
       int low = 0, high = count;  // start[low] <= place < start[high]
       while (high - low > 1) {

@@ -8,7 +8,8 @@
 /// worker leaves partial results in a *slot* of the workspace, which split_combine.h puts
 /// together.
 ///
-/// The largest load is at most the mean plus one block plus one sequence's fixed cost. With
+/// The largest load is at most the mean plus one block plus one sequence's fixed cost. Where a worker
+/// for each sequence keeps this bound as well, that is the plan, and nothing is cut. With
 /// Problem::fixed_split_tokens the cuts are where the sequence alone says, and workers get whole
 /// pieces.
 #pragma once
@@ -21,10 +22,13 @@
 
 namespace mla {
 
+/// Most workers of a plan: products of two of their numbers fit 32 bits.
+inline constexpr int kMaxWorkers = 65535;
+
 /// What a stage wants of its plan. From shapes and the device alone.
 struct PlanShape {
   int row_tiles = 1;     ///< Tiles of query rows, over all KV heads; each has `workers` workers.
-  int workers = 1;       ///< 1 ... 65535
+  int workers = 1;       ///< 1 ... kMaxWorkers
   int fixed_blocks = 0;  ///< What a piece costs beside its blocks, in blocks.
 };
 
@@ -62,7 +66,7 @@ struct alignas(16) PlanHeader {
   int32_t unused;
   bool operator==(const PlanHeader&) const = default;
 };
-inline constexpr uint32_t kPlanMade = 0x4e414c50;
+inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
 
 /// A plan and the partial results in a workspace: pointers into it.
 struct SplitWorkspace {
@@ -74,7 +78,7 @@ struct SplitWorkspace {
   SplitSequence* split_sequences;  ///< [num_split_sequences]
   /// [slots, num_heads_kv * rows_per_kv_head()]: natural log; -inf for a row that saw nothing.
   float* lse_partial;
-  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; unwritten where lse is -inf.
+  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; not read where lse is -inf.
   float* out_partial;
 };
 
@@ -82,7 +86,8 @@ struct SplitWorkspace {
 int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
 
-/// Bytes of workspace for plan and partial results. From shapes alone.
+/// Bytes of workspace for plan and partial results, from shapes alone; SIZE_MAX for more slots than
+/// can be numbered, 2^31 - 1, or bytes than can be counted.
 size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape);
 
 /// Lays plan and partial results out in `workspace`, which is 16-byte aligned and has

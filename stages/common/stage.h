@@ -31,7 +31,7 @@ struct Stage {
   MachineKind machine = MachineKind::kModel;
   int min_compute_capability = 80;
   int max_compute_capability = 1 << 30;
-  /// Device memory `decode` needs beside the tensors. Depends on shapes alone.
+  /// Device memory `decode` needs beside the tensors. Depends on shapes and the device alone.
   size_t (*workspace_bytes)(const Problem& problem) = nullptr;
   /// How sequences are split over workers; null for a stage that does without a plan.
   PlanShape (*plan_shape)(const Problem& problem) = nullptr;

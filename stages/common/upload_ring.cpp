@@ -66,16 +66,20 @@ UploadRing::UploadRing(Machine& machine) : machine_(machine) {
   for (size_t i = 0; i < kSlots; ++i) slots_.push_back(std::make_unique<Slot>());
 }
 
+Status UploadRing::check(Stream stream) const {
+  if (slots_.empty()) return {};
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  MLA_RETURN_IF_ERROR(cuda_status(
+      cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capture), "cudaStreamIsCapturing"));
+  if (capture == cudaStreamCaptureStatusNone) return {};
+  return {StatusCode::kInvalidArgument,
+          "stream is being captured; append and write_tables must run outside of graphs"};
+}
+
 Status UploadRing::copy(void* destination, const void* source, size_t bytes, Stream stream) {
+  MLA_RETURN_IF_ERROR(check(stream));
   if (slots_.empty()) return machine_.copy_to_device(destination, source, bytes, stream);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  MLA_RETURN_IF_ERROR(
-      cuda_status(cudaStreamIsCapturing(cuda_stream, &capture), "cudaStreamIsCapturing"));
-  if (capture != cudaStreamCaptureStatusNone) {
-    return {StatusCode::kInvalidArgument,
-            "stream is being captured; append and write_tables must run outside of graphs"};
-  }
   Slot& slot = *slots_[next_];
   MLA_RETURN_IF_ERROR(slot.acquire(bytes));
   std::memcpy(slot.memory, source, bytes);
@@ -92,6 +96,10 @@ Status UploadRing::copy(void* destination, const void* source, size_t bytes, Str
 struct UploadRing::Slot {};
 
 UploadRing::UploadRing(Machine& machine) : machine_(machine) {}
+
+Status UploadRing::check(Stream) const {
+  return {};
+}
 
 Status UploadRing::copy(void* destination, const void* source, size_t bytes, Stream stream) {
   return machine_.copy_to_device(destination, source, bytes, stream);

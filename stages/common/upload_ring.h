@@ -23,7 +23,9 @@ class UploadRing {
   ~UploadRing();
 
   /// @return kInvalidArgument if `stream` is being captured: a graph would copy again from memory
-  /// that is reused; else the machine's errors
+  /// that is reused
+  Status check(Stream stream) const;
+  /// @return check()'s error, or the machine's
   Status copy(void* destination, const void* source, size_t bytes, Stream stream);
 
  private:
