@@ -325,6 +325,9 @@ inline float __logf(float x) noexcept {
 inline float __log2f(float x) noexcept {
   return log2f(x);
 }
+inline float __fmul_rn(float x, float y) {
+  return x * y;
+}
 inline float __fdividef(float x, float y) {
   return x / y;
 }

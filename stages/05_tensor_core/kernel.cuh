@@ -235,10 +235,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         }
       }
 
-      // S = scale log2(e) S, -inf for what a row does not see
+      // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m
+      // below: else the largest S of a row might exceed the m made of it, and P its bound, for ever.
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
-        for (int j = 0; j < 4; ++j) s[n][j] *= items.scale_log2;
+        for (int j = 0; j < 4; ++j) s[n][j] = __fmul_rn(s[n][j], items.scale_log2);
       }
       if (token_begin + kTokens > all_visible) {
 #pragma unroll
