@@ -11,27 +11,25 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// A block has one row's columns, or as many of them as kThreads / kWays threads hold by four;
-// kWays groups of threads share the splits.
-template <int kWays>
-constexpr int kColumns = 4 * kThreads / kWays;
+// Many splits a row: a block has a quarter of one row's columns, and its warps share the splits.
+constexpr int kWays = kWarps;
+constexpr int kColumns = 4 * 32;
+constexpr int kParts = kHeadDimV / kColumns;
 
-template <int kWays>
 struct CombineMemory {
   float warp_max[kWarps], warp_sum[kWarps];
   float weight[kThreads];  // of as many splits at a time
-  float4 sum[kWays][kThreads / kWays];
+  float4 sum[kWays][32];
 };
 
 // num_items: split sequences the plan may have x rows of a sequence x parts of the columns.
-template <typename T, int kWays>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
-  auto& smem = shared_memory<CombineMemory<kWays>>();
-  constexpr int kLanes = kThreads / kWays, kParts = kHeadDimV / kColumns<kWays>;
+    combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+  auto& smem = shared_memory<CombineMemory>();
   constexpr int kAhead = 8;  // loads in flight
   static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
-  const int way = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
   const int num_split = split.header->num_split_sequences;
@@ -45,8 +43,7 @@ __global__ void __launch_bounds__(kThreads)
     const int sequence = entry.x, splits = entry.z;
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
-    const float* out_partial =
-        split.out_partial + place * kHeadDimV + part * kColumns<kWays> + lane * 4;
+    const float* out_partial = split.out_partial + place * kHeadDimV + part * kColumns + lane * 4;
 
     // The first loads need no weights, so they do not wait for them.
     float4 value[kAhead];
@@ -136,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
           static_cast<T*>(tensors.out) +
           ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
       const float rounded[4] = {out.x, out.y, out.z, out.w};
-      store_rounded(rounded, out_gmem + part * kColumns<kWays> + lane * 4);
+      store_rounded(rounded, out_gmem + part * kColumns + lane * 4);
       if (part == 0 && lane == 0) {
         tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
             lse == -INFINITY ? INFINITY : lse;
@@ -146,29 +143,100 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T, int kWays>
-Status launch_with(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
-                   const Tensors& tensors, Stream stream) {
-  const int64_t items = max_split_sequences(problem, shape) * problem.seqlen_q *
-                        problem.num_heads_q * (kHeadDimV / kColumns<kWays>);
-  // Fixed splits leave room for many more split sequences than there mostly are.
-  const int64_t enough = int64_t{64} * device_limits().multiprocessors;
-  return launch(combine<T, kWays>, grid_for(std::min(items, enough)), kThreads,
-                sizeof(CombineMemory<kWays>), stream, problem, split, tensors, items);
+// Few splits a row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+  constexpr int kVectors = kHeadDimV / (4 * 32);
+  const int lane = threadIdx.x % 32;
+  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
+  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int num_split = split.header->num_split_sequences;
+
+  for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
+       item += int64_t{gridDim.x} * kWarps) {
+    const int64_t row = item % rows, index = item / rows;
+    const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    if (index >= num_split) return;  // nor is any later item one
+    const int sequence = entry.x, splits = entry.z;
+    const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
+    const float* lse_partial = split.lse_partial + place;  // `rows` apart
+    const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
+
+    float largest = -INFINITY;
+    for (int s = lane; s < splits; s += 32) largest = fmaxf(largest, lse_partial[s * rows]);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, offset));
+    }
+    if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
+
+    // Weights not yet divided by their sum, 32 at a time; every lane adds up its own.
+    float4 out[kVectors] = {};
+    float weights = 0, sum = 0;
+#pragma unroll 2
+    for (int s = 0; s < splits; ++s) {
+      if (s % 32 == 0) {
+        weights = s + lane < splits ? expf(lse_partial[(s + lane) * rows] - largest) : 0;
+        sum += weights;
+      }
+      const float weight = __shfl_sync(0xffffffff, weights, s % 32);
+      if (weight == 0) continue;  // saw nothing, so there may be anything
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const float4 value = *reinterpret_cast<const float4*>(
+            out_partial + s * rows * int64_t{kHeadDimV} + v * 4 * 32);
+        out[v].x += weight * value.x;
+        out[v].y += weight * value.y;
+        out[v].z += weight * value.z;
+        out[v].w += weight * value.w;
+      }
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(0xffffffff, sum, offset);
+    }
+    const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
+    const float inverse_sum = sum == 0 ? 0 : 1 / sum;
+
+    const int packed = static_cast<int>(row % rows_per_head);
+    const int query = packed / group;
+    const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
+    T* out_gmem =
+        static_cast<T*>(tensors.out) +
+        ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,
+                                out[v].z * inverse_sum, out[v].w * inverse_sum};
+      store_rounded(rounded, out_gmem + v * 4 * 32 + lane * 4);
+    }
+    if (lane == 0) {
+      tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
+          lse == -INFINITY ? INFINITY : lse;
+    }
+  }
 }
 
 }  // namespace
 
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
                       const Tensors& tensors, Stream stream) {
-  if (max_split_sequences(problem, shape) == 0) return {};
-  // Few sequences on many workers have many splits a row: eight groups of threads share them. With
-  // fixed splits the order must not depend on the batch.
+  const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
+  if (rows == 0) return {};
+  // Few sequences on many workers have many splits a row. With fixed splits the order of summation
+  // must not depend on the batch.
   const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 8 * problem.batch;
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
-    return many ? launch_with<T, 8>(problem, shape, split, tensors, stream)
-                : launch_with<T, 2>(problem, shape, split, tensors, stream);
+    if (many) {
+      return launch(combine_many<T>, grid_for(rows * kParts), kThreads, sizeof(CombineMemory),
+                    stream, problem, split, tensors, rows * kParts);
+    }
+    // Fixed splits leave room for many more split sequences than there mostly are.
+    const int64_t enough = int64_t{64} * device_limits().multiprocessors;
+    return launch(combine_few<T>, grid_for(std::min((rows + kWarps - 1) / kWarps, enough)),
+                  kThreads, 0, stream, problem, split, tensors, rows);
   });
 }
 
