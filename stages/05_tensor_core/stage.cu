@@ -44,11 +44,10 @@ PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
       (limits.max_shared_bytes + kReserved) / (sizeof(kernel::Plan<Tile>) + kReserved);
   const int tiles =
       problem.num_heads_kv * ((problem.rows_per_kv_head() + Tile::kRows - 1) / Tile::kRows);
-  return {
-      .row_tiles = tiles,
-      .workers = workers_for(
-          tiles, limits.multiprocessors * std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>)),
-      .fixed_blocks = 2};
+  const int blocks = std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>);
+  return {.row_tiles = tiles,
+          .workers = workers_for(tiles, limits.multiprocessors * blocks),
+          .fixed_blocks = 2};
 }
 
 PlanShape plan_shape(const Problem& problem) {
