@@ -67,8 +67,9 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
                    void* workspace, size_t workspace_bytes, Stream stream = nullptr);
 
-/// Decodes by the plan in the workspace, which must have been made for the same problem and lengths: other
-/// lengths give wrong results. Asynchronous; errors as of decode().
+/// Decodes by the plan in the workspace. It must be there, made for the same problem and lengths, as
+/// page ids must be in the cache: check_plan() looks, on request. Other lengths give wrong results.
+/// Asynchronous; errors as of decode().
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
                       void* workspace, size_t workspace_bytes, Stream stream = nullptr);
 
