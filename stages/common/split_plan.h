@@ -82,8 +82,9 @@ struct SplitWorkspace {
   float* out_partial;
 };
 
-/// Most sequences that a plan can split, and most slots. From shapes alone.
+/// Most sequences that a plan can split. From shapes alone.
 int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
+/// Most slots that a plan can need. From shapes alone.
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
 
 /// Bytes of workspace for plan and partial results, from shapes alone; SIZE_MAX for more slots than
