@@ -6,16 +6,13 @@
 #include <initializer_list>
 #include <string>
 
+#include "reference/checks.h"
+
 namespace mla {
 namespace {
 
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
-}
-
-Status check_at_least_one(const char* name, int value) {
-  if (value >= 1) return {};
-  return invalid(std::string(name) + " = " + std::to_string(value) + " must be at least 1");
 }
 
 struct Factor {
@@ -35,15 +32,6 @@ Status check_size(const char* name, std::initializer_list<Factor> factors) {
   }
   if (!overflow) return {};
   return invalid(std::string(name) + " [" + product + "] has more than 2^63 - 1 bytes");
-}
-
-Status check_pointer(const char* name, const void* pointer) {
-  constexpr uintptr_t kAlignment = 16;
-  if (pointer == nullptr) return invalid(std::string(name) + " is null");
-  if (reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0) return {};
-  char address[32];
-  std::snprintf(address, sizeof address, "%p", pointer);
-  return invalid(std::string(name) + " = " + address + " is not aligned to 16 bytes");
 }
 
 }  // namespace

@@ -376,6 +376,28 @@ TEST_F(Conformance, ExtremeValuesAndLogits) {
   }
 }
 
+// The reference for data whose q and cache a test has changed.
+Status reference_on(const DataSet& data, const std::vector<uint16_t>& q,
+                    const std::vector<uint16_t>& cache, ReferenceResult* expected) {
+  Tensors host;
+  host.q = q.data();
+  host.kv_cache = cache.data();
+  host.block_table = data.block_table.data();
+  host.seqlens_k = data.seqlens_k.data();
+  return reference_attention(data.problem, host, expected);
+}
+
+void expect_right(Machine& machine, const std::vector<const Stage*>& stages, const DataSet& data,
+                  DeviceTensors& tensors, const ReferenceResult& expected) {
+  for (const Stage* stage : stages) {
+    Outputs outputs;
+    ASSERT_TRUE(run(machine, *stage, data, tensors, &outputs).ok());
+    const DecodeComparison comparison =
+        compare_decode(data.problem.dtype, outputs.out, outputs.lse, expected);
+    EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+  }
+}
+
 // A NaN among a sequence's own tokens reaches all of its rows, lse included, and no other's.
 TEST_F(Conformance, NanStaysInItsOwnSequence) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
@@ -400,21 +422,11 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
     ASSERT_TRUE(
         machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes())
             .ok());
-    Tensors host;
-    host.q = q.data();
-    host.kv_cache = cache.data();
-    host.block_table = data.block_table.data();
-    host.seqlens_k = data.seqlens_k.data();
     ReferenceResult expected;
-    ASSERT_TRUE(reference_attention(data.problem, host, &expected).ok());
+    ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
     ASSERT_TRUE(std::isnan(expected.lse[2 * 20]));  // sequence 1
     ASSERT_FALSE(std::isnan(expected.lse[0]));
-    for (const Stage* stage : stages_) {
-      Outputs outputs;
-      ASSERT_TRUE(run(*machine_, *stage, data, tensors, &outputs).ok());
-      const DecodeComparison comparison = compare_decode(dtype, outputs.out, outputs.lse, expected);
-      EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
-    }
+    expect_right(*machine_, stages_, data, tensors, expected);
   }
 }
 
@@ -448,20 +460,9 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
   ASSERT_TRUE(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()).ok());
   ASSERT_TRUE(
       machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()).ok());
-  Tensors host;
-  host.q = q.data();
-  host.kv_cache = cache.data();
-  host.block_table = data.block_table.data();
-  host.seqlens_k = data.seqlens_k.data();
   ReferenceResult expected;
-  ASSERT_TRUE(reference_attention(data.problem, host, &expected).ok());
-  for (const Stage* stage : stages) {
-    Outputs outputs;
-    ASSERT_TRUE(run(machine, *stage, data, tensors, &outputs).ok());
-    const DecodeComparison comparison =
-        compare_decode(spec.dtype, outputs.out, outputs.lse, expected);
-    EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
-  }
+  ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
+  expect_right(machine, stages, data, tensors, expected);
 }
 
 // One token outweighs each other one by far, but not all together: what is lost of theirs in 16-bit

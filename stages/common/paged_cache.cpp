@@ -1,8 +1,9 @@
 #include "stages/common/paged_cache.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <new>
+
+#include "reference/checks.h"
 
 namespace mla {
 
@@ -17,19 +18,6 @@ namespace {
 
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
-}
-
-Status check_at_least_one(const char* name, int value) {
-  if (value >= 1) return {};
-  return invalid(std::string(name) + " = " + std::to_string(value) + " must be at least 1");
-}
-
-Status check_pointer(const char* name, const void* pointer) {
-  if (pointer == nullptr) return invalid(std::string(name) + " is null");
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return {};
-  char address[32];
-  std::snprintf(address, sizeof address, "%p", pointer);
-  return invalid(std::string(name) + " = " + address + " is not aligned to 16 bytes");
 }
 
 Status check_shape(const CacheShape& shape) {

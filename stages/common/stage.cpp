@@ -1,5 +1,7 @@
 #include "stages/common/stage.h"
 
+#include "reference/checks.h"
+
 namespace mla {
 
 const Stage* find_stage(MachineKind machine, const std::string& slug) {
@@ -61,60 +63,52 @@ Status check_workspace(const Stage& stage, const Problem& problem, const void* w
   return {};
 }
 
-/// All that can be checked without following a pointer to device memory.
-Status check_call(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                  const void* workspace, size_t workspace_bytes) {
-  MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  Machine* machine = nullptr;
-  MLA_RETURN_IF_ERROR(machine_of(stage, &machine));
-  return check_workspace(stage, problem, workspace, workspace_bytes);
-}
-
-/// The same for what works on a plan alone.
-Status check_plan_call(const Stage& stage, const Problem& problem, const void* workspace,
-                       size_t workspace_bytes, Machine** machine) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+/// Device and workspace of a call, whose problem is checked already.
+Status check_place(const Stage& stage, const Problem& problem, const void* workspace,
+                   size_t workspace_bytes, Machine** machine) {
   MLA_RETURN_IF_ERROR(machine_of(stage, machine));
   return check_workspace(stage, problem, workspace, workspace_bytes);
 }
 
-Status check_lengths(const int32_t* seqlens_k) {
-  if (seqlens_k == nullptr) return {StatusCode::kInvalidArgument, "seqlens_k is null"};
-  if (reinterpret_cast<uintptr_t>(seqlens_k) % 16 != 0) {
-    return {StatusCode::kInvalidArgument, "seqlens_k is not aligned to 16 bytes"};
-  }
-  return {};
+Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
+                    void* workspace, Machine& machine, Stream stream) {
+  if (stage.plan_shape == nullptr) return {};
+  return make_plan(machine, problem, stage.plan_shape(problem), seqlens_k, workspace, stream);
 }
 
 }  // namespace
 
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
               size_t workspace_bytes, Stream stream) {
-  MLA_RETURN_IF_ERROR(check_call(stage, problem, tensors, workspace, workspace_bytes));
-  MLA_RETURN_IF_ERROR(
-      plan_decode(stage, problem, tensors.seqlens_k, workspace, workspace_bytes, stream));
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, workspace, *machine, stream));
   return stage.decode(problem, tensors, workspace, stream);
 }
 
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
                    void* workspace, size_t workspace_bytes, Stream stream) {
   Machine* machine = nullptr;
-  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
-  MLA_RETURN_IF_ERROR(check_lengths(seqlens_k));
-  if (stage.plan_shape == nullptr) return {};
-  return make_plan(*machine, problem, stage.plan_shape(problem), seqlens_k, workspace, stream);
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
+  return enqueue_plan(stage, problem, seqlens_k, workspace, *machine, stream);
 }
 
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
                       void* workspace, size_t workspace_bytes, Stream stream) {
-  MLA_RETURN_IF_ERROR(check_call(stage, problem, tensors, workspace, workspace_bytes));
+  Machine* machine = nullptr;
+  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
   return stage.decode(problem, tensors, workspace, stream);
 }
 
 Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
                  size_t workspace_bytes, HostPlan* plan, Stream stream) {
   Machine* machine = nullptr;
-  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
   if (stage.plan_shape == nullptr) {
     return {StatusCode::kUnsupported, stage.slug + " makes no plan"};
   }
@@ -124,11 +118,13 @@ Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
                   void* workspace, size_t workspace_bytes, Stream stream) {
   Machine* machine = nullptr;
-  MLA_RETURN_IF_ERROR(check_plan_call(stage, problem, workspace, workspace_bytes, &machine));
-  MLA_RETURN_IF_ERROR(check_lengths(seqlens_k));
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
   if (stage.plan_shape == nullptr) return {};
   HostPlan plan;
-  MLA_RETURN_IF_ERROR(read_plan(stage, problem, workspace, workspace_bytes, &plan, stream));
+  MLA_RETURN_IF_ERROR(
+      read_plan(*machine, problem, stage.plan_shape(problem), workspace, &plan, stream));
   std::vector<int32_t> lengths(static_cast<size_t>(problem.batch));
   MLA_RETURN_IF_ERROR(
       machine->copy_to_host(lengths.data(), seqlens_k, lengths.size() * sizeof(int32_t), stream));

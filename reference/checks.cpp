@@ -1,0 +1,25 @@
+#include "reference/checks.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace mla {
+
+Status check_at_least_one(const char* name, int value) {
+  if (value >= 1) return {};
+  return {StatusCode::kInvalidArgument,
+          std::string(name) + " = " + std::to_string(value) + " must be at least 1"};
+}
+
+Status check_pointer(const char* name, const void* pointer) {
+  constexpr uintptr_t kAlignment = 16;
+  if (pointer == nullptr) return {StatusCode::kInvalidArgument, std::string(name) + " is null"};
+  if (reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0) return {};
+  char address[32];
+  std::snprintf(address, sizeof address, "%p", pointer);
+  return {StatusCode::kInvalidArgument,
+          std::string(name) + " = " + address + " is not aligned to 16 bytes"};
+}
+
+}  // namespace mla

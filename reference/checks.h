@@ -1,0 +1,16 @@
+/// @file
+/// Checks of single arguments, with the messages that all entry points share.
+#pragma once
+
+#include "reference/status.h"
+
+namespace mla {
+
+/// kInvalidArgument with "name = value must be at least 1", or ok.
+Status check_at_least_one(const char* name, int value);
+
+/// kInvalidArgument, naming the pointer, if it is null or not aligned to 16 bytes. Does not follow
+/// it.
+Status check_pointer(const char* name, const void* pointer);
+
+}  // namespace mla
