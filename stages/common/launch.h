@@ -33,6 +33,26 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
   return cuda_status(cudaGetLastError(), "kernel launch");
 }
 
+/// The same for a kernel of at most 48 KB that may start before the grid ahead of it in `stream` has
+/// ended: as soon as all blocks of that one have called griddepcontrol_launch_dependents() or ended. It
+/// calls griddepcontrol_wait() before it touches anything that grid wrote.
+template <typename... Parameters, typename... Arguments>
+Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                        size_t shared_bytes, Stream stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
 #else
 
 /// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as
@@ -49,6 +69,13 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
     return {StatusCode::kOutOfMemory, "no memory for the GPU model's threads"};
   }
   return {};
+}
+
+/// The same: launches run one after the other.
+template <typename... Parameters, typename... Arguments>
+Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                        size_t shared_bytes, Stream stream, Arguments... arguments) {
+  return launch(kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 #endif

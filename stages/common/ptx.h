@@ -4,7 +4,7 @@
 ///
 /// The instructions are defined in NVIDIA's PTX ISA,
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/; every comment names the section. All
-/// need compute capability 8.0.
+/// need compute capability 8.0; Hopper's own are in ptx_sm90.h.
 #pragma once
 
 #include <cstdint>
@@ -109,6 +109,22 @@ __device__ __forceinline__ float ex2_approx(float x) {
   return result;
 }
 
+/// Lets the grid that was launched to depend on this one start as soon as all blocks have called this
+/// or ended. Before compute capability 9.0 nothing. Section "griddepcontrol",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Waits until the grids that this one was launched to depend on have ended and what they wrote is
+/// visible. Nothing where it was launched without.
+__device__ __forceinline__ void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #else
 
 using gpu_model::ptx::barrier_sync;
@@ -116,6 +132,8 @@ using gpu_model::ptx::cp_async_16;
 using gpu_model::ptx::cp_async_commit_group;
 using gpu_model::ptx::cp_async_wait_group;
 using gpu_model::ptx::ex2_approx;
+using gpu_model::ptx::griddepcontrol_launch_dependents;
+using gpu_model::ptx::griddepcontrol_wait;
 using gpu_model::ptx::ldmatrix_x4;
 using gpu_model::ptx::ldmatrix_x4_trans;
 using gpu_model::ptx::mma_m16n8k16;
