@@ -101,6 +101,22 @@ __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
+/// The same, and whether any of the threads brought true. Section "bar, barrier", as barrier_sync.
+__device__ __forceinline__ bool barrier_sync_or(int id, int threads, bool predicate) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine, all;\n"
+      "setp.ne.b32 mine, %3, 0;\n"
+      "bar.red.or.pred all, %1, %2, mine;\n"
+      "selp.b32 %0, 1, 0, all;\n"
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(int{predicate})
+      : "memory");
+  return any != 0;
+}
+
 /// 2^x within 2 units in the last place, subnormal results flushed to zero. Section "ex2",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-ex2
 __device__ __forceinline__ float ex2_approx(float x) {
@@ -128,6 +144,7 @@ __device__ __forceinline__ void griddepcontrol_wait() {
 #else
 
 using gpu_model::ptx::barrier_sync;
+using gpu_model::ptx::barrier_sync_or;
 using gpu_model::ptx::cp_async_16;
 using gpu_model::ptx::cp_async_commit_group;
 using gpu_model::ptx::cp_async_wait_group;

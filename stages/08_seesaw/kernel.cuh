@@ -1,0 +1,431 @@
+// 08_seesaw: two tiles at a time, one of each warpgroup's own. While one warpgroup makes P of its tile,
+// the tensor cores work for the other. With K0, V0 and K1, V1 of a pair of tiles, L and R the left and
+// the right 256 columns of V and O:
+//
+//   warpgroup 0 has O_L                            warpgroup 1 has O_R
+//   S0 = Q K0^T                                    S1 = Q K1^T, issued
+//   P0, m, l; gives P0 and m to the other   --->   O_R = a O_R; O_R += P0 V0_R, issued
+//   O_L = a O_L; O_L += P0 V0_L                    P1, m, l;  gives P1 and m to the other
+//   O_L = a O_L; O_L += P1 V1_L             <---   O_R = a O_R; O_R += P1 V1_R
+//
+// A producer's warp refills what has been read, in three parts of a tile: the left boxes, the right ones
+// and the rotary one.
+#pragma once
+
+#include <cfloat>
+#include <type_traits>
+
+#include "stages/common/device.h"
+#include "stages/common/ptx_sm90.h"
+#include "stages/common/split_items.h"
+#include "stages/common/split_plan.cuh"
+
+namespace mla::MLA_MACHINE::seesaw {
+
+constexpr int kConsumers = 256;            // two warpgroups
+constexpr int kThreads = kConsumers + 128;  // and the producer's
+constexpr int kRows = 64, kTokens = 64;    // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;    // boxes of 64 columns in a row of Q or K
+constexpr int kColumns = kHeadDimV / 2;    // of O, a warpgroup
+constexpr int kBoxBytes = 64 * 128;        // 64 rows of 64 columns
+static_assert(kTokens == kPageSize, "a tile is a page");
+
+// The parts of a tile of K, from box 4 part on: boxes 0-3 are V_L, boxes 4-7 V_R, box 8 the rotary
+// columns.
+enum Part { kLeft, kRight, kRotary, kParts };
+constexpr int kRotaryBox = 8;
+
+// A box: rows of 128 bytes. Piece c of row r, 16 bytes, lies where piece c ^ (r % 8) would: wgmma's
+// 128-byte swizzle.
+using Box = uint4[64][8];
+
+struct Plan {
+  Box q[kBoxes];
+  Box kv[2][kBoxes];
+  uint4 p[4][4][32];               // [warp of a warpgroup][16 tokens][lane]: registers, as they are
+  float2 row_max[4][32];           // [warp of a warpgroup][lane]: m of its two rows
+  float row_sum[2][kRows];         // of a warpgroup's tokens
+  ptx::Mbarrier full[2][kBoxes];   // 1 arrival, the producer's, and a box's bytes: the box is there
+  ptx::Mbarrier empty[2][kParts];  // 4 arrivals, the last reader's warps: the part has been read
+};
+static_assert(sizeof(Plan) <= 232448, "227 KB");
+
+// Named barriers. Those of P are of two warps, one of each warpgroup, that have the same rows.
+enum Barrier {
+  kAllConsumers = 1,  // 256 sync
+  kWarpgroup = 2,     // 128 sync; 2 and 3
+  kP0Ready = 4,       // 32 arrive, 32 sync; 4 to 7: P0 and its m are in shared memory
+  kP1Ready = 8,       // 32 arrive, 32 sync; 8 to 11: P1 and its m are in shared memory
+};
+
+// See stage 05.
+template <typename T>
+constexpr float kLargestP = std::is_same_v<T, float16> ? 15 : 0;
+constexpr float kHeadroom = 8;
+
+// Two floats as two 16-bit values of one register, the first one low.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t packed;
+  T* value = reinterpret_cast<T*>(&packed);
+  value[0] = from_float<T>(low);
+  value[1] = from_float<T>(high);
+  return packed;
+}
+
+// One item: a worker, for one tile of rows of a KV head.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
+           SplitWorkspace split, SplitItems items) {
+  constexpr float kBound = kLargestP<T> == 15 ? 32768 : 1;  // 2^kLargestP
+  auto& smem = shared_memory<Plan>();
+  // By a shuffle, so that the compiler knows it to be one for the whole warp.
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+
+  const unsigned item = items.first + blockIdx.x;
+  // Row tiles first: blocks that run side by side read the same pages.
+  const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
+  const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
+  PieceCursor at(problem, tensors, split, item / items.tiles);
+
+  const auto visible = [&](int r) {  // tokens that row r of the tile sees
+    return static_cast<int>(problem.visible_tokens(at.seqlen_k, (row_begin + r) / items.group));
+  };
+  // The last row sees most: tokens that some row of the tile sees.
+  const auto visible_end = [&] {
+    return min(at.token_end(), visible(min(kRows, items.rows - row_begin) - 1));
+  };
+
+  if (threadIdx.x == kConsumers) {
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_init(&smem.full[buffer][box], 1);
+      for (int part = 0; part < kParts; ++part) ptx::mbarrier_init(&smem.empty[buffer][part], 4);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();  // the barriers are there
+  ptx::griddepcontrol_launch_dependents();
+
+  if (warpgroup == 2) {  // the producer
+    ptx::setmaxnreg_dec<24>();
+    if (threadIdx.x != kConsumers) return;
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    int parity = 3;  // of empty, a bit a buffer: new barriers let the first copies pass
+    for (; at.more(); at.next()) {
+      const int end = visible_end();
+      const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
+      int next_page = at.token_begin() < end ? table[at.token_begin() / kPageSize] : 0;
+      int buffer = 0;
+      for (int token = at.token_begin(); token < end; token += kTokens, buffer ^= 1) {
+        const int page = next_page;
+        if (token + kTokens < end) next_page = table[token / kPageSize + 1];
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          const int part = (i + kRotary) % kParts;  // in the order in which they are read
+          ptx::mbarrier_wait(&smem.empty[buffer][part], parity >> buffer & 1);
+#pragma unroll
+          for (int box = part * 4; box < min(part * 4 + 4, kBoxes); ++box) {
+            ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, head_kv, 0,
+                                         page, &smem.full[buffer][box], policy);
+          }
+        }
+        parity ^= 1 << buffer;
+      }
+    }
+    return;
+  }
+
+  ptx::setmaxnreg_inc<240>();
+  // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
+  const int own_row = warp * 16 + lane / 4;
+
+  // Row r of the tile in q or out.
+  const auto gmem_row = [&](int r) {
+    const int row = row_begin + r;
+    return (int64_t{at.sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
+           head_kv * items.group + row % items.group;
+  };
+  // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads a row.
+  const auto copy_q = [&] {
+    if (at.more() && at.token_begin() < visible_end()) {
+      const int piece = threadIdx.x % 8;
+#pragma unroll 1
+      for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
+        const bool exists = row_begin + r < items.rows;
+        const uint4* source = static_cast<const uint4*>(tensors.q);
+        if (exists) source += gmem_row(r) * (kHeadDimQK / 8) + piece;
+#pragma unroll
+        for (int box = 0; box < kBoxes; ++box) {
+          ptx::cp_async_16(&smem.q[box][r][piece ^ r % 8], exists ? source + box * 8 : source,
+                           exists ? 16 : 0);
+        }
+      }
+    }
+    ptx::cp_async_commit_group();
+  };
+  const auto release = [&](int buffer, Part part) {  // this warp has read it
+    if (lane == 0) ptx::mbarrier_arrive(&smem.empty[buffer][part]);
+  };
+
+  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
+  int parity[2] = {0, 0};  // of full
+
+  copy_q();
+  while (at.more()) {
+    float o_rmem[kColumns / 8][4] = {};
+    float m[2] = {-FLT_MAX, -FLT_MAX};  // finite: 2^(m - m) is 1 for a row that sees nothing yet
+    float l[2] = {0, 0};                // of this thread's tokens
+    const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
+    const int all_visible = min(at.token_end(), visible(0));  // tokens that all rows see
+    const int end = visible_end();
+
+    // S = Q K^T  [64, 64], box by box, 16 columns a step. To be waited for.
+    const auto issue_qk = [&](float(&s_rmem)[kTokens / 8][4], int buffer) {
+      const ptx::MatrixDescriptor k = ptx::matrix_descriptor(smem.kv[buffer], 0, 1024);
+#pragma unroll
+      for (int i = 0; i < kBoxes; ++i) {
+        const int box = (i + kRotaryBox) % kBoxes;
+        ptx::mbarrier_wait(&smem.full[buffer][box], parity[buffer]);
+        ptx::wgmma_fence();  // after each wait: ptxas would insert it
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          const int offset = (box * kBoxBytes + step * 32) / 16;
+          ptx::wgmma_m64n64k16<T>(s_rmem, q + offset, k + offset, i + step > 0);
+        }
+      }
+      ptx::wgmma_commit_group();
+    };
+    // P = 2^(S - m), l = l + rowsum P, for S = scale log2(e) S. m stays as long as no P of the warp's
+    // rows exceeds the bound; if one does, m' = max(m, rowmax S + kHeadroom - kLargestP) and l = a l, and
+    // the caller does O = a O.
+    const auto softmax = [&](float(&s_rmem)[kTokens / 8][4], int token_begin,
+                             uint32_t(&p_rmem)[4][4], float(&a)[2]) {
+    // Rounded, not fused with the subtraction of m: else the largest S of a row might exceed the m made
+    // of it, and P its bound, for ever.
+#pragma unroll
+      for (int n = 0; n < kTokens / 8; ++n) {
+        for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
+      }
+      if (token_begin + kTokens > all_visible) {  // -inf for what a row does not see
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) {
+          for (int j = 0; j < 4; ++j) {
+            const int token = token_begin + lane % 4 * 2 + n * 8 + j % 2;
+            if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
+          }
+        }
+      }
+      a[0] = a[1] = 1;
+      for (;;) {
+        bool exceeds = false;
+        float sum[2] = {0, 0};
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
+            const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
+            exceeds |= p0 > kBound || p1 > kBound;
+            sum[i] += p0 + p1;
+            p_rmem[n / 2][n % 2 * 2 + i] = pack<T>(p0, p1);
+          }
+        }
+        if (!__any_sync(0xffffffff, exceeds)) {
+          l[0] += sum[0];
+          l[1] += sum[1];
+          return;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float largest = -INFINITY;
+          for (int n = 0; n < kTokens / 8; ++n) {
+            largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
+          }
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+          const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
+          const float factor = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+          m[i] = m_new;
+          l[i] *= factor;
+          a[i] *= factor;
+        }
+      }
+    };
+    const auto rescale = [&](const float(&a)[2]) {  // O = a O, where m has moved
+      if (__any_sync(0xffffffff, a[0] != 1 || a[1] != 1)) {
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          for (int j = 0; j < 4; ++j) o_rmem[n][j] *= a[j / 2];
+        }
+      }
+    };
+    // P and m, from the registers of one warp to those of the other warpgroup's warp with the same rows.
+    const auto give = [&](const uint32_t(&p_rmem)[4][4], int barrier) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        smem.p[warp][t][lane] = make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]);
+      }
+      smem.row_max[warp][lane] = make_float2(m[0], m[1]);
+      ptx::barrier_arrive(barrier + warp, 64);
+    };
+    const auto take = [&](uint32_t(&p_rmem)[4][4], float(&a)[2], int barrier) {
+      ptx::barrier_sync(barrier + warp, 64);
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const uint4 four = smem.p[warp][t][lane];
+        p_rmem[t][0] = four.x;
+        p_rmem[t][1] = four.y;
+        p_rmem[t][2] = four.z;
+        p_rmem[t][3] = four.w;
+      }
+      const float2 m_new = smem.row_max[warp][lane];
+      a[0] = ptx::ex2_approx(m[0] - m_new.x);
+      a[1] = ptx::ex2_approx(m[1] - m_new.y);
+      m[0] = m_new.x;
+      m[1] = m_new.y;
+      l[0] *= a[0];
+      l[1] *= a[1];
+    };
+    // The cache may hold anything behind a sequence's end, and 0 * NaN would be NaN: this warpgroup's part
+    // of V becomes 0 there, after S has been made of it.
+    const auto clear_tail = [&](int token_begin, int buffer) {
+      const int tokens = at.seqlen_k - token_begin;
+      if (tokens >= kTokens) return;
+      ptx::barrier_sync(kWarpgroup + warpgroup, 128);  // all of S is there
+      for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
+        for (int box = 0; box < 4; ++box) {
+          smem.kv[buffer][warpgroup * 4 + box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+        }
+      }
+      ptx::fence_proxy_async();
+      ptx::barrier_sync(kWarpgroup + warpgroup, 128);  // all zeros are there
+    };
+    // O = O + P V  [64, kColumns], 16 tokens a step. To be waited for.
+    const auto issue_pv = [&](uint32_t(&p_rmem)[4][4], int buffer) {
+      const ptx::MatrixDescriptor v =
+          ptx::matrix_descriptor(smem.kv[buffer][warpgroup * 4], kBoxBytes, 1024);
+      ptx::wgmma_fence(o_rmem, p_rmem);
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p_rmem[t], v + t * 16 * 128 / 16, true);
+      }
+      ptx::wgmma_commit_group();
+    };
+
+    ptx::cp_async_wait_group<0>();
+    ptx::fence_proxy_async();
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma
+
+    for (int token_begin = at.token_begin(); token_begin < end; token_begin += 2 * kTokens) {
+      const bool is_pair = token_begin + kTokens < end;
+      float a[2];
+      if (warpgroup == 0) {
+        float s_rmem[kTokens / 8][4];
+        uint32_t p_rmem[4][4];
+        issue_qk(s_rmem, 0);
+        ptx::wgmma_wait_group<0>(s_rmem);
+        release(0, kRotary);
+        softmax(s_rmem, token_begin, p_rmem, a);
+        give(p_rmem, kP0Ready);
+        rescale(a);
+        clear_tail(token_begin, 0);
+        issue_pv(p_rmem, 0);
+        ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
+        release(0, kLeft);
+        if (is_pair) {
+          take(p_rmem, a, kP1Ready);
+          rescale(a);
+          clear_tail(token_begin + kTokens, 1);
+          issue_pv(p_rmem, 1);
+          ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
+          release(1, kLeft);
+        }
+      } else if (is_pair) {
+        float s_rmem[kTokens / 8][4];
+        uint32_t p0_rmem[4][4], p1_rmem[4][4];
+        issue_qk(s_rmem, 1);
+        take(p0_rmem, a, kP0Ready);
+        rescale(a);
+        issue_pv(p0_rmem, 0);
+        ptx::wgmma_wait_group<1>(s_rmem);
+        release(1, kRotary);
+        softmax(s_rmem, token_begin + kTokens, p1_rmem, a);
+        give(p1_rmem, kP1Ready);
+        ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
+        release(0, kRight);
+        rescale(a);
+        clear_tail(token_begin + kTokens, 1);
+        issue_pv(p1_rmem, 1);
+        ptx::wgmma_wait_group<0>(o_rmem, p1_rmem);
+        release(1, kRight);
+      } else {
+        uint32_t p0_rmem[4][4];
+        take(p0_rmem, a, kP0Ready);
+        rescale(a);
+        clear_tail(token_begin, 0);
+        issue_pv(p0_rmem, 0);
+        ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
+        release(0, kRight);
+      }
+      parity[0] ^= 1;
+      if (is_pair) parity[1] ^= 1;
+    }
+
+    // Row sums of both warpgroups
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 2);
+      if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
+    }
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // the sums are there; Q and P have been read
+    float inverse_l[2];
+    int64_t place[2];  // of the row in out or out_partial, in rows; -1: nowhere
+    const int slot = at.slot();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = own_row + 8 * i, row = row_begin + r;
+      const float sum = smem.row_sum[0][r] + smem.row_sum[1][r];
+      const bool saw_something = own_visible[i] > at.token_begin();
+      inverse_l[i] = saw_something ? 1 / sum : 0;
+      const float lse = 0.693147181f * (m[i] + log2f(sum));  // ln 2 (m + log2 l)
+      const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
+      place[i] = -1;
+      // A row that saw nothing: out = 0, lse = +inf, or -inf in a part.
+      if (row < items.rows && slot >= 0) {
+        place[i] = (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
+        if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
+      } else if (row < items.rows) {
+        place[i] = gmem_row(r);
+        const int64_t head =
+            int64_t{at.sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
+        if (writes_lse) {
+          tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
+        }
+      }
+    }
+    at.next();
+    copy_q();  // the next piece's Q comes while O is written
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (place[i] < 0) continue;
+      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        const float low = o_rmem[n][2 * i] * inverse_l[i];
+        const float high = o_rmem[n][2 * i + 1] * inverse_l[i];
+        if (slot >= 0) {
+          *reinterpret_cast<float2*>(split.out_partial + first + n * 8) = make_float2(low, high);
+        } else {
+          *reinterpret_cast<uint32_t*>(static_cast<T*>(tensors.out) + first + n * 8) =
+              pack<T>(low, high);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace mla::MLA_MACHINE::seesaw
