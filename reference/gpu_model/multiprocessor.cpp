@@ -486,7 +486,7 @@ int block_barrier(const char* what, bool predicate, const char* file, int line) 
                                      {what, file, line});
 }
 
-void named_barrier(int id, int threads, const char* file, int line) {
+int named_barrier(int id, int threads, bool predicate, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   const Wait wait{"barrier_sync", file, line, 0, id, threads};
   const auto require = [&](bool holds, const char* what) {
@@ -499,7 +499,7 @@ void named_barrier(int id, int threads, const char* file, int line) {
   };
   require(id >= 1 && id <= 15, "a named barrier is 1 to 15");
   require(threads > 0 && threads % warpSize == 0, "threads must be a multiple of 32");
-  multiprocessor.meet(static_cast<unsigned>(threads), false, wait);
+  return multiprocessor.meet(static_cast<unsigned>(threads), predicate, wait);
 }
 
 void warp_barrier(unsigned mask, const char* file, int line) {

@@ -59,7 +59,8 @@ inline void carry_out(const Copy& copy) {
       copy.source == nullptr ? Granule{} : *static_cast<const Granule*>(copy.source);
 }
 
-void named_barrier(int id, int threads, const char* file, int line);
+/// The number of true predicates.
+int named_barrier(int id, int threads, bool predicate, const char* file, int line);
 
 }  // namespace detail
 
@@ -110,7 +111,10 @@ template <int kPending>
 }
 
 inline void barrier_sync(int id, int threads, GPU_MODEL_HERE) {
-  detail::named_barrier(id, threads, file, line);
+  detail::named_barrier(id, threads, false, file, line);
+}
+inline bool barrier_sync_or(int id, int threads, bool predicate, GPU_MODEL_HERE) {
+  return detail::named_barrier(id, threads, predicate, file, line) > 0;
 }
 
 inline float ex2_approx(float x) {

@@ -37,7 +37,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
                     stream, cache_map, problem, tensors, split, items);
     });
   }));
-  return launch_combine(problem, shape, split, tensors, stream);
+  return launch_combine(problem, shape, split, tensors, stream, CombineStart::kEarly);
 }
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {

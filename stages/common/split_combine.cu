@@ -3,6 +3,7 @@
 // has in flight.
 #include "stages/common/split_combine.h"
 
+#include "stages/common/ptx.h"
 #include "stages/common/vector8.h"
 
 namespace mla::MLA_MACHINE {
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  ptx::griddepcontrol_wait();  // for the plan and the parts
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
@@ -151,6 +153,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  ptx::griddepcontrol_wait();  // for the plan and the parts
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
@@ -221,22 +224,28 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
-                      const Tensors& tensors, Stream stream) {
+                      const Tensors& tensors, Stream stream, CombineStart start) {
   const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
   if (rows == 0) return {};
   // Few sequences on many workers have many splits a row. With fixed splits the order of summation
   // must not depend on the batch.
   const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 8 * problem.batch;
+  const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
+    return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
+                                                            stream, problem, split, tensors, items)
+                                         : launch(kernel, grid, kThreads, shared_bytes, stream,
+                                                  problem, split, tensors, items);
+  };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (many) {
-      return launch(combine_many<T>, grid_for(rows * kParts), kThreads, sizeof(CombineMemory),
-                    stream, problem, split, tensors, rows * kParts);
+      return start_kernel(combine_many<T>, grid_for(rows * kParts), sizeof(CombineMemory),
+                          rows * kParts);
     }
     // Fixed splits leave room for many more split sequences than there mostly are.
     const int64_t enough = int64_t{64} * device_limits().multiprocessors;
-    return launch(combine_few<T>, grid_for(std::min((rows + kWarps - 1) / kWarps, enough)),
-                  kThreads, 0, stream, problem, split, tensors, rows);
+    return start_kernel(combine_few<T>, grid_for(std::min((rows + kWarps - 1) / kWarps, enough)), 0,
+                        rows);
   });
 }
 

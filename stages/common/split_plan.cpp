@@ -140,7 +140,8 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const bool whole =
       piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
   const int used =
-      whole ? problem.batch : static_cast<int>(std::min<int64_t>(shape.workers, length));
+      whole ? problem.batch
+            : static_cast<int>(std::clamp<int64_t>(length / shape.min_blocks, 1, shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});
@@ -167,6 +168,9 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
         begin = piece < pieces ? WorkerBegin{i, static_cast<int32_t>(piece * piece_blocks),
                                              static_cast<int32_t>(piece), 0}
                                : WorkerBegin{i + 1, 0, 0, 0};
+      }
+      if (begin.sequence < problem.batch) {
+        begin.seqlen_k = seqlens_k[static_cast<size_t>(begin.sequence)];
       }
     }
     if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});

@@ -101,8 +101,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t length = total_blocks + fixed * total_pieces;
   const bool whole =
       piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
-  const auto used = static_cast<unsigned>(whole ? problem.batch
-                                                : min(static_cast<int64_t>(shape.workers), length));
+  const auto used = static_cast<unsigned>(
+      whole ? problem.batch
+            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_blocks)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -156,8 +157,9 @@ __global__ void __launch_bounds__(kThreads)
     };
     for (unsigned worker = threadIdx.x; worker < used; worker += kThreads) {
       int local;
-      const WorkerBegin begin = locate(worker, &local);
+      WorkerBegin begin = locate(worker, &local);
       if (local < 0) continue;
+      if (begin.sequence < problem.batch) begin.seqlen_k = seqlens_k[begin.sequence];
       plan.worker_begin[worker] = begin;
       if (piece_blocks > 0 || begin.block == 0) continue;
       atomicMin(&smem.first_cut[local], static_cast<int>(worker));

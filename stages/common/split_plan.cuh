@@ -24,7 +24,7 @@ class PieceCursor {
     const int4 begin = worker_begin(worker);
     sequence = begin.x;
     block_ = begin.y;
-    find_end();
+    find_end([&] { return begin.w; });
   }
 
   __device__ __forceinline__ bool more() const { return block_ < block_end_; }
@@ -36,7 +36,7 @@ class PieceCursor {
       ++sequence;
       block_ = 0;
     }
-    find_end();
+    find_end([&] { return tensors_.seqlens_k[sequence]; });
   }
 
   __device__ __forceinline__ int token_begin() const { return block_ * kPageSize; }
@@ -60,11 +60,12 @@ class PieceCursor {
     return max(1, static_cast<int>(pages_for(seqlen_k)));
   }
   // Of the piece that begins at block_; block_ if the worker is done.
-  __device__ __forceinline__ void find_end() {
+  template <typename Length>
+  __device__ __forceinline__ void find_end(const Length& length) {
     const int4 end = worker_begin(worker_ + 1);
     block_end_ = block_;
     if (sequence > end.x || (sequence == end.x && block_ >= end.y)) return;
-    seqlen_k = tensors_.seqlens_k[sequence];
+    seqlen_k = length();
     block_end_ = sequence == end.x ? min(blocks(), end.y) : blocks();
     if (problem_.fixed_split_tokens > 0) {
       block_end_ = min(block_end_, block_ + problem_.fixed_split_tokens / kPageSize);

@@ -30,6 +30,8 @@ struct PlanShape {
   int row_tiles = 1;     ///< Tiles of query rows, over all KV heads; each has `workers` workers.
   int workers = 1;       ///< 1 ... kMaxWorkers
   int fixed_blocks = 0;  ///< What a piece costs beside its blocks, in blocks.
+  int min_blocks = 1;  ///< Fewer are no worker's share, as long as that can be: less than this many
+                       ///< for each worker go to fewer workers.
 };
 
 /// Workers for each row tile that keep `resident_blocks` blocks of a kernel busy: as many as run at
@@ -41,7 +43,7 @@ struct alignas(16) WorkerBegin {
   int32_t sequence;  ///< `batch`: behind the last
   int32_t block;     ///< Of that sequence.
   int32_t split;     ///< How many pieces of that sequence other workers have before.
-  int32_t unused;
+  int32_t seqlen_k;  ///< Of that sequence: a worker need not look further to begin.
   bool operator==(const WorkerBegin&) const = default;
 };
 
