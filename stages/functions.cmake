@@ -16,9 +16,12 @@ function(mla_model_source target cu_file)
   target_sources(${target} PRIVATE ${wrapper})
 endfunction()
 
-# Kernels for GPUs: spills to local memory are errors, like every warning.
+# Kernels for GPUs: spills to local memory are errors, like every warning, and like ptxas' remarks that it serialised
+# wgmma, which is why the compiler runs under nvcc_guard.sh.
 function(mla_gpu_options target architectures)
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
+  set(launcher sh ${PROJECT_SOURCE_DIR}/stages/nvcc_guard.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}"
+    CUDA_COMPILER_LAUNCHER "${launcher}")
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${target} PRIVATE mla_warnings)
   target_compile_options(${target} PRIVATE
