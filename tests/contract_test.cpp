@@ -212,6 +212,7 @@ class Contract : public testing::TestWithParam<MachineKind> {
 
 TEST_P(Contract, BadArgumentsAreRefusedAndTouchNothing) {
   for (const Stage& stage : stages(GetParam())) {
+    if (!check_device(stage, machine_->limits()).ok()) continue;
     for (const BadCall& bad : bad_calls()) expect_refused(stage, bad);
     if (stage.workspace_bytes(data_.problem) > 0) {
       for (const BadCall& bad : bad_workspaces()) expect_refused(stage, bad);
@@ -250,6 +251,22 @@ TEST_P(Contract, AnUnfitDeviceIsRefused) {
     EXPECT_NE(status.message().find(stage.slug), std::string::npos) << status.to_string();
     EXPECT_TRUE(outputs_untouched());
   }
+}
+
+TEST(CheckDevice, SaysWhichComputeCapabilitiesAStageNeeds) {
+  Stage stage;
+  stage.slug = "06_some";
+  const auto refusal = [&](int least, int most, int device) {
+    stage.min_compute_capability = least;
+    stage.max_compute_capability = most;
+    return check_device(stage, {.compute_capability = device}).message();
+  };
+  const std::string needs = "06_some needs compute capability ";
+  EXPECT_EQ(refusal(90, 90, 90), "");
+  EXPECT_EQ(refusal(90, 90, 100), needs + "9.0 exactly, the device has 10.0");
+  EXPECT_EQ(refusal(90, 90, 89), needs + "9.0 exactly, the device has 8.9");
+  EXPECT_EQ(refusal(80, 90, 100), needs + "8.0 to 9.0, the device has 10.0");
+  EXPECT_EQ(refusal(80, 1 << 30, 75), needs + "8.0 or newer, the device has 7.5");
 }
 
 TEST_P(Contract, PagingIsCheckedOnRequest) {
