@@ -60,6 +60,7 @@ inline void carry_out(const Copy& copy) {
 }
 
 void named_barrier(int id, int threads, const char* file, int line);
+void named_barrier_arrive(int id, int threads, const char* file, int line);
 
 }  // namespace detail
 
