@@ -187,6 +187,10 @@ void Multiprocessor::land(size_t index) {
     marks_[begin + i].state = GranuleMark::State::kIdle;
   }
   MbarrierState* barrier = find_mbarrier(load.barrier);
+  barrier->landed = barrier->phase + 1;
+  barrier->what = load.what;
+  barrier->file = load.file;
+  barrier->line = load.line;
   mbarrier_update(*barrier, 0, static_cast<int64_t>(load.bytes), wait);
 }
 

@@ -137,6 +137,8 @@ void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, 
       });
     }
   }
+  MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
+  now->observed = now->phase;
   tsan_acquire(const_cast<ptx::Mbarrier*>(barrier));
 }
 
@@ -189,8 +191,10 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
              multiprocessor.place(multiprocessor.self().number);
     });
   }
+  const uint64_t phase = state.phase;
   multiprocessor.as_scheduler(
       [&] { multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait); });
+  if (state.phase != phase) multiprocessor.let_others_overtake();
 }
 
 void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, int parity, const char* file,

@@ -342,6 +342,11 @@ void Multiprocessor::arrive(Wait wait) {
     ++barrier.arrived;
     if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
   });
+  if (barrier.arrived == 0) let_others_overtake();
+}
+
+void Multiprocessor::let_others_overtake() {
+  if (launch_->seed != 0 && async_random_.next() % 2 == 0) yield();
 }
 
 void Multiprocessor::complete(Barrier& barrier, int id) {

@@ -211,6 +211,9 @@ class Multiprocessor {
   void yield();
   /// yield() at every 64th call: enough to end a wait that spins.
   void scheduling_point();
+  /// yield() now and then, after this thread let others go on without waiting itself: what it does
+  /// next must not depend on its doing so first.
+  void let_others_overtake();
 
   /// Rejects the kernel, from a GPU thread or not.
   template <typename Message>

@@ -166,17 +166,17 @@ void Multiprocessor::publish_stores() {
 void Multiprocessor::reset_async() {
   if (marks_used_) {
     for (GranuleMark& mark : marks_) mark = {};
-    for (unsigned number = 0; number < count_; ++number) threads_[number]->written.clear();
+    for (const auto& thread : threads_) thread->written.clear();
     marks_used_ = false;
   }
   mbarriers_.clear();
   loads_.clear();
   writes_.clear();
   if (async_.used) {
-    for (unsigned number = 0; number < count_; ++number) {
-      threads_[number]->stores.stores.clear();
-      threads_[number]->stores.group_ends.clear();
-      threads_[number]->registers.clear();
+    for (const auto& thread : threads_) {  // of the last launch there may have been more
+      thread->stores.stores.clear();
+      thread->stores.group_ends.clear();
+      thread->registers.clear();
     }
   }
   async_.used = false;
@@ -206,6 +206,9 @@ void Multiprocessor::check_async_end() {
     }
   };
   for (const BulkCopy& load : loads_) under_way(load.what, load.file, load.line);
+  for (const MbarrierState& barrier : mbarriers_) {  // landed early, but that was luck
+    if (barrier.landed > barrier.observed) under_way(barrier.what, barrier.file, barrier.line);
+  }
   if (async_.used) {
     for (unsigned number = 0; number < count_; ++number) {
       for (const BulkCopy& store : threads_[number]->stores.stores) {

@@ -4,7 +4,6 @@
 #include "reference/gpu_model/wgmma.h"
 
 #include <algorithm>
-#include <bit>
 #include <string>
 
 #include "reference/gpu_model/multiprocessor.h"
@@ -23,7 +22,8 @@ constexpr size_t kGranule = sizeof(Granule);
 constexpr size_t kRows = 16;  // of a warp's part
 constexpr size_t kDepth = 16;
 constexpr size_t kMaxColumns = 256;
-constexpr uint32_t kInFlight = 0x7fe5a5a5;  // a NaN that no computation makes
+// A NaN that no computation makes, nor leaves as it is: a signalling one.
+constexpr uint32_t kInFlight = 0x7fa5a5a5;
 
 constexpr uint64_t kDescriptorBits =
     uint64_t{0x3fff} | uint64_t{0x3fff} << 16 | uint64_t{0x3fff} << 32 | uint64_t{3} << 62;
@@ -366,7 +366,7 @@ void Multiprocessor::issue_product(void* const* lanes) {
       accumulator.d[lane] = d;
       for (size_t i = 0; i < registers; ++i) {
         accumulator.values[element(lane, i, columns)] = d[i];
-        d[i] = std::bit_cast<float>(kInFlight);
+        reinterpret_cast<Word*>(d)[i] = kInFlight;
       }
     }
   }
