@@ -27,36 +27,6 @@ void CopyQueue::clear() {
   taken_ = 0;
 }
 
-PendingCopy& Multiprocessor::granule(const char* does, const void* address, Wait wait) {
-  const auto offset = static_cast<const std::byte*>(address) - shared_.data();
-  const auto reject = [&](auto&& why) {
-    fail([&] { return detail::describe(wait) + does + why() + ", " + place(self().number); });
-  };
-  if (offset < 0 || static_cast<size_t>(offset) + sizeof(Granule) > shared_.bytes()) {
-    reject([&] {
-      return " 16 bytes that are not in the block's dynamic shared memory" +
-             (shared_.contains(address) ? ": " + shared_.describe(address) : "");
-    });
-  }
-  if (offset % sizeof(Granule) != 0) {
-    reject([&] {
-      return " a misaligned address, " + std::to_string(offset % sizeof(Granule)) +
-             " bytes past a multiple of 16";
-    });
-  }
-  PendingCopy& pending = pending_[static_cast<size_t>(offset) / sizeof(Granule)];
-  if (pending.file != nullptr) {
-    reject([&] {
-      const uint3 writer = threads_[pending.thread]->index;
-      return " shared memory that cp.async of thread (" + std::to_string(writer.x) + "," +
-             std::to_string(writer.y) + "," + std::to_string(writer.z) + ") at " +
-             std::string(relative_path(pending.file)) + ":" + std::to_string(pending.line) +
-             " writes and has not waited for";
-    });
-  }
-  return pending;
-}
-
 bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
   const auto reject = [&](auto&& why) {
     fail([&] { return detail::describe(wait) + why() + ", " + place(self().number); });
@@ -72,20 +42,21 @@ bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
              " bytes past a multiple of 16";
     });
   }
-  granule(" writes", copy.destination, wait) = {wait.file, wait.line, self().number};
+  GranuleMark& mark = granule_to_write(copy.destination, wait);
+  mark.state = GranuleMark::State::kCopying;
+  mark.file = wait.file;
+  mark.line = wait.line;
+  mark.thread = static_cast<uint16_t>(self().number);
+  marks_used_ = true;
   self().copies.issue(copy);
   return launch_->seed != 0 && random_.next() % 2 == 0;
 }
 
 bool Multiprocessor::take_copy(size_t pending, Copy& copy) {
   if (!self().copies.take(pending, copy)) return false;
-  release(copy);
-  return true;
-}
-
-void Multiprocessor::release(const Copy& copy) {
   const auto offset = static_cast<const std::byte*>(copy.destination) - shared_.data();
-  pending_[static_cast<size_t>(offset) / sizeof(Granule)] = {};
+  mark_written(static_cast<size_t>(offset) / sizeof(Granule));
+  return true;
 }
 
 // What ptx.h calls.

@@ -1,6 +1,5 @@
 /// @file
-/// cp.async on the model: the copies a GPU thread has issued, and the shared memory that they write
-/// until it has waited for them.
+/// cp.async on the model: the copies a GPU thread has issued.
 #pragma once
 
 #include <cstddef>
@@ -26,13 +25,6 @@ class CopyQueue {
   std::vector<Copy> copies_;
   std::vector<size_t> group_ends_;  // of each committed group: the number of copies up to its end
   size_t taken_ = 0;                // copies that a wait under way has given out
-};
-
-/// The copy that writes 16 bytes of shared memory; `file` is null where there is none.
-struct PendingCopy {
-  const char* file = nullptr;
-  int line = 0;
-  unsigned thread = 0;
 };
 
 }  // namespace gpu_model::detail

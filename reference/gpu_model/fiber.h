@@ -34,6 +34,9 @@ class Fiber {
   /// From the fiber: what the caller does from here to leave() is the scheduler's doing, as
   /// ThreadSanitizer sees it.
   void become_scheduler();
+  /// From the fiber: calls function(), which is the scheduler's doing, as ThreadSanitizer sees it.
+  template <typename Function>
+  void as_scheduler(Function function);
   /// From the fiber, or from a signal handler on top of it: back to the scheduler for good.
   [[noreturn]] void leave();
   /// From the scheduler, after a fiber left before its functions returned.
@@ -125,6 +128,15 @@ inline void Fiber::acquire_from(void* token) {
 inline void Fiber::become_scheduler() {
 #ifdef GPU_MODEL_TSAN
   __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+}
+
+template <typename Function>
+void Fiber::as_scheduler(Function function) {
+  become_scheduler();
+  function();
+#ifdef GPU_MODEL_TSAN
+  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
 }
 

@@ -29,7 +29,8 @@ inline bool same(const char* a, const char* b) {
 
 inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
-         same(a.what, b.what) && same(a.file, b.file);
+         a.mbarrier == b.mbarrier && a.parity == b.parity && same(a.what, b.what) &&
+         same(a.file, b.file);
 }
 
 }  // namespace
@@ -39,6 +40,12 @@ std::string describe(const Wait& wait) {
   if (wait.mask != 0) std::snprintf(argument, sizeof argument, "(mask 0x%08x)", wait.mask);
   if (wait.barrier != 0) {
     std::snprintf(argument, sizeof argument, "(%d, %d)", wait.barrier, wait.threads);
+  }
+  if (wait.mbarrier >= 0 && wait.parity < 0) {
+    std::snprintf(argument, sizeof argument, "(barrier at byte %d)", wait.mbarrier);
+  } else if (wait.mbarrier >= 0) {
+    std::snprintf(argument, sizeof argument, "(barrier at byte %d, parity %d)", wait.mbarrier,
+                  wait.parity);
   }
   return std::string(wait.what) + argument + " at " + std::string(relative_path(wait.file)) + ":" +
          std::to_string(wait.line);
@@ -90,7 +97,8 @@ void Multiprocessor::run(Launch& launch) {
         launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
     shared_ = GuardedMemory(launch.shared_bytes, place);
     if (!shared_.valid()) throw std::bad_alloc();
-    pending_.assign(launch.shared_bytes / sizeof(Granule), {});
+    marks_.assign(launch.shared_bytes / sizeof(Granule), {});
+    async_.granules.clear();
     while (!launch.stopped) {
       const uint64_t turn = launch.next_turn++;
       if (turn >= launch.blocks() || !run_block(turn)) break;
@@ -125,6 +133,7 @@ bool Multiprocessor::run_block(uint64_t turn) {
   yields_ = 0;
   scheduling_points_ = 0;
   barriers_.fill({});
+  reset_async();
   for (unsigned w = 0; w < warp_count_; ++w) {
     const unsigned lanes = std::min(count_ - w * warpSize, unsigned{warpSize});
     const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
@@ -147,6 +156,7 @@ bool Multiprocessor::run_block(uint64_t turn) {
   }
   draw_priorities();
   schedule();
+  if (error_.empty() && !launch_->stopped) check_async_end();
 
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
     error_ = "out-of-bounds shared memory write: at byte " + std::to_string(offset) + " of " +
@@ -157,7 +167,6 @@ bool Multiprocessor::run_block(uint64_t turn) {
   if (rejected) launch_->fail(turn, std::exchange(error_, {}));
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
-    for (const Copy& copy : thread.copies.copies()) release(copy);
     thread.copies.clear();
     if (!thread.finished || rejected) thread.fiber->discard();
   }
@@ -175,6 +184,10 @@ void Multiprocessor::draw_priorities() {
 
 void Multiprocessor::schedule() {
   while (finished_ < count_) {
+    if (!loads_.empty()) {
+      land_loads_early();
+      if (!error_.empty()) return;
+    }
     Warp* best = nullptr;
     for (unsigned w = 0; w < warp_count_; ++w) {
       if (warps_[w].runnable != 0 && (best == nullptr || warps_[w].priority > best->priority)) {
@@ -182,8 +195,9 @@ void Multiprocessor::schedule() {
       }
     }
     if (best == nullptr) {
-      error_ = deadlock();
-      return;
+      if (!land_load()) error_ = deadlock();
+      if (!error_.empty()) return;
+      continue;
     }
     // One pass over the lanes. Their numbers xor a random number: of any two, either goes first
     // equally often.
@@ -199,6 +213,7 @@ void Multiprocessor::schedule() {
       if (error_.empty()) error_ = tsan_take_report();
       if (!error_.empty() || launch_->stopped) return;
     }
+    if (async_.fenced) publish_stores();
   }
 }
 
@@ -273,13 +288,20 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   thread.fiber->become_scheduler();
   block(thread, wait);
   Barrier& barrier = barriers_[static_cast<size_t>(wait.barrier)];
-  if (barrier.arrived == 0) barrier.first = thread.number;
+  if (barrier.arrived == 0) {
+    barrier.first = thread.number;
+    barrier.first_wait = wait;
+  }
   // A named barrier's threads may come from different lines.
-  const Wait& others = threads_[barrier.first]->wait;
+  const Wait& others = barrier.first_wait;
   if (wait.barrier == 0 ? !same(others, wait) : others.threads != wait.threads) {
     fail([&] {
-      return "divergent barrier: " + place(thread.number) + " is in " +
-             detail::describe(thread.wait) + ", though " + describe(*threads_[barrier.first]);
+      const uint3 first_index = threads_[barrier.first]->index;
+      return "divergent barrier: " + place(thread.number) + " is in " + detail::describe(wait) +
+             ", though thread " + triple(first_index.x, first_index.y, first_index.z) +
+             (barrier.passed.empty() || barrier.passed.front() != barrier.first ? " waits in "
+                                                                                : " has been in ") +
+             detail::describe(others);
     });
   }
   ++barrier.arrived;
@@ -290,7 +312,62 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   return static_cast<int>(thread.result);
 }
 
+void Multiprocessor::arrive(Wait wait) {
+  Thread& thread = self();
+  const auto id = static_cast<size_t>(wait.barrier);
+  Barrier& barrier = barriers_[id];
+  tsan_release(&thread.arrival_tokens[id]);
+  as_scheduler([&] {
+    if (barrier.arrived == 0) {
+      barrier.first = thread.number;
+      barrier.first_wait = wait;
+    }
+    const auto reject_arrival = [&](const char* why, const Wait& other) {
+      fail([&] {
+        return "divergent barrier: " + place(thread.number) + " is in " + detail::describe(wait) +
+               why + detail::describe(other);
+      });
+    };
+    if (barrier.first_wait.threads != wait.threads) {
+      reject_arrival(", though another thread is in ", barrier.first_wait);
+    }
+    for (size_t i = 0; i < barrier.passed.size(); ++i) {
+      if (barrier.passed[i] == thread.number) {
+        reject_arrival(", though the barrier is not complete since the same thread was in ",
+                       barrier.passed_places[i]);
+      }
+    }
+    barrier.passed.push_back(thread.number);
+    barrier.passed_places.push_back(wait);
+    ++barrier.arrived;
+    if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
+  });
+  if (barrier.arrived == 0) let_others_overtake();
+}
+
+void Multiprocessor::let_others_overtake() {
+  if (launch_->seed != 0 && async_random_.next() % 2 == 0) yield();
+}
+
 void Multiprocessor::complete(Barrier& barrier, int id) {
+  for (size_t i = 0; i < barrier.passed.size(); ++i) {
+    // Hardware counts warps, so all lanes of one must have come, and from one line.
+    const unsigned warp = barrier.passed[i] / warpSize;
+    uint32_t lanes = 0;
+    for (size_t j = 0; j < barrier.passed.size(); ++j) {
+      if (barrier.passed[j] / warpSize == warp &&
+          same(barrier.passed_places[i], barrier.passed_places[j])) {
+        lanes |= 1u << barrier.passed[j] % warpSize;
+      }
+    }
+    if (lanes != warps_[warp].exists) {
+      fail([&] {
+        return "divergent barrier: lanes of one warp disagree: " + place(barrier.passed[i]) +
+               " is in " + detail::describe(barrier.passed_places[i]) +
+               ", but not all others of its warp";
+      });
+    }
+  }
   for (unsigned number = 0; number < count_ && id != 0; ++number) {
     const Thread& thread = *threads_[number];
     const Thread& lane_0 = *threads_[number / warpSize * warpSize];
@@ -314,10 +391,15 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
   for (Thread* thread : met) thread->fiber->release_to(met.front());
   for (Thread* thread : met) {
     thread->fiber->acquire_from(met.front());
+    for (const unsigned passed : barrier.passed) {
+      thread->fiber->acquire_from(&threads_[passed]->arrival_tokens[static_cast<size_t>(id)]);
+    }
     thread->result = holds;
     wake(*thread);
   }
-  barrier = {};
+  barrier.arrived = 0;
+  barrier.passed.clear();
+  barrier.passed_places.clear();
   draw_priorities();
 }
 
@@ -448,7 +530,7 @@ std::string Multiprocessor::place(unsigned number) const {
 std::string Multiprocessor::describe(const Thread& thread) const {
   const std::string name = "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
   if (thread.wait.what == nullptr) return name + (thread.finished ? " has returned" : " runs");
-  return name + " waits in " + detail::describe(thread.wait);
+  return name + " waits in " + detail::describe(thread.wait) + phase(thread.wait);
 }
 
 std::string Multiprocessor::deadlock() const {
@@ -469,8 +551,15 @@ std::string Multiprocessor::deadlock() const {
     if (thread.finished) {
       text += one ? " has returned" : " have returned";
     } else {
-      text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait);
+      text +=
+          (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + phase(thread.wait);
     }
+  }
+  for (const Barrier& barrier : barriers_) {
+    if (barrier.passed.empty()) continue;
+    text += "; " + std::to_string(barrier.passed.size()) + " threads, of which thread " +
+            std::to_string(barrier.passed.front()) + " was first, have been in " +
+            detail::describe(barrier.passed_places.front());
   }
   return text;
 }
@@ -486,20 +575,31 @@ int block_barrier(const char* what, bool predicate, const char* file, int line) 
                                      {what, file, line});
 }
 
-int named_barrier(int id, int threads, bool predicate, const char* file, int line) {
+namespace {
+Wait check_named_barrier(const char* what, int id, int threads, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
-  const Wait wait{"barrier_sync", file, line, 0, id, threads};
-  const auto require = [&](bool holds, const char* what) {
+  const auto require = [&](bool holds, const char* requirement) {
     if (holds) return;
     multiprocessor.fail([&] {
-      return "barrier_sync(" + std::to_string(id) + ", " + std::to_string(threads) + ") at " +
-             std::string(relative_path(file)) + ":" + std::to_string(line) + ": " + what + ", " +
-             multiprocessor.place(multiprocessor.self().number);
+      return std::string(what) + "(" + std::to_string(id) + ", " + std::to_string(threads) +
+             ") at " + std::string(relative_path(file)) + ":" + std::to_string(line) + ": " +
+             requirement + ", " + multiprocessor.place(multiprocessor.self().number);
     });
   };
   require(id >= 1 && id <= 15, "a named barrier is 1 to 15");
   require(threads > 0 && threads % warpSize == 0, "threads must be a multiple of 32");
-  return multiprocessor.meet(static_cast<unsigned>(threads), predicate, wait);
+  return {what, file, line, 0, id, threads};
+}
+}  // namespace
+
+int named_barrier(int id, int threads, bool predicate, const char* file, int line) {
+  const Wait wait = check_named_barrier("barrier_sync", id, threads, file, line);
+  return Multiprocessor::here().meet(static_cast<unsigned>(threads), predicate, wait);
+}
+
+void named_barrier_arrive(int id, int threads, const char* file, int line) {
+  const Wait wait = check_named_barrier("barrier_arrive", id, threads, file, line);
+  Multiprocessor::here().arrive(wait);
 }
 
 void warp_barrier(unsigned mask, const char* file, int line) {

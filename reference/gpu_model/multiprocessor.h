@@ -14,9 +14,13 @@
 #include <vector>
 
 #include "reference/gpu_model/async_copy.h"
+#include "reference/gpu_model/bulk_copy.h"
 #include "reference/gpu_model/fiber.h"
+#include "reference/gpu_model/mbarrier.h"
 #include "reference/gpu_model/memory.h"
+#include "reference/gpu_model/proxy.h"
 #include "reference/gpu_model/simt.h"
+#include "reference/gpu_model/wgmma.h"
 
 namespace gpu_model::detail {
 
@@ -60,6 +64,8 @@ struct Wait {
   unsigned mask = 0;  ///< The lanes that are to meet, or 0 where no mask is given.
   int barrier = 0;    ///< A named barrier,
   int threads = 0;    ///< and how many are to meet there; else 0.
+  int mbarrier = -1;  ///< An mbarrier's offset in shared memory,
+  int parity = -1;    ///< and the parity waited for; else -1.
 };
 
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
@@ -79,6 +85,10 @@ struct Thread {
   unsigned source = 0;   ///< the lane it reads from,
   uint64_t result = 0;   ///< and what it gets, from a warp function or a barrier.
   CopyQueue copies;
+  StoreQueue stores;
+  std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
+  std::vector<FencedRegisters> registers;
+  char arrival_tokens[16] = {};  ///< For ThreadSanitizer: what it did before barrier_arrive.
 };
 
 struct Warp {
@@ -91,7 +101,10 @@ struct Warp {
 
 struct Barrier {
   unsigned arrived = 0;
-  unsigned first = 0;  ///< Number of the thread that arrived first.
+  unsigned first = 0;               ///< Number of the thread that arrived first,
+  Wait first_wait;                  ///< and where.
+  std::vector<unsigned> passed;     ///< Threads that arrived without waiting,
+  std::vector<Wait> passed_places;  ///< and where each did.
 };
 
 class Multiprocessor {
@@ -118,6 +131,8 @@ class Multiprocessor {
   /// Meets `expected` threads at barrier wait.barrier, 0 being __syncthreads'; the count of true
   /// predicates.
   int meet(unsigned expected, bool predicate, Wait wait);
+  /// Counts this thread among those who meet at named barrier wait.barrier, but does not wait.
+  void arrive(Wait wait);
 
   /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
   /// the operand of lane `source`. `ordering`: memory is ordered, too.
@@ -127,9 +142,64 @@ class Multiprocessor {
   /// Meets all 32 lanes of a whole warp, for `operation`.
   [[gnu::always_inline]] void collect_warp(Wait wait, void* operands, WarpOperation operation);
 
-  /// The mark of 16 bytes of shared memory, aligned and in no use by cp.async, or else an error:
+  // proxy.cpp. Granules are numbered by their offset in shared memory.
+
+  /// The mark of 16 bytes of shared memory that nothing asynchronous writes, or else an error:
   /// "... `does` a misaligned address".
-  PendingCopy& granule(const char* does, const void* address, Wait wait);
+  GranuleMark& granule(const char* does, const void* address, const Wait& wait);
+  /// The same, and nothing asynchronous reads them.
+  GranuleMark& granule_to_write(const void* address, const Wait& wait);
+  /// This thread has written a granule.
+  void mark_written(size_t index, const char* file = nullptr, int line = 0);
+  void fence_proxy_async();
+  void use_async_view();
+  /// Rejects an asynchronous access to a granule that something else writes, or that ordinary
+  /// stores wrote which are not fenced.
+  void check_async_access(size_t index, const char* does, const Wait& wait) {
+    if (marks_[index].state != GranuleMark::State::kIdle ||
+        !equal(generic_granules()[index], async_.granules[index])) {
+      reject_async_access(index, does, wait);
+    }
+  }
+  /// Rejects an asynchronous write to a granule that something asynchronous reads.
+  void check_no_reader(size_t index, const Wait& wait);
+  Granule* generic_granules() { return reinterpret_cast<Granule*>(shared_.data()); }
+  std::vector<GranuleMark>& marks() { return marks_; }
+  AsyncView& async_view() { return async_; }
+  size_t granules() const { return marks_.size(); }
+  /// An address as an offset in shared memory, which `bytes` from there lie in, or else an error.
+  size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* does,
+                       const Wait& wait);
+
+  // mbarrier.cpp.
+  uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const Wait& wait);
+  void fence_mbarrier_init();
+  MbarrierState& mbarrier(uint64_t state, const Wait& wait);
+  /// `arrivals` and completed bytes (negative: expected ones) of the current phase.
+  void mbarrier_update(MbarrierState& state, unsigned arrivals, int64_t bytes, const Wait& wait);
+  void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, const Wait& wait);
+  MbarrierState* find_mbarrier(size_t offset);
+
+  // bulk_copy.cpp.
+  size_t check_load(BulkCopy copy, void* destination, uint64_t barrier_state, const Wait& wait);
+  void begin_load();
+  void store(BulkCopy copy, const void* source, const Wait& wait);
+  void commit_stores();
+  void wait_stores(size_t pending);
+
+  // wgmma.cpp.
+  void issue_product(void* const* lanes);
+  void fence_registers(void* const* lanes);
+  void commit_products(void* const* lanes);
+  void wait_products(void* const* lanes);
+  /// All warps of this thread's warpgroup are to execute the same.
+  void warpgroup_instruction(WarpgroupInstruction instruction);
+
+  /// Calls function(), which is the scheduler's doing, as ThreadSanitizer sees it.
+  template <typename Function>
+  void as_scheduler(Function function) {
+    self().fiber->as_scheduler(function);
+  }
   /// See ptx.h.
   bool issue_copy(const Copy& copy, int source_bytes, Wait wait);
   bool take_copy(size_t pending, Copy& copy);
@@ -141,7 +211,16 @@ class Multiprocessor {
   void yield();
   /// yield() at every 64th call: enough to end a wait that spins.
   void scheduling_point();
+  /// yield() now and then, after this thread let others go on without waiting itself: what it does
+  /// next must not depend on its doing so first.
+  void let_others_overtake();
 
+  /// Rejects the kernel, from a GPU thread or not.
+  template <typename Message>
+  void reject(Message message) {
+    if (running_ != nullptr) fail(message);
+    if (error_.empty()) error_ = message();
+  }
   /// Rejects the kernel with the text that `message` returns. Nothing on this GPU thread's stack is
   /// destroyed, so the callers must own nothing; that is why the text is made in here.
   template <typename Message>
@@ -167,8 +246,31 @@ class Multiprocessor {
   void draw_priorities();
   void complete(Barrier& barrier, int id);
   void complete(Warp& warp, unsigned mask, Combine combine, bool ordering, WarpOperation operation);
-  void release(const Copy& copy);
   void finish_thread();
+  std::string phase(const Wait& wait) const;
+  void reset_async();
+  void check_async_end();
+  void publish_stores();
+  [[gnu::cold]] void reject_async_access(size_t index, const char* does, const Wait& wait);
+  std::string writer(const GranuleMark& mark) const;
+  std::string reader(size_t index);
+  /// Whether a warp's part of a product reads a granule.
+  static bool reads(const Product& product, unsigned warp, size_t index);
+  /// Lands a bulk load, if any is under way.
+  bool land_load();
+  void land_loads_early();
+  void land(size_t load);
+  void probe(const BulkCopy& copy);
+  void write_global(BulkCopy& store);
+  void read_store(BulkCopy& store);
+  void compute_products(unsigned warp, uint64_t end);
+  void compute_product(unsigned warp, WarpProduct& product);
+  /// Calls function(granule) for all that a warp's part of a product reads: of A, then of B.
+  template <typename Function>
+  static void for_each_granule(const Product& product, unsigned warp, Function function);
+  void check_registers(Thread& thread, const uint32_t* begin, size_t count, const char* name,
+                       const Product& product);
+  void record_registers(Thread& thread, const uint32_t* begin, size_t count);
   std::string deadlock() const;
   std::string describe(const Thread& thread) const;
 
@@ -188,7 +290,18 @@ class Multiprocessor {
   uint64_t yields_ = 0;
   unsigned scheduling_points_ = 0;
   GuardedMemory shared_;
-  std::vector<PendingCopy> pending_;  // for every 16 bytes of shared_
+  std::vector<GranuleMark> marks_;  // for every 16 bytes of shared_
+  bool marks_used_ = false;         // by this block
+  AsyncView async_;
+  std::vector<MbarrierState> mbarriers_;
+  std::vector<BulkCopy> loads_;   // under way
+  std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
+  std::array<WarpProducts, 32> products_;
+  std::array<Warpgroup, 8> warpgroups_;
+  // When what is asynchronous happens: drawn apart from the schedule, which it leaves alone.
+  enum class Pace { kLate, kNowAndThen, kEarly };
+  Pace pace_ = Pace::kLate;
+  Random async_random_;
   std::string error_;
   char start_token_ = 0;  // for ThreadSanitizer: orders the block's start before its threads
 

@@ -61,6 +61,7 @@ inline void carry_out(const Copy& copy) {
 
 /// The number of true predicates.
 int named_barrier(int id, int threads, bool predicate, const char* file, int line);
+void named_barrier_arrive(int id, int threads, const char* file, int line);
 
 }  // namespace detail
 

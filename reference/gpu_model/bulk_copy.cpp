@@ -1,0 +1,401 @@
+// Bulk copies, of boxes of tensors and of consecutive bytes. A load lands when nothing else can
+// run, or earlier; a store reads shared memory in the wait that covers it, or earlier, and writes
+// when the block ends, or earlier.
+#include "reference/gpu_model/bulk_copy.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "reference/gpu_model/multiprocessor.h"
+#include "reference/gpu_model/sanitizer.h"
+
+namespace gpu_model::detail {
+namespace {
+
+constexpr size_t kGranule = sizeof(Granule);
+constexpr uint64_t kElementsPerGranule = kGranule / 2;
+
+/// Calls function(granule of the box, global address, first column that lies in the tensor, end of
+/// them) for each 16 bytes of a box, the columns counted from the granule's first.
+template <typename Function>
+void for_each_piece(const TensorMap& map, const int (&coordinates)[4], Function function) {
+  const size_t row_granules = map.box[0] / kElementsPerGranule;
+  size_t row = 0;
+  for (uint32_t i3 = 0; i3 < map.box[3]; ++i3) {
+    for (uint32_t i2 = 0; i2 < map.box[2]; ++i2) {
+      for (uint32_t i1 = 0; i1 < map.box[1]; ++i1, ++row) {
+        const int64_t outer[3] = {int64_t{coordinates[1]} + i1, int64_t{coordinates[2]} + i2,
+                                  int64_t{coordinates[3]} + i3};
+        bool inside = true;
+        std::byte* start = static_cast<std::byte*>(const_cast<void*>(map.address));
+        for (size_t i = 0; i < 3; ++i) {
+          inside = inside && outer[i] >= 0 && outer[i] < static_cast<int64_t>(map.size[i + 1]);
+          if (inside) start += static_cast<uint64_t>(outer[i]) * map.stride_bytes[i + 1];
+        }
+        for (size_t piece = 0; piece < row_granules; ++piece) {
+          const int64_t column =
+              int64_t{coordinates[0]} + static_cast<int64_t>(piece * kElementsPerGranule);
+          const int64_t end = static_cast<int64_t>(map.size[0]) - column;
+          const int64_t count = int64_t{kElementsPerGranule};
+          const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
+          const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
+          const size_t granule = row * row_granules + (map.swizzle_128b ? piece ^ row % 8 : piece);
+          function(granule, start + column * 2, begin, std::max(begin, last));
+        }
+      }
+    }
+  }
+}
+
+/// Reads the source of a load.
+void read_global(BulkCopy& copy) {
+  copy.has_data = true;
+  copy.data.resize(copy.bytes / kGranule);
+  if (!copy.tensor) {
+    for (size_t i = 0; i < copy.data.size(); ++i) {
+      __builtin_memcpy(&copy.data[i], copy.global + i * kGranule, kGranule);
+    }
+    return;
+  }
+  for_each_piece(copy.map, copy.coordinates,
+                 [&](size_t granule, const std::byte* global, int64_t begin, int64_t last) {
+                   Granule& to = copy.data[granule];
+                   if (begin == 0 && last == int64_t{kElementsPerGranule}) {
+                     __builtin_memcpy(&to, global, kGranule);
+                     return;
+                   }
+                   uint16_t elements[kElementsPerGranule] = {};
+                   for (int64_t i = begin; i < last; ++i) {
+                     __builtin_memcpy(&elements[i], global + i * 2, 2);
+                   }
+                   __builtin_memcpy(&to, elements, kGranule);
+                 });
+}
+
+}  // namespace
+
+/// Faults here, in the thread that asks, and not when the copy is carried out, if the global memory
+/// is not there.
+void Multiprocessor::probe(const BulkCopy& copy) {
+  const auto touch = [](const std::byte* byte) {
+    static_cast<void>(*static_cast<const volatile std::byte*>(byte));
+  };
+  if (!copy.tensor) {
+    for (size_t i = 0; i < copy.bytes; i += 4096) touch(copy.global + i);
+    touch(copy.global + copy.bytes - 1);
+    return;
+  }
+  for_each_piece(copy.map, copy.coordinates,
+                 [&](size_t, const std::byte* global, int64_t begin, int64_t last) {
+                   if (begin >= last) return;
+                   touch(global + begin * 2);
+                   touch(global + last * 2 - 1);
+                 });
+}
+
+size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t barrier_mark,
+                                  const Wait& wait) {
+  const size_t alignment = copy.tensor ? (copy.map.swizzle_128b ? 1024 : 128) : kGranule;
+  copy.offset = shared_offset(destination, copy.bytes, alignment, " writes", wait);
+  copy.barrier = static_cast<size_t>(wait.mbarrier);
+  copy.what = wait.what;
+  copy.file = wait.file;
+  copy.line = wait.line;
+  copy.thread = self().number;
+  const MbarrierState& barrier = mbarrier(barrier_mark, wait);
+  if (!barrier.fenced) {
+    fail([&] {
+      return detail::describe(wait) +
+             ": the barrier is used without fence_mbarrier_init in the thread that initialised "
+             "it, " +
+             place(self().number);
+    });
+  }
+  probe(copy);
+  as_scheduler([&] {
+    use_async_view();
+    const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
+    for (size_t i = begin; i < end; ++i) {
+      check_async_access(i, " writes", wait);
+      check_no_reader(i, wait);
+      if (i == copy.barrier / kGranule) {
+        fail([&] {
+          return detail::describe(wait) + " writes over its own barrier, " + place(self().number);
+        });
+      }
+    }
+    for (size_t i = begin; i < end; ++i) {
+      GranuleMark& mark = marks_[i];
+      mark.state = GranuleMark::State::kLanding;
+      mark.file = wait.file;
+      mark.line = wait.line;
+      mark.thread = static_cast<uint16_t>(self().number);
+      async_.granules[i] = ~Granule{};
+    }
+    marks_used_ = true;
+    loads_.push_back(std::move(copy));
+  });
+  return loads_.back().bytes;
+}
+
+void Multiprocessor::begin_load() {
+  // Its thread's past is visible to those who wait for the copy: it wrote, ThreadSanitizer thinks,
+  // when it issued it.
+  BulkCopy& load = loads_.back();
+  tsan_release(shared_.data() + load.barrier);
+  as_scheduler([&] {
+    load.begun = true;
+    if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
+    if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) land(loads_.size() - 1);
+  });
+}
+
+void Multiprocessor::land_loads_early() {
+  const unsigned odds = pace_ == Pace::kLate ? 0 : pace_ == Pace::kNowAndThen ? 16 : 4;
+  if (odds != 0 && async_random_.next() % odds == 0) land_load();
+}
+
+bool Multiprocessor::land_load() {
+  // One that a thread is about to begin is the last.
+  const size_t begun = loads_.size() - (!loads_.empty() && !loads_.back().begun);
+  if (begun == 0) return false;
+  land(launch_->seed == 0 ? 0 : async_random_.next() % begun);
+  return true;
+}
+
+void Multiprocessor::land(size_t index) {
+  BulkCopy load = std::move(loads_[index]);
+  loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
+  Wait wait{load.what, load.file, load.line};
+  wait.mbarrier = static_cast<int>(load.barrier);
+  const auto by = [&] { return ", issued by " + place(load.thread); };
+  if (!load.has_data) read_global(load);
+  const size_t begin = load.offset / kGranule;
+  for (size_t i = 0; i < load.data.size(); ++i) {
+    Granule& generic = generic_granules()[begin + i];
+    if (!equal(generic, ~Granule{})) {
+      if (error_.empty()) {
+        error_ = detail::describe(wait) + " writes shared memory at byte " +
+                 std::to_string((begin + i) * kGranule) +
+                 ", where an ordinary store wrote while the copy was under way" + by();
+      }
+      return;
+    }
+    generic = load.data[i];
+    async_.granules[begin + i] = load.data[i];
+    marks_[begin + i].state = GranuleMark::State::kIdle;
+  }
+  MbarrierState* barrier = find_mbarrier(load.barrier);
+  barrier->landed = barrier->phase + 1;
+  barrier->what = load.what;
+  barrier->file = load.file;
+  barrier->line = load.line;
+  mbarrier_update(*barrier, 0, static_cast<int64_t>(load.bytes), wait);
+}
+
+void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) {
+  const size_t alignment = copy.tensor ? (copy.map.swizzle_128b ? 1024 : 128) : kGranule;
+  copy.offset = shared_offset(source, copy.bytes, alignment, " reads", wait);
+  copy.what = wait.what;
+  copy.file = wait.file;
+  copy.line = wait.line;
+  copy.thread = self().number;
+  probe(copy);
+  as_scheduler([&] {
+    use_async_view();
+    const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
+    for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
+    for (size_t i = begin; i < end; ++i) ++async_.readers[i];
+    StoreQueue& queue = self().stores;
+    queue.stores.push_back(std::move(copy));
+    if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) read_store(queue.stores.back());
+  });
+}
+
+void Multiprocessor::read_store(BulkCopy& store) {
+  if (store.has_data) return;
+  const Wait wait{store.what, store.file, store.line};
+  store.has_data = true;
+  const size_t begin = store.offset / kGranule, count = store.bytes / kGranule;
+  store.data.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    check_async_access(begin + i, " reads", wait);
+    store.data[i] = async_.granules[begin + i];
+  }
+}
+
+void Multiprocessor::write_global(BulkCopy& store) {
+  if (!store.tensor) {
+    for (size_t i = 0; i < store.data.size(); ++i) {
+      __builtin_memcpy(store.global + i * kGranule, &store.data[i], kGranule);
+    }
+    return;
+  }
+  for_each_piece(store.map, store.coordinates,
+                 [&](size_t granule, std::byte* global, int64_t begin, int64_t last) {
+                   uint16_t elements[kElementsPerGranule];
+                   __builtin_memcpy(elements, &store.data[granule], kGranule);
+                   for (int64_t i = begin; i < last; ++i) {
+                     __builtin_memcpy(global + i * 2, &elements[i], 2);
+                   }
+                 });
+}
+
+void Multiprocessor::commit_stores() {
+  as_scheduler([&] {
+    StoreQueue& queue = self().stores;
+    queue.group_ends.push_back(queue.stores.size());
+  });
+}
+
+void Multiprocessor::wait_stores(size_t pending) {
+  as_scheduler([&] {
+    StoreQueue& queue = self().stores;
+    if (queue.group_ends.size() <= pending) return;
+    const size_t groups = queue.group_ends.size() - pending;
+    const size_t end = queue.group_ends[groups - 1];
+    for (size_t i = 0; i < end; ++i) {
+      BulkCopy& store = queue.stores[i];
+      read_store(store);
+      const size_t begin = store.offset / kGranule, count = store.bytes / kGranule;
+      for (size_t j = begin; j < begin + count; ++j) --async_.readers[j];
+      if (launch_->seed == 0 || async_random_.next() % 2 == 0) {
+        write_global(store);
+      } else {
+        writes_.push_back(std::move(store));
+      }
+    }
+    queue.stores.erase(queue.stores.begin(), queue.stores.begin() + static_cast<ptrdiff_t>(end));
+    queue.group_ends.erase(queue.group_ends.begin(),
+                           queue.group_ends.begin() + static_cast<ptrdiff_t>(groups));
+    for (size_t& group_end : queue.group_ends) group_end -= end;
+  });
+}
+
+std::string Multiprocessor::reader(size_t index) {
+  const auto at = [](const char* what, const char* file, int line) {
+    return std::string(what) + " at " + std::string(relative_path(file)) + ":" +
+           std::to_string(line);
+  };
+  for (unsigned number = 0; number < count_; ++number) {
+    for (const BulkCopy& store : threads_[number]->stores.stores) {
+      const size_t begin = store.offset / kGranule;
+      if (index >= begin && index < begin + store.bytes / kGranule) {
+        return at(store.what, store.file, store.line);
+      }
+    }
+  }
+  for (unsigned warp = 0; warp < warp_count_; ++warp) {
+    for (const WarpProduct& product : products_[warp].queue) {
+      if (reads(product.product, warp, index)) {
+        return at(product.product.what, product.product.file, product.product.line) + " of warp " +
+               std::to_string(warp);
+      }
+    }
+  }
+  return "an operation under way";
+}
+
+// What ptx_sm90.h calls.
+
+namespace {
+
+/// The box that a copy of a right map takes, or else an error.
+BulkCopy box(const TensorMap* map, const int (&coordinates)[4], const Wait& wait) {
+  check_tensor_map(wait.what, map, wait.file, wait.line);
+  BulkCopy copy;
+  copy.tensor = true;
+  copy.map = *map;
+  std::copy_n(coordinates, 4, copy.coordinates);
+  copy.bytes = size_t{2} * map->box[0] * map->box[1] * map->box[2] * map->box[3];
+  return copy;
+}
+
+void check_bytes(int bytes, const void* global, const Wait& wait) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (bytes > 0 && bytes % 16 == 0 && reinterpret_cast<uintptr_t>(global) % 16 == 0) return;
+  multiprocessor.fail([&] {
+    return describe(wait) + ": " + std::to_string(bytes) + " bytes from or to global address ..." +
+           std::to_string(reinterpret_cast<uintptr_t>(global) % 16) +
+           " (modulo 16): both must be multiples of 16, " +
+           multiprocessor.place(multiprocessor.self().number);
+  });
+}
+
+}  // namespace
+
+void check_tensor_map(const char* what, const TensorMap* map, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  const auto require = [&](bool holds, const char* why) {
+    if (holds) return;
+    multiprocessor.fail([&] {
+      return describe({what, file, line}) + ": " + why + ", " +
+             multiprocessor.place(multiprocessor.self().number);
+    });
+  };
+  require(map != nullptr, "the tensor map is null");
+  require(reinterpret_cast<uintptr_t>(map) % 64 == 0, "the tensor map is not 64-byte aligned");
+  require(map->rank == 4, "the tensor map is not one of rank 4");
+  require(gpu_model::check_tensor_map(*map).empty(), "the tensor map is no right one");
+  require(!map->swizzle_128b || map->box[0] == 64,
+          "a box with a 128-byte swizzle has rows of 128 bytes here");
+}
+
+size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
+                         const ptx::Mbarrier* barrier, uint64_t mark, uint64_t policy,
+                         const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  Wait wait{"cp_async_bulk_tensor_4d", file, line};
+  if (policy != kEvictFirst && policy != kEvictLast) {
+    multiprocessor.fail([&] {
+      return describe(wait) + ": the cache policy is not one of createpolicy, " +
+             multiprocessor.place(multiprocessor.self().number);
+    });
+  }
+  wait.mbarrier =
+      static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
+  return multiprocessor.check_load(box(map, coordinates, wait), destination, mark, wait);
+}
+
+size_t check_linear_load(void* destination, const void* source, int bytes,
+                         const ptx::Mbarrier* barrier, uint64_t mark, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  Wait wait{"cp_async_bulk", file, line};
+  check_bytes(bytes, source, wait);
+  wait.mbarrier =
+      static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
+  BulkCopy copy;
+  copy.global = static_cast<std::byte*>(const_cast<void*>(source));
+  copy.bytes = static_cast<size_t>(bytes);
+  return multiprocessor.check_load(std::move(copy), destination, mark, wait);
+}
+
+void begin_load() {
+  Multiprocessor::here().begin_load();
+}
+
+void tensor_store(const TensorMap* map, const int (&coordinates)[4], const void* source,
+                  const char* file, int line) {
+  const Wait wait{"cp_async_bulk_tensor_4d_store", file, line};
+  Multiprocessor::here().store(box(map, coordinates, wait), source, wait);
+}
+
+void linear_store(void* destination, const void* source, int bytes, const char* file, int line) {
+  const Wait wait{"cp_async_bulk_store", file, line};
+  check_bytes(bytes, destination, wait);
+  BulkCopy copy;
+  copy.global = static_cast<std::byte*>(destination);
+  copy.bytes = static_cast<size_t>(bytes);
+  Multiprocessor::here().store(std::move(copy), source, wait);
+}
+
+void commit_stores() {
+  Multiprocessor::here().commit_stores();
+}
+
+void wait_stores(int pending) {
+  Multiprocessor::here().wait_stores(static_cast<size_t>(pending));
+}
+
+}  // namespace gpu_model::detail

@@ -1,0 +1,325 @@
+/// @file
+/// Hopper's instructions that kernels use through stages/common/ptx_sm90.h, on the model. What they
+/// do is documented there; what the model checks, and when what is asynchronous happens, in
+/// README.md.
+///
+/// As in ptx.h, whatever reads or writes the kernel's memory for a thread stands in this header, so
+/// that sanitizers see the access as that thread's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "reference/gpu_model/ptx.h"
+#include "reference/gpu_model/tensor_map.h"
+
+namespace gpu_model {
+namespace ptx {
+
+/// Its state is the model's; here lies only a mark that ordinary stores would destroy.
+struct alignas(8) Mbarrier {
+  uint64_t state;
+};
+
+}  // namespace ptx
+
+namespace detail {
+
+// mbarrier.cpp. `state` is what the thread read of the barrier.
+
+/// Checks the place; gives what to write there.
+uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file, int line);
+void fence_mbarrier_init();
+void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
+                     const char* file, int line);
+void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, int parity, const char* file,
+                   int line);
+/// An mbarrier's address, aligned and in shared memory, or else an error.
+void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line);
+
+[[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrier* barrier) {
+  return *static_cast<const volatile uint64_t*>(&barrier->state);
+}
+
+// bulk_copy.cpp.
+
+constexpr uint64_t kEvictFirst = 0x12f0000000000000, kEvictLast = 0x14f0000000000000;
+
+/// Checks and remembers a load that begins when begin_load() is called; its bytes.
+size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
+                         const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
+                         const char* file, int line);
+size_t check_linear_load(void* destination, const void* source, int bytes,
+                         const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
+void begin_load();
+void check_tensor_map(const char* what, const TensorMap* map, const char* file, int line);
+void tensor_store(const TensorMap* map, const int (&coordinates)[4], const void* source,
+                  const char* file, int line);
+void linear_store(void* destination, const void* source, int bytes, const char* file, int line);
+void commit_stores();
+void wait_stores(int pending);
+
+/// What a copy is to write must not be taken for what lay there.
+inline void poison(void* memory, size_t bytes) {
+  auto* granules = static_cast<Granule*>(memory);
+  for (size_t i = 0; i < bytes / sizeof(Granule); ++i) granules[i] = ~Granule{};
+}
+
+// proxy.cpp.
+
+void fence_proxy_async();
+void check_matrix_row_to_write(const char* what, const void* row, const char* file, int line);
+/// Remembers that this thread wrote these 16 bytes by ordinary means.
+void wrote(const void* granule, const char* file, int line);
+
+struct StoredMatrices {
+  const uint32_t* r;
+  Granule row;
+};
+void store_matrices(void* const* lanes);
+
+// wgmma.cpp.
+
+struct Product {
+  const char* what;
+  const char* file;
+  int line;
+  int columns;
+  bool float16;
+  bool b_transposed;  ///< MN-major.
+  bool accumulate;
+  bool a_in_registers;
+  uint64_t a, b;  ///< Descriptors.
+};
+struct ProductOperands {
+  const Product* product;
+  float* d;
+  const uint32_t* a;
+};
+void issue_product(void* const* lanes);
+
+/// Registers that a statement names.
+struct NamedRegisters {
+  static constexpr int kMax = 8;
+  const char* file;
+  int line;
+  int pending;  ///< Groups.
+  struct {
+    void* begin;
+    size_t bytes;
+  } arrays[kMax];
+};
+void fence_registers(void* const* lanes);
+void commit_products(void* const* lanes);
+void wait_products(void* const* lanes);
+void redistribute_registers(const char* what, int count, const char* file, int line);
+uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes,
+                           const char* file, int line);
+
+/// Stands for the arguments that are not there: with defaults for all, the caller's file and line
+/// can be defaults, too, which they cannot be after a pack.
+struct NoRegisters {};
+inline NoRegisters no_registers;
+
+template <typename T>
+void name_registers(NamedRegisters& named, int& count, T& registers) {
+  if constexpr (!std::is_same_v<T, NoRegisters>) {
+    using Element = std::remove_all_extents_t<T>;
+    static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, uint32_t>);
+    named.arrays[count].begin = &registers;
+    named.arrays[count].bytes = sizeof registers;
+    ++count;
+  }
+}
+
+template <typename T, bool kTransposeB, size_t kTiles>
+void multiply_async(const char* what, float (&d)[kTiles][4], const uint32_t* a_registers,
+                    uint64_t a, uint64_t b, bool accumulate, const char* file, int line) {
+  static_assert(std::is_same_v<T, mla::bfloat16> || std::is_same_v<T, mla::float16>);
+  static_assert(kTiles >= 1 && kTiles <= 32);
+  static_assert(!kTransposeB || kTiles % 8 == 0, "an MN-major B comes in boxes of 64 columns");
+  const Product product{what,
+                        file,
+                        line,
+                        static_cast<int>(kTiles * 8),
+                        std::is_same_v<T, mla::float16>,
+                        kTransposeB,
+                        accumulate,
+                        a_registers != nullptr,
+                        a,
+                        b};
+  ProductOperands operands{&product, &d[0][0], a_registers};
+  warp_operation(what, &operands, issue_product, file, line);
+}
+
+}  // namespace detail
+
+namespace ptx {
+
+[[gnu::noinline]] inline void mbarrier_init(Mbarrier* barrier_smem, int count, GPU_MODEL_HERE) {
+  barrier_smem->state = detail::mbarrier_init(barrier_smem, count, file, line);
+}
+inline void fence_mbarrier_init() {
+  detail::fence_mbarrier_init();
+}
+[[gnu::noinline]] inline void mbarrier_arrive(Mbarrier* barrier_smem, GPU_MODEL_HERE) {
+  detail::check_mbarrier("mbarrier_arrive", barrier_smem, file, line);
+  detail::mbarrier_arrive("mbarrier_arrive", barrier_smem, detail::read_state(barrier_smem), 0,
+                          file, line);
+}
+[[gnu::noinline]] inline void mbarrier_arrive_expect_tx(Mbarrier* barrier_smem, int bytes,
+                                                        GPU_MODEL_HERE) {
+  detail::check_mbarrier("mbarrier_arrive_expect_tx", barrier_smem, file, line);
+  detail::mbarrier_arrive("mbarrier_arrive_expect_tx", barrier_smem,
+                          detail::read_state(barrier_smem), bytes, file, line);
+}
+[[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_smem, int parity, GPU_MODEL_HERE) {
+  detail::check_mbarrier("mbarrier_wait", barrier_smem, file, line);
+  detail::mbarrier_wait(barrier_smem, detail::read_state(barrier_smem), parity, file, line);
+}
+
+inline void fence_proxy_async() {
+  detail::fence_proxy_async();
+}
+
+inline uint64_t createpolicy_evict_first() {
+  return detail::kEvictFirst;
+}
+inline uint64_t createpolicy_evict_last() {
+  return detail::kEvictLast;
+}
+
+inline void prefetch_tensormap(const TensorMap* map, GPU_MODEL_HERE) {
+  detail::check_tensor_map("prefetch_tensormap", map, file, line);
+}
+[[gnu::noinline]] inline void cp_async_bulk_tensor_4d(void* destination_smem, const TensorMap* map,
+                                                      int c0, int c1, int c2, int c3,
+                                                      Mbarrier* barrier_smem, uint64_t cache_policy,
+                                                      GPU_MODEL_HERE) {
+  detail::check_mbarrier("cp_async_bulk_tensor_4d", barrier_smem, file, line);
+  const size_t bytes =
+      detail::check_tensor_load(destination_smem, map, {c0, c1, c2, c3}, barrier_smem,
+                                detail::read_state(barrier_smem), cache_policy, file, line);
+  detail::poison(destination_smem, bytes);
+  detail::begin_load();
+}
+inline void cp_async_bulk_prefetch_tensor_4d(const TensorMap* map, int, int, int, int,
+                                             GPU_MODEL_HERE) {
+  detail::check_tensor_map("cp_async_bulk_prefetch_tensor_4d", map, file, line);
+}
+inline void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1, int c2, int c3,
+                                          const void* source_smem, GPU_MODEL_HERE) {
+  detail::tensor_store(map, {c0, c1, c2, c3}, source_smem, file, line);
+}
+[[gnu::noinline]] inline void cp_async_bulk(void* destination_smem, const void* source_gmem,
+                                            int bytes, Mbarrier* barrier_smem, GPU_MODEL_HERE) {
+  detail::check_mbarrier("cp_async_bulk", barrier_smem, file, line);
+  const size_t checked =
+      detail::check_linear_load(destination_smem, source_gmem, bytes, barrier_smem,
+                                detail::read_state(barrier_smem), file, line);
+  detail::poison(destination_smem, checked);
+  detail::begin_load();
+}
+inline void cp_async_bulk_store(void* destination_gmem, const void* source_smem, int bytes,
+                                GPU_MODEL_HERE) {
+  detail::linear_store(destination_gmem, source_smem, bytes, file, line);
+}
+inline void cp_async_bulk_commit_group() {
+  detail::commit_stores();
+}
+template <int kPending>
+void cp_async_bulk_wait_group_read() {
+  static_assert(kPending >= 0);
+  detail::wait_stores(kPending);
+}
+
+[[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const uint32_t (&r)[4], GPU_MODEL_HERE) {
+  detail::check_matrix_row_to_write("stmatrix_x4", row_smem, file, line);
+  detail::StoredMatrices operands{r, {}};
+  detail::warp_operation("stmatrix_x4", &operands, detail::store_matrices, file, line);
+  *static_cast<detail::Granule*>(row_smem) = operands.row;
+  detail::wrote(row_smem, file, line);
+}
+
+inline void barrier_arrive(int id, int threads, GPU_MODEL_HERE) {
+  detail::named_barrier_arrive(id, threads, file, line);
+}
+
+template <int kRegisters>
+void setmaxnreg_inc(GPU_MODEL_HERE) {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0);
+  detail::redistribute_registers("setmaxnreg_inc", kRegisters, file, line);
+}
+template <int kRegisters>
+void setmaxnreg_dec(GPU_MODEL_HERE) {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0);
+  detail::redistribute_registers("setmaxnreg_dec", kRegisters, file, line);
+}
+
+/// The address is the offset in the block's dynamic shared memory.
+inline uint64_t matrix_descriptor(const void* matrix_smem, int leading_bytes, int stride_bytes,
+                                  GPU_MODEL_HERE) {
+  return detail::matrix_descriptor(matrix_smem, leading_bytes, stride_bytes, file, line);
+}
+
+template <typename A = detail::NoRegisters, typename B = detail::NoRegisters,
+          typename C = detail::NoRegisters, typename D = detail::NoRegisters,
+          typename E = detail::NoRegisters, typename F = detail::NoRegisters,
+          typename G = detail::NoRegisters, typename H = detail::NoRegisters>
+void wgmma_fence(A& a = detail::no_registers, B& b = detail::no_registers,
+                 C& c = detail::no_registers, D& d = detail::no_registers,
+                 E& e = detail::no_registers, F& f = detail::no_registers,
+                 G& g = detail::no_registers, H& h = detail::no_registers, GPU_MODEL_HERE) {
+  detail::NamedRegisters named{file, line, 0, {}};
+  int count = 0;
+  const auto name = [&](auto&... registers) {
+    (detail::name_registers(named, count, registers), ...);
+  };
+  name(a, b, c, d, e, f, g, h);
+  detail::warp_operation("wgmma_fence", &named, detail::fence_registers, file, line);
+}
+inline void wgmma_commit_group(GPU_MODEL_HERE) {
+  detail::NamedRegisters none{file, line, 0, {}};
+  detail::warp_operation("wgmma_commit_group", &none, detail::commit_products, file, line);
+}
+template <int kPending, typename A = detail::NoRegisters, typename B = detail::NoRegisters,
+          typename C = detail::NoRegisters, typename D = detail::NoRegisters,
+          typename E = detail::NoRegisters, typename F = detail::NoRegisters,
+          typename G = detail::NoRegisters, typename H = detail::NoRegisters>
+void wgmma_wait_group(A& a = detail::no_registers, B& b = detail::no_registers,
+                      C& c = detail::no_registers, D& d = detail::no_registers,
+                      E& e = detail::no_registers, F& f = detail::no_registers,
+                      G& g = detail::no_registers, H& h = detail::no_registers, GPU_MODEL_HERE) {
+  static_assert(kPending >= 0 && kPending <= 7);
+  detail::NamedRegisters named{file, line, kPending, {}};
+  int count = 0;
+  const auto name = [&](auto&... registers) {
+    (detail::name_registers(named, count, registers), ...);
+  };
+  name(a, b, c, d, e, f, g, h);
+  detail::warp_operation("wgmma_wait_group", &named, detail::wait_products, file, line);
+}
+
+template <typename T>
+void wgmma_m64n32k16(float (&d)[4][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
+  detail::multiply_async<T, false>("wgmma_m64n32k16", d, nullptr, a, b, accumulate, file, line);
+}
+template <typename T>
+void wgmma_m64n64k16(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
+  detail::multiply_async<T, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file, line);
+}
+template <typename T>
+void wgmma_m64n256k16_trans_b(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulate,
+                              GPU_MODEL_HERE) {
+  detail::multiply_async<T, true>("wgmma_m64n256k16_trans_b", d, nullptr, a, b, accumulate, file,
+                                  line);
+}
+template <typename T>
+void wgmma_m64n256k16_trans_b(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
+                              bool accumulate, GPU_MODEL_HERE) {
+  detail::multiply_async<T, true>("wgmma_m64n256k16_trans_b", d, a, 0, b, accumulate, file, line);
+}
+
+}  // namespace ptx
+}  // namespace gpu_model

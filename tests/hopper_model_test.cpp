@@ -1,0 +1,609 @@
+/// @file
+/// Hopper's instructions on the GPU model: right kernels give right results under every schedule,
+/// and each wrong one, which lacks one statement of a right one or has one in a wrong place, is
+/// rejected.
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "stages/common/ptx_sm90.h"
+#include "tests/gpu_model_fixture.h"
+
+namespace gpu_model_test {
+namespace {
+
+namespace ptx = mla::model::ptx;
+using mla::bfloat16;
+using mla::float16;
+using mla::from_float;
+using mla::to_float;
+using mla::model::TensorMap;
+using mla::model::TensorShape;
+
+class Hopper : public GpuModel {
+ protected:
+  /// Right under every schedule: `check()` gives what is wrong with the results.
+  template <typename Kernel, typename Check>
+  static void expect_right(unsigned threads, size_t shared_bytes, Kernel kernel, Check check) {
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      gpu_model::schedule().seed = seed;
+      EXPECT_EQ(error_of(1, threads, shared_bytes, kernel), "") << "seed " << seed;
+      EXPECT_EQ(check(), "") << "seed " << seed;
+    }
+  }
+  template <typename Kernel>
+  static void expect_right(unsigned threads, size_t shared_bytes, Kernel kernel) {
+    expect_right(threads, shared_bytes, kernel, [] { return std::string(); });
+  }
+
+  /// Rejected under every schedule.
+  template <typename Kernel>
+  static void expect_wrong(const std::string& part, unsigned threads, size_t shared_bytes,
+                           Kernel kernel) {
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      gpu_model::schedule().seed = seed;
+      const std::string error = error_of(1, threads, shared_bytes, kernel);
+      EXPECT_NE(error, "") << "seed " << seed;
+      expect_contains(error, part);
+    }
+  }
+  /// Rejected, or wrong results, under some.
+  template <typename Kernel, typename Check>
+  static void expect_found(unsigned threads, size_t shared_bytes, Kernel kernel, Check check) {
+    int found = 0;
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+      gpu_model::schedule().seed = seed;
+      found += !error_of(1, threads, shared_bytes, kernel).empty() || !check().empty();
+    }
+    EXPECT_GE(found, 1);
+    RecordProperty("seeds_that_found_it", found);
+  }
+};
+
+template <typename T>
+void fill_random(const GlobalArray<T>& values, size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  for (size_t i = 0; i < count; ++i) {
+    values[i] = from_float<T>(static_cast<float>(random()) * 0x1p-31f - 1);
+  }
+}
+
+/// The map of a matrix [rows, columns] whose boxes are [box_rows, 64], swizzled.
+template <typename T>
+TensorMap matrix_map(const T* values, size_t rows, size_t columns, unsigned box_rows) {
+  TensorShape shape;
+  shape.rank = 4;
+  const size_t bytes = rows * columns * 2;
+  const uint64_t size[] = {columns, rows, 1, 1}, stride[] = {2, columns * 2, bytes, bytes};
+  const uint32_t box[] = {64, box_rows, 1, 1};
+  std::copy_n(size, 4, shape.size);
+  std::copy_n(stride, 4, shape.stride_bytes);
+  std::copy_n(box, 4, shape.box);
+  shape.swizzle_128b = true;
+  TensorMap map;
+  EXPECT_TRUE(mla::model::encode_tensor_map(values, shape, &map).ok());
+  return map;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Products: D[64, columns] = A[64, 64] B, of one warpgroup, operands brought by TMA.
+
+struct ProductPlan {
+  alignas(1024) uint16_t a[64 * 64];
+  alignas(1024) uint16_t b[256 * 64];
+  ptx::Mbarrier full;
+};
+
+enum class Form { kN32, kN64, kN256Shared, kN256Registers };
+
+template <typename T, Form kForm>
+__global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T* a_global,
+                         float* out) {
+  auto& smem = *shared<ProductPlan>();
+  constexpr bool kTransposed = kForm == Form::kN256Shared || kForm == Form::kN256Registers;
+  constexpr int kColumns = kForm == Form::kN32 ? 32 : kForm == Form::kN64 ? 64 : 256;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&smem.full, (64 + kColumns) * 128);
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    ptx::cp_async_bulk_tensor_4d(smem.a, a_map, 0, 0, 0, 0, &smem.full, policy);
+    // K-major: one box of all columns' rows; MN-major: boxes of 64 columns.
+    for (int box = 0; box < (kTransposed ? 4 : 1); ++box) {
+      ptx::cp_async_bulk_tensor_4d(&smem.b[box * 64 * 64], b_map, box * 64, 0, 0, 0, &smem.full,
+                                   policy);
+    }
+  }
+  const unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  uint32_t a_registers[4][4];
+  for (unsigned k = 0; k < 4; ++k) {
+    for (unsigned i = 0; i < 4; ++i) {
+      std::memcpy(&a_registers[k][i], a_global + (row + i % 2 * 8) * 64 + k * 16 + pair + i / 2 * 8,
+                  4);
+    }
+  }
+  ptx::mbarrier_wait(&smem.full, 0);
+  float d[kColumns / 8][4];
+  const uint64_t a = ptx::matrix_descriptor(smem.a, 0, 1024);
+  const uint64_t b = ptx::matrix_descriptor(smem.b, kTransposed ? 8192 : 0, 1024);
+  ptx::wgmma_fence(d, a_registers);
+  for (uint64_t k = 0; k < 4; ++k) {
+    if constexpr (kForm == Form::kN32) {
+      ptx::wgmma_m64n32k16<T>(d, a + k * 2, b + k * 2, k > 0);
+    } else if constexpr (kForm == Form::kN64) {
+      ptx::wgmma_m64n64k16<T>(d, a + k * 2, b + k * 2, k > 0);
+    } else if constexpr (kForm == Form::kN256Shared) {
+      ptx::wgmma_m64n256k16_trans_b<T>(d, a + k * 2, b + k * 2048 / 16, k > 0);
+    } else {
+      ptx::wgmma_m64n256k16_trans_b<T>(d, a_registers[k], b + k * 2048 / 16, k > 0);
+    }
+  }
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>(d, a_registers);
+  for (unsigned n = 0; n < kColumns / 8; ++n) {
+    for (unsigned i = 0; i < 4; ++i) {
+      out[(row + i / 2 * 8) * kColumns + n * 8 + pair + i % 2] = d[n][i];
+    }
+  }
+}
+
+template <typename T>
+class HopperProduct : public Hopper {
+ protected:
+  template <Form kForm>
+  static void expect_product() {
+    constexpr bool kTransposed = kForm == Form::kN256Shared || kForm == Form::kN256Registers;
+    constexpr size_t kColumns = kForm == Form::kN32 ? 32 : kForm == Form::kN64 ? 64 : 256;
+    GlobalArray<T> a(64 * 64), b(kColumns * 64);
+    GlobalArray<float> out(64 * kColumns);
+    fill_random(a, 64 * 64, 1);
+    fill_random(b, kColumns * 64, 2);
+    const TensorMap a_map = matrix_map(a.data(), 64, 64, 64);
+    const TensorMap b_map = kTransposed ? matrix_map(b.data(), 64, kColumns, 64)
+                                        : matrix_map(b.data(), kColumns, 64, kColumns);
+    const auto check = [&]() -> std::string {
+      for (size_t i = 0; i < 64; ++i) {
+        for (size_t n = 0; n < kColumns; ++n) {
+          double sum = 0;
+          for (size_t k = 0; k < 64; ++k) {
+            sum += static_cast<double>(to_float(a[i * 64 + k])) *
+                   static_cast<double>(to_float(kTransposed ? b[k * kColumns + n] : b[n * 64 + k]));
+          }
+          if (!(std::abs(static_cast<double>(out[i * kColumns + n]) - sum) < 1e-4)) {
+            return "wrong at " + std::to_string(i) + ", " + std::to_string(n);
+          }
+        }
+      }
+      out.fill(NAN);
+      return {};
+    };
+    expect_right(
+        128, sizeof(ProductPlan), [&] { multiply<T, kForm>(&a_map, &b_map, a.data(), out.data()); },
+        check);
+  }
+};
+using Types = testing::Types<bfloat16, float16>;
+TYPED_TEST_SUITE(HopperProduct, Types);
+
+TYPED_TEST(HopperProduct, N32) {
+  this->template expect_product<Form::kN32>();
+}
+TYPED_TEST(HopperProduct, N64) {
+  this->template expect_product<Form::kN64>();
+}
+TYPED_TEST(HopperProduct, N256) {
+  this->template expect_product<Form::kN256Shared>();
+}
+TYPED_TEST(HopperProduct, N256OfRegisters) {
+  this->template expect_product<Form::kN256Registers>();
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// A pipeline: thread 128 loads tiles of A into two stages, a warpgroup multiplies each by one B.
+
+enum class Break {
+  kNothing,
+  kNoEmptyWait,
+  kNoFullWait,
+  kTooManyBytesExpected,
+  kTooFewBytesExpected,
+  kNoInitFence,
+  kArriveTwice,
+  kNeverFenced,
+  kWriteAfterFence,
+  kNoCommit,
+  kNoWaitGroup,
+  kNotNamed,
+  kTouchInFlight,
+  kOtherDescriptor,
+  kWarpLeftOut,
+  kWarpIssuesMore,
+  kStoreWhileRead,
+  kLastTileNotWaitedFor,
+  kBarrierOverwritten,
+  kArriveBeforeWait,
+};
+
+struct PipelinePlan {
+  alignas(1024) uint16_t a[2][64 * 64];
+  alignas(1024) uint16_t b[64 * 64];
+  ptx::Mbarrier full[2], empty[2];
+};
+constexpr unsigned kTiles = 5;
+int load_line = 0, wgmma_line = 0, wait_line = 0, full_wait_line = 0;
+
+template <Break kBreak>
+__global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* out) {
+  auto& smem = *shared<PipelinePlan>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&smem.full[i], 1);
+      ptx::mbarrier_init(&smem.empty[i], 128);
+    }
+    if constexpr (kBreak != Break::kNoInitFence) ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x >= 128) {
+    ptx::setmaxnreg_dec<24>();
+    if (threadIdx.x != 128) return;
+    const uint64_t policy = ptx::createpolicy_evict_last();
+    ptx::prefetch_tensormap(a_map);
+    for (unsigned tile = 0; tile < kTiles; ++tile) {
+      const unsigned stage = tile % 2;
+      if constexpr (kBreak != Break::kNoEmptyWait) {
+        ptx::mbarrier_wait(&smem.empty[stage], tile / 2 % 2 == 0);
+      }
+      int bytes = tile == 0 ? 16384 : 8192;
+      if (kBreak == Break::kTooManyBytesExpected && tile == 3) bytes += 128;
+      if (kBreak == Break::kTooFewBytesExpected && tile == 3) bytes -= 128;
+      ptx::mbarrier_arrive_expect_tx(&smem.full[stage], bytes);
+      if (tile == 0) {
+        ptx::cp_async_bulk_tensor_4d(smem.b, b_map, 0, 0, 0, 0, &smem.full[0], policy);
+      }
+      load_line = __LINE__ + 1;
+      ptx::cp_async_bulk_tensor_4d(smem.a[stage], a_map, 0, static_cast<int>(tile * 64), 0, 0,
+                                   &smem.full[stage], policy);
+    }
+    return;
+  }
+  ptx::setmaxnreg_inc<240>();
+  float d[8][4] = {};
+  if constexpr (kBreak != Break::kNeverFenced) ptx::wgmma_fence(d);
+  if constexpr (kBreak == Break::kWriteAfterFence) d[3][1] = 1;
+  const unsigned tiles = kBreak == Break::kLastTileNotWaitedFor ? kTiles - 1 : kTiles;
+  for (unsigned tile = 0; tile < tiles; ++tile) {
+    const unsigned stage = tile % 2;
+    full_wait_line = __LINE__ + 2;
+    if constexpr (kBreak != Break::kNoFullWait) {
+      ptx::mbarrier_wait(&smem.full[stage], static_cast<int>(tile / 2 % 2));
+    }
+    const uint64_t a = ptx::matrix_descriptor(smem.a[stage], 0, 1024);
+    uint64_t b = ptx::matrix_descriptor(smem.b, 0, 1024);
+    if (kBreak == Break::kOtherDescriptor && threadIdx.x / 32 == 2) b = a;
+    if (kBreak == Break::kWarpLeftOut && threadIdx.x / 32 == 2 && tile == 4) continue;
+    for (uint64_t k = 0; k < 4; ++k) {
+      wgmma_line = __LINE__ + 1;
+      ptx::wgmma_m64n64k16<bfloat16>(d, a + k * 2, b + k * 2, true);
+    }
+    if (kBreak == Break::kStoreWhileRead && tile == 2) {
+      smem.a[stage][64 * threadIdx.x / 2] = 0;
+    }
+    if (kBreak == Break::kTouchInFlight && tile == 2) d[2][3] += 1;
+    if constexpr (kBreak != Break::kNoCommit) ptx::wgmma_commit_group();
+    if constexpr (kBreak == Break::kArriveBeforeWait) ptx::mbarrier_arrive(&smem.empty[stage]);
+    wait_line = __LINE__ + 2;
+    if constexpr (kBreak == Break::kNotNamed) {
+      ptx::wgmma_wait_group<0>();
+    } else if constexpr (kBreak != Break::kNoWaitGroup) {
+      ptx::wgmma_wait_group<0>(d);
+    }
+    if (kBreak == Break::kBarrierOverwritten && tile == 3) smem.empty[stage].state = 0;
+    if constexpr (kBreak != Break::kArriveBeforeWait) ptx::mbarrier_arrive(&smem.empty[stage]);
+    if constexpr (kBreak == Break::kArriveTwice) ptx::mbarrier_arrive(&smem.empty[stage]);
+  }
+  if (kBreak == Break::kWarpIssuesMore && threadIdx.x / 32 == 1) {
+    ptx::wgmma_m64n64k16<bfloat16>(d, ptx::matrix_descriptor(smem.b, 0, 1024),
+                                   ptx::matrix_descriptor(smem.b, 0, 1024), true);
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>(d);
+  }
+  const unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  for (unsigned n = 0; n < 8; ++n) {
+    for (unsigned i = 0; i < 4; ++i) {
+      out[(row + i / 2 * 8) * 64 + n * 8 + pair + i % 2] = d[n][i];
+    }
+  }
+}
+
+class HopperPipeline : public Hopper {
+ protected:
+  HopperPipeline()
+      : a_(kTiles * 64 * 64),
+        b_(64 * 64),
+        out_(64 * 64),
+        a_map_(matrix_map(a_.data(), kTiles * 64, 64, 64)),
+        b_map_(matrix_map(b_.data(), 64, 64, 64)) {
+    fill_random(a_, kTiles * 64 * 64, 3);
+    fill_random(b_, 64 * 64, 4);
+    for (size_t i = 0; i < 64; ++i) {
+      for (size_t n = 0; n < 64; ++n) {
+        double sum = 0;
+        for (size_t tile = 0; tile < kTiles; ++tile) {
+          for (size_t k = 0; k < 64; ++k) {
+            sum += static_cast<double>(to_float(a_[(tile * 64 + i) * 64 + k])) *
+                   static_cast<double>(to_float(b_[n * 64 + k]));
+          }
+        }
+        expected_.push_back(sum);
+      }
+    }
+  }
+  template <Break kBreak>
+  auto kernel() {
+    return [this] { pipeline<kBreak>(&a_map_, &b_map_, out_.data()); };
+  }
+  template <Break kBreak>
+  void expect_broken(const std::string& part) {
+    expect_wrong(part, 256, sizeof(PipelinePlan), kernel<kBreak>());
+  }
+  auto check() {
+    return [this]() -> std::string {
+      for (size_t i = 0; i < 64 * 64; ++i) {
+        if (!(std::abs(static_cast<double>(out_[i]) - expected_[i]) < 1e-3)) {
+          return "wrong at " + std::to_string(i);
+        }
+      }
+      out_.fill(NAN);
+      return {};
+    };
+  }
+
+  GlobalArray<bfloat16> a_, b_;
+  GlobalArray<float> out_;
+  TensorMap a_map_, b_map_;
+  std::vector<double> expected_;
+};
+
+TEST_F(HopperPipeline, Right) {
+  expect_right(256, sizeof(PipelinePlan), kernel<Break::kNothing>(), check());
+}
+TEST_F(HopperPipeline, StageOverwrittenTooSoon) {
+  expect_found(256, sizeof(PipelinePlan), kernel<Break::kNoEmptyWait>(), check());
+  expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveBeforeWait>(), check());
+}
+TEST_F(HopperPipeline, ReadBeforeItArrives) {
+  expect_broken<Break::kNoFullWait>("");
+}
+TEST_F(HopperPipeline, WrongBytes) {
+  expect_broken<Break::kTooManyBytesExpected>(": phase 1 wants 0 of 1 arrivals, 128 bytes");
+  expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kTooManyBytesExpected>()),
+                  "wait in mbarrier_wait(barrier at byte 24584, parity 1) at " +
+                      at(full_wait_line) + ": phase 1 wants");
+  expect_broken<Break::kTooFewBytesExpected>("128 bytes more than were expected in phase 1");
+}
+TEST_F(HopperPipeline, BarrierNotFenced) {
+  expect_broken<Break::kNoInitFence>("used without fence_mbarrier_init");
+}
+TEST_F(HopperPipeline, TooManyArrivals) {
+  expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveTwice>(), check());
+}
+TEST_F(HopperPipeline, BarrierOverwritten) {
+  expect_broken<Break::kBarrierOverwritten>("was overwritten by ordinary stores");
+}
+TEST_F(HopperPipeline, WgmmaFence) {
+  expect_broken<Break::kWriteAfterFence>(
+      ": accumulators were written after the last wgmma_fence that names them, block (0,0,0)");
+  expect_broken<Break::kNeverFenced>(": no wgmma_fence names the accumulators, block (0,0,0)");
+}
+TEST_F(HopperPipeline, Groups) {
+  expect_broken<Break::kNoCommit>("");
+  expect_broken<Break::kNoWaitGroup>("");
+  expect_broken<Break::kNotNamed>(
+      "accumulators of a completed wgmma are not among the registers that it names");
+  expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kNotNamed>()),
+                  "wgmma_wait_group at " + at(wait_line));
+}
+TEST_F(HopperPipeline, TouchedInFlight) {
+  expect_broken<Break::kTouchInFlight>("accumulators were written while wgmma wrote them");
+  expect_broken<Break::kStoreWhileRead>("");
+}
+TEST_F(HopperPipeline, WarpsDisagree) {
+  expect_broken<Break::kOtherDescriptor>("warps of one warpgroup disagree: ");
+  expect_broken<Break::kWarpLeftOut>("of the 4 warps of a warpgroup");
+  expect_broken<Break::kWarpIssuesMore>("was executed by 1 of the 4 warps of a warpgroup");
+}
+TEST_F(HopperPipeline, CopyNotWaitedFor) {
+  expect_broken<Break::kLastTileNotWaitedFor>("block ended while cp_async_bulk_tensor_4d at " +
+                                              at(load_line) + " was under way");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The two proxies: a tile is written by ordinary means and stored by TMA, or read by wgmma.
+
+enum class Writer { kPlain, kStmatrix, kCpAsync };
+enum class Fence { kRight, kNone, kBeforeTheWrite, kOneThread };
+enum class Use { kTensorStore, kStore, kProduct };
+
+struct TilePlan {
+  alignas(1024) uint16_t tile[64 * 64];
+};
+
+template <Writer kWriter, Fence kFence, Use kUse>
+__global__ void write_and_use(const uint16_t* in, uint16_t* out, const TensorMap* out_map) {
+  auto& smem = *shared<TilePlan>();
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const auto place = [&](unsigned row, unsigned piece) {
+    return &smem.tile[row * 64 + (piece ^ row % 8) * 8];
+  };
+  if constexpr (kFence == Fence::kBeforeTheWrite) ptx::fence_proxy_async();
+  for (unsigned i = 0; i < 4; ++i) {
+    if constexpr (kWriter == Writer::kStmatrix) {  // 16 rows of 16 columns
+      uint32_t r[4];
+      for (unsigned j = 0; j < 4; ++j) {
+        const unsigned row = warp * 16 + lane / 4 + j % 2 * 8, column = i * 16 + j / 2 * 8;
+        std::memcpy(&r[j], in + row * 64 + column + lane % 4 * 2, 4);
+      }
+      ptx::stmatrix_x4(place(warp * 16 + lane % 16, i * 2 + lane / 16), r);
+    } else {
+      const unsigned piece = threadIdx.x + 128 * i;
+      const uint16_t* source = in + piece * 8;
+      if constexpr (kWriter == Writer::kCpAsync) {
+        ptx::cp_async_16(place(piece / 8, piece % 8), source, 16);
+      } else {
+        for (unsigned j = 0; j < 8; ++j) place(piece / 8, piece % 8)[j] = source[j];
+      }
+    }
+  }
+  if constexpr (kWriter == Writer::kCpAsync) {
+    ptx::cp_async_commit_group();
+    ptx::cp_async_wait_group<0>();
+  }
+  if constexpr (kFence == Fence::kRight) ptx::fence_proxy_async();
+  __syncthreads();
+  if (kFence == Fence::kOneThread && threadIdx.x == 0) ptx::fence_proxy_async();
+  if constexpr (kFence == Fence::kOneThread) __syncthreads();
+  if constexpr (kUse == Use::kProduct) {  // the tile times itself transposed
+    float d[8][4];
+    const uint64_t tile = ptx::matrix_descriptor(smem.tile, 0, 1024);
+    ptx::wgmma_fence(d);
+    for (uint64_t k = 0; k < 4; ++k) {
+      ptx::wgmma_m64n64k16<float16>(d, tile + k * 2, tile + k * 2, k > 0);
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>(d);
+    if (threadIdx.x == 0) std::memcpy(out, d, 4);
+  } else if (threadIdx.x == 0) {
+    if constexpr (kUse == Use::kTensorStore) {
+      ptx::cp_async_bulk_tensor_4d_store(out_map, 0, 0, 0, 0, smem.tile);
+    } else {
+      ptx::cp_async_bulk_store(out, smem.tile, sizeof smem.tile);
+    }
+    ptx::cp_async_bulk_commit_group();
+    ptx::cp_async_bulk_wait_group_read<0>();
+  }
+}
+
+class HopperProxies : public Hopper {
+ protected:
+  HopperProxies() : in_(64 * 64), out_(64 * 64), map_(matrix_map(out_.data(), 64, 64, 64)) {
+    for (size_t i = 0; i < 64 * 64; ++i) in_[i] = static_cast<uint16_t>(i % 0x3c00);
+  }
+  template <Writer kWriter, Fence kFence, Use kUse>
+  auto kernel() {
+    return [this] { write_and_use<kWriter, kFence, kUse>(in_.data(), out_.data(), &map_); };
+  }
+  template <Writer kWriter, Use kUse>
+  void expect_right_with_fence() {
+    const auto check = [this]() -> std::string {
+      for (size_t i = 0; i < 64 * 64 && kUse != Use::kProduct; ++i) {
+        const size_t at = kUse == Use::kTensorStore ? i : (i ^ i / 64 % 8 * 8);
+        if (out_[at] != in_[i]) return "wrong at " + std::to_string(i);
+      }
+      if (kUse == Use::kProduct) {
+        float first, sum = 0;
+        std::memcpy(&first, out_.data(), 4);
+        for (size_t k = 0; k < 64; ++k) {
+          const float value = to_float(std::bit_cast<float16>(in_[k]));
+          sum += value * value;
+        }
+        if (!(std::abs(first - sum) <= 1e-4f * sum)) return "wrong product";
+      }
+      out_.fill(0xffff);
+      return {};
+    };
+    expect_right(128, sizeof(TilePlan), kernel<kWriter, Fence::kRight, kUse>(), check);
+  }
+  template <Writer kWriter, Fence kFence, Use kUse>
+  void expect_unfenced(const std::string& part = "without fence_proxy_async") {
+    expect_wrong(part, 128, sizeof(TilePlan), kernel<kWriter, kFence, kUse>());
+  }
+  template <Use kUse>
+  void expect_all() {
+    const std::string known = "without fence_proxy_async in that thread";
+    expect_right_with_fence<Writer::kPlain, kUse>();
+    expect_right_with_fence<Writer::kStmatrix, kUse>();
+    expect_right_with_fence<Writer::kCpAsync, kUse>();
+    expect_unfenced<Writer::kPlain, Fence::kNone, kUse>("by ordinary stores without fence");
+    expect_unfenced<Writer::kStmatrix, Fence::kNone, kUse>(known);
+    expect_unfenced<Writer::kCpAsync, Fence::kNone, kUse>(known);
+    expect_unfenced<Writer::kPlain, Fence::kBeforeTheWrite, kUse>();
+    expect_unfenced<Writer::kStmatrix, Fence::kBeforeTheWrite, kUse>(known);
+    expect_unfenced<Writer::kCpAsync, Fence::kBeforeTheWrite, kUse>(known);
+    expect_unfenced<Writer::kStmatrix, Fence::kOneThread, kUse>(known);
+    expect_unfenced<Writer::kCpAsync, Fence::kOneThread, kUse>(known);
+  }
+
+  GlobalArray<uint16_t> in_, out_;
+  TensorMap map_;
+};
+
+TEST_F(HopperProxies, TensorStore) {
+  expect_all<Use::kTensorStore>();
+}
+TEST_F(HopperProxies, Store) {
+  expect_all<Use::kStore>();
+}
+TEST_F(HopperProxies, Product) {
+  expect_all<Use::kProduct>();
+}
+
+enum class StoreBreak { kNothing, kNoWait, kNoCommit, kOverwritten, kOverwrittenPlainly };
+template <StoreBreak kBreak>
+__global__ void store_and_reuse(uint16_t* out) {
+  auto& smem = *shared<TilePlan>();
+  uint32_t r[4] = {1, 2, 3, 4};
+  for (int i = 0; i < 2; ++i) {
+    ptx::stmatrix_x4(&smem.tile[threadIdx.x * 8], r);
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      ptx::cp_async_bulk_store(out + i * 256, smem.tile, 512);
+      if constexpr (kBreak != StoreBreak::kNoCommit) ptx::cp_async_bulk_commit_group();
+      if (kBreak == StoreBreak::kOverwrittenPlainly) smem.tile[8] = 7;
+      if (kBreak == StoreBreak::kNothing || kBreak == StoreBreak::kNoCommit ||
+          kBreak == StoreBreak::kOverwrittenPlainly || i == 1) {
+        if (kBreak != StoreBreak::kNoWait) ptx::cp_async_bulk_wait_group_read<0>();
+      }
+    }
+    __syncwarp();
+    if (kBreak == StoreBreak::kNoWait) break;
+    for (uint32_t& word : r) word += 4;
+  }
+}
+
+TEST_F(HopperProxies, StoreIsWaitedFor) {
+  const auto check = [this]() -> std::string {
+    for (uint16_t i = 0; i < 512; i += 2) {  // matrices of 64 elements
+      const uint16_t expected = static_cast<uint16_t>(i / 256 * 4 + i % 256 / 64 + 1);
+      if (out_[i] != expected || out_[i + size_t{1}] != 0) return "wrong at " + std::to_string(i);
+    }
+    out_.fill(0xffff);
+    return {};
+  };
+  uint16_t* out = out_.data();
+  expect_right(
+      32, sizeof(TilePlan), [=] { store_and_reuse<StoreBreak::kNothing>(out); }, check);
+  expect_wrong("block ended while cp_async_bulk_store", 32, sizeof(TilePlan),
+               [=] { store_and_reuse<StoreBreak::kNoWait>(out); });
+  expect_wrong("that cp_async_bulk_store at ", 32, sizeof(TilePlan),
+               [=] { store_and_reuse<StoreBreak::kNoCommit>(out); });
+  expect_wrong("still reads, block (0,0,0)", 32, sizeof(TilePlan),
+               [=] { store_and_reuse<StoreBreak::kOverwritten>(out); });
+  expect_found(
+      32, sizeof(TilePlan), [=] { store_and_reuse<StoreBreak::kOverwrittenPlainly>(out); }, check);
+}
+
+}  // namespace
+}  // namespace gpu_model_test
