@@ -247,6 +247,7 @@ __global__ void mbarrier_fragments(uint32_t (*out)[128]) {
   __syncthreads();
   ptx::mbarrier_wait(&smem.barrier, 1);
   out[0][thread] = 1;
+  __syncthreads();  // one that came later might find phase 1 begun, and wait for it
   for (unsigned phase = 0; phase < kMbarrierPhases; ++phase) {
     if (thread % 32 == 0) {
       smem.values[thread / 32] = 100 * phase + thread / 32 + 1;
