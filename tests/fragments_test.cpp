@@ -12,7 +12,6 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <span>
 #include <sstream>
 #include <string>
@@ -20,14 +19,12 @@
 #include <vector>
 
 #include "stages/common/machine.h"
+#include "tests/golden.h"
 
 namespace mla {
 namespace {
 
 constexpr char kGoldenFile[] = "tests/data/golden/fragments.txt";
-
-/// Arrays of words by name.
-using Fragments = std::map<std::string, std::vector<uint32_t>>;
 
 // The products. The first ones tell every register's place: those of A hold numbers that no two
 // share, B is 1 in one place, so the numbers of one column of A come out in one column of D. One
@@ -35,27 +32,6 @@ using Fragments = std::map<std::string, std::vector<uint32_t>>;
 constexpr unsigned kLayoutProducts = 128 + 1;
 constexpr unsigned kRandomProducts = 16;
 constexpr unsigned kProducts = kLayoutProducts + kRandomProducts;
-
-template <typename T>
-uint32_t bits_of(float value) {
-  return std::bit_cast<uint16_t>(from_float<T>(value));
-}
-
-/// Splitmix64.
-uint32_t random_word(uint64_t& state) {
-  uint64_t z = (state += 0x9e3779b97f4a7c15);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
-}
-
-/// Sign and fraction at random; `exponent` is the biased one.
-template <typename T>
-uint32_t random_value(uint64_t& state, uint32_t exponent) {
-  constexpr int kFractionBits = std::is_same_v<T, bfloat16> ? 7 : 10;
-  const uint32_t word = random_word(state);
-  return (word & 0x8000) | exponent << kFractionBits | (word & ((1u << kFractionBits) - 1));
-}
 
 template <typename T>
 std::vector<MmaInput> mma_inputs() {
@@ -98,7 +74,7 @@ std::vector<MmaInput> mma_inputs() {
   return inputs;
 }
 
-Status record(Machine& machine, Fragments* result) {
+Status record(Machine& machine, GoldenWords* result) {
   const std::vector<MmaInput> bfloat16_inputs = mma_inputs<bfloat16>(),
                               float16_inputs = mma_inputs<float16>();
   std::vector<uint32_t> copied(32 * 4);
@@ -149,47 +125,6 @@ Status record(Machine& machine, Fragments* result) {
   return read(copy_out, 0, 1, "cp_async_16");
 }
 
-// Text: a name and a number of words, then the words in hexadecimal; *N stands for N zeros.
-
-void write(std::ostream& out, const Fragments& fragments) {
-  for (const auto& [name, words] : fragments) {
-    out << name << " " << words.size();
-    int column = 0;
-    for (size_t i = 0; i < words.size(); ++column) {
-      out << (column % 8 == 0 ? '\n' : ' ');
-      size_t end = i;
-      while (end < words.size() && words[end] == 0) ++end;
-      if (end > i) {
-        out << '*' << std::dec << end - i;
-        i = end;
-      } else {
-        out << std::hex << words[i++] << std::dec;
-      }
-    }
-    out << "\n";
-  }
-}
-
-/// Empty if the file is damaged.
-Fragments read(std::istream& in) {
-  Fragments result;
-  std::string name, token;
-  while (in >> std::ws && in.peek() == '#') std::getline(in, name);
-  size_t count = 0;
-  while (in >> name >> count) {
-    std::vector<uint32_t>& words = result[name];
-    while (words.size() < count && in >> token) {
-      if (token[0] == '*') {
-        words.resize(words.size() + std::stoul(token.substr(1)));
-      } else {
-        words.push_back(static_cast<uint32_t>(std::stoul(token, nullptr, 16)));
-      }
-    }
-    if (words.size() != count) return {};
-  }
-  return result;
-}
-
 /// The sum of the magnitudes of what a product adds up, by lane and register.
 template <typename T>
 std::vector<double> magnitudes() {
@@ -233,8 +168,8 @@ void expect_golden(Machine& machine) {
       << "no " << kGoldenFile
       << ": run this in the project's root; fragments_test --write tests/data/golden makes the "
          "file on a machine with a GPU";
-  const Fragments golden = read(file);
-  Fragments actual;
+  const GoldenWords golden = read_golden_words(file);
+  GoldenWords actual;
   const Status status = record(machine, &actual);
   ASSERT_TRUE(status.ok()) << status.to_string();
   ASSERT_EQ(actual.size(), golden.size()) << kGoldenFile << " is damaged";
@@ -263,12 +198,12 @@ TEST(Fragments, GpuDoesWhatTheGpuDid) {
 }
 
 TEST(Fragments, TextIsReadAsItWasWritten) {
-  Fragments fragments;
+  GoldenWords fragments;
   ASSERT_TRUE(record(model_machine(), &fragments).ok());
   std::stringstream text;
   text << "# a comment\n";
-  write(text, fragments);
-  EXPECT_EQ(read(text), fragments);
+  write_golden_words(text, fragments);
+  EXPECT_EQ(read_golden_words(text), fragments);
 }
 
 int write_golden(const std::string& folder) {
@@ -278,7 +213,7 @@ int write_golden(const std::string& folder) {
     std::cerr << "fragments_test: " << why_not << "\n";
     return 1;
   }
-  Fragments fragments;
+  GoldenWords fragments;
   if (const Status status = record(*gpu, &fragments); !status.ok()) {
     std::cerr << "fragments_test: " << status.to_string() << "\n";
     return 1;
@@ -286,7 +221,7 @@ int write_golden(const std::string& folder) {
   std::ofstream file(folder + "/fragments.txt");
   file << "# What mma, ldmatrix and cp.async do with registers and memory: see tests/fragments.h.\n"
        << "# Made by fragments_test --write on " << gpu->description() << ".\n";
-  write(file, fragments);
+  write_golden_words(file, fragments);
   file.close();
   if (!file) {
     std::cerr << "fragments_test: cannot write " << folder << "/fragments.txt\n";
