@@ -16,6 +16,7 @@
 #include "stages/common/ptx_sm90.h"
 #include "stages/common/split_items.h"
 #include "stages/common/split_plan.cuh"
+#include "stages/common/timeline.h"
 
 namespace mla::MLA_MACHINE::tma_pipeline {
 
@@ -95,9 +96,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();  // the barriers are there
 
+  using timeline::Phase;
+  const auto track = static_cast<timeline::Track>(warpgroup);
+
   if (warpgroup == 2) {  // the producer
     ptx::setmaxnreg_dec<24>();
     if (threadIdx.x != kConsumers) return;
+    timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
     int buffer = 0, parity = 1;  // of empty: new barriers let the first copies pass
     for (; at.more(); at.next()) {
@@ -105,7 +110,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
       for (int token = at.token_begin(); token < end; token += kTokens) {
         const int page = table[token / kPageSize];
+        timeline::enter(track, Phase::kWaitSlot);
         ptx::mbarrier_wait(&smem.empty[buffer], parity);
+        timeline::enter(track, Phase::kIssueCopy);
         for (int box = 0; box < kBoxes; ++box) {
           ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
           ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, head_kv, 0, page,
@@ -115,10 +122,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         buffer ^= 1;
       }
     }
+    timeline::end(track);
     return;
   }
 
   ptx::setmaxnreg_inc<240>();
+  timeline::begin(track);
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
   const int own_token = warpgroup * kOwnTokens + lane % 4 * 2;
@@ -185,8 +194,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       float s_rmem[kOwnTokens / 8][4];
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
+        if (box == 0) timeline::enter(track, Phase::kWaitCopy);
         ptx::mbarrier_wait(&smem.full[buffer][box], parity);
-        ptx::wgmma_fence();  // after each wait: ptxas would insert it
+        if (box == 0) {
+          timeline::enter(track, Phase::kQk);
+          ptx::wgmma_fence(s_rmem);
+        } else {
+          ptx::wgmma_fence();  // after each wait: ptxas would insert it
+        }
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
           const int offset = (box * kBoxBytes + step * 32) / 16;
@@ -197,6 +212,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::barrier_sync(kAllConsumers, kConsumers);  // P of the tile before has been read
       ptx::wgmma_wait_group<0>(s_rmem);
 
+      timeline::enter(track, Phase::kSoftmax);
       // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction
       // of m below: else the largest S of a row might exceed the m made of it, and P its bound, for ever.
 #pragma unroll
@@ -274,6 +290,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       // O = O + P V  [64, kColumns], 16 tokens a step
       const ptx::MatrixDescriptor v =
           ptx::matrix_descriptor(kv[warpgroup * (kColumns / 64)], kBoxBytes, 1024);
+      timeline::enter(track, Phase::kPv);
       ptx::wgmma_fence(o_rmem);
 #pragma unroll
       for (int t = 0; t < kTokens; t += 16) {
@@ -287,6 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     // Row sums of both warpgroups
+    timeline::enter(track, Phase::kWriteOut);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
@@ -338,6 +356,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  timeline::end(track);
 }
 
 }  // namespace mla::MLA_MACHINE::tma_pipeline

@@ -19,15 +19,16 @@
 #include "stages/common/ptx_sm90.h"
 #include "stages/common/split_items.h"
 #include "stages/common/split_plan.cuh"
+#include "stages/common/timeline.h"
 
 namespace mla::MLA_MACHINE::seesaw {
 
-constexpr int kConsumers = 256;            // two warpgroups
+constexpr int kConsumers = 256;             // two warpgroups
 constexpr int kThreads = kConsumers + 128;  // and the producer's
-constexpr int kRows = 64, kTokens = 64;    // of a tile
-constexpr int kBoxes = kHeadDimQK / 64;    // boxes of 64 columns in a row of Q or K
-constexpr int kColumns = kHeadDimV / 2;    // of O, a warpgroup
-constexpr int kBoxBytes = 64 * 128;        // 64 rows of 64 columns
+constexpr int kRows = 64, kTokens = 64;     // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;     // boxes of 64 columns in a row of Q or K
+constexpr int kColumns = kHeadDimV / 2;     // of O, a warpgroup
+constexpr int kBoxBytes = 64 * 128;         // 64 rows of 64 columns
 static_assert(kTokens == kPageSize, "a tile is a page");
 
 // The parts of a tile of K, from box 4 part on: boxes 0-3 are V_L, boxes 4-7 V_R, box 8 the rotary
@@ -106,11 +107,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::fence_mbarrier_init();
   }
   __syncthreads();  // the barriers are there
-  ptx::griddepcontrol_launch_dependents();
 
+  using timeline::Phase;
+  const auto track = static_cast<timeline::Track>(warpgroup);
   if (warpgroup == 2) {  // the producer
     ptx::setmaxnreg_dec<24>();
     if (threadIdx.x != kConsumers) return;
+    timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
     int parity = 3;  // of empty, a bit a buffer: new barriers let the first copies pass
     for (; at.more(); at.next()) {
@@ -124,7 +127,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
           const int part = (i + kRotary) % kParts;  // in the order in which they are read
+          timeline::enter(track, Phase::kWaitSlot);
           ptx::mbarrier_wait(&smem.empty[buffer][part], parity >> buffer & 1);
+          timeline::enter(track, Phase::kIssueCopy);
 #pragma unroll
           for (int box = part * 4; box < min(part * 4 + 4, kBoxes); ++box) {
             ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
@@ -135,10 +140,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         parity ^= 1 << buffer;
       }
     }
+    timeline::end(track);
     return;
   }
 
   ptx::setmaxnreg_inc<240>();
+  timeline::begin(track);
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = warp * 16 + lane / 4;
 
@@ -188,8 +195,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < kBoxes; ++i) {
         const int box = (i + kRotaryBox) % kBoxes;
+        if (i == 0) timeline::enter(track, Phase::kWaitCopy);
         ptx::mbarrier_wait(&smem.full[buffer][box], parity[buffer]);
-        ptx::wgmma_fence();  // after each wait: ptxas would insert it
+        if (i == 0) {
+          timeline::enter(track, Phase::kQk);
+          ptx::wgmma_fence(s_rmem);
+        } else {
+          ptx::wgmma_fence();  // after each wait: ptxas would insert it
+        }
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
           const int offset = (box * kBoxBytes + step * 32) / 16;
@@ -272,6 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::barrier_arrive(barrier + warp, 64);
     };
     const auto take = [&](uint32_t(&p_rmem)[4][4], float(&a)[2], int barrier) {
+      timeline::enter(track, Phase::kWaitOther);
       ptx::barrier_sync(barrier + warp, 64);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
@@ -307,6 +321,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto issue_pv = [&](uint32_t(&p_rmem)[4][4], int buffer) {
       const ptx::MatrixDescriptor v =
           ptx::matrix_descriptor(smem.kv[buffer][warpgroup * 4], kBoxBytes, 1024);
+      timeline::enter(track, Phase::kPv);
       ptx::wgmma_fence(o_rmem, p_rmem);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
@@ -354,6 +369,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         release(1, kRotary);
         softmax(s_rmem, token_begin + kTokens, p1_rmem, a);
         give(p1_rmem, kP1Ready);
+        timeline::enter(track, Phase::kPv);  // still that of P0
         ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
         release(0, kRight);
         rescale(a);
@@ -375,6 +391,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     // Row sums of both warpgroups
+    timeline::enter(track, Phase::kWriteOut);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
@@ -409,6 +426,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     at.next();
     copy_q();  // the next piece's Q comes while O is written
+    // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
+    if (!at.more()) ptx::griddepcontrol_launch_dependents();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
@@ -426,6 +445,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  timeline::end(track);
 }
 
 }  // namespace mla::MLA_MACHINE::seesaw

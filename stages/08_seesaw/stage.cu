@@ -14,8 +14,10 @@ namespace kernel = seesaw;
 PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
   const int tiles =
       problem.num_heads_kv * ((problem.rows_per_kv_head() + kernel::kRows - 1) / kernel::kRows);
-  return {
-      .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_blocks = 2};
+  return {.row_tiles = tiles,
+          .workers = workers_for(tiles, limits.multiprocessors),
+          .fixed_blocks = 2,
+          .min_blocks = 2};
 }
 
 PlanShape plan_shape(const Problem& problem) {
@@ -33,8 +35,9 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
   MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors.kv_cache, &cache_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads, sizeof(kernel::Plan),
-                    stream, cache_map, problem, tensors, split, items);
+      return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads,
+                    sizeof(kernel::Plan) + timeline::kSharedBytes, stream, cache_map, problem,
+                    tensors, split, items);
     });
   }));
   return launch_combine(problem, shape, split, tensors, stream, CombineStart::kEarly);
