@@ -55,7 +55,7 @@ double tick_of(double length, int count) {
 
 bool at_product(const Interval& interval) {
   return interval.track != Track::kTma &&
-         (interval.phase == Phase::kQk || interval.phase == Phase::kPv);
+         (interval.in_flight || interval.phase == Phase::kQk || interval.phase == Phase::kPv);
 }
 
 uint64_t first_clock(const BlockTimeline& timeline) {
@@ -108,15 +108,16 @@ Status read_timelines(const std::vector<timeline::Record>& records, const std::v
       timeline.lost += record.count - kept;
       for (uint64_t n = 0; n + 1 < kept; ++n) {
         const uint64_t event = record.events[n], next = record.events[n + 1];
-        const uint64_t phase = event & 255;
+        const uint64_t phase = event & 127;
         if (phase >= timeline::kPhases) {
           return {StatusCode::kInvalidArgument,
                   "an event of unknown phase " + std::to_string(phase)};
         }
         timeline.clocks = std::max(timeline.clocks, (next >> 8) - start_clock);
-        if (phase == 0) continue;
+        if (phase == 0 && (event & 128) == 0) continue;
         timeline.intervals.push_back({static_cast<Track>(i), static_cast<Phase>(phase),
-                                      (event >> 8) - start_clock, (next >> 8) - start_clock});
+                                      (event >> 8) - start_clock, (next >> 8) - start_clock,
+                                      (event & 128) != 0});
       }
     }
     starts.push_back(start_ns);
@@ -165,12 +166,13 @@ std::string chrome_trace(const std::vector<BlockTimeline>& timelines, const std:
     for (const Interval& interval : timeline.intervals) {
       print(&text,
             ",\n{\"ph\":\"X\",\"name\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%.4f,\"dur\":%.4f,"
-            "\"args\":{\"clock\":%llu,\"clocks\":%llu}}",
+            "\"args\":{\"clock\":%llu,\"clocks\":%llu%s}}",
             name_of(interval.phase), timeline.block, static_cast<int>(interval.track),
             timeline.start_us + double(interval.begin) / timeline.clocks_per_us,
             double(interval.end - interval.begin) / timeline.clocks_per_us,
             static_cast<unsigned long long>(interval.begin),
-            static_cast<unsigned long long>(interval.end - interval.begin));
+            static_cast<unsigned long long>(interval.end - interval.begin),
+            interval.in_flight ? ",\"product in flight\":true" : "");
     }
   }
   return text + "\n]}\n";
@@ -220,6 +222,11 @@ std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& 
             static_cast<unsigned long long>(interval.end - interval.begin),
             static_cast<unsigned long long>(interval.begin),
             static_cast<unsigned long long>(interval.end));
+      if (interval.in_flight) {  // a line below, in the colour of a product
+        print(&text, "<rect class=\"p2\" x=\"%.2f\" y=\"%.0f\" width=\"%.2f\" height=\"3\"/>\n", x,
+              top + static_cast<int>(interval.track) * kLane + kLane - 3,
+              place(double(interval.end)) - x);
+      }
     }
     top += timeline::kTracks * kLane;
     // Two axes: clocks, then us, of the same time.
@@ -290,7 +297,7 @@ std::string summary(const BlockTimeline& timeline) {
   }
   uint64_t window = 0;
   const uint64_t bubble = bubble_clocks(timeline, &window);
-  print(&text, "  no warpgroup at a product: %llu of %llu clocks, %.1f%%\n",
+  print(&text, "  no product in flight: %llu of %llu clocks, %.1f%%\n",
         static_cast<unsigned long long>(bubble), static_cast<unsigned long long>(window),
         window > 0 ? 100 * double(bubble) / double(window) : 0.0);
   if (timeline.lost > 0) {

@@ -18,6 +18,7 @@ struct Interval {
   Track track;
   Phase phase;
   uint64_t begin, end;
+  bool in_flight = false;  ///< Beside that, a product of its own is under way.
 };
 
 /// What one block did.
@@ -50,10 +51,11 @@ std::string chrome_trace(const std::vector<BlockTimeline>& timelines, const std:
 /// A picture that stands alone: a lane a track, clocks and us below.
 std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& title);
 
-/// Shares of the phases, a tile's period, and how long no warpgroup was at a product.
+/// Shares of the phases, a tile's period, and how long no warpgroup had a product in flight.
 std::string summary(const BlockTimeline& timeline);
 
-/// Clocks between the first product's begin and the last one's end in which no warpgroup was at one.
+/// Clocks between the first product's begin and the last one's end in which no warpgroup was at one or
+/// had one in flight.
 uint64_t bubble_clocks(const BlockTimeline& timeline, uint64_t* window = nullptr);
 
 }  // namespace mla::bench

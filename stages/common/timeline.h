@@ -47,7 +47,7 @@ struct Record {
   uint64_t end_ns, end_clock;             ///< and at the end.
   uint64_t multiprocessor;
   uint64_t count;              ///< Events, lost ones included. By end().
-  uint64_t events[kCapacity];  ///< clock << 8 | phase
+  uint64_t events[kCapacity];  ///< clock << 8 | product in flight << 7 | phase
 };
 
 /// Where the kernels of one source file record: `records` holds kTracks for each of the first
@@ -80,8 +80,10 @@ inline constexpr size_t kSharedBytes = 0;
 /// Once a track, before its first enter(). As enter(), called by every thread of a warpgroup, or by
 /// the one thread that issues copies.
 __device__ __forceinline__ void begin(Track /*track*/) {}
-/// From here on `track` is in `phase`.
-__device__ __forceinline__ void enter(Track /*track*/, Phase /*phase*/) {}
+/// From here on `track` is in `phase`. `in_flight`: a product that it issued, and will wait for later,
+/// is under way meanwhile.
+__device__ __forceinline__ void enter(Track /*track*/, Phase /*phase*/,
+                                      bool /*in_flight*/ = false) {}
 /// Once a track, after which it does nothing.
 __device__ __forceinline__ void end(Track /*track*/) {}
 
@@ -131,7 +133,7 @@ __device__ __forceinline__ void begin(Track track) {
 
 // One piece of assembly with predicates and no branch, so that it may stand between a wgmma and the wait
 // for it. The clock is read first: what recording costs counts towards the new phase.
-__device__ __forceinline__ void enter(Track track, Phase phase) {
+__device__ __forceinline__ void enter(Track track, Phase phase, bool in_flight = false) {
   asm volatile(
       "{\n"
       ".reg .pred mine, fits;\n"
@@ -151,7 +153,8 @@ __device__ __forceinline__ void enter(Track track, Phase phase) {
       "}"
       :
       : "r"(static_cast<unsigned>(records(track))), "r"(counter_address(track)),
-        "l"(__cvta_generic_to_global(record_of(track)->events)), "l"(static_cast<uint64_t>(phase)),
+        "l"(__cvta_generic_to_global(record_of(track)->events)),
+        "l"(static_cast<uint64_t>(phase) | uint64_t{in_flight} << 7),
         "n"(mla::timeline::Record::kCapacity)
       : "memory");
 }
@@ -195,12 +198,13 @@ inline void begin(Track track) {
   record->begin_clock = events_so_far++;
   record->begin_ns = 1000 * record->begin_clock;
 }
-inline void enter(Track track, Phase phase) {
+inline void enter(Track track, Phase phase, bool in_flight = false) {
   mla::timeline::Record* record = record_of(track);
   if (record == nullptr) return;
   const uint64_t now = events_so_far++;
   if (record->count < mla::timeline::Record::kCapacity) {
-    record->events[record->count] = now << 8 | static_cast<uint64_t>(phase);
+    record->events[record->count] =
+        now << 8 | uint64_t{in_flight} << 7 | static_cast<uint64_t>(phase);
   }
   ++record->count;
 }

@@ -61,6 +61,16 @@ TEST(Timeline, CountsTheTimeInWhichNoWarpgroupIsAtAProduct) {
   EXPECT_NE(text.find("a tile every 400 clocks"), std::string::npos) << text;
 }
 
+TEST(Timeline, SeesAProductInFlightBesideAnotherPhase) {
+  std::vector<Record> records = one_block();
+  records[0].events[1] |= 128;  // the softmax, 300 to 500
+  const BlockTimeline block = read(records).at(0);
+  EXPECT_EQ(block.intervals[1].phase, Phase::kSoftmax);
+  EXPECT_EQ(bubble_clocks(block), 0u);
+  EXPECT_NE(chrome_trace({block}, "").find("\"clocks\":200,\"product in flight\":true}"),
+            std::string::npos);
+}
+
 TEST(Timeline, CutsAtBothEnds) {
   const BlockTimeline part = cut(read(one_block()).at(0), 0.1, 0.2);  // clocks 200 to 400
   ASSERT_EQ(part.intervals.size(), 3u);
