@@ -8,13 +8,6 @@
 
 #include "reference/gpu_model/multiprocessor.h"
 
-// So that what is compiled for any processor is fast on those of today.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GPU_MODEL_CLONES [[gnu::target_clones("arch=haswell", "default")]]
-#else
-#define GPU_MODEL_CLONES
-#endif
-
 namespace gpu_model::detail {
 namespace {
 
@@ -72,7 +65,8 @@ void convert(const Granule& granule, float* out) {
 }
 
 /// d[16, columns] += a[16, 16] b[16, columns].
-GPU_MODEL_CLONES void multiply(float* d, const float* a, const float* b, size_t columns) {
+[[gnu::always_inline]] inline void multiply_any(float* d, const float* a, const float* b,
+                                                size_t columns) {
   using Row [[gnu::vector_size(32)]] = float;
   constexpr size_t kBlock = 8;  // rows, and columns
   for (size_t first = 0; first < kRows; first += kBlock) {
@@ -93,6 +87,23 @@ GPU_MODEL_CLONES void multiply(float* d, const float* a, const float* b, size_t 
     }
   }
 }
+
+// Compiled for any processor, and for those of today, on which it takes a fifth of the time.
+void multiply_baseline(float* d, const float* a, const float* b, size_t columns) {
+  multiply_any(d, a, b, columns);
+}
+#ifdef __x86_64__
+[[gnu::target("avx2,fma")]] void multiply_avx2(float* d, const float* a, const float* b,
+                                               size_t columns) {
+  multiply_any(d, a, b, columns);
+}
+void multiply(float* d, const float* a, const float* b, size_t columns) {
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  (has_avx2 ? multiply_avx2 : multiply_baseline)(d, a, b, columns);
+}
+#else
+constexpr auto multiply = multiply_baseline;
+#endif
 
 /// Where d[i] of a lane lies in its warp's [16, columns].
 size_t element(size_t lane, size_t i, size_t columns) {
@@ -326,8 +337,8 @@ void Multiprocessor::issue_product(void* const* lanes) {
       });
     }
     check_async_access(granule, " reads", wait);
+    ++async_.readers[granule];
   });
-  for_each_granule(product, warp, [&](size_t granule) { ++async_.readers[granule]; });
 
   // The accumulators: in flight already, or read from the registers.
   WarpProducts& products = products_[warp];
