@@ -288,7 +288,8 @@ std::string Multiprocessor::reader(size_t index) {
   }
   for (unsigned warp = 0; warp < warp_count_; ++warp) {
     for (const WarpProduct& product : products_[warp].queue) {
-      if (reads(product.product, warp, index)) {
+      const uint16_t* end = product.granules + product.granule_count;
+      if (std::find(product.granules, end, index) != end) {
         return at(product.product.what, product.product.file, product.product.line) + " of warp " +
                std::to_string(warp);
       }

@@ -254,8 +254,6 @@ class Multiprocessor {
   [[gnu::cold]] void reject_async_access(size_t index, const char* does, const Wait& wait);
   std::string writer(const GranuleMark& mark) const;
   std::string reader(size_t index);
-  /// Whether a warp's part of a product reads a granule.
-  static bool reads(const Product& product, unsigned warp, size_t index);
   /// Lands a bulk load, if any is under way.
   bool land_load();
   void land_loads_early();

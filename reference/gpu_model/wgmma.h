@@ -14,10 +14,14 @@ namespace gpu_model::detail {
 
 /// A warp's part of one wgmma.
 struct WarpProduct {
+  WarpProduct() {}  // leaves the arrays alone: there are many of these
+
   Product product;
   size_t accumulator = 0;           ///< In WarpProducts::accumulators.
   uint32_t a[32][4];                ///< A in registers, as it was at issue,
   const uint32_t* a_registers[32];  ///< and where.
+  size_t granule_count = 0;
+  uint16_t granules[(16 + 256) * 2];  ///< Of shared memory that it reads: of A, then of B.
 };
 
 /// D of products under way: its registers hold NaN, its values are here.
