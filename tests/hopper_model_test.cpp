@@ -1010,6 +1010,138 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes P
+// for both, each of which multiplies it by half of K's columns; a warp loads.
+
+struct AttentionPlan {
+  alignas(1024) uint16_t q[8][64 * 64];
+  alignas(1024) uint16_t k[2][8][64 * 64];
+  alignas(1024) uint16_t p[64 * 64];
+  ptx::Mbarrier full[2], empty[2];
+};
+constexpr int kAttentionTiles = 3;
+enum class Lack { kNothing, kFence, kBarrierAfterWrite, kBarrierBeforeWrite, kLateRelease };
+
+template <Lack kLack>
+__global__ void attention(const TensorMap* q_map, const TensorMap* k_map, float* out) {
+  auto& smem = *shared<AttentionPlan>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&smem.full[i], 1);
+      ptx::mbarrier_init(&smem.empty[i], 256);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const unsigned group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  if (group == 2) {
+    if (threadIdx.x != 256) return;
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    for (int tile = 0; tile < kAttentionTiles; ++tile) {
+      const int stage = tile % 2;
+      ptx::mbarrier_wait(&smem.empty[stage], tile / 2 % 2 == 0);
+      ptx::mbarrier_arrive_expect_tx(&smem.full[stage], tile == 0 ? 131072 : 65536);
+      for (int box = 0; box < 8; ++box) {
+        if (tile == 0) {
+          ptx::cp_async_bulk_tensor_4d(smem.q[box], q_map, box * 64, 0, 0, 0, &smem.full[0],
+                                       policy);
+        }
+        ptx::cp_async_bulk_tensor_4d(smem.k[stage][box], k_map, box * 64, tile * 64, 0, 0,
+                                     &smem.full[stage], policy);
+      }
+    }
+    return;
+  }
+  float o[32][4] = {};
+  for (int tile = 0; tile < kAttentionTiles; ++tile) {
+    const int stage = tile % 2;
+    ptx::mbarrier_wait(&smem.full[stage], tile / 2 % 2);
+    if (group == 0) {
+      float s[8][4];
+      ptx::wgmma_fence(s);
+      const uint64_t q = ptx::matrix_descriptor(smem.q, 0, 1024);
+      const uint64_t k = ptx::matrix_descriptor(smem.k[stage], 0, 1024);
+      for (uint64_t i = 0; i < 32; ++i) {
+        const uint64_t on = (i / 4 * 8192 + i % 4 * 32) / 16;
+        ptx::wgmma_m64n64k16<bfloat16>(s, q + on, k + on, i > 0);
+      }
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>(s);
+      if (tile > 0 && kLack != Lack::kBarrierBeforeWrite) ptx::barrier_sync(2, 256);
+      for (unsigned i = 0; i < 4; ++i) {  // 16 rows of 16 columns
+        uint32_t r[4];
+        for (unsigned j = 0; j < 4; ++j) {
+          const float* pair = &s[i * 2 + j / 2][j % 2 * 2];
+          const bfloat16 rounded[2] = {from_float<bfloat16>(pair[0]),
+                                       from_float<bfloat16>(pair[1])};
+          std::memcpy(&r[j], rounded, 4);
+        }
+        const unsigned row = warp * 16 + lane % 16, piece = i * 2 + lane / 16;
+        ptx::stmatrix_x4(&smem.p[row * 64 + (piece ^ row % 8) * 8], r);
+      }
+      if (kLack != Lack::kFence) ptx::fence_proxy_async();
+    }
+    if (kLack != Lack::kBarrierAfterWrite) ptx::barrier_sync(1, 256);
+    if (kLack == Lack::kLateRelease) ptx::mbarrier_arrive(&smem.empty[stage]);
+    ptx::wgmma_fence(o);
+    const uint64_t p = ptx::matrix_descriptor(smem.p, 0, 1024);
+    const uint64_t v = ptx::matrix_descriptor(smem.k[stage][group * 4], 8192, 1024);
+    for (uint64_t i = 0; i < 4; ++i) {
+      ptx::wgmma_m64n256k16_trans_b<bfloat16>(o, p + i * 2, v + i * 128, true);
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>(o);
+    if (kLack != Lack::kLateRelease) ptx::mbarrier_arrive(&smem.empty[stage]);
+    if (kLack != Lack::kBarrierBeforeWrite && group == 1 && tile + 1 < kAttentionTiles) {
+      ptx::barrier_arrive(2, 256);
+    }
+  }
+  const unsigned row = warp * 16 + lane / 4;
+  for (unsigned n = 0; n < 32; ++n) {
+    for (unsigned i = 0; i < 4; ++i) {
+      out[(row + i / 2 * 8) * 512 + group * 256 + n * 8 + lane % 4 * 2 + i % 2] = o[n][i];
+    }
+  }
+}
+
+TEST_F(Hopper, Attention) {
+  constexpr size_t kTokens = kAttentionTiles * 64;
+  GlobalArray<bfloat16> q(64 * 512), k(kTokens * 512);
+  GlobalArray<float> out(64 * 512);
+  std::mt19937 random(5);  // small integers: everything is exact
+  const auto small = [&] { return from_float<bfloat16>(static_cast<float>(random() % 3) - 1); };
+  for (size_t i = 0; i < 64 * 512; ++i) q[i] = small();
+  for (size_t i = 0; i < kTokens * 512; ++i) k[i] = small();
+  std::vector<float> expected(64 * 512), keys(kTokens * 512);
+  for (size_t i = 0; i < keys.size(); ++i) keys[i] = to_float(k[i]);
+  for (size_t row = 0; row < 64; ++row) {
+    for (size_t token = 0; token < kTokens; ++token) {
+      float p = 0;
+      for (size_t i = 0; i < 512; ++i) p += to_float(q[row * 512 + i]) * keys[token * 512 + i];
+      for (size_t i = 0; i < 512; ++i) expected[row * 512 + i] += p * keys[token * 512 + i];
+    }
+  }
+  const TensorMap q_map = matrix_map(q.data(), 64, 512, 64);
+  const TensorMap k_map = matrix_map(k.data(), kTokens, 512, 64);
+  const auto check = [&]() -> std::string {
+    const bool right = out.values() == expected;
+    out.fill(NAN);
+    return right ? "" : "wrong";
+  };
+  const size_t bytes = sizeof(AttentionPlan);
+  expect_right(
+      288, bytes, [&] { attention<Lack::kNothing>(&q_map, &k_map, out.data()); }, check);
+  expect_wrong("without fence_proxy_async in that thread", 288, bytes,
+               [&] { attention<Lack::kFence>(&q_map, &k_map, out.data()); });
+  expect_found(
+      288, bytes, [&] { attention<Lack::kBarrierAfterWrite>(&q_map, &k_map, out.data()); }, check);
+  expect_found(
+      288, bytes, [&] { attention<Lack::kBarrierBeforeWrite>(&q_map, &k_map, out.data()); }, check);
+  expect_found(
+      288, bytes, [&] { attention<Lack::kLateRelease>(&q_map, &k_map, out.data()); }, check);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // What the instructions cost; not a test. Times the model on this machine.
 
 TEST_F(Hopper, DISABLED_Cost) {
@@ -1029,18 +1161,20 @@ TEST_F(Hopper, DISABLED_Cost) {
     return &smem;
   };
   const auto products = [&](const char* what, auto form) {
-    time(what, 400 * 4, 232448, [&] {
+    constexpr uint64_t kProducts = decltype(form)::value == 64 ? 36 : 8;  // in a group
+    time(what, 100 * kProducts, 232448, [&] {
       ProductPlan& smem = *zero();
       float d[decltype(form)::value == 64 ? 8 : 32][4];
       const uint64_t a = ptx::matrix_descriptor(smem.a, 0, 1024);
       const uint64_t b = ptx::matrix_descriptor(smem.b, 8192, 1024);
-      for (int i = 0; i < 400; ++i) {
+      for (int i = 0; i < 100; ++i) {
         ptx::wgmma_fence(d);
-        for (uint64_t k = 0; k < 4; ++k) {
+        for (uint64_t product = 0; product < kProducts; ++product) {
+          const uint64_t k = product % 4;
           if constexpr (decltype(form)::value == 64) {
-            ptx::wgmma_m64n64k16<bfloat16>(d, a + k * 2, b + k * 2, k > 0);
+            ptx::wgmma_m64n64k16<bfloat16>(d, a + k * 2, b + k * 2, product > 0);
           } else {
-            ptx::wgmma_m64n256k16_trans_b<bfloat16>(d, a + k * 2, b + k * 128, k > 0);
+            ptx::wgmma_m64n256k16_trans_b<bfloat16>(d, a + k * 2, b + k * 128, product > 0);
           }
         }
         ptx::wgmma_commit_group();
@@ -1048,8 +1182,8 @@ TEST_F(Hopper, DISABLED_Cost) {
       }
     });
   };
-  products("m64n64k16, and a quarter of a fence and a wait", std::integral_constant<int, 64>());
-  products("m64n256k16, and a quarter of a fence and a wait", std::integral_constant<int, 256>());
+  products("m64n64k16 of a group of 36", std::integral_constant<int, 64>());
+  products("m64n256k16 of a group of 8", std::integral_constant<int, 256>());
   time("fence_proxy_async of 128 threads, with a barrier, 227 KiB", 1000, 232448, [&] {
     zero();
     for (int i = 0; i < 1000; ++i) {

@@ -58,8 +58,13 @@ void convert(const Granule& granule, float* out) {
   Words words;
   __builtin_memcpy(&words, &granule, sizeof words);
   const Words even = T::bits(words & 0xffff), odd = T::bits(words >> 16);
+#ifdef __clang__
+  const Words low = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+  const Words high = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+#else
   const Words low = __builtin_shuffle(even, odd, Words{0, 4, 1, 5});
   const Words high = __builtin_shuffle(even, odd, Words{2, 6, 3, 7});
+#endif
   __builtin_memcpy(out, &low, sizeof low);
   __builtin_memcpy(out + 4, &high, sizeof high);
 }
