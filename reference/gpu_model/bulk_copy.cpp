@@ -165,7 +165,8 @@ bool Multiprocessor::land_load() {
 }
 
 void Multiprocessor::land(size_t index) {
-  BulkCopy load = std::move(loads_[index]);
+  landing_ = std::move(loads_[index]);  // not a local: a GPU thread that fails destroys nothing
+  BulkCopy& load = landing_;
   loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
   Wait wait{load.what, load.file, load.line};
   wait.mbarrier = static_cast<int>(load.barrier);

@@ -293,6 +293,7 @@ class Multiprocessor {
   AsyncView async_;
   std::vector<MbarrierState> mbarriers_;
   std::vector<BulkCopy> loads_;   // under way
+  BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
   std::array<WarpProducts, 32> products_;
   std::array<Warpgroup, 8> warpgroups_;
