@@ -164,9 +164,6 @@ class Multiprocessor {
   /// Rejects an asynchronous write to a granule that something asynchronous reads.
   void check_no_reader(size_t index, const Wait& wait);
   Granule* generic_granules() { return reinterpret_cast<Granule*>(shared_.data()); }
-  std::vector<GranuleMark>& marks() { return marks_; }
-  AsyncView& async_view() { return async_; }
-  size_t granules() const { return marks_.size(); }
   /// An address as an offset in shared memory, which `bytes` from there lie in, or else an error.
   size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* does,
                        const Wait& wait);

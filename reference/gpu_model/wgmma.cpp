@@ -439,8 +439,7 @@ void Multiprocessor::compute_product(unsigned warp, WarpProduct& issued) {
 
 void Multiprocessor::commit_products(void* const*) {
   WarpProducts& products = products_[self().number / warpSize];
-  products.committed = products.issued();
-  products.groups.push_back(products.committed);
+  products.groups.push_back(products.issued());
 }
 
 void Multiprocessor::wait_products(void* const* lanes) {

@@ -36,8 +36,7 @@ struct Accumulator {
 struct WarpProducts {
   std::deque<WarpProduct> queue;  ///< Issued, but not waited for.
   uint64_t first = 0;             ///< How many were issued before queue[0],
-  uint64_t computed = 0;          ///< how many are computed,
-  uint64_t committed = 0;         ///< and how many are in a group.
+  uint64_t computed = 0;          ///< and how many are computed.
   std::vector<uint64_t> groups;   ///< How many were issued up to the end of each incomplete group.
   std::vector<Accumulator> accumulators;
   uint64_t instructions = 0;  ///< That all warps of its warpgroup are to execute.
