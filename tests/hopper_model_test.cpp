@@ -5,12 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
+#include <ctime>
 #include <random>
 #include <string>
 #include <vector>
@@ -45,11 +45,11 @@ class Hopper : public GpuModel {
     expect_right(threads, shared_bytes, kernel, [] { return std::string(); });
   }
 
-  /// Rejected under every schedule.
+  /// Rejected under every schedule. ThreadSanitizer makes each try cost a tenth of a second.
   template <typename Kernel>
   static void expect_wrong(const std::string& part, unsigned threads, size_t shared_bytes,
                            Kernel kernel) {
-    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    for (uint64_t seed = 0; seed < (kThreadSanitizer ? 3 : kSeeds); ++seed) {
       gpu_model::schedule().seed = seed;
       const std::string error = error_of(1, threads, shared_bytes, kernel);
       EXPECT_NE(error, "") << "seed " << seed;
@@ -242,7 +242,12 @@ struct PipelinePlan {
   ptx::Mbarrier full[2], empty[2];
 };
 constexpr unsigned kTiles = 5;
-int load_line = 0, wgmma_line = 0, wait_line = 0, full_wait_line = 0;
+int load_line = 0, wait_line = 0, full_wait_line = 0;
+
+/// Where a kernel stands; by one thread, lest it be a race.
+void note(unsigned thread, int& line, int value) {
+  if (threadIdx.x == thread) line = value;
+}
 
 template <Break kBreak>
 __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* out) {
@@ -272,7 +277,7 @@ __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* 
       if (tile == 0) {
         ptx::cp_async_bulk_tensor_4d(smem.b, b_map, 0, 0, 0, 0, &smem.full[0], policy);
       }
-      load_line = __LINE__ + 1;
+      note(128, load_line, __LINE__ + 1);
       ptx::cp_async_bulk_tensor_4d(smem.a[stage], a_map, 0, static_cast<int>(tile * 64), 0, 0,
                                    &smem.full[stage], policy);
     }
@@ -285,7 +290,7 @@ __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* 
   const unsigned tiles = kBreak == Break::kLastTileNotWaitedFor ? kTiles - 1 : kTiles;
   for (unsigned tile = 0; tile < tiles; ++tile) {
     const unsigned stage = tile % 2;
-    full_wait_line = __LINE__ + 2;
+    note(0, full_wait_line, __LINE__ + 2);
     if constexpr (kBreak != Break::kNoFullWait) {
       ptx::mbarrier_wait(&smem.full[stage], static_cast<int>(tile / 2 % 2));
     }
@@ -294,7 +299,6 @@ __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* 
     if (kBreak == Break::kOtherDescriptor && threadIdx.x / 32 == 2) b = a;
     if (kBreak == Break::kWarpLeftOut && threadIdx.x / 32 == 2 && tile == 4) continue;
     for (uint64_t k = 0; k < 4; ++k) {
-      wgmma_line = __LINE__ + 1;
       ptx::wgmma_m64n64k16<bfloat16>(d, a + k * 2, b + k * 2, true);
     }
     if (kBreak == Break::kStoreWhileRead && tile == 2) {
@@ -303,7 +307,7 @@ __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* 
     if (kBreak == Break::kTouchInFlight && tile == 2) d[2][3] += 1;
     if constexpr (kBreak != Break::kNoCommit) ptx::wgmma_commit_group();
     if constexpr (kBreak == Break::kArriveBeforeWait) ptx::mbarrier_arrive(&smem.empty[stage]);
-    wait_line = __LINE__ + 2;
+    note(0, wait_line, __LINE__ + 2);
     if constexpr (kBreak == Break::kNotNamed) {
       ptx::wgmma_wait_group<0>();
     } else if constexpr (kBreak != Break::kNoWaitGroup) {
@@ -400,7 +404,8 @@ TEST_F(HopperPipeline, TooManyArrivals) {
   expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveTwice>(), check());
 }
 TEST_F(HopperPipeline, BarrierOverwritten) {
-  expect_broken<Break::kBarrierOverwritten>("was overwritten by ordinary stores");
+  expect_broken<Break::kBarrierOverwritten>(
+      kThreadSanitizer ? "" : "was overwritten by ordinary stores");
 }
 TEST_F(HopperPipeline, WgmmaFence) {
   expect_broken<Break::kWriteAfterFence>(
@@ -603,6 +608,603 @@ TEST_F(HopperProxies, StoreIsWaitedFor) {
                [=] { store_and_reuse<StoreBreak::kOverwritten>(out); });
   expect_found(
       32, sizeof(TilePlan), [=] { store_and_reuse<StoreBreak::kOverwrittenPlainly>(out); }, check);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// A in registers, and groups that overlap.
+
+enum class Registers { kRight, kAChanged, kANotFenced, kANotNamed, kReadTooEarly };
+
+/// P[64, 64] times the same V for two accumulators, the second group's wait after the first's.
+template <Registers kBreak>
+__global__ void multiply_registers(float* out) {
+  auto& smem = *shared<ProductPlan>();
+  for (unsigned i = threadIdx.x; i < 256 * 64; i += 128) {
+    smem.b[i] = std::bit_cast<uint16_t>(from_float<bfloat16>(1));
+  }
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float first[32][4], second[32][4];
+  uint32_t a[2][4], other[4];
+  for (auto& row : a) {
+    for (uint32_t& word : row) word = 0x3f803f80;
+  }
+  for (uint32_t& word : other) word = 0x40004000;
+  const uint64_t b = ptx::matrix_descriptor(smem.b, 8192, 1024);
+  ptx::wgmma_fence(first, second, a);
+  if (kBreak != Registers::kANotFenced) ptx::wgmma_fence(other);
+  ptx::wgmma_m64n256k16_trans_b<bfloat16>(first, a[0], b, false);
+  ptx::wgmma_m64n256k16_trans_b<bfloat16>(first, a[1], b + 128, true);
+  ptx::wgmma_commit_group();
+  ptx::wgmma_m64n256k16_trans_b<bfloat16>(second, other, b, false);
+  ptx::wgmma_commit_group();
+  if (kBreak == Registers::kAChanged) a[1][2] = 0;
+  if (kBreak == Registers::kANotNamed) {
+    ptx::wgmma_wait_group<1>(first);
+  } else {
+    ptx::wgmma_wait_group<1>(first, a);
+  }
+  const float early = second[3][1];
+  ptx::wgmma_wait_group<0>(second, other);
+  out[threadIdx.x] = first[7][1] + (kBreak == Registers::kReadTooEarly ? early : second[3][1]);
+}
+
+TEST_F(Hopper, ProductOfRegisters) {
+  GlobalArray<float> out(128);
+  const auto check = [&]() -> std::string {
+    for (size_t i = 0; i < 128; ++i) {
+      if (out[i] != 64) return "wrong at " + std::to_string(i);
+    }
+    out.fill(NAN);
+    return {};
+  };
+  const size_t bytes = sizeof(ProductPlan);
+  expect_right(
+      128, bytes, [&] { multiply_registers<Registers::kRight>(out.data()); }, check);
+  expect_wrong("A registers were changed while wgmma read them", 128, bytes,
+               [&] { multiply_registers<Registers::kAChanged>(out.data()); });
+  expect_wrong("no wgmma_fence names the A registers", 128, bytes,
+               [&] { multiply_registers<Registers::kANotFenced>(out.data()); });
+  expect_wrong("A registers of a completed wgmma are not among those named", 128, bytes,
+               [&] { multiply_registers<Registers::kANotNamed>(out.data()); });
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    gpu_model::schedule().seed = seed;
+    EXPECT_EQ(
+        error_of(1, 128, bytes, [&] { multiply_registers<Registers::kReadTooEarly>(out.data()); }),
+        "");
+    EXPECT_NE(check(), "") << "seed " << seed;
+  }
+}
+
+TEST_F(Hopper, DescriptorsAreChecked) {
+  const auto run = [](uint64_t a, uint64_t b) {
+    return [=] {
+      shared<ProductPlan>();
+      float d[8][4];
+      ptx::wgmma_fence(d);
+      ptx::wgmma_m64n64k16<bfloat16>(d, a, b, false);
+    };
+  };
+  const uint64_t right = uint64_t{1} << 62 | uint64_t{64} << 32;
+  const size_t bytes = sizeof(ProductPlan);
+  expect_wrong("is no descriptor of A with a 128-byte swizzle", 128, bytes, run(64, right));
+  expect_wrong("is no descriptor of B with a 128-byte swizzle", 128, bytes,
+               run(right, right | uint64_t{1} << 49));
+  expect_wrong("reads past shared memory, at byte", 128, bytes, run(right, right | 0x3f00));
+  expect_wrong("in a warpgroup of less than 128 threads", 96, bytes, run(right, right));
+  expect_wrong("describes a misaligned address, 64 bytes past a multiple of 1024", 32, bytes,
+               [] { ptx::matrix_descriptor(&shared<ProductPlan>()->a[32], 0, 1024); });
+  expect_wrong("with other operands than lane 0", 128, bytes, [=] {
+    shared<ProductPlan>();
+    float d[8][4];
+    ptx::wgmma_fence(d);
+    ptx::wgmma_m64n64k16<bfloat16>(d, right, right, threadIdx.x == 67);
+  });
+}
+
+TEST_F(Hopper, RegistersAreRedistributedByWarpgroups) {
+  expect_right(128, 0, [] { ptx::setmaxnreg_dec<40>(); });
+  expect_wrong("setmaxnreg_inc at ", 128, 0, [] {
+    if (threadIdx.x < 96) ptx::setmaxnreg_inc<160>();
+  });
+  expect_wrong("warps of one warpgroup disagree: ", 128, 0, [] {
+    if (threadIdx.x < 64) {
+      ptx::setmaxnreg_inc<160>();
+    } else {
+      ptx::setmaxnreg_inc<168>();
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Loads: boxes at a tensor's edges, and what is wrong with them.
+
+struct LoadPlan {
+  alignas(1024) uint16_t box[3 * 2 * 5 * 64];
+  ptx::Mbarrier barrier;
+};
+
+/// Copies a box; without swizzle to read it, with to write it back.
+__global__ void load_box(const TensorMap* map, int c0, int c1, int c2, int c3, uint16_t* out,
+                         const TensorMap* out_map) {
+  auto& smem = *shared<LoadPlan>();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.barrier, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&smem.barrier, sizeof smem.box);
+    ptx::cp_async_bulk_prefetch_tensor_4d(map, c0, c1, c2, c3);
+    ptx::cp_async_bulk_tensor_4d(smem.box, map, c0, c1, c2, c3, &smem.barrier,
+                                 ptx::createpolicy_evict_first());
+  }
+  __syncwarp();
+  ptx::mbarrier_wait(&smem.barrier, 0);
+  for (size_t i = threadIdx.x; i < sizeof smem.box / 2; i += 32) out[i] = smem.box[i];
+  if (threadIdx.x == 0) {
+    ptx::cp_async_bulk_tensor_4d_store(out_map, c0, c1, c2, c3, smem.box);
+    ptx::cp_async_bulk_commit_group();
+    ptx::cp_async_bulk_wait_group_read<0>();
+  }
+}
+
+TEST_F(Hopper, BoxesAtEdges) {
+  constexpr int64_t kSize[4] = {100, 7, 3, 4}, kRowElements = 104;
+  GlobalArray<uint16_t> tensor(kRowElements * 7 * 3 * 4), copy(kRowElements * 7 * 3 * 4);
+  GlobalArray<uint16_t> out(sizeof(LoadPlan::box) / 2);
+  for (size_t i = 0; i < kRowElements * 7 * 3 * 4; ++i) tensor[i] = static_cast<uint16_t>(i + 1);
+  TensorShape shape;
+  shape.rank = 4;
+  for (size_t i = 0; i < 4; ++i) {
+    shape.size[i] = static_cast<uint64_t>(kSize[i]);
+    shape.stride_bytes[i] = i == 0   ? 2
+                            : i == 1 ? kRowElements * 2
+                                     : shape.stride_bytes[i - 1] * shape.size[i - 1];
+    shape.box[i] = i == 0 ? 64 : i == 1 ? 5 : i == 2 ? 2 : 3;
+  }
+  for (const bool swizzle : {false, true}) {
+    shape.swizzle_128b = swizzle;
+    TensorMap map, copy_map;
+    ASSERT_TRUE(mla::model::encode_tensor_map(tensor.data(), shape, &map).ok());
+    ASSERT_TRUE(mla::model::encode_tensor_map(copy.data(), shape, &copy_map).ok());
+    for (const auto& c :
+         {std::array{0, 0, 0, 0}, std::array{64, 5, 2, 3}, std::array{-3, -1, 1, 2},
+          std::array{61, 3, -1, -2}, std::array{-200, 0, 0, 0}, std::array{8, 9, 0, 0}}) {
+      const auto at = [&](int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
+        return static_cast<size_t>(((i3 * 3 + i2) * 7 + i1) * kRowElements + i0);
+      };
+      const auto check = [&]() -> std::string {
+        size_t row = 0;
+        for (int i3 = 0; i3 < 3; ++i3) {
+          for (int i2 = 0; i2 < 2; ++i2) {
+            for (int i1 = 0; i1 < 5; ++i1, ++row) {
+              for (int i0 = 0; i0 < 64; ++i0) {
+                const int64_t x[4] = {c[0] + i0, c[1] + i1, c[2] + i2, c[3] + i3};
+                bool inside = true;
+                for (size_t i = 0; i < 4; ++i) inside = inside && x[i] >= 0 && x[i] < kSize[i];
+                const uint16_t expected = inside ? tensor[at(x[0], x[1], x[2], x[3])] : 0;
+                const auto column = static_cast<size_t>(i0);
+                const size_t found = row * 64 + (swizzle ? column ^ row % 8 * 8 : column);
+                if (out[found] != expected) return "wrong at " + std::to_string(found);
+                if (inside && copy[at(x[0], x[1], x[2], x[3])] != expected) return "wrong copy";
+              }
+            }
+          }
+        }
+        copy.fill(0xffff);
+        return {};
+      };
+      expect_right(
+          32, sizeof(LoadPlan),
+          [&] { load_box(&map, c[0], c[1], c[2], c[3], out.data(), &copy_map); }, check);
+      size_t written = 0;  // the columns between the size and the stride are nobody's
+      for (size_t i = 0; i < kRowElements * 7 * 3 * 4; ++i) written += copy[i] != 0xffff;
+      EXPECT_EQ(written, 0U);
+    }
+  }
+}
+
+/// Whatever is wrong, one thread does it.
+template <typename Function>
+auto one_thread(Function function) {
+  return [function] {
+    auto& smem = *shared<LoadPlan>();
+    if (threadIdx.x != 0) return;
+    ptx::mbarrier_init(&smem.barrier, 1);
+    ptx::fence_mbarrier_init();
+    function(smem);
+  };
+}
+
+TEST_F(Hopper, LoadsAreChecked) {
+  GlobalArray<bfloat16> values(64 * 64);
+  GlobalArray<float> floats(64);
+  const TensorMap map = matrix_map(values.data(), 64, 64, 8);
+  const TensorMap beyond = matrix_map(values.data(), 128, 64, 8);
+  TensorMap garbage = map;
+  garbage.rank = 77;
+  const auto load = [](const TensorMap* of, int row, size_t element, uint64_t policy) {
+    return one_thread([=](LoadPlan& smem) {
+      ptx::mbarrier_arrive_expect_tx(&smem.barrier, 1024);
+      ptx::cp_async_bulk_tensor_4d(&smem.box[element], of, 0, row, 0, 0, &smem.barrier, policy);
+      ptx::mbarrier_wait(&smem.barrier, 0);
+    });
+  };
+  const uint64_t policy = ptx::createpolicy_evict_first();
+  const size_t bytes = sizeof(LoadPlan);
+  expect_right(32, bytes, load(&map, 0, 0, policy));
+  expect_wrong("writes a misaligned address, 512 bytes past a multiple of 1024", 32, bytes,
+               load(&map, 0, 256, policy));
+  expect_wrong("the tensor map is null", 32, bytes, load(nullptr, 0, 0, policy));
+  expect_wrong("the tensor map is not one of rank 4", 32, bytes, load(&garbage, 0, 0, policy));
+  expect_wrong("the cache policy is not one of createpolicy", 32, bytes, load(&map, 0, 0, 5));
+  expect_wrong("out-of-bounds global memory read", 32, bytes, load(&beyond, 64, 0, policy));
+  expect_wrong("that are not in the block's dynamic shared memory", 32, bytes,
+               load(&map, 0, size_t{1} << 20, policy));
+  const auto bulk = [&](int count, int again) {
+    return one_thread([=, source = floats.data()](LoadPlan& smem) {
+      ptx::mbarrier_arrive_expect_tx(&smem.barrier, count);
+      ptx::cp_async_bulk(smem.box, source, count, &smem.barrier);
+      if (again == 1) ptx::cp_async_bulk(smem.box, source, count, &smem.barrier);
+      if (again == 2) smem.box[5] = 3;
+      ptx::mbarrier_wait(&smem.barrier, 0);
+      if (again == 3) {
+        smem.box[5] = 3;
+        ptx::cp_async_bulk(smem.box, source, count, &smem.barrier);
+      }
+    });
+  };
+  expect_right(32, bytes, bulk(256, 0));
+  expect_wrong("both must be multiples of 16", 32, bytes, bulk(8, 0));
+  expect_wrong("out-of-bounds global memory read", 32, bytes, bulk(272, 0));
+  expect_found(32, bytes, bulk(256, 1), [] { return std::string(); });
+  expect_found(32, bytes, bulk(256, 2), [] { return std::string(); });
+  expect_wrong("was written by ordinary stores without fence_proxy_async", 32, bytes, bulk(256, 3));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Barriers.
+
+struct BarrierPlan {
+  ptx::Mbarrier barrier;
+  int values[128];
+};
+
+/// Every phase, all threads but the last warp write, and the last warp adds up.
+template <bool kWaits>
+__global__ void phases(int* out) {
+  auto& smem = *shared<BarrierPlan>();
+  auto* barriers = reinterpret_cast<ptx::Mbarrier*>(&smem.values[96]);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&barriers[0], 96);
+    ptx::mbarrier_init(&barriers[1], 32);
+  }
+  __syncthreads();
+  int sum = 0;
+  for (int phase = 0; phase < 5; ++phase) {
+    if (threadIdx.x < 96) {
+      ptx::mbarrier_wait(&barriers[1], (phase & 1) ^ 1);  // the first does not wait
+      smem.values[threadIdx.x] = static_cast<int>(threadIdx.x) + phase;
+      ptx::mbarrier_arrive(&barriers[0]);
+    } else {
+      if (kWaits) ptx::mbarrier_wait(&barriers[0], phase & 1);
+      for (int i = 0; i < 96; ++i) sum += smem.values[i];
+      ptx::mbarrier_arrive(&barriers[1]);
+    }
+  }
+  if (threadIdx.x >= 96) out[threadIdx.x - 96] = sum;
+}
+
+TEST_F(Hopper, MbarrierPhases) {
+  GlobalArray<int> out(32);
+  const auto check = [&]() -> std::string {
+    for (size_t i = 0; i < 32; ++i) {
+      if (out[i] != 5 * 96 * 95 / 2 + 96 * 10) return "wrong at " + std::to_string(i);
+    }
+    out.fill(0);
+    return {};
+  };
+  expect_right(
+      128, sizeof(BarrierPlan), [&] { phases<true>(out.data()); }, check);
+  expect_found(
+      128, sizeof(BarrierPlan), [&] { phases<false>(out.data()); }, check);
+}
+
+TEST_F(Hopper, MbarriersAreChecked) {
+  const size_t bytes = sizeof(BarrierPlan);
+  expect_wrong("mbarrier_arrive(barrier at byte 0) at ", 32, bytes,
+               [] { ptx::mbarrier_arrive(&shared<BarrierPlan>()->barrier); });
+  expect_wrong("the barrier is not initialised", 32, bytes,
+               [] { ptx::mbarrier_wait(&shared<BarrierPlan>()->barrier, 0); });
+  expect_wrong("mbarrier_init at ", 32, bytes, [] {
+    auto* byte = reinterpret_cast<std::byte*>(shared<BarrierPlan>());
+    ptx::mbarrier_init(reinterpret_cast<ptx::Mbarrier*>(byte + 4), 1);
+  });
+  expect_wrong("not in the block's dynamic shared memory", 32, bytes, [] {
+    ptx::Mbarrier local;
+    ptx::mbarrier_init(&local, 1);
+  });
+  expect_wrong("allowed is 1 to 1048575", 32, bytes,
+               [] { ptx::mbarrier_init(&shared<BarrierPlan>()->barrier, 0); });
+  expect_wrong("more than the 1 arrivals of phase 0", 32, bytes, [] {
+    auto& barrier = shared<BarrierPlan>()->barrier;
+    if (threadIdx.x != 0) return;
+    ptx::mbarrier_init(&barrier, 1);
+    ptx::mbarrier_arrive_expect_tx(&barrier, 64);
+    ptx::mbarrier_arrive(&barrier);
+  });
+  int line = 0;
+  const auto deadlock = [&line] {
+    auto& barrier = shared<BarrierPlan>()->barrier;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(&barrier, 4);
+      ptx::mbarrier_arrive_expect_tx(&barrier, 8192);
+    }
+    __syncthreads();
+    note(0, line, __LINE__ + 1);
+    ptx::mbarrier_wait(&barrier, 0);
+  };
+  expect_wrong("phase 0 wants 3 of 4 arrivals, 8192 bytes", 32, bytes, deadlock);
+  expect_contains(error_of(1, 32, bytes, deadlock),
+                  "deadlock: block (0,0,0): threads 0-31 wait in mbarrier_wait(barrier at byte 0, "
+                  "parity 0) at " +
+                      at(line) + ": phase 0 wants");
+  expect_wrong("mbarrier_init(barrier at byte 0)", 64, bytes, [] {
+    auto& barrier = shared<BarrierPlan>()->barrier;
+    if (threadIdx.x == 0) ptx::mbarrier_init(&barrier, 1);
+    __syncthreads();
+    if (threadIdx.x == 32) ptx::mbarrier_wait(&barrier, 0);
+    __nanosleep(1);  // lets the other thread go first
+    if (threadIdx.x == 0) ptx::mbarrier_init(&barrier, 1);
+  });
+}
+
+enum class Named { kRight, kNoArrive, kWrongCount, kTwice, kPartOfAWarp };
+
+/// A warp writes what two others read, in turn.
+template <Named kBreak>
+__global__ void named_barriers(int* out) {
+  auto& smem = *shared<BarrierPlan>();
+  int sum = 0;
+  for (int turn = 0; turn < 4; ++turn) {
+    if (threadIdx.x < 32) {
+      if (turn > 0) ptx::barrier_sync(2, 96);
+      smem.values[threadIdx.x] = turn + 1;
+      if (kBreak == Named::kNoArrive && turn == 2) break;
+      if (kBreak == Named::kPartOfAWarp && threadIdx.x == 7) continue;
+      ptx::barrier_arrive(1, kBreak == Named::kWrongCount ? 64 : 96);
+      if (kBreak == Named::kTwice) ptx::barrier_arrive(1, 96);
+    } else {
+      ptx::barrier_sync(1, 96);
+      sum += smem.values[threadIdx.x % 32];
+      if (turn < 3) ptx::barrier_arrive(2, 96);
+    }
+  }
+  if (threadIdx.x >= 32) out[threadIdx.x - 32] = sum;
+}
+
+TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
+  GlobalArray<int> out(64);
+  const auto check = [&]() -> std::string {
+    for (size_t i = 0; i < 64; ++i) {
+      if (out[i] != 10) return "wrong at " + std::to_string(i);
+    }
+    out.fill(0);
+    return {};
+  };
+  const size_t bytes = sizeof(BarrierPlan);
+  expect_right(
+      96, bytes, [&] { named_barriers<Named::kRight>(out.data()); }, check);
+  expect_wrong("deadlock: block (0,0,0): ", 96, bytes,
+               [&] { named_barriers<Named::kNoArrive>(out.data()); });
+  expect_wrong("divergent barrier: ", 96, bytes,
+               [&] { named_barriers<Named::kWrongCount>(out.data()); });
+  expect_wrong("though the barrier is not complete since the same thread was in barrier_arrive(1",
+               96, bytes, [&] { named_barriers<Named::kTwice>(out.data()); });
+  expect_wrong("", 96, bytes, [&] { named_barriers<Named::kPartOfAWarp>(out.data()); });
+  expect_wrong("32 threads, of which thread ", 64, bytes, [] {
+    if (threadIdx.x < 32) {
+      ptx::barrier_arrive(3, 96);
+    } else {
+      ptx::barrier_sync(3, 96);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes P
+// for both, each of which multiplies it by half of K's columns; a warp loads.
+
+struct AttentionPlan {
+  alignas(1024) uint16_t q[8][64 * 64];
+  alignas(1024) uint16_t k[2][8][64 * 64];
+  alignas(1024) uint16_t p[64 * 64];
+  ptx::Mbarrier full[2], empty[2];
+};
+constexpr int kAttentionTiles = 3;
+enum class Lack { kNothing, kFence, kBarrierAfterWrite, kBarrierBeforeWrite, kLateRelease };
+
+template <Lack kLack>
+__global__ void attention(const TensorMap* q_map, const TensorMap* k_map, float* out) {
+  auto& smem = *shared<AttentionPlan>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&smem.full[i], 1);
+      ptx::mbarrier_init(&smem.empty[i], 256);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const unsigned group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  if (group == 2) {
+    if (threadIdx.x != 256) return;
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    for (int tile = 0; tile < kAttentionTiles; ++tile) {
+      const int stage = tile % 2;
+      ptx::mbarrier_wait(&smem.empty[stage], tile / 2 % 2 == 0);
+      ptx::mbarrier_arrive_expect_tx(&smem.full[stage], tile == 0 ? 131072 : 65536);
+      for (int box = 0; box < 8; ++box) {
+        if (tile == 0) {
+          ptx::cp_async_bulk_tensor_4d(smem.q[box], q_map, box * 64, 0, 0, 0, &smem.full[0],
+                                       policy);
+        }
+        ptx::cp_async_bulk_tensor_4d(smem.k[stage][box], k_map, box * 64, tile * 64, 0, 0,
+                                     &smem.full[stage], policy);
+      }
+    }
+    return;
+  }
+  float o[32][4] = {};
+  for (int tile = 0; tile < kAttentionTiles; ++tile) {
+    const int stage = tile % 2;
+    ptx::mbarrier_wait(&smem.full[stage], tile / 2 % 2);
+    if (group == 0) {
+      float s[8][4];
+      ptx::wgmma_fence(s);
+      const uint64_t q = ptx::matrix_descriptor(smem.q, 0, 1024);
+      const uint64_t k = ptx::matrix_descriptor(smem.k[stage], 0, 1024);
+      for (uint64_t i = 0; i < 32; ++i) {
+        const uint64_t on = (i / 4 * 8192 + i % 4 * 32) / 16;
+        ptx::wgmma_m64n64k16<bfloat16>(s, q + on, k + on, i > 0);
+      }
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>(s);
+      if (tile > 0 && kLack != Lack::kBarrierBeforeWrite) ptx::barrier_sync(2, 256);
+      for (unsigned i = 0; i < 4; ++i) {  // 16 rows of 16 columns
+        uint32_t r[4];
+        for (unsigned j = 0; j < 4; ++j) {
+          const float* pair = &s[i * 2 + j / 2][j % 2 * 2];
+          const bfloat16 rounded[2] = {from_float<bfloat16>(pair[0]),
+                                       from_float<bfloat16>(pair[1])};
+          std::memcpy(&r[j], rounded, 4);
+        }
+        const unsigned row = warp * 16 + lane % 16, piece = i * 2 + lane / 16;
+        ptx::stmatrix_x4(&smem.p[row * 64 + (piece ^ row % 8) * 8], r);
+      }
+      if (kLack != Lack::kFence) ptx::fence_proxy_async();
+    }
+    if (kLack != Lack::kBarrierAfterWrite) ptx::barrier_sync(1, 256);
+    if (kLack == Lack::kLateRelease) ptx::mbarrier_arrive(&smem.empty[stage]);
+    ptx::wgmma_fence(o);
+    const uint64_t p = ptx::matrix_descriptor(smem.p, 0, 1024);
+    const uint64_t v = ptx::matrix_descriptor(smem.k[stage][group * 4], 8192, 1024);
+    for (uint64_t i = 0; i < 4; ++i) {
+      ptx::wgmma_m64n256k16_trans_b<bfloat16>(o, p + i * 2, v + i * 128, true);
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>(o);
+    if (kLack != Lack::kLateRelease) ptx::mbarrier_arrive(&smem.empty[stage]);
+    if (kLack != Lack::kBarrierBeforeWrite && group == 1 && tile + 1 < kAttentionTiles) {
+      ptx::barrier_arrive(2, 256);
+    }
+  }
+  const unsigned row = warp * 16 + lane / 4;
+  for (unsigned n = 0; n < 32; ++n) {
+    for (unsigned i = 0; i < 4; ++i) {
+      out[(row + i / 2 * 8) * 512 + group * 256 + n * 8 + lane % 4 * 2 + i % 2] = o[n][i];
+    }
+  }
+}
+
+TEST_F(Hopper, Attention) {
+  constexpr size_t kTokens = kAttentionTiles * 64;
+  GlobalArray<bfloat16> q(64 * 512), k(kTokens * 512);
+  GlobalArray<float> out(64 * 512);
+  std::mt19937 random(5);  // small integers: everything is exact
+  const auto small = [&] { return from_float<bfloat16>(static_cast<float>(random() % 3) - 1); };
+  for (size_t i = 0; i < 64 * 512; ++i) q[i] = small();
+  for (size_t i = 0; i < kTokens * 512; ++i) k[i] = small();
+  std::vector<float> expected(64 * 512), keys(kTokens * 512);
+  for (size_t i = 0; i < keys.size(); ++i) keys[i] = to_float(k[i]);
+  for (size_t row = 0; row < 64; ++row) {
+    for (size_t token = 0; token < kTokens; ++token) {
+      float p = 0;
+      for (size_t i = 0; i < 512; ++i) p += to_float(q[row * 512 + i]) * keys[token * 512 + i];
+      for (size_t i = 0; i < 512; ++i) expected[row * 512 + i] += p * keys[token * 512 + i];
+    }
+  }
+  const TensorMap q_map = matrix_map(q.data(), 64, 512, 64);
+  const TensorMap k_map = matrix_map(k.data(), kTokens, 512, 64);
+  const auto check = [&]() -> std::string {
+    const bool right = out.values() == expected;
+    out.fill(NAN);
+    return right ? "" : "wrong";
+  };
+  const size_t bytes = sizeof(AttentionPlan);
+  expect_right(
+      288, bytes, [&] { attention<Lack::kNothing>(&q_map, &k_map, out.data()); }, check);
+  expect_wrong("without fence_proxy_async in that thread", 288, bytes,
+               [&] { attention<Lack::kFence>(&q_map, &k_map, out.data()); });
+  expect_found(
+      288, bytes, [&] { attention<Lack::kBarrierAfterWrite>(&q_map, &k_map, out.data()); }, check);
+  expect_found(
+      288, bytes, [&] { attention<Lack::kBarrierBeforeWrite>(&q_map, &k_map, out.data()); }, check);
+  expect_found(
+      288, bytes, [&] { attention<Lack::kLateRelease>(&q_map, &k_map, out.data()); }, check);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// What the instructions cost; not a test. Times the model on this machine.
+
+TEST_F(Hopper, DISABLED_Cost) {
+  gpu_model::schedule().os_threads = 1;
+  const auto time = [](const char* what, int count, size_t bytes, auto kernel) {
+    const std::clock_t start = std::clock();
+    gpu_model::launch(1, 128, bytes, kernel);
+    const double elapsed = static_cast<double>(std::clock() - start) * 1e6 / CLOCKS_PER_SEC;
+    std::printf("%s: %.1f us\n", what, elapsed / count);
+  };
+  const auto zero = [] {
+    auto& smem = *shared<ProductPlan>();
+    for (unsigned i = threadIdx.x; i < 64 * 64; i += 128) smem.a[i] = 0;
+    for (unsigned i = threadIdx.x; i < 256 * 64; i += 128) smem.b[i] = 0;
+    ptx::fence_proxy_async();
+    __syncthreads();
+    return &smem;
+  };
+  const auto products = [&](const char* what, auto form) {
+    constexpr uint64_t kProducts = decltype(form)::value == 64 ? 36 : 8;  // in a group
+    time(what, 100 * kProducts, 232448, [&] {
+      ProductPlan& smem = *zero();
+      float d[decltype(form)::value == 64 ? 8 : 32][4];
+      const uint64_t a = ptx::matrix_descriptor(smem.a, 0, 1024);
+      const uint64_t b = ptx::matrix_descriptor(smem.b, 8192, 1024);
+      for (int i = 0; i < 100; ++i) {
+        ptx::wgmma_fence(d);
+        for (uint64_t product = 0; product < kProducts; ++product) {
+          const uint64_t k = product % 4;
+          if constexpr (decltype(form)::value == 64) {
+            ptx::wgmma_m64n64k16<bfloat16>(d, a + k * 2, b + k * 2, product > 0);
+          } else {
+            ptx::wgmma_m64n256k16_trans_b<bfloat16>(d, a + k * 2, b + k * 128, product > 0);
+          }
+        }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<0>(d);
+      }
+    });
+  };
+  products("m64n64k16 of a group of 36", std::integral_constant<int, 64>());
+  products("m64n256k16 of a group of 8", std::integral_constant<int, 256>());
+  time("fence_proxy_async of 128 threads, with a barrier, 227 KiB", 1000, 232448, [&] {
+    zero();
+    for (int i = 0; i < 1000; ++i) {
+      ptx::fence_proxy_async();
+      __syncthreads();
+    }
+  });
+  GlobalArray<bfloat16> values(64 * 64);
+  const TensorMap map = matrix_map(values.data(), 64, 64, 64);
+  time("8 KiB load", 2000, 232448, [&] {
+    auto& smem = *shared<PipelinePlan>();
+    if (threadIdx.x != 0) return;
+    ptx::mbarrier_init(&smem.full[0], 1);
+    ptx::fence_mbarrier_init();
+    for (int i = 0; i < 2000; ++i) {
+      ptx::mbarrier_arrive_expect_tx(&smem.full[0], 8192);
+      ptx::cp_async_bulk_tensor_4d(smem.b, &map, 0, 0, 0, 0, &smem.full[0],
+                                   ptx::createpolicy_evict_first());
+      ptx::mbarrier_wait(&smem.full[0], i & 1);
+    }
+  });
 }
 
 }  // namespace

@@ -165,7 +165,8 @@ bool Multiprocessor::land_load() {
 }
 
 void Multiprocessor::land(size_t index) {
-  BulkCopy load = std::move(loads_[index]);
+  landing_ = std::move(loads_[index]);  // not a local: a GPU thread that fails destroys nothing
+  BulkCopy& load = landing_;
   loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
   Wait wait{load.what, load.file, load.line};
   wait.mbarrier = static_cast<int>(load.barrier);
@@ -288,7 +289,8 @@ std::string Multiprocessor::reader(size_t index) {
   }
   for (unsigned warp = 0; warp < warp_count_; ++warp) {
     for (const WarpProduct& product : products_[warp].queue) {
-      if (reads(product.product, warp, index)) {
+      const uint16_t* end = product.granules + product.granule_count;
+      if (std::find(product.granules, end, index) != end) {
         return at(product.product.what, product.product.file, product.product.line) + " of warp " +
                std::to_string(warp);
       }

@@ -115,6 +115,9 @@ def state_of(thread, multiprocessor):
         argument = "(mask 0x{:08x})".format(int(wait["mask"]))
     if int(wait["barrier"]) != 0:
         argument = "({}, {})".format(int(wait["barrier"]), int(wait["threads"]))
+    if int(wait["mbarrier"]) >= 0:
+        argument = "(barrier at byte {}, parity {})".format(
+            int(wait["mbarrier"]), int(wait["parity"]))
     path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
         wait["what"].string(), argument, path, int(wait["line"]))

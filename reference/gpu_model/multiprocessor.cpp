@@ -22,6 +22,9 @@ std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
 }
 
+/// Of the priorities that are drawn: above what yield() gives.
+constexpr uint64_t kLowest = uint64_t{1} << 32;
+
 /// Literals are mostly the same object; two translation units may have two.
 inline bool same(const char* a, const char* b) {
   return a == b || std::strcmp(a, b) == 0;
@@ -176,8 +179,7 @@ bool Multiprocessor::run_block(uint64_t turn) {
 
 void Multiprocessor::draw_priorities() {
   for (unsigned w = 0; w < warp_count_; ++w) {
-    // Above what yield() gives; seed 0 runs warps in order.
-    constexpr uint64_t kLowest = uint64_t{1} << 32;
+    // Seed 0 runs warps in order.
     warps_[w].priority = launch_->seed == 0 ? kLowest + 32 - w : kLowest + random_.next() % kLowest;
   }
 }
@@ -196,6 +198,11 @@ void Multiprocessor::schedule() {
     }
     if (best == nullptr) {
       if (!land_load()) error_ = deadlock();
+      if (!error_.empty()) return;
+      continue;
+    }
+    if (best->priority < kLowest && !loads_.empty() && async_random_.next() % 4 == 0) {
+      land_load();  // only who gave way is left: it may be spinning until the load has landed
       if (!error_.empty()) return;
       continue;
     }
@@ -275,7 +282,7 @@ void Multiprocessor::wake(Thread& thread) {
 
 void Multiprocessor::yield() {
   Thread& thread = self();
-  warps_[thread.number / warpSize].priority = (uint64_t{1} << 32) - ++yields_;
+  warps_[thread.number / warpSize].priority = kLowest - ++yields_;
   thread.fiber->suspend();
 }
 

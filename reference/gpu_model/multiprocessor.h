@@ -164,9 +164,6 @@ class Multiprocessor {
   /// Rejects an asynchronous write to a granule that something asynchronous reads.
   void check_no_reader(size_t index, const Wait& wait);
   Granule* generic_granules() { return reinterpret_cast<Granule*>(shared_.data()); }
-  std::vector<GranuleMark>& marks() { return marks_; }
-  AsyncView& async_view() { return async_; }
-  size_t granules() const { return marks_.size(); }
   /// An address as an offset in shared memory, which `bytes` from there lie in, or else an error.
   size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* does,
                        const Wait& wait);
@@ -254,8 +251,6 @@ class Multiprocessor {
   [[gnu::cold]] void reject_async_access(size_t index, const char* does, const Wait& wait);
   std::string writer(const GranuleMark& mark) const;
   std::string reader(size_t index);
-  /// Whether a warp's part of a product reads a granule.
-  static bool reads(const Product& product, unsigned warp, size_t index);
   /// Lands a bulk load, if any is under way.
   bool land_load();
   void land_loads_early();
@@ -295,6 +290,7 @@ class Multiprocessor {
   AsyncView async_;
   std::vector<MbarrierState> mbarriers_;
   std::vector<BulkCopy> loads_;   // under way
+  BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
   std::array<WarpProducts, 32> products_;
   std::array<Warpgroup, 8> warpgroups_;

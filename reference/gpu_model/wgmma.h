@@ -14,10 +14,14 @@ namespace gpu_model::detail {
 
 /// A warp's part of one wgmma.
 struct WarpProduct {
+  WarpProduct() {}  // leaves the arrays alone: there are many of these
+
   Product product;
   size_t accumulator = 0;           ///< In WarpProducts::accumulators.
   uint32_t a[32][4];                ///< A in registers, as it was at issue,
   const uint32_t* a_registers[32];  ///< and where.
+  size_t granule_count = 0;
+  uint16_t granules[(16 + 256) * 2];  ///< Of shared memory that it reads: of A, then of B.
 };
 
 /// D of products under way: its registers hold NaN, its values are here.
@@ -32,8 +36,7 @@ struct Accumulator {
 struct WarpProducts {
   std::deque<WarpProduct> queue;  ///< Issued, but not waited for.
   uint64_t first = 0;             ///< How many were issued before queue[0],
-  uint64_t computed = 0;          ///< how many are computed,
-  uint64_t committed = 0;         ///< and how many are in a group.
+  uint64_t computed = 0;          ///< and how many are computed.
   std::vector<uint64_t> groups;   ///< How many were issued up to the end of each incomplete group.
   std::vector<Accumulator> accumulators;
   uint64_t instructions = 0;  ///< That all warps of its warpgroup are to execute.
