@@ -22,11 +22,15 @@ namespace mla::MLA_MACHINE::tma_pipeline {
 
 constexpr int kConsumers = 256;             // two warpgroups
 constexpr int kThreads = kConsumers + 128;  // and the producer's
-constexpr int kRows = 64, kTokens = 64;     // of a tile
-constexpr int kBoxes = kHeadDimQK / 64;     // boxes of 64 columns in a row of Q or K
-constexpr int kColumns = kHeadDimV / 2;     // of O, a warpgroup
-constexpr int kOwnTokens = kTokens / 2;     // of S, a warpgroup
-constexpr int kBoxBytes = 64 * 128;         // 64 rows of 64 columns
+// Registers a thread. A block starts with 168 for each of its 384 threads, and asking for more than there
+// are in all would wait for ever.
+constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= 168 * kThreads);
+constexpr int kRows = 64, kTokens = 64;  // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
+constexpr int kColumns = kHeadDimV / 2;  // of O, a warpgroup
+constexpr int kOwnTokens = kTokens / 2;  // of S, a warpgroup
+constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
 static_assert(kTokens == kPageSize, "a tile is a page");
 
 // A box: rows of 128 bytes. Piece c of row r, 16 bytes, lies where piece c ^ (r % 8) would: wgmma's
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto track = static_cast<timeline::Track>(warpgroup);
 
   if (warpgroup == 2) {  // the producer
-    ptx::setmaxnreg_dec<24>();
+    ptx::setmaxnreg_dec<kProducerRegisters>();
     if (threadIdx.x != kConsumers) return;
     timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
@@ -126,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  ptx::setmaxnreg_inc<240>();
+  ptx::setmaxnreg_inc<kConsumerRegisters>();
   timeline::begin(track);
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = threadIdx.x % 128 / 32 * 16 + lane / 4;

@@ -8,8 +8,8 @@
 //   O_L = a O_L; O_L += P0 V0_L                    P1, m, l;  gives P1 and m to the other
 //   O_L = a O_L; O_L += P1 V1_L             <---   O_R = a O_R; O_R += P1 V1_R
 //
-// A producer's warp refills what has been read, in three parts of a tile: the left boxes, the right ones
-// and the rotary one.
+// Three producers refill what has been read, a thread for each part of a tile: the left boxes, the right
+// ones and the rotary one.
 #pragma once
 
 #include <cfloat>
@@ -24,11 +24,15 @@
 namespace mla::MLA_MACHINE::seesaw {
 
 constexpr int kConsumers = 256;             // two warpgroups
-constexpr int kThreads = kConsumers + 128;  // and the producer's
-constexpr int kRows = 64, kTokens = 64;     // of a tile
-constexpr int kBoxes = kHeadDimQK / 64;     // boxes of 64 columns in a row of Q or K
-constexpr int kColumns = kHeadDimV / 2;     // of O, a warpgroup
-constexpr int kBoxBytes = 64 * 128;         // 64 rows of 64 columns
+constexpr int kThreads = kConsumers + 128;  // and the producers'
+// Registers a thread. A block starts with 168 for each of its 384 threads, and asking for more than there
+// are in all would wait for ever.
+constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= 168 * kThreads);
+constexpr int kRows = 64, kTokens = 64;  // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
+constexpr int kColumns = kHeadDimV / 2;  // of O, a warpgroup
+constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
 static_assert(kTokens == kPageSize, "a tile is a page");
 
 // The parts of a tile of K, from box 4 part on: boxes 0-3 are V_L, boxes 4-7 V_R, box 8 the rotary
@@ -43,10 +47,10 @@ using Box = uint4[64][8];
 struct Plan {
   Box q[kBoxes];
   Box kv[2][kBoxes];
-  uint4 p[4][4][32];               // [warp of a warpgroup][16 tokens][lane]: registers, as they are
-  float2 row_max[4][32];           // [warp of a warpgroup][lane]: m of its two rows
+  uint4 p[4][128];                 // [warp of a warpgroup][16 tokens][lane]: registers, as they are
+  float2 row_max[128];             // [warp of a warpgroup][lane]: m of its two rows
   float row_sum[2][kRows];         // of a warpgroup's tokens
-  ptx::Mbarrier full[2][kBoxes];   // 1 arrival, the producer's, and a box's bytes: the box is there
+  ptx::Mbarrier full[2][kBoxes];   // 1 arrival, a producer's, and a box's bytes: the box is there
   ptx::Mbarrier empty[2][kParts];  // 4 arrivals, the last reader's warps: the part has been read
 };
 static_assert(sizeof(Plan) <= 232448, "227 KB");
@@ -79,11 +83,10 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
            SplitWorkspace split, SplitItems items) {
-  constexpr float kBound = kLargestP<T> == 15 ? 32768 : 1;  // 2^kLargestP
   auto& smem = shared_memory<Plan>();
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
-  const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
 
   const unsigned item = items.first + blockIdx.x;
   // Row tiles first: blocks that run side by side read the same pages.
@@ -110,10 +113,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   using timeline::Phase;
   const auto track = static_cast<timeline::Track>(warpgroup);
-  if (warpgroup == 2) {  // the producer
-    ptx::setmaxnreg_dec<24>();
-    if (threadIdx.x != kConsumers) return;
-    timeline::begin(track);
+  if (warpgroup == 2) {  // the producers: a thread for each part of the tiles
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    const int part = warp;
+    if (part == kParts || lane != 0) return;
+    if (part == kLeft) timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
     int parity = 3;  // of empty, a bit a buffer: new barriers let the first copies pass
     for (; at.more(); at.next()) {
@@ -124,27 +128,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int token = at.token_begin(); token < end; token += kTokens, buffer ^= 1) {
         const int page = next_page;
         if (token + kTokens < end) next_page = table[token / kPageSize + 1];
-#pragma unroll
-        for (int i = 0; i < kParts; ++i) {
-          const int part = (i + kRotary) % kParts;  // in the order in which they are read
-          timeline::enter(track, Phase::kWaitSlot);
-          ptx::mbarrier_wait(&smem.empty[buffer][part], parity >> buffer & 1);
-          timeline::enter(track, Phase::kIssueCopy);
-#pragma unroll
-          for (int box = part * 4; box < min(part * 4 + 4, kBoxes); ++box) {
-            ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, head_kv, 0,
-                                         page, &smem.full[buffer][box], policy);
-          }
+        if (part == kLeft) timeline::enter(track, Phase::kWaitSlot);
+        ptx::mbarrier_wait(&smem.empty[buffer][part], parity >> buffer & 1);
+        if (part == kLeft) timeline::enter(track, Phase::kIssueCopy);
+        for (int box = part * 4; box < min(part * 4 + 4, kBoxes); ++box) {
+          ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, head_kv, 0, page,
+                                       &smem.full[buffer][box], policy);
         }
         parity ^= 1 << buffer;
       }
     }
-    timeline::end(track);
+    if (part == kLeft) timeline::end(track);
     return;
   }
 
-  ptx::setmaxnreg_inc<240>();
+  ptx::setmaxnreg_inc<kConsumerRegisters>();
   timeline::begin(track);
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = warp * 16 + lane / 4;
@@ -178,14 +177,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
-  int parity[2] = {0, 0};  // of full
+  int parity = 0;  // of full, a bit a buffer
 
   copy_q();
   while (at.more()) {
     float o_rmem[kColumns / 8][4] = {};
     float m[2] = {-FLT_MAX, -FLT_MAX};  // finite: 2^(m - m) is 1 for a row that sees nothing yet
     float l[2] = {0, 0};                // of this thread's tokens
-    const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
     const int all_visible = min(at.token_end(), visible(0));  // tokens that all rows see
     const int end = visible_end();
 
@@ -196,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < kBoxes; ++i) {
         const int box = (i + kRotaryBox) % kBoxes;
         if (i == 0) timeline::enter(track, Phase::kWaitCopy);
-        ptx::mbarrier_wait(&smem.full[buffer][box], parity[buffer]);
+        ptx::mbarrier_wait(&smem.full[buffer][box], parity >> buffer & 1);
         if (i == 0) {
           timeline::enter(track, Phase::kQk);
           ptx::wgmma_fence(s_rmem);
@@ -216,13 +214,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     // the caller does O = a O.
     const auto softmax = [&](float(&s_rmem)[kTokens / 8][4], int token_begin,
                              uint32_t(&p_rmem)[4][4], float(&a)[2]) {
-    // Rounded, not fused with the subtraction of m: else the largest S of a row might exceed the m made
-    // of it, and P its bound, for ever.
+    // Rounded, not fused with the subtraction of m: else P might exceed its bound where S is large.
 #pragma unroll
       for (int n = 0; n < kTokens / 8; ++n) {
         for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
       }
       if (token_begin + kTokens > all_visible) {  // -inf for what a row does not see
+        const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
 #pragma unroll
         for (int n = 0; n < kTokens / 8; ++n) {
           for (int j = 0; j < 4; ++j) {
@@ -231,39 +229,32 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
+      float largest[2] = {-INFINITY, -INFINITY};  // of this thread's S; NaN loses
+#pragma unroll
+      for (int n = 0; n < kTokens / 8; ++n) {
+        for (int j = 0; j < 4; ++j) largest[j / 2] = fmaxf(largest[j / 2], s_rmem[n][j]);
+      }
       a[0] = a[1] = 1;
-      for (;;) {
-        bool exceeds = false;
-        float sum[2] = {0, 0};
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
-            const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
-            exceeds |= p0 > kBound || p1 > kBound;
-            sum[i] += p0 + p1;
-            p_rmem[n / 2][n % 2 * 2 + i] = pack<T>(p0, p1);
-          }
-        }
-        if (!__any_sync(0xffffffff, exceeds)) {
-          l[0] += sum[0];
-          l[1] += sum[1];
-          return;
-        }
+      const bool exceeds = largest[0] > m[0] + kLargestP<T> || largest[1] > m[1] + kLargestP<T>;
+      if (__any_sync(0xffffffff, exceeds)) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          float largest = -INFINITY;
-          for (int n = 0; n < kTokens / 8; ++n) {
-            largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
-          }
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-          const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
-          const float factor = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+          largest[i] = fmaxf(largest[i], __shfl_xor_sync(0xffffffff, largest[i], 1));
+          largest[i] = fmaxf(largest[i], __shfl_xor_sync(0xffffffff, largest[i], 2));
+          const float m_new = fmaxf(m[i], largest[i] + (kHeadroom - kLargestP<T>));
+          a[i] = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
           m[i] = m_new;
-          l[i] *= factor;
-          a[i] *= factor;
+          l[i] *= a[i];
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
+          const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
+          l[i] += p0 + p1;
+          p_rmem[n / 2][n % 2 * 2 + i] = pack<T>(p0, p1);
         }
       }
     };
@@ -279,9 +270,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto give = [&](const uint32_t(&p_rmem)[4][4], int barrier) {
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
-        smem.p[warp][t][lane] = make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]);
+        smem.p[t][threadIdx.x % 128] =
+            make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]);
       }
-      smem.row_max[warp][lane] = make_float2(m[0], m[1]);
+      smem.row_max[threadIdx.x % 128] = make_float2(m[0], m[1]);
       ptx::barrier_arrive(barrier + warp, 64);
     };
     const auto take = [&](uint32_t(&p_rmem)[4][4], float(&a)[2], int barrier) {
@@ -289,13 +281,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::barrier_sync(barrier + warp, 64);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
-        const uint4 four = smem.p[warp][t][lane];
+        const uint4 four = smem.p[t][threadIdx.x % 128];
         p_rmem[t][0] = four.x;
         p_rmem[t][1] = four.y;
         p_rmem[t][2] = four.z;
         p_rmem[t][3] = four.w;
       }
-      const float2 m_new = smem.row_max[warp][lane];
+      const float2 m_new = smem.row_max[threadIdx.x % 128];
       a[0] = ptx::ex2_approx(m[0] - m_new.x);
       a[1] = ptx::ex2_approx(m[1] - m_new.y);
       m[0] = m_new.x;
@@ -386,8 +378,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
         release(0, kRight);
       }
-      parity[0] ^= 1;
-      if (is_pair) parity[1] ^= 1;
+      parity ^= is_pair ? 3 : 1;
     }
 
     // Row sums of both warpgroups
@@ -406,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < 2; ++i) {
       const int r = own_row + 8 * i, row = row_begin + r;
       const float sum = smem.row_sum[0][r] + smem.row_sum[1][r];
-      const bool saw_something = own_visible[i] > at.token_begin();
+      const bool saw_something = visible(r) > at.token_begin();
       inverse_l[i] = saw_something ? 1 / sum : 0;
       const float lse = 0.693147181f * (m[i] + log2f(sum));  // ln 2 (m + log2 l)
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
@@ -428,19 +419,30 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_q();  // the next piece's Q comes while O is written
     // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
     if (!at.more()) ptx::griddepcontrol_launch_dependents();
+    // Lanes give each other halves of two neighbouring 8-column pieces of a row, so that each stores four
+    // columns: even lanes of the first piece, odd ones of the second.
+    const bool odd = lane % 2 == 1;
+    const int column = warpgroup * kColumns + (odd ? 8 : 0) + lane % 4 / 2 * 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (place[i] < 0) continue;
-      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) {
-        const float low = o_rmem[n][2 * i] * inverse_l[i];
-        const float high = o_rmem[n][2 * i + 1] * inverse_l[i];
+      for (int n = 0; n < kColumns / 8; n += 2) {
+        float four[4];
+        for (int j = 0; j < 2; ++j) {
+          const float first = o_rmem[n][2 * i + j] * inverse_l[i];
+          const float second = o_rmem[n + 1][2 * i + j] * inverse_l[i];
+          const float other = __shfl_xor_sync(0xffffffff, odd ? first : second, 1);
+          four[j] = odd ? other : first;
+          four[2 + j] = odd ? second : other;
+        }
+        if (place[i] < 0) continue;
+        const int64_t first = place[i] * kHeadDimV + column + n * 8;
         if (slot >= 0) {
-          *reinterpret_cast<float2*>(split.out_partial + first + n * 8) = make_float2(low, high);
+          *reinterpret_cast<float4*>(split.out_partial + first) =
+              make_float4(four[0], four[1], four[2], four[3]);
         } else {
-          *reinterpret_cast<uint32_t*>(static_cast<T*>(tensors.out) + first + n * 8) =
-              pack<T>(low, high);
+          *reinterpret_cast<uint2*>(static_cast<T*>(tensors.out) + first) =
+              make_uint2(pack<T>(four[0], four[1]), pack<T>(four[2], four[3]));
         }
       }
     }
