@@ -50,6 +50,7 @@ struct Plan {
   uint4 p[4][128];                 // [warp of a warpgroup][16 tokens][lane]: registers, as they are
   float2 row_max[128];             // [warp of a warpgroup][lane]: m of its two rows
   float row_sum[2][kRows];         // of a warpgroup's tokens
+  int slot;                        // of the piece
   ptx::Mbarrier full[2][kBoxes];   // 1 arrival, a producer's, and a box's bytes: the box is there
   ptx::Mbarrier empty[2][kParts];  // 4 arrivals, the last reader's warps: the part has been read
 };
@@ -214,7 +215,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     // the caller does O = a O.
     const auto softmax = [&](float(&s_rmem)[kTokens / 8][4], int token_begin,
                              uint32_t(&p_rmem)[4][4], float(&a)[2]) {
-    // Rounded, not fused with the subtraction of m: else P might exceed its bound where S is large.
+      timeline::enter(track, Phase::kSoftmax, warpgroup == 1);  // in 1, P0 V0_R is under way
+      // Rounded, not fused with the subtraction of m: else P might exceed its bound where S is large.
 #pragma unroll
       for (int n = 0; n < kTokens / 8; ++n) {
         for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
@@ -322,9 +324,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::wgmma_commit_group();
     };
 
+    // Now: at the end all would wait for it.
+    const int next_slot = threadIdx.x == 0 ? at.slot() : 0;
     ptx::cp_async_wait_group<0>();
     ptx::fence_proxy_async();
-    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma; the old slot is read
+    if (threadIdx.x == 0) smem.slot = next_slot;
 
     for (int token_begin = at.token_begin(); token_begin < end; token_begin += 2 * kTokens) {
       const bool is_pair = token_begin + kTokens < end;
@@ -392,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::barrier_sync(kAllConsumers, kConsumers);  // the sums are there; Q and P have been read
     float inverse_l[2];
     int64_t place[2];  // of the row in out or out_partial, in rows; -1: nowhere
-    const int slot = at.slot();
+    const int slot = smem.slot;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = own_row + 8 * i, row = row_begin + r;
@@ -419,31 +424,32 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_q();  // the next piece's Q comes while O is written
     // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
     if (!at.more()) ptx::griddepcontrol_launch_dependents();
-    // Lanes give each other halves of two neighbouring 8-column pieces of a row, so that each stores four
-    // columns: even lanes of the first piece, odd ones of the second.
-    const bool odd = lane % 2 == 1;
-    const int column = warpgroup * kColumns + (odd ? 8 : 0) + lane % 4 / 2 * 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns;
+      if (slot >= 0) {
+        if (place[i] < 0) continue;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
+              make_float2(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
+        }
+        continue;
+      }
+      // Neighbouring lanes give each other a half of two 8-column pieces of the row, for whole 32-byte
+      // sectors: even lanes store four columns of the first piece, odd ones of the second.
+      const bool odd = lane % 2 == 1;
+      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
 #pragma unroll
       for (int n = 0; n < kColumns / 8; n += 2) {
-        float four[4];
-        for (int j = 0; j < 2; ++j) {
-          const float first = o_rmem[n][2 * i + j] * inverse_l[i];
-          const float second = o_rmem[n + 1][2 * i + j] * inverse_l[i];
-          const float other = __shfl_xor_sync(0xffffffff, odd ? first : second, 1);
-          four[j] = odd ? other : first;
-          four[2 + j] = odd ? second : other;
-        }
+        const uint32_t left =
+            pack<T>(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
+        const uint32_t right =
+            pack<T>(o_rmem[n + 1][2 * i] * inverse_l[i], o_rmem[n + 1][2 * i + 1] * inverse_l[i]);
+        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
         if (place[i] < 0) continue;
-        const int64_t first = place[i] * kHeadDimV + column + n * 8;
-        if (slot >= 0) {
-          *reinterpret_cast<float4*>(split.out_partial + first) =
-              make_float4(four[0], four[1], four[2], four[3]);
-        } else {
-          *reinterpret_cast<uint2*>(static_cast<T*>(tensors.out) + first) =
-              make_uint2(pack<T>(four[0], four[1]), pack<T>(four[2], four[3]));
-        }
+        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
+            odd ? make_uint2(other, right) : make_uint2(left, other);
       }
     }
   }

@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(kThreads)
   const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
-  ptx::griddepcontrol_wait();  // for the plan and the parts
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
@@ -41,6 +40,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = item / kParts % rows;  // KV head by KV head, packed as the stages pack them
     const int64_t index = item / kParts / rows;
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
@@ -153,13 +153,13 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
-  ptx::griddepcontrol_wait();  // for the plan and the parts
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
        item += int64_t{gridDim.x} * kWarps) {
     const int64_t row = item % rows, index = item / rows;
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
