@@ -486,15 +486,16 @@ TmaTensor odd_tensor(bool swizzle) {
                  : TmaTensor{{100, 3, 10, 5}, {2, 208, 624, 6240}, {24, 2, 3, 2}, false};
 }
 
+// The first coordinate is a multiple of 16 bytes: a box from anywhere else is an illegal instruction.
 std::vector<TmaCase> tma_loads() {
   return {
       {"cache",
        cache_tensor(true),
        {
            {{128, 1, 0, 2}},                                        // all inside
-           {{3, 0, 0, 1}},                                          // inside, at an odd place
-           {{-24, 0, 0, 1}},  {{-5, 1, 0, 0}},   {{-64, 0, 0, 1}},  // before the first column
-           {{540, 1, 0, 0}},  {{575, 0, 0, 2}},  {{576, 0, 0, 0}},  // past the last one
+           {{8, 0, 0, 1}},                                          // inside, at an odd place
+           {{-24, 0, 0, 1}},  {{-8, 1, 0, 0}},   {{-64, 0, 0, 1}},  // before the first column
+           {{544, 1, 0, 0}},  {{568, 0, 0, 2}},  {{576, 0, 0, 0}},  // past the last one
            {{64, -1, 0, 1}},  {{64, 2, 0, 1}},                      // heads
            {{64, 0, -7, 1}},  {{64, 0, 40, 1}},  {{64, 1, 63, 0}},  // tokens: not the next page's
            {{64, 0, 64, 1}},  {{64, 0, -64, 1}},                    //
@@ -504,16 +505,16 @@ std::vector<TmaCase> tma_loads() {
       {"cache_plain", cache_tensor(false), {{{128, 1, 0, 2}}, {{560, 1, 50, 2}}}},
       {"odd",
        odd_tensor(true),
-       {{{0, 0, 0, 0}}, {{64, 1, 8, 3}}, {{-10, -1, -2, -1}}, {{90, 2, 9, 4}}}},
+       {{{0, 0, 0, 0}}, {{64, 1, 8, 3}}, {{-16, -1, -2, -1}}, {{88, 2, 9, 4}}}},
       {"odd_plain",
        odd_tensor(false),
-       {{{0, 0, 0, 0}}, {{5, 1, 8, 4}}, {{-3, -1, -2, -1}}, {{96, 2, 8, 3}}}}};
+       {{{0, 0, 0, 0}}, {{8, 1, 8, 4}}, {{-8, -1, -2, -1}}, {{96, 2, 8, 3}}}}};
 }
 
 std::vector<TmaCase> tma_stores() {
   return {{"cache", cache_tensor(true), {{{128, 1, 0, 2}}, {{560, 1, 50, 2}}, {{-8, 0, -3, 0}}}},
-          {"odd", odd_tensor(true), {{{64, 1, 8, 3}}, {{-10, -1, -2, -1}}}},
-          {"odd_plain", odd_tensor(false), {{{20, 0, 4, 1}}, {{90, 2, 9, 4}}, {{100, 0, 0, 0}}}}};
+          {"odd", odd_tensor(true), {{{64, 1, 8, 3}}, {{-16, -1, -2, -1}}}},
+          {"odd_plain", odd_tensor(false), {{{24, 0, 4, 1}}, {{88, 2, 9, 4}}, {{104, 0, 0, 0}}}}};
 }
 
 /// What an element of a tensor is. In the cache no two of a box are equal, and none is 0.

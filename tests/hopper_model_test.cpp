@@ -766,8 +766,8 @@ TEST_F(Hopper, BoxesAtEdges) {
     ASSERT_TRUE(mla::model::encode_tensor_map(tensor.data(), shape, &map).ok());
     ASSERT_TRUE(mla::model::encode_tensor_map(copy.data(), shape, &copy_map).ok());
     for (const auto& c :
-         {std::array{0, 0, 0, 0}, std::array{64, 5, 2, 3}, std::array{-3, -1, 1, 2},
-          std::array{61, 3, -1, -2}, std::array{-200, 0, 0, 0}, std::array{8, 9, 0, 0}}) {
+         {std::array{0, 0, 0, 0}, std::array{64, 5, 2, 3}, std::array{-8, -1, 1, 2},
+          std::array{56, 3, -1, -2}, std::array{-200, 0, 0, 0}, std::array{8, 9, 0, 0}}) {
       const auto at = [&](int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
         return static_cast<size_t>(((i3 * 3 + i2) * 7 + i1) * kRowElements + i0);
       };
@@ -837,6 +837,10 @@ TEST_F(Hopper, LoadsAreChecked) {
   expect_wrong("the tensor map is not one of rank 4", 32, bytes, load(&garbage, 0, 0, policy));
   expect_wrong("the cache policy is not one of createpolicy", 32, bytes, load(&map, 0, 0, 5));
   expect_wrong("out-of-bounds global memory read", 32, bytes, load(&beyond, 64, 0, policy));
+  expect_wrong("the box begins at column 3", 32, bytes, one_thread([=](LoadPlan& smem) {
+                 ptx::mbarrier_arrive_expect_tx(&smem.barrier, 1024);
+                 ptx::cp_async_bulk_tensor_4d(smem.box, &map, 3, 0, 0, 0, &smem.barrier, policy);
+               }));
   expect_wrong("that are not in the block's dynamic shared memory", 32, bytes,
                load(&map, 0, size_t{1} << 20, policy));
   const auto bulk = [&](int count, int again) {

@@ -306,6 +306,14 @@ namespace {
 /// The box that a copy of a right map takes, or else an error.
 BulkCopy box(const TensorMap* map, const int (&coordinates)[4], const Wait& wait) {
   check_tensor_map(wait.what, map, wait.file, wait.line);
+  if (coordinates[0] % static_cast<int>(kElementsPerGranule) != 0) {
+    Multiprocessor& multiprocessor = Multiprocessor::here();
+    multiprocessor.fail([&] {
+      return describe(wait) + ": the box begins at column " + std::to_string(coordinates[0]) +
+             ", an illegal instruction where that is no multiple of 8 (16 bytes), " +
+             multiprocessor.place(multiprocessor.self().number);
+    });
+  }
   BulkCopy copy;
   copy.tensor = true;
   copy.map = *map;

@@ -105,7 +105,8 @@ __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
 }
 /// Copies the map's box at these coordinates, innermost first, to shared memory, 1024-byte aligned
 /// for a 128-byte swizzle; elements outside the tensor become 0. Completes the box's bytes on the
-/// mbarrier. By one thread. Section "cp.async.bulk.tensor",
+/// mbarrier. By one thread. `c0` is a multiple of 8, 16 bytes: on an H200 others, negative or not, end
+/// in an illegal instruction. Section "cp.async.bulk.tensor",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
 __device__ __forceinline__ void cp_async_bulk_tensor_4d(void* destination_smem,
                                                         const TensorMap* map, int c0, int c1,
@@ -203,12 +204,15 @@ __device__ __forceinline__ void setmaxnreg_dec() {
 namespace detail {
 // A compiler that knows nothing of what an asynchronous product does to these registers is not to move
 // an access to them past this point.
+/// Pins a register.
 __device__ __forceinline__ void pin(float& value) {
   asm volatile("" : "+f"(value)::"memory");
 }
+/// Pins a register.
 __device__ __forceinline__ void pin(uint32_t& value) {
   asm volatile("" : "+r"(value)::"memory");
 }
+/// Pins all registers of an array.
 template <typename T, int kCount>
 __device__ __forceinline__ void pin(T (&values)[kCount]) {
 #pragma unroll
