@@ -511,9 +511,10 @@ std::vector<TmaCase> tma_loads() {
        {{{0, 0, 0, 0}}, {{8, 1, 8, 4}}, {{-8, -1, -2, -1}}, {{96, 2, 8, 3}}}}};
 }
 
+// No box here begins before the tensor: an H200 ended in an illegal instruction at the one that did.
 std::vector<TmaCase> tma_stores() {
-  return {{"cache", cache_tensor(true), {{{128, 1, 0, 2}}, {{560, 1, 50, 2}}, {{-8, 0, -3, 0}}}},
-          {"odd", odd_tensor(true), {{{64, 1, 8, 3}}, {{-16, -1, -2, -1}}}},
+  return {{"cache", cache_tensor(true), {{{128, 1, 0, 2}}, {{560, 1, 50, 2}}}},
+          {"odd", odd_tensor(true), {{{64, 1, 8, 3}}}},
           {"odd_plain", odd_tensor(false), {{{24, 0, 4, 1}}, {{88, 2, 9, 4}}, {{104, 0, 0, 0}}}}};
 }
 
@@ -524,9 +525,10 @@ uint16_t tma_value(const int64_t (&c)[4]) {
 }
 
 /// Calls f(element of the box, place in shared memory, coordinates, place in the tensor), the last
-/// one in elements, -1 outside.
+/// one in elements, -1 outside. Stores write whole pieces of 16 bytes: for them the elements that pad
+/// the end of a row are inside.
 template <typename F>
-void for_each_of_box(const TmaTensor& tensor, const TmaBox& box, const F& f) {
+void for_each_of_box(const TmaTensor& tensor, const TmaBox& box, bool store, const F& f) {
   const uint32_t* size = tensor.box;
   const size_t count = size_t{size[0]} * size[1] * size[2] * size[3];
   for (size_t e = 0; e < count; ++e) {
@@ -536,7 +538,8 @@ void for_each_of_box(const TmaTensor& tensor, const TmaBox& box, const F& f) {
     for (size_t i = 0; i < 4; ++i) {
       c[i] = box.start[i] + static_cast<int64_t>(rest % size[i]);
       rest /= size[i];
-      inside = inside && c[i] >= 0 && c[i] < static_cast<int64_t>(tensor.size[i]);
+      const int64_t end = static_cast<int64_t>(tensor.size[i]);
+      inside = inside && c[i] >= 0 && c[i] < (store && i == 0 ? (end + 7) / 8 * 8 : end);
       place += c[i] * static_cast<int64_t>(tensor.stride_bytes[i]) / 2;
     }
     f(tensor.swizzle_128b ? e ^ e / 64 % 8 * 8 : e, c, inside ? place : -1);
@@ -591,7 +594,7 @@ Status record_tma_loads(Machine& machine, const HopperFragments& fragments,
       // One row more than the box has, where there is room: it is to stay untouched.
       o.documented.assign(kTmaBoxWords, kUntouched);
       size_t elements = 0;
-      for_each_of_box(tma.tensor, tma.boxes[i],
+      for_each_of_box(tma.tensor, tma.boxes[i], false,
                       [&](size_t element, const int64_t(&c)[4], int64_t place) {
                         put(o.documented.data(), 2 * element, place < 0 ? 0 : tma_value(c));
                         ++elements;
@@ -623,11 +626,12 @@ Status record_tma_stores(Machine& machine, const HopperFragments& fragments,
       DeviceBuffer tensor;
       MLA_RETURN_IF_ERROR(
           tensor.assign(machine, o.documented.data(), std::span(o.documented).size_bytes()));
-      for_each_of_box(tma.tensor, box, [&](size_t element, const int64_t(&)[4], int64_t place) {
-        if (place < 0) return;
-        put(o.documented.data(), 2 * static_cast<size_t>(place),
-            kTmaStored + static_cast<uint32_t>(element));
-      });
+      for_each_of_box(tma.tensor, box, true,
+                      [&](size_t element, const int64_t(&)[4], int64_t place) {
+                        if (place < 0) return;
+                        put(o.documented.data(), 2 * static_cast<size_t>(place),
+                            kTmaStored + static_cast<uint32_t>(element));
+                      });
       MLA_RETURN_IF_ERROR(fragments.tma_store(tma.tensor, tensor.data(), box));
       MLA_RETURN_IF_ERROR(machine.synchronize());
       o.words.resize(o.documented.size());

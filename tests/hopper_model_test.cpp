@@ -795,9 +795,6 @@ TEST_F(Hopper, BoxesAtEdges) {
       expect_right(
           32, sizeof(LoadPlan),
           [&] { load_box(&map, c[0], c[1], c[2], c[3], out.data(), &copy_map); }, check);
-      size_t written = 0;  // the columns between the size and the stride are nobody's
-      for (size_t i = 0; i < kRowElements * 7 * 3 * 4; ++i) written += copy[i] != 0xffff;
-      EXPECT_EQ(written, 0U);
     }
   }
 }

@@ -276,11 +276,18 @@ __global__ void __launch_bounds__(kThreads, 1)
             make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]);
       }
       smem.row_max[threadIdx.x % 128] = make_float2(m[0], m[1]);
-      ptx::barrier_arrive(barrier + warp, 64);
+      // A barrier that the compiler knows costs less than a computed one.
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if (warp == w) ptx::barrier_arrive(barrier + w, 64);
+      }
     };
     const auto take = [&](uint32_t(&p_rmem)[4][4], float(&a)[2], int barrier) {
       timeline::enter(track, Phase::kWaitOther);
-      ptx::barrier_sync(barrier + warp, 64);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if (warp == w) ptx::barrier_sync(barrier + w, 64);
+      }
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         const uint4 four = smem.p[t][threadIdx.x % 128];
@@ -297,19 +304,26 @@ __global__ void __launch_bounds__(kThreads, 1)
       l[0] *= a[0];
       l[1] *= a[1];
     };
+    const auto sync_warpgroup = [&] {
+      if (warpgroup == 0) {
+        ptx::barrier_sync(kWarpgroup, 128);
+      } else {
+        ptx::barrier_sync(kWarpgroup + 1, 128);
+      }
+    };
     // The cache may hold anything behind a sequence's end, and 0 * NaN would be NaN: this warpgroup's part
     // of V becomes 0 there, after S has been made of it.
     const auto clear_tail = [&](int token_begin, int buffer) {
       const int tokens = at.seqlen_k - token_begin;
       if (tokens >= kTokens) return;
-      ptx::barrier_sync(kWarpgroup + warpgroup, 128);  // all of S is there
+      sync_warpgroup();  // all of S is there
       for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
         for (int box = 0; box < 4; ++box) {
           smem.kv[buffer][warpgroup * 4 + box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
         }
       }
       ptx::fence_proxy_async();
-      ptx::barrier_sync(kWarpgroup + warpgroup, 128);  // all zeros are there
+      sync_warpgroup();  // all zeros are there
     };
     // O = O + P V  [64, kColumns], 16 tokens a step. To be waited for.
     const auto issue_pv = [&](uint32_t(&p_rmem)[4][4], int buffer) {

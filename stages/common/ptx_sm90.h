@@ -129,7 +129,8 @@ __device__ __forceinline__ void cp_async_bulk_prefetch_tensor_4d(const TensorMap
                : "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
                : "memory");
 }
-/// Copies a box from shared memory to the tensor, but for what lies outside of it. By one thread,
+/// Copies a box from shared memory to the tensor, but for the 16-byte pieces that lie outside of it as a
+/// whole: the end of a row is written up to a multiple of 16 bytes. By one thread,
 /// after fence_proxy_async() in the threads that wrote it.
 __device__ __forceinline__ void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1,
                                                               int c2, int c3,
