@@ -30,6 +30,10 @@ namespace {
 
 constexpr uint64_t kSeeds = 10;
 
+// A factor on the logits. Needles rise by e^4 along a sequence; kernels that leave their maximum where it is
+// until something exceeds it 2^8 times would move it in the first tile alone, and never rescale anything.
+constexpr float kSharpen = 6;
+
 struct Mutant {
   int id;
   int line;  // of kernel.cuh
@@ -173,6 +177,7 @@ int run_mutants(const Options& options) {
     Prepared& next = prepared.emplace_back();
     next.from = each;
     next.data = make_data_set(each.spec);
+    next.data.problem.softmax_scale *= kSharpen;
     if (!generate_on_device(model_machine(), next.data, &next.tensors).ok() ||
         !reference_attention(next.data.problem, next.tensors.tensors(), &next.expected).ok()) {
       std::fprintf(stderr, "no data for %s\n", each.spec.name().c_str());
@@ -216,16 +221,19 @@ int run_mutants(const Options& options) {
     std::string shown = seeds > 0 ? findings.messages[0] : "";
     bool as_expected = false;
     for (const std::string& message : findings.messages) {
-      as_expected = each.expected == "conformance"
-                        ? message.starts_with("conformance")
-                        : message.starts_with("model: ") &&
-                              message.find(wanted) != std::string::npos && !wanted.empty();
+      const bool by_model = message.starts_with("model: ");
+      const bool by_results = message.starts_with("conformance");
+      as_expected = each.expected == "any" ? by_model || by_results
+                    : each.expected == "conformance"
+                        ? by_results
+                        : by_model && !wanted.empty() && message.find(wanted) != message.npos;
       if (as_expected) {
         shown = message;
         break;
       }
     }
-    const bool is_blind_spot = each.expected.starts_with("not modelled");
+    const bool is_blind_spot =
+        each.expected.starts_with("not modelled: ") || each.expected.starts_with("harmless: ");
     if (is_blind_spot) as_expected = seeds == 0;
     const char* finder = findings.seeds_by_model == 0 && findings.seeds_by_conformance == 0 ? "-"
                          : findings.seeds_by_conformance == 0 ? "model"

@@ -55,7 +55,7 @@ def read_list():
     for number, line in enumerate(LIST.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if head := re.fullmatch(r"(\d\d) (.*?) => ((?:model: |conformance|not modelled: ).*)", line):
+        if head := re.fullmatch(r"(\d\d) (.*?) => ((?:model: |conformance|any|not modelled: |harmless: ).*)", line):
             mutants.append(Mutant(number, *head.groups()))
         elif part := re.fullmatch(r"-(?:(\d+)/(\d+))? (.*)", line):
             if part[1]:
@@ -64,7 +64,7 @@ def read_list():
         elif line.startswith("+ "):
             mutants[-1].replacement.append(line[2:])
         else:
-            raise SystemExit(f"{LIST}:{number}: neither '<stage> <name> => <expected>' nor '- text' nor '+ text'")
+            raise SystemExit(f"{LIST}:{number}: neither '<stage> <what is wrong> => <who>' nor '- text' nor '+ text'")
     return mutants
 
 
