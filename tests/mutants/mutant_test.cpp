@@ -3,7 +3,8 @@
 //
 //   mutant_test [--stage 07] [--name "wait for S"] [--messages] [--table]
 //
-// --table prints docs/mutants.md instead of the lines for a reader at a terminal.
+// --messages prints every schedule's message; --table prints docs/mutants.md instead of lines for a
+// terminal.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -149,6 +150,12 @@ std::string shorten(std::string message) {
   return message;
 }
 
+// For Markdown.
+std::string escaped(std::string text) {
+  for (size_t i = 0; (i = text.find_first_of("|_<>", i)) != text.npos; i += 2) text.insert(i, "\\");
+  return text;
+}
+
 struct Options {
   std::string stage, name;
   bool messages = false, table = false;
@@ -159,12 +166,17 @@ constexpr const char* kPage = R"(# What the tests would notice
 A test that passes shows little until it has been seen to fail. Here are the kernels of stages 06 to 08 with one fault
 each, mostly a synchronisation removed, weakened or misplaced, and who notices: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
-reference, because results are wrong or change with the schedule ("results"). Each runs on four small batches under ten
-schedules; the last column says under how many of these it was found. The kernels as they are pass the same runs.
+reference, because *results* are wrong or change with the schedule. Each runs on four small batches under ten schedules;
+the last column says under how many of these it was found, and the message is one of those, without its places. The
+kernels as they are pass the same runs.
 
-The faults stand in [mutants.txt](../tests/mutants/mutants.txt), as texts of the kernels and what replaces them.
-`mutant_test` checks that all of them are found, and `build/tests/mutant_test --table > docs/mutants.md` makes this page.
-A fault marked "not modelled" is one that neither finds; why stands beside it.
+The faults stand in `tests/mutants/mutants.txt`, as texts of the kernels and what replaces them, so that they follow the
+kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md` makes this
+page. With a dash stand those that nobody finds, and why: "harmless" if results do not depend on what was removed, "not
+modelled" if a GPU would suffer and the model does not know.
+
+Six of them are exercises: `bench/exercise begin 07 1` takes the line out and shows what the model says; find what is
+missing, and `bench/exercise check 07 1` tells whether you did. There are three each of stages 07 and 08.
 
 | stage | fault | found by | message | seeds |
 |---|---|---|---|---|
@@ -241,10 +253,9 @@ int run_mutants(const Options& options) {
                                                               : "model, results";
     const std::string text = seeds == 0 ? each.expected : shorten(shown);
     if (options.table) {
-      std::string cell = text;
-      std::replace(cell.begin(), cell.end(), '|', '/');
       std::printf("| %s | %s | %s | %s | %d of %d |\n", each.stage.substr(0, 2).c_str(),
-                  each.name.c_str(), finder, cell.c_str(), seeds, static_cast<int>(kSeeds));
+                  escaped(each.name).c_str(), finder, escaped(text).c_str(), seeds,
+                  static_cast<int>(kSeeds));
     } else {
       std::printf("%-2s %-72s line %3d  %-14s %2d  %5.2f s  %s\n", each.stage.substr(0, 2).c_str(),
                   each.name.c_str(), each.line, finder, seeds, seconds, text.c_str());

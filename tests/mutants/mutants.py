@@ -101,10 +101,10 @@ def broken_kernel(stage, name):
         raise ValueError(f"mutants.txt has no '{name}' of stage {stage}")
     source = (stage_folder(stage) / "kernel.cuh").read_text()
     begin, end = mutant.span(source)
-    replacement = " ".join(mutant.replacement)
+    line = source.rfind("\n", 0, begin) + 1
+    replacement = ("\n" + re.match(" *", source[line:]).group()).join(mutant.replacement)
     if not replacement:  # with its comment, and its line if that is all
         end = re.compile(r"[ \t]*(//[^\n]*)?").match(source, end).end()
-        line = source.rfind("\n", 0, begin) + 1
         if not source[line:begin].strip():
             begin, end = line, end + 1
     return source[:begin] + replacement + source[end:]
