@@ -172,8 +172,7 @@ kernels as they are pass the same runs.
 
 The faults stand in `tests/mutants/mutants.txt`, as texts of the kernels and what replaces them, so that they follow the
 kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md` makes this
-page. With a dash stand those that nobody finds, and why: "harmless" if results do not depend on what was removed, "not
-modelled" if a GPU would suffer and the model does not know.
+page. With a dash stand those that nobody finds, for the model knows nothing of what they break.
 
 Six of them are exercises: `bench/exercise begin 07 1` takes the line out and shows what the model says; find what is
 missing, and `bench/exercise check 07 1` tells whether you did. There are three each of stages 07 and 08.
@@ -244,8 +243,7 @@ int run_mutants(const Options& options) {
         break;
       }
     }
-    const bool is_blind_spot =
-        each.expected.starts_with("not modelled: ") || each.expected.starts_with("harmless: ");
+    const bool is_blind_spot = each.expected.starts_with("not modelled: ");
     if (is_blind_spot) as_expected = seeds == 0;
     const char* finder = findings.seeds_by_model == 0 && findings.seeds_by_conformance == 0 ? "-"
                          : findings.seeds_by_conformance == 0 ? "model"

@@ -55,7 +55,7 @@ def read_list():
     for number, line in enumerate(LIST.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if head := re.fullmatch(r"(\d\d) (.*?) => ((?:model: |conformance|any|not modelled: |harmless: ).*)", line):
+        if head := re.fullmatch(r"(\d\d) (.*?) => ((?:model: |conformance|any|not modelled: ).*)", line):
             mutants.append(Mutant(number, *head.groups()))
         elif part := re.fullmatch(r"-(?:(\d+)/(\d+))? (.*)", line):
             if part[1]:
