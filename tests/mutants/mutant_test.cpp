@@ -5,14 +5,11 @@
 //
 // --messages prints every schedule's message; --table prints docs/mutants.md instead of lines for a
 // terminal.
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <deque>
-#include <iterator>
 #include <regex>
-#include <set>
 #include <string>
 #include <vector>
 
