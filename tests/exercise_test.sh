@@ -55,10 +55,19 @@ check_untouched() {
   if [ "$3" != number ]; then expect 1 "is as it came" bench/exercise check "$1" "$2"; fi
 }
 check_comment() {
+  if [ "$3" = mend ]; then expect 1 "Nothing is to be found yet" bench/exercise check "$1" "$2"; fi
   if [ "$3" = break ]; then expect 1 "Nothing wrong was found" bench/exercise check "$1" "$2"; fi
 }
 check_broken_otherwise() {
   if [ "$3" = break ]; then expect 1 "but not as asked" bench/exercise check "$1" "$2"; fi
+}
+begin() {
+  if [ "$3" = mend ]; then
+    expect 0 "is broken now" bench/exercise begin "$1" "$2"
+    expect 1 "Not yet." bench/exercise check "$1" "$2"
+  else
+    expect 2 "is not one to begin" bench/exercise begin "$1" "$2"
+  fi
 }
 solve() { if [ "$3" != number ]; then expect 0 "applied" bench/exercise solve "$1" "$2"; fi; }
 check_solution() {
@@ -68,7 +77,7 @@ check_solution() {
       expect 1 "is not it" bench/exercise check "$1" "$2" -1
       expect 2 "is needed" bench/exercise check "$1" "$2" ;;
     break) expect 0 "Broken, and caught." bench/exercise check "$1" "$2" ;;
-    improve) expect 0 "Right in every run." bench/exercise check "$1" "$2" ;;
+    improve | mend) expect 0 "Right in every run." bench/exercise check "$1" "$2" ;;
   esac
 }
 check_chapter() {
@@ -85,6 +94,7 @@ for number in $numbers; do
   for_each "$number" check_chapter
 done
 for number in $numbers; do  # all stages' solutions at once, so that one build serves them
+  for_each "$number" begin
   for_each "$number" solve
   for_each "$number" check_solution
   git checkout --quiet -- stages

@@ -613,7 +613,7 @@ TEST_F(HopperProxies, StoreIsWaitedFor) {
 // ---------------------------------------------------------------------------------------------------------------
 // A in registers, and groups that overlap.
 
-enum class Registers { kRight, kAChanged, kANotFenced, kANotNamed, kReadTooEarly };
+enum class Registers { kRight, kAChanged, kANotFenced, kANotNamed, kReadTooEarly, kBStoredTo };
 
 /// P[64, 64] times the same V for two accumulators, the second group's wait after the first's.
 template <Registers kBreak>
@@ -639,6 +639,10 @@ __global__ void multiply_registers(float* out) {
   ptx::wgmma_m64n256k16_trans_b<bfloat16>(second, other, b, false);
   ptx::wgmma_commit_group();
   if (kBreak == Registers::kAChanged) a[1][2] = 0;
+  if (kBreak == Registers::kBStoredTo) {
+    if (threadIdx.x == 50) smem.b[100] = 0;
+    ptx::fence_proxy_async();
+  }
   if (kBreak == Registers::kANotNamed) {
     ptx::wgmma_wait_group<1>(first);
   } else {
@@ -667,6 +671,8 @@ TEST_F(Hopper, ProductOfRegisters) {
                [&] { multiply_registers<Registers::kANotFenced>(out.data()); });
   expect_wrong("A registers of a completed wgmma are not among those named", 128, bytes,
                [&] { multiply_registers<Registers::kANotNamed>(out.data()); });
+  expect_wrong("ordinary stores wrote shared memory, at byte ", 128, bytes,
+               [&] { multiply_registers<Registers::kBStoredTo>(out.data()); });
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     gpu_model::schedule().seed = seed;
     EXPECT_EQ(

@@ -221,6 +221,7 @@ void Multiprocessor::schedule() {
       if (!error_.empty() || launch_->stopped) return;
     }
     if (async_.fenced) publish_stores();
+    if (!error_.empty()) return;
   }
 }
 

@@ -152,7 +152,15 @@ void Multiprocessor::publish_stores() {
   const size_t count = marks_.size();
   size_t i = 0;
   const auto publish = [&](size_t index) {
-    if (marks_[index].state == GranuleMark::State::kIdle) to[index] = from[index];
+    if (marks_[index].state != GranuleMark::State::kIdle || equal(from[index], to[index])) return;
+    // The views agreed when the reader came: it was stored to since. By whom is not known.
+    if (async_.readers[index] != 0 && error_.empty()) {
+      error_ = "ordinary stores wrote shared memory, at byte " +
+               std::to_string(index * sizeof(Granule)) + ", that " + reader(index) +
+               " still read, block (" + std::to_string(block_index_.x) + "," +
+               std::to_string(block_index_.y) + "," + std::to_string(block_index_.z) + ")";
+    }
+    to[index] = from[index];
   };
   for (; i + 4 <= count; i += 4) {
     const Granule difference = (from[i] ^ to[i]) | (from[i + 1] ^ to[i + 1]) |

@@ -250,7 +250,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::wgmma_wait_group<0>(o_rmem);
     }
 
-    // Row sums of both warpgroups
+    // Row sums of both warpgroups. Without a tile there was no barrier yet behind the reads of the sums of
+    // the piece before.
+    if (at.token_begin() >= end) __syncthreads();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
