@@ -48,13 +48,12 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * kernel::kRows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
-  // A tile's bytes (README.md, "Prediction"): Q twice, K, P twice, V; the way in; P.
-  prediction.shared_bytes =
-      tiles * 2 * 64 * (3 * kHeadDimQK + 2 * 64 + kHeadDimV + kHeadDimQK + 64);
+  // A tile's bytes (README.md, "Prediction"): Q, K; V; the way in; P written and read.
+  prediction.shared_bytes = tiles * 2 * 64 * (2 * kHeadDimQK + kHeadDimV + kHeadDimQK + 2 * 64);
   prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-  const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
+  const double shares = double(total_tokens) / kPageSize / shape.min_blocks;  // a worker has one
   prediction.busy_fraction = std::min(
-      1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+      1.0, shape.row_tiles * std::min<double>(shape.workers, shares) / limits.multiprocessors);
   return prediction;
 }
 
