@@ -53,7 +53,7 @@ class ReportTest(unittest.TestCase):
         self.root = Path(self.folder.name)
         (self.root / "bench" / "results").mkdir(parents=True)
         (self.root / "stages" / "02_shared_tiled").mkdir(parents=True)
-        self.file = self.root / "bench" / "results" / "h200_2026-11-20.json"
+        self.file = self.root / "bench" / "results" / "h200_2026-11-21.json"
         self.readme = self.root / "README.md"
         self.chapter = self.root / "stages" / "02_shared_tiled" / "README.md"
         self.readme.write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
