@@ -4,7 +4,7 @@
     site_links.py LIST PAGE
 
 A link to a page stays. One to a source that is part of the site, which LIST names line by line, becomes a \\ref; one to
-any other file of the repository becomes its text, for the site has no copy of it. Headings as targets are dropped: Doxygen
+any other file of the repository becomes its text, for the site has no copy of it; pictures are copied. Headings as targets are dropped: Doxygen
 names them otherwise.
 """
 import os
@@ -17,7 +17,9 @@ with open(files, encoding="utf-8") as file:
 
 
 def link(match):
-    text, target = match.group(1), match.group(2)
+    image, text, target = match.groups()
+    if image:  # Doxygen looks for it in IMAGE_PATH
+        return f"![{text}]({os.path.basename(target)})"
     path = os.path.normpath(os.path.join(os.path.dirname(page), target))
     if not target:  # a heading of this page
         return text
@@ -29,4 +31,4 @@ def link(match):
 
 
 with open(page, encoding="utf-8") as file:
-    sys.stdout.write(re.sub(r"\[([^][]+)\]\(([^()#:\s]*)(?:#[^()\s]*)?\)", link, file.read()))
+    sys.stdout.write(re.sub(r"(!?)\[([^][]+)\]\(([^()#:\s]*)(?:#[^()\s]*)?\)", link, file.read()))
