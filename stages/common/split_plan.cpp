@@ -170,7 +170,8 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                                : WorkerBegin{i + 1, 0, 0, 0};
       }
       if (begin.sequence < problem.batch) {
-        begin.seqlen_k = seqlens_k[static_cast<size_t>(begin.sequence)];
+        begin.seqlen_k = static_cast<int32_t>(std::clamp<int64_t>(
+            seqlens_k[static_cast<size_t>(begin.sequence)], 0, problem.max_seqlen_k()));
       }
     }
     if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});

@@ -159,7 +159,10 @@ __global__ void __launch_bounds__(kThreads)
       int local;
       WorkerBegin begin = locate(worker, &local);
       if (local < 0) continue;
-      if (begin.sequence < problem.batch) begin.seqlen_k = seqlens_k[begin.sequence];
+      if (begin.sequence < problem.batch) {
+        begin.seqlen_k = static_cast<int>(
+            max(int64_t{0}, min(int64_t{seqlens_k[begin.sequence]}, problem.max_seqlen_k())));
+      }
       plan.worker_begin[worker] = begin;
       if (piece_blocks > 0 || begin.block == 0) continue;
       atomicMin(&smem.first_cut[local], static_cast<int>(worker));
