@@ -10,7 +10,8 @@ install_missing() {
       libboost-context-dev=/usr/include/boost/context/fiber.hpp \
       libgtest-dev=/usr/include/gtest/gtest.h \
       libbenchmark-dev=/usr/include/benchmark/benchmark.h \
-      libcli11-dev=/usr/include/CLI/CLI.hpp; do
+      libcli11-dev=/usr/include/CLI/CLI.hpp \
+      nlohmann-json3-dev=/usr/include/nlohmann/json.hpp; do
     local package=${entry%%=*} witness=${entry#*=}
     if [[ $witness == /* ]]; then
       [[ -e $witness ]] || missing+=("$package")
