@@ -181,7 +181,7 @@ Status measure_matrix(Runner& runner, Ceilings* ceilings) {
   constexpr size_t kMatrixBytes = size_t{2} * kSize * kSize;
   Cublas cublas;
   if (const Status loaded = cublas.load(); !loaded.ok()) {
-    ceilings->matrix_note = loaded.message();
+    ceilings->matrix_note = loaded.message() + ": matrix ceiling not measured";
     return {};
   }
   GpuBuffer a, b, c;
@@ -194,7 +194,8 @@ Status measure_matrix(Runner& runner, Ceilings* ceilings) {
   };
   MLA_RETURN_IF_ERROR(
       multiply(nullptr));  // outside the graph once: it loads and chooses its kernels here
-  double seconds = 0, unused = 0;
+  double seconds = 0;
+  Readings unused;
   MLA_RETURN_IF_ERROR(cold_seconds(runner, 36, multiply, &seconds));
   ceilings->matrix_cold = kFlop / seconds;
   int handle = 0;

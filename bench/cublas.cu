@@ -12,6 +12,9 @@ namespace {
 // From cublas_api.h and library_types.h, whose values are fixed by the library's binary interface.
 using Handle = void*;
 constexpr int kNoTranspose = 0;
+constexpr int kTranspose = 1;
+constexpr int kFp32 = 0;          // CUDA_R_32F
+constexpr int kFp16 = 2;          // CUDA_R_16F
 constexpr int kBf16 = 14;         // CUDA_R_16BF
 constexpr int kComputeFp32 = 68;  // CUBLAS_COMPUTE_32F
 constexpr int kDefaultAlgorithm = -1;
@@ -22,6 +25,9 @@ using SetStream = int(Handle, cudaStream_t);
 using SetWorkspace = int(Handle, void*, size_t);
 using GemmEx = int(Handle, int, int, int, int, int, const void*, const void*, int, int, const void*,
                    int, int, const void*, void*, int, int, int, int);
+using GemmStridedBatchedEx = int(Handle, int, int, int, int, int, const void*, const void*, int,
+                                 int, long long, const void*, int, int, long long, const void*,
+                                 void*, int, int, long long, int, int, int);
 
 template <typename Function>
 Function* function(void* library, const char* name) {
@@ -66,33 +72,52 @@ Status Cublas::load() {
     if (library_ != nullptr) break;
   }
   if (library_ == nullptr) {
-    return {StatusCode::kUnavailable,
-            "cuBLAS not found (MLA_CUBLAS can name its file): matrix ceiling not measured"};
+    return {StatusCode::kUnavailable, "cuBLAS not found (MLA_CUBLAS can name its file)"};
   }
   auto* create = function<Create>(library_, "cublasCreate_v2");
   auto* set_workspace = function<SetWorkspace>(library_, "cublasSetWorkspace_v2");
   if (create == nullptr || set_workspace == nullptr ||
       function<Destroy>(library_, "cublasDestroy_v2") == nullptr ||
       function<SetStream>(library_, "cublasSetStream_v2") == nullptr ||
-      function<GemmEx>(library_, "cublasGemmEx") == nullptr) {
-    return {StatusCode::kUnavailable, "cuBLAS lacks a function: matrix ceiling not measured"};
+      function<GemmEx>(library_, "cublasGemmEx") == nullptr ||
+      function<GemmStridedBatchedEx>(library_, "cublasGemmStridedBatchedEx") == nullptr) {
+    return {StatusCode::kUnavailable, "cuBLAS lacks a function"};
   }
   if (const int error = create(&handle_); error != 0) {
     handle_ = nullptr;
-    return {StatusCode::kUnavailable, "cuBLAS did not start (status " + std::to_string(error) +
-                                          "): matrix ceiling not measured"};
+    return {StatusCode::kUnavailable,
+            "cuBLAS did not start (status " + std::to_string(error) + ")"};
   }
   return workspace_.allocate(kWorkspaceBytes);
 }
 
-Status Cublas::multiply_bf16(int size, const void* a, const void* b, void* c, cudaStream_t stream) {
-  const float one = 1, zero = 0;
+Status Cublas::use_stream(cudaStream_t stream) {
   MLA_RETURN_IF_ERROR(cublas_status(
       function<SetStream>(library_, "cublasSetStream_v2")(handle_, stream), "cublasSetStream"));
   // After every change of stream: that puts the library's own workspace back.
-  MLA_RETURN_IF_ERROR(cublas_status(function<SetWorkspace>(library_, "cublasSetWorkspace_v2")(
-                                        handle_, workspace_.data(), workspace_.bytes()),
-                                    "cublasSetWorkspace"));
+  return cublas_status(function<SetWorkspace>(library_, "cublasSetWorkspace_v2")(
+                           handle_, workspace_.data(), workspace_.bytes()),
+                       "cublasSetWorkspace");
+}
+
+Status Cublas::multiply_batched(DType dtype, const Shape& shape, bool transpose_a, const Matrix& a,
+                                const Matrix& b, const Matrix& c, int count, cudaStream_t stream) {
+  const float one = 1, zero = 0;
+  const int type = dtype == DType::kBFloat16 ? kBf16 : kFp16;
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  MLA_RETURN_IF_ERROR(use_stream(stream));
+  return cublas_status(
+      function<GemmStridedBatchedEx>(library_, "cublasGemmStridedBatchedEx")(
+          handle_, transpose_a ? kTranspose : kNoTranspose, kNoTranspose, narrow(shape.m),
+          narrow(shape.n), narrow(shape.k), &one, a.data, type, narrow(a.leading), a.stride, b.data,
+          type, narrow(b.leading), b.stride, &zero, const_cast<void*>(c.data), kFp32,
+          narrow(c.leading), c.stride, count, kComputeFp32, kDefaultAlgorithm),
+      "cublasGemmStridedBatchedEx");
+}
+
+Status Cublas::multiply_bf16(int size, const void* a, const void* b, void* c, cudaStream_t stream) {
+  const float one = 1, zero = 0;
+  MLA_RETURN_IF_ERROR(use_stream(stream));
   return cublas_status(
       function<GemmEx>(library_, "cublasGemmEx")(handle_, kNoTranspose, kNoTranspose, size, size,
                                                  size, &one, a, kBf16, size, b, kBf16, size, &zero,

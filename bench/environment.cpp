@@ -70,7 +70,7 @@ void add_gpu(Context*) {}
 
 Context describe_environment(const Machine& machine) {
   const bool gpu = machine.kind() == MachineKind::kGpu;
-  Context context{{"schema", "flashmla_stages/1"},
+  Context context{{"schema", "flashmla_stages/2"},
                   {"machine", gpu ? "gpu" : "model"},
                   {"machine_description", machine.description()}};
   if (gpu) add_gpu(&context);

@@ -38,6 +38,15 @@ void add_figures(const ShapeResult& result, double us, Counters* counters) {
   (*counters)["TFLOPs"] = result.work.flop / us / 1e6;
   (*counters)["GBps"] = result.work.bytes / us / 1e3;
   (*counters)["checked_whole"] = result.checked_whole ? 1 : 0;
+  (*counters)["tokens"] = static_cast<double>(result.total_tokens);
+  (*counters)["longest"] = result.longest;
+}
+
+void add_errors(const StageResult& entry, Counters* counters) {
+  (*counters)["rel_l2"] = entry.check.out.relative_l2;
+  (*counters)["max_abs"] = entry.check.out.max_abs_error;
+  (*counters)["cosine_difference"] = entry.check.out.cosine_difference;
+  (*counters)["lse_max_abs"] = entry.check.lse.max_abs_error;
 }
 
 /// "cannot run here: needs ..."
@@ -57,13 +66,8 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
   const Summary& times = cold ? entry.cold : entry.sustained;
   if (times.n == 0) return;
   const OwnLimit& limit = cold ? entry.cold_limit : entry.sustained_limit;
-  Counters counters{{"p10_us", times.p10},
-                    {"p90_us", times.p90},
-                    {"n", times.n},
-                    {"rel_l2", entry.check.out.relative_l2},
-                    {"max_abs", entry.check.out.max_abs_error},
-                    {"cosine_difference", entry.check.out.cosine_difference},
-                    {"lse_max_abs", entry.check.lse.max_abs_error}};
+  Counters counters{{"p10_us", times.p10}, {"p90_us", times.p90}, {"n", times.n}};
+  add_errors(entry, &counters);
   add_figures(result, times.median, &counters);
   counters["speedup"] = cold ? entry.cold_speedup : entry.sustained_speedup;
   if (gpu) {
@@ -75,7 +79,11 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
     counters["limit_matrix_us"] = 1e6 * limit.matrix;
     counters["limit_shared_us"] = 1e6 * limit.shared;
     counters["limit_dram_us"] = 1e6 * limit.dram;
-    if (!cold) counters["sm_mhz"] = entry.times.sustained_sm_mhz;
+    if (!cold) {
+      counters["sm_mhz"] = entry.times.readings.sm_mhz;
+      counters["power_w"] = entry.times.readings.watts;
+      counters["energy_mj"] = 1e3 * entry.times.readings.joules_a_run;
+    }
   }
   entries->push_back({name, times.median, counters, entry.idea, ""});
 }
@@ -84,7 +92,8 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
 void add_plan(const ShapeResult& result, const StageResult& entry, Entries* entries) {
   const std::string name = entry.stage + "/" + result.shape.name + "/plan";
   if (entry.outcome != StageResult::Outcome::kMeasured) {
-    if (result.shape.plan_only) entries->push_back({name, 0, {}, "", reason(entry)});
+    if (result.shape.measure == Measure::kPlans)
+      entries->push_back({name, 0, {}, "", reason(entry)});
     return;
   }
   const Summary times = summarize(entry.plan.alone);
@@ -98,6 +107,31 @@ void add_plan(const ShapeResult& result, const StageResult& entry, Entries* entr
                        {"marginal_us", entry.plan.marginal_us}},
                       "",
                       ""});
+}
+
+/// The combining kernel alone.
+void add_combine(const ShapeResult& result, const StageResult& entry, Entries* entries) {
+  const Summary times = summarize(entry.combine.warm);
+  if (entry.outcome != StageResult::Outcome::kMeasured || times.n == 0) return;
+  entries->push_back({entry.stage + "/" + result.shape.name + "/combine",
+                      times.median,
+                      {{"p10_us", times.p10},
+                       {"p90_us", times.p90},
+                       {"n", times.n},
+                       {"cold_us", summarize(entry.combine.cold).median},
+                       {"slots", entry.combine.slots},
+                       {"bytes", entry.combine.bytes}},
+                      "",
+                      ""});
+}
+
+/// The result against the reference; no time.
+void add_error(const ShapeResult& result, const StageResult& entry, Entries* entries) {
+  const bool measured = entry.outcome == StageResult::Outcome::kMeasured;
+  Counters counters;
+  if (measured) add_errors(entry, &counters);
+  entries->push_back({entry.stage + "/" + result.shape.name + "/error", 0, counters, "",
+                      measured ? "" : reason(entry)});
 }
 
 /// Google Benchmark's JSON, less what names the machine's owner: host name and path of the program.
@@ -126,10 +160,10 @@ class NoReporter final : public benchmark::BenchmarkReporter {
 
 }  // namespace
 
-bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context& context,
-                          std::vector<std::string> arguments, const std::string& out, bool show) {
+std::vector<GoogleEntry> google_entries(const std::vector<ShapeResult>& results,
+                                        MachineKind machine) {
   Entries entries;
-  const bool gpu = value_of(context, "machine") == "gpu";
+  const bool gpu = machine == MachineKind::kGpu;
   for (const ShapeResult& result : results) {
     if (!std::isnan(result.reference_seconds)) {
       const double us = 1e6 * result.reference_seconds;
@@ -139,14 +173,19 @@ bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context
           {"reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", ""});
     }
     for (const StageResult& entry : result.stages) {
-      if (!result.shape.plan_only) {
+      if (result.shape.measure == Measure::kErrors) {
+        add_error(result, entry, &entries);
+        continue;
+      }
+      if (result.shape.measure != Measure::kPlans) {
         add_stage(result, entry, Mode::kCold, gpu, &entries);
         add_stage(result, entry, Mode::kSustained, gpu, &entries);
       }
       add_plan(result, entry, &entries);
+      add_combine(result, entry, &entries);
     }
   }
-  return run_google_benchmark(entries, context, std::move(arguments), out, show);
+  return entries;
 }
 
 bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,

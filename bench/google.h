@@ -20,7 +20,14 @@ struct GoogleEntry {
   std::string why_not;  ///< Empty, or the error that stands in place of a time
 };
 
-/// As the overload of present.h, for entries of any kind.
+/// Every result as entries "stage/shape/cold", ".../sustained", ".../plan", ".../combine" (medians) and
+/// ".../error" (no time).
+std::vector<GoogleEntry> google_entries(const std::vector<ShapeResult>& results,
+                                        MachineKind machine);
+
+/// Runs entries as benchmarks of Google Benchmark, whose manual time is theirs. `arguments` are the
+/// library's own (--benchmark_...), after the program's name; `out` is the JSON file, or empty;
+/// `show`: also print the library's own listing. False if it rejects an argument.
 bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,
                           std::vector<std::string> arguments, const std::string& out, bool show);
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 
 #include "bench/gpu_support.cuh"
 #include "bench/nvml.h"
@@ -6,6 +7,9 @@
 
 namespace mla::bench {
 namespace {
+
+/// The energy counter moves every 20 to 100 ms: over less than this its difference says little.
+constexpr double kLeastEnergySeconds = 0.8;
 
 class GpuRunner final : public Runner {
  public:
@@ -43,16 +47,16 @@ class GpuRunner final : public Runner {
   }
 
   Status run_sustained(int handle, double expected_us, double warmup_seconds, int runs,
-                       std::vector<double>* samples, double* sm_mhz) override {
+                       std::vector<double>* samples, Readings* readings) override {
     MLA_RETURN_IF_ERROR(make_events(runs + 1));
-    MLA_RETURN_IF_ERROR(keep_busy(handle, expected_us, warmup_seconds));
+    MLA_RETURN_IF_ERROR(keep_busy(handle, expected_us, warmup_seconds, readings));
     MLA_RETURN_IF_ERROR(record(0));
     for (int i = 0; i < runs;
          ++i) {  // one event between two runs, which ends one and begins the next
       MLA_RETURN_IF_ERROR(launch(handle));
       MLA_RETURN_IF_ERROR(record(i + 1));
     }
-    *sm_mhz = nvml_sm_clock_mhz();  // while the last of them run
+    readings->sm_mhz = nvml_sm_clock_mhz();  // while the last of them run
     MLA_RETURN_IF_ERROR(wait_for_stream());
     return read_times(runs, 1, samples);
   }
@@ -107,10 +111,20 @@ class GpuRunner final : public Runner {
     return {};
   }
 
+  /// Energy since the driver was loaded, and when it was read.
+  struct EnergyMark {
+    std::chrono::steady_clock::time_point time = std::chrono::steady_clock::now();
+    double joules = nvml_energy_joules();
+  };
+
   /// Back-to-back runs for so long, one chunk of about 2 ms running while the next is enqueued. The
   /// last chunk may still run on return: the stream is never idle.
-  Status keep_busy(int handle, double expected_us, double seconds) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  Status keep_busy(int handle, double expected_us, double seconds, Readings* readings) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto end = begin + std::chrono::duration<double>(seconds);
+    const auto settled = begin + std::chrono::duration<double>(seconds / 5);
+    std::optional<EnergyMark> mark;
+    int chunks_since = 0;
     const int chunk = std::clamp(static_cast<int>(2e3 / std::max(expected_us, 1.0)), 1, 400);
     CudaEvent chunk_done[2];
     MLA_RETURN_IF_ERROR(gpu::create(&chunk_done[0]));
@@ -122,7 +136,15 @@ class GpuRunner final : public Runner {
       if (i == 0) continue;
       const cudaEvent_t previous = chunk_done[(i + 1) % 2].get();
       MLA_RETURN_IF_ERROR(wait([&] { return cudaEventQuery(previous); }, &lost_));
+      if (mark) ++chunks_since;
+      if (!mark && std::chrono::steady_clock::now() > settled) mark.emplace();
     }
+    if (!mark) return {};
+    const EnergyMark now;
+    const double passed = std::chrono::duration<double>(now.time - mark->time).count();
+    if (passed < kLeastEnergySeconds || chunks_since == 0) return {};
+    readings->watts = (now.joules - mark->joules) / passed;
+    readings->joules_a_run = (now.joules - mark->joules) / (double{1} * chunks_since * chunk);
     return {};
   }
 

@@ -1,6 +1,7 @@
 #include "bench/measure.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 
 #include "bench/table.h"
@@ -15,28 +16,43 @@ class ShapeRun {
  public:
   ShapeRun(const Bench& bench, const Shape& shape) : bench_(bench), result_{} {
     result_.shape = shape;
-    for (const Stage* stage : bench.stages) {
-      if (shape.plan_only && stage->plan_shape == nullptr) continue;
-      stages_.push_back(stage);
-      StageResult& entry = result_.stages.emplace_back();
-      entry.stage = stage->slug;
-      entry.idea = stage->idea;
-      drop_if_error(entry, check_device(*stage, bench.machine.limits()), "");
-    }
+    for (const Stage* stage : bench.stages) add(*stage, /*peer=*/false);
+    for (const Stage* stage : bench.peers) add(*stage, /*peer=*/true);
   }
 
   ShapeResult run() {
     data_ = make_data_set(result_.shape.spec);
-    if (result_.shape.plan_only) {
-      plans_alone();
-    } else {
-      decodes();
+    result_.total_tokens = data_.total_tokens();
+    if (!data_.seqlens_k.empty()) {
+      result_.longest = *std::max_element(data_.seqlens_k.begin(), data_.seqlens_k.end());
+    }
+    switch (result_.shape.measure) {
+      case Measure::kPlans:
+        plans_alone();
+        break;
+      case Measure::kErrors:
+        check_on(result_.shape.spec, "flat data");
+        break;
+      case Measure::kTimes:
+      case Measure::kEnergy:
+        decodes();
+        break;
     }
     bench_.runner.clear();
     return std::move(result_);
   }
 
  private:
+  void add(const Stage& stage, bool peer) {
+    if (result_.shape.measure == Measure::kPlans && stage.plan_shape == nullptr) return;
+    stages_.push_back(&stage);
+    StageResult& entry = result_.stages.emplace_back();
+    entry.stage = stage.slug;
+    entry.idea = stage.idea;
+    entry.peer = peer;
+    drop_if_error(entry, check_device(stage, bench_.machine.limits()), "");
+  }
+
   void decodes() {
     leave_out_slow();
     DecodeCase needles = result_.shape.spec;
@@ -234,6 +250,33 @@ class ShapeRun {
     return bench_.runner.run_warm(handle, runs.rounds * runs.runs, &samples);
   }
 
+  /// Times the combining kernel alone, on what a decode left.
+  Status time_combine(size_t i) {
+    const Stage& stage = *stages_[i];
+    CombineTimes& times = result_.stages[i].combine;
+    HostPlan plan;
+    MLA_RETURN_IF_ERROR(
+        read_plan(stage, data_.problem, workspace(i).data(), workspace(i).bytes(), &plan));
+    if (plan.header.num_slots == 0) return {};
+    step(stage.slug + ": combine alone");
+    times.slots = plan.header.num_slots;
+    times.bytes = double(times.slots) * data_.problem.seqlen_q * data_.problem.num_heads_q *
+                  (kHeadDimV + 1) * sizeof(float);
+    MLA_RETURN_IF_ERROR(run_poisoned(result_.stages[i].times));
+    int handle = 0;
+    MLA_RETURN_IF_ERROR(bench_.runner.prepare(
+        [this, i](Stream stream) {
+          return combine_again(bench_.machine, data_.problem, stages_[i]->plan_shape(data_.problem),
+                               tensors_.tensors(), workspace(i).data(), stream);
+        },
+        &handle));
+    std::vector<double> unused;
+    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, 1, &unused));
+    const Plan runs = bench_.runner.plan(unused.front());
+    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, runs.rounds * runs.runs, &times.warm));
+    return bench_.runner.run_cold(handle, runs.rounds * runs.runs, &times.cold);
+  }
+
   Status run_poisoned(Contender& contender) {
     MLA_RETURN_IF_ERROR(tensors_.poison_outputs(bench_.machine));
     MLA_RETURN_IF_ERROR(
@@ -252,7 +295,9 @@ class ShapeRun {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry)) continue;
       entry.times.name = result_.shape.name + ": " + entry.stage;
-      entry.times.sustained_warmup_s = sustained_warmup_seconds(entry.stage);
+      entry.times.sustained_warmup_s = result_.shape.measure == Measure::kEnergy
+                                           ? kLongWarmupSeconds
+                                           : sustained_warmup_seconds(entry.stage);
       places.push_back(&entry.times);
       if (!plans(i)) continue;
       entry.plan.with_decode.name = entry.times.name + " with its plan";
@@ -269,6 +314,7 @@ class ShapeRun {
       if (plans(i)) {
         if (is_in(entry)) drop_if_error(entry, entry.plan.with_decode.status, "timing: ");
         if (is_in(entry)) drop_if_error(entry, time_plan(i), "plan: ");
+        if (is_in(entry)) drop_if_error(entry, time_combine(i), "combine: ");
       }
       if (is_in(entry)) derive(entry, *stages_[i]);
     }
@@ -290,7 +336,7 @@ class ShapeRun {
   void derive_speedups() {
     const StageResult* before = nullptr;
     for (StageResult& entry : result_.stages) {
-      if (!is_in(entry)) continue;
+      if (!is_in(entry) || entry.peer) continue;
       if (before != nullptr) {
         entry.cold_speedup = before->cold.median / entry.cold.median;
         entry.sustained_speedup = before->sustained.median / entry.sustained.median;

@@ -2,15 +2,19 @@
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <map>
 
+#include "bench/cache_suite.h"
 #include "bench/ceilings.h"
+#include "bench/cublas_pipeline.h"
 #include "bench/google.h"
 #include "bench/present.h"
+#include "bench/table.h"
 
 namespace mla::bench {
 namespace {
@@ -26,7 +30,12 @@ struct Options {
   bool list = false;
   bool print_gpu = false;
   bool show_google = false;
+  bool quick = false;  // of suite paged
+  bool peers = true;
 };
+
+/// Beside those of shapes.h: the paged cache. "all" has it, too.
+constexpr const char* kPagedSuite = "paged";
 
 int complain(const Status& status) {
   std::cerr << "mla_bench: " << status.to_string() << "\n";
@@ -55,15 +64,38 @@ void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
     std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
-  for (const char* name : {"smoke", "main", "table", "invariant", "plan"}) {
-    std::cout << "suite " << name << "\n";
-    for (const std::string& shape : suite(name)) std::cout << "  " << shape << "\n";
+  for (const Suite& suite : suites()) {
+    std::cout << "suite " << suite.name << ": " << suite.what << "\n";
+    if (suite.name == "all") continue;
+    for (const std::string& shape : suite.shapes) std::cout << "  " << shape << "\n";
   }
+  std::cout << "suite " << kPagedSuite
+            << ": the paged cache: allocate, append, fork, free; memory against contiguous\n";
+}
+
+/// "suite_table" and its shapes, for every suite: so that a report knows which belong together.
+Context describe_suites() {
+  Context context;
+  for (const Suite& suite : suites()) {
+    std::string names;
+    for (const std::string& shape : suite.shapes) names += (names.empty() ? "" : ",") + shape;
+    if (suite.name != "all") context.emplace_back("suite_" + suite.name, names);
+  }
+  return context;
+}
+
+bool has_paged_suite(const Options& options) {
+  return options.shapes.empty() && (options.suite == kPagedSuite || options.suite == "all");
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 /// Measures, prints a table a shape, writes the files. The exit code.
 int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
             std::vector<std::string> google_arguments) {
+  const auto begin = std::chrono::steady_clock::now();
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Progress progress;
   std::unique_ptr<Runner> runner = make_model_runner();
@@ -74,7 +106,9 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     return complain(status);
   }
   const bool nothing_to_do =
-      std::all_of(shapes.begin(), shapes.end(), [](const Shape& s) { return s.plan_only; }) &&
+      !shapes.empty() &&
+      std::all_of(shapes.begin(), shapes.end(),
+                  [](const Shape& shape) { return shape.measure == Measure::kPlans; }) &&
       std::none_of(chosen.begin(), chosen.end(),
                    [](const Stage* stage) { return stage->plan_shape != nullptr; });
   if (nothing_to_do) {
@@ -92,7 +126,13 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   }
   std::cout << describe(context) << std::flush;
 
-  const Bench bench{machine, *runner, chosen, ceilings, progress};
+  std::vector<const Stage*> peers;
+  if (std::string why_not; gpu && options.peers) {
+    const Stage* peer = cublas_pipeline(&why_not);
+    if (peer != nullptr) peers.push_back(peer);
+    if (peer == nullptr) std::cout << "peer cublas_pipeline left out: " << why_not << "\n";
+  }
+  const Bench bench{machine, *runner, chosen, peers, ceilings, progress};
   std::vector<ShapeResult> results;
   bool failed = false;
   for (const Shape& shape : shapes) {
@@ -109,7 +149,19 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     }
   }
   std::cout << std::flush;
-  if (!run_google_benchmark(results, context, std::move(google_arguments), options.out,
+  std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
+  if (has_paged_suite(options) && !runner->lost()) {
+    const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
+    progress.clear();
+    if (!status.ok()) {
+      std::cout << "suite " << kPagedSuite << ": " << status.to_string() << "\n";
+      failed = true;
+    }
+  }
+  const Context suites = describe_suites();
+  context.insert(context.end(), suites.begin(), suites.end());
+  context.emplace_back("wall_s", number(seconds_since(begin), 4));
+  if (!run_google_benchmark(entries, context, std::move(google_arguments), options.out,
                             options.show_google)) {
     return 2;
   }
@@ -139,13 +191,13 @@ int run(int argc, char** argv) {
                  "auto: a GPU if there is one, else the CPU model of one")
       ->check(CLI::IsMember({"auto", "gpu", "model"}))
       ->capture_default_str();
+  std::vector<std::string> suite_choices = suite_names();
+  suite_choices.push_back(kPagedSuite);
   app.add_option(
          "--suite", options.suite,
-         "main (default on a GPU), table (all recorded shapes, then those of plan), invariant "
-         "(what "
-         "batch-invariant mode costs), plan (the making of plans alone), smoke (default on the "
-         "model)")
-      ->check(CLI::IsMember({"main", "table", "invariant", "plan", "smoke"}));
+         "main (default on a GPU), smoke (default on the model), all (what is recorded), or "
+         "one of the others that --list shows")
+      ->check(CLI::IsMember(suite_choices));
   app.add_option("--stages", options.stages,
                  "numbers or names, separated by commas: 01,03_online_softmax")
       ->delimiter(',');
@@ -157,6 +209,8 @@ int run(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(dtypes, CLI::ignore_case));
   app.add_option("--out", options.out, "write Google Benchmark's JSON here");
   app.add_option("--samples", options.samples, "write every raw sample here, as CSV");
+  app.add_flag("!--no-peers", options.peers, "leave out the cuBLAS pipeline, a peer on GPUs");
+  app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
   app.add_flag("--list", options.list, "list stages, suites and their shapes");
   app.add_flag("--print-gpu", options.print_gpu,
                "print a file name for the GPU and exit; without one say why and exit with 1");
@@ -190,8 +244,13 @@ int run(int argc, char** argv) {
   }
   if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
   std::vector<Shape> shapes;
-  if (const Status status = select_shapes(options.suite, options.shapes, options.dtype, &shapes);
-      !status.ok()) {
+  if (options.suite == kPagedSuite) {
+    if (!options.shapes.empty()) {
+      return complain({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
+    }
+  } else if (const Status status =
+                 select_shapes(options.suite, options.shapes, options.dtype, &shapes);
+             !status.ok()) {
     return complain(status);
   }
   for (const std::string& file : {options.out, options.samples}) {

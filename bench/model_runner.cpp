@@ -32,7 +32,7 @@ class ModelRunner final : public Runner {
     return run_cold(handle, runs, samples);  // a model of no caches
   }
 
-  Status run_sustained(int, double, double, int, std::vector<double>*, double*) override {
+  Status run_sustained(int, double, double, int, std::vector<double>*, Readings*) override {
     return {StatusCode::kUnsupported, "the GPU model has no sustained runs"};
   }
 

@@ -1,6 +1,7 @@
 /// @file
 /// The GPU side of the bench in a build without CUDA: says so.
 #include "bench/ceilings.h"
+#include "bench/cublas_pipeline.h"
 
 namespace mla::bench {
 namespace {
@@ -17,6 +18,11 @@ Status make_gpu_runner(std::unique_ptr<Runner>*) {
 
 Status measure_ceilings(Runner&, const std::function<void(const std::string&)>&, Ceilings*) {
   return without_cuda();
+}
+
+const Stage* cublas_pipeline(std::string* why_not) {
+  *why_not = without_cuda().message();
+  return nullptr;
 }
 
 }  // namespace mla::bench

@@ -54,6 +54,15 @@ NvmlFacts nvml_facts(const std::string& pci_bus_id) {
   return facts;
 }
 
+double nvml_energy_joules() {
+  auto* get = function<int(Device, unsigned long long*)>("nvmlDeviceGetTotalEnergyConsumption");
+  unsigned long long millijoules = 0;
+  if (get == nullptr || found_device == nullptr || get(found_device, &millijoules) != 0) {
+    return kUnknown;
+  }
+  return static_cast<double>(millijoules) / 1e3;
+}
+
 double nvml_sm_clock_mhz() {
   return clock("nvmlDeviceGetClockInfo", kClockSm);
 }

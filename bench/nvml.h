@@ -23,4 +23,8 @@ NvmlFacts nvml_facts(const std::string& pci_bus_id);
 /// Clock of the multiprocessors now, in MHz; kUnknown before nvml_facts() found the device.
 double nvml_sm_clock_mhz();
 
+/// Energy that the device of the last nvml_facts() has used since the driver was loaded, in J;
+/// kUnknown if it cannot be read.
+double nvml_energy_joules();
+
 }  // namespace mla::bench

@@ -76,6 +76,36 @@ Table model_table(const ShapeResult& result) {
   return table;
 }
 
+Table error_table(const ShapeResult& result) {
+  Table table({"stage", "rel. L2 error", "1 - cosine", "max error", "lse max error"});
+  for (const StageResult& entry : result.stages) {
+    if (entry.outcome != Outcome::kMeasured) {
+      table.add({entry.stage, "—", "—", "—", outcome_text(entry)});
+      continue;
+    }
+    const Comparison& out = entry.check.out;
+    table.add({entry.stage, error(out.relative_l2), error(out.cosine_difference),
+               error(out.max_abs_error), error(entry.check.lse.max_abs_error)});
+  }
+  return table;
+}
+
+/// "412 W, 1.35 GHz, 49.1 mJ a run, 0.767 mJ a query token", a line a stage, of those whose energy was
+/// read.
+std::string energy_lines(const ShapeResult& result) {
+  std::string text;
+  for (const StageResult& entry : result.stages) {
+    const Readings& readings = entry.times.readings;
+    if (entry.outcome != Outcome::kMeasured || !(readings.watts > 0)) continue;
+    const double millijoules = 1e3 * readings.joules_a_run;
+    const double tokens = double(result.shape.spec.batch) * result.shape.spec.seqlen_q;
+    text += entry.stage + ": sustained " + number(readings.watts) + " W, " +
+            number(readings.sm_mhz / 1e3) + " GHz, " + number(millijoules) + " mJ a run, " +
+            number(millijoules / tokens) + " mJ a query token\n";
+  }
+  return text;
+}
+
 /// Why stages have no time, a line each.
 std::string reasons(const ShapeResult& result) {
   std::string text;
@@ -99,6 +129,10 @@ std::string plan_lines(const ShapeResult& result, MachineKind machine) {
       text += "; plan and decode, cold, " +
               microseconds(summarize(entry.plan.with_decode.cold).median) + " µs, " +
               microseconds(entry.plan.marginal_us) + " µs over decode";
+    }
+    if (!entry.combine.warm.empty()) {
+      text += "; combine alone, " + std::to_string(entry.combine.slots) + " slots, " +
+              spread(summarize(entry.combine.warm)) + " µs";
     }
     text += "\n";
   }
@@ -135,7 +169,11 @@ std::string describe(const Context& context) {
 
 std::string side_by_side(const ShapeResult& result, MachineKind machine) {
   std::string text = "\n" + result.shape.name + ": " + result.shape.title();
-  if (result.shape.plan_only) {
+  if (result.shape.measure == Measure::kErrors) {
+    text += "; errors alone, against fp64\n" + error_table(result).to_string();
+    return text + reasons(result);
+  }
+  if (result.shape.measure == Measure::kPlans) {
     text += "; plans alone\n" + plan_lines(result, machine);
     if (result.stages.empty()) text += "no stage here makes a plan\n";
     return text + reasons(result);
@@ -149,7 +187,7 @@ std::string side_by_side(const ShapeResult& result, MachineKind machine) {
   const Table table = machine == MachineKind::kGpu ? gpu_table(result) : model_table(result);
   text += '\n';
   text += table.to_string();
-  return text + plan_lines(result, machine) + reasons(result);
+  return text + plan_lines(result, machine) + energy_lines(result) + reasons(result);
 }
 
 void write_samples(const std::vector<ShapeResult>& results, std::ostream& file) {

@@ -24,11 +24,4 @@ std::string side_by_side(const ShapeResult& result, MachineKind machine);
 /// A line a sample: stage,shape,mode,index,us. Modes are cold, sustained, plan and plan+decode.
 void write_samples(const std::vector<ShapeResult>& results, std::ostream& file);
 
-/// Runs every result as a Google Benchmark entry "stage/shape/cold", ".../sustained" or ".../plan",
-/// whose manual time is the median. `arguments` are Google Benchmark's own (--benchmark_...); `out`
-/// is the JSON file, or empty; `show`: also print Google Benchmark's own listing. False if it
-/// rejects an argument.
-bool run_google_benchmark(const std::vector<ShapeResult>& results, const Context& context,
-                          std::vector<std::string> arguments, const std::string& out, bool show);
-
 }  // namespace mla::bench

@@ -22,6 +22,13 @@ struct Plan {
   bool sustained = false;  ///< Back-to-back series as well
 };
 
+/// What the device said of itself while it ran back to back; kUnknown where it says nothing.
+struct Readings {
+  double sm_mhz = kUnknown;        ///< Towards the end
+  double watts = kUnknown;         ///< Mean over the warm-up, less its first fifth
+  double joules_a_run = kUnknown;  ///< Likewise
+};
+
 class Runner {
  public:
   virtual ~Runner() = default;
@@ -35,9 +42,9 @@ class Runner {
   /// The same, but times each second of two runs: what it reads lies in the caches.
   virtual Status run_warm(int handle, int runs, std::vector<double>* samples) = 0;
   /// Runs it back to back, for `warmup_seconds` and then `runs` times; adds the times of the
-  /// latter. `sm_mhz` is the clock read while they ran, kUnknown if it cannot be read.
+  /// latter.
   virtual Status run_sustained(int handle, double expected_us, double warmup_seconds, int runs,
-                               std::vector<double>* samples, double* sm_mhz) = 0;
+                               std::vector<double>* samples, Readings* readings) = 0;
   /// Forgets all prepared operations.
   virtual void clear() = 0;
   /// A kernel did not end or broke the device: nothing more can run in this process.

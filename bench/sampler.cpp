@@ -1,18 +1,17 @@
 #include "bench/sampler.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace mla::bench {
 
 double sustained_warmup_seconds(const std::string& stage) {
-  return std::atoi(stage.c_str()) >= 5 ? 1.2 : 0.2;
+  const bool before_tensor_cores = stage < "05";  // a peer's name begins with a letter
+  return before_tensor_cores ? 0.2 : kLongWarmupSeconds;
 }
 
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
   std::vector<Plan> plans;
-  std::vector<std::vector<double>> clocks(contenders.size());
   int rounds = 0;
   for (Contender& contender : contenders) {
     contender.once = contender.expected_us > kOnceMicroseconds;
@@ -31,41 +30,34 @@ void sample(Runner& runner, std::span<Contender> contenders,
     progress(contender.name + ": " + what);
     contender.status = step(contender, plans[i]);
   };
-  const auto in_rounds = [&](const std::string& what, auto&& step) {
-    for (int round = 0; round < rounds; ++round) {
-      const std::string text =
-          what + " round " + std::to_string(round + 1) + " of " + std::to_string(rounds);
-      for (size_t i = 0; i < contenders.size(); ++i) {
-        if (round < plans[i].rounds) attempt(i, text, step(i));
-      }
-    }
-  };
-
   for (size_t i = 0; i < contenders.size(); ++i) {
     attempt(i, "warm-up", [&](Contender& contender, const Plan& plan) -> Status {
       std::vector<double> unused;
       return runner.run_cold(contender.handle, plan.warmups, &unused);
     });
   }
-  in_rounds("cold", [&](size_t) {
-    return [&](Contender& contender, const Plan& plan) -> Status {
-      return runner.run_cold(contender.handle, plan.runs, &contender.cold);
-    };
-  });
-  in_rounds("sustained", [&](size_t i) {
-    return [&, i](Contender& contender, const Plan& plan) -> Status {
-      if (!plan.sustained) return {};
-      return runner.run_sustained(contender.handle, contender.expected_us,
-                                  contender.sustained_warmup_s, plan.runs, &contender.sustained,
-                                  &clocks[i].emplace_back(kUnknown));
-    };
-  });
-  for (size_t i = 0; i < contenders.size(); ++i) {
-    if (!contenders[i].status.ok()) {
-      contenders[i].cold.clear();
-      contenders[i].sustained.clear();
+  for (int round = 0; round < rounds; ++round) {
+    const std::string what =
+        "cold round " + std::to_string(round + 1) + " of " + std::to_string(rounds);
+    for (size_t i = 0; i < contenders.size(); ++i) {
+      if (round >= plans[i].rounds) continue;
+      attempt(i, what, [&](Contender& contender, const Plan& plan) {
+        return runner.run_cold(contender.handle, plan.runs, &contender.cold);
+      });
     }
-    contenders[i].sustained_sm_mhz = quantile(clocks[i], 0.5);
+  }
+  for (size_t i = 0; i < contenders.size(); ++i) {
+    if (!plans[i].sustained) continue;
+    attempt(i, "sustained", [&](Contender& contender, const Plan& plan) {
+      return runner.run_sustained(contender.handle, contender.expected_us,
+                                  contender.sustained_warmup_s, plan.rounds * plan.runs,
+                                  &contender.sustained, &contender.readings);
+    });
+  }
+  for (Contender& contender : contenders) {
+    if (contender.status.ok()) continue;
+    contender.cold.clear();
+    contender.sustained.clear();
   }
 }
 

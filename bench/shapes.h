@@ -3,9 +3,11 @@
 ///
 /// A name says everything: h128_q1_b64_k4096 is 128 query heads, 1 query token, 64 sequences of
 /// 4096 tokens. `h16x2` has 2 KV heads. `_causal`, `_split1024` (batch-invariant, cut every 1024
-/// tokens: any multiple of 64) and `_fp16` may follow, in this order. In place of equal lengths:
+/// tokens: any multiple of 64), `_peak4` (logits with a standard deviation of 4, by the scale; else
+/// 0.01) and `_fp16` may follow, in this order. In place of equal lengths:
 ///
 ///     klognormal8192   log-normal, mean 8192, standard deviation 4096
+///     kstepped32768    evenly from 32768 / b to 32768: 256, 512, ... for 128 sequences
 ///     kskew131072      one sequence of 131072 tokens, all others 512
 ///     kvaried256       normal, mean 256, standard deviation 128, about one in eight empty
 #pragma once
@@ -18,10 +20,18 @@
 
 namespace mla::bench {
 
+/// What is done with a shape.
+enum class Measure {
+  kTimes,   ///< Decodes are checked and timed, and plans beside them.
+  kEnergy,  ///< The same, all stages back to back as long as those on tensor cores.
+  kPlans,   ///< Only plans are timed: no cache is made.
+  kErrors,  ///< Decodes are held to the reference, and not timed.
+};
+
 struct Shape {
   std::string name;
-  DecodeCase spec;         ///< Flat data, seed 0.
-  bool plan_only = false;  ///< Only plans are timed: no cache is made.
+  DecodeCase spec;  ///< Flat data, seed 0.
+  Measure measure = Measure::kTimes;
   /// "h_q=128 s_q=2 causal, 128 x 4096, bf16"
   std::string title() const;
 };
@@ -29,17 +39,28 @@ struct Shape {
 /// The shape that `name` spells, or kInvalidArgument with what is wrong with it.
 Status parse_shape(std::string_view name, Shape* shape);
 
-/// Names of a suite: "main" (the default on a GPU), "table" (every shape of docs' table),
-/// "invariant" (pairs without and with _split1024), "plan" (shapes on which plans alone are timed),
-/// "smoke" (small enough for the GPU model); empty for an unknown one.
-std::vector<std::string> suite(std::string_view name);
+/// A suite: its name, what it is for, and its shapes' names.
+struct Suite {
+  std::string name;
+  std::string what;
+  std::vector<std::string> shapes;
+  Measure measure = Measure::kTimes;
+};
 
-/// Names of all suites: "main, table, ...".
-std::string suite_names();
+/// Every suite. "all" has what is recorded: the shapes of all others but "smoke", each once.
+const std::vector<Suite>& suites();
+
+/// The suite of this name, or null.
+const Suite* find_suite(std::string_view name);
+
+/// Names of all suites.
+std::vector<std::string> suite_names();
+
+/// The shape of equal lengths to which a batch is padded: all as long as its longest sequence.
+std::string padded(const std::string& shape_name);
 
 /// Which shapes to measure. `filter` is a comma-separated list of names, which need not be in any
-/// suite, and of regular expressions over the suite's names; empty: the whole suite. All of suite
-/// "plan" are plan_only; the whole suite "table" has them at its end.
+/// suite, and of regular expressions over the suite's names; empty: the whole suite.
 Status select_shapes(std::string_view suite_name, const std::string& filter, DType dtype,
                      std::vector<Shape>* shapes);
 

@@ -142,6 +142,7 @@ DataSet make_data_set(const DecodeCase& spec) {
   problem.num_heads_q = spec.num_heads_q;
   problem.num_heads_kv = spec.num_heads_kv;
   problem.softmax_scale = spec.seed % 2 == 0 ? 1.0f / 24 : 0.135234f;
+  if (spec.softmax_scale != 0) problem.softmax_scale = spec.softmax_scale;
   problem.causal = spec.causal;
   problem.fixed_split_tokens = spec.fixed_split_tokens;
 

@@ -51,6 +51,7 @@ struct DecodeCase {
   int fixed_split_tokens = 0;  ///< Problem's: batch-invariant if not 0.
   DataKind data = DataKind::kFlat;
   uint64_t seed = 0;  ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
+  float softmax_scale = 0;  ///< If not 0: the scale, whatever the seed.
   /// If not empty: the lengths themselves; their number is the batch.
   std::vector<int32_t> lengths;
 

@@ -249,4 +249,9 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   });
 }
 
+Status launch_combine_again(const Problem& problem, const PlanShape& shape,
+                            const SplitWorkspace& split, const Tensors& tensors, Stream stream) {
+  return launch_combine(problem, shape, split, tensors, stream);
+}
+
 }  // namespace mla::MLA_MACHINE

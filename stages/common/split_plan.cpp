@@ -10,11 +10,15 @@ namespace mla {
 namespace gpu {
 Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
                         Stream);
-}
+Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
+                            Stream);
+}  // namespace gpu
 namespace model {
 Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
                         Stream);
-}
+Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
+                            Stream);
+}  // namespace model
 
 int workers_for(int64_t row_tiles, int resident_blocks) {
   constexpr int kMany = 4;
@@ -115,6 +119,18 @@ Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shap
 #endif
   static_cast<void>(machine);
   return model::launch_make_plan(problem, shape, seqlens_k, split, stream);
+}
+
+Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
+                     const Tensors& tensors, void* workspace, Stream stream) {
+  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+#ifdef MLA_HAVE_CUDA
+  if (machine.kind() == MachineKind::kGpu) {
+    return gpu::launch_combine_again(problem, shape, split, tensors, stream);
+  }
+#endif
+  static_cast<void>(machine);
+  return model::launch_combine_again(problem, shape, split, tensors, stream);
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,

@@ -103,6 +103,11 @@ SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, v
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
                  const int32_t* seqlens_k, void* workspace, Stream stream);
 
+/// Enqueues what ends a decode, alone: the combining of the partial results that a decode by the
+/// plan in this workspace left there. For measuring; out and lse get the same bits again.
+Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
+                     const Tensors& tensors, void* workspace, Stream stream);
+
 /// A plan in host memory.
 struct HostPlan {
   PlanHeader header{};

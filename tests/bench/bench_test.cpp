@@ -1,7 +1,10 @@
 // What the bench computes and prints, and the order it runs things in, without a machine.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "bench/limits.h"
@@ -79,23 +82,84 @@ TEST(Shapes, WrongNamesAreNamed) {
 }
 
 TEST(Shapes, EveryNameOfEverySuiteParses) {
-  for (const char* name : {"main", "table", "invariant", "plan", "smoke"}) {
+  for (const Suite& suite : suites()) {
     std::vector<Shape> shapes;
-    EXPECT_TRUE(select_shapes(name, "", DType::kBFloat16, &shapes).ok());
-    size_t decodes = 0;
-    for (const Shape& shape : shapes) decodes += shape.plan_only ? 0 : 1;
-    const bool plans = std::string(name) == "plan";
-    EXPECT_EQ(decodes, plans ? 0 : suite(name).size());
-    // The table is what is recorded: with it, the plans.
-    const bool with_plans = plans || std::string(name) == "table";
-    EXPECT_EQ(shapes.size() - decodes, with_plans ? suite("plan").size() : 0);
+    EXPECT_TRUE(select_shapes(suite.name, "", DType::kBFloat16, &shapes).ok()) << suite.name;
+    EXPECT_EQ(shapes.size(), suite.shapes.size()) << suite.name;
+    if (suite.name == "all") continue;
+    for (const Shape& shape : shapes) EXPECT_EQ(shape.measure, suite.measure) << shape.name;
   }
 }
 
+TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
+  std::vector<Shape> all;
+  ASSERT_TRUE(select_shapes("all", "", DType::kBFloat16, &all).ok());
+  std::map<std::string, Measure> measures;
+  for (const Shape& shape : all) EXPECT_TRUE(measures.emplace(shape.name, shape.measure).second);
+  for (const Suite& suite : suites()) {
+    if (suite.name == "smoke" || suite.name == "all") continue;
+    for (const std::string& name : suite.shapes) EXPECT_EQ(measures.count(name), 1u) << name;
+  }
+  EXPECT_EQ(measures.at("h128_q1_b64_k4096"), Measure::kEnergy);  // of main and of resources
+  EXPECT_EQ(measures.at("h128_q1_b128_k8192"), Measure::kTimes);
+  EXPECT_EQ(measures.at("h128_q1_b1_klognormal2048"), Measure::kPlans);
+  EXPECT_EQ(measures.at("h16_q1_b2_k256_peak4_fp16"), Measure::kErrors);
+  EXPECT_EQ(measures.count("h16_q1_b2_k256"), 1u);  // of numerics, not of smoke
+}
+
 TEST(Shapes, InvariantShapesComeInPairs) {
-  const std::vector<std::string> names = suite("invariant");
+  const std::vector<std::string>& names = find_suite("invariant")->shapes;
   ASSERT_EQ(names.size(), 6u);
   for (size_t i = 0; i < names.size(); i += 2) EXPECT_EQ(names[i + 1], names[i] + "_split1024");
+  EXPECT_EQ(find_suite("none"), nullptr);
+}
+
+TEST(Shapes, PaddingMakesAllAsLongAsTheLongest) {
+  EXPECT_EQ(padded("h128_q1_b128_kskew131072"), "h128_q1_b128_k131072");
+  EXPECT_EQ(padded("h16_q2_b4_kstepped1000_causal_fp16"), "h16_q2_b4_k1000_causal_fp16");
+  EXPECT_EQ(padded("h128_q1_b64_k4096"), "h128_q1_b64_k4096");
+  Shape uneven;
+  ASSERT_TRUE(parse_shape("h1_q1_b128_klognormal2048", &uneven).ok());
+  const std::vector<int32_t>& lengths = uneven.spec.lengths;
+  Shape even;
+  ASSERT_TRUE(parse_shape(padded(uneven.name), &even).ok());
+  EXPECT_EQ(even.spec.seqlen_k, *std::max_element(lengths.begin(), lengths.end()));
+  // Each unequal batch of the suite has its padded one beside it.
+  const std::vector<std::string>& names = find_suite("varlen")->shapes;
+  for (const std::string& name : names) {
+    EXPECT_NE(std::find(names.begin(), names.end(), padded(name)), names.end()) << name;
+  }
+}
+
+TEST(Shapes, SteppedLengthsAreEvenSteps) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h1_q1_b128_kstepped32768", &shape).ok());
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(shape.spec.lengths[size_t(i)], 256 * (i + 1));
+  ASSERT_TRUE(parse_shape("h1_q1_b3_kstepped100", &shape).ok());
+  EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{34, 67, 100}));
+}
+
+TEST(Shapes, APeakIsTheDeviationOfTheLogits) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b1_k2000_split64_peak4_fp16", &shape).ok());
+  EXPECT_EQ(shape.title(), "h_q=4 s_q=1, 1 x 2000 split every 64, logits of deviation 4, fp16");
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_TRUE(validate(data.problem).ok());
+  double sum = 0, squares = 0;
+  for (int token = 0; token < 2000; ++token) {
+    double logit = 0;
+    for (int column = 0; column < kHeadDimQK; ++column) {
+      const uint16_t q = q_bits(0, DType::kFloat16, DataKind::kFlat, 0, 0, 0, column);
+      const uint16_t k = kv_bits(0, DType::kFloat16, DataKind::kFlat, 0, token, 0, column);
+      logit +=
+          double(to_float(std::bit_cast<float16>(q))) * double(to_float(std::bit_cast<float16>(k)));
+    }
+    logit *= double(data.problem.softmax_scale);
+    sum += logit;
+    squares += logit * logit;
+  }
+  const double mean = sum / 2000;
+  EXPECT_NEAR(std::sqrt(squares / 2000 - mean * mean), 4, 0.4);
 }
 
 TEST(Shapes, SelectionTakesNamesAndExpressions) {
@@ -194,10 +258,10 @@ class RecordingRunner final : public Runner {
     return {};
   }
   Status run_sustained(int handle, double, double, int runs, std::vector<double>* samples,
-                       double* sm_mhz) override {
+                       Readings* readings) override {
     note('s', handle, runs);
     samples->insert(samples->end(), static_cast<size_t>(runs), 2.0);
-    *sm_mhz = 1000;
+    readings->sm_mhz = 1000;
     return {};
   }
   void clear() override {}
@@ -226,11 +290,11 @@ TEST(Sampler, RoundsAreInterleaved) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   sample(runner, contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x4 s1x1 s0x4 s1x1 ");
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
-  EXPECT_EQ(contenders[0].sustained_sm_mhz, 1000);
+  EXPECT_EQ(contenders[0].readings.sm_mhz, 1000);
 }
 
 TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
@@ -248,13 +312,14 @@ TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
   auto contenders = two_contenders(5000);
   contenders[0].only_cold = true;
   sample(runner, contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x1 s1x1 ");
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x2 ");
 }
 
 TEST(Sampler, TensorCoresAreWarmedUpLonger) {
   EXPECT_EQ(sustained_warmup_seconds("04_split_kv"), 0.2);
   EXPECT_EQ(sustained_warmup_seconds("05_tensor_cores"), 1.2);
   EXPECT_EQ(sustained_warmup_seconds("10_later"), 1.2);
+  EXPECT_EQ(sustained_warmup_seconds("cublas_pipeline"), 1.2);
 }
 
 TEST(Sampler, AnErrorLeavesNoSamples) {

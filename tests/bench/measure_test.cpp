@@ -33,14 +33,15 @@ Stage wrong_stage(Status (*decode)(const Problem&, const Tensors&, void*, Stream
 }
 
 ShapeResult measure(std::vector<const Stage*> chosen,
-                    const std::string& shape_name = "h4_q1_b2_k100", bool plan_only = false,
+                    const std::string& shape_name = "h4_q1_b2_k100", Measure what = Measure::kTimes,
                     const Ceilings& ceilings = {}) {
   Progress progress;
   const auto runner = make_model_runner();
   Shape shape;
   EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
-  shape.plan_only = plan_only;
-  return measure_shape({model_machine(), *runner, std::move(chosen), ceilings, progress}, shape);
+  shape.measure = what;
+  return measure_shape({model_machine(), *runner, std::move(chosen), {}, ceilings, progress},
+                       shape);
 }
 
 const Stage& stage_with_plan() {
@@ -168,7 +169,7 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
 
 TEST(Measure, APlanOfManySequencesNeedsNoCache) {
   const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()},
-                                     "h128_q1_b1024_klognormal2048", /*plan_only=*/true);
+                                     "h128_q1_b1024_klognormal2048", Measure::kPlans);
   ASSERT_EQ(result.stages.size(), 1u);  // who makes no plan has no entry
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
   EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
@@ -178,10 +179,49 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
       std::string::npos);
 }
 
+TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
+  const Stage wrong =
+      wrong_stage([](const Problem&, const Tensors&, void*, Stream) { return Status(); });
+  const ShapeResult result =
+      measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
+  EXPECT_GT(result.stages[0].check.out.relative_l2, 0);
+  EXPECT_EQ(result.stages[0].cold.n, 0);
+  EXPECT_EQ(result.stages[1].outcome, Outcome::kFailed);
+  EXPECT_NE(side_by_side(result, MachineKind::kModel).find("errors alone"), std::string::npos);
+}
+
+TEST(Measure, CombiningIsTimedWhereAStageSplits) {
+  const ShapeResult result = measure({&stage_with_plan()}, "h4_q1_b1_k1000");
+  const StageResult& entry = result.stages[0];
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_GT(entry.combine.slots, 1);
+  EXPECT_EQ(entry.combine.bytes, entry.combine.slots * 4 * 513 * 4.0);
+  EXPECT_EQ(entry.combine.warm.size(), 3u);
+  EXPECT_EQ(entry.combine.cold.size(), 3u);
+  EXPECT_TRUE(measure({&right_stage()}).stages[0].combine.warm.empty());
+}
+
+TEST(Measure, APeerIsMeasuredAlikeButHasNoSpeedup) {
+  Stage peer = right_stage();
+  peer.slug = "a_peer";
+  Progress progress;
+  const auto runner = make_model_runner();
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  const ShapeResult result = measure_shape(
+      {model_machine(), *runner, {&right_stage()}, {&peer}, Ceilings(), progress}, shape);
+  ASSERT_EQ(result.stages.size(), 2u);
+  EXPECT_TRUE(result.stages[1].peer);
+  EXPECT_EQ(result.stages[1].outcome, Outcome::kMeasured) << result.stages[1].reason;
+  EXPECT_EQ(result.stages[1].cold.n, 3);
+  EXPECT_TRUE(std::isnan(result.stages[1].cold_speedup));
+}
+
 TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
   Ceilings slow;
   slow.fp32 = slow.shared = slow.read = 1e4;
-  const ShapeResult result = measure({&right_stage()}, "h4_q1_b2_k100", false, slow);
+  const ShapeResult result = measure({&right_stage()}, "h4_q1_b2_k100", Measure::kTimes, slow);
   EXPECT_EQ(result.stages[0].outcome, Outcome::kLeftOut);
   EXPECT_NE(result.stages[0].reason.find("predicted to take"), std::string::npos);
   EXPECT_NE(side_by_side(result, MachineKind::kModel).find("left out: a run"), std::string::npos);

@@ -1,15 +1,11 @@
-/// @file
-/// mla_cache: what the paged cache costs. Host time of its bookkeeping, device time of an append,
-/// memory against contiguous buffers.
-#include <CLI/CLI.hpp>
+#include "bench/cache_suite.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <iostream>
 #include <numeric>
 
-#include "bench/google.h"
-#include "bench/runner.h"
 #include "bench/sampler.h"
 #include "bench/shapes.h"
 #include "bench/table.h"
@@ -22,12 +18,6 @@ using Clock = std::chrono::steady_clock;
 using Batch = std::vector<SequenceId>;
 using Counts = std::vector<int32_t>;
 using Entries = std::vector<GoogleEntry>;
-
-struct Options {
-  std::string machine = "auto";
-  std::string out;
-  bool quick = false;
-};
 
 double nanoseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
@@ -126,7 +116,7 @@ Status measure_host(bool quick, Entries* entries) {
   for (const HostOperation& operation : operations) {
     const Summary ns = summarize(operation.samples);
     table.add({operation.name, spread(ns), number(1e3 / ns.median), operation.what});
-    entries->push_back({"host/" + operation.name,
+    entries->push_back({"cache/host_" + operation.name + "/wall",
                         ns.median / 1e3,
                         {{"ns", ns.median},
                          {"p10_ns", ns.p10},
@@ -269,17 +259,17 @@ Status measure_append(Machine& machine, Runner& runner, Progress& progress, bool
     const Summary us = summarize(samples);
     if (us.n == 0) return us;
     GoogleEntry& entry = entries->emplace_back();
-    entry.name = spec.name() + "/" + what;
+    entry.name = "cache/" + spec.name() + "/" + what;
     entry.us = us.median;
     entry.counters = {{"p10_us", us.p10}, {"p90_us", us.p90}, {"n", us.n}, {"bytes", bytes}};
     if (gpu) entry.counters["GBps"] = bytes / us.median / 1e3;
     entry.label = gpu ? "" : "wall time on the GPU model, not a GPU's";
     return us;
   };
-  const Summary cold = add("kernel/cold", contender.cold);
-  const Summary sustained = add("kernel/sustained", contender.sustained);
-  const Summary returned = add("call/returned", returned_us);
-  const Summary all = add("call/all", all_us);
+  const Summary cold = add("cold", contender.cold);
+  const Summary sustained = add("sustained", contender.sustained);
+  const Summary returned = add("returned", returned_us);
+  const Summary all = add("all", all_us);
   std::vector<std::string> cells{std::to_string(spec.batch) + " × " + std::to_string(spec.tokens),
                                  number(bytes / 1e3), spread(cold)};
   if (gpu) {
@@ -291,18 +281,16 @@ Status measure_append(Machine& machine, Runner& runner, Progress& progress, bool
   return {};
 }
 
-Status measure_appends(Machine& machine, bool quick, Entries* entries) {
+Status measure_appends(Machine& machine, Runner& runner, Progress& progress, bool quick,
+                       Entries* entries) {
   const bool gpu = machine.kind() == MachineKind::kGpu;
-  std::unique_ptr<Runner> runner = make_model_runner();
-  if (gpu) MLA_RETURN_IF_ERROR(make_gpu_runner(&runner));
   Table table =
       gpu ? Table({"append", "kB moved", "kernel, cold µs (p10–p90)", "GB/s",
                    "sustained µs (p10–p90)", "GB/s", "call returns µs (p10–p90)",
                    "call and its work, back to back µs (p10–p90)"})
           : Table({"append", "kB moved", "kernel, wall µs (p10–p90)", "call, wall µs (p10–p90)"});
-  Progress progress;
   for (const AppendCase& spec : kAppendCases) {
-    MLA_RETURN_IF_ERROR(measure_append(machine, *runner, progress, quick, spec, &table, entries));
+    MLA_RETURN_IF_ERROR(measure_append(machine, runner, progress, quick, spec, &table, entries));
   }
   std::cout << "\nAppend: sequences × new tokens, 1 KV head, 16 bits; rows are read and written\n";
   if (!gpu) std::cout << "Wall time of the CPU that plays the GPU; it says nothing about a GPU\n";
@@ -326,14 +314,13 @@ Counts lengths_of(const std::string& shape_name) {
   if (!parse_shape("h1_q1_b" + std::to_string(kMemoryBatch) + "_" + shape_name, &shape).ok()) {
     return {};
   }
-  return shape.spec.lengths;
+  return make_data_set(shape.spec).seqlens_k;
 }
 
+/// Those of suite varlen.
 std::vector<Lengths> distributions() {
-  Counts stepped;
-  for (int i = 1; i <= kMemoryBatch; ++i) stepped.push_back(256 * i);
-  return {{"uniform", "all 8192", Counts(kMemoryBatch, 8192)},
-          {"stepped", "256, 512, ..., 32768", stepped},
+  return {{"uniform", "all 8192", lengths_of("k8192")},
+          {"stepped", "256, 512, ..., 32768", lengths_of("kstepped32768")},
           {"lognormal2048", "log-normal, mean 2048, standard deviation 1024",
            lengths_of("klognormal2048")},
           {"lognormal8192", "log-normal, mean 8192, standard deviation 4096",
@@ -364,7 +351,7 @@ Status measure_memory(Entries* entries) {
     table.add({name, number(contiguous / 1e6, 4), number(paged / 1e6, 4),
                percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.fragmentation()),
                what});
-    entries->push_back({"memory/" + name,
+    entries->push_back({"cache/memory_" + name + "/bytes",
                         0,
                         {{"bytes_contiguous", contiguous},
                          {"bytes_paged", paged},
@@ -383,61 +370,13 @@ Status measure_memory(Entries* entries) {
   return {};
 }
 
-int complain(const Status& status) {
-  std::cerr << "mla_cache: " << status.to_string() << "\n";
-  return 2;
-}
-
-Status measure(Machine& machine, const Options& options) {
-  Context context = describe_environment(machine);
-  context.front().second = "flashmla_stages_cache/1";
-  const auto get = [&](const std::string& key) { return value_of(context, key); };
-  std::cout << get("machine_description");
-  if (machine.kind() == MachineKind::kGpu) std::cout << ", driver " << get("driver");
-  std::cout << "\nnvcc " << get("nvcc") << ", " << get("host_compiler") << ", commit "
-            << get("commit") << ", " << get("date_utc") << "\n";
-  Entries entries;
-  MLA_RETURN_IF_ERROR(measure_host(options.quick, &entries));
-  MLA_RETURN_IF_ERROR(measure_appends(machine, options.quick, &entries));
-  MLA_RETURN_IF_ERROR(measure_memory(&entries));
-  if (options.out.empty()) return {};
-  if (!run_google_benchmark(entries, context, {"mla_cache"}, options.out, false)) {
-    return {StatusCode::kFileError, options.out + ": Google Benchmark wrote no results"};
-  }
-  std::cout << "\nresults: " << options.out << "\n";
-  return {};
-}
-
-int run(int argc, char** argv) {
-  Options options;
-  CLI::App app{
-      "Measures the paged cache: host time of its bookkeeping, device time of an append, memory\n"
-      "against contiguous buffers.\nExamples:\n  mla_cache --out cache.json\n"
-      "  mla_cache --machine model --quick"};
-  app.add_option("--machine", options.machine,
-                 "auto: a GPU if there is one, else the CPU model of one")
-      ->check(CLI::IsMember({"auto", "gpu", "model"}))
-      ->capture_default_str();
-  app.add_option("--out", options.out, "write Google Benchmark's JSON here");
-  app.add_flag("--quick", options.quick, "few samples: to see that it works");
-  CLI11_PARSE(app, argc, argv);
-
-  std::string why_not;
-  Machine* gpu = options.machine == "model" ? nullptr : gpu_machine(&why_not);
-  if (gpu == nullptr && options.machine == "gpu") {
-    return complain({StatusCode::kUnavailable, why_not});
-  }
-  if (gpu == nullptr && options.machine == "auto") {
-    std::cout << why_not << ": running on the CPU model of a GPU\n";
-  }
-  Status status = check_writable(options.out);
-  if (status.ok()) status = measure(gpu != nullptr ? *gpu : model_machine(), options);
-  return status.ok() ? 0 : complain(status);
-}
-
 }  // namespace
-}  // namespace mla::bench
 
-int main(int argc, char** argv) {
-  return mla::bench::run(argc, argv);
+Status measure_cache(Machine& machine, Runner& runner, Progress& progress, bool quick,
+                     std::vector<GoogleEntry>* entries) {
+  MLA_RETURN_IF_ERROR(measure_host(quick, entries));
+  MLA_RETURN_IF_ERROR(measure_appends(machine, runner, progress, quick, entries));
+  return measure_memory(entries);
 }
+
+}  // namespace mla::bench
