@@ -67,6 +67,7 @@ Input make_input(int batch, int distribution, int workers, int fixed_blocks, int
   Input input;
   input.lengths = draw_lengths(distribution, batch, random);
   input.shape = {.row_tiles = 1, .workers = workers, .fixed_blocks = fixed_blocks};
+  input.shape.combine_blocks = batch % 3 == 0 ? 6 : 1;
   Problem& problem = input.problem;
   problem.batch = batch;
   problem.num_heads_q = 1;
@@ -168,7 +169,13 @@ void expect_even(const Input& input, const Pieces& workers) {
     least = std::min(least, load);
   }
   const double mean = static_cast<double>(sum) / input.shape.workers;
-  const int granule = std::max(1, input.problem.fixed_split_tokens / kPageSize);
+  const bool whole = std::none_of(workers.begin(), workers.end(), [](const auto& pieces) {
+    return std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.slot >= 0; });
+  });
+  const int granule = input.problem.fixed_split_tokens > 0
+                          ? input.problem.fixed_split_tokens / kPageSize
+                      : whole ? input.shape.combine_blocks
+                              : 1;
   ASSERT_LE(static_cast<double>(largest), mean + granule + fixed + 1e-6);
   if (input.problem.fixed_split_tokens > 0) return;
   // A sequence alone goes to all workers alike; with a block a worker, nobody has two, unless they
@@ -179,10 +186,7 @@ void expect_even(const Input& input, const Pieces& workers) {
     ASSERT_LE(largest - least, 1);
   }
   if (total_blocks <= input.shape.workers) {
-    const bool whole = std::none_of(workers.begin(), workers.end(), [](const auto& pieces) {
-      return !pieces.empty() && pieces[0].slot >= 0;
-    });
-    ASSERT_LE(largest, (whole ? 2 : 1) + fixed);
+    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_blocks : 1) + fixed);
   }
 }
 
@@ -280,6 +284,24 @@ TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
   input.lengths[5] = 65 * 64;  // mean + 1 at most: (64 * 66 + 1) / 66 + 1
   EXPECT_EQ(plan_of(input).header.num_slots, 0);
   input.lengths[5] = 66 * 64;
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+}
+
+TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
+  // 128 sequences of 64 blocks on 66 workers: two for each of 64 are 132, and the mean is 128.
+  Input input;
+  input.shape = {.row_tiles = 2, .workers = 66, .fixed_blocks = 2};
+  input.problem.batch = 128;
+  input.problem.max_pages_per_seq = 80;
+  input.lengths.assign(128, 4096);
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+  input.shape.combine_blocks = 2;
+  const HostPlan plan = plan_of(input);
+  EXPECT_EQ(plan.header.num_slots, 0);
+  const Pieces workers = pieces_of(plan);
+  for (size_t i = 0; i < 64; ++i) EXPECT_EQ(workers[i].size(), 2u);
+  EXPECT_TRUE(workers[64].empty() && workers[65].empty());
+  input.lengths[5] = 65 * 64;  // 134 against 128 + 2 + 2
   EXPECT_GT(plan_of(input).header.num_slots, 0);
 }
 

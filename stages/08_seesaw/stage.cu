@@ -17,7 +17,8 @@ PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors),
           .fixed_blocks = 2,
-          .min_blocks = 2};
+          .min_blocks = 2,
+          .combine_blocks = 4};
 }
 
 PlanShape plan_shape(const Problem& problem) {

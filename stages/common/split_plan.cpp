@@ -152,11 +152,12 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const bool alike = piece_blocks == 0 && (problem.batch == 1 || total_blocks <= shape.workers);
   const int64_t fixed = alike ? 0 : shape.fixed_blocks;
   const int64_t length = total_blocks + fixed * total_pieces;
-  // Nothing is cut where a worker a sequence does not exceed the bound on the load.
-  const bool whole =
-      piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
+  // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
+  const int a_worker = (problem.batch + shape.workers - 1) / shape.workers;
+  const bool whole = piece_blocks == 0 && a_worker * (longest + fixed) <=
+                                              length / shape.workers + fixed + shape.combine_blocks;
   const int used =
-      whole ? problem.batch
+      whole ? (problem.batch + a_worker - 1) / a_worker
             : static_cast<int>(std::clamp<int64_t>(length / shape.min_blocks, 1, shape.workers));
 
   HostPlan plan;
@@ -169,7 +170,8 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     const int64_t pieces = piece_blocks > 0 ? (blocks + piece_blocks - 1) / piece_blocks : 1;
     const int64_t end = start + blocks + fixed * pieces;
     int32_t splits = piece_blocks > 0 ? static_cast<int32_t>(pieces) : 1;
-    for (; worker < used && (whole ? worker <= i : interval_begin(length, worker, used) < end);
+    for (; worker < used &&
+           (whole ? worker * a_worker <= i : interval_begin(length, worker, used) < end);
          ++worker) {
       const int64_t offset = interval_begin(length, worker, used) - start;
       WorkerBegin& begin = plan.worker_begin[static_cast<size_t>(worker)];

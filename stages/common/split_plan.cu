@@ -99,10 +99,12 @@ __global__ void __launch_bounds__(kThreads)
   const bool alike = piece_blocks == 0 && (problem.batch == 1 || total_blocks <= shape.workers);
   const int fixed = alike ? 0 : shape.fixed_blocks;
   const int64_t length = total_blocks + fixed * total_pieces;
-  const bool whole =
-      piece_blocks == 0 && problem.batch <= shape.workers && longest <= length / shape.workers + 1;
+  const auto batch = static_cast<unsigned>(problem.batch);
+  const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
+  const bool whole = piece_blocks == 0 && int64_t{a_worker} * (longest + fixed) <=
+                                              length / shape.workers + fixed + shape.combine_blocks;
   const auto used = static_cast<unsigned>(
-      whole ? problem.batch
+      whole ? (batch + a_worker - 1) / a_worker
             : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_blocks)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
@@ -135,9 +137,10 @@ __global__ void __launch_bounds__(kThreads)
     const auto locate = [&](unsigned worker, int* local) -> WorkerBegin {
       const int64_t place = interval_begin(worker);
       *local = -1;
-      if (whole) {  // worker i has sequence i
-        if (worker >= base && worker < base + count) *local = static_cast<int>(worker - base);
-        return {static_cast<int>(worker), 0, 0, 0};
+      if (whole) {
+        const auto first = static_cast<int>(worker * a_worker);
+        if (first >= base && first < base + count) *local = static_cast<int>(first - base);
+        return {first, 0, 0, 0};
       }
       if (place < line || place >= line + tile_length) return {};
       int low = 0, high = count;  // start[low] <= place < start[high]

@@ -8,8 +8,9 @@
 /// worker leaves partial results in a *slot* of the workspace, which split_combine.h puts
 /// together.
 ///
-/// The largest load is at most the mean plus one block plus one sequence's fixed cost. Where a worker
-/// for each sequence keeps this bound as well, that is the plan, and nothing is cut. With
+/// The largest load is at most the mean plus one block plus one sequence's fixed cost. Where whole
+/// sequences, as many for each worker, keep this bound as well, that is the plan, and nothing is
+/// cut; a stage may let them pass it by more than the one block, PlanShape::combine_blocks. With
 /// Problem::fixed_split_tokens the cuts are where the sequence alone says, and workers get whole
 /// pieces.
 #pragma once
@@ -32,6 +33,7 @@ struct PlanShape {
   int fixed_blocks = 0;  ///< What a piece costs beside its blocks, in blocks.
   int min_blocks = 1;  ///< Fewer are no worker's share, as long as that can be: less than this many
                        ///< for each worker go to fewer workers.
+  int combine_blocks = 1;  ///< What not having to combine is worth, in blocks.
 };
 
 /// Workers for each row tile that keep `resident_blocks` blocks of a kernel busy: as many as run at
