@@ -5,8 +5,9 @@
 #                                                  without: a small batch on the CPU model of a GPU, then recorded results
 #   bash bench/run.sh --out results.json           where to write the results (default on a GPU:
 #                                                  build/results/<gpu>_<date>_<time>.json)
-#   bash bench/run.sh --record [--suite table]     every stage on a GPU, kept as bench/results/<gpu>_<date>.json and
-#                                                  written into README.md and the chapters
+#   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some ten minutes): all
+#                                                  suites, the decode service, other implementations where PyTorch is;
+#                                                  kept in bench/results, written into README.md, docs and the chapters
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,19 +24,19 @@ while [[ $# -gt 0 ]]; do
     *) arguments+=("$1"); shift ;;
   esac
 done
-# What is recorded has every stage and a whole suite.
-if [[ -n $record && ! "${arguments[*]}$out" =~ ^(--suite[\ =](main|table))?$ ]]; then
-  echo "run.sh: --record takes no argument but --suite main or --suite table" >&2
+if [[ -n $record && -n "${arguments[*]}$out" ]]; then  # what is recorded is whole
+  echo "run.sh: --record takes no other argument" >&2
   exit 2
 fi
 
 source tests/setup.sh
-build mla_bench mla_run
+build mla_bench mla_run ${record:+mla_service}
 bench=build/bench/mla_bench
 if [[ ${arguments[*]} == --help ]]; then exec "$bench" --help; fi
 
 if gpu=$("$bench" --print-gpu); then
   now=$(date -u +%Y-%m-%d_%H%M%S)
+  if [[ -n $record ]]; then arguments=(--suite all); fi
   out=${out:-build/results/${gpu}_$now.json}
   mkdir -p build/results
   "$bench" --out "$out" "${arguments[@]}"
@@ -44,6 +45,17 @@ if gpu=$("$bench" --print-gpu); then
   python3 bench/report.py --summary --results "$out"
   if [[ -n $record ]]; then
     cp "$out" "bench/results/${gpu}_${now%_*}.json"
+    build/bench/service/mla_service --machine gpu --out "bench/results/${gpu}_service_${now%_*}.json"
+    if python3 -c 'import torch' 2> /dev/null; then
+      python3 bench/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
+    else
+      echo "Other implementations are not measured: no PyTorch here."
+    fi
+    if python3 -c 'import matplotlib' 2> /dev/null; then
+      python3 bench/report.py --plots
+    else
+      echo "Figures are not drawn: no matplotlib here. Where it is: python3 bench/report.py --plots"
+    fi
     python3 bench/report.py --update
   fi
 elif [[ -n $record ]]; then
