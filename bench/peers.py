@@ -480,8 +480,8 @@ class Sdpa(Padded):
 
 if triton is not None:
     # Row tile x sequence and KV head x split. A sequence has ceil(length / chunk) splits; one that has a single split
-    # (or is empty) is written to OUT, others leave normalised partial results in slots, with lse in base 2. WIDEN is for
-    # Triton's interpreter alone.
+    # (or is empty) is written to OUT, others leave normalised partial results in slots, with lse in base 2. WIDEN is
+    # for Triton's interpreter alone.
     @triton.jit(do_not_specialize=["s_q", "group", "rows", "table_stride"])
     def mla_decode(Q, KV, TABLE, LENGTHS, FIRST_SLOT, OUT, PART, PART_LSE, scale_log2, s_q, group, rows, table_stride,
                    chunk, H_KV: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -877,7 +877,9 @@ class Result:
 
     def entry(self):
         def spread(samples):
-            return [round(quantile(samples, 0.1), 2), round(quantile(samples, 0.9), 2), len(samples)] if samples else None
+            if not samples:
+                return None
+            return [round(quantile(samples, 0.1), 2), round(quantile(samples, 0.9), 2), len(samples)]
 
         note = "; ".join(([self.reason] if self.reason else []) + self.notes)
         return {"cold": spread(self.cold), "sustained": spread(self.sustained), "checked": self.rel_l2, "note": note}
@@ -931,7 +933,7 @@ class Measurement:
         try:
             step()
         except Exception as error:
-            result.reason = explain(error)
+            result.reason, result.handle = explain(error), None  # and the memory that its graph holds
             if not self.runner.survives():
                 self.lost = result.peer.name
                 result.reason += " (the device is lost with it)"
@@ -1088,8 +1090,8 @@ def write_report(report, path):
 
 def table(shape, results):
     """Lines for the terminal."""
-    lines = [f"{shape.name}",
-             f"  {'peer':20} {'cold us (p10-p90)':>27} {'sustained us (p10-p90)':>27} {'TFLOP/s':>8} {'rel. L2':>8}  note"]
+    lines = [shape.name, f"  {'peer':20} {'cold us (p10-p90)':>27} {'sustained us (p10-p90)':>27} {'TFLOP/s':>8} "
+                         f"{'rel. L2':>8}  note"]
 
     def cell(samples):
         if not samples:
