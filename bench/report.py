@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Tables from recorded results: in the terminal, in the README, in every stage's chapter.
+"""Tables and figures from recorded results: in the terminal, the README, every stage's chapter, docs/results.md.
 
-  bench/report.py --table              the recorded results, every shape; then the plans
+  bench/report.py --table              the recorded results, every shape; then all other tables
   bench/report.py --summary            the README's table, in the terminal
-  bench/report.py --update             write them between the markers of README.md and stages/NN_*/README.md
-  bench/report.py --check              fail if what stands there is stale
+  bench/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
+                                       docs/results.md
+  bench/report.py --plots              draw docs/figures (needs matplotlib)
+  bench/report.py --check              fail if a text or a figure is stale
 
 Results are what mla_bench wrote with --out; by default the newest in bench/results that has the README's shapes, of
 the GPU that the texts speak of. bench/run.sh --record puts them there.
@@ -15,21 +17,62 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-SCHEMA = "flashmla_stages/1"
+SCHEMA = "flashmla_stages/2"
+OLD_SCHEMA = "flashmla_stages/1"  # no suites in the context, no tokens in the entries
+CACHE_SCHEMA = "flashmla_stages_cache/1"  # what cache/... is in newer files, in a file of its own, named otherwise
 PEERS_SCHEMA = "flashmla_stages/peers/1"
+SERVICE_SCHEMA = "flashmla_stages/service/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
+MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stages, and none of them
+
 REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_compiler"]
-REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w",
-                        "ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
-REQUIRED_COUNTERS = ["p10_us", "p90_us", "n", "TFLOPs", "GBps", "rel_l2", "max_abs", "lse_max_abs"]
-REQUIRED_PLAN_COUNTERS = ["p10_us", "p90_us", "n"]
+REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w"]
+REQUIRED_CEILINGS = ["ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
+REQUIRED_LENGTHS = ["tokens", "longest"]  # of decodes, not in OLD_SCHEMA
+SPREAD = ["p10_us", "p90_us", "n"]
+ERRORS = ["rel_l2", "max_abs", "lse_max_abs"]
+REQUIRED_COUNTERS = {
+    "cold": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
+    "sustained": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
+    "plan": SPREAD,
+    "combine": [*SPREAD, "cold_us", "slots", "bytes"],
+    "error": [*ERRORS, "cosine_difference"],
+}
+REQUIRED_CACHE_COUNTERS = {
+    "wall": ["ns", "p10_ns", "p90_ns", "n", "per_second"],
+    **dict.fromkeys(["cold", "sustained", "returned", "all"], [*SPREAD, "bytes", "GBps"]),
+    "bytes": ["bytes_contiguous", "bytes_paged", "bytes_block_table", "saved_share", "fragmentation", "pages", "tokens"],
+}
+TIMELESS = ["error", "bytes"]
+REQUIRED_PEERS_CONTEXT = ["gpu", "driver", "cuda", "date", "protocol"]
+REQUIRED_SERVICE_CONTEXT = ["machine", "gpu", "driver", "nvcc", "host_compiler", "commit", "date_utc", "clock"]
+REQUIRED_FIGURES = """
+    arrived finished rejected queued running span_s steps step_ms_mean step_ms_p50 step_ms_p99 token_ms_mean token_ms_p50
+    token_ms_p99 first_token_ms_p50 first_token_ms_p99 tokens tokens_per_s batch_mean pages_total pages_peak pages_mean
+    waste_share cache_gb queue_mean queue_max preemptions""".split()
+NOT_RECORDED = "Not recorded yet."
 DASH = "—"
 
 
 class Error(Exception):
     """A message for the user."""
+
+
+def entry_key(name, schema):
+    """(stage, shape, mode) of "02_shared_tiled/h128_q1_b64_k4096/cold/iterations:1/manual_time"."""
+    parts = name.split("/")
+    if len(parts) < 3:
+        raise Error(f"entry {name!r} is not named stage/shape/mode")
+    if schema != CACHE_SCHEMA:
+        return tuple(parts[:3])
+    if parts[0] == "host":
+        return "cache", f"host_{parts[1]}", "wall"
+    if parts[0] == "memory":
+        return "cache", f"memory_{parts[1]}", "bytes"
+    return "cache", parts[0], parts[2]
 
 
 class Results:
@@ -38,15 +81,16 @@ class Results:
     def __init__(self, data, name):
         self.name = name
         self.context = data.get("context", {})
+        self.schema = self.context.get("schema")
         self.entries = {}
         for entry in data.get("benchmarks", []):
-            # "02_shared_tiled/h128_q1_b64_k4096/cold/iterations:1/manual_time"
-            parts = entry.get("name", "").split("/")
-            if len(parts) < 3:
-                raise Error(f"{name}: entry {entry.get('name')!r} is not named stage/shape/mode")
-            self.entries[tuple(parts[:3])] = entry
-        self.stages = [s for s in unique(key[0] for key in self.entries) if s != "reference"]
-        self.shapes = unique(key[1] for key in self.entries if key[2] != "plan")
+            try:
+                self.entries[entry_key(entry.get("name", ""), self.schema)] = entry
+            except Error as error:
+                raise Error(f"{name}: {error}") from None
+        others = ["reference", "cache", *MEASURED_PEERS]
+        self.stages = [stage for stage in unique(key[0] for key in self.entries) if stage not in others]
+        self.shapes = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
         self.plans = [key[:2] for key in self.entries if key[2] == "plan"]
 
     def entry(self, stage, shape, mode="cold"):
@@ -56,24 +100,101 @@ class Results:
         entry = self.entry(stage, shape, mode)
         return entry if entry is not None and not why_not(entry) else None
 
+    def suite(self, name):
+        """Shapes of a suite; None if the file does not say."""
+        shapes = self.context.get(f"suite_{name}")
+        return None if shapes is None else [shape.strip() for shape in shapes.split(",") if shape.strip()]
+
+    def of_mode(self, mode):
+        """{shape: {stage: entry}} of what was measured."""
+        found = {}
+        for (stage, shape, one), entry in self.entries.items():
+            if one == mode and stage != "cache" and not why_not(entry):
+                found.setdefault(shape, {})[stage] = entry
+        return found
+
+    def cache(self, mode):
+        """{what: entry} of the paged cache's suite."""
+        return {key[1]: entry for key, entry in self.entries.items()
+                if key[0] == "cache" and key[2] == mode and not why_not(entry)}
+
+    def fastest(self, shape):
+        """(stage, entry) of the least cold time."""
+        found = [(stage, self.measured(stage, shape)) for stage in self.stages if self.measured(stage, shape)]
+        return min(found, key=lambda one: median(one[1])) if found else (None, None)
+
     def problems(self):
         """What keeps this from being a results file; empty if nothing."""
-        found = [f"context lacks '{key}'" for key in REQUIRED_CONTEXT if key not in self.context]
-        if self.context.get("schema") not in (None, SCHEMA):
-            found.append(f"schema is '{self.context['schema']}', not '{SCHEMA}'")
+        found = lacking("context", self.context, REQUIRED_CONTEXT)
+        if self.schema not in (None, SCHEMA, OLD_SCHEMA, CACHE_SCHEMA):
+            found.append(f"schema is '{self.schema}', not '{SCHEMA}'")
+        decodes = any(key[0] != "cache" for key in self.entries)  # the cache's suite alone needs no ceilings
         if self.context.get("machine") == "gpu":
-            found += [f"context lacks '{key}'" for key in REQUIRED_GPU_CONTEXT if key not in self.context]
+            found += lacking("context", self.context, REQUIRED_GPU_CONTEXT + (REQUIRED_CEILINGS if decodes else []))
+        if self.schema == SCHEMA and decodes:
+            found += lacking("context", self.context, ["wall_s"])
+            if not any(key.startswith("suite_") for key in self.context):
+                found.append("context lacks 'suite_...'")
         if not self.entries:
             found.append("no entries")
         for (stage, shape, mode), entry in self.entries.items():
-            if why_not(entry) or stage == "reference":
-                continue
             name = f"{stage}/{shape}/{mode}"
-            required = REQUIRED_PLAN_COUNTERS if mode == "plan" else REQUIRED_COUNTERS
-            found += [f"{name} lacks '{key}'" for key in required if key not in entry]
-            if not entry.get("real_time", 0) > 0:
+            known = (REQUIRED_CACHE_COUNTERS if stage == "cache" else {"wall": []} if stage == "reference"
+                     else REQUIRED_COUNTERS)
+            if mode not in known:
+                found.append(f"{name}: unknown mode")
+                continue
+            if why_not(entry):
+                continue
+            found += lacking(name, entry, known[mode])
+            if self.schema == SCHEMA and stage not in ("cache", "reference") and mode in ("cold", "sustained"):
+                found += lacking(name, entry, REQUIRED_LENGTHS)
+            if mode not in TIMELESS and not entry.get("real_time", 0) > 0:
                 found.append(f"{name} has no time")
         return found
+
+
+def lacking(where, values, keys):
+    return [f"{where} lacks '{key}'" for key in keys if key not in values]
+
+
+def peers_problems(data):
+    found = lacking("context", data.get("context", {}), REQUIRED_PEERS_CONTEXT)
+    if not isinstance(data.get("shapes"), dict):
+        return found + ["no shapes"]
+    for shape, rows in data["shapes"].items():
+        if parse_shape(shape) is None:
+            found.append(f"'{shape}' is no shape")
+        found += [f"{shape}, {name}: not [cold, sustained]" for name, times in rows.items()
+                  if not isinstance(times, list) or len(times) != 2]
+    return found
+
+
+def service_problems(data):
+    context, runs = data.get("context", {}), data.get("runs", [])
+    found = lacking("context", context, REQUIRED_SERVICE_CONTEXT)
+    if not runs:
+        found.append("no runs")
+    for key, values in [("machine", ["gpu", "model"]), ("clock", ["gpu", "simulated"])]:
+        if context.get(key, values[0]) not in values:
+            found.append(f"{key} is '{context[key]}', none of {', '.join(values)}")
+    for number, run in enumerate(runs):
+        name = f"run {number} ({run.get('scenario')}, {run.get('way')})"
+        found += lacking(name, run, ["scenario", "way", "stage", "layers", "figures", "rejected_by_reason"])
+        found += lacking(name, run.get("figures", {}), REQUIRED_FIGURES)
+        if run.get("way") not in ("paged", "static"):
+            found.append(f"{name}: neither paged nor static")
+    return found
+
+
+def problems(data, name):
+    """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
+    schema = data.get("context", {}).get("schema")
+    if schema == PEERS_SCHEMA:
+        return peers_problems(data)
+    if schema == SERVICE_SCHEMA:
+        return service_problems(data)
+    return Results(data, name).problems()
 
 
 def unique(items):
@@ -89,17 +210,28 @@ def why_not(entry):
 
 def read_json(path):
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Error(f"{path}: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("context", {}), dict):
+        raise Error(f"{path}: not a results file")
+    return data
+
+
+def read_checked(path, schemas):
+    """A file of one of these schemas, or an Error that says what is wrong with it."""
+    data = read_json(path)
+    schema = data.get("context", {}).get("schema")
+    found = problems(data, Path(path).name)
+    if not found and schema not in schemas:
+        found = [f"schema is '{schema}', not '{schemas[0]}'"]
+    if found:
+        raise Error(f"{path}: not a results file: " + "; ".join(found[:5]))
+    return data
 
 
 def load(path):
-    results = Results(read_json(path), Path(path).name)
-    problems = results.problems()
-    if problems:
-        raise Error(f"{path}: not a results file: " + "; ".join(problems[:5]))
-    return results
+    return Results(read_checked(path, [SCHEMA, OLD_SCHEMA, CACHE_SCHEMA]), Path(path).name)
 
 
 def recorded(root):
@@ -109,39 +241,90 @@ def recorded(root):
     for path in sorted((root / "bench" / "results").glob("*.json")):
         data = read_json(path)
         context = data.get("context", {})
-        if context.get("schema") == SCHEMA and context.get("machine") == "gpu":
-            full = set(README_SHAPES) <= set(Results(data, path.name).shapes)
-            found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
+        if context.get("schema") in (SCHEMA, OLD_SCHEMA) and context.get("machine") == "gpu":
+            results = Results(data, path.name)
+            if results.stages:
+                full = set(README_SHAPES) <= set(results.shapes)
+                found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
     return load(max(found)[-1]) if found else None
 
 
 def load_peers(root, results):
-    """Recorded figures of other implementations on the same kind of GPU: {shape: {name: [cold, sustained]}}."""
-    for path in sorted((root / "bench" / "results").glob("peers_*.json")):
-        data = read_json(path)
-        if data["context"]["schema"] != PEERS_SCHEMA:
-            raise Error(f"{path}: schema is not '{PEERS_SCHEMA}'")
-        if data["context"]["gpu"] == results.context.get("gpu"):
-            return data
-    return {"context": {}, "shapes": {}}
+    """Recorded figures of other implementations on the same kind of GPU: the files, oldest first, and
+    shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands."""
+    files = [read_checked(path, [PEERS_SCHEMA]) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
+    files = sorted((data for data in files if data["context"]["gpu"] == results.context.get("gpu")),
+                   key=lambda data: data["context"]["date"])
+    shapes = {}
+    for data in files:
+        for shape, rows in data["shapes"].items():
+            shapes.setdefault(shape, {}).update(rows)
+    return SimpleNamespace(files=files, shapes=shapes)
+
+
+def load_cache(root, results):
+    """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
+    if results.cache("wall"):
+        return results
+    found = []
+    for path in (root / "bench" / "results").glob("*.json"):
+        context = read_json(path).get("context", {})
+        if context.get("schema") in (SCHEMA, CACHE_SCHEMA) and context.get("gpu") == results.context.get("gpu"):
+            one = load(path)
+            if one.cache("wall"):
+                found.append((context.get("date_utc", ""), path.name, one))
+    return max(found, key=lambda one: one[:2])[-1] if found else None
+
+
+def load_service(root, results):
+    """The newest recorded service results, rather of this kind of GPU than of the model. None if there are none."""
+    found = []
+    for path in (root / "bench" / "results").glob("*_service_*.json"):
+        data = read_checked(path, [SERVICE_SCHEMA])
+        context = data["context"]
+        same = context["machine"] == "gpu" and context["gpu"] == results.context.get("gpu")
+        if same or context["machine"] == "model":
+            found.append((same, context["date_utc"], path.name, data))
+    return max(found, key=lambda one: one[:3])[-1] if found else None
+
+
+def parse_shape(name):
+    """The parts of a shape's name; None if it is none."""
+    match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)_b(?P<batch>\d+)"
+                         r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+)(?P<causal>_causal)?"
+                         r"(?:_split(?P<split>\d+))?(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
+    if not match:
+        return None
+    return SimpleNamespace(**{key: int(value) if value and value.isdigit() else value
+                              for key, value in match.groupdict().items()})
+
+
+def lengths_title(shape):
+    """'64 × 4096'"""
+    batch = shape.batch - 1 if shape.lengths == "skew" else shape.batch
+    return f"{batch} × " + {None: f"{shape.tokens}", "skew": f"512 + 1 × {shape.tokens}",
+                            "lognormal": f"log-normal {shape.tokens}", "varied": f"varied {shape.tokens}",
+                            "stepped": f"stepped 256 to {shape.tokens}"}[shape.lengths]
 
 
 def shape_title(name):
     """'128 heads, 64 × 4096' for h128_q1_b64_k4096."""
-    match = re.fullmatch(r"h(\d+)(?:x(\d+))?_q(\d+)_b(\d+)_k(lognormal|skew|varied)?(\d+)(_causal)?"
-                         r"(?:_split(\d+))?(_fp16)?", name)
-    if not match:
+    shape = parse_shape(name)
+    if shape is None:
         return name
-    heads, kv_heads, queries, batch, lengths, tokens, causal, split, fp16 = match.groups()
-    text = f"{heads} heads"
-    text += f" on {kv_heads} KV heads" if kv_heads else ""
-    text += f", {queries} query tokens" if queries != "1" else ""
-    text += ", causal" if causal else ""
-    batch = str(int(batch) - 1) if lengths == "skew" else batch
-    text += f", {batch} × " + {None: tokens, "skew": f"512 + 1 × {tokens}", "lognormal": f"log-normal {tokens}",
-                               "varied": f"varied {tokens}"}[lengths]
-    text += f", split every {split}" if split else ""
-    return text + (", fp16" if fp16 else "")
+    text = f"{shape.heads} heads"
+    text += f" on {shape.kv_heads} KV heads" if shape.kv_heads else ""
+    text += f", {shape.queries} query tokens" if shape.queries != 1 else ""
+    text += ", causal" if shape.causal else ""
+    text += f", {lengths_title(shape)}"
+    text += f", split every {shape.split}" if shape.split else ""
+    text += f", peak {shape.peak}" if shape.peak else ""
+    return text + (", fp16" if shape.fp16 else "")
+
+
+def padded_partner(name, longest):
+    """The shape of equal lengths that a contiguous cache would make of this one."""
+    return re.sub(r"_k[a-z]*\d+", f"_k{int(longest)}", name, count=1)
 
 
 def us(value):
@@ -187,32 +370,47 @@ def own_limit(entry):
 
 def flop(results, shape):
     """FLOP of a shape, from any entry that has both time and rate."""
-    for (_, name, _), entry in results.entries.items():
-        if name == shape and not why_not(entry) and "TFLOPs" in entry:
+    for (stage, name, _), entry in results.entries.items():
+        if name == shape and stage not in MEASURED_PEERS and not why_not(entry) and "TFLOPs" in entry:
             return entry["TFLOPs"] * entry["real_time"] * 1e6
     return None
+
+
+def rate(work, time):
+    return significant(work / time / 1e6) if work and time else DASH
 
 
 def caption(results):
     get = results.context.get
     if get("machine") != "gpu":
         return f"On the CPU model of a GPU: model time, not a GPU's. Commit {get('commit')}, {get('date_utc', '')[:10]}."
-    return (f"{get('gpu')}, driver {get('driver')} (CUDA {get('cuda_driver')}), nvcc {get('nvcc')}, "
-            f"commit {get('commit')}, {get('date_utc', '')[:10]}. Measured in the same run: "
-            f"read {get('ceiling_read_gbps')} GB/s, fp32 {get('ceiling_fp32_tflops')} TFLOP/s, cuBLAS bf16 "
-            f"{get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, {get('ceiling_matrix_sustained_tflops', DASH)} "
-            f"sustained, empty launch {get('ceiling_launch_us')} µs.")
+    text = (f"{get('gpu')}, driver {get('driver')} (CUDA {get('cuda_driver')}), nvcc {get('nvcc')}, "
+            f"commit {get('commit')}, {get('date_utc', '')[:10]}.")
+    if get("ceiling_read_gbps"):
+        text += (f" Measured in the same run: "
+                 f"read {get('ceiling_read_gbps')} GB/s, fp32 {get('ceiling_fp32_tflops')} TFLOP/s, cuBLAS bf16 "
+                 f"{get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
+                 f"{get('ceiling_matrix_sustained_tflops', DASH)} "
+                 f"sustained, empty launch {get('ceiling_launch_us')} µs.")
+    return text + (f" The whole run took {float(get('wall_s')) / 60:.0f} minutes." if get("wall_s") else "")
 
 
 def peer_caption(peers):
-    get = peers["context"].get
-    if not peers["shapes"]:
+    if not peers.shapes:
         return ""
-    return f"Other implementations, recorded: {get('gpu')}, driver {get('driver')}, CUDA {get('cuda')}, {get('date')}."
+    parts = []
+    for data in peers.files:
+        get = data["context"].get
+        parts.append(f"{get('gpu')}, driver {get('driver')}, CUDA {get('cuda')}, {get('date')}")
+        absent = data.get("absent") or get("absent") or {}
+        if absent:
+            parts[-1] += " (without " + ", ".join(f"{name}: {reason}" for name, reason in absent.items()) + ")"
+    return "Other implementations, recorded: " + "; ".join(parts) + \
+        (". Of two figures the later stands." if len(parts) > 1 else ".")
 
 
 def side_by_side(results, peers, shape):
-    """Header and rows: every stage on one shape, then the recorded peers."""
+    """Header and rows: every stage on one shape, then its peers."""
     header = ["stage", "cold µs (p10–p90)", "sustained µs (p10–p90)", "TFLOP/s", "GB/s", "own limit", "floor",
               "speed-up", "rel. L2 error", "the one idea"]
     rows = []
@@ -220,21 +418,27 @@ def side_by_side(results, peers, shape):
     if reference:
         rows.append(["reference", us(median(reference)), DASH, significant(reference["TFLOPs"]),
                      significant(reference["GBps"]), DASH, DASH, DASH, DASH, reference.get("label", "")])
-    for stage in results.stages:
-        cold, sustained = results.entry(stage, shape), results.measured(stage, shape, "sustained")
+    for stage in [*results.stages, *MEASURED_PEERS]:
+        cold = results.entry(stage, shape)
         if cold is None:
             continue
+        name, last = (MEASURED_PEERS[stage], "measured") if stage in MEASURED_PEERS else (stage, cold.get("label", ""))
         if why_not(cold):
-            rows.append([stage] + [DASH] * 8 + [why_not(cold)])
+            rows.append([name] + [DASH] * 8 + [why_not(cold)])
             continue
-        rows.append([stage, median_and_spread(cold), "over 200 ms" if cold.get("once") else median_and_spread(sustained),
-                     significant(cold["TFLOPs"]), significant(cold["GBps"]), own_limit(cold),
-                     percent(cold.get("floor_share")), speedup(cold), f"{cold['rel_l2']:.1e}", cold.get("label", "")])
+        rows.append([name, *times_and_rates(results, stage, shape), last])
     work = flop(results, shape)
-    for name, times in peers["shapes"].get(shape, {}).items():
-        rate = significant(work / times[0] / 1e6) if work else DASH
-        rows.append([name, us(times[0]), us(times[1]), rate] + [DASH] * 5 + ["recorded"])
+    for name, times in peers.shapes.get(shape, {}).items():
+        rows.append([name, us(times[0]), us(times[1]), rate(work, times[0])] + [DASH] * 5 + ["recorded"])
     return header, rows
+
+
+def times_and_rates(results, stage, shape):
+    """What tables of one stage or one shape say of a stage on a shape."""
+    cold, sustained = results.measured(stage, shape), results.measured(stage, shape, "sustained")
+    return [median_and_spread(cold), "over 200 ms" if cold.get("once") else median_and_spread(sustained),
+            significant(cold["TFLOPs"]), significant(cold["GBps"]), own_limit(cold), percent(cold.get("floor_share")),
+            DASH if stage in MEASURED_PEERS else speedup(cold), f"{cold['rel_l2']:.1e}"]
 
 
 def speedup(entry):
@@ -242,49 +446,56 @@ def speedup(entry):
 
 
 def readme_table(results, peers):
-    """Header and rows: every stage on a few shapes, then the recorded peers."""
+    """Header and rows: every stage on a few shapes, then its peers."""
     shapes = [shape for shape in README_SHAPES if shape in results.shapes]
     header = ["stage"]
     for shape in shapes:
         header += [shape_title(shape) + ": µs cold / sustained", "TFLOP/s", "own limit"]
     header.append("the one idea")
     rows = []
-    for stage in results.stages:
-        row, idea = [stage], ""
+    for stage in [*results.stages, *MEASURED_PEERS]:
+        row, idea = [MEASURED_PEERS.get(stage, stage)], ""
         for shape in shapes:
             cold, sustained = results.measured(stage, shape), results.measured(stage, shape, "sustained")
             row += [cold_and_sustained(cold, sustained)]
             row += [significant(cold["TFLOPs"]), own_limit(cold)] if cold else [DASH, DASH]
             idea = idea or (cold or {}).get("label", "")
-        rows.append(row + [idea])
-    for name in unique(name for shape in shapes for name in peers["shapes"].get(shape, {})):
+        if stage not in MEASURED_PEERS:
+            rows.append(row + [idea])
+        elif any(results.measured(stage, shape) for shape in shapes):
+            rows.append(row + ["measured"])
+    for name in unique(name for shape in shapes for name in peers.shapes.get(shape, {})):
         row = [name]
         for shape in shapes:
-            times = peers["shapes"].get(shape, {}).get(name)
+            times = peers.shapes.get(shape, {}).get(name)
             work = flop(results, shape)
-            row += [f"{us(times[0])} / {us(times[1])}", significant(work / times[0] / 1e6) if work else DASH,
-                    DASH] if times else [DASH] * 3
+            row += [f"{us(times[0])} / {us(times[1])}", rate(work, times[0]), DASH] if times else [DASH] * 3
         rows.append(row + ["recorded"])
     return header, rows
 
 
 def chapter_table(results, stage):
-    """Header and rows: every shape of one stage."""
+    """Header and rows: every shape of one stage, or those of suite table."""
     header = ["shape", "cold µs (p10–p90)", "sustained µs (p10–p90)", "TFLOP/s", "GB/s", "own limit", "floor",
               "speed-up", "rel. L2 error"]
     rows = []
-    for shape in results.shapes:
-        cold, sustained = results.entry(stage, shape), results.measured(stage, shape, "sustained")
+    for shape in shapes_of(results, "table"):
+        cold = results.entry(stage, shape)
         if cold is None:
             continue
         if why_not(cold):
             rows.append([shape_title(shape), why_not(cold)] + [DASH] * 7)
             continue
-        rows.append([shape_title(shape), median_and_spread(cold),
-                     "over 200 ms" if cold.get("once") else median_and_spread(sustained), significant(cold["TFLOPs"]),
-                     significant(cold["GBps"]), own_limit(cold), percent(cold.get("floor_share")), speedup(cold),
-                     f"{cold['rel_l2']:.1e}"])
+        rows.append([shape_title(shape), *times_and_rates(results, stage, shape)])
     return header, rows
+
+
+def shapes_of(results, suite):
+    """Shapes of a suite that have times. A file that does not know suites is one of suite table."""
+    shapes = results.suite(suite)
+    if shapes is None:
+        return results.shapes if suite == "table" and results.schema == OLD_SCHEMA else []
+    return [shape for shape in shapes if shape in results.shapes]
 
 
 def plan_table(results):
@@ -300,6 +511,277 @@ def plan_table(results):
         rows.append([stage, median_and_spread(entry), us(median(results.measured(stage, shape))),
                      us(entry.get("with_decode_us")), us(entry.get("marginal_us")), shape_title(shape)])
     return header, rows
+
+
+def short(stage):
+    """'08' for 08_seesaw: a table of all stages is wide."""
+    return MEASURED_PEERS.get(stage) or (stage.split("_")[0] if stage[:1].isdigit() else stage)
+
+
+def times_x(a, b):
+    """b as a multiple of a"""
+    return f"{b / a:.2f}×" if a and b else DASH
+
+
+def stages_with(results, shapes, mode="cold"):
+    return [stage for stage in results.stages if any(results.entry(stage, shape, mode) for shape in shapes)]
+
+
+def best_peer(results, peers, shape):
+    """'118.4 / 132.6 FlashMLA': the one of least cold time."""
+    found = [(times[0], times[1], name) for name, times in peers.shapes.get(shape, {}).items() if times[0]]
+    for stage, name in MEASURED_PEERS.items():
+        if results.measured(stage, shape):
+            sustained = median(results.measured(stage, shape, "sustained"))
+            found.append((median(results.measured(stage, shape)), sustained, name + ", measured"))
+    if not found:
+        return DASH
+    cold, sustained, name = min(found, key=lambda one: one[0])
+    return f"{us(cold)} / {us(sustained)} {name}"
+
+
+def suite_block(results, peers, suite):
+    shapes = shapes_of(results, suite)
+    if not shapes:
+        return []
+    stages = stages_with(results, shapes)
+    rows = []
+    for shape in shapes:
+        row = [shape_title(shape)]
+        for stage in stages:
+            row.append(cold_and_sustained(results.measured(stage, shape), results.measured(stage, shape, "sustained")))
+        fastest, entry = results.fastest(shape)
+        row.append(f"{percent(entry.get('floor_share'))} ({short(fastest)})" if entry else DASH)
+        rows.append(row + [best_peer(results, peers, shape)])
+    left_out = []
+    for stage in stages:
+        reasons = [why_not(results.entry(stage, shape)) for shape in shapes
+                   if results.entry(stage, shape) and why_not(results.entry(stage, shape))]
+        if reasons:
+            left_out.append(f"{short(stage)} on {len(reasons)} of {len(shapes)} ({unique(reasons)[0]})")
+    note = "µs, cold / sustained; a peer is recorded unless it says measured."
+    note += f" No time: {'; '.join(left_out)}." if left_out else ""
+    return [(["shape", *map(short, stages), "floor of the fastest", "best peer"], rows), note]
+
+
+MEMORY_NAMES = {None: "memory_uniform", "lognormal": "memory_lognormal{}", "stepped": "memory_stepped",
+                "skew": "memory_skewed"}
+
+
+def varlen_pairs(results):
+    """[(shape, its padded partner, tokens, longest)] of the shapes of unequal lengths in suite varlen."""
+    found = []
+    for name in shapes_of(results, "varlen"):
+        shape, (_, entry) = parse_shape(name), results.fastest(name)
+        if shape and shape.lengths and entry and "longest" in entry:
+            found.append((name, padded_partner(name, entry["longest"]), entry["tokens"], entry["longest"]))
+    return found
+
+
+def gigabytes(count):
+    return significant(count / 1e9)
+
+
+def varlen_block(results, cache):
+    pairs = varlen_pairs(results)
+    if not pairs:
+        return []
+    stages = [stage for stage in stages_with(results, [pair[0] for pair in pairs]) if stage >= "03"]
+    rows = []
+    for name, partner, tokens, longest in pairs:
+        shape = parse_shape(name)
+        row = [shape_title(name), f"{int(tokens)}", f"{int(longest)}"]
+        for stage in stages:
+            paged, padded = median(results.measured(stage, name)), median(results.measured(stage, partner))
+            row.append(f"{us(paged)} / {us(padded)} ({times_x(paged, padded)})" if paged else DASH)
+        key = MEMORY_NAMES.get(shape.lengths, "").format(shape.tokens)
+        memory = cache.cache("bytes").get(key) if cache else None
+        row.append(f"{gigabytes(memory['bytes_contiguous'])} / {gigabytes(memory['bytes_paged'])} "
+                   f"({percent(memory['saved_share'])} saved)" if memory else DASH)
+        rows.append(row)
+    return [(["lengths", "tokens", "longest", *map(short, stages), "GB contiguous / paged"], rows),
+            "Cold µs, paged / padded to the longest (what padding costs). Memory: one layer's cache of 128 such "
+            "sequences."]
+
+
+def combine_and_plan_block(results):
+    combines = results.of_mode("combine")
+    plans = results.of_mode("plan")
+    shapes = unique([*plans, *combines])
+    stages = [stage for stage in results.stages if any(stage in one.get(shape, {}) for one in (plans, combines)
+                                                       for shape in shapes)]
+    if not stages:
+        return []
+    last = stages[-1]
+    rows = []
+    for shape in shapes:
+        plan, combine = plans.get(shape, {}).get(last), combines.get(shape, {}).get(last)
+        if plan or combine:
+            plan, decode = plan or {}, median(results.measured(last, shape))
+            rows.append([shape_title(shape), us(decode), median_and_spread(plan), us(plan.get("marginal_us")),
+                         median_and_spread(combine), us(combine["cold_us"]) if combine else DASH,
+                         f"{combine['slots']:.0f}" if combine else DASH,
+                         significant(combine["bytes"] / 1e6) if combine else DASH])
+    parts = [f"Stage {last}, µs:",
+             (["shape", "decode, cold", "plan alone, warm (p10–p90)", "the plan adds, cold",
+               "combining alone, warm (p10–p90)", "cold", "partial results", "MB"], rows)]
+    if len(stages) > 1:
+        rows = [[shape_title(shape), *(f"{us(median(plans.get(shape, {}).get(stage)))} / "
+                                       f"{us(median(combines.get(shape, {}).get(stage)))}" for stage in stages)]
+                for shape in shapes]
+        parts += ["Every stage, warm µs, plan / combining:", (["shape", *map(short, stages)], rows)]
+    return parts
+
+
+def numerics_block(results):
+    errors = results.of_mode("error")
+    stages = [stage for stage in [*results.stages, *MEASURED_PEERS] if any(stage in one for one in errors.values())]
+    tables = []
+    for counter in ["rel_l2", "lse_max_abs"] if errors else []:
+        rows = []
+        for name, by_stage in errors.items():
+            shape = parse_shape(name)
+            heads = shape_title(name).split(f", {lengths_title(shape)}")[0].replace(" heads", "") if shape else name
+            row = ([heads, lengths_title(shape), "fp16" if shape.fp16 else "bf16",
+                    f"{shape.peak}" if shape.peak else "0.01", f"{shape.split}" if shape.split else DASH]
+                   if shape else [name] + [DASH] * 4)
+            rows.append(row + [f"{by_stage[stage][counter]:.1e}" if stage in by_stage else DASH for stage in stages])
+        tables.append((["heads", "lengths", "type", "logits' deviation", "split every", *map(short, stages)], rows))
+    failed = [f"{short(stage)} on {shape_title(shape)} ({why_not(entry)})"
+              for (stage, shape, mode), entry in results.entries.items() if mode == "error" and why_not(entry)]
+    parts = ["Relative L2 error of `out`:", tables[0], "Largest error of `lse`:", tables[1]] if tables else []
+    return parts + [f"No figure: {'; '.join(failed)}."] * bool(failed)
+
+
+def resources_block(results):
+    parts = []
+    for name in shapes_of(results, "resources"):
+        shape, rows = parse_shape(name), []
+        for stage in [*results.stages, *MEASURED_PEERS]:
+            cold, sustained = results.measured(stage, name), results.measured(stage, name, "sustained")
+            if cold is None:
+                continue
+            known = sustained or {}
+            energy = known.get("energy_mj")
+            rows.append([MEASURED_PEERS.get(stage, stage), cold_and_sustained(cold, sustained),
+                         significant(known.get("power_w")), significant(known.get("sm_mhz"), 4), significant(energy),
+                         significant(energy / (shape.batch * shape.queries) if energy and shape else None)])
+        if rows:
+            parts += [f"{shape_title(name)}:",
+                      (["stage", "µs cold / sustained", "W", "SM MHz", "mJ a run", "mJ a query token and layer"], rows)]
+    return parts + ["Power, clock and energy are of the sustained runs."] if parts else []
+
+
+def cache_block(cache):
+    if cache is None:
+        return []
+    wall, memory = cache.cache("wall"), cache.cache("bytes")
+    nanoseconds = [[name.replace("host_", "", 1), f"{significant(one['ns'])} ({significant(one['p10_ns'])}–"
+                    f"{significant(one['p90_ns'])})", significant(one["per_second"] / 1e6), one.get("label", "")]
+                   for name, one in wall.items()]
+    modes = {mode: cache.cache(mode) for mode in ["cold", "sustained", "returned", "all"]}
+    appends = []
+    for name in unique(name for found in modes.values() for name in found):
+        match, cold = re.fullmatch(r"append_b(\d+)_t(\d+)", name), modes["cold"].get(name)
+        appends.append(["{} × {}".format(*match.groups()) if match else name,
+                        *(median_and_spread(modes[mode].get(name)) for mode in ["cold", "sustained"]),
+                        significant(cold["GBps"] if cold else None),
+                        *(median_and_spread(modes[mode].get(name)) for mode in ["returned", "all"])])
+    sizes = [[name.replace("memory_", "", 1), f"{one['tokens']:.0f}", gigabytes(one["bytes_contiguous"]),
+              gigabytes(one["bytes_paged"]), significant(one["bytes_block_table"] / 1e6),
+              percent(max(0, one["saved_share"])), percent(one["fragmentation"]), one.get("label", "")]
+             for name, one in memory.items()]
+    parts = []
+    for title, header, rows in [
+            ("Bookkeeping on the host:", ["operation", "ns (p10–p90)", "million a second", "of"], nanoseconds),
+            ("Append, sequences × new tokens, µs:", ["append", "kernel, cold (p10–p90)", "kernel, sustained (p10–p90)",
+             "GB/s, cold", "call returns (p10–p90)", "with the device's work (p10–p90)"], appends),
+            ("Memory of one layer against one contiguous buffer a sequence:", ["lengths", "tokens", "GB contiguous",
+             "GB paged", "MB block table", "saved", "fragmentation", "of"], sizes)]:
+        parts += [title, (header, rows)] if rows else []
+    return parts + [caption(cache)]
+
+
+SERVICE_ROWS = [  # title, figures, how to write them
+    ("requests finished / arrived", ["finished", "arrived"], "{:.0f} / {:.0f}"),
+    ("rejected; queued, running at the end", ["rejected", "queued", "running"], "{:.0f}; {:.0f}, {:.0f}"),
+    ("tokens a second", ["tokens_per_s"], "{:.0f}"),
+    ("sequences in a step, mean", ["batch_mean"], "{:.1f}"),
+    ("a step, ms: mean, p50, p99", ["step_ms_mean", "step_ms_p50", "step_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
+    ("a token, ms: mean, p50, p99", ["token_ms_mean", "token_ms_p50", "token_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
+    ("first token, ms: p50, p99", ["first_token_ms_p50", "first_token_ms_p99"], "{:.1f}, {:.1f}"),
+    ("queue: mean, longest", ["queue_mean", "queue_max"], "{:.1f}, {:.0f}"),
+    ("pages in use: mean, peak, of", ["pages_mean", "pages_peak", "pages_total"], "{:.0f}, {:.0f}, {:.0f}"),
+    ("cache GB; of it wasted", ["cache_gb", "waste_share"], "{:.1f}; {:.1%}"),
+    ("preemptions", ["preemptions"], "{:.0f}"),
+    ("span s; steps", ["span_s", "steps"], "{:.1f}; {:.0f}"),
+]
+
+
+def service_block(service):
+    if service is None:
+        return []
+    parts = []
+    for scenario in unique(run["scenario"] for run in service["runs"]):
+        runs = sorted((run for run in service["runs"] if run["scenario"] == scenario),
+                      key=lambda run: (run["stage"], run["way"]))
+        rows = [[title, *(how.format(*(run["figures"][name] for name in names)) for run in runs)]
+                for title, names, how in SERVICE_ROWS]
+        if any(run["rejected_by_reason"] for run in runs):
+            rows.insert(2, ["why rejected", *(", ".join(f"{reason} {count}" for reason, count
+                                                        in run["rejected_by_reason"].items()) or DASH for run in runs)])
+        header = [" ", *(f"{run['way']}, {run['stage']}, {run['layers']} layers" for run in runs)]
+        parts += [f"{scenario}:", (header, rows)]
+    get = service["context"].get
+    where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
+    clock = "times by the GPU's clock" if get("clock") == "gpu" else "on a simulated clock"
+    return parts + [f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."]
+
+
+def peers_block(results, peers):
+    shapes = [shape for shape in results.shapes
+              if shape in peers.shapes or any(results.measured(stage, shape) for stage in MEASURED_PEERS)]
+    names = unique(name for shape in shapes for name in peers.shapes.get(shape, {}))
+    measured = [stage for stage in MEASURED_PEERS if any(results.measured(stage, shape) for shape in shapes)]
+    rows = []
+    for shape in shapes:
+        stage, cold = results.fastest(shape)
+        row = [shape_title(shape)]
+        row.append(f"{cold_and_sustained(cold, results.measured(stage, shape, 'sustained'))} ({short(stage)})"
+                   if stage else DASH)
+        row += [cold_and_sustained(results.measured(peer, shape), results.measured(peer, shape, "sustained"))
+                for peer in measured]
+        for name in names:
+            times = peers.shapes.get(shape, {}).get(name)
+            row.append(f"{us(times[0])} / {us(times[1])}" if times else DASH)
+        rows.append(row)
+    if not rows:
+        return []
+    note = "µs, cold / sustained."
+    if measured:
+        note += f" Measured beside the stages: {', '.join(MEASURED_PEERS[stage] for stage in measured)}."
+    return [(["shape", "fastest stage", *(MEASURED_PEERS[stage] for stage in measured), *names], rows),
+            " ".join(filter(None, [note, peer_caption(peers)]))]
+
+
+def block(name, root, results, peers):
+    """The parts of a block of docs/results.md, each a text or a table; none if nothing of it is recorded."""
+    if name.startswith("suite-"):
+        return suite_block(results, peers, name.removeprefix("suite-"))
+    if name == "run":
+        return [caption(results)]
+    if name == "varlen":
+        return varlen_block(results, load_cache(root, results))
+    if name == "cache":
+        return cache_block(load_cache(root, results))
+    if name == "service":
+        return service_block(load_service(root, results))
+    if name == "peers":
+        return peers_block(results, peers)
+    known = {"combine-and-plan": combine_and_plan_block, "numerics": numerics_block, "resources": resources_block}
+    if name not in known:
+        raise Error(f"docs/results.md: no block is named '{name}'")
+    return known[name](results)
 
 
 def markdown(table):
@@ -330,6 +812,11 @@ def summary(results, peers):
     return "\n\n".join(blocks)
 
 
+def written(parts, table):
+    """Parts of a block as one text; `table` is markdown or plain."""
+    return "\n\n".join(part if isinstance(part, str) else table(part) for part in parts)
+
+
 def texts(root, results):
     """What should stand between the markers: [(path, begin, end, text)]."""
     peers = load_peers(root, results)
@@ -343,7 +830,50 @@ def texts(root, results):
     for stage in results.stages:
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(results, stage))}\n\n{note} {caption(results)}"))
+    page = root / "docs" / "results.md"
+    if page.exists():
+        for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
+            parts = block(name, root, results, peers)
+            if name == "varlen" and parts and "varlen" in figures(results):
+                parts = [VARLEN_FIGURE, *parts]
+            wanted.append((page, name, written(parts, markdown) or NOT_RECORDED))
     return [(path, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text) for path, name, text in wanted]
+
+
+# The one figure that stands between markers: it is there only once its data are.
+VARLEN_FIGURE = ("![Time of a paged decode and of one padded to the longest sequence, by distribution of lengths]"
+                 "(figures/varlen.svg)")
+
+
+def figures(results):
+    """{name: what it shows} of the figures that these results can fill."""
+    import plots  # the figures belong to docs/results.md; where that is not, neither need plots.py be
+    return plots.wanted(results)
+
+
+def stale_figures(root, results):
+    """Paths of figures that are missing or were drawn from something else."""
+    if not (root / "docs" / "results.md").exists():
+        return []
+    import plots
+    stale = []
+    for name, data in figures(results).items():
+        path = root / "docs" / "figures" / f"{name}.svg"
+        if not path.exists() or plots.stamp(results, data) not in path.read_text(encoding="utf-8"):
+            stale.append(path)
+    return stale
+
+
+def draw(root, results):
+    import plots
+    folder = root / "docs" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, data in figures(results).items():
+            (folder / f"{name}.svg").write_text(plots.draw(name, data, results), encoding="utf-8")
+            print(f"{folder / name}.svg: drawn")
+    except ImportError as error:
+        raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
 
 
 def replace_between(text, begin, end, middle, path):
@@ -378,7 +908,7 @@ def update(root, results, write):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    for name in ["table", "summary", "update", "check"]:
+    for name in ["table", "summary", "update", "check", "plots"]:
         what.add_argument("--" + name, action="store_true")
     parser.add_argument("--results", help="results file (default: the newest in bench/results)")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
@@ -388,22 +918,35 @@ def main(arguments=None):
         if results is None:
             print("no results are recorded in bench/results yet")
             return 0
+        if options.plots:
+            draw(options.root, results)
+            return 0
         if options.update or options.check:
-            stale = update(options.root, results, write=options.update)
+            stale = unique(update(options.root, results, write=options.update))
             for path in stale:
                 print(f"{path}: " + ("updated" if options.update else "stale, run bench/report.py --update"))
-            return 1 if stale and options.check else 0
+            old_figures = stale_figures(options.root, results)
+            for path in old_figures:
+                print(f"{path}: stale, run bench/report.py --plots")
+            return 1 if (stale or old_figures) and options.check else 0
         peers = load_peers(options.root, results)
         print(f"{results.name}:\n{caption(results)}")
         if peer_caption(peers):
             print(peer_caption(peers))
         if options.summary:
             print("\n" + summary(results, peers))
-        else:
-            for shape in results.shapes:
-                print(f"\n{shape}: {shape_title(shape)}\n" + plain(side_by_side(results, peers, shape)))
-            if results.plans:
-                print("\nthe plans\n" + plain(plan_table(results)))
+            return 0
+        for shape in results.shapes:
+            print(f"\n{shape}: {shape_title(shape)}\n" + plain(side_by_side(results, peers, shape)))
+        if results.plans:
+            print("\nthe plans\n" + plain(plan_table(results)))
+        names = ["varlen", "numerics", "resources"] + ["combine-and-plan"] * bool(results.of_mode("combine"))
+        names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
+        names += ["service"] * (not options.results)
+        for name in names:
+            parts = block(name, options.root, results, peers)
+            if parts:
+                print(f"\n{name}\n\n" + written(parts, plain))
     except Error as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2

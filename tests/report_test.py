@@ -1,5 +1,5 @@
-"""bench/report.py on a small results file: its schema, its tables, and that stale texts are found; and where
-bench/run.sh leaves results."""
+"""bench/report.py on small results files: their schemas, its tables, and that stale texts and figures are found; and
+where bench/run.sh leaves results."""
 import contextlib
 import io
 import json
@@ -9,15 +9,18 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import plots  # noqa: E402
 import report  # noqa: E402
 
 
 def entry(name, time, **counters):
     values = {"p10_us": time * 0.99, "p90_us": time * 1.02, "n": 100, "TFLOPs": 73e3 / time, "GBps": 320e3 / time,
               "rel_l2": 1.7e-3, "max_abs": 1e-4, "lse_max_abs": 1e-7, "own_limit_share": 0.5, "floor_share": 0.021,
-              "limit_fp32_us": time / 2, "limit_shared_us": 1.0, "limit_dram_us": 2.0, "limit_matrix_us": 0.0}
+              "limit_fp32_us": time / 2, "limit_shared_us": 1.0, "limit_dram_us": 2.0, "limit_matrix_us": 0.0,
+              "tokens": 262144, "longest": 4096}
     return {"name": name + "/iterations:1/manual_time", "real_time": time, "time_unit": "us", "label": "one | idea",
             **values, **counters}
 
@@ -34,7 +37,7 @@ def results():
                     "cuda_driver": "13.0", "max_sm_mhz": "1980", "memory_mhz": "3201", "power_limit_w": "700",
                     "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "abc1234",
                     "date_utc": "2026-11-20T12:00:00Z", "ceiling_read_gbps": "4562", "ceiling_fp32_tflops": "60.1",
-                    "ceiling_launch_us": "3.0"},
+                    "ceiling_launch_us": "3.0", "wall_s": "150", "suite_table": shape},
         "benchmarks": [
             entry(f"01_naive/{shape}/cold", 210000.0, once=1),
             entry(f"02_shared_tiled/{shape}/cold", 4000.0, speedup=52.5),
@@ -45,6 +48,82 @@ def results():
              "error_message": "cannot run here: needs compute capability 9.0"},
         ],
     }
+
+
+def old_results():
+    """The same by the first schema, which knew neither suites nor tokens."""
+    data = results()
+    data["context"]["schema"] = report.OLD_SCHEMA
+    del data["context"]["wall_s"], data["context"]["suite_table"]
+    for one in data["benchmarks"]:
+        for key in report.REQUIRED_LENGTHS:
+            one.pop(key, None)
+    return data
+
+
+STAGES = ["03_online_softmax", "05_tensor_core", "08_seesaw"]
+SUITES = {
+    "table": ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096", "h128_q1_b128_k8192"],
+    "bandwidth": ["h16_q1_b16_k4096", "h16_q1_b64_k4096"],
+    "latency": ["h128_q1_b1_k4096", "h128_q1_b4_k4096", "h128_q1_b64_k1024", "h128_q1_b64_k16384"],
+    "dtypes": ["h128_q1_b64_k4096", "h128_q1_b64_k4096_fp16"],
+    "varlen": ["h128_q1_b128_kstepped32768", "h128_q1_b128_k32768", "h16_q2_b128_klognormal8192", "h16_q2_b128_k27345"],
+    "resources": ["h16_q2_b128_k27345"],
+}
+
+
+def cache_entries():
+    host = {"real_time": 0.004, "ns": 4.05, "p10_ns": 3.74, "p90_ns": 6.43, "n": 51, "per_second": 246e6,
+            "label": "a page"}
+    append = {"real_time": 5.41, "p10_us": 4.54, "p90_us": 5.96, "n": 100, "bytes": 294912, "GBps": 54.5}
+    memory = {"real_time": 0, "bytes_contiguous": 4.83e9, "bytes_paged": 2.44e9, "bytes_block_table": 262144,
+              "saved_share": 0.496, "fragmentation": 0, "pages": 33024, "tokens": 2113536, "label": "256, 512, ..."}
+    return [{"name": "cache/host_allocate/wall/iterations:1", **host},
+            *({"name": f"cache/append_b128_t1/{mode}/iterations:1", **append} for mode in
+              ["cold", "sustained", "returned", "all"]),
+            {"name": "cache/memory_stepped/bytes/iterations:1", **memory}]
+
+
+def full_results():
+    """Every suite and every kind of entry, for three stages and the peer that is measured beside them. Shape number s
+    takes stage number n, cold, 1000 (s + 1) / n µs."""
+    data = results()
+    data["context"].update({f"suite_{name}": ",".join(shapes) for name, shapes in SUITES.items()},
+                           ceiling_matrix_cold_tflops="791")
+    longest = {"h128_q1_b128_kstepped32768": 32768, "h16_q2_b128_klognormal8192": 27345}
+    found = data["benchmarks"] = []
+    for s, shape in enumerate(report.unique(shape for shapes in SUITES.values() for shape in shapes)):
+        for n, stage in enumerate([*STAGES, "cublas_pipeline"]):
+            time = 1000.0 * (s + 1) / (n + 1)
+            lengths = {"longest": longest.get(shape, 4096), "tokens": 2113536}
+            found.append(entry(f"{stage}/{shape}/cold", time, **lengths))
+            found.append(entry(f"{stage}/{shape}/sustained", 1.1 * time, sm_mhz=1755, power_w=650, energy_mj=512,
+                               **lengths))
+    shape = "h128_q1_b1_k4096"
+    found.append(plan_entry(f"08_seesaw/{shape}/plan", 5.65, with_decode_us=22.03, marginal_us=3.33))
+    found.append(plan_entry(f"08_seesaw/{shape}/combine", 2.22, cold_us=4.44, slots=66, bytes=7.77e6))
+    for shape, error in [("h128_q1_b2_k4096", 2.1e-3), ("h128_q1_b2_k4096_split512_peak4_fp16", 3.2e-4),
+                         ("h16x2_q4_b2_k256_causal", 4.3e-3)]:
+        found.append({"name": f"08_seesaw/{shape}/error/iterations:1", "real_time": 0, "rel_l2": error, "max_abs": 1e-5,
+                      "cosine_difference": 2e-6, "lse_max_abs": 8.8e-7})
+    found += cache_entries()
+    return data
+
+
+def peers(date, shapes, **more):
+    return {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": f"580.{date[-2:]}",
+                        "cuda": "13.0", "date": date, "protocol": "the same"}, "shapes": shapes, **more}
+
+
+def service():
+    figures = {name: 10 + number for number, name in enumerate(report.REQUIRED_FIGURES)}
+    run = {"scenario": "chat_1000", "stage": "08_seesaw", "layers": 61, "rejected_by_reason": {}}
+    return {"context": {"schema": report.SERVICE_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                        "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "fed4321",
+                        "date_utc": "2026-11-22T12:00:00Z", "clock": "gpu"},
+            "runs": [{**run, "way": "static", "figures": {**figures, "tokens_per_s": 4321},
+                      "rejected_by_reason": {"too long": 7}},
+                     {**run, "way": "paged", "figures": {**figures, "tokens_per_s": 9876}}]}
 
 
 class ReportTest(unittest.TestCase):
@@ -142,7 +221,7 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(self.run_report("--check"), (0, ""))
 
     def test_schema(self):
-        for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT:
+        for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT + report.REQUIRED_CEILINGS + ["wall_s"]:
             if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
                 continue
             data = results()
@@ -151,11 +230,62 @@ class ReportTest(unittest.TestCase):
             code, printed = self.run_report("--table")
             self.assertEqual(code, 2, key)
             self.assertIn(key, printed)
-        for key in report.REQUIRED_COUNTERS:
+        data = results()
+        del data["context"]["suite_table"]
+        self.assertIn("suite_", " ".join(report.problems(data, "")))
+
+    def test_every_mode_has_its_counters(self):
+        self.assertEqual(report.problems(full_results(), ""), [])
+        required = {("08_seesaw", mode): keys for mode, keys in report.REQUIRED_COUNTERS.items()}
+        required.update({("cache", mode): keys for mode, keys in report.REQUIRED_CACHE_COUNTERS.items()})
+        for mode in ["cold", "sustained"]:
+            required["08_seesaw", mode] = required["08_seesaw", mode] + report.REQUIRED_LENGTHS
+        for (stage, mode), keys in required.items():
+            for key in keys:
+                data = full_results()
+                one = next(one for one in data["benchmarks"]
+                           if one["name"].startswith(stage) and one["name"].split("/")[2] == mode)
+                del one[key]
+                self.assertEqual(len(report.problems(data, "")), 1, (stage, mode, key))
+                self.assertIn(f"/{mode} lacks '{key}'", report.problems(data, "")[0])
+
+    def test_a_mode_that_is_unknown(self):
+        for name in ["08_seesaw/h1_q1_b1_k1/lukewarm", "cache/append_b1_t1/plan", "reference/h1_q1_b1_k1/cold"]:
             data = results()
-            del data["benchmarks"][1][key]
-            self.write(data)
-            self.assertEqual(self.run_report("--table")[0], 2, key)
+            data["benchmarks"].append(entry(name, 1.0))
+            self.assertEqual(report.problems(data, ""), [f"{name}: unknown mode"])
+        data["benchmarks"][-1]["name"] = "cold"
+        self.write(data)
+        self.assertIn("stage/shape/mode", self.run_report("--table")[1])
+
+    def test_a_time_of_nothing(self):
+        data = full_results()
+        data["benchmarks"][0]["real_time"] = 0
+        self.assertEqual(len(report.problems(data, "")), 1)
+
+    def test_the_first_schema_still_loads(self):
+        self.write(old_results())
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        data = old_results()
+        data["context"]["schema"] = report.SCHEMA
+        self.assertNotEqual(report.problems(data, ""), [])
+        data["context"]["schema"] = "flashmla_stages/3"
+        self.assertIn("flashmla_stages/3", report.problems(data, "")[0])
+
+    def test_chapters_show_suite_table(self):
+        self.write(full_results())
+        chapter = self.root / "stages" / "08_seesaw" / "README.md"
+        chapter.parent.mkdir()
+        chapter.write_text("<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.assertEqual(self.run_report("--update")[0], 0)
+        rows = [line.split(" | ")[0] for line in chapter.read_text().splitlines() if "heads" in line]
+        self.assertEqual(rows, [f"| {report.shape_title(shape)}" for shape in SUITES["table"]])
+        data = old_results()
+        data["benchmarks"].append(entry("02_shared_tiled/h1_q1_b1_k1/cold", 1.0))
+        self.write(data)
+        self.run_report("--update")
+        self.assertIn("1 heads, 1 × 1 ", self.chapter.read_text())
 
     def test_what_could_not_run_has_its_reason(self):
         code, printed = self.run_report("--table")
@@ -199,20 +329,64 @@ class ReportTest(unittest.TestCase):
         for name, title in [("h16_q1_b128_k8192_split1024", "16 heads, 128 × 8192, split every 1024"),
                             ("h128_q2_b2_k64_causal_split64_fp16",
                              "128 heads, 2 query tokens, causal, 2 × 64, split every 64, fp16"),
+                            ("h16x2_q1_b4_kstepped32768_split64_peak16_fp16",
+                             "16 heads on 2 KV heads, 4 × stepped 256 to 32768, split every 64, peak 16, fp16"),
+                            ("h1_q1_b1_k1_peak4_split64", "h1_q1_b1_k1_peak4_split64"),
                             ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
             self.assertEqual(report.shape_title(name), title)
 
     def test_peers_stand_beside(self):
-        peers = {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
-                             "date": "2026-11-20"},
-                 "shapes": {"h128_q1_b64_k4096": {"Other": [118.4, None]}}}
-        (self.root / "bench" / "results" / "peers_h200.json").write_text(json.dumps(peers))
+        self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
         for flag in ["--table", "--summary"]:
             printed = self.run_report(flag)[1]
             self.assertRegex(printed, r"Other .*118\.4.*recorded")
-        peers["context"]["gpu"] = "another"
-        (self.root / "bench" / "results" / "peers_h200.json").write_text(json.dumps(peers))
+        data = peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}})
+        data["context"]["gpu"] = "another"
+        self.beside("peers_h200.json", data)
         self.assertNotIn("118.4", self.run_report("--table")[1])
+
+    def beside(self, name, data):
+        (self.root / "bench" / "results" / name).write_text(json.dumps(data))
+
+    def test_of_two_files_of_peers_the_later_figure_stands(self):
+        shape = "h128_q1_b64_k4096"
+        self.beside("peers_a.json", peers("2026-11-22", {shape: {"Other": [111.1, 1.0]}},
+                                          absent={"Third": "does not build"}))
+        self.beside("peers_b.json", peers("2026-11-20", {shape: {"Other": [222.2, 1.0], "Second": [333.3, None]}}))
+        printed = self.run_report("--summary")[1]
+        self.assertRegex(printed, r"Other +111\.1")
+        self.assertRegex(printed, r"Second +333\.3")
+        self.assertNotIn("222.2", printed)
+        for expected in ["580.20", "580.22", "2026-11-20", "2026-11-22", "Third: does not build"]:
+            self.assertIn(expected, printed)
+
+    def test_a_file_of_peers_is_checked(self):
+        for data in [peers("2026-11-20", {"h128_b1": {}}), peers("2026-11-20", {"h1_q1_b1_k1": {"Other": [1.0]}}),
+                     {"context": {"schema": report.PEERS_SCHEMA}, "shapes": {}}]:
+            self.assertNotEqual(report.problems(data, ""), [])
+            self.beside("peers_h200.json", data)
+            self.assertEqual(self.run_report("--summary")[0], 2)
+
+    def test_a_measured_peer_is_no_stage(self):
+        self.write(full_results())
+        self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        self.assertNotIn("cublas_pipeline", printed)  # no chapter is looked for
+        lines = [line for line in self.readme.read_text().splitlines() if line.startswith("| ")]
+        self.assertEqual([line.split(" | ")[0] for line in lines],
+                         ["| stage", *(f"| {stage}" for stage in STAGES), "| cuBLAS pipeline", "| Other"])
+        self.assertTrue(lines[-2].endswith("| measured |"))
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("cublas_pipeline"):
+                one["TFLOPs"], one["speedup"] = 1e6, 7.0
+        data["benchmarks"].sort(key=lambda one: not one["name"].startswith("cublas_pipeline"))
+        rows = report.side_by_side(report.Results(data, ""), report.load_peers(self.root, report.Results(data, "")),
+                                   "h128_q1_b64_k4096")[1]
+        self.assertEqual(rows[-2][0], "cuBLAS pipeline")
+        self.assertNotIn("7.0×", rows[-2])
+        self.assertEqual(rows[-1][3], report.significant(73e3 / 118.4))  # not from the peer's rate
 
     def test_a_truncated_file_is_named(self):
         broken = self.root / "broken.json"
@@ -225,15 +399,258 @@ class ReportTest(unittest.TestCase):
         self.file.unlink()
         self.assertEqual(self.run_report("--check")[0], 0)
 
-    def test_every_required_figure_is_in_the_peers_file(self):
-        path = Path(report.__file__).parent / "results" / "peers_h200.json"
-        peers = json.loads(path.read_text())
-        for key in ["schema", "gpu", "driver", "cuda", "date", "protocol"]:
-            self.assertIn(key, peers["context"])
-        for shape, rows in peers["shapes"].items():
-            self.assertNotEqual(report.shape_title(shape), shape)
-            for times in rows.values():
-                self.assertEqual(len(times), 2)
+    def test_everything_recorded_follows_its_schema(self):
+        folder = Path(report.__file__).parent / "results"
+        paths = sorted(folder.rglob("*.json"))
+        self.assertTrue(paths)
+        for path in paths:
+            self.assertEqual(report.problems(json.loads(path.read_text()), path.name), [], path)
+
+
+class ResultsPageTest(unittest.TestCase):
+    """docs/results.md: its tables, and its figures."""
+
+    BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers"]
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        (self.root / "bench" / "results").mkdir(parents=True)
+        (self.root / "docs" / "figures").mkdir(parents=True)
+        self.page = self.root / "docs" / "results.md"
+        (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        self.page.write_text("# Results\n" + "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n"
+                                                     for name in self.BLOCKS) + "<!-- prose -->\n")
+        self.record("h200_2026-11-21.json", full_results())
+
+    def record(self, name, data):
+        (self.root / "bench" / "results" / name).write_text(json.dumps(data))
+
+    run_report = ReportTest.run_report
+
+    def block(self, name):
+        """What --update writes between the markers."""
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        return self.page.read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
+
+    def cells(self, name, first):
+        """The cells of the row of a block that begins so."""
+        text = self.block(name)
+        rows = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+        self.assertEqual(len(rows), 1, text)
+        return rows[0][2:-2].split(" | ")
+
+    def draw(self):
+        """Stands in for --plots: files with the figures' stamps."""
+        loaded = report.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
+        for name, data in plots.wanted(loaded).items():
+            (self.root / "docs" / "figures" / f"{name}.svg").write_text(f"<desc>{plots.stamp(loaded, data)}</desc>")
+        return plots.wanted(loaded)
+
+    def test_update_then_check(self):
+        self.draw()
+        self.assertEqual(self.run_report("--check")[0], 1)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertEqual(printed.count("results.md: updated"), 1)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        self.page.write_text(self.page.read_text().replace("4096", "4097", 1))
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("results.md: stale", printed)
+
+    def test_what_is_not_recorded_says_so(self):
+        self.record("h200_2026-11-21.json", old_results())
+        for name in self.BLOCKS:
+            if name not in ("run", "suite-table", "combine-and-plan", "peers"):
+                self.assertEqual(self.block(name), report.NOT_RECORDED, name)
+        self.assertIn("| 64 × 4096", self.block("suite-table").replace("128 heads, ", ""))
+
+    def test_markers_that_mean_nothing(self):
+        self.page.write_text("<!-- weather:begin -->\n<!-- weather:end -->\n")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 2)
+        self.assertIn("weather", printed)
+        self.page.write_text("<!-- cache:begin -->\n")
+        self.assertEqual(self.run_report("--update")[0], 2)
+
+    def test_a_suite(self):
+        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [5000.0, 1.0]},
+                                                            "h16_q1_b64_k4096": {"Other": [18.4, None]}}))
+        self.assertEqual(self.cells("suite-bandwidth", "shape"),
+                         ["shape", "03", "05", "08", "floor of the fastest", "best peer"])
+        self.assertEqual(self.cells("suite-bandwidth", "16 heads, 64 × 4096"),
+                         ["16 heads, 64 × 4096", "2000 / 2200", "1000 / 1100", "666.7 / 733.3", "2.1% (08)",
+                          "18.4 / — Other"])
+        self.assertIn("cuBLAS pipeline, measured", self.cells("suite-bandwidth", "16 heads, 16 × 4096")[-1])
+        self.assertEqual(self.block("suite-compute"), report.NOT_RECORDED)
+
+    def test_a_stage_without_a_time_has_its_reason(self):
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("03_online_softmax/h16_q1_b64_k4096/cold"):
+                one.update(error_occurred=True, error_message="too slow")
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.cells("suite-bandwidth", "16 heads, 64 × 4096")[1], "—")
+        self.assertIn("03 on 1 of 2 (too slow)", self.block("suite-bandwidth"))
+
+    def test_varlen(self):
+        shapes = report.unique(shape for shapes in SUITES.values() for shape in shapes)
+        paged, padded = (1000 * (shapes.index(shape) + 1) for shape in SUITES["varlen"][:2])
+        cells = self.cells("varlen", "128 heads, 128 × stepped 256 to 32768")
+        self.assertEqual(cells[1:3], ["2113536", "32768"])
+        self.assertEqual(cells[3], f"{paged} / {padded} ({padded / paged:.2f}×)")
+        self.assertEqual(cells[-1], "4.83 / 2.44 (50% saved)")
+        self.assertEqual(self.cells("varlen", "16 heads, 2 query tokens, 128 × log-normal 8192")[-1], "—")
+        self.assertIn("figures/varlen.svg", self.block("varlen"))
+
+    def test_the_padded_partner(self):
+        for name, longest, partner in [("h16x2_q2_b4_klognormal8192_causal_split64_fp16", 27345.0,
+                                        "h16x2_q2_b4_k27345_causal_split64_fp16"),
+                                       ("h128_q1_b128_kskew131072", 131072, "h128_q1_b128_k131072")]:
+            self.assertEqual(report.padded_partner(name, longest), partner)
+
+    def test_combine_and_plan(self):
+        row = "| 128 heads, 1 × 4096 | 1000 | 5.65 (5.59–5.76) | 3.33 | 2.22 (2.20–2.26) | 4.44 | 66 | 7.77 |"
+        self.assertIn(row, self.block("combine-and-plan"))
+
+    def test_numerics(self):
+        text = self.block("numerics")
+        self.assertIn("| 128 | 2 × 4096 | bf16 | 0.01 | — | 2.1e-03 |", text)
+        self.assertIn("| 128 | 2 × 4096 | fp16 | 4 | 512 | 3.2e-04 |", text)
+        self.assertIn("| 128 | 2 × 4096 | fp16 | 4 | 512 | 8.8e-07 |", text)
+        self.assertIn("| 16 on 2 KV, 4 query tokens, causal | 2 × 256 | bf16 | 0.01 | — | 4.3e-03 |", text)
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("08_seesaw/h128_q1_b2_k4096/error"):
+                one.update(error_occurred=True, error_message="wrong")
+        self.record("h200_2026-11-21.json", data)
+        self.assertIn("No figure: 08 on 128 heads, 2 × 4096 (wrong).", self.block("numerics"))
+        self.record("h200_2026-11-21.json", full_results())
+        self.assertNotIn("b2_k4096", self.run_report("--table")[1].partition("numerics")[0])  # no times, so no table
+
+    def test_resources(self):
+        cells = self.cells("resources", "08_seesaw")
+        self.assertEqual(cells[2:], ["650", "1755", "512", "2.00"])  # 512 mJ of 128 sequences with 2 query tokens each
+        data = full_results()
+        for one in data["benchmarks"]:
+            one.pop("power_w", None)
+            one.pop("energy_mj", None)
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.cells("resources", "08_seesaw")[2:], ["—", "1755", "—", "—"])
+
+    def test_cache(self):
+        self.assertEqual(self.cells("cache", "allocate")[1:], ["4.05 (3.74–6.43)", "246", "a page"])
+        self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
+        self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
+
+    def test_the_cache_of_the_file_that_is_shown(self):
+        elsewhere = full_results()
+        elsewhere["benchmarks"][-1]["bytes_paged"] = 1.23e9
+        (self.root / "elsewhere.json").write_text(json.dumps(elsewhere))
+        self.assertIn("1.23", self.run_report("--table", "--results", str(self.root / "elsewhere.json"))[1])
+
+    def test_a_cache_measured_apart(self):
+        data = full_results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if not one["name"].startswith("cache")]
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.block("cache"), report.NOT_RECORDED)
+        old_names = {"cache/host_allocate/wall": "host/allocate", "cache/memory_stepped/bytes": "memory/stepped",
+                     "cache/append_b128_t1/": "append_b128_t1/kernel/"}
+        for schema, rename in [(report.CACHE_SCHEMA, old_names), (report.SCHEMA, {})]:
+            apart = results()
+            apart["context"].update(schema=schema, commit=f"of {schema}")
+            for key in [*report.REQUIRED_CEILINGS, "wall_s", "suite_table"]:  # the cache's suite has none of these
+                del apart["context"][key]
+            apart["benchmarks"] = cache_entries()
+            for one in apart["benchmarks"]:
+                for new, old in rename.items():
+                    one["name"] = one["name"].replace(new, old)
+            self.record("h200_cache_2026-11-20.json", apart)
+            self.assertEqual(self.cells("cache", "allocate")[1], "4.05 (3.74–6.43)")
+            self.assertEqual(self.cells("cache", "stepped")[2], "4.83")
+            self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
+            self.assertIn(f"commit of {schema},", self.block("cache"))
+            self.assertEqual(self.run_report("--table")[0], 0)
+
+    def test_service(self):
+        self.assertEqual(self.block("service"), report.NOT_RECORDED)
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers", "static, 08_seesaw, 61 layers"])
+        self.assertEqual(self.cells("service", "tokens a second")[1:], ["9876", "4321"])
+        self.assertEqual(self.cells("service", "why rejected")[1:], ["—", "too long 7"])
+        self.assertIn("by the GPU's clock", self.block("service"))
+        model = service()
+        model["context"].update(machine="model", clock="simulated", date_utc="2026-12-01T00:00:00Z")
+        self.record("model_service_2026-12-01.json", model)
+        self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
+
+    def test_a_service_file_is_checked(self):
+        self.assertEqual(report.problems(service(), ""), [])
+        faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
+                  lambda data: data["runs"].clear(), lambda data: data["runs"][0].update(way="other"),
+                  lambda data: data["runs"][0].pop("stage")]
+        faults += [lambda data, name=name: data["runs"][1]["figures"].pop(name) for name in report.REQUIRED_FIGURES]
+        for number, fault in enumerate(faults):
+            data = service()
+            fault(data)
+            self.assertEqual(len(report.problems(data, "")), 1, number)
+        self.record("h200_service_2026-11-22.json", data)
+        self.assertEqual(self.run_report("--check")[0], 2)
+
+    def test_peers(self):
+        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b64_k4096": {"Other": [18.4, None]}}))
+        self.assertEqual(self.cells("peers", "16 heads, 64 × 4096")[1:],
+                         ["666.7 / 733.3 (08)", "500.0 / 550.0", "18.4 / —"])
+        self.assertIn("580.20", self.block("peers"))
+
+    def test_every_part_is_in_the_terminal_too(self):
+        self.record("h200_service_2026-11-22.json", service())
+        printed = self.run_report("--table")[1]
+        for expected in ["logits' deviation", "mJ a query token", "combining alone", "contiguous / paged", "allocate",
+                         "9876"]:
+            self.assertIn(expected, printed)
+
+    def test_stale_figures(self):
+        wanted = self.draw()
+        self.assertEqual(set(wanted), set(plots.DATA))
+        self.run_report("--update")
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        for name in wanted:
+            self.draw()
+            path = self.root / "docs" / "figures" / f"{name}.svg"
+            path.unlink()
+            code, printed = self.run_report("--check")
+            self.assertEqual(code, 1)
+            self.assertIn(f"{name}.svg: stale, run bench/report.py --plots", printed)
+            path.write_text("<desc>drawn from h200_2026-11-21.json, sha256 0</desc>")
+            self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_new_results_make_figures_stale(self):
+        self.draw()
+        self.run_report("--update")
+        data = full_results()
+        data["context"]["ceiling_read_gbps"] = "4000"
+        self.record("h200_2026-11-21.json", data)
+        self.run_report("--update")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("roofline.svg", printed)
+        self.assertNotIn("ladder.svg", printed)
+
+    def test_figures_belong_to_the_page(self):
+        self.page.unlink()
+        self.run_report("--update")
+        self.assertEqual(self.run_report("--check"), (0, ""))
+
+    def test_without_matplotlib(self):
+        with mock.patch.dict(sys.modules, {"matplotlib": None, "matplotlib.figure": None}):
+            code, printed = self.run_report("--plots")
+        self.assertEqual(code, 2)
+        self.assertIn("needs matplotlib", printed)
 
 
 class RunScriptTest(unittest.TestCase):
@@ -245,7 +662,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "tests", "build/bench", "stages"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", "report.py"]:
+        for name in ["run.sh", "report.py", "plots.py"]:
             shutil.copy(Path(report.__file__).parent / name, self.root / "bench")
         (self.root / "tests" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
