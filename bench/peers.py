@@ -445,7 +445,7 @@ class Padded(Peer):
 
 
 class Eager(Padded):
-    name, key = "PyTorch eager", "eager"
+    name, key = "PyTorch eager with gather", "eager"
 
     def attend(self, q, k, mask):
         n, h_kv, rows, _ = q.shape
@@ -459,7 +459,7 @@ class Eager(Padded):
 
 class Sdpa(Padded):
     """Heads that share a KV head are folded into the query dimension, so K and V need no copy for each."""
-    name, key = "PyTorch SDPA", "sdpa"
+    name, key = "PyTorch SDPA with gather", "sdpa"
 
     def attend(self, q, k, mask):
         v = k[..., :D_V]
@@ -584,7 +584,7 @@ if triton is not None:
 
 class Triton(Peer):
     """Split-KV decode of a paged cache, tuned a little: for a shape, the fastest of a few block sizes and splits."""
-    name, key, package, module = "Triton", "triton", "triton", "triton"
+    name, key, package, module = "Triton of bench/peers.py", "triton", "triton", "triton"
     # Rows a tile, tokens a step, warps, stages; by the number of rows. A stage goes to the page's number, which the
     # load of the page waits for.
     MANY = [(64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 5)]

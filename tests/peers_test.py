@@ -62,7 +62,7 @@ class ShapeTest(unittest.TestCase):
                 peers.Shape(name)
 
     def test_default_is_the_main_suite(self):
-        main = re.search(r'\{"main",\s*\{(.*?)\}\}', (ROOT / "bench" / "shapes.cpp").read_text(), re.DOTALL)[1]
+        main = re.search(r'\{"main",\s*"[^"]*",\s*\{(.*?)\}\}', (ROOT / "bench" / "shapes.cpp").read_text(), re.DOTALL)[1]
         self.assertEqual(re.findall(r'"(.*?)"', main), peers.SUITES["main"])
         self.assertEqual([shape.name for shape in peers.select_shapes(None, "main", "bf16")], peers.SUITES["main"])
 
@@ -245,7 +245,7 @@ class OutputTest(unittest.TestCase):
             fakes = [FakePeer("a", note="64 tokens a split"), FakePeer("b")]
             peers.measure_shapes(shapes, fakes, FakeRunner(), file, path, FakeInputs, FakeTruth)
             text = path.read_text()
-            written = report.load_peers(root, types.SimpleNamespace(context={"gpu": "NVIDIA H200"}))
+            written, = report.load_peers(root, types.SimpleNamespace(context={"gpu": "NVIDIA H200"})).files
             self.assertEqual(os.listdir(path.parent), [path.name])
         self.assertEqual(written, json.loads(text))
         recorded = json.loads((ROOT / "bench" / "results" / "peers_h200.json").read_text())

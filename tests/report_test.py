@@ -672,8 +672,14 @@ class RunScriptTest(unittest.TestCase):
     def program(self, print_gpu):
         program = self.root / "build" / "bench" / "mla_bench"
         program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
-                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2" ;;\nesac\n')
+                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
         program.chmod(0o755)
+        serving = self.root / "build" / "bench" / "service" / "mla_service"
+        serving.parent.mkdir(exist_ok=True)
+        serving.write_text('#!/bin/sh\ncp service.json "$4"\n')  # --machine gpu --out FILE
+        serving.chmod(0o755)
+        (self.root / "service.json").write_text(json.dumps(service()))
+        (self.root / "bench" / "peers.py").write_text("")  # takes its arguments, and measures nothing
 
     def run_script(self, *arguments):
         return subprocess.run(["bash", str(self.root / "bench" / "run.sh"), *arguments], stdout=subprocess.PIPE,
@@ -691,14 +697,16 @@ class RunScriptTest(unittest.TestCase):
         self.assertEqual(self.found("bench/results"), [])
 
     def test_only_record_records(self):
-        for arguments in [["--record"], ["--record", "--suite", "table"]]:
-            ran = self.run_script(*arguments)
-            self.assertEqual(ran.returncode, 0, ran.stdout)
-            self.assertRegex(" ".join(self.found("bench/results")), r"^h200_\d{4}-\d\d-\d\d\.json$")
-            self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
+        ran = self.run_script("--record")
+        self.assertEqual(ran.returncode, 0, ran.stdout)
+        recorded = self.found("bench/results")
+        self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
+        self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
+        self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
 
     def test_a_part_is_not_recorded(self):
-        for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "smoke"]]:
+        for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "table"]]:
             self.assertEqual(self.run_script("--record", *arguments).returncode, 2, arguments)
         self.program("echo no driver; exit 1")
         self.assertEqual(self.run_script("--record").returncode, 2)
