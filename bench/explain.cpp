@@ -233,10 +233,16 @@ std::string memory_bound(const Case& c) {
     return text + "The ridge is near: with one query token more the matrix rate binds.";
   }
   const double grown = static_cast<double>(most) / c.problem.seqlen_q;
-  return text + "More query rows use what is read anyway: up to " + std::to_string(most) +
-         " query tokens a sequence (speculative decoding), or " + times(grown) +
-         " the heads, memory binds. The floor is then " + us(cache + q * grown) + ", for " +
-         times(grown) + " the work.";
+  text += "More query rows use what is read anyway: up to " + std::to_string(most) +
+          " query tokens a sequence (speculative decoding), or " + times(grown) +
+          " the heads, memory binds. The floor is then " + us(cache + q * grown) + ", for " +
+          times(grown) + " the work.";
+  const std::string own = c.limit.name();
+  if (own != "DRAM") {
+    text += " Not so " + c.stage->slug + ": its own limit is its " + own +
+            " work, which grows by tiles of rows.";
+  }
+  return text;
 }
 
 std::string compute_bound(const Case& c) {
@@ -409,9 +415,11 @@ std::string causal_mask(const Case& c) {
 
 std::string fp16(const Case& c) {
   if (c.problem.dtype != DType::kFloat16) return "";
-  return "fp16 and bf16 are the same bytes and the same instructions here: choose by the model. "
-         "fp16 "
-         "has three bits of mantissa more and ends at 65504: what a bf16 model makes may not fit.";
+  return "fp16 and bf16 are the same bytes and the same products here: choose by the model. fp16 "
+         "has "
+         "three bits of mantissa more and ends at 65504: what a bf16 model makes may not fit. That "
+         "P "
+         "has few exponents in fp16 is seen to (chapter of stage 05).";
 }
 
 std::string ragged_lengths(const Case& c) {
@@ -438,7 +446,7 @@ std::string large_workspace(const Case& c) {
   if (!c.plan) return text + "It holds scores; from 03_online_softmax on there are none.";
   return text +
          "It has room for as many parts as shapes allow, whatever the lengths; layers that "
-         "run one after the other share it." +
+         "run one after the other can share it." +
          (c.free_plan ? " Cuts further apart make it smaller." : "");
 }
 
@@ -704,6 +712,7 @@ std::vector<Advice> advise(const ExplainInput& input) {
   for (const Rule& rule : kRules) {
     std::string text = rule.text(c);
     if (!text.empty()) advice.push_back({rule.name, std::move(text)});
+    if (!c.stage->device.ok()) break;  // the first rule says so; the others are about running
   }
   return advice;
 }
@@ -720,8 +729,8 @@ std::string explain(const ExplainInput& input) {
                      wrap("work      ", work_line(c)) + wrap("floor     ", floor_line(c));
   if (c.stage == nullptr) {
     return text +
-           (input.stage.empty() ? "no stage" : input.stage + " is not built for it: nothing") +
-           " can run on this device\n";
+           (input.stage.empty() ? "no stage can run on" : input.stage + " is not built for") +
+           " this device\n";
   }
   text += input.stage.empty() ? stage_table(c) : stage_lines(c);
   text += wrap("plan      ", plan_line(c)) + wrap("memory    ", memory_line(c));

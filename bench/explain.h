@@ -90,6 +90,7 @@ struct Advice {
   std::string text;
 };
 /// What the rules have to say, in their order. Each is silent where its condition does not hold.
+/// Of a stage that cannot run on the device, only that is said.
 std::vector<Advice> advise(const ExplainInput& input);
 /// Names of all rules, in order.
 std::vector<std::string> advice_rules();

@@ -186,6 +186,43 @@ TEST(Explain, ARecordedDeviceMustBeKnown) {
   EXPECT_NE(text.find("'7.5'"), std::string::npos) << text;
 }
 
+/// A GPU that is asked for its name and limits only.
+class NamedGpu final : public Machine {
+ public:
+  NamedGpu(std::string name, int multiprocessors)
+      : name_(std::move(name)), multiprocessors_(multiprocessors) {}
+  MachineKind kind() const override { return MachineKind::kGpu; }
+  std::string description() const override { return name_ + ", compute capability 9.0"; }
+  DeviceLimits limits() const override { return {90, multiprocessors_, 232448, 2147483647}; }
+  Status allocate(size_t, void**) override { return {}; }
+  void deallocate(void*) override {}
+  Status copy_to_device(void*, const void*, size_t, Stream) override { return {}; }
+  Status copy_to_host(void*, const void*, size_t, Stream) override { return {}; }
+  Status fill(void*, unsigned char, size_t, Stream) override { return {}; }
+  Status synchronize() override { return {}; }
+  size_t free_memory() const override { return 0; }
+
+ private:
+  std::string name_;
+  int multiprocessors_;
+};
+
+TEST(Explain, AGpuIsToldRecordsOfItsKindOnly) {
+  if (gpu_machine() == nullptr && !stages(MachineKind::kGpu).empty()) {
+    GTEST_SKIP() << "stages for a GPU, and none there to plan for";
+  }
+  const DataSet data = data_of("h128_q1_b128_k8192");
+  NamedGpu same("NVIDIA H200", 132), name("NVIDIA H20", 132), size("NVIDIA H200", 78);
+  EXPECT_TRUE(
+      explain_on(same, data.problem, data.seqlens_k).ceilings_origin.starts_with("recorded: "));
+  for (Machine* other : {&name, &size}) {
+    const ExplainInput input = explain_on(*other, data.problem, data.seqlens_k);
+    EXPECT_TRUE(std::isnan(input.ceilings.read));
+    EXPECT_EQ(input.ceilings_origin.find("what is recorded is of another device, NVIDIA H200"), 0u);
+    EXPECT_NE(explain(input).find("mla_bench --explain measures them"), std::string::npos);
+  }
+}
+
 TEST(Explain, WithoutCeilingsItSaysWhatItCan) {
   const DataSet data = data_of("h128_q1_b128_k8192_split64");
   ExplainInput input =
@@ -333,7 +370,8 @@ TEST(Advice, NeedsAnotherDevice) {
   const std::string text = text_of(ampere, "needs another device");
   EXPECT_NE(text.find("08_seesaw needs compute capability 9.0"), std::string::npos) << text;
   EXPECT_NE(text.find("is 05_tensor_core"), std::string::npos) << text;
-  EXPECT_EQ(text_of(ampere, "faster stage"), "");
+  EXPECT_EQ(advise(ampere).size(), 1u);
+  EXPECT_NE(explain(ampere).find("08_seesaw cannot run on this device"), std::string::npos);
 }
 
 TEST(Advice, AFasterStageIsOneByTheRecords) {
@@ -420,7 +458,8 @@ TEST(Advice, LaunchBound) {
 TEST(Advice, MemoryBound) {
   EXPECT_SPEAKS("memory bound", "h16_q1_b128_k8192", "08");
   EXPECT_SILENT("memory bound", "h128_q1_b128_k8192", "08");
-  for (const char* shape : {"h16_q1_b128_k8192", "h64_q1_b64_k4096", "h32_q1_b128_k8192"}) {
+  for (const char* shape :
+       {"h16_q1_b128_k8192", "h16_q1_b16_k4096", "h64_q1_b64_k4096", "h32_q1_b128_k8192"}) {
     ExplainInput input = input_of(shape, "08");
     const std::string text = text_of(input, "memory bound");
     if (text.find("ridge is near") != std::string::npos) {
@@ -440,6 +479,10 @@ TEST(Advice, MemoryBound) {
     EXPECT_EQ(text_of(input, "memory bound"), "") << shape;
   }
   EXPECT_NE(text_of(input_of("h128_q1_b1000_k2"), "memory bound").find("no number of query tokens"),
+            std::string::npos);
+  EXPECT_NE(text_of(input_of("h16_q1_b128_k8192", "04"), "memory bound").find("Not so 04"),
+            std::string::npos);
+  EXPECT_EQ(text_of(input_of("h16_q1_b128_k8192", "08"), "memory bound").find("Not so"),
             std::string::npos);
   // Four times the heads, and hardly more time.
   EXPECT_LT(cold("08", "h64_q1_b128_k8192"), 1.1 * cold("08", "h16_q1_b128_k8192"));
@@ -532,6 +575,7 @@ TEST(Advice, FixedCutsIgnored) {
 
 TEST(Advice, CutsTooClose) {
   EXPECT_SPEAKS("cuts too close", "h128_q1_b128_k8192_split64", "08");
+  EXPECT_SPEAKS("cuts too close", "h128_q1_b128_k8192_split448", "08");
   EXPECT_SILENT("cuts too close", "h128_q1_b128_k8192_split1024", "08");
   EXPECT_SILENT("cuts too close", "h16_q1_b128_k8192_split64", "08");
   EXPECT_SILENT("cuts too close", "h128_q1_b1_k4096", "08");  // free cuts
