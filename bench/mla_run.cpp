@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bench/dump.h"
+#include "bench/explain_input.h"
 #include "bench/limits.h"
 #include "bench/npy.h"
 #include "bench/shapes.h"
@@ -43,6 +44,11 @@ Example, with the dump in tests/data:
       --block-table tests/data/paged/block_table.npy --seqlens tests/data/paged/seqlens.npy \
       --out out.npy --lse lse.npy
 
+What binds a shape, what its stages spend on it, what could be done about it:
+
+  mla_run --explain --shape h128_q1_b128_k8192
+  mla_run --explain --stage 08 --shape h16_q1_b1_k8192
+
 Dumping from PyTorch, where NumPy has no bfloat16 but 16-bit patterns do:
 
   numpy.save("q.npy", q.contiguous().view(torch.int16).cpu().numpy())
@@ -65,6 +71,7 @@ struct Options {
   bool list = false;
   bool predict = false;
   bool print_plan = false;
+  bool explain = false;
 
   bool names_files() const {
     return !files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
@@ -248,6 +255,20 @@ int print_plans(const std::vector<Placement>& placements, const Dump& dump) {
     ++printed;
   }
   return printed > 0 ? kRight : refuse(none);
+}
+
+/// Says what binds the problem, on a GPU or, from records, on the one that was recorded.
+int print_explanation(const Options& options, const Dump& dump) {
+  std::string no_gpu;
+  Machine* machine = options.machine == "model" ? &model_machine() : gpu_machine(&no_gpu);
+  if (machine == nullptr && options.machine == "gpu") {
+    return refuse({StatusCode::kUnavailable, no_gpu});
+  }
+  ExplainInput input =
+      explain_on(machine != nullptr ? *machine : model_machine(), dump.problem, dump.seqlens_k);
+  if (options.stage != "all") input.stage = find_stage(MachineKind::kModel, options.stage)->slug;
+  std::printf("%s\n%s", describe(dump).c_str(), explain(input).c_str());
+  return kRight;
 }
 
 /// Out and lse on the host.
@@ -478,6 +499,16 @@ Status check_flags(const Options& options) {
       if (!given) return invalid(std::string(flag) + " is missing (or --shape); see --help");
     }
   }
+  if (options.explain && options.stage == "reference") {
+    return invalid("--explain is for stages; the reference has nothing to explain");
+  }
+  if (options.predict + options.print_plan + options.explain > 1) {
+    return invalid("--predict, --print-plan and --explain exclude one another");
+  }
+  if (options.explain && (!options.out.empty() || !options.lse.empty() ||
+                          !options.check_out.empty() || !options.check_lse.empty())) {
+    return invalid("--explain decodes nothing: no --out, --lse, --check-out or --check-lse");
+  }
   if (options.stage == "all" && (!options.out.empty() || !options.lse.empty())) {
     return invalid("--out and --lse take one stage's result: name it, as in --stage 02");
   }
@@ -523,7 +554,7 @@ int run(const Options& options) {
   if (Status status = check_flags(options); !status.ok()) return refuse(status);
 
   Dump dump;
-  const bool decodes = !options.predict && !options.print_plan;
+  const bool decodes = !options.predict && !options.print_plan && !options.explain;
   const Status loaded =
       options.shape.empty() ? load(options.files, &dump) : generate_dump(options, decodes, &dump);
   if (!loaded.ok()) return refuse(loaded);
@@ -538,6 +569,7 @@ int run(const Options& options) {
   }
   if (options.predict) return print_predictions(placements, dump);
   if (options.print_plan) return print_plans(placements, dump);
+  if (options.explain) return print_explanation(options, dump);
 
   bool any_can_run = only_reference;
   for (const Placement& placement : placements) any_can_run |= placement.why_not.ok();
@@ -681,6 +713,11 @@ int parse_and_run(int argc, char** argv) {
   app.add_flag("--print-plan", options.print_plan,
                "Decode nothing; make the stage's plan and print who attends to which tokens")
       ->group(results);
+  app.add_flag(
+         "--explain", options.explain,
+         "Decode nothing; say what binds, what stages spend, what to do; every stage if none is "
+         "named")
+      ->group(results);
 
   try {
     app.parse(argc, argv);
@@ -693,6 +730,7 @@ int parse_and_run(int argc, char** argv) {
   if (!dtype.empty()) {
     options.files.dtype = dtype == "bf16" ? DType::kBFloat16 : DType::kFloat16;
   }
+  if (options.explain && options.stage.empty()) options.stage = "all";
   return run(options);
 }
 

@@ -373,6 +373,45 @@ TEST_F(MlaRunTest, PrintsThePlan) {
                  "--print-plan is for stages");
 }
 
+TEST_F(MlaRunTest, Explains) {
+  const Ran all = run("--explain --machine model --shape h16_q1_b1_k8192");
+  EXPECT_EQ(all.exit_code, 0) << all.text;
+  for (const char* needed :
+       {"b=1 s_q=1 h_q=16",
+        "NVIDIA H200, compute capability 9.0, 132 multiprocessors, from records",
+        "(recorded: ", "set by the launch", "\n01_naive ", "\n08_seesaw ", "advice, for 08_seesaw",
+        "- launch bound: "}) {
+    EXPECT_NE(all.text.find(needed), std::string::npos) << needed << "\n" << all.text;
+  }
+  const Ran one = run("--explain --machine model --stage 07 --shape h16_q1_b1_k8192");
+  EXPECT_EQ(one.exit_code, 0) << one.text;
+  EXPECT_NE(one.text.find("\nstage     07_tma_pipeline: own limit "), std::string::npos)
+      << one.text;
+  EXPECT_NE(one.text.find("µs cold, recorded"), std::string::npos) << one.text;
+  // Without a GPU, what was recorded; on one, whatever there is to say.
+  const Ran here = run("--explain --stage 05 --shape h16_q1_b1_k8192");
+  EXPECT_EQ(here.exit_code, 0) << here.text;
+  for (const std::string& dump : {kPaged, kContiguous}) {
+    const Ran ran = run("--explain --machine model --stage all " + dump);
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find("no times of this shape are known"), std::string::npos) << ran.text;
+    EXPECT_EQ(ran.text.find("PASS"), std::string::npos) << ran.text;
+  }
+  const std::string explain = "--explain --shape h1_q1_b1_k1 ";
+  expect_refused(explain + "--stage reference", "--explain is for stages");
+  expect_refused(explain + "--predict", "exclude one another");
+  expect_refused(explain + "--print-plan", "exclude one another");
+  expect_refused(explain, "--explain decodes nothing");
+  expect_refused(explain + "--stage 01 --check-out out.npy", "--explain decodes nothing");
+  expect_refused(explain + "--stage 99", "--stage 99 is not known");
+  const Ran shapeless = run("--explain --shape h1_q1_b1_k");
+  EXPECT_EQ(shapeless.exit_code, 2);
+  EXPECT_NE(shapeless.text.find("is not of the form"), std::string::npos) << shapeless.text;
+  const Ran gpu = run("--explain --machine gpu --stage 05 --shape h16_q1_b1_k8192");
+  EXPECT_TRUE(gpu.exit_code == 0 || gpu.text.find("unavailable: ") != std::string::npos)
+      << gpu.text;
+}
+
 TEST_F(MlaRunTest, DecodesInBatchInvariantMode) {
   const Ran ran = run("--machine model --stage 04 --shape h16_q1_b2_k200_split64");
   EXPECT_EQ(ran.exit_code, 0) << ran.text;
