@@ -2,7 +2,9 @@
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -12,6 +14,7 @@
 #include "bench/cache_suite.h"
 #include "bench/ceilings.h"
 #include "bench/cublas_pipeline.h"
+#include "bench/explain_input.h"
 #include "bench/google.h"
 #include "bench/present.h"
 #include "bench/table.h"
@@ -32,6 +35,7 @@ struct Options {
   bool show_google = false;
   bool quick = false;  // of suite paged
   bool peers = true;
+  bool explain = false;
 };
 
 /// Beside those of shapes.h: the paged cache. "all" has it, too.
@@ -92,6 +96,14 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+/// Set by Ctrl-C: what is measured by then is kept. A second one ends the program.
+std::atomic<bool> interrupted = false;
+
+void on_interrupt(int signal) {
+  interrupted = true;
+  std::signal(signal, SIG_DFL);
+}
+
 /// Measures, prints a table a shape, writes the files. The exit code.
 int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
             std::vector<std::string> google_arguments) {
@@ -135,9 +147,18 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   const Bench bench{machine, *runner, chosen, peers, ceilings, progress};
   std::vector<ShapeResult> results;
   bool failed = false;
+  std::signal(SIGINT, on_interrupt);
   for (const Shape& shape : shapes) {
+    if (interrupted) {
+      std::cout << "\nInterrupted: " << shapes.size() - results.size()
+                << " of the shapes are left out.\n";
+      failed = true;
+      break;
+    }
     const ShapeResult& result = results.emplace_back(measure_shape(bench, shape));
     std::cout << side_by_side(result, machine.kind()) << std::flush;
+    const bool timed = shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
+    if (options.explain && timed) std::cout << "\n" << explain(bench, result) << std::flush;
     for (const StageResult& entry : result.stages) {
       failed = failed || entry.outcome == StageResult::Outcome::kFailed;
     }
@@ -150,7 +171,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   }
   std::cout << std::flush;
   std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
-  if (has_paged_suite(options) && !runner->lost()) {
+  if (has_paged_suite(options) && !interrupted && !runner->lost()) {
     const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
     progress.clear();
     if (!status.ok()) {
@@ -210,6 +231,8 @@ int run(int argc, char** argv) {
   app.add_option("--out", options.out, "write Google Benchmark's JSON here");
   app.add_option("--samples", options.samples, "write every raw sample here, as CSV");
   app.add_flag("!--no-peers", options.peers, "leave out the cuBLAS pipeline, a peer on GPUs");
+  app.add_flag("--explain", options.explain,
+               "after each shape say what binds it, and what could be done");
   app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
   app.add_flag("--list", options.list, "list stages, suites and their shapes");
   app.add_flag("--print-gpu", options.print_gpu,

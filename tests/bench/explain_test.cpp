@@ -286,7 +286,7 @@ TEST(Explain, TimesOfTheModelAreNotTold) {
   Progress progress;
   const std::unique_ptr<Runner> runner = make_model_runner();
   const Bench bench{
-      model_machine(), *runner, {find_stage(MachineKind::kModel, "08")}, {}, progress};
+      model_machine(), *runner, {find_stage(MachineKind::kModel, "08")}, {}, {}, progress};
   ShapeResult result;
   ASSERT_TRUE(parse_shape("h128_q1_b128_k8192", &result.shape).ok());
   StageResult& entry = result.stages.emplace_back();
