@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <new>
 #include <sstream>
 
 #include "bench/progress.h"
@@ -83,6 +84,7 @@ class Clock {
  public:
   virtual ~Clock() = default;
   virtual std::string name() const = 0;      ///< "gpu", "simulated", "model"
+  virtual std::string title() const = 0;     ///< For a table
   virtual std::string origin() const = 0;    ///< Whose times
   virtual std::string describe() const = 0;  ///< A line or more
   virtual Machine& machine() const = 0;      ///< That the program runs on
@@ -100,6 +102,7 @@ class RealClock final : public Clock {
   RealClock(Machine& machine, int distinct) : machine_(machine), distinct_(distinct) {}
   bool gpu() const { return machine_.kind() == MachineKind::kGpu; }
   std::string name() const override { return gpu() ? "gpu" : "model"; }
+  std::string title() const override { return gpu() ? "on the GPU" : "on the GPU model"; }
   std::string origin() const override { return machine_.description(); }
   std::string describe() const override {
     return "clock: wall time of " + machine_.description() +
@@ -164,9 +167,11 @@ class SimulatedClock final : public Clock {
   SimulatedClock(Recorded recorded, bool explain)
       : recorded_(std::move(recorded)), explain_(explain) {}
   std::string name() const override { return "simulated"; }
+  std::string title() const override { return "simulated clock"; }
   std::string origin() const override { return recorded_.origin(); }
   std::string describe() const override {
-    return "simulated clock, fitted to " + recorded_.origin() + "; nothing is decoded\n";
+    return "simulated clock, fitted to " + recorded_.origin() +
+           "; nothing is decoded, and the host takes no time\n";
   }
   Machine& machine() const override { return model_machine(); }
   Status prepare(const Scenario&) override { return {}; }
@@ -281,13 +286,14 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     progress.step(scenario.name + ", static");
     std::unique_ptr<StaticScheduler> scheduler;
     MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &scheduler));
-    std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
-              << scenario.max_length << " tokens";
     ServiceRun& run = both.emplace_back(ServiceRun{scenario, "static", static_stage, {}});
     ReusingEngine reusing(*static_engine, options.static_tolerance);
     const bool spares = clock.spares_static_steps();
     Engine& chosen = spares ? static_cast<Engine&>(reusing) : *static_engine;
     MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, chosen, &run.figures));
+    progress.clear();
+    std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
+              << scenario.max_length << " tokens";
     if (spares) {
       std::cout << "; " << reusing.timed() << " steps were done, " << reusing.reused()
                 << " took the time of one done, of the same batch and a length within "
@@ -296,7 +302,7 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     std::cout << "\n";
   }
   progress.clear();
-  std::cout << "\n" << compare_runs(both) << std::flush;
+  std::cout << "\n" << compare_runs(both, clock.title()) << std::flush;
   runs->insert(runs->end(), both.begin(), both.end());
   return {};
 }
@@ -404,7 +410,12 @@ int run(int argc, char** argv) {
     list_scenarios();
     return 0;
   }
-  const Status status = serve_all(options);
+  Status status;
+  try {
+    status = serve_all(options);
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::kOutOfMemory, "no host memory for the run"};
+  }
   if (status.ok()) return 0;
   std::cerr << "mla_service: " << status.to_string() << "\n";
   return 2;

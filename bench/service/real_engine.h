@@ -23,8 +23,7 @@ class LayerCaches {
  public:
   /// @param layers    each appended to and decoded in every step
   /// @param distinct  caches in memory, 1 ... layers; layer i uses cache i % distinct. 0: as many
-  /// as
-  ///                  the free memory holds
+  ///                  as the free memory holds
   /// @return kInvalidArgument; kOutOfMemory if not even one fits
   static Status create(Machine& machine, int num_pages, int layers, int distinct,
                        std::unique_ptr<LayerCaches>* caches);

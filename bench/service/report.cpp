@@ -68,9 +68,9 @@ std::string rejected(const RequestCounts& counts) {
 
 }  // namespace
 
-std::string compare_runs(const std::vector<ServiceRun>& runs) {
+std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock) {
   if (runs.empty()) return "";
-  std::vector<std::string> header{runs.front().scenario.name};
+  std::vector<std::string> header{runs.front().scenario.name + ", " + clock};
   for (const ServiceRun& run : runs) header.push_back(run.way + ", " + run.stage.substr(0, 2));
   if (runs.size() == 2) header.push_back(runs[1].way + " / " + runs[0].way);
   Table table(header);

@@ -20,7 +20,8 @@ struct ServiceRun {
 };
 
 /// The ways of one scenario side by side; with two of them, the second over the first.
-std::string compare_runs(const std::vector<ServiceRun>& runs);
+/// @param clock  "simulated clock": stands in the header, so that no figure travels without it
+std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock);
 
 /// Writes "flashmla_stages/service/1": context, and runs with their figures. Unknown figures are
 /// null.
