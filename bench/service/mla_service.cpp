@@ -122,8 +122,8 @@ class RealClock final : public Clock {
     if (caches_ == nullptr || caches_->num_pages() != pages ||
         caches_->layers() != scenario.layers) {
       caches_.reset();
-      MLA_RETURN_IF_ERROR(
-          LayerCaches::create(machine_, pages, scenario.layers, distinct_, &caches_));
+      MLA_RETURN_IF_ERROR(LayerCaches::create(machine_, pages, scenario.layers,
+                                              std::min(distinct_, scenario.layers), &caches_));
     }
     if (caches_->distinct() < scenario.layers) {
       std::cout << caches_->distinct() << " distinct caches serve " << scenario.layers

@@ -203,6 +203,19 @@ TEST(Run, WaitsInTheQueueAreCounted) {
   EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1000 + 0.99 * 2000);  // 1 s and 3 s
 }
 
+TEST(Run, WhoeverArrivesDuringAStepWaitsFromThenOn) {
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 1});
+  const RequestStream stream({1, {1, 0}, {1, 0}}, 1, 1);
+  const double arrival = stream.peek().arrival;
+  FakeEngine engine(2 * arrival);
+  const std::vector<Request> under_way{{.id = 0, .output = 2}};
+  Figures figures;
+  ASSERT_TRUE(run_service({.requests = 1}, under_way, stream, *scheduler, engine, &figures).ok());
+  EXPECT_DOUBLE_EQ(figures.span, 6 * arrival);
+  EXPECT_DOUBLE_EQ(figures.queue_mean, 0.5);                                     // from 1 to 4 of 6
+  EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1e3 * arrival * (2 + 0.99 * 3));  // 2 and 5
+}
+
 TEST(Run, TheClockJumpsWhileNothingRuns) {
   const auto scheduler = paged({.num_pages = 10});
   FakeEngine engine(1e-6);

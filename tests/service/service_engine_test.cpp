@@ -1,7 +1,9 @@
-// Scheduler and kernels together, on the GPU model: every sequence of every step, after appends,
-// frees and preemptions, against the reference on rows that the test makes itself.
+// Scheduler and kernels together, on the GPU model and on a GPU if there is one: every sequence of
+// every step, after appends, frees and preemptions, against the reference on rows that the test
+// makes itself.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "bench/service/real_engine.h"
@@ -75,10 +77,9 @@ class CheckingEngine final : public Engine {
   int layers_;
 };
 
-void serve_and_check(const char* stage_name, int layers) {
-  Machine& machine = model_machine();
-  const Stage* stage = find_stage(MachineKind::kModel, stage_name);
+void serve_and_check(Machine& machine, const Stage* stage, int layers) {
   ASSERT_NE(stage, nullptr);
+  SCOPED_TRACE(stage->slug);
   const SchedulerLimits limits{.num_pages = 7, .max_batch = 4, .max_length = 400};
   std::unique_ptr<LayerCaches> caches;
   ASSERT_TRUE(LayerCaches::create(machine, limits.num_pages, layers, 0, &caches).ok());
@@ -88,16 +89,16 @@ void serve_and_check(const char* stage_name, int layers) {
   CheckingEngine engine(machine, *real, layers);
   std::unique_ptr<PagedScheduler> scheduler;
   ASSERT_TRUE(PagedScheduler::create(limits, &scheduler).ok());
-  // An empty prompt, one that ends where a page does, one that grows into a page that is not
+  // Ids so that rows of 7 wrap around the pool. An empty prompt, one that ends where a page does, one that grows into a page that is not
   // there; then some at random.
-  const std::vector<Request> first{{.id = 0, .prompt = 0, .output = 8},
-                                   {.id = 1, .prompt = 120, .output = 16},
-                                   {.id = 2, .prompt = 120, .output = 12},
-                                   {.id = 3, .prompt = 61, .output = 10},
-                                   {.id = 4, .prompt = 190, .output = 4, .generated = 2}};
+  const std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
+                                   {.id = 7, .prompt = 120, .output = 16},
+                                   {.id = 8, .prompt = 120, .output = 12},
+                                   {.id = 9, .prompt = 61, .output = 10},
+                                   {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
   Figures figures;
   const Status status =
-      run_service({.requests = 3}, first, RequestStream({20, {90, 90}, {6, 3}}, 1, 5), *scheduler,
+      run_service({.requests = 3}, first, RequestStream({20, {90, 90}, {6, 3}}, 1, 11), *scheduler,
                   engine, &figures);
   ASSERT_TRUE(status.ok()) << status.to_string();
   EXPECT_EQ(figures.counts.finished + figures.counts.rejected_total(), 8);
@@ -107,11 +108,58 @@ void serve_and_check(const char* stage_name, int layers) {
 }
 
 TEST(RealEngine, DecodesWhatWasAppended_03) {
-  serve_and_check("03", 1);
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "03"), 1);
 }
 
 TEST(RealEngine, DecodesWhatWasAppendedByAPlan_04) {
-  serve_and_check("04", 2);
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "04"), 2);
+}
+
+TEST(RealEngine, DecodesOnAGpu) {
+  std::string why_not;
+  Machine* gpu = gpu_machine(&why_not);
+  if (gpu == nullptr) GTEST_SKIP() << why_not;
+  for (const Stage& stage : stages(MachineKind::kGpu)) {
+    if (check_device(stage, gpu->limits()).ok()) serve_and_check(*gpu, &stage, 3);
+  }
+}
+
+TEST(LayerCaches, AreFullOfThePool) {
+  std::vector<Machine*> machines{&model_machine()};
+  if (Machine* gpu = gpu_machine(); gpu != nullptr) machines.push_back(gpu);
+  for (Machine* machine : machines) {
+    constexpr int kPages = 70;  // more rows than the pool has
+    std::unique_ptr<LayerCaches> caches;
+    ASSERT_TRUE(LayerCaches::create(*machine, kPages, 2, 0, &caches).ok());
+    std::vector<uint16_t> bits(size_t(layer_bytes(kPages)) / 2);
+    for (int layer = 0; layer < 2; ++layer) {
+      ASSERT_TRUE(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2).ok());
+      for (int64_t row = 0; row < kPages * kPageSize; ++row) {
+        const auto expected = pool_row(row % kPoolRows);
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), bits.begin() + row * kHeadDimQK))
+            << "row " << row;
+      }
+    }
+  }
+}
+
+TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_TRUE(LayerCaches::create(machine, 6, 1, 0, &caches).ok());
+  std::unique_ptr<RealEngine> engine;
+  ASSERT_TRUE(
+      RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads, &engine)
+          .ok());
+  const int32_t pages[] = {3, 1};
+  double seconds = 0;
+  for (const auto& [before, after] : {std::pair(0, 60), std::pair(60, 70)}) {
+    StepWork work;
+    work.sequences = {{5, before, after - before, after, pages}};
+    const Status status = engine->step(work, &seconds);
+    ASSERT_TRUE(status.ok()) << status.to_string();
+    check_decode(machine, *engine, work, 0);
+  }
 }
 
 TEST(RealEngine, StaticBatchesRun) {
@@ -146,7 +194,7 @@ TEST(RealEngine, RefusesWhatItCannotHold) {
   std::unique_ptr<LayerCaches> caches;
   EXPECT_EQ(LayerCaches::create(machine, 0, 1, 0, &caches).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(LayerCaches::create(machine, 1, 2, 3, &caches).code(), StatusCode::kInvalidArgument);
-  const Status status = LayerCaches::create(machine, 1 << 24, 61, 0, &caches);
+  const Status status = LayerCaches::create(machine, 1 << 24, 61, 61, &caches);
   EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
   EXPECT_NE(status.message().find("1179648 MiB"), std::string::npos) << status.to_string();
   EXPECT_EQ(caches, nullptr);
