@@ -1,0 +1,41 @@
+/// @file
+/// What does a step, and how long that takes: kernels on a machine, or a model of their times.
+#pragma once
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "bench/service/scheduler.h"
+
+namespace mla::bench {
+
+/// Does steps.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  /// Appends and decodes, in all layers.
+  /// @param seconds  what the step took
+  virtual Status step(const StepWork& work, double* seconds) = 0;
+};
+
+/// Spares steps of static batches: one whose batch and padded length have been timed, the length to
+/// within a tolerance, takes the time of that one and is not done. Steps that bring prompts in
+/// always are.
+class ReusingEngine final : public Engine {
+ public:
+  /// @param tolerance  0.05: lengths that differ by 5%; 0: same lengths only
+  ReusingEngine(Engine& engine, double tolerance) : engine_(engine), tolerance_(tolerance) {}
+  Status step(const StepWork& work, double* seconds) override;
+  int64_t timed() const { return timed_; }
+  int64_t reused() const { return reused_; }
+
+ private:
+  Engine& engine_;
+  double tolerance_;
+  std::map<size_t, std::map<int64_t, double>> seconds_;  // by batch, by length
+  int64_t timed_ = 0;
+  int64_t reused_ = 0;
+};
+
+}  // namespace mla::bench

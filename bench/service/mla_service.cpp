@@ -1,0 +1,429 @@
+/// @file
+/// mla_service: a decode service in miniature. Requests arrive, are batched over a paged cache and
+/// decoded by a stage's kernels; beside it the traditional way, static batches in padded buffers.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <new>
+#include <sstream>
+
+#include "bench/progress.h"
+#include "bench/service/real_engine.h"
+#include "bench/service/report.h"
+#include "bench/service/scenarios.h"
+#include "bench/service/time_model.h"
+#include "bench/table.h"
+
+namespace mla::bench {
+namespace {
+
+constexpr const char* kScope =
+    "Attention only: no weights, no other layers' work, no prefill (a prompt's rows appear in the\n"
+    "cache as if another machine had computed them; appending them counts). One GPU, synthetic "
+    "data.\n";
+
+constexpr int64_t kMostOnModel = int64_t{256} << 20;  // bytes of caches that the model is for
+
+/// What the command line replaces in every scenario chosen.
+struct Overrides {
+  std::optional<double> rate, prompt_mean, prompt_sd, output_mean, output_sd, cache_gib, seconds;
+  std::optional<int64_t> pages, max_length, max_queue, requests, under_way;
+  std::optional<int> heads, layers, max_batch;
+};
+
+struct Options {
+  std::string scenario = "service";
+  std::string way = "both";
+  std::string engine = "auto";
+  std::string stage = "auto";
+  std::string static_stage = "02";
+  double static_tolerance = 0.05;
+  int distinct_caches = 0;
+  uint64_t seed = 1;
+  std::string out;
+  bool explain_model = false;
+  bool list = false;
+  Overrides overrides;
+};
+
+Status invalid(std::string message) {
+  return {StatusCode::kInvalidArgument, std::move(message)};
+}
+
+void replace(const auto& value, auto* target) {
+  if (value) *target = *value;
+}
+
+Status apply(const Overrides& overrides, Scenario* scenario) {
+  replace(overrides.rate, &scenario->workload.rate);
+  replace(overrides.prompt_mean, &scenario->workload.prompt.mean);
+  replace(overrides.prompt_sd, &scenario->workload.prompt.sd);
+  replace(overrides.output_mean, &scenario->workload.output.mean);
+  replace(overrides.output_sd, &scenario->workload.output.sd);
+  replace(overrides.heads, &scenario->heads);
+  replace(overrides.layers, &scenario->layers);
+  replace(overrides.max_batch, &scenario->max_batch);
+  replace(overrides.max_length, &scenario->max_length);
+  replace(overrides.seconds, &scenario->seconds);
+  replace(overrides.requests, &scenario->requests);
+  replace(overrides.under_way, &scenario->under_way);
+  replace(overrides.cache_gib, &scenario->cache_gib);
+  if (overrides.cache_gib) scenario->pages = 0;
+  replace(overrides.pages, &scenario->pages);
+  if (overrides.pages && *overrides.pages < 1) {
+    return invalid("pages = " + std::to_string(*overrides.pages) + " must be at least 1");
+  }
+  if (overrides.max_queue) scenario->max_queue = overrides.max_queue;
+  return validate(*scenario);
+}
+
+/// How steps are done, and how long they take: made once, engines scenario by scenario.
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual std::string name() const = 0;      ///< "gpu", "simulated", "model"
+  virtual std::string title() const = 0;     ///< For a table
+  virtual std::string origin() const = 0;    ///< Whose times
+  virtual std::string describe() const = 0;  ///< A line or more
+  virtual Machine& machine() const = 0;      ///< That the program runs on
+  virtual bool spares_static_steps() const { return false; }
+  /// Called before engine(), for each scenario; says on stdout what is not as asked.
+  virtual Status prepare(const Scenario& scenario) = 0;
+  /// @param stage  slug, number or "auto"; `slug` is what was meant
+  virtual Status engine(const Scenario& scenario, const std::string& stage, std::string* slug,
+                        std::unique_ptr<Engine>* engine) = 0;
+};
+
+/// Wall time of kernels.
+class RealClock final : public Clock {
+ public:
+  RealClock(Machine& machine, int distinct) : machine_(machine), distinct_(distinct) {}
+  bool gpu() const { return machine_.kind() == MachineKind::kGpu; }
+  std::string name() const override { return gpu() ? "gpu" : "model"; }
+  std::string title() const override { return gpu() ? "on the GPU" : "on the GPU model"; }
+  std::string origin() const override { return machine_.description(); }
+  std::string describe() const override {
+    return "clock: wall time of " + machine_.description() +
+           (gpu() ? "\n" : ", which says nothing about a GPU\n");
+  }
+  Machine& machine() const override { return machine_; }
+  bool spares_static_steps() const override { return gpu(); }
+
+  Status prepare(const Scenario& scenario) override {
+    const auto pages = static_cast<int>(scenario.num_pages());
+    const int64_t bytes = layer_bytes(pages) * scenario.layers;
+    if (!gpu() && bytes > kMostOnModel) {
+      return invalid("scenario " + scenario.name + " has " + std::to_string(bytes >> 20) +
+                     " MiB of caches, the GPU model is for at most " +
+                     std::to_string(kMostOnModel >> 20) + ": take tiny, or --engine simulated");
+    }
+    if (caches_ == nullptr || caches_->num_pages() != pages ||
+        caches_->layers() != scenario.layers) {
+      caches_.reset();
+      MLA_RETURN_IF_ERROR(LayerCaches::create(machine_, pages, scenario.layers,
+                                              std::min(distinct_, scenario.layers), &caches_));
+    }
+    if (caches_->distinct() < scenario.layers) {
+      std::cout << caches_->distinct() << " distinct caches serve " << scenario.layers
+                << " layers in turn"
+                << (distinct_ == 0 ? ": memory does not hold more\n" : ", as asked\n");
+    }
+    return {};
+  }
+
+  Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
+                std::unique_ptr<Engine>* engine) override {
+    const Stage* stage = name == "auto" ? best_stage() : find_stage(machine_.kind(), name);
+    if (stage == nullptr) return invalid("there is no stage " + name);
+    *slug = stage->slug;
+    std::unique_ptr<RealEngine> real;
+    MLA_RETURN_IF_ERROR(RealEngine::create(machine_, *stage, *caches_, scenario.heads, &real));
+    *engine = std::move(real);
+    return {};
+  }
+
+ private:
+  /// The last of the ladder that this device runs; on the model 04, which takes it least time.
+  const Stage* best_stage() const {
+    if (!gpu()) return find_stage(machine_.kind(), "04");
+    const Stage* best = nullptr;
+    for (const Stage& stage : stages(machine_.kind())) {
+      const bool of_the_ladder = stage.slug.starts_with("0");
+      if (of_the_ladder && check_device(stage, machine_.limits()).ok()) best = &stage;
+    }
+    return best;
+  }
+
+  Machine& machine_;
+  int distinct_;
+  std::unique_ptr<LayerCaches> caches_;
+};
+
+/// A fit to what was recorded.
+class SimulatedClock final : public Clock {
+ public:
+  SimulatedClock(Recorded recorded, bool explain)
+      : recorded_(std::move(recorded)), explain_(explain) {}
+  std::string name() const override { return "simulated"; }
+  std::string title() const override { return "simulated clock"; }
+  std::string origin() const override { return recorded_.origin(); }
+  std::string describe() const override {
+    return "simulated clock, fitted to " + recorded_.origin() +
+           "; nothing is decoded, and the host takes no time\n";
+  }
+  Machine& machine() const override { return model_machine(); }
+  Status prepare(const Scenario&) override { return {}; }
+
+  Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
+                std::unique_ptr<Engine>* engine) override {
+    std::string stage = name;
+    if (name == "auto") {
+      stage.clear();
+      for (const RecordedEntry& entry : recorded_.entries) {
+        if (entry.stage.starts_with("0")) stage = std::max(stage, entry.stage);
+      }
+    }
+    TimeModel model;
+    MLA_RETURN_IF_ERROR(fit_time_model(recorded_, stage, scenario.heads, &model));
+    *slug = model.stage;
+    const std::string text = model.describe();
+    if (explain_) {
+      std::cout << text;
+    } else {
+      std::cout << "fit of " << model.stage << ", " << scenario.heads
+                << " heads: relative error median " << percent(model.decode.median_error)
+                << ", worst " << percent(model.decode.worst_error) << " of " << model.decode.shapes
+                << " shapes\n";
+    }
+    *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
+    return {};
+  }
+
+ private:
+  Recorded recorded_;
+  bool explain_;
+};
+
+Status make_clock(const Options& options, std::unique_ptr<Clock>* clock) {
+  std::string why_not;
+  Machine* gpu = nullptr;
+  if (options.engine == "auto" || options.engine == "gpu") gpu = gpu_machine(&why_not);
+  if (gpu == nullptr && options.engine == "gpu") return {StatusCode::kUnavailable, why_not};
+  if (gpu != nullptr || options.engine == "model") {
+    *clock = std::make_unique<RealClock>(gpu != nullptr ? *gpu : model_machine(),
+                                         options.distinct_caches);
+    return {};
+  }
+  if (!why_not.empty()) std::cout << why_not << "\n";
+  Recorded recorded;
+  MLA_RETURN_IF_ERROR(load_newest_recorded(&recorded));
+  *clock = std::make_unique<SimulatedClock>(std::move(recorded), options.explain_model);
+  return {};
+}
+
+std::string describe(const TokenDistribution& tokens) {
+  std::ostringstream text;
+  text << tokens.mean << " (sd " << tokens.sd << ")";
+  return text.str();
+}
+
+std::string describe(const Scenario& scenario) {
+  const Workload& workload = scenario.workload;
+  std::string text =
+      scenario.name + ": " + scenario.what + "; " + number(workload.rate) +
+      " requests/s, prompts " + describe(workload.prompt) + ", outputs " +
+      describe(workload.output) + " tokens\n" + std::to_string(scenario.heads) + " heads, " +
+      std::to_string(scenario.layers) + " layers, " + std::to_string(scenario.num_pages()) +
+      " pages: " + number(double(scenario.num_pages() * scenario.page_bytes()) / 1e9) +
+      " GB of cache; batch up to " + std::to_string(scenario.max_batch) + ", length up to " +
+      std::to_string(scenario.max_length);
+  if (scenario.max_queue) text += ", queue up to " + std::to_string(*scenario.max_queue);
+  return text + "\n";
+}
+
+Status serve(const Scenario& scenario, const Options& options, Clock& clock, Progress& progress,
+             std::vector<ServiceRun>* runs) {
+  std::cout << "\n" << describe(scenario);
+  const SchedulerLimits limits = limits_of(scenario);
+  progress.step(scenario.name + ": caches");
+  MLA_RETURN_IF_ERROR(clock.prepare(scenario));
+  std::string stage, static_stage;
+  std::unique_ptr<Engine> engine, static_engine;
+  MLA_RETURN_IF_ERROR(clock.engine(scenario, options.stage, &stage, &engine));
+  if (options.way != "paged") {
+    MLA_RETURN_IF_ERROR(
+        clock.engine(scenario, options.static_stage, &static_stage, &static_engine));
+  }
+  for (Engine* one : {engine.get(), static_engine.get()}) {
+    if (one != nullptr) MLA_RETURN_IF_ERROR(warm_up(*one));
+  }
+  int64_t count = scenario.under_way;
+  if (count < 0) {
+    progress.step(scenario.name + ": how many are under way");
+    MLA_RETURN_IF_ERROR(population_in_balance(scenario.workload, limits, *engine, &count));
+    std::cout << count << " requests are half-way at the beginning, as many as the paged way has "
+              << "in balance, or can have\n";
+  } else if (count > 0) {
+    std::cout << count << " requests are half-way at the beginning\n";
+  }
+  const std::vector<Request> under_way = requests_under_way(scenario.workload, count, options.seed);
+  const RequestStream stream(scenario.workload, options.seed, count);
+  RunLimits until;
+  if (scenario.seconds > 0) until.seconds = scenario.seconds;
+  until.requests = scenario.requests;
+
+  std::vector<ServiceRun> both;
+  if (options.way != "static") {
+    progress.step(scenario.name + ", paged");
+    std::unique_ptr<PagedScheduler> scheduler;
+    MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler));
+    ServiceRun& run = both.emplace_back(ServiceRun{scenario, "paged", stage, {}});
+    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, *engine, &run.figures));
+  }
+  if (options.way != "paged") {
+    progress.step(scenario.name + ", static");
+    std::unique_ptr<StaticScheduler> scheduler;
+    MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &scheduler));
+    ServiceRun& run = both.emplace_back(ServiceRun{scenario, "static", static_stage, {}});
+    ReusingEngine reusing(*static_engine, options.static_tolerance);
+    const bool spares = clock.spares_static_steps();
+    Engine& chosen = spares ? static_cast<Engine&>(reusing) : *static_engine;
+    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, chosen, &run.figures));
+    progress.clear();
+    std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
+              << scenario.max_length << " tokens";
+    if (spares) {
+      std::cout << "; " << reusing.timed() << " steps were done, " << reusing.reused()
+                << " took the time of one done, of the same batch and a length within "
+                << percent(options.static_tolerance);
+    }
+    std::cout << "\n";
+  }
+  progress.clear();
+  std::cout << "\n" << compare_runs(both, clock.title()) << std::flush;
+  runs->insert(runs->end(), both.begin(), both.end());
+  return {};
+}
+
+Status check_out(const std::string& path) {
+  if (path.empty() || std::ofstream(path, std::ios::app)) return {};
+  return {StatusCode::kFileError, path + ": cannot be written"};
+}
+
+Status serve_all(const Options& options) {
+  std::vector<Scenario> chosen;
+  MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &chosen));
+  for (Scenario& scenario : chosen) MLA_RETURN_IF_ERROR(apply(options.overrides, &scenario));
+  if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
+    return invalid("static tolerance = " + std::to_string(options.static_tolerance) +
+                   " must be in 0 ... 1");
+  }
+  MLA_RETURN_IF_ERROR(check_out(options.out));
+  std::unique_ptr<Clock> clock;
+  MLA_RETURN_IF_ERROR(make_clock(options, &clock));
+  std::cout << kScope << clock->describe();
+  std::vector<ServiceRun> runs;
+  Progress progress;
+  for (const Scenario& scenario : chosen) {
+    MLA_RETURN_IF_ERROR(serve(scenario, options, *clock, progress, &runs));
+  }
+  if (options.out.empty()) return {};
+  Context context = describe_environment(clock->machine());
+  context.front().second = "flashmla_stages/service/1";
+  context.emplace_back("clock", clock->name());
+  context.emplace_back("clock_origin", clock->origin());
+  context.emplace_back("seed", std::to_string(options.seed));
+  MLA_RETURN_IF_ERROR(write_runs(options.out, context, runs));
+  std::cout << "\nresults: " << options.out << "\n";
+  return {};
+}
+
+void list_scenarios() {
+  for (const Scenario& scenario : scenarios()) std::cout << describe(scenario);
+}
+
+void add_options(CLI::App& app, Options* options) {
+  Overrides& change = options->overrides;
+  app.add_option("--scenario", options->scenario, "names, comma-separated; or all (but tiny)")
+      ->capture_default_str();
+  app.add_flag("--list", options->list, "show the scenarios");
+  app.add_option("--way", options->way, "both, paged or static")
+      ->check(CLI::IsMember({"both", "paged", "static"}))
+      ->capture_default_str();
+  app.add_option("--engine", options->engine,
+                 "gpu; simulated: a clock fitted to recorded times; model: kernels on the CPU "
+                 "model of a GPU; auto: gpu if there is one, else simulated")
+      ->check(CLI::IsMember({"auto", "gpu", "simulated", "model"}))
+      ->capture_default_str();
+  app.add_option("--stage", options->stage, "that decodes the paged way; auto: the last that can")
+      ->capture_default_str();
+  app.add_option("--static-stage", options->static_stage, "that decodes static batches")
+      ->capture_default_str();
+  app.add_option("--static-tolerance", options->static_tolerance,
+                 "on a GPU, a static step takes the time of one done if lengths differ by this "
+                 "share at most; 0: every one is done")
+      ->capture_default_str();
+  app.add_option("--distinct-caches", options->distinct_caches,
+                 "caches in memory, which the layers use in turn; 0: one a layer, if they fit")
+      ->capture_default_str();
+  app.add_option("--seed", options->seed, "of the requests")->capture_default_str();
+  app.add_option("--out", options->out, "write JSON here");
+  app.add_flag("--explain-model", options->explain_model, "show what the simulated clock is");
+  const char* group = "In place of what the scenario says";
+  app.add_option("--rate", change.rate, "requests a second")->group(group);
+  app.add_option("--prompt-mean", change.prompt_mean, "tokens")->group(group);
+  app.add_option("--prompt-sd", change.prompt_sd, "tokens")->group(group);
+  app.add_option("--output-mean", change.output_mean, "tokens")->group(group);
+  app.add_option("--output-sd", change.output_sd, "tokens")->group(group);
+  app.add_option("--heads", change.heads, "query heads")->group(group);
+  app.add_option("--layers", change.layers, "that are appended to and decoded")->group(group);
+  app.add_option("--cache-gib", change.cache_gib, "of all layers")->group(group);
+  app.add_option("--pages", change.pages, "of a layer, instead of --cache-gib")->group(group);
+  app.add_option("--max-batch", change.max_batch, "sequences in a step")->group(group);
+  app.add_option("--max-length", change.max_length, "prompt and output, tokens")->group(group);
+  app.add_option("--max-queue", change.max_queue, "requests; else unbounded")->group(group);
+  app.add_option("--seconds", change.seconds, "virtual; 0: no limit")->group(group);
+  app.add_option("--requests", change.requests, "arrivals, run until all have ended; -1: no limit")
+      ->group(group);
+  app.add_option("--under-way", change.under_way,
+                 "requests half-way at the beginning; -1: as many as in balance")
+      ->group(group);
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  CLI::App app{std::string("A decode service in miniature: continuous batching over a paged cache, "
+                           "beside static batches.\n") +
+               kScope +
+               "Examples:\n  mla_service --scenario all --out service.json\n"
+               "  mla_service --scenario chat_1000 --static-stage 08\n"
+               "  mla_service --engine model --scenario tiny"};
+  add_options(app, &options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (options.list) {
+    list_scenarios();
+    return 0;
+  }
+  Status status;
+  try {
+    status = serve_all(options);
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::kOutOfMemory, "no host memory for the run"};
+  }
+  if (status.ok()) return 0;
+  std::cerr << "mla_service: " << status.to_string() << "\n";
+  return 2;
+}
+
+}  // namespace
+}  // namespace mla::bench
+
+int main(int argc, char** argv) {
+  return mla::bench::run(argc, argv);
+}

@@ -1,0 +1,233 @@
+#include "bench/service/real_engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+#include "reference/data_generator.h"
+
+namespace mla::bench {
+namespace {
+
+constexpr DType kType = DType::kBFloat16;
+constexpr uint64_t kSeed = 1;
+constexpr int64_t kRowBytes = kHeadDimQK * 2;
+constexpr float kScale = 0.135234f;  // DeepSeek-V3's
+constexpr int64_t kWidth = 16;       // a block table is so many columns wide, or a multiple
+
+// Memory beside the caches: workspaces, of which stage 02's is the largest with 1 GiB, q and out.
+constexpr size_t kReserveOfGpu = size_t{4} << 30;
+constexpr size_t kReserveOfModel = size_t{1} << 20;
+
+/// `rows` rows of the pool, beginning with row 0.
+std::vector<uint16_t> pool_rows(int64_t rows) {
+  std::vector<uint16_t> bits;
+  bits.reserve(static_cast<size_t>(rows * kHeadDimQK));
+  for (int64_t i = 0; i < rows; ++i) {
+    const std::vector<uint16_t> row = pool_row(i);
+    bits.insert(bits.end(), row.begin(), row.end());
+  }
+  return bits;
+}
+
+/// Query rows: few different ones, in turn, which costs the host little.
+std::vector<uint16_t> query_rows(int64_t rows) {
+  constexpr int kDistinct = 251;
+  std::vector<uint16_t> bits(static_cast<size_t>(rows * kHeadDimQK));
+  const auto drawn = static_cast<size_t>(std::min<int64_t>(rows, kDistinct) * kHeadDimQK);
+  for (size_t i = 0; i < drawn; ++i) {
+    bits[i] = q_bits(kSeed, kType, DataKind::kFlat, 0, 0, static_cast<int>(i / kHeadDimQK),
+                     static_cast<int>(i % kHeadDimQK));
+  }
+  for (size_t i = drawn; i < bits.size(); ++i) bits[i] = bits[i - drawn];
+  return bits;
+}
+
+/// Grows to at least `bytes`.
+Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer) {
+  if (bytes <= buffer->bytes()) return {};
+  return buffer->allocate(machine, std::max(bytes, buffer->bytes() * 3 / 2));
+}
+
+Status check_count(const char* name, int value, int most) {
+  if (value >= 1 && value <= most) return {};
+  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
+                                            " must be in 1 ... " + std::to_string(most)};
+}
+
+}  // namespace
+
+std::vector<uint16_t> pool_row(int64_t row) {
+  std::vector<uint16_t> bits(kHeadDimQK);
+  for (int column = 0; column < kHeadDimQK; ++column) {
+    bits[static_cast<size_t>(column)] = kv_bits(kSeed, kType, DataKind::kFlat, 0, row, 0, column);
+  }
+  return bits;
+}
+
+Status LayerCaches::create(Machine& machine, int num_pages, int layers, int distinct,
+                           std::unique_ptr<LayerCaches>* caches) {
+  constexpr int kMost = (1 << 30) / kPageSize;  // rows are counted in 32 bits here and there
+  MLA_RETURN_IF_ERROR(check_count("pages", num_pages, kMost));
+  MLA_RETURN_IF_ERROR(check_count("layers", layers, 10000));
+  if (distinct != 0) MLA_RETURN_IF_ERROR(check_count("distinct caches", distinct, layers));
+  const auto bytes = static_cast<size_t>(layer_bytes(num_pages));
+  const size_t reserve = machine.kind() == MachineKind::kGpu ? kReserveOfGpu : kReserveOfModel;
+  const size_t free = machine.free_memory();
+  const size_t fit = free > reserve ? (free - reserve) / bytes : 0;
+  if (distinct == 0) distinct = static_cast<int>(std::min<size_t>(fit, size_t(layers)));
+  if (distinct == 0 || static_cast<size_t>(distinct) > fit) {
+    return {StatusCode::kOutOfMemory, "a layer's cache of " + std::to_string(num_pages) +
+                                          " pages takes " + std::to_string(bytes >> 20) +
+                                          " MiB; of " + std::to_string(free >> 20) +
+                                          " MiB free, less " + std::to_string(reserve >> 20) +
+                                          " for the rest, " + std::to_string(fit) + " fit"};
+  }
+  std::unique_ptr<LayerCaches> result(new LayerCaches(num_pages, layers));
+  for (int i = 0; i < distinct; ++i) {
+    MLA_RETURN_IF_ERROR(result->memory_.emplace_back().allocate(machine, bytes));
+  }
+  MLA_RETURN_IF_ERROR(result->fill(machine));
+  *caches = std::move(result);
+  return {};
+}
+
+/// The pool again and again: from the host on the model, where that is quicker; elsewhere by the
+/// kernel of an append, from a copy of the pool on the device.
+Status LayerCaches::fill(Machine& machine) {
+  const std::vector<uint16_t> pool = pool_rows(kPoolRows);
+  const int64_t rows = int64_t{num_pages_} * kPageSize;
+  if (machine.kind() == MachineKind::kModel) {
+    for (DeviceBuffer& memory : memory_) {
+      for (int64_t row = 0; row < rows; row += kPoolRows) {
+        const int64_t bytes = std::min(kPoolRows, rows - row) * kRowBytes;
+        MLA_RETURN_IF_ERROR(machine.copy_to_device(memory.as<char>() + row * kRowBytes, pool.data(),
+                                                   static_cast<size_t>(bytes)));
+      }
+    }
+    return {};
+  }
+  std::vector<RowRun> runs;
+  for (int64_t row = 0; row < rows; row += kMaxRunTokens) {
+    runs.push_back({row % kPoolRows, row, kMaxRunTokens, 0});
+  }
+  DeviceBuffer device_pool, device_runs;
+  MLA_RETURN_IF_ERROR(device_pool.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
+  MLA_RETURN_IF_ERROR(device_runs.assign(machine, runs.data(), runs.size() * sizeof(RowRun)));
+  for (DeviceBuffer& memory : memory_) {
+    MLA_RETURN_IF_ERROR(copy_runs(machine, device_runs.as<RowRun>(),
+                                  static_cast<int64_t>(runs.size()), device_pool.data(),
+                                  memory.data(), 1, nullptr));
+  }
+  return machine.synchronize();
+}
+
+Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCaches& caches,
+                          int heads, std::unique_ptr<RealEngine>* engine) {
+  MLA_RETURN_IF_ERROR(check_device(stage, machine.limits()));
+  MLA_RETURN_IF_ERROR(check_count("heads", heads, 1 << 20));
+  std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches));
+  result->problem_ = {.dtype = kType,
+                      .num_heads_q = heads,
+                      .num_pages = caches.num_pages(),
+                      .softmax_scale = kScale};
+  const std::vector<uint16_t> pool = pool_rows(kPoolRows + caches.layers());
+  MLA_RETURN_IF_ERROR(result->pool_.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
+  *engine = std::move(result);
+  return {};
+}
+
+/// Runs and tables on the host.
+void RealEngine::make_tables(const StepWork& work) {
+  runs_.clear();
+  int64_t pages = 1;
+  for (const SequenceWork& sequence : work.sequences) {
+    pages = std::max(pages, pages_for(sequence.decoded));
+    const int64_t end = int64_t{sequence.tokens_before} + sequence.appended;
+    for (int64_t token = sequence.tokens_before; token < end;) {
+      const int64_t source = row_of(sequence.request, token);
+      const int64_t rows = std::min(
+          {end - token, int64_t{kMaxRunTokens}, kPageSize - token % kPageSize, kPoolRows - source});
+      const int64_t page = sequence.pages[static_cast<size_t>(token / kPageSize)];
+      runs_.push_back(
+          {source, page * kPageSize + token % kPageSize, static_cast<int32_t>(rows), 0});
+      token += rows;
+    }
+  }
+  problem_.batch = static_cast<int>(work.sequences.size());
+  problem_.max_pages_per_seq = static_cast<int>((pages + kWidth - 1) / kWidth * kWidth);
+  const auto width = static_cast<size_t>(problem_.max_pages_per_seq);
+  tables_.assign(work.sequences.size() * (width + 1), -1);
+  for (size_t i = 0; i < work.sequences.size(); ++i) {
+    const SequenceWork& sequence = work.sequences[i];
+    const auto used = static_cast<size_t>(pages_for(sequence.decoded));
+    std::copy_n(sequence.pages.begin(), used, tables_.begin() + static_cast<ptrdiff_t>(i * width));
+    tables_[work.sequences.size() * width + i] = sequence.decoded;
+  }
+}
+
+Status RealEngine::make_room() {
+  const auto queries = static_cast<size_t>(problem_.q_elements()) * sizeof(uint16_t);
+  if (queries > q_.bytes()) {
+    const std::vector<uint16_t> bits =
+        query_rows(2 * int64_t{problem_.batch} * problem_.num_heads_q);
+    MLA_RETURN_IF_ERROR(q_.assign(machine_, bits.data(), bits.size() * sizeof(uint16_t)));
+  }
+  const auto batch = static_cast<size_t>(problem_.batch);
+  const auto grow_to = [&](int64_t elements, size_t size, DeviceBuffer* buffer) {
+    return grow(machine_, static_cast<size_t>(elements) * size, buffer);
+  };
+  MLA_RETURN_IF_ERROR(grow_to(problem_.out_elements(), sizeof(uint16_t), &out_));
+  MLA_RETURN_IF_ERROR(grow_to(problem_.lse_elements(), sizeof(float), &lse_));
+  MLA_RETURN_IF_ERROR(grow_to(problem_.block_table_elements(), sizeof(int32_t), &block_table_));
+  MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_));
+  MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_));
+  return grow(machine_, stage_.workspace_bytes(problem_), &workspace_);
+}
+
+Tensors RealEngine::tensors() const {
+  return {q_.data(),
+          caches_.data(caches_.layers() - 1),
+          block_table_.as<int32_t>(),
+          seqlens_.as<int32_t>(),
+          out_.data(),
+          lse_.as<float>()};
+}
+
+Status RealEngine::run() {
+  const auto entries = static_cast<size_t>(problem_.block_table_elements());
+  MLA_RETURN_IF_ERROR(
+      uploads_.copy(block_table_.data(), tables_.data(), entries * sizeof(int32_t), nullptr));
+  MLA_RETURN_IF_ERROR(uploads_.copy(seqlens_.data(), tables_.data() + entries,
+                                    (tables_.size() - entries) * sizeof(int32_t), nullptr));
+  if (!runs_.empty()) {
+    MLA_RETURN_IF_ERROR(
+        uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), nullptr));
+  }
+  MLA_RETURN_IF_ERROR(
+      plan_decode(stage_, problem_, seqlens_.as<int32_t>(), workspace_.data(), workspace_.bytes()));
+  Tensors layer = tensors();
+  for (int i = 0; i < caches_.layers(); ++i) {
+    if (!runs_.empty()) {
+      MLA_RETURN_IF_ERROR(copy_runs(machine_, device_runs_.as<RowRun>(),
+                                    static_cast<int64_t>(runs_.size()),
+                                    pool_.as<char>() + i * kRowBytes, caches_.data(i), 1, nullptr));
+    }
+    layer.kv_cache = caches_.data(i);
+    MLA_RETURN_IF_ERROR(
+        decode_planned(stage_, problem_, layer, workspace_.data(), workspace_.bytes()));
+  }
+  return machine_.synchronize();
+}
+
+Status RealEngine::step(const StepWork& work, double* seconds) {
+  if (work.empty()) return {StatusCode::kInvalidArgument, "a step decodes at least one sequence"};
+  make_tables(work);
+  MLA_RETURN_IF_ERROR(make_room());
+  const auto begin = std::chrono::steady_clock::now();
+  MLA_RETURN_IF_ERROR(run());
+  *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return {};
+}
+
+}  // namespace mla::bench

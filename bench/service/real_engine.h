@@ -1,0 +1,95 @@
+/// @file
+/// Steps done by kernels, on a GPU or on the model of one: every layer's rows appended to its paged
+/// cache, every layer decoded, by one plan a step.
+///
+/// Attention only. There are no weights and no prefill: the rows of a prompt appear as if another
+/// machine had computed them. Every row is drawn from a small pool (row_of()), so that a test can
+/// tell what must be where.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bench/service/engine.h"
+#include "stages/common/paged_cache.h"
+#include "stages/common/stage.h"
+#include "stages/common/upload_ring.h"
+
+namespace mla::bench {
+
+/// The layers' caches, filled with random finite rows once: on zeros everything is faster.
+class LayerCaches {
+ public:
+  /// @param layers    each appended to and decoded in every step
+  /// @param distinct  caches in memory, 1 ... layers; layer i uses cache i % distinct. 0: as many
+  ///                  as the free memory holds
+  /// @return kInvalidArgument; kOutOfMemory if not even one fits
+  static Status create(Machine& machine, int num_pages, int layers, int distinct,
+                       std::unique_ptr<LayerCaches>* caches);
+
+  int num_pages() const { return num_pages_; }
+  int layers() const { return layers_; }
+  int distinct() const { return static_cast<int>(memory_.size()); }
+  /// [num_pages, 64, 1, 576], bf16
+  void* data(int layer) const { return memory_[static_cast<size_t>(layer % distinct())].data(); }
+
+ private:
+  LayerCaches(int num_pages, int layers) : num_pages_(num_pages), layers_(layers) {}
+  Status fill(Machine& machine);
+  int num_pages_;
+  int layers_;
+  std::vector<DeviceBuffer> memory_;
+};
+
+/// Bytes of one layer's cache.
+inline int64_t layer_bytes(int64_t num_pages) {
+  return CacheShape{.num_pages = 1}.page_bytes() * num_pages;
+}
+
+/// Rows that tokens are drawn from.
+inline constexpr int64_t kPoolRows = 4096;
+/// Bits of row `row` of the pool, [576] values of N(0,1)/10 in bf16. Layer i draws from the rows
+/// i ... i + kPoolRows - 1.
+std::vector<uint16_t> pool_row(int64_t row);
+/// The row of layer 0 that token `token` of a request has. Add the layer.
+constexpr int64_t row_of(int64_t request, int64_t token) {
+  return (request * 577 + token) % kPoolRows;
+}
+
+/// The engine.
+class RealEngine final : public Engine {
+ public:
+  /// @param heads  query heads
+  /// @return an error of check_device()
+  static Status create(Machine& machine, const Stage& stage, const LayerCaches& caches, int heads,
+                       std::unique_ptr<RealEngine>* engine);
+  /// Wall time from the upload of the tables to a synchronisation at the end. Buffers grow before.
+  Status step(const StepWork& work, double* seconds) override;
+
+  /// @name The last decode of the last step
+  /// @{
+  const Problem& problem() const { return problem_; }
+  Tensors tensors() const;
+  /// @}
+
+ private:
+  RealEngine(Machine& machine, const Stage& stage, const LayerCaches& caches)
+      : machine_(machine), stage_(stage), caches_(caches), uploads_(machine) {}
+  Status make_room();
+  void make_tables(const StepWork& work);
+  Status run();
+
+  Machine& machine_;
+  const Stage& stage_;
+  const LayerCaches& caches_;
+  Problem problem_;
+  std::vector<RowRun> runs_;
+  std::vector<int32_t> tables_;  // [batch, max_pages_per_seq], then [batch]
+  DeviceBuffer pool_;            // [kPoolRows + layers, 576]
+  DeviceBuffer q_, out_, lse_;   // of the largest batch so far
+  DeviceBuffer block_table_, seqlens_, device_runs_, workspace_;
+  UploadRing uploads_;  // first to go: it waits for its copies
+};
+
+}  // namespace mla::bench

@@ -1,0 +1,107 @@
+#include "bench/service/requests.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <string>
+
+#include "reference/data_generator.h"
+
+namespace mla::bench {
+namespace {
+
+constexpr double kLongest = 1e12;  // tokens: far beyond every limit, far below overflow
+
+/// Where the draws of one kind begin.
+uint64_t key_of(uint64_t seed, uint64_t kind) {
+  return generator::mix(generator::mix(seed + generator::kStep) + kind * generator::kStep);
+}
+
+/// Uniform in (0, 1), a function of key and index alone.
+double uniform(uint64_t key, int64_t index) {
+  return (static_cast<double>(generator::draw(key, index + 1) >> 11) + 0.5) / 9007199254740992.0;
+}
+
+double normal(uint64_t key, int64_t index) {
+  return std::sqrt(-2 * std::log(uniform(key, index))) *
+         std::cos(2 * std::numbers::pi * uniform(key, index + 1));
+}
+
+/// @param biased  in proportion to the length: again log-normal, its logarithm's mean one variance
+/// further
+int64_t tokens(const TokenDistribution& distribution, double z, int64_t least,
+               bool biased = false) {
+  double value = distribution.mean;
+  if (distribution.mean > 0 && distribution.sd > 0) {
+    const double ratio = distribution.sd / distribution.mean;
+    const double variance = std::log1p(ratio * ratio);
+    value *= std::exp(std::sqrt(variance) * z + (biased ? variance / 2 : -variance / 2));
+  }
+  return std::max(least, static_cast<int64_t>(std::llround(std::min(value, kLongest))));
+}
+
+Status check_range(const char* name, double value, double least, bool above) {
+  if (std::isfinite(value) && value <= kLongest && (above ? value > least : value >= least)) {
+    return {};
+  }
+  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
+                                            " must be " + (above ? "above " : "at least ") +
+                                            std::to_string(static_cast<int>(least)) +
+                                            " and at most 1e12"};
+}
+
+}  // namespace
+
+Status validate(const Workload& workload) {
+  MLA_RETURN_IF_ERROR(check_range("rate", workload.rate, 0, true));
+  MLA_RETURN_IF_ERROR(check_range("prompt mean", workload.prompt.mean, 0, false));
+  MLA_RETURN_IF_ERROR(check_range("prompt sd", workload.prompt.sd, 0, false));
+  MLA_RETURN_IF_ERROR(check_range("output mean", workload.output.mean, 1, false));
+  return check_range("output sd", workload.output.sd, 0, false);
+}
+
+RequestStream::RequestStream(const Workload& workload, uint64_t seed, int64_t first_id)
+    : workload_(workload), key_(key_of(seed, 1)), first_id_(first_id) {
+  draw(0);
+}
+
+void RequestStream::draw(double after) {
+  constexpr int64_t kDraws = 5;
+  const int64_t first = index_ * kDraws;
+  next_.id = first_id_ + index_++;
+  next_.arrival = after - std::log(uniform(key_, first)) / workload_.rate;
+  next_.prompt = tokens(workload_.prompt, normal(key_, first + 1), 0);
+  next_.output = tokens(workload_.output, normal(key_, first + 3), 1);
+}
+
+Request RequestStream::take() {
+  const Request request = next_;
+  draw(request.arrival);
+  return request;
+}
+
+std::vector<Request> requests_under_way(const Workload& workload, int64_t count, uint64_t seed) {
+  const uint64_t key = key_of(seed, 2);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < count; ++i) {
+    constexpr int64_t kDraws = 5;
+    Request request;
+    request.id = i;
+    request.prompt = tokens(workload.prompt, normal(key, kDraws * i), 0);
+    request.output = tokens(workload.output, normal(key, kDraws * i + 2), 1, true);
+    const double progress = uniform(key, kDraws * i + 4) * static_cast<double>(request.output);
+    request.generated = std::min(static_cast<int64_t>(progress), request.output - 1);
+    requests.push_back(request);
+  }
+  // Those that began first stand first; how long ago matters to nothing else.
+  std::stable_sort(requests.begin(), requests.end(),
+                   [](const Request& a, const Request& b) { return a.generated > b.generated; });
+  for (int64_t i = 0; i < count; ++i) {
+    Request& request = requests[static_cast<size_t>(i)];
+    request.id = i;
+    request.arrival = request.generated > 0 ? static_cast<double>(i - count) * 1e-6 : 0;
+  }
+  return requests;
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,133 @@
+#include "bench/service/scenarios.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include "stages/common/paged_cache.h"
+
+namespace mla::bench {
+namespace {
+
+Status out_of_range(const std::string& name, const std::string& value, const std::string& range) {
+  return {StatusCode::kInvalidArgument, name + " = " + value + " must be " + range};
+}
+
+/// `users` who send a request a minute each, on average.
+Scenario chat(int users) {
+  return {.name = "chat_" + std::to_string(users),
+          .what = std::to_string(users) + " users, a request a minute each",
+          .workload = {users / 60.0, {1024, 1024}, {200, 100}},
+          .max_length = 8192};
+}
+
+}  // namespace
+
+const std::vector<Scenario>& scenarios() {
+  static const std::vector<Scenario> all = {
+      {.name = "service",
+       .what = "a language model's service",
+       .workload = {32, {2048, 1024}, {256, 128}},
+       .seconds = 6},
+      chat(100),
+      chat(500),
+      chat(1000),
+      chat(2000),
+      chat(5000),
+      {.name = "documents",
+       .what = "few long ones, more than fit",
+       .workload = {3, {65536, 32768}, {512, 256}},
+       .max_length = 262144,
+       .seconds = 10},
+      {.name = "small_device",
+       .what = "V2-Lite's layers in 2 GiB",
+       .workload = {32, {8192, 4096}, {256, 128}},
+       .heads = 16,
+       .layers = 27,
+       .cache_gib = 2,
+       .max_batch = 8,
+       .max_length = 32768,
+       .seconds = 3},
+      {.name = "tiny",
+       .what = "small enough for the GPU model; no figure of it says anything about a GPU",
+       .workload = {20, {40, 40}, {6, 3}},
+       .heads = 16,
+       .layers = 1,
+       .pages = 12,
+       .max_batch = 4,
+       .max_length = 256,
+       .seconds = 0,
+       .requests = 5,
+       .under_way = 0},
+  };
+  return all;
+}
+
+int64_t Scenario::page_bytes() const {
+  return CacheShape{.num_pages = 1}.page_bytes() * layers;
+}
+
+int64_t Scenario::num_pages() const {
+  if (pages > 0) return pages;
+  return static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
+}
+
+Status select_scenarios(const std::string& list, std::vector<Scenario>* chosen) {
+  std::vector<Scenario> result;
+  std::istringstream items(list);
+  for (std::string item; std::getline(items, item, ',');) {
+    std::string names;
+    bool found = false;
+    for (const Scenario& scenario : scenarios()) {
+      names += (names.empty() ? "" : ", ") + scenario.name;
+      if (scenario.name != item && (item != "all" || scenario.name == "tiny")) continue;
+      result.push_back(scenario);
+      found = true;
+    }
+    if (!found) {
+      return {StatusCode::kInvalidArgument, "scenario '" + item + "' is none of all, " + names};
+    }
+  }
+  if (result.empty()) return {StatusCode::kInvalidArgument, "no scenario is named"};
+  *chosen = std::move(result);
+  return {};
+}
+
+Status validate(const Scenario& scenario) {
+  MLA_RETURN_IF_ERROR(validate(scenario.workload));
+  const auto check = [](const char* name, int64_t value, int64_t least, int64_t most) -> Status {
+    if (value >= least && value <= most) return {};
+    return out_of_range(name, std::to_string(value),
+                        std::to_string(least) + " ... " + std::to_string(most));
+  };
+  MLA_RETURN_IF_ERROR(check("heads", scenario.heads, 1, 1024));
+  MLA_RETURN_IF_ERROR(check("layers", scenario.layers, 1, 10000));
+  if (scenario.pages == 0 && !(scenario.cache_gib > 0 && scenario.cache_gib <= 1e6)) {
+    return out_of_range("cache", std::to_string(scenario.cache_gib) + " GiB", "above 0");
+  }
+  if (scenario.pages == 0 && scenario.num_pages() == 0) {
+    return out_of_range(
+        "cache", std::to_string(scenario.cache_gib) + " GiB",
+        "at least a page of every layer, " + std::to_string(scenario.page_bytes()) + " bytes");
+  }
+  MLA_RETURN_IF_ERROR(check("pages", scenario.num_pages(), 1, (1 << 30) / kPageSize));
+  if (!(scenario.seconds >= 0 && scenario.seconds <= 1e9)) {
+    return out_of_range("seconds", std::to_string(scenario.seconds), "0 ... 1e9");
+  }
+  MLA_RETURN_IF_ERROR(check("requests", scenario.requests, -1, INT64_MAX));
+  if (scenario.seconds == 0 && scenario.requests < 0) {
+    return {StatusCode::kInvalidArgument,
+            "seconds = 0 is no limit, and requests has none either: the run would not end"};
+  }
+  MLA_RETURN_IF_ERROR(check("under way", scenario.under_way, -1, 1000000));
+  return validate(limits_of(scenario));
+}
+
+SchedulerLimits limits_of(const Scenario& scenario) {
+  return {.num_pages = static_cast<int>(scenario.num_pages()),
+          .max_batch = scenario.max_batch,
+          .max_length = scenario.max_length,
+          .max_queue = scenario.max_queue};
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,275 @@
+#include "bench/service/scheduler.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <string>
+
+namespace mla::bench {
+namespace {
+
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+
+Status check_limit(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return {};
+  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
+                                            " must be in " + std::to_string(least) + " ... " +
+                                            std::to_string(most)};
+}
+
+Status no_host_memory() {
+  return {StatusCode::kOutOfMemory, "no host memory for the scheduler"};
+}
+
+}  // namespace
+
+const char* to_string(Rejection reason) {
+  switch (reason) {
+    case Rejection::kNone:
+      return "none";
+    case Rejection::kNoOutput:
+      return "no_output";
+    case Rejection::kNegativePrompt:
+      return "negative_prompt";
+    case Rejection::kTooLong:
+      return "too_long";
+    case Rejection::kNeverFits:
+      return "never_fits";
+    case Rejection::kQueueFull:
+      return "queue_full";
+  }
+  return "unknown";
+}
+
+Status validate(const SchedulerLimits& limits) {
+  constexpr int64_t kInt = (int64_t{1} << 31) - 1;
+  MLA_RETURN_IF_ERROR(check_limit("pages", limits.num_pages, 1, kInt));
+  MLA_RETURN_IF_ERROR(check_limit("max batch", limits.max_batch, 1, kInt));
+  MLA_RETURN_IF_ERROR(check_limit("max length", limits.max_length, 1, kMaxTokens));
+  return check_limit("max queue", limits.max_queue.value_or(1), 1, INT64_MAX);
+}
+
+int64_t RequestCounts::rejected_total() const {
+  return std::accumulate(rejected.begin(), rejected.end(), int64_t{0});
+}
+
+int64_t StepWork::appended() const {
+  int64_t sum = 0;
+  for (const SequenceWork& sequence : sequences) sum += sequence.appended;
+  return sum;
+}
+
+int64_t StepWork::decoded() const {
+  int64_t sum = 0;
+  for (const SequenceWork& sequence : sequences) sum += sequence.decoded;
+  return sum;
+}
+
+int64_t StepWork::longest() const {
+  int64_t most = 0;
+  for (const SequenceWork& sequence : sequences) {
+    most = std::max<int64_t>(most, sequence.decoded);
+  }
+  return most;
+}
+
+Rejection Scheduler::arrive(const Request& request) {
+  const auto reason = [&] {
+    if (request.generated < 0 || request.output <= request.generated) return Rejection::kNoOutput;
+    if (request.prompt < 0) return Rejection::kNegativePrompt;
+    if (request.prompt > limits_.max_length ||
+        request.output > limits_.max_length - request.prompt) {
+      return Rejection::kTooLong;
+    }
+    if (pages_for(request.length()) > limits_.num_pages) return Rejection::kNeverFits;
+    if (limits_.max_queue && static_cast<int64_t>(queue_.size()) >= *limits_.max_queue) {
+      return Rejection::kQueueFull;
+    }
+    return Rejection::kNone;
+  }();
+  ++counts_.arrived;
+  if (reason == Rejection::kNone) {
+    queue_.push_back(request);
+  } else {
+    ++counts_.rejected[static_cast<size_t>(reason)];
+  }
+  return reason;
+}
+
+RequestCounts Scheduler::counts() const {
+  RequestCounts counts = counts_;
+  counts.queued = static_cast<int64_t>(queue_.size());
+  counts.running = running();
+  return counts;
+}
+
+Status Scheduler::nothing_runs() const {
+  if (queue_.empty()) return {};
+  return {StatusCode::kUnavailable, "request " + std::to_string(queue_.front().id) +
+                                        " waits while nothing runs: the scheduler is at fault"};
+}
+
+// ---- paged ----
+
+Status PagedScheduler::create(const SchedulerLimits& limits,
+                              std::unique_ptr<PagedScheduler>* scheduler) {
+  MLA_RETURN_IF_ERROR(validate(limits));
+  std::unique_ptr<PagedScheduler> result(new (std::nothrow) PagedScheduler(limits));
+  if (result == nullptr) return no_host_memory();
+  MLA_RETURN_IF_ERROR(PageTable::create(limits.num_pages, &result->table_));
+  *scheduler = std::move(result);
+  return {};
+}
+
+/// @param needed  the pages that the running sequences' next tokens take
+Status PagedScheduler::make_room(int64_t* needed) {
+  const auto takes_page = [&](const Running& running) {
+    return table_.find(running.sequence)->tokens % kPageSize == 0;
+  };
+  *needed = std::count_if(running_.begin(), running_.end(), takes_page);
+  while (*needed > table_.free_pages()) {
+    const Running& youngest = running_.back();
+    if (takes_page(youngest)) --*needed;
+    queue_.push_front(youngest.request);
+    MLA_RETURN_IF_ERROR(table_.free(youngest.sequence));
+    running_.pop_back();
+    ++counts_.preemptions;
+  }
+  return {};
+}
+
+/// @param needed  pages that are spoken for
+Status PagedScheduler::admit(int64_t needed) {
+  while (!queue_.empty() && running() < limits_.max_batch) {
+    const Request& next = queue_.front();
+    needed += pages_for(next.prompt + next.generated + 1);
+    if (needed > table_.free_pages()) break;
+    Running admitted{next, {}};
+    MLA_RETURN_IF_ERROR(table_.add(&admitted.sequence));
+    running_.push_back(admitted);
+    queue_.pop_front();
+  }
+  return {};
+}
+
+Status PagedScheduler::begin_step(StepWork* work) {
+  work->sequences.clear();
+  int64_t needed = 0;
+  MLA_RETURN_IF_ERROR(make_room(&needed));
+  MLA_RETURN_IF_ERROR(admit(needed));
+  if (running_.empty()) return nothing_runs();
+  ids_.clear();
+  tokens_.clear();
+  for (const auto& [request, sequence] : running_) {
+    const int32_t before = table_.find(sequence)->tokens;
+    ids_.push_back(sequence);
+    tokens_.push_back(static_cast<int32_t>(request.prompt + request.generated + 1) - before);
+  }
+  MLA_RETURN_IF_ERROR(table_.append(ids_, tokens_));
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const Sequence& sequence = *table_.find(ids_[i]);
+    work->sequences.push_back({running_[i].request.id, sequence.tokens - tokens_[i], tokens_[i],
+                               sequence.tokens, sequence.pages});
+  }
+  return {};
+}
+
+Status PagedScheduler::end_step(std::vector<GeneratedToken>* tokens) {
+  tokens->clear();
+  size_t kept = 0;
+  for (Running& running : running_) {
+    ++running.request.generated;
+    tokens->push_back({running.request});
+    if (tokens->back().last()) {
+      MLA_RETURN_IF_ERROR(table_.free(running.sequence));
+      ++counts_.finished;
+    } else {
+      running_[kept++] = running;
+    }
+  }
+  running_.resize(kept);
+  return {};
+}
+
+Holding PagedScheduler::holding() const {
+  const PageStatistics statistics = table_.statistics();
+  return {statistics.pages_used, statistics.tokens_stored};
+}
+
+// ---- static ----
+
+Status StaticScheduler::create(const SchedulerLimits& limits,
+                               std::unique_ptr<StaticScheduler>* scheduler) {
+  MLA_RETURN_IF_ERROR(validate(limits));
+  const int64_t pages_a_slot = pages_for(limits.max_length);
+  const int64_t slots = std::min<int64_t>(limits.max_batch, limits.num_pages / pages_a_slot);
+  if (slots == 0) {
+    return {StatusCode::kInvalidArgument,
+            "pages = " + std::to_string(limits.num_pages) + " do not hold one buffer of " +
+                std::to_string(limits.max_length) + " tokens, the largest length"};
+  }
+  try {
+    std::unique_ptr<StaticScheduler> result(new StaticScheduler(limits));
+    result->slots_ = slots;
+    result->pages_.resize(static_cast<size_t>(slots * pages_a_slot));
+    std::iota(result->pages_.begin(), result->pages_.end(), 0);
+    *scheduler = std::move(result);
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  return {};
+}
+
+int64_t StaticScheduler::running() const {
+  return std::count_if(batch_.begin(), batch_.end(),
+                       [](const Slot& slot) { return !slot.finished(); });
+}
+
+Status StaticScheduler::begin_step(StepWork* work) {
+  work->sequences.clear();
+  if (batch_.empty()) {
+    while (!queue_.empty() && static_cast<int64_t>(batch_.size()) < slots_) {
+      batch_.push_back({queue_.front(), 0});
+      queue_.pop_front();
+    }
+  }
+  if (batch_.empty()) return {};
+  const auto pages_a_slot = static_cast<size_t>(pages_for(limits_.max_length));
+  int32_t longest = 0;
+  for (size_t i = 0; i < batch_.size(); ++i) {
+    auto& [request, tokens] = batch_[i];
+    const int32_t before = tokens;
+    if (!batch_[i].finished()) {
+      tokens = static_cast<int32_t>(request.prompt + request.generated + 1);
+    }
+    longest = std::max(longest, tokens);
+    work->sequences.push_back({request.id, before, tokens - before, 0,
+                               std::span(pages_).subspan(i * pages_a_slot, pages_a_slot)});
+  }
+  for (SequenceWork& sequence : work->sequences) sequence.decoded = longest;
+  return {};
+}
+
+Status StaticScheduler::end_step(std::vector<GeneratedToken>* tokens) {
+  tokens->clear();
+  for (Slot& slot : batch_) {
+    if (slot.finished()) continue;
+    ++slot.request.generated;
+    tokens->push_back({slot.request});
+    if (slot.finished()) ++counts_.finished;
+  }
+  if (running() == 0) batch_.clear();
+  return {};
+}
+
+Holding StaticScheduler::holding() const {
+  Holding holding;
+  for (const Slot& slot : batch_) {
+    holding.pages += pages_for(limits_.max_length);
+    if (!slot.finished()) holding.tokens += slot.tokens;
+  }
+  return holding;
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,175 @@
+/// @file
+/// Who decodes in the next step. Pure logic: no device, no clock; time comes in only as the order
+/// of the calls.
+///
+/// Two schedulers behind one interface: PagedScheduler, continuous batching over a paged cache, and
+/// StaticScheduler, the traditional way, whole batches in contiguous buffers of the largest length.
+///
+/// At any moment: arrived = finished + rejected + queued + running.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "bench/service/requests.h"
+#include "stages/common/page_table.h"
+
+namespace mla::bench {
+
+/// Why a request is not taken.
+enum class Rejection {
+  kNone,
+  kNoOutput,        ///< Nothing (left) to generate.
+  kNegativePrompt,  ///< Less than no tokens.
+  kTooLong,         ///< Prompt and output are over the largest length.
+  kNeverFits,       ///< They need more pages than there are.
+  kQueueFull,
+};
+inline constexpr size_t kRejections = 6;
+/// "no_output", "too_long", ...
+const char* to_string(Rejection reason);
+
+/// What both schedulers keep to.
+struct SchedulerLimits {
+  int num_pages = 0;             ///< Of 64 tokens, >= 1
+  int max_batch = 1;             ///< Sequences in a step, >= 1
+  int64_t max_length = 1 << 30;  ///< Tokens of a sequence, 1 ... 2^30
+  std::optional<int64_t>
+      max_queue{};  ///< >= 1; none: unbounded. Who is preempted returns regardless.
+};
+
+/// @return kInvalidArgument, naming the limit, its value and what is allowed
+Status validate(const SchedulerLimits& limits);
+
+/// Where every request is.
+struct RequestCounts {
+  int64_t arrived = 0;
+  int64_t finished = 0;
+  std::array<int64_t, kRejections> rejected{};  ///< By reason
+  int64_t queued = 0;
+  int64_t running = 0;
+  int64_t preemptions = 0;  ///< A request may be preempted more than once.
+  int64_t rejected_total() const;
+};
+
+/// One sequence of a step.
+struct SequenceWork {
+  int64_t request = 0;             ///< Its id
+  int32_t tokens_before = 0;       ///< In the cache before the step
+  int32_t appended = 0;            ///< Rows to be appended: 1, or more where a prompt comes in
+  int32_t decoded = 0;             ///< Length that is decoded: its own, or padded
+  std::span<const int32_t> pages;  ///< Valid until the step ends
+};
+
+/// One step: rows to append, then a decode of one token for each sequence.
+struct StepWork {
+  std::vector<SequenceWork> sequences;
+  bool empty() const { return sequences.empty(); }
+  int64_t appended() const;  ///< Rows, all sequences
+  int64_t decoded() const;   ///< Tokens that are attended to, padding included
+  int64_t longest() const;   ///< Of the decoded lengths
+};
+
+/// A token that a step has made.
+struct GeneratedToken {
+  Request request;  ///< As of after the token: `generated` counts it.
+  bool last() const { return request.generated == request.output; }
+};
+
+/// What is held of the memory right now.
+struct Holding {
+  int64_t pages = 0;   ///< That nobody else can use
+  int64_t tokens = 0;  ///< Rows of those that hold a token of an unfinished request
+};
+
+/// Takes requests, says what a step decodes, gives out the tokens. Calls: arrive()*, begin_step(),
+/// arrive()*, end_step(), ...
+class Scheduler {
+ public:
+  virtual ~Scheduler() = default;
+  /// Queues a request, or counts it as rejected. `generated` of it may be above 0.
+  Rejection arrive(const Request& request);
+  /// Fills the batch and enters the new tokens in the books. Empty work: nothing is queued or
+  /// running, and there is no step to end.
+  /// @return kUnavailable if requests wait and none of them can run, which is a fault of the
+  /// scheduler
+  virtual Status begin_step(StepWork* work) = 0;
+  /// Every unfinished sequence of the step has one token more; those with all of theirs leave.
+  virtual Status end_step(std::vector<GeneratedToken>* tokens) = 0;
+  virtual Holding holding() const = 0;
+  RequestCounts counts() const;
+  const SchedulerLimits& limits() const { return limits_; }
+
+ protected:
+  explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
+  virtual int64_t running() const = 0;
+  Status nothing_runs() const;  // kUnavailable unless the queue is empty
+
+  SchedulerLimits limits_;
+  std::deque<Request> queue_;
+  RequestCounts counts_;  // but queued and running
+};
+
+/// Continuous batching. Before each step every running sequence gets room for one token, where a
+/// page is missing at the expense of whoever was admitted last: that one's pages are freed and it
+/// returns to the head of the queue with what it has generated. Then requests are admitted in
+/// order, as long as pages and places last; prompt and what was generated before are appended
+/// (anew). So whoever runs has arrived before whoever waits, and the oldest one always gets on.
+class PagedScheduler final : public Scheduler {
+ public:
+  /// @return kInvalidArgument of the limits; kOutOfMemory
+  static Status create(const SchedulerLimits& limits, std::unique_ptr<PagedScheduler>* scheduler);
+  Status begin_step(StepWork* work) override;
+  Status end_step(std::vector<GeneratedToken>* tokens) override;
+  Holding holding() const override;
+  const PageTable& table() const { return table_; }
+
+ private:
+  struct Running {
+    Request request;
+    SequenceId sequence;
+  };
+  using Scheduler::Scheduler;
+  int64_t running() const override { return static_cast<int64_t>(running_.size()); }
+  Status make_room(int64_t* needed);
+  Status admit(int64_t needed);
+
+  PageTable table_;
+  std::vector<Running> running_;  // by admission
+  std::vector<SequenceId> ids_;
+  std::vector<int32_t> tokens_;
+};
+
+/// Static batches. Memory is cut into buffers of max_length tokens; a batch takes what waits when
+/// the one before has finished to the last request, and every step decodes all its slots, finished
+/// ones too, padded to the longest.
+class StaticScheduler final : public Scheduler {
+ public:
+  /// @return kInvalidArgument of the limits, or if the pages do not hold one buffer
+  static Status create(const SchedulerLimits& limits, std::unique_ptr<StaticScheduler>* scheduler);
+  Status begin_step(StepWork* work) override;
+  Status end_step(std::vector<GeneratedToken>* tokens) override;
+  Holding holding() const override;
+  /// Sequences of a batch, at most.
+  int64_t slots() const { return slots_; }
+
+ private:
+  struct Slot {
+    Request request;
+    int32_t tokens = 0;
+    bool finished() const { return request.generated == request.output; }
+  };
+  using Scheduler::Scheduler;
+  int64_t running() const override;
+
+  int64_t slots_ = 0;
+  std::vector<int32_t> pages_;  // 0, 1, 2, ...: a contiguous buffer is an identity block table
+  std::vector<Slot> batch_;
+};
+
+}  // namespace mla::bench

@@ -1,0 +1,59 @@
+/// @file
+/// A run of the service: arrivals on a virtual clock that steps move on, and what came of it.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "bench/service/engine.h"
+#include "bench/service/requests.h"
+#include "bench/service/scheduler.h"
+#include "bench/statistics.h"
+
+namespace mla::bench {
+
+/// When a run ends.
+struct RunLimits {
+  double seconds =
+      std::numeric_limits<double>::infinity();  ///< Virtual; a step under way is ended.
+  int64_t requests = -1;  ///< Arrivals; the run goes on until they have ended. -1: no limit.
+};
+
+/// What a run came to. Times are virtual; means over time unless said otherwise.
+struct Figures {
+  RequestCounts counts;
+  double span = 0;  ///< s, to the end of the last step
+  int64_t steps = 0;
+  double step_ms_mean = kUnknown, step_ms_p50 = kUnknown, step_ms_p99 = kUnknown;
+  /// Between two tokens of a request, waiting included.
+  double token_ms_mean = kUnknown, token_ms_p50 = kUnknown, token_ms_p99 = kUnknown;
+  /// From a request's arrival; of requests under way at the beginning, only where none was made.
+  double first_token_ms_p50 = kUnknown, first_token_ms_p99 = kUnknown;
+  int64_t tokens = 0;  ///< Generated
+  double tokens_per_s = 0;
+  double batch_mean = 0;  ///< Unfinished requests in a step, over the steps
+  int64_t pages_total = 0;
+  int64_t pages_peak = 0;
+  double pages_mean = 0;
+  double waste_share = 0;  ///< Rows of held pages without a token of an unfinished request
+  double queue_mean = 0;
+  int64_t queue_max = 0;
+};
+
+/// Runs until the limits. Both a time without end and no limit of requests is kInvalidArgument.
+/// @param under_way  arrive first, at time 0
+/// @return the engine's and the scheduler's errors; kInvalidArgument for a step of no finite time
+Status run_service(const RunLimits& limits, std::span<const Request> under_way,
+                   RequestStream stream, Scheduler& scheduler, Engine& engine, Figures* figures);
+
+/// Does a small step that no run counts: kernels are loaded at their first launch.
+Status warm_up(Engine& engine);
+
+/// How many requests are under way in a service in balance: the least batch whose steps, at these
+/// lengths, generate what arrives. Steps are asked of `engine`, on made-up pages of all in turn.
+/// At most what batch and pages allow: then the service is overloaded.
+Status population_in_balance(const Workload& workload, const SchedulerLimits& limits,
+                             Engine& engine, int64_t* population);
+
+}  // namespace mla::bench

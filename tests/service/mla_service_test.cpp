@@ -1,0 +1,174 @@
+// The program itself: results it writes, input it refuses.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+namespace {
+
+using Json = nlohmann::json;
+
+std::string temporary(const std::string& name) {
+  return testing::TempDir() + "/mla_service_test_" + name;
+}
+
+std::string read(const std::string& path) {
+  std::ifstream stream(path);
+  std::stringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+struct Result {
+  int code;
+  std::string output;  // both streams
+};
+
+Result run(const std::string& arguments) {
+  const char* program = std::getenv("MLA_SERVICE");
+  EXPECT_NE(program, nullptr);
+  const std::string log = temporary("log");
+  const int status = std::system((std::string(program != nullptr ? program : "false") + " " +
+                                  arguments + " > " + log + " 2>&1")
+                                     .c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(log)};
+}
+
+TEST(MlaService, WritesItsResults) {
+  const std::string path = temporary("all.json");
+  const Result result = run("--engine simulated --scenario all --out " + path);
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("simulated clock, fitted to NVIDIA"), std::string::npos);
+  EXPECT_NE(result.output.find("Attention only"), std::string::npos);
+  EXPECT_NE(result.output.find("relative error median"), std::string::npos);
+  const Json json = Json::parse(read(path));
+  const Json& context = json["context"];
+  EXPECT_EQ(context["schema"], "flashmla_stages/service/1");
+  EXPECT_EQ(context["clock"], "simulated");
+  EXPECT_EQ(context["machine"], "model");
+  EXPECT_NE(context["clock_origin"].get<std::string>().find("NVIDIA"), std::string::npos);
+  for (const char* key : {"gpu", "driver", "nvcc", "host_compiler", "commit", "date_utc",
+                          "max_sm_mhz", "power_limit_w"}) {
+    EXPECT_TRUE(context.contains(key)) << key;
+  }
+  ASSERT_EQ(json["runs"].size(), 16u);
+  for (size_t i = 0; i < json["runs"].size(); ++i) {
+    const Json& one = json["runs"][i];
+    EXPECT_EQ(one["way"], i % 2 == 0 ? "paged" : "static");
+    EXPECT_EQ(one["stage"], i % 2 == 0 ? "08_seesaw" : "02_shared_tiled");
+    const Json& figures = one["figures"];
+    for (const char* key : {"arrived",
+                            "finished",
+                            "rejected",
+                            "queued",
+                            "running",
+                            "span_s",
+                            "steps",
+                            "step_ms_mean",
+                            "step_ms_p50",
+                            "step_ms_p99",
+                            "token_ms_mean",
+                            "token_ms_p50",
+                            "token_ms_p99",
+                            "first_token_ms_p50",
+                            "first_token_ms_p99",
+                            "tokens",
+                            "tokens_per_s",
+                            "batch_mean",
+                            "pages_total",
+                            "pages_peak",
+                            "pages_mean",
+                            "waste_share",
+                            "cache_gb",
+                            "queue_mean",
+                            "queue_max",
+                            "preemptions"}) {
+      EXPECT_TRUE(figures.contains(key)) << key;
+    }
+    EXPECT_EQ(figures["arrived"].get<int64_t>(),
+              figures["finished"].get<int64_t>() + figures["rejected"].get<int64_t>() +
+                  figures["queued"].get<int64_t>() + figures["running"].get<int64_t>());
+    EXPECT_GT(figures["tokens"].get<int64_t>(), 0);
+    int64_t rejected = 0;
+    for (const auto& [reason, count] : one["rejected_by_reason"].items()) {
+      rejected += count.get<int64_t>();
+    }
+    EXPECT_EQ(figures["rejected"], rejected);
+  }
+  // The same again is the same.
+  const std::string again = temporary("again.json");
+  ASSERT_EQ(run("--engine simulated --scenario all --out " + again).code, 0);
+  EXPECT_EQ(Json::parse(read(again))["runs"], json["runs"]);
+  ASSERT_EQ(run("--engine simulated --scenario all --seed 2 --out " + again).code, 0);
+  EXPECT_NE(Json::parse(read(again))["runs"], json["runs"]);
+  std::filesystem::remove(path);
+  std::filesystem::remove(again);
+}
+
+TEST(MlaService, DecodesOnTheModel) {
+  const std::string path = temporary("tiny.json");
+  const Result result = run("--engine model --scenario tiny --requests 3 --out " + path);
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("says nothing about a GPU"), std::string::npos);
+  const Json json = Json::parse(read(path));
+  EXPECT_EQ(json["context"]["clock"], "model");
+  for (const Json& one : json["runs"]) EXPECT_EQ(one["figures"]["finished"], 3);
+  std::filesystem::remove(path);
+}
+
+TEST(MlaService, ExplainsItsClock) {
+  const Result result = run("--engine simulated --explain-model --way paged --seconds 0.1");
+  EXPECT_EQ(result.code, 0);
+  EXPECT_NE(result.output.find("decode of a layer, us ="), std::string::npos);
+  EXPECT_NE(result.output.find("append of a layer, us ="), std::string::npos);
+}
+
+TEST(MlaService, ShowsHelpAndScenarios) {
+  const Result help = run("--help");
+  EXPECT_EQ(help.code, 0);
+  EXPECT_NE(help.output.find("Attention only: no weights"), std::string::npos);
+  const Result list = run("--list");
+  EXPECT_EQ(list.code, 0);
+  EXPECT_NE(list.output.find("chat_5000"), std::string::npos);
+}
+
+TEST(MlaService, RefusesBadInput) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"--rate -1", "rate = -1"},
+      {"--rate nan", "rate = nan"},
+      {"--pages 0", "pages = 0"},
+      {"--pages -5", "pages = -5"},
+      {"--cache-gib 0", "cache"},
+      {"--cache-gib 0.000001", "at least a page of every layer"},
+      {"--scenario nonesuch", "scenario 'nonesuch' is none of all, service"},
+      {"--max-batch 0", "max batch = 0"},
+      {"--max-length 0", "max length = 0"},
+      {"--max-queue 0", "max queue = 0"},
+      {"--seconds -1", "seconds = -1"},
+      {"--seconds 0", "would not end"},
+      {"--output-mean 0", "output mean = 0"},
+      {"--prompt-sd -1", "prompt sd = -1"},
+      {"--layers 0", "layers = 0"},
+      {"--heads 5", "recorded times of stage"},
+      {"--stage 77", "recorded times of stage 77"},
+      {"--way sideways", "--way"},
+      {"--static-tolerance 2", "static tolerance = 2"},
+      {"--pages 3 --max-length 256", "do not hold one buffer"},
+      {"--out /nonesuch/a.json", "/nonesuch/a.json: cannot be written"},
+      {"--nonesuch", "nonesuch"},
+  };
+  for (const auto& [arguments, message] : cases) {
+    const Result result = run("--engine simulated " + std::string(arguments));
+    EXPECT_EQ(result.code, 2) << arguments;
+    EXPECT_NE(result.output.find(message), std::string::npos) << arguments << "\n" << result.output;
+  }
+  const Result large = run("--engine model --scenario service");
+  EXPECT_EQ(large.code, 2);
+  EXPECT_NE(large.output.find("the GPU model is for at most 256"), std::string::npos);
+}
+
+}  // namespace

@@ -1,0 +1,318 @@
+// The simulated clock's fit, and what a run makes of steps of known times.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "bench/service/report.h"
+#include "bench/service/scenarios.h"
+#include "bench/service/service.h"
+#include "bench/service/time_model.h"
+
+namespace mla::bench {
+namespace {
+
+// ---- the fit ----
+
+TEST(Fit, FindsCoefficients) {
+  const std::vector<std::vector<double>> columns{{1, 1, 1, 1}, {1, 2, 4, 8}, {3, 1, 4, 1}};
+  std::vector<double> times;
+  for (size_t i = 0; i < 4; ++i) times.push_back(5 + 0.25 * columns[1][i] + 2 * columns[2][i]);
+  const auto x = fit_non_negative(columns, times);
+  EXPECT_NEAR(x[0], 5, 1e-8);
+  EXPECT_NEAR(x[1], 0.25, 1e-8);
+  EXPECT_NEAR(x[2], 2, 1e-8);
+}
+
+TEST(Fit, IsNeverNegative) {
+  // Falls with the column: the best that is not negative is the constant alone.
+  const auto x = fit_non_negative({{1, 1, 1}, {1, 2, 3}}, std::vector<double>{3, 2, 1});
+  EXPECT_GT(x[0], 0);
+  EXPECT_EQ(x[1], 0);
+}
+
+TEST(Fit, TellsASumFromALargest) {
+  std::vector<DecodeTime> sums, largest;
+  for (const double batch : {1, 4, 16, 64, 128}) {
+    for (const double length : {1000, 8000, 30000}) {
+      const DecodeShape shape{batch, batch * length, length};
+      sums.push_back({"", shape, 10 + 0.5 * batch + 0.001 * shape.tokens + 0.02 * length});
+      largest.push_back({"", shape, 10 + std::max(0.001 * shape.tokens, 0.02 * length)});
+    }
+  }
+  const DecodeFit sum = fit_decode(sums), most = fit_decode(largest);
+  EXPECT_FALSE(sum.largest);
+  EXPECT_LT(sum.worst_error, 1e-8);
+  EXPECT_NEAR(sum.d, 0.02, 1e-8);
+  EXPECT_TRUE(most.largest);
+  EXPECT_LT(most.worst_error, 1e-8);
+  EXPECT_EQ(most.shapes, 15);
+}
+
+struct Bound {
+  const char* stage;
+  int heads;
+  double median, worst;
+};
+
+class RecordedFit : public testing::TestWithParam<Bound> {};
+
+// Bounds a little above what the fit comes to: a fit that got worse shows.
+TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
+  const Bound& bound = GetParam();
+  Recorded recorded;
+  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  TimeModel model;
+  const Status status = fit_time_model(recorded, bound.stage, bound.heads, &model);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  EXPECT_LT(model.decode.median_error, bound.median) << model.describe();
+  EXPECT_LT(model.decode.worst_error, bound.worst) << model.describe();
+  EXPECT_GT(model.append_us[0], 1);
+  EXPECT_LT(model.append_us[0], 20);
+  EXPECT_EQ(model.plan_us[0] > 0, model.stage >= "04");
+  // The same errors from the recording, not by the fit's own account.
+  const RecordedEntry* entry =
+      recorded.find(model.stage, "h" + std::to_string(bound.heads) + "_q1_b128_k8192", "sustained");
+  ASSERT_NE(entry, nullptr);
+  EXPECT_NEAR(model.decode.us({128, 128 * 8192, 8192}) / entry->us, 1, bound.worst);
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, RecordedFit,
+                         testing::Values(Bound{"02", 128, 0.12, 0.3}, Bound{"02", 16, 0.1, 0.25},
+                                         Bound{"03", 128, 0.05, 0.25}, Bound{"03", 16, 0.05, 0.1},
+                                         Bound{"07_tma_pipeline", 128, 0.08, 0.15},
+                                         Bound{"08", 128, 0.05, 0.15}, Bound{"08", 16, 0.05, 0.1}),
+                         [](const auto& bound) {
+                           return "s" + std::string(bound.param.stage).substr(0, 2) + "_h" +
+                                  std::to_string(bound.param.heads);
+                         });
+
+TEST(Model, WithoutRecordedTimesIsRefused) {
+  Recorded recorded;
+  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  TimeModel model;
+  for (const auto& [stage, heads] : {std::pair("08", 3), std::pair("77", 128)}) {
+    const Status status = fit_time_model(recorded, stage, heads, &model);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find("recorded times of stage " + std::string(stage)),
+              std::string::npos);
+  }
+  // Hostile results of appends are passed over.
+  const auto folder = std::filesystem::path(testing::TempDir()) / "service_clock_test";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "a.json") << "{\"context\": 3}";
+  std::ofstream(folder / "b.json")
+      << R"({"context": {"schema": "flashmla_stages_cache/1", "machine": "gpu"}, "benchmarks": [
+             {"name": 3}, {"name": "append_b1_t1/kernel/sustained", "real_time": -1}]})";
+  ASSERT_TRUE(fit_time_model(recorded, "08", 128, &model, folder.string()).ok());
+  EXPECT_EQ(model.append_us[0], 0);
+  EXPECT_TRUE(model.append_origin.empty());
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
+  TimeModel model;
+  model.decode.a = 10;
+  model.decode.b = 1;
+  model.decode.c = 0.01;
+  model.plan_us[0] = 5;
+  model.plan_us[1] = 0.5;
+  model.append_us[0] = 3;
+  model.append_us[1] = 0.1;
+  model.append_us[2] = 0.01;
+  StepWork work;
+  work.sequences = {{0, 99, 1, 100, {}}, {1, 0, 200, 200, {}}};
+  // 26 runs, 201 rows, 300 tokens.
+  const double layer = 3 + 2.6 + 2.01 + 10 + 2 + 3;
+  EXPECT_NEAR(model.step_us(work, 4), 6 + 4 * layer, 1e-9);
+  SimulatedEngine engine(model, 4);
+  double seconds = 0;
+  ASSERT_TRUE(engine.step(work, &seconds).ok());
+  EXPECT_NEAR(seconds, (6 + 4 * layer) * 1e-6, 1e-12);
+}
+
+// ---- a run ----
+
+/// Steps of a time that the test says, which look at the books in passing.
+class FakeEngine final : public Engine {
+ public:
+  explicit FakeEngine(double a, double per_sequence = 0) : a_(a), b_(per_sequence) {}
+  Status step(const StepWork& work, double* seconds) override {
+    if (scheduler != nullptr) {
+      const RequestCounts counts = scheduler->counts();
+      EXPECT_EQ(counts.arrived,
+                counts.finished + counts.rejected_total() + counts.queued + counts.running);
+    }
+    *seconds = a_ + b_ * double(work.sequences.size());
+    return {};
+  }
+  const Scheduler* scheduler = nullptr;
+
+ private:
+  double a_, b_;
+};
+
+std::unique_ptr<PagedScheduler> paged(const SchedulerLimits& limits) {
+  std::unique_ptr<PagedScheduler> scheduler;
+  EXPECT_TRUE(PagedScheduler::create(limits, &scheduler).ok());
+  return scheduler;
+}
+
+TEST(Run, FiguresOfOneThatWorksOutByHand) {
+  // Two requests under way: 63 tokens and one more to come; 0 tokens and two to come. A step
+  // takes 0.5 s, no more requests arrive.
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 2});
+  FakeEngine engine(0.5);
+  const std::vector<Request> under_way{
+      {.id = 0, .arrival = -1, .prompt = 60, .output = 4, .generated = 3},
+      {.id = 1, .prompt = 0, .output = 2}};
+  Figures figures;
+  ASSERT_TRUE(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
+                          *scheduler, engine, &figures)
+                  .ok());
+  EXPECT_EQ(figures.counts.arrived, 2);
+  EXPECT_EQ(figures.counts.finished, 2);
+  EXPECT_EQ(figures.steps, 2);
+  EXPECT_DOUBLE_EQ(figures.span, 1);
+  EXPECT_EQ(figures.tokens, 3);
+  EXPECT_DOUBLE_EQ(figures.tokens_per_s, 3);
+  EXPECT_DOUBLE_EQ(figures.step_ms_mean, 500);
+  EXPECT_DOUBLE_EQ(figures.token_ms_mean, 500);  // 0's only one, since the beginning; 1's second
+  EXPECT_DOUBLE_EQ(figures.first_token_ms_p50, 500);
+  EXPECT_DOUBLE_EQ(figures.batch_mean, 1.5);
+  EXPECT_EQ(figures.pages_peak, 2);
+  EXPECT_DOUBLE_EQ(figures.pages_mean, 1.5);
+  // 64 + 1 of 128 rows for half a second, 2 of 64 for another.
+  EXPECT_DOUBLE_EQ(figures.waste_share, 1 - 67.0 / 192);
+  EXPECT_EQ(figures.queue_max, 0);
+}
+
+TEST(Run, WaitsInTheQueueAreCounted) {
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 1});
+  FakeEngine engine(1);
+  const std::vector<Request> under_way{{.id = 0, .output = 2}, {.id = 1, .output = 1}};
+  Figures figures;
+  ASSERT_TRUE(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
+                          *scheduler, engine, &figures)
+                  .ok());
+  EXPECT_DOUBLE_EQ(figures.span, 3);
+  EXPECT_DOUBLE_EQ(figures.queue_mean, 2.0 / 3);
+  EXPECT_EQ(figures.queue_max, 1);
+  EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1000 + 0.99 * 2000);  // 1 s and 3 s
+}
+
+TEST(Run, WhoeverArrivesDuringAStepWaitsFromThenOn) {
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 1});
+  const RequestStream stream({1, {1, 0}, {1, 0}}, 1, 1);
+  const double arrival = stream.peek().arrival;
+  FakeEngine engine(2 * arrival);
+  const std::vector<Request> under_way{{.id = 0, .output = 2}};
+  Figures figures;
+  ASSERT_TRUE(run_service({.requests = 1}, under_way, stream, *scheduler, engine, &figures).ok());
+  EXPECT_DOUBLE_EQ(figures.span, 6 * arrival);
+  EXPECT_DOUBLE_EQ(figures.queue_mean, 0.5);                                     // from 1 to 4 of 6
+  EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1e3 * arrival * (2 + 0.99 * 3));  // 2 and 5
+}
+
+TEST(Run, TheClockJumpsWhileNothingRuns) {
+  const auto scheduler = paged({.num_pages = 10});
+  FakeEngine engine(1e-6);
+  engine.scheduler = scheduler.get();
+  Figures figures;
+  ASSERT_TRUE(run_service({.seconds = 1000}, {}, RequestStream({0.1, {10, 0}, {5, 0}}, 1),
+                          *scheduler, engine, &figures)
+                  .ok());
+  EXPECT_NEAR(double(figures.counts.arrived), 100, 35);
+  EXPECT_EQ(figures.counts.finished, figures.counts.arrived);
+  EXPECT_EQ(figures.steps, 5 * figures.counts.finished);
+  EXPECT_DOUBLE_EQ(figures.span, 1000);
+}
+
+TEST(Run, OverloadIsReportedAsItIs) {
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 4, .max_queue = 5});
+  FakeEngine engine(0.1);
+  engine.scheduler = scheduler.get();
+  Figures figures;
+  ASSERT_TRUE(run_service({.seconds = 30}, {}, RequestStream({20, {50, 20}, {80, 40}}, 1),
+                          *scheduler, engine, &figures)
+                  .ok());
+  const RequestCounts& counts = figures.counts;
+  EXPECT_GT(counts.rejected[size_t(Rejection::kQueueFull)], 50);
+  EXPECT_GT(counts.preemptions, 0);
+  EXPECT_GT(counts.running, 0);
+  EXPECT_GT(counts.queued, 0);
+  EXPECT_EQ(counts.arrived,
+            counts.finished + counts.rejected_total() + counts.queued + counts.running);
+  EXPECT_LE(figures.pages_peak, 5);
+  EXPECT_GT(figures.token_ms_mean, 100.01);  // whoever was preempted waited longer than a step
+}
+
+TEST(Run, NeedsAnEndAndTimes) {
+  const auto scheduler = paged({.num_pages = 10});
+  const RequestStream stream({1, {1, 0}, {1, 0}}, 1);
+  FakeEngine engine(1), broken(NAN);
+  Figures figures;
+  EXPECT_FALSE(run_service({}, {}, stream, *scheduler, engine, &figures).ok());
+  EXPECT_FALSE(run_service({.seconds = -1}, {}, stream, *scheduler, engine, &figures).ok());
+  EXPECT_FALSE(run_service({.requests = 1}, {}, stream, *scheduler, broken, &figures).ok());
+}
+
+TEST(Balance, IsWhereStepsGenerateWhatArrives) {
+  // batch = rate * output * (a + b * batch): 20 * 10 * (0.01 + 0.004 batch) = batch, so 10.
+  const Workload workload{20, {100, 0}, {10, 0}};
+  FakeEngine engine(0.01, 0.004);
+  int64_t population = 0;
+  ASSERT_TRUE(
+      population_in_balance(workload, {.num_pages = 1000, .max_batch = 64}, engine, &population)
+          .ok());
+  EXPECT_EQ(population, 10);
+  ASSERT_TRUE(
+      population_in_balance(workload, {.num_pages = 1000, .max_batch = 7}, engine, &population)
+          .ok());
+  EXPECT_EQ(population, 7);  // overloaded
+  ASSERT_TRUE(
+      population_in_balance(workload, {.num_pages = 9, .max_batch = 64}, engine, &population).ok());
+  EXPECT_EQ(population, 4);  // of two pages each
+}
+
+// ---- scenarios and results ----
+
+TEST(Scenarios, AreAllInOrder) {
+  std::vector<Scenario> all;
+  ASSERT_TRUE(select_scenarios("all", &all).ok());
+  EXPECT_EQ(all.size(), scenarios().size() - 1);
+  for (const Scenario& scenario : scenarios()) {
+    const Status status = validate(scenario);
+    EXPECT_TRUE(status.ok()) << scenario.name << ": " << status.to_string();
+    std::unique_ptr<StaticScheduler> fixed;
+    EXPECT_TRUE(StaticScheduler::create(limits_of(scenario), &fixed).ok()) << scenario.name;
+  }
+  EXPECT_EQ(select_scenarios("service,nonesuch", &all).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(select_scenarios("", &all).code(), StatusCode::kInvalidArgument);
+}
+
+TEST(Report, UnknownFiguresAreNull) {
+  const std::string path = testing::TempDir() + "/service_clock_test.json";
+  ServiceRun run{scenarios().front(), "paged", "08_seesaw", {}};
+  run.figures.counts.arrived = 1;
+  run.figures.counts.rejected[size_t(Rejection::kTooLong)] = 1;
+  ASSERT_TRUE(write_runs(path, {{"schema", "s"}}, {run}).ok());
+  std::ifstream stream(path);
+  const auto json = nlohmann::json::parse(stream);
+  std::filesystem::remove(path);
+  EXPECT_EQ(json["context"]["schema"], "s");
+  EXPECT_TRUE(json["context"]["gpu"].is_null());
+  EXPECT_TRUE(json["runs"][0]["figures"]["step_ms_mean"].is_null());
+  EXPECT_EQ(json["runs"][0]["figures"]["rejected"], 1);
+  EXPECT_EQ(json["runs"][0]["rejected_by_reason"]["too_long"], 1);
+  EXPECT_EQ(write_runs("/nonesuch/a.json", {}, {run}).code(), StatusCode::kFileError);
+  ServiceRun other = run;
+  other.way = "static";
+  EXPECT_NE(compare_runs({run, other}, "a clock").find("static / paged"), std::string::npos);
+  EXPECT_NE(compare_runs({run}, "a clock").find("1 (too_long)"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace mla::bench
