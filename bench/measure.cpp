@@ -295,9 +295,9 @@ class ShapeRun {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry)) continue;
       entry.times.name = result_.shape.name + ": " + entry.stage;
-      entry.times.sustained_warmup_s = result_.shape.measure == Measure::kEnergy
-                                           ? kLongWarmupSeconds
-                                           : sustained_warmup_seconds(entry.stage);
+      const bool energy = result_.shape.measure == Measure::kEnergy;
+      entry.times.sustained_warmup_s =
+          energy ? kLongWarmupSeconds : sustained_warmup_seconds(entry.stage);
       places.push_back(&entry.times);
       if (!plans(i)) continue;
       entry.plan.with_decode.name = entry.times.name + " with its plan";

@@ -96,12 +96,12 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-/// Set by Ctrl-C: what is measured by then is kept. A second one ends the program.
-std::atomic<bool> interrupted = false;
+/// Times that Ctrl-C was pressed. What is measured by the first is kept; the third ends the program
+/// (coreutils' timeout sends two).
+std::atomic<int> interrupted = 0;
 
 void on_interrupt(int signal) {
-  interrupted = true;
-  std::signal(signal, SIG_DFL);
+  if (++interrupted == 2) std::signal(signal, SIG_DFL);
 }
 
 /// Measures, prints a table a shape, writes the files. The exit code.
@@ -149,7 +149,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   bool failed = false;
   std::signal(SIGINT, on_interrupt);
   for (const Shape& shape : shapes) {
-    if (interrupted) {
+    if (interrupted > 0) {
       std::cout << "\nInterrupted: " << shapes.size() - results.size()
                 << " of the shapes are left out.\n";
       failed = true;
@@ -171,7 +171,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   }
   std::cout << std::flush;
   std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
-  if (has_paged_suite(options) && !interrupted && !runner->lost()) {
+  if (has_paged_suite(options) && interrupted == 0 && !runner->lost()) {
     const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
     progress.clear();
     if (!status.ok()) {

@@ -45,7 +45,7 @@ if gpu=$("$bench" --print-gpu); then
   python3 bench/report.py --summary --results "$out"
   if [[ -n $record ]]; then
     cp "$out" "bench/results/${gpu}_${now%_*}.json"
-    build/bench/service/mla_service --machine gpu --out "bench/results/${gpu}_service_${now%_*}.json"
+    build/bench/mla_service --out "bench/results/${gpu}_service_${now%_*}.json" --engine gpu --scenario all
     if python3 -c 'import torch' 2> /dev/null; then
       python3 bench/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
     else

@@ -5,8 +5,9 @@
 namespace mla::bench {
 
 double sustained_warmup_seconds(const std::string& stage) {
-  const bool before_tensor_cores = stage < "05";  // a peer's name begins with a letter
-  return before_tensor_cores ? 0.2 : kLongWarmupSeconds;
+  const bool at_the_power_limit =
+      stage >= "05" && stage < "a";  // a peer's name begins with a letter
+  return at_the_power_limit ? kLongWarmupSeconds : 0.2;
 }
 
 void sample(Runner& runner, std::span<Contender> contenders,

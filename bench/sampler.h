@@ -21,7 +21,7 @@ inline constexpr double kLeaveOutMicroseconds = 2e6;
 inline constexpr double kLongWarmupSeconds = 1.2;
 
 /// How long a stage, or a peer, runs back to back before its sustained runs, in s: from stage 05 on,
-/// on the tensor cores, the above.
+/// on the tensor cores, the above. The cuBLAS pipeline, bound by memory, is a peer that needs less.
 double sustained_warmup_seconds(const std::string& stage);
 
 /// One operation to be timed against others, and its samples.

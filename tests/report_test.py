@@ -674,8 +674,7 @@ class RunScriptTest(unittest.TestCase):
         program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
                            '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
         program.chmod(0o755)
-        serving = self.root / "build" / "bench" / "service" / "mla_service"
-        serving.parent.mkdir(exist_ok=True)
+        serving = self.root / "build" / "bench" / "mla_service"
         serving.write_text('#!/bin/sh\ncp service.json "$4"\n')  # --machine gpu --out FILE
         serving.chmod(0o755)
         (self.root / "service.json").write_text(json.dumps(service()))
