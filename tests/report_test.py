@@ -675,7 +675,7 @@ class RunScriptTest(unittest.TestCase):
                            '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
         program.chmod(0o755)
         serving = self.root / "build" / "bench" / "mla_service"
-        serving.write_text('#!/bin/sh\ncp service.json "$4"\n')  # --machine gpu --out FILE
+        serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
         serving.chmod(0o755)
         (self.root / "service.json").write_text(json.dumps(service()))
         (self.root / "bench" / "peers.py").write_text("")  # takes its arguments, and measures nothing
