@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 SCHEMA = "flashmla_stages/2"
 OLD_SCHEMA = "flashmla_stages/1"  # no suites in the context, no tokens in the entries
-CACHE_SCHEMA = "flashmla_stages_cache/1"  # what cache/... is in newer files, in a file of its own, named otherwise
 PEERS_SCHEMA = "flashmla_stages/peers/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
 RECORDED_GPU = "NVIDIA H200"
@@ -61,18 +60,12 @@ class Error(Exception):
     """A message for the user."""
 
 
-def entry_key(name, schema):
+def entry_key(name):
     """(stage, shape, mode) of "02_shared_tiled/h128_q1_b64_k4096/cold/iterations:1/manual_time"."""
     parts = name.split("/")
     if len(parts) < 3:
         raise Error(f"entry {name!r} is not named stage/shape/mode")
-    if schema != CACHE_SCHEMA:
-        return tuple(parts[:3])
-    if parts[0] == "host":
-        return "cache", f"host_{parts[1]}", "wall"
-    if parts[0] == "memory":
-        return "cache", f"memory_{parts[1]}", "bytes"
-    return "cache", parts[0], parts[2]
+    return tuple(parts[:3])
 
 
 class Results:
@@ -85,7 +78,7 @@ class Results:
         self.entries = {}
         for entry in data.get("benchmarks", []):
             try:
-                self.entries[entry_key(entry.get("name", ""), self.schema)] = entry
+                self.entries[entry_key(entry.get("name", ""))] = entry
             except Error as error:
                 raise Error(f"{name}: {error}") from None
         others = ["reference", "cache", *MEASURED_PEERS]
@@ -126,7 +119,7 @@ class Results:
     def problems(self):
         """What keeps this from being a results file; empty if nothing."""
         found = lacking("context", self.context, REQUIRED_CONTEXT)
-        if self.schema not in (None, SCHEMA, OLD_SCHEMA, CACHE_SCHEMA):
+        if self.schema not in (None, SCHEMA, OLD_SCHEMA):
             found.append(f"schema is '{self.schema}', not '{SCHEMA}'")
         decodes = any(key[0] != "cache" for key in self.entries)  # the cache's suite alone needs no ceilings
         if self.context.get("machine") == "gpu":
@@ -231,7 +224,7 @@ def read_checked(path, schemas):
 
 
 def load(path):
-    return Results(read_checked(path, [SCHEMA, OLD_SCHEMA, CACHE_SCHEMA]), Path(path).name)
+    return Results(read_checked(path, [SCHEMA, OLD_SCHEMA]), Path(path).name)
 
 
 def recorded(root):
@@ -269,7 +262,7 @@ def load_cache(root, results):
     found = []
     for path in (root / "bench" / "results").glob("*.json"):
         context = read_json(path).get("context", {})
-        if context.get("schema") in (SCHEMA, CACHE_SCHEMA) and context.get("gpu") == results.context.get("gpu"):
+        if context.get("schema") == SCHEMA and context.get("gpu") == results.context.get("gpu"):
             one = load(path)
             if one.cache("wall"):
                 found.append((context.get("date_utc", ""), path.name, one))
@@ -718,6 +711,11 @@ SERVICE_ROWS = [  # title, figures, how to write them
 ]
 
 
+def service_cell(figures, names, how):
+    values = [figures[name] for name in names]
+    return DASH if None in values else how.format(*values)
+
+
 def service_block(service):
     if service is None:
         return []
@@ -725,7 +723,7 @@ def service_block(service):
     for scenario in unique(run["scenario"] for run in service["runs"]):
         runs = sorted((run for run in service["runs"] if run["scenario"] == scenario),
                       key=lambda run: (run["stage"], run["way"]))
-        rows = [[title, *(how.format(*(run["figures"][name] for name in names)) for run in runs)]
+        rows = [[title, *(service_cell(run["figures"], names, how) for run in runs)]
                 for title, names, how in SERVICE_ROWS]
         if any(run["rejected_by_reason"] for run in runs):
             rows.insert(2, ["why rejected", *(", ".join(f"{reason} {count}" for reason, count

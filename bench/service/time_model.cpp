@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <cstdio>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -15,7 +13,6 @@
 namespace mla::bench {
 namespace {
 
-using Json = nlohmann::json;
 using Columns = std::vector<std::vector<double>>;
 
 constexpr int64_t kRunRows = 8;  // kMaxRunTokens: what a block of an append copies
@@ -126,62 +123,20 @@ std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::strin
                      double(*std::max_element(spec.lengths.begin(), spec.lengths.end()))};
 }
 
-/// Times of appends, as mla_cache recorded them.
-struct Appends {
-  std::string date;
-  std::string origin;
+void fit_appends(const Recorded& recorded, TimeModel* model) {
   std::vector<double> runs, rows, us;
-};
-
-/// False if `path` holds none of a GPU.
-bool read_appends(const std::filesystem::path& path, Appends* appends) {
-  std::ifstream stream(path);
-  const Json file = Json::parse(stream, nullptr, false);
-  if (!file.is_object() || !file.contains("context") || !file["context"].is_object()) return false;
-  const Json& context = file["context"];
-  const auto text = [&](const char* key) {
-    return context.contains(key) && context[key].is_string() ? context[key].get<std::string>() : "";
-  };
-  if (text("schema") != "flashmla_stages_cache/1" || text("machine") != "gpu") return false;
-  Appends result;
-  result.date = text("date_utc");
-  result.origin = text("gpu") + ", commit " + text("commit") + ", " + result.date.substr(0, 10);
-  if (!file.contains("benchmarks") || !file["benchmarks"].is_array()) return false;
-  for (const Json& entry : file["benchmarks"]) {
-    if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string()) continue;
-    const std::string name = entry["name"].get<std::string>();
+  for (const RecordedEntry& entry : recorded.entries) {
     int batch = 0, tokens = 0;
-    if (std::sscanf(name.c_str(), "append_b%d_t%d/", &batch, &tokens) != 2) continue;
-    if (name.find("/kernel/sustained") == std::string::npos) continue;
-    if (batch < 1 || tokens < 1 || !entry.contains("real_time") ||
-        !entry["real_time"].is_number() || entry["real_time"].get<double>() <= 0) {
-      continue;
-    }
-    result.runs.push_back(double(batch) * double((tokens + kRunRows - 1) / kRunRows));
-    result.rows.push_back(double(batch) * tokens);
-    result.us.push_back(entry["real_time"].get<double>());
+    if (entry.stage != "cache" || entry.mode != "sustained") continue;
+    if (std::sscanf(entry.shape.c_str(), "append_b%d_t%d", &batch, &tokens) != 2) continue;
+    if (batch < 1 || tokens < 1) continue;
+    runs.push_back(double(batch) * double((tokens + kRunRows - 1) / kRunRows));
+    rows.push_back(double(batch) * tokens);
+    us.push_back(entry.us);
   }
-  if (result.us.empty()) return false;
-  *appends = std::move(result);
-  return true;
-}
-
-void fit_appends(const std::string& folder, TimeModel* model) {
-  Appends newest;
-  std::error_code error;
-  for (const auto& file :
-       std::filesystem::directory_iterator(folder.empty() ? MLA_RESULTS_FOLDER : folder, error)) {
-    Appends one;
-    if (file.path().extension() == ".json" && read_appends(file.path(), &one) &&
-        one.date > newest.date) {
-      newest = std::move(one);
-    }
-  }
-  if (newest.us.empty()) return;
-  const auto x = fit_non_negative(
-      {std::vector<double>(newest.us.size(), 1.0), newest.runs, newest.rows}, newest.us);
+  if (us.empty()) return;
+  const auto x = fit_non_negative({std::vector<double>(us.size(), 1.0), runs, rows}, us);
   std::copy(x.begin(), x.end(), model->append_us);
-  model->append_origin = newest.origin;
 }
 
 void fit_plan(const Recorded& recorded, TimeModel* model) {
@@ -288,14 +243,13 @@ std::string TimeModel::describe() const {
   if (plan_us[0] > 0) {
     text += "  plan of a step, us = " + number(plan_us[0]) + term(plan_us[1], "sequences") + "\n";
   }
-  if (append_origin.empty()) return text + "  appends: none recorded, they take no time\n";
+  if (append_us[0] == 0) return text + "  appends: none recorded, they take no time\n";
   return text + "  append of a layer, us = " + number(append_us[0]) +
-         term(append_us[1], "runs of up to 8 rows") + term(append_us[2], "rows") + ", fitted to " +
-         append_origin + "\n";
+         term(append_us[1], "runs of up to 8 rows") + term(append_us[2], "rows") + "\n";
 }
 
 Status fit_time_model(const Recorded& recorded, const std::string& stage, int heads,
-                      TimeModel* model, const std::string& cache_folder) {
+                      TimeModel* model) {
   TimeModel result;
   result.heads = heads;
   result.origin = recorded.origin();
@@ -315,7 +269,7 @@ Status fit_time_model(const Recorded& recorded, const std::string& stage, int he
   }
   result.decode = fit_decode(times);
   fit_plan(recorded, &result);
-  fit_appends(cache_folder, &result);
+  fit_appends(recorded, &result);
   *model = std::move(result);
   return {};
 }

@@ -59,11 +59,11 @@ DecodeFit fit_decode(const std::vector<DecodeTime>& times);
 struct TimeModel {
   std::string stage;  ///< Slug
   int heads = 0;
-  std::string origin;         ///< "NVIDIA H200, commit 6e841ff, 2026-11-21"
-  std::string append_origin;  ///< Empty: no recorded appends, which then take no time
+  std::string origin;  ///< "NVIDIA H200, commit 6e841ff, 2026-11-21"
   DecodeFit decode;
-  double plan_us[2] = {0, 0};       ///< Constant, a sequence. 0 for a stage without a plan.
-  double append_us[3] = {0, 0, 0};  ///< Constant, a run of up to 8 rows, a row; of one layer
+  double plan_us[2] = {0, 0};  ///< Constant, a sequence. 0 for a stage without a plan.
+  /// Constant, a run of up to 8 rows, a row; of one layer. 0 if no appends are recorded.
+  double append_us[3] = {0, 0, 0};
   /// Of a whole step, in us.
   double step_us(const StepWork& work, int layers) const;
   /// Lines that say what was fitted to what, and how well.
@@ -71,11 +71,10 @@ struct TimeModel {
 };
 
 /// Fits a stage to its sustained entries with these heads, one query token and one KV head.
-/// @param stage         slug or number
-/// @param cache_folder  where mla_cache's results lie (empty: the project's own): the appends
+/// @param stage  slug or number
 /// @return kInvalidArgument if fewer than four such entries are recorded
 Status fit_time_model(const Recorded& recorded, const std::string& stage, int heads,
-                      TimeModel* model, const std::string& cache_folder = "");
+                      TimeModel* model);
 
 /// Steps that only take time.
 class SimulatedEngine final : public Engine {

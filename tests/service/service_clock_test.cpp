@@ -99,17 +99,15 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
     EXPECT_NE(status.message().find("recorded times of stage " + std::string(stage)),
               std::string::npos);
   }
-  // Hostile results of appends are passed over.
-  const auto folder = std::filesystem::path(testing::TempDir()) / "service_clock_test";
-  std::filesystem::create_directories(folder);
-  std::ofstream(folder / "a.json") << "{\"context\": 3}";
-  std::ofstream(folder / "b.json")
-      << R"({"context": {"schema": "flashmla_stages_cache/1", "machine": "gpu"}, "benchmarks": [
-             {"name": 3}, {"name": "append_b1_t1/kernel/sustained", "real_time": -1}]})";
-  ASSERT_TRUE(fit_time_model(recorded, "08", 128, &model, folder.string()).ok());
+  // Hostile names of appends are passed over, and without any they take no time.
+  const auto is_append = [](const RecordedEntry& entry) { return entry.stage == "cache"; };
+  std::erase_if(recorded.entries, is_append);
+  for (const char* name : {"append_b0_t1", "append_b1_t-1", "append_", "host_append_b1_t1"}) {
+    recorded.entries.push_back({"cache", name, "sustained", 3, {}});
+  }
+  ASSERT_TRUE(fit_time_model(recorded, "08", 128, &model).ok());
   EXPECT_EQ(model.append_us[0], 0);
-  EXPECT_TRUE(model.append_origin.empty());
-  std::filesystem::remove_all(folder);
+  EXPECT_NE(model.describe().find("appends: none recorded"), std::string::npos);
 }
 
 TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
