@@ -145,11 +145,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Where a row has two splits, what counts is how many rows are under way. (sm_80 would spill.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kFewBlocks = 4;  // a multiprocessor
+#else
+constexpr int kFewBlocks = 1;
+#endif
+
 // Few splits a row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
     combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
-  constexpr int kVectors = kHeadDimV / (4 * 32);
+  constexpr int kVectors = kHeadDimV / kColumns;
+  constexpr int kAhead = 2;  // splits whose loads are in flight
+  static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
   const int lane = threadIdx.x % 32;
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
@@ -165,6 +174,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
+    const int64_t to_next = rows * kHeadDimV;
 
     float largest = -INFINITY;
     for (int s = lane; s < splits; s += 32) largest = fmaxf(largest, lse_partial[s * rows]);
@@ -177,22 +187,34 @@ __global__ void __launch_bounds__(kThreads)
     // Weights not yet divided by their sum, 32 at a time; every lane adds up its own.
     float4 out[kVectors] = {};
     float weights = 0, sum = 0;
-#pragma unroll 2
-    for (int s = 0; s < splits; ++s) {
-      if (s % 32 == 0) {
-        weights = s + lane < splits ? expf(lse_partial[(s + lane) * rows] - largest) : 0;
+#pragma unroll 1
+    for (int first = 0; first < splits; first += kAhead) {
+      if (first % 32 == 0) {
+        weights = first + lane < splits ? expf(lse_partial[(first + lane) * rows] - largest) : 0;
         sum += weights;
       }
-      const float weight = __shfl_sync(0xffffffff, weights, s % 32);
-      if (weight == 0) continue;  // saw nothing, so there may be anything
+      float weight[kAhead];
+      float4 value[kAhead][kVectors];
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const float4 value = *reinterpret_cast<const float4*>(
-            out_partial + s * rows * int64_t{kHeadDimV} + v * 4 * 32);
-        out[v].x += weight * value.x;
-        out[v].y += weight * value.y;
-        out[v].z += weight * value.z;
-        out[v].w += weight * value.w;
+      for (int j = 0; j < kAhead; ++j) {
+        weight[j] = __shfl_sync(0xffffffff, weights, (first + j) % 32);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          value[j][v] = make_float4(0, 0, 0, 0);
+          if (weight[j] == 0) continue;  // past the last, or saw nothing: there may be anything
+          value[j][v] = *reinterpret_cast<const float4*>(out_partial + v * kColumns);
+        }
+        out_partial += to_next;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          out[v].x += weight[j] * value[j][v].x;
+          out[v].y += weight[j] * value[j][v].y;
+          out[v].z += weight[j] * value[j][v].z;
+          out[v].w += weight[j] * value[j][v].w;
+        }
       }
     }
 #pragma unroll
@@ -212,7 +234,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int v = 0; v < kVectors; ++v) {
       const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,
                                 out[v].z * inverse_sum, out[v].w * inverse_sum};
-      store_rounded(rounded, out_gmem + v * 4 * 32 + lane * 4);
+      store_rounded(rounded, out_gmem + v * kColumns + lane * 4);
     }
     if (lane == 0) {
       tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
@@ -229,7 +251,7 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   if (rows == 0) return {};
   // Few sequences on many workers have many splits a row. With fixed splits the order of summation
   // must not depend on the batch.
-  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 8 * problem.batch;
+  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 16 * problem.batch;
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
     return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
                                                             stream, problem, split, tensors, items)
