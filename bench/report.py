@@ -82,8 +82,10 @@ class Results:
             except Error as error:
                 raise Error(f"{name}: {error}") from None
         others = ["reference", "cache", *MEASURED_PEERS]
-        self.stages = [stage for stage in unique(key[0] for key in self.entries) if stage not in others]
-        self.shapes = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
+        self.stages = sorted({key[0] for key in self.entries} - set(others))
+        timed = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
+        table = self.suite("table") or []
+        self.shapes = [shape for shape in table if shape in timed] + [shape for shape in timed if shape not in table]
         self.plans = [key[:2] for key in self.entries if key[2] == "plan"]
 
     def entry(self, stage, shape, mode="cold"):
@@ -251,7 +253,9 @@ def load_peers(root, results):
     shapes = {}
     for data in files:
         for shape, rows in data["shapes"].items():
-            shapes.setdefault(shape, {}).update(rows)
+            known = {name: times for name, times in rows.items() if any(times)}
+            if known:
+                shapes.setdefault(shape, {}).update(known)
     return SimpleNamespace(files=files, shapes=shapes)
 
 
@@ -394,7 +398,7 @@ def peer_caption(peers):
     parts = []
     for data in peers.files:
         get = data["context"].get
-        parts.append(f"{get('gpu')}, driver {get('driver')}, CUDA {get('cuda')}, {get('date')}")
+        parts.append(f"{get('gpu')}, driver {get('driver')}, CUDA {get('cuda')}, {get('date')[:10]}")
         absent = data.get("absent") or get("absent") or {}
         if absent:
             parts[-1] += " (without " + ", ".join(f"{name}: {reason}" for name, reason in absent.items()) + ")"
@@ -513,7 +517,7 @@ def short(stage):
 
 def times_x(a, b):
     """b as a multiple of a"""
-    return f"{b / a:.2f}×" if a and b else DASH
+    return f"{significant(b / a)}×" if a and b else DASH
 
 
 def stages_with(results, shapes, mode="cold"):
@@ -533,17 +537,25 @@ def best_peer(results, peers, shape):
     return f"{us(cold)} / {us(sustained)} {name}"
 
 
+# What the fastest stage makes of a suite's limit.
+SUITE_RATES = {"compute": ("TFLOPs", "TFLOP/s"), "prefill": ("TFLOPs", "TFLOP/s"), "latency": ("GBps", "GB/s"),
+               "bandwidth": ("GBps", "GB/s")}
+
+
 def suite_block(results, peers, suite):
     shapes = shapes_of(results, suite)
     if not shapes:
         return []
     stages = stages_with(results, shapes)
+    counter, unit = SUITE_RATES.get(suite, (None, None))
     rows = []
     for shape in shapes:
         row = [shape_title(shape)]
         for stage in stages:
             row.append(cold_and_sustained(results.measured(stage, shape), results.measured(stage, shape, "sustained")))
         fastest, entry = results.fastest(shape)
+        if counter:
+            row.append(significant(entry[counter]) if entry else DASH)
         row.append(f"{percent(entry.get('floor_share'))} ({short(fastest)})" if entry else DASH)
         rows.append(row + [best_peer(results, peers, shape)])
     left_out = []
@@ -552,9 +564,10 @@ def suite_block(results, peers, suite):
                    if results.entry(stage, shape) and why_not(results.entry(stage, shape))]
         if reasons:
             left_out.append(f"{short(stage)} on {len(reasons)} of {len(shapes)} ({unique(reasons)[0]})")
-    note = "µs, cold / sustained; a peer is recorded unless it says measured."
+    note = f"µs, cold / sustained{f'; {unit} cold' if unit else ''}; a peer is recorded unless it says measured."
     note += f" No time: {'; '.join(left_out)}." if left_out else ""
-    return [(["shape", *map(short, stages), "floor of the fastest", "best peer"], rows), note]
+    rate_of = [f"{unit} of the fastest"] * bool(unit)
+    return [(["shape", *map(short, stages), *rate_of, "floor of the fastest", "best peer"], rows), note]
 
 
 MEMORY_NAMES = {None: "memory_uniform", "lognormal": "memory_lognormal{}", "stepped": "memory_stepped",
@@ -580,69 +593,96 @@ def varlen_block(results, cache):
     if not pairs:
         return []
     stages = [stage for stage in stages_with(results, [pair[0] for pair in pairs]) if stage >= "03"]
-    rows = []
+    split = [stage for stage in stages if stage >= "04"]
+    shown = unique([*split[:1], *split[-1:]])
+    compared = stages + [peer for peer in MEASURED_PEERS if any(results.measured(peer, pair[0]) for pair in pairs)]
+    times, ratios, sizes = [], [], []
     for name, partner, tokens, longest in pairs:
-        shape = parse_shape(name)
-        row = [shape_title(name), f"{int(tokens)}", f"{int(longest)}"]
-        for stage in stages:
-            paged, padded = median(results.measured(stage, name)), median(results.measured(stage, partner))
-            row.append(f"{us(paged)} / {us(padded)} ({times_x(paged, padded)})" if paged else DASH)
+        def pair(stage):
+            return median(results.measured(stage, name)), median(results.measured(stage, partner))
+        shape, row = parse_shape(name), [shape_title(name), f"{int(tokens)}", f"{int(longest)}"]
+        for stage in shown:
+            row += [us(pair(stage)[0]), us(pair(stage)[1]), times_x(*pair(stage))]
+        times.append(row)
+        ratios.append([shape_title(name), *(times_x(*pair(stage)) for stage in compared)])
         key = MEMORY_NAMES.get(shape.lengths, "").format(shape.tokens)
         memory = cache.cache("bytes").get(key) if cache else None
-        row.append(f"{gigabytes(memory['bytes_contiguous'])} / {gigabytes(memory['bytes_paged'])} "
-                   f"({percent(memory['saved_share'])} saved)" if memory else DASH)
-        rows.append(row)
-    return [(["lengths", "tokens", "longest", *map(short, stages), "GB contiguous / paged"], rows),
-            "Cold µs, paged / padded to the longest (what padding costs). Memory: one layer's cache of 128 such "
-            "sequences."]
-
-
-def combine_and_plan_block(results):
-    combines = results.of_mode("combine")
-    plans = results.of_mode("plan")
-    shapes = unique([*plans, *combines])
-    stages = [stage for stage in results.stages if any(stage in one.get(shape, {}) for one in (plans, combines)
-                                                       for shape in shapes)]
-    if not stages:
-        return []
-    last = stages[-1]
-    rows = []
-    for shape in shapes:
-        plan, combine = plans.get(shape, {}).get(last), combines.get(shape, {}).get(last)
-        if plan or combine:
-            plan, decode = plan or {}, median(results.measured(last, shape))
-            rows.append([shape_title(shape), us(decode), median_and_spread(plan), us(plan.get("marginal_us")),
-                         median_and_spread(combine), us(combine["cold_us"]) if combine else DASH,
-                         f"{combine['slots']:.0f}" if combine else DASH,
-                         significant(combine["bytes"] / 1e6) if combine else DASH])
-    parts = [f"Stage {last}, µs:",
-             (["shape", "decode, cold", "plan alone, warm (p10–p90)", "the plan adds, cold",
-               "combining alone, warm (p10–p90)", "cold", "partial results", "MB"], rows)]
-    if len(stages) > 1:
-        rows = [[shape_title(shape), *(f"{us(median(plans.get(shape, {}).get(stage)))} / "
-                                       f"{us(median(combines.get(shape, {}).get(stage)))}" for stage in stages)]
-                for shape in shapes]
-        parts += ["Every stage, warm µs, plan / combining:", (["shape", *map(short, stages)], rows)]
+        if memory:
+            sizes.append((lengths_title(shape), gigabytes(memory["bytes_contiguous"]), gigabytes(memory["bytes_paged"]),
+                          percent(memory["saved_share"])))
+    header = ["lengths", "tokens", "longest"]
+    for stage in shown:
+        header += [f"{short(stage)} paged", f"{short(stage)} padded", "ratio"]
+    note = "Padded over paged"
+    note += "; the cuBLAS pipeline always pads to the block table's width:" if len(compared) > len(stages) else ":"
+    parts = ["Cold µs, paged and padded to the longest:", (header, times),
+             note, (["lengths", *map(short, compared)], ratios)]
+    if sizes:
+        parts += ["Memory of one layer's cache of such sequences:",
+                  (["lengths", "GB contiguous", "GB paged", "saved"], unique(sizes))]
     return parts
 
 
+def combine_and_plan_block(results):
+    plans, combines = results.of_mode("plan"), results.of_mode("combine")
+    planned = [shape for shape in results.suite("plan") or plans if shape in plans]
+    planners = [stage for stage in results.stages if any(stage in plans[shape] for shape in planned)]
+    parts = []
+    if planners:
+        parts += ["Plan alone, warm µs:", (["shape", *map(short, planners)],
+                  [[shape_title(shape), *(us(median(plans[shape].get(stage))) for stage in planners)]
+                   for shape in planned])]
+    if not combines:
+        return parts
+    newest = max(stage for by_stage in combines.values() for stage in by_stage)
+    rows = []
+    for shape in [shape for shape in unique([*results.shapes, *combines]) if newest in combines.get(shape, {})]:
+        entry, decode = combines[shape][newest], median(results.measured(newest, shape))
+        rows.append([shape_title(shape), f"{entry['slots']:.0f}", us(median(entry)), us(entry["cold_us"]), us(decode),
+                     percent(entry["cold_us"] / decode) if decode else DASH])
+    return parts + [f"Combining alone, stage {newest}, µs; a slot is a partial result, the share is cold over cold:",
+                    (["shape", "slots", "combine, warm", "combine, cold", "decode, cold", "share of the decode"], rows)]
+
+
 def numerics_block(results):
+    """Of the stages with fp32 arithmetic two, or one column where all agree; of those with tensor cores the first and
+    the newest."""
     errors = results.of_mode("error")
-    stages = [stage for stage in [*results.stages, *MEASURED_PEERS] if any(stage in one for one in errors.values())]
-    tables = []
-    for counter in ["rel_l2", "lse_max_abs"] if errors else []:
-        rows = []
-        for name, by_stage in errors.items():
-            shape = parse_shape(name)
-            heads = shape_title(name).split(f", {lengths_title(shape)}")[0].replace(" heads", "") if shape else name
-            row = ([heads, lengths_title(shape), "fp16" if shape.fp16 else "bf16",
-                    f"{shape.peak}" if shape.peak else "0.01", f"{shape.split}" if shape.split else DASH]
-                   if shape else [name] + [DASH] * 4)
-            rows.append(row + [f"{by_stage[stage][counter]:.1e}" if stage in by_stage else DASH for stage in stages])
-        tables.append((["heads", "lengths", "type", "logits' deviation", "split every", *map(short, stages)], rows))
+    timed = results.of_mode("cold")  # a shape of two suites is timed, and its error is an entry's counter
+    found = {shape: errors.get(shape) or timed.get(shape) for shape in results.suite("numerics") or errors}
+    found = {shape: by_stage for shape, by_stage in found.items() if by_stage}
+    stages = [stage for stage in results.stages if any(stage in by_stage for by_stage in found.values())]
+    def written_error(shape, stage, counter="rel_l2"):
+        return f"{found[shape][stage][counter]:.1e}" if stage in found[shape] else DASH
+    fp32, matrix = [stage for stage in stages if stage < "05"], [stage for stage in stages if stage >= "05"]
+    agree = len(fp32) > 1 and all(len({written_error(shape, stage) for stage in fp32}) == 1 for shape in found)
+    columns = {f"{short(fp32[0])}–{short(fp32[-1])}": fp32[0]} if agree else \
+        {short(stage): stage for stage in [one for one in fp32 if one[:2] in ("01", "03")] or fp32}
+    columns.update({short(stage): stage for stage in unique([*matrix[:1], *matrix[-1:]])})
+    columns.update({name: stage for stage, name in MEASURED_PEERS.items()
+                    if any(stage in by_stage for by_stage in found.values())})
+    newest = stages[-1] if stages else None
+    rows = []
+    for name in found:
+        shape = parse_shape(name)
+        heads = shape_title(name).split(f", {lengths_title(shape)}")[0] if shape else name
+        row = ([heads, "fp16" if shape.fp16 else "bf16", lengths_title(shape), f"{shape.peak}" if shape.peak else "0.01",
+                f"{shape.split}" if shape.split else DASH] if shape else [name] + [DASH] * 4)
+        rows.append(row + [written_error(name, stage) for stage in columns.values()]
+                    + [written_error(name, newest, "lse_max_abs")])
+    header = ["heads", "type", "lengths", "logits' deviation", "split every", *columns, f"lse, {short(newest)}"] \
+        if newest else []
+    parts = []
+    if rows:
+        text = "Relative L2 error of `out`"
+        if len({row[0] for row in rows}) == 1:
+            text += f", {rows[0][0]}"
+            header, rows = header[1:], [row[1:] for row in rows]
+        text += f"; largest error of `lse` of stage {newest}."
+        text += f" Stages {short(fp32[0])} to {short(fp32[-1])} agree to two digits in every row." if agree else ""
+        parts = [text, (header, rows)]
     failed = [f"{short(stage)} on {shape_title(shape)} ({why_not(entry)})"
               for (stage, shape, mode), entry in results.entries.items() if mode == "error" and why_not(entry)]
-    parts = ["Relative L2 error of `out`:", tables[0], "Largest error of `lse`:", tables[1]] if tables else []
     return parts + [f"No figure: {'; '.join(failed)}."] * bool(failed)
 
 
@@ -651,21 +691,20 @@ def resources_block(results):
     for name in shapes_of(results, "resources"):
         shape, rows = parse_shape(name), []
         for stage in [*results.stages, *MEASURED_PEERS]:
-            cold, sustained = results.measured(stage, name), results.measured(stage, name, "sustained")
-            if cold is None:
+            sustained = results.measured(stage, name, "sustained")
+            if sustained is None:
                 continue
-            known = sustained or {}
-            energy = known.get("energy_mj")
-            rows.append([MEASURED_PEERS.get(stage, stage), cold_and_sustained(cold, sustained),
-                         significant(known.get("power_w")), significant(known.get("sm_mhz"), 4), significant(energy),
+            energy, clock = sustained.get("energy_mj"), sustained.get("sm_mhz")
+            rows.append([MEASURED_PEERS.get(stage, stage), significant(sustained.get("power_w")),
+                         f"{clock / 1000:.2f}" if clock else DASH, us(median(sustained)), significant(energy),
                          significant(energy / (shape.batch * shape.queries) if energy and shape else None)])
         if rows:
             parts += [f"{shape_title(name)}:",
-                      (["stage", "µs cold / sustained", "W", "SM MHz", "mJ a run", "mJ a query token and layer"], rows)]
-    return parts + ["Power, clock and energy are of the sustained runs."] if parts else []
+                      (["stage", "W", "SM GHz", "µs sustained", "mJ a run", "mJ a query token"], rows)]
+    return parts + ["Of the sustained runs; a run is one layer."] if parts else []
 
 
-def cache_block(cache):
+def cache_block(results, cache):
     if cache is None:
         return []
     wall, memory = cache.cache("wall"), cache.cache("bytes")
@@ -692,20 +731,20 @@ def cache_block(cache):
             ("Memory of one layer against one contiguous buffer a sequence:", ["lengths", "tokens", "GB contiguous",
              "GB paged", "MB block table", "saved", "fragmentation", "of"], sizes)]:
         parts += [title, (header, rows)] if rows else []
-    return parts + [caption(cache)]
+    return parts + [caption(cache)] * (cache is not results)
 
 
-SERVICE_ROWS = [  # title, figures, how to write them
+SERVICE_ROWS = [  # title, figures, how to write them: None is three digits
     ("requests finished / arrived", ["finished", "arrived"], "{:.0f} / {:.0f}"),
     ("rejected; queued, running at the end", ["rejected", "queued", "running"], "{:.0f}; {:.0f}, {:.0f}"),
-    ("tokens a second", ["tokens_per_s"], "{:.0f}"),
+    ("tokens a second", ["tokens_per_s"], None),
     ("sequences in a step, mean", ["batch_mean"], "{:.1f}"),
     ("a step, ms: mean, p50, p99", ["step_ms_mean", "step_ms_p50", "step_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
     ("a token, ms: mean, p50, p99", ["token_ms_mean", "token_ms_p50", "token_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
     ("first token, ms: p50, p99", ["first_token_ms_p50", "first_token_ms_p99"], "{:.1f}, {:.1f}"),
     ("queue: mean, longest", ["queue_mean", "queue_max"], "{:.1f}, {:.0f}"),
     ("pages in use: mean, peak, of", ["pages_mean", "pages_peak", "pages_total"], "{:.0f}, {:.0f}, {:.0f}"),
-    ("cache GB; of it wasted", ["cache_gb", "waste_share"], "{:.1f}; {:.1%}"),
+    ("cache GB; held rows wasted", ["cache_gb", "waste_share"], "{:.1f}; {:.1%}"),
     ("preemptions", ["preemptions"], "{:.0f}"),
     ("span s; steps", ["span_s", "steps"], "{:.1f}; {:.0f}"),
 ]
@@ -713,32 +752,52 @@ SERVICE_ROWS = [  # title, figures, how to write them
 
 def service_cell(figures, names, how):
     values = [figures[name] for name in names]
-    return DASH if None in values else how.format(*values)
+    return DASH if None in values else how.format(*values) if how else ", ".join(map(significant, values))
+
+
+def service_summary(runs, scenarios):
+    """Header and rows: paged against static, a row a scenario."""
+    rows = []
+    for scenario in scenarios:
+        paged, static = ([run["figures"] for run in runs if (run["scenario"], run["way"]) == (scenario, way)][-1:]
+                         for way in ("paged", "static"))
+        def both(names, how):
+            return " / ".join(service_cell(one[0], names, how) if one else DASH for one in (paged, static))
+        ratio = times_x(static[0]["tokens_per_s"], paged[0]["tokens_per_s"]) if paged and static else DASH
+        rows.append([scenario, both(["tokens_per_s"], None), ratio, both(["token_ms_mean"], "{:.2f}"),
+                     both(["token_ms_p99"], "{:.2f}"), both(["waste_share"], "{:.1%}"),
+                     both(["finished", "arrived"], "{:.0f} of {:.0f}")])
+    return ["scenario", "tokens a second", "ratio", "a token, ms, mean", "a token, ms, p99", "held rows wasted",
+            "requests finished"], rows
 
 
 def service_block(service):
     if service is None:
         return []
-    parts = []
-    for scenario in unique(run["scenario"] for run in service["runs"]):
-        runs = sorted((run for run in service["runs"] if run["scenario"] == scenario),
-                      key=lambda run: (run["stage"], run["way"]))
+    every = sorted(service["runs"], key=lambda run: (run["way"], run["stage"]))
+    stages = {way: ", ".join(unique(run["stage"] for run in every if run["way"] == way)) for way in ("paged", "static")}
+    scenarios = unique(run["scenario"] for run in service["runs"])
+    parts = [f"Paged ({stages['paged'] or DASH}) / static ({stages['static'] or DASH}):",
+             service_summary(every, scenarios)]
+    for scenario in scenarios:
+        runs = [run for run in every if run["scenario"] == scenario]
         rows = [[title, *(service_cell(run["figures"], names, how) for run in runs)]
                 for title, names, how in SERVICE_ROWS]
-        if any(run["rejected_by_reason"] for run in runs):
-            rows.insert(2, ["why rejected", *(", ".join(f"{reason} {count}" for reason, count
-                                                        in run["rejected_by_reason"].items()) or DASH for run in runs)])
+        reasons = [", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count > 0)
+                   for run in runs]
+        if any(reasons):
+            rows.insert(2, ["why rejected", *(reason or DASH for reason in reasons)])
         header = [" ", *(f"{run['way']}, {run['stage']}, {run['layers']} layers" for run in runs)]
         parts += [f"{scenario}:", (header, rows)]
     get = service["context"].get
     where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
-    clock = "times by the GPU's clock" if get("clock") == "gpu" else "on a simulated clock"
+    clock = ("wall time with the GPU's kernels (a step lasts from its first launch to the end of its synchronize)"
+             if get("clock") == "gpu" else "on a simulated clock")
     return parts + [f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."]
 
 
 def peers_block(results, peers):
-    shapes = [shape for shape in results.shapes
-              if shape in peers.shapes or any(results.measured(stage, shape) for stage in MEASURED_PEERS)]
+    shapes = [shape for shape in results.shapes if shape in peers.shapes]
     names = unique(name for shape in shapes for name in peers.shapes.get(shape, {}))
     measured = [stage for stage in MEASURED_PEERS if any(results.measured(stage, shape) for shape in shapes)]
     rows = []
@@ -771,7 +830,7 @@ def block(name, root, results, peers):
     if name == "varlen":
         return varlen_block(results, load_cache(root, results))
     if name == "cache":
-        return cache_block(load_cache(root, results))
+        return cache_block(results, load_cache(root, results))
     if name == "service":
         return service_block(load_service(root, results))
     if name == "peers":

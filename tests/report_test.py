@@ -69,7 +69,9 @@ SUITES = {
     "dtypes": ["h128_q1_b64_k4096", "h128_q1_b64_k4096_fp16"],
     "varlen": ["h128_q1_b128_kstepped32768", "h128_q1_b128_k32768", "h16_q2_b128_klognormal8192", "h16_q2_b128_k27345"],
     "resources": ["h16_q2_b128_k27345"],
+    "plan": ["h128_q1_b1_klognormal2048"],
 }
+TIMED = report.unique(shape for name, shapes in SUITES.items() if name != "plan" for shape in shapes)
 
 
 def cache_entries():
@@ -92,7 +94,7 @@ def full_results():
                            ceiling_matrix_cold_tflops="791")
     longest = {"h128_q1_b128_kstepped32768": 32768, "h16_q2_b128_klognormal8192": 27345}
     found = data["benchmarks"] = []
-    for s, shape in enumerate(report.unique(shape for shapes in SUITES.values() for shape in shapes)):
+    for s, shape in enumerate(TIMED):
         for n, stage in enumerate([*STAGES, "cublas_pipeline"]):
             time = 1000.0 * (s + 1) / (n + 1)
             lengths = {"longest": longest.get(shape, 4096), "tokens": 2113536}
@@ -101,7 +103,10 @@ def full_results():
                                **lengths))
     shape = "h128_q1_b1_k4096"
     found.append(plan_entry(f"08_seesaw/{shape}/plan", 5.65, with_decode_us=22.03, marginal_us=3.33))
-    found.append(plan_entry(f"08_seesaw/{shape}/combine", 2.22, cold_us=4.44, slots=66, bytes=7.77e6))
+    for stage, time in [("05_tensor_core", 3.33), ("08_seesaw", 2.22)]:
+        found.append(plan_entry(f"{stage}/{shape}/combine", time, cold_us=2 * time, slots=66, bytes=7.77e6))
+    for stage, time in [("05_tensor_core", 6.43), ("08_seesaw", 6.05)]:
+        found.append(plan_entry(f"{stage}/h128_q1_b1_klognormal2048/plan", time))
     for shape, error in [("h128_q1_b2_k4096", 2.1e-3), ("h128_q1_b2_k4096_split512_peak4_fp16", 3.2e-4),
                          ("h16x2_q4_b2_k256_causal", 4.3e-3)]:
         found.append({"name": f"08_seesaw/{shape}/error/iterations:1", "real_time": 0, "rel_l2": error, "max_abs": 1e-5,
@@ -121,8 +126,8 @@ def service():
     return {"context": {"schema": report.SERVICE_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
                         "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "fed4321",
                         "date_utc": "2026-11-22T12:00:00Z", "clock": "gpu"},
-            "runs": [{**run, "way": "static", "figures": {**figures, "tokens_per_s": 4321},
-                      "rejected_by_reason": {"too long": 7}},
+            "runs": [{**run, "way": "static", "stage": "02_shared_tiled", "figures": {**figures, "tokens_per_s": 4321},
+                      "rejected_by_reason": {"too long": 7, "never fits": 0}},
                      {**run, "way": "paged", "figures": {**figures, "tokens_per_s": 9876}}]}
 
 
@@ -443,6 +448,12 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(len(rows), 1, text)
         return rows[0][2:-2].split(" | ")
 
+    def tables(self, name):
+        """The tables of a block: header and rows, as cells."""
+        found = [part for part in self.block(name).split("\n\n") if part.startswith("| ")]
+        return [[line[2:-2].split(" | ") for line in part.splitlines() if not line.startswith("|---")]
+                for part in found]
+
     def draw(self):
         """Stands in for --plots: files with the figures' stamps."""
         loaded = report.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
@@ -481,12 +492,19 @@ class ResultsPageTest(unittest.TestCase):
         self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [5000.0, 1.0]},
                                                             "h16_q1_b64_k4096": {"Other": [18.4, None]}}))
         self.assertEqual(self.cells("suite-bandwidth", "shape"),
-                         ["shape", "03", "05", "08", "floor of the fastest", "best peer"])
+                         ["shape", "03", "05", "08", "GB/s of the fastest", "floor of the fastest", "best peer"])
         self.assertEqual(self.cells("suite-bandwidth", "16 heads, 64 × 4096"),
-                         ["16 heads, 64 × 4096", "2000 / 2200", "1000 / 1100", "666.7 / 733.3", "2.1% (08)",
+                         ["16 heads, 64 × 4096", "2000 / 2200", "1000 / 1100", "666.7 / 733.3", "480", "2.1% (08)",
                           "18.4 / — Other"])
         self.assertIn("cuBLAS pipeline, measured", self.cells("suite-bandwidth", "16 heads, 16 × 4096")[-1])
         self.assertEqual(self.block("suite-compute"), report.NOT_RECORDED)
+        data = full_results()
+        data["context"]["suite_compute"] = "h16_q1_b64_k4096"
+        self.record("h200_2026-11-21.json", data)
+        (row,) = self.tables("suite-compute")[0][1:]
+        self.assertEqual(row[4], report.significant(73e3 * 3 / 2000))
+        self.assertIn("; TFLOP/s cold;", self.block("suite-compute"))
+        self.assertNotIn("of the fastest", self.tables("suite-dtypes")[0][0][4:-2])
 
     def test_a_stage_without_a_time_has_its_reason(self):
         data = full_results()
@@ -498,13 +516,26 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("03 on 1 of 2 (too slow)", self.block("suite-bandwidth"))
 
     def test_varlen(self):
-        shapes = report.unique(shape for shapes in SUITES.values() for shape in shapes)
-        paged, padded = (1000 * (shapes.index(shape) + 1) for shape in SUITES["varlen"][:2])
-        cells = self.cells("varlen", "128 heads, 128 × stepped 256 to 32768")
-        self.assertEqual(cells[1:3], ["2113536", "32768"])
-        self.assertEqual(cells[3], f"{paged} / {padded} ({padded / paged:.2f}×)")
-        self.assertEqual(cells[-1], "4.83 / 2.44 (50% saved)")
-        self.assertEqual(self.cells("varlen", "16 heads, 2 query tokens, 128 × log-normal 8192")[-1], "—")
+        data = full_results()
+        for one in data["benchmarks"]:
+            one["name"] = one["name"].replace("05_tensor_core", "04_split_kv")
+            if one["name"].startswith("04_split_kv/h128_q1_b128_k32768/cold"):
+                one["real_time"] = 123456.0
+        data["benchmarks"] += [{**one, "name": one["name"].replace("04_split_kv", "06_wgmma")}  # shown in ratios alone
+                               for one in data["benchmarks"] if one["name"].startswith("04_split_kv")]
+        self.record("h200_2026-11-21.json", data)
+        paged, padded = (1000 * (TIMED.index(shape) + 1) for shape in SUITES["varlen"][:2])
+        times, ratios, sizes = self.tables("varlen")
+        self.assertEqual(times[0], ["lengths", "tokens", "longest", "04 paged", "04 padded", "ratio", "08 paged",
+                                    "08 padded", "ratio"])
+        self.assertEqual(times[1], ["128 heads, 128 × stepped 256 to 32768", "2113536", "32768", f"{paged / 2:.0f}",
+                                    "123456", f"{2 * 123456 / paged:.1f}×", f"{paged / 3:.0f}", f"{padded / 3:.0f}",
+                                    f"{padded / paged:.2f}×"])
+        self.assertEqual(ratios[0], ["lengths", "03", "04", "06", "08", "cuBLAS pipeline"])
+        self.assertEqual(ratios[1][-2:], [f"{padded / paged:.2f}×"] * 2)
+        self.assertEqual(len(ratios), 3)
+        self.assertEqual(sizes, [["lengths", "GB contiguous", "GB paged", "saved"],
+                                 ["128 × stepped 256 to 32768", "4.83", "2.44", "50%"]])
         self.assertIn("figures/varlen.svg", self.block("varlen"))
 
     def test_the_padded_partner(self):
@@ -514,15 +545,21 @@ class ResultsPageTest(unittest.TestCase):
             self.assertEqual(report.padded_partner(name, longest), partner)
 
     def test_combine_and_plan(self):
-        row = "| 128 heads, 1 × 4096 | 1000 | 5.65 (5.59–5.76) | 3.33 | 2.22 (2.20–2.26) | 4.44 | 66 | 7.77 |"
-        self.assertIn(row, self.block("combine-and-plan"))
+        plans, combines = self.tables("combine-and-plan")
+        self.assertEqual(plans, [["shape", "05", "08"], ["128 heads, 1 × log-normal 2048", "6.43", "6.05"]])
+        self.assertEqual(combines, [["shape", "slots", "combine, warm", "combine, cold", "decode, cold",
+                                     "share of the decode"],
+                                    ["128 heads, 1 × 4096", "66", "2.22", "4.44", "1000", "0.4%"]])
+        data = full_results()
+        del data["context"]["suite_plan"]  # then every plan is shown
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(len(self.tables("combine-and-plan")[0]), 3)
 
     def test_numerics(self):
         text = self.block("numerics")
-        self.assertIn("| 128 | 2 × 4096 | bf16 | 0.01 | — | 2.1e-03 |", text)
-        self.assertIn("| 128 | 2 × 4096 | fp16 | 4 | 512 | 3.2e-04 |", text)
-        self.assertIn("| 128 | 2 × 4096 | fp16 | 4 | 512 | 8.8e-07 |", text)
-        self.assertIn("| 16 on 2 KV, 4 query tokens, causal | 2 × 256 | bf16 | 0.01 | — | 4.3e-03 |", text)
+        self.assertIn("| 128 heads | bf16 | 2 × 4096 | 0.01 | — | 2.1e-03 | 8.8e-07 |", text)
+        self.assertIn("| 128 heads | fp16 | 2 × 4096 | 4 | 512 | 3.2e-04 | 8.8e-07 |", text)
+        self.assertIn("| 16 heads on 2 KV heads, 4 query tokens, causal | bf16 | 2 × 256 | 0.01 | — | 4.3e-03 |", text)
         data = full_results()
         for one in data["benchmarks"]:
             if one["name"].startswith("08_seesaw/h128_q1_b2_k4096/error"):
@@ -532,20 +569,53 @@ class ResultsPageTest(unittest.TestCase):
         self.record("h200_2026-11-21.json", full_results())
         self.assertNotIn("b2_k4096", self.run_report("--table")[1].partition("numerics")[0])  # no times, so no table
 
+    def test_errors_of_few_columns(self):
+        names = ["01_naive", "02_shared_tiled", "03_online_softmax", "04_split_kv", "05_tensor_core", "06_wgmma",
+                 "08_seesaw", "cublas_pipeline"]
+        data = full_results()
+        kept = [one for one in data["benchmarks"] if "/error/" not in one["name"]]
+        def record(errors):
+            data["benchmarks"] = kept + [
+                {"name": f"{name}/{shape}/error/iterations:1", "real_time": 0, "rel_l2": error, "max_abs": 1e-5,
+                 "cosine_difference": 2e-6, "lse_max_abs": 1e-6 * (number + 1)}
+                for shape in ("h16_q1_b2_k4096", "h16_q1_b2_k256_fp16")
+                for number, (name, error) in enumerate(zip(names, errors))]
+            self.record("h200_2026-11-21.json", data)
+        record([1.71e-3, 1.69e-3, 1.7e-3, 1.7e-3, 2e-3, 3e-3, 4e-3, 5e-3])
+        self.assertEqual(self.tables("numerics"), [[
+            ["type", "lengths", "logits' deviation", "split every", "01–04", "05", "08", "cuBLAS pipeline", "lse, 08"],
+            ["bf16", "2 × 4096", "0.01", "—", "1.7e-03", "2.0e-03", "4.0e-03", "5.0e-03", "7.0e-06"],
+            ["fp16", "2 × 256", "0.01", "—", "1.7e-03", "2.0e-03", "4.0e-03", "5.0e-03", "7.0e-06"]]])
+        self.assertIn("Stages 01 to 04 agree", self.block("numerics"))
+        next(one for one in data["benchmarks"] if one["name"].startswith("04_split_kv"))["rel_l2"] = 1.8e-3
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.tables("numerics")[0][0][4:], ["01", "03", "05", "08", "cuBLAS pipeline", "lse, 08"])
+        self.assertNotIn("agree", self.block("numerics"))
+
+    def test_errors_of_a_shape_that_is_timed(self):
+        data = full_results()
+        data["context"]["suite_numerics"] = "h128_q1_b64_k1024,h128_q1_b2_k4096"
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual([row[1] for row in self.tables("numerics")[0][1:]], ["64 × 1024", "2 × 4096"])
+
     def test_resources(self):
         cells = self.cells("resources", "08_seesaw")
-        self.assertEqual(cells[2:], ["650", "1755", "512", "2.00"])  # 512 mJ of 128 sequences with 2 query tokens each
+        time = 1100 * (TIMED.index("h16_q2_b128_k27345") + 1) / 3
+        # 512 mJ of 128 sequences with 2 query tokens each
+        self.assertEqual(cells[1:], ["650", "1.75", f"{time:.0f}", "512", "2.00"])
+        self.assertEqual(self.block("resources").count("| 08_seesaw |"), 1)  # of that suite alone
         data = full_results()
         for one in data["benchmarks"]:
             one.pop("power_w", None)
             one.pop("energy_mj", None)
         self.record("h200_2026-11-21.json", data)
-        self.assertEqual(self.cells("resources", "08_seesaw")[2:], ["—", "1755", "—", "—"])
+        self.assertEqual(self.cells("resources", "08_seesaw")[1:], ["—", "1.75", f"{time:.0f}", "—", "—"])
 
     def test_cache(self):
         self.assertEqual(self.cells("cache", "allocate")[1:], ["4.05 (3.74–6.43)", "246", "a page"])
         self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
         self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
+        self.assertNotIn("commit", self.block("cache"))  # the page says it above
 
     def test_the_cache_of_the_file_that_is_shown(self):
         elsewhere = full_results()
@@ -573,10 +643,23 @@ class ResultsPageTest(unittest.TestCase):
     def test_service(self):
         self.assertEqual(self.block("service"), report.NOT_RECORDED)
         self.record("h200_service_2026-11-22.json", service())
-        self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers", "static, 08_seesaw, 61 layers"])
+        self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers",
+                                                           "static, 02_shared_tiled, 61 layers"])
         self.assertEqual(self.cells("service", "tokens a second")[1:], ["9876", "4321"])
+        self.assertEqual(self.tables("service")[0],
+                         [["scenario", "tokens a second", "ratio", "a token, ms, mean", "a token, ms, p99",
+                           "held rows wasted", "requests finished"],
+                          ["chat_1000", "9876 / 4321", "2.29×", "20.00 / 20.00", "22.00 / 22.00", "3100.0% / 3100.0%",
+                           "11 of 10 / 11 of 10"]])
+        self.assertTrue(self.block("service").startswith("Paged (08_seesaw) / static (02_shared_tiled):"))
         self.assertEqual(self.cells("service", "why rejected")[1:], ["—", "too long 7"])
-        self.assertIn("by the GPU's clock", self.block("service"))
+        self.assertIn("wall time with the GPU's kernels", self.block("service"))
+        none = service()
+        none["runs"][0]["rejected_by_reason"]["too long"] = 0
+        none["runs"][0]["figures"]["tokens_per_s"] = 6.502
+        self.record("h200_service_2026-11-22.json", none)
+        self.assertNotIn("why rejected", self.block("service"))
+        self.assertEqual(self.tables("service")[0][1][1:3], ["9876 / 6.50", "1519×"])
         waiting = service()
         waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # nobody had one
         self.record("h200_service_2026-11-22.json", waiting)
@@ -600,15 +683,43 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.run_report("--check")[0], 2)
 
     def test_peers(self):
-        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b64_k4096": {"Other": [18.4, None]}}))
+        self.assertEqual(self.block("peers"), report.NOT_RECORDED)
+        self.record("peers_h200.json", peers("2026-11-20T05:02:20Z", {"h16_q1_b64_k4096": {"Other": [18.4, None]},
+                                                                     "h128_q1_b1_k4096": {"Idle": [None, None]}}))
+        self.assertEqual([row[0] for row in self.tables("peers")[0]], ["shape", "16 heads, 64 × 4096"])
+        self.assertNotIn("Idle", self.block("peers") + (self.root / "README.md").read_text())
+        self.assertNotIn("2026-11-20T", self.page.read_text())
         self.assertEqual(self.cells("peers", "16 heads, 64 × 4096")[1:],
                          ["666.7 / 733.3 (08)", "500.0 / 550.0", "18.4 / —"])
-        self.assertIn("580.20", self.block("peers"))
+        self.assertIn("driver 580.", self.block("peers"))
+
+    def test_a_peer_without_figures_of_the_readmes_shapes(self):
+        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [18.4, None]}}))
+        self.block("peers")
+        self.assertNotIn("| Other |", (self.root / "README.md").read_text())
+
+    def test_later_nothing_does_not_hide_a_figure(self):
+        for name, date, times in [("a", "2026-11-20", [18.4, None]), ("b", "2026-11-21", [None, None])]:
+            self.record(f"peers_{name}.json", peers(date, {"h16_q1_b64_k4096": {"Other": times}}))
+        self.assertEqual(self.cells("peers", "16 heads, 64 × 4096")[-1], "18.4 / —")
+
+    def test_order(self):
+        data = full_results()
+        data["benchmarks"].reverse()  # as plans are measured first
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.tables("suite-table")[0][0][1:4], ["03", "05", "08"])
+        self.assertEqual([row[0] for row in self.tables("suite-table")[0][1:]],
+                         [report.shape_title(shape) for shape in SUITES["table"]])
+        loaded = report.Results(data, "")
+        self.assertEqual(loaded.stages, STAGES)
+        others = [shape for shape in TIMED if shape not in SUITES["table"]]
+        self.assertEqual(loaded.shapes, SUITES["table"] + others[::-1])
+        self.assertEqual(list(plots.ladder(loaded)["times"]), STAGES)
 
     def test_every_part_is_in_the_terminal_too(self):
         self.record("h200_service_2026-11-22.json", service())
         printed = self.run_report("--table")[1]
-        for expected in ["logits' deviation", "mJ a query token", "combining alone", "contiguous / paged", "allocate",
+        for expected in ["logits' deviation", "mJ a query token", "Combining alone", "GB contiguous", "allocate",
                          "9876"]:
             self.assertIn(expected, printed)
 
