@@ -104,7 +104,8 @@ std::string recorded_shape(const Recorded& recorded, const Problem& problem,
   std::set<std::string> seen;
   for (const RecordedEntry& entry : recorded.entries) {
     Shape shape;
-    if (!seen.insert(entry.shape).second || !parse_shape(entry.shape, &shape).ok()) continue;
+    if (entry.mode != "cold" || !seen.insert(entry.shape).second) continue;
+    if (!parse_shape(entry.shape, &shape).ok()) continue;
     const DecodeCase& spec = shape.spec;
     const bool alike = spec.dtype == problem.dtype && spec.batch == problem.batch &&
                        spec.seqlen_q == problem.seqlen_q &&

@@ -81,7 +81,7 @@ TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
 
 INSTANTIATE_TEST_SUITE_P(Stages, RecordedFit,
                          testing::Values(Bound{"02", 128, 0.12, 0.3}, Bound{"02", 16, 0.1, 0.25},
-                                         Bound{"03", 128, 0.05, 0.25}, Bound{"03", 16, 0.05, 0.1},
+                                         Bound{"03", 128, 0.05, 0.3}, Bound{"03", 16, 0.05, 0.1},
                                          Bound{"07_tma_pipeline", 128, 0.08, 0.15},
                                          Bound{"08", 128, 0.05, 0.15}, Bound{"08", 16, 0.05, 0.1}),
                          [](const auto& bound) {
