@@ -205,9 +205,10 @@ std::string too_short_to_fill(const Case& c) {
   std::string text = count(c.memory.pages, "page") + " of 64 tokens × " +
                      count(c.plan->shape.row_tiles, "row tile") + " give " +
                      count(c.plan->blocks, "block") + " of the kernel, " + percent(c.plan->busy) +
-                     " of " + std::to_string(c.input.limits.multiprocessors) +
-                     " multiprocessors: a worker gets " + count(c.plan->shape.min_blocks, "page") +
-                     " at least.";
+                     " of " + std::to_string(c.input.limits.multiprocessors) + " multiprocessors: ";
+  text += c.plan->pieces == 0
+              ? "sequences stay whole, which costs less than combining their parts."
+              : "a worker gets " + count(c.plan->shape.min_blocks, "page") + " at least.";
   if (const int batch = filling_batch(c); batch > 0) {
     text += " With " + count(batch, "sequence") +
             " of this mean length all have work; until then more of them meet idle ones.";
@@ -385,6 +386,11 @@ std::string imbalance(const Case& c) {
     return loads + "Workers get whole pieces of " + std::to_string(c.problem.fixed_split_tokens) +
            " tokens; free cuts come to " + times(c.free_plan->imbalance()) +
            ", closer cuts to something between.";
+  }
+  if (c.plan->pieces == 0) {
+    return loads + "Sequences stay whole, which is let pass up to " +
+           count(c.plan->shape.combine_blocks, "block") +
+           " and a beginning over the mean, for nothing has to be combined then.";
   }
   return loads +
          "With free cuts it is at most a block and a beginning over the mean: loads are "

@@ -118,7 +118,8 @@ class GpuRunner final : public Runner {
   };
 
   /// Back-to-back runs for so long, one chunk of about 2 ms running while the next is enqueued. The
-  /// last chunk may still run on return: the stream is never idle.
+  /// last chunk may still run on return, so that the stream is idle for as long as reading the energy
+  /// takes longer than that, if at all.
   Status keep_busy(int handle, double expected_us, double seconds, Readings* readings) {
     const auto begin = std::chrono::steady_clock::now();
     const auto end = begin + std::chrono::duration<double>(seconds);
@@ -144,7 +145,7 @@ class GpuRunner final : public Runner {
     const double passed = std::chrono::duration<double>(now.time - mark->time).count();
     if (passed < kLeastEnergySeconds || chunks_since == 0) return {};
     readings->watts = (now.joules - mark->joules) / passed;
-    readings->joules_a_run = (now.joules - mark->joules) / (double{1} * chunks_since * chunk);
+    readings->joules_a_run = (now.joules - mark->joules) / (static_cast<double>(chunks_since) * chunk);
     return {};
   }
 

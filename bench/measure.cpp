@@ -250,7 +250,7 @@ class ShapeRun {
     return bench_.runner.run_warm(handle, runs.rounds * runs.runs, &samples);
   }
 
-  /// Times the combining kernel alone, on what a decode left.
+  /// Times the combining kernel alone, on what a decode left: it gives the decode's bits again.
   Status time_combine(size_t i) {
     const Stage& stage = *stages_[i];
     CombineTimes& times = result_.stages[i].combine;
@@ -274,7 +274,8 @@ class ShapeRun {
     MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, 1, &unused));
     const Plan runs = bench_.runner.plan(unused.front());
     MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, runs.rounds * runs.runs, &times.warm));
-    return bench_.runner.run_cold(handle, runs.rounds * runs.runs, &times.cold);
+    MLA_RETURN_IF_ERROR(bench_.runner.run_cold(handle, runs.rounds * runs.runs, &times.cold));
+    return check_bits(i, "combined once more: ");
   }
 
   Status run_poisoned(Contender& contender) {

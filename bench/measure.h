@@ -26,8 +26,8 @@ struct CombineTimes {
   std::vector<double>
       warm;  ///< us: the kernel alone, its partial results in the L2 as after a decode
   std::vector<double> cold;  ///< us: the same, from memory
-  int slots = 0;             ///< Partial results a query row
-  double bytes = 0;          ///< Of all partial results, read once
+  int slots = 0;     ///< Of the plan; each is a partial result of every query row of its sequence
+  double bytes = 0;  ///< Of all partial results, read once
 };
 
 /// What a stage came to on a shape.

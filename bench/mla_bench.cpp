@@ -171,7 +171,11 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   }
   std::cout << std::flush;
   std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
-  if (has_paged_suite(options) && interrupted == 0 && !runner->lost()) {
+  std::signal(SIGINT, SIG_DFL);
+  if (has_paged_suite(options) && interrupted > 0) {
+    std::cout << "\nInterrupted: suite " << kPagedSuite << " is left out.\n";
+    failed = true;
+  } else if (has_paged_suite(options) && !runner->lost()) {
     const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
     progress.clear();
     if (!status.ok()) {

@@ -205,6 +205,8 @@ void write_samples(const std::vector<ShapeResult>& results, std::ostream& file) 
       write("sustained", entry.times.sustained);
       write("plan", entry.plan.alone);
       write("plan+decode", entry.plan.with_decode.cold);
+      write("combine", entry.combine.warm);
+      write("combine cold", entry.combine.cold);
     }
   }
 }

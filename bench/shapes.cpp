@@ -323,12 +323,13 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
   }
   shapes->clear();
   for (std::string name : chosen) {
+    const Measure measure = measure_of(*chosen_suite, name);
     if (dtype == DType::kFloat16 && !name.ends_with("_fp16")) name += "_fp16";
     const bool known = std::any_of(shapes->begin(), shapes->end(),
                                    [&](const Shape& shape) { return shape.name == name; });
     if (known) continue;
     MLA_RETURN_IF_ERROR(parse_shape(name, &shapes->emplace_back()));
-    shapes->back().measure = measure_of(*chosen_suite, name);
+    shapes->back().measure = measure;
   }
   if (shapes->empty()) {
     return {StatusCode::kInvalidArgument,

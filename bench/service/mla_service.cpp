@@ -3,6 +3,7 @@
 /// decoded by a stage's kernels; beside it the traditional way, static batches in padded buffers.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -308,8 +309,13 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
 }
 
 Status check_out(const std::string& path) {
-  if (path.empty() || std::ofstream(path, std::ios::app)) return {};
-  return {StatusCode::kFileError, path + ": cannot be written"};
+  if (path.empty()) return {};
+  const bool existed = std::filesystem::exists(path);
+  if (!std::ofstream(path, std::ios::app)) {
+    return {StatusCode::kFileError, path + ": cannot be written"};
+  }
+  if (!existed) std::filesystem::remove(path);  // a run that fails leaves no empty file
+  return {};
 }
 
 Status serve_all(const Options& options) {
@@ -318,7 +324,7 @@ Status serve_all(const Options& options) {
   for (Scenario& scenario : chosen) MLA_RETURN_IF_ERROR(apply(options.overrides, &scenario));
   if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
     return invalid("static tolerance = " + std::to_string(options.static_tolerance) +
-                   " must be in 0 ... 1");
+                   " must be at least 0 and below 1");
   }
   MLA_RETURN_IF_ERROR(check_out(options.out));
   std::unique_ptr<Clock> clock;
@@ -326,10 +332,12 @@ Status serve_all(const Options& options) {
   std::cout << kScope << clock->describe();
   std::vector<ServiceRun> runs;
   Progress progress;
+  Status served;
   for (const Scenario& scenario : chosen) {
-    MLA_RETURN_IF_ERROR(serve(scenario, options, *clock, progress, &runs));
+    served = serve(scenario, options, *clock, progress, &runs);
+    if (!served.ok()) break;
   }
-  if (options.out.empty()) return {};
+  if (options.out.empty() || runs.empty()) return served;
   Context context = describe_environment(clock->machine());
   context.front().second = "flashmla_stages/service/1";
   context.emplace_back("clock", clock->name());
@@ -337,7 +345,7 @@ Status serve_all(const Options& options) {
   context.emplace_back("seed", std::to_string(options.seed));
   MLA_RETURN_IF_ERROR(write_runs(options.out, context, runs));
   std::cout << "\nresults: " << options.out << "\n";
-  return {};
+  return served;
 }
 
 void list_scenarios() {

@@ -74,7 +74,7 @@ int64_t StepWork::longest() const {
   return most;
 }
 
-Rejection Scheduler::arrive(const Request& request) {
+Rejection Scheduler::take(const Request& request, const std::optional<int64_t>& max_queue) {
   const auto reason = [&] {
     if (request.generated < 0 || request.output <= request.generated) return Rejection::kNoOutput;
     if (request.prompt < 0) return Rejection::kNegativePrompt;
@@ -83,7 +83,7 @@ Rejection Scheduler::arrive(const Request& request) {
       return Rejection::kTooLong;
     }
     if (pages_for(request.length()) > limits_.num_pages) return Rejection::kNeverFits;
-    if (limits_.max_queue && static_cast<int64_t>(queue_.size()) >= *limits_.max_queue) {
+    if (max_queue && static_cast<int64_t>(queue_.size()) >= *max_queue) {
       return Rejection::kQueueFull;
     }
     return Rejection::kNone;

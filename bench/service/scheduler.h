@@ -92,8 +92,10 @@ struct Holding {
 class Scheduler {
  public:
   virtual ~Scheduler() = default;
-  /// Queues a request, or counts it as rejected. `generated` of it may be above 0.
-  Rejection arrive(const Request& request);
+  /// Queues a request, or counts it as rejected.
+  Rejection arrive(const Request& request) { return take(request, limits_.max_queue); }
+  /// The same for one that was admitted before time began: the queue's limit does not hold for it.
+  Rejection resume(const Request& request) { return take(request, std::nullopt); }
   /// Fills the batch and enters the new tokens in the books. Empty work: nothing is queued or
   /// running, and there is no step to end.
   /// @return kUnavailable if requests wait and none of them can run, which is a fault of the
@@ -109,6 +111,7 @@ class Scheduler {
   explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
   virtual int64_t running() const = 0;
   Status nothing_runs() const;  // kUnavailable unless the queue is empty
+  Rejection take(const Request& request, const std::optional<int64_t>& max_queue);
 
   SchedulerLimits limits_;
   std::deque<Request> queue_;

@@ -107,7 +107,7 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
     ledger.advance_to(time);
   };
 
-  for (const Request& request : under_way) scheduler.arrive(request);
+  for (const Request& request : under_way) scheduler.resume(request);
   StepWork work;
   std::vector<GeneratedToken> tokens;
   while (ledger.now() < limits.seconds) {

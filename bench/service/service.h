@@ -23,7 +23,7 @@ struct RunLimits {
 /// What a run came to. Times are virtual; means over time unless said otherwise.
 struct Figures {
   RequestCounts counts;
-  double span = 0;  ///< s, to the end of the last step
+  double span = 0;  ///< s, to the end of the run
   int64_t steps = 0;
   double step_ms_mean = kUnknown, step_ms_p50 = kUnknown, step_ms_p99 = kUnknown;
   /// Between two tokens of a request, waiting included.

@@ -104,7 +104,7 @@ DecodeFit fit_largest(const std::vector<DecodeTime>& times) {
   return best;
 }
 
-/// The shape of an entry that counts: sustained, these heads, one query token, one KV head.
+/// The shape of an entry that counts: of this mode, these heads (0: any), one query token, one KV head.
 std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::string& mode,
                                     int heads) {
   Shape shape;
@@ -240,10 +240,13 @@ std::string TimeModel::describe() const {
   text += "\n  fitted to " + std::to_string(decode.shapes) + " sustained times of " + origin +
           ": relative error median " + percent(decode.median_error) + ", worst " +
           percent(decode.worst_error) + " (" + decode.worst_shape + ")\n";
-  if (plan_us[0] > 0) {
+  if (plan_us[0] + plan_us[1] > 0) {
     text += "  plan of a step, us = " + number(plan_us[0]) + term(plan_us[1], "sequences") + "\n";
   }
-  if (append_us[0] == 0) return text + "  appends: none recorded, they take no time\n";
+  const auto is_zero = [](double us) { return us == 0; };
+  if (std::all_of(std::begin(append_us), std::end(append_us), is_zero)) {
+    return text + "  appends: none recorded, they take no time\n";
+  }
   return text + "  append of a layer, us = " + number(append_us[0]) +
          term(append_us[1], "runs of up to 8 rows") + term(append_us[2], "rows") + "\n";
 }

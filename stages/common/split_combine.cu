@@ -251,7 +251,7 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   if (rows == 0) return {};
   // Few sequences on many workers have many splits a row. With fixed splits the order of summation
   // must not depend on the batch.
-  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= 16 * problem.batch;
+  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= int64_t{16} * problem.batch;
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
     return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
                                                             stream, problem, split, tensors, items)

@@ -156,11 +156,11 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const int64_t fixed = alike ? 0 : shape.fixed_blocks;
   const int64_t length = total_blocks + fixed * total_pieces;
   // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
-  const int a_worker = (problem.batch + shape.workers - 1) / shape.workers;
+  const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_blocks == 0 && a_worker * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_blocks;
   const int used =
-      whole ? (problem.batch + a_worker - 1) / a_worker
+      whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
             : static_cast<int>(std::clamp<int64_t>(length / shape.min_blocks, 1, shape.workers));
 
   HostPlan plan;

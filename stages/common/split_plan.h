@@ -9,10 +9,9 @@
 /// together.
 ///
 /// The largest load is at most the mean plus one block plus one sequence's fixed cost. Where whole
-/// sequences, as many for each worker, keep this bound as well, that is the plan, and nothing is
-/// cut; a stage may let them pass it by more than the one block, PlanShape::combine_blocks. With
-/// Problem::fixed_split_tokens the cuts are where the sequence alone says, and workers get whole
-/// pieces.
+/// sequences, as many for each worker, come to at most the mean plus PlanShape::combine_blocks plus
+/// one sequence's fixed cost, that is the plan, and nothing is cut. With Problem::fixed_split_tokens
+/// the cuts are where the sequence alone says, and workers get whole pieces.
 #pragma once
 
 #include <string>
@@ -37,7 +36,8 @@ struct PlanShape {
 };
 
 /// Workers for each row tile that keep `resident_blocks` blocks of a kernel busy: as many as run at
-/// a time or, where the tiles alone (nearly) fill the device, as many as leave the least of it idle.
+/// a time or, where the tiles alone (nearly) fill the device, up to four: a worker more must leave a
+/// tenth of it less idle.
 int workers_for(int64_t row_tiles, int resident_blocks);
 
 /// Where a worker begins; it ends where the next one begins.

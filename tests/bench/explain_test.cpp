@@ -431,6 +431,11 @@ TEST(Advice, TooShortToFill) {
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts' fault
   EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
+  // Six pages for each worker, but two whole sequences for each of 50.
+  const std::string whole = text_of(input_of("h128_q1_b100_k256", "08"), "too short to fill");
+  EXPECT_NE(whole.find("sequences stay whole"), std::string::npos) << whole;
+  EXPECT_EQ(text_of(input_of("h16_q1_b4_k512", "08"), "too short to fill").find("stay whole"),
+            std::string::npos);
   for (const char* shape : {"h16_q1_b1_k8192", "h16_q1_b4_k512", "h128_q1_b1_k4096"}) {
     for (const char* stage : {"05", "06", "08"}) {
       ExplainInput input = input_of(shape, stage);
@@ -611,17 +616,24 @@ TEST(Advice, Imbalance) {
   EXPECT_SPEAKS("imbalance", "h128_q1_b100_kvaried64", "06");
   EXPECT_SILENT("imbalance", "h128_q1_b128_klognormal8192", "08");
   EXPECT_SILENT("imbalance", "h16_q1_b1_k8192", "08");  // half of the device is idle: another rule
-  // With free cuts and work for all: at most a block and a beginning over the mean.
-  for (const char* shape : {"h128_q1_b100_kvaried64", "h128_q1_b128_klognormal8192",
-                            "h128_q1_b128_kskew131072", "h16_q1_b200_kvaried300"}) {
+  // With work for all: at most a block and a beginning over the mean, or what whole sequences may.
+  for (const char* shape :
+       {"h128_q1_b100_kvaried64", "h128_q1_b128_klognormal8192", "h128_q1_b128_kskew131072",
+        "h16_q1_b200_kvaried300", "h128_q1_b66_kvaried190"}) {
     const ExplainInput input = input_of(shape);
     for (const char* stage : {"04", "05", "06", "07", "08"}) {
       const Balance plan = plan_of(input, stage);
       if (plan.busy < 1) continue;
-      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + 1 + plan.shape.fixed_blocks)
+      const int over = plan.pieces == 0 ? plan.shape.combine_blocks : 1;
+      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_blocks)
           << shape << " " << stage;
     }
   }
+  const std::string whole = text_of(input_of("h128_q1_b66_kvaried190", "08"), "imbalance");
+  EXPECT_NE(whole.find("Sequences stay whole"), std::string::npos) << whole;
+  const ExplainInput input = input_of("h128_q1_b66_kvaried190");
+  EXPECT_GT(static_cast<double>(plan_of(input, "08").largest),
+            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_blocks);
 }
 
 TEST(Advice, PartsExceedTheCache) {

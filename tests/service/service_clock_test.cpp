@@ -188,7 +188,7 @@ TEST(Run, FiguresOfOneThatWorksOutByHand) {
 }
 
 TEST(Run, WaitsInTheQueueAreCounted) {
-  const auto scheduler = paged({.num_pages = 10, .max_batch = 1});
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 1, .max_queue = 1});
   FakeEngine engine(1);
   const std::vector<Request> under_way{{.id = 0, .output = 2}, {.id = 1, .output = 1}};
   Figures figures;

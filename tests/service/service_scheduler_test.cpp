@@ -178,7 +178,7 @@ TEST(Paged, AnEmptyPromptIsLegal) {
 }
 
 TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
-  // Three pages; two sequences of 60 + 10: the fifth token of each needs a second page.
+  // Three pages; three sequences of 60 + 10: the fifth token of each needs a second page.
   const auto scheduler = paged({.num_pages = 3, .max_batch = 8});
   for (int64_t id = 0; id < 3; ++id) scheduler->arrive(request(id, 60, 10));
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0, 1, 2}));
@@ -222,6 +222,17 @@ TEST(Paged, WhoeverComesInHalfWayOnlyGetsTheRest) {
   EXPECT_FALSE(end(*scheduler).at(0).last());
   begin(*scheduler);
   EXPECT_TRUE(end(*scheduler).at(0).last());
+}
+
+TEST(Paged, TheQueuesLimitDoesNotHoldForWhoRanBefore) {
+  const auto scheduler = paged({.num_pages = 9, .max_batch = 8, .max_queue = 2});
+  for (int64_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(scheduler->resume({.id = i, .prompt = 10, .output = 5, .generated = 3}),
+              Rejection::kNone);
+  }
+  EXPECT_EQ(scheduler->resume(request(5, 10, 0)), Rejection::kNoOutput);  // all else holds
+  EXPECT_EQ(scheduler->arrive(request(6, 1, 1)), Rejection::kQueueFull);
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 5u);
 }
 
 // ---- static batches by hand ----
