@@ -3,8 +3,6 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 
 #include "bench/present.h"
@@ -212,16 +210,6 @@ bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context
   }
   benchmark::Shutdown();
   return true;
-}
-
-Status check_writable(const std::string& path) {
-  if (path.empty()) return {};
-  const bool existed = std::filesystem::exists(path);
-  if (!std::ofstream(path, std::ios::app)) {
-    return {StatusCode::kFileError, path + ": cannot be written"};
-  }
-  if (!existed) std::filesystem::remove(path);
-  return {};
 }
 
 }  // namespace mla::bench

@@ -31,8 +31,4 @@ std::vector<GoogleEntry> google_entries(const std::vector<ShapeResult>& results,
 bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,
                           std::vector<std::string> arguments, const std::string& out, bool show);
 
-/// kFileError if nothing can be written to `path`: to be asked before minutes of measuring, not
-/// after. Leaves no empty file; ok for an empty path.
-Status check_writable(const std::string& path);
-
 }  // namespace mla::bench

@@ -239,15 +239,23 @@ class ShapeRun {
                                     data_.seqlens_k))) {
       return {StatusCode::kKernelRejected, "another plan than the host's"};
     }
+    return time_warm([this, i](Stream stream) { return make_plan(i, stream); },
+                     &result_.stages[i].plan.alone, nullptr);
+  }
+
+  /// Times an operation warm, and then cold if there is a place for that, as often as the runner
+  /// plans for its time.
+  Status time_warm(const Operation& operation, std::vector<double>* warm,
+                   std::vector<double>* cold) {
+    Runner& runner = bench_.runner;
     int handle = 0;
-    MLA_RETURN_IF_ERROR(
-        bench_.runner.prepare([this, i](Stream stream) { return make_plan(i, stream); }, &handle));
+    MLA_RETURN_IF_ERROR(runner.prepare(operation, &handle));
     std::vector<double> unused;
-    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, 1, &unused));
-    const Plan runs = bench_.runner.plan(unused.front());
-    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, runs.warmups, &unused));
-    std::vector<double>& samples = result_.stages[i].plan.alone;
-    return bench_.runner.run_warm(handle, runs.rounds * runs.runs, &samples);
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, 1, &unused));
+    const Plan runs = runner.plan(unused.front());
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.warmups, &unused));
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.rounds * runs.runs, warm));
+    return cold == nullptr ? Status() : runner.run_cold(handle, runs.rounds * runs.runs, cold);
   }
 
   /// Times the combining kernel alone, on what a decode left: it gives the decode's bits again.
@@ -263,18 +271,11 @@ class ShapeRun {
     times.bytes = double(times.slots) * data_.problem.seqlen_q * data_.problem.num_heads_q *
                   (kHeadDimV + 1) * sizeof(float);
     MLA_RETURN_IF_ERROR(run_poisoned(result_.stages[i].times));
-    int handle = 0;
-    MLA_RETURN_IF_ERROR(bench_.runner.prepare(
-        [this, i](Stream stream) {
-          return combine_again(bench_.machine, data_.problem, stages_[i]->plan_shape(data_.problem),
-                               tensors_.tensors(), workspace(i).data(), stream);
-        },
-        &handle));
-    std::vector<double> unused;
-    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, 1, &unused));
-    const Plan runs = bench_.runner.plan(unused.front());
-    MLA_RETURN_IF_ERROR(bench_.runner.run_warm(handle, runs.rounds * runs.runs, &times.warm));
-    MLA_RETURN_IF_ERROR(bench_.runner.run_cold(handle, runs.rounds * runs.runs, &times.cold));
+    const auto combine = [this, i](Stream stream) {
+      return combine_again(bench_.machine, data_.problem, stages_[i]->plan_shape(data_.problem),
+                           tensors_.tensors(), workspace(i).data(), stream);
+    };
+    MLA_RETURN_IF_ERROR(time_warm(combine, &times.warm, &times.cold));
     return check_bits(i, "combined once more: ");
   }
 

@@ -4,10 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
-#include <numbers>
 #include <optional>
 #include <regex>
 #include <sstream>
+
+#include "bench/draws.h"
 
 namespace mla::bench {
 namespace {
@@ -15,21 +16,13 @@ namespace {
 /// Standard deviation of q.k on flat data: 576 products of two N(0,1)/10.
 constexpr double kFlatProductDeviation = 0.24;
 
-/// Uniform in (0, 1), a function of the counter alone.
-double uniform(uint64_t counter) {
-  const uint64_t bits = generator::mix((counter + 1) * generator::kStep);
-  return (static_cast<double>(bits >> 11) + 0.5) / 9007199254740992.0;
-}
-
 /// Lengths whose logarithm is normal, with this mean and half of it as standard deviation.
 std::vector<int32_t> log_normal_lengths(int batch, double mean) {
   const double variance = std::log(1 + 0.25);  // of the logarithm: ln(1 + sd^2 / mean^2)
   std::vector<int32_t> lengths;
   for (int i = 0; i < batch; ++i) {
-    const auto counter = static_cast<uint64_t>(2 * i);
-    const double normal = std::sqrt(-2 * std::log(uniform(counter))) *
-                          std::cos(2 * std::numbers::pi * uniform(counter + 1));
-    const double length = mean * std::exp(std::sqrt(variance) * normal - variance / 2);
+    const double z = normal(/*key=*/0, int64_t{2} * i);
+    const double length = mean * std::exp(std::sqrt(variance) * z - variance / 2);
     lengths.push_back(static_cast<int32_t>(std::max(1.0, std::round(length))));
   }
   return lengths;

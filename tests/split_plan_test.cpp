@@ -273,13 +273,18 @@ TEST(SplitPlan, EveryPlanKeepsItsPromises) {
   EXPECT_GT(all_splits, 5) << "max_split_sequences is more than any plan needs";
 }
 
-TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
-  // 64 sequences of 64 blocks on 66 workers: the line would cut almost every one.
+// Sequences of 64 blocks, with room for more, on 66 workers.
+Input equal_sequences(int batch) {
   Input input;
   input.shape = {.row_tiles = 2, .workers = 66, .fixed_blocks = 2};
-  input.problem.batch = 64;
-  input.problem.max_pages_per_seq = 67;
-  input.lengths.assign(64, 4096);
+  input.problem.batch = batch;
+  input.problem.max_pages_per_seq = 80;
+  input.lengths.assign(static_cast<size_t>(batch), 4096);
+  return input;
+}
+
+TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
+  Input input = equal_sequences(64);  // the line would cut almost every one
   EXPECT_EQ(plan_of(input).header.num_slots, 0);
   input.lengths[5] = 65 * 64;  // mean + 1 at most: (64 * 66 + 1) / 66 + 1
   EXPECT_EQ(plan_of(input).header.num_slots, 0);
@@ -288,12 +293,7 @@ TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
 }
 
 TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
-  // 128 sequences of 64 blocks on 66 workers: two for each of 64 are 132, and the mean is 128.
-  Input input;
-  input.shape = {.row_tiles = 2, .workers = 66, .fixed_blocks = 2};
-  input.problem.batch = 128;
-  input.problem.max_pages_per_seq = 80;
-  input.lengths.assign(128, 4096);
+  Input input = equal_sequences(128);  // two for each of 64 are 132 blocks, and the mean is 128
   EXPECT_GT(plan_of(input).header.num_slots, 0);
   input.shape.combine_blocks = 2;
   const HostPlan plan = plan_of(input);
@@ -358,7 +358,7 @@ TEST(SplitPlan, WorkersFillTheDevice) {
   EXPECT_EQ(workers_for(66, 132), 2);
   EXPECT_EQ(workers_for(1 << 24, 132), 1);
   EXPECT_EQ(workers_for(4096, 132), 1);  // three would leave 1% idle, not 3%
-  EXPECT_EQ(workers_for(5, 0), 1);  // a workspace may be asked for where there is no GPU
+  EXPECT_EQ(workers_for(5, 0), 1);       // a workspace may be asked for where there is no GPU
   for (int64_t tiles = 1; tiles <= 12; ++tiles) {
     EXPECT_GE(static_cast<double>(tiles * workers_for(tiles, 132)), 0.9 * 132) << tiles;
   }

@@ -3,8 +3,6 @@
 /// decoded by a stage's kernels; beside it the traditional way, static batches in padded buffers.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <new>
@@ -308,16 +306,6 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   return {};
 }
 
-Status check_out(const std::string& path) {
-  if (path.empty()) return {};
-  const bool existed = std::filesystem::exists(path);
-  if (!std::ofstream(path, std::ios::app)) {
-    return {StatusCode::kFileError, path + ": cannot be written"};
-  }
-  if (!existed) std::filesystem::remove(path);  // a run that fails leaves no empty file
-  return {};
-}
-
 Status serve_all(const Options& options) {
   std::vector<Scenario> chosen;
   MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &chosen));
@@ -326,7 +314,7 @@ Status serve_all(const Options& options) {
     return invalid("static tolerance = " + std::to_string(options.static_tolerance) +
                    " must be at least 0 and below 1");
   }
-  MLA_RETURN_IF_ERROR(check_out(options.out));
+  MLA_RETURN_IF_ERROR(check_writable(options.out));
   std::unique_ptr<Clock> clock;
   MLA_RETURN_IF_ERROR(make_clock(options, &clock));
   std::cout << kScope << clock->describe();

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <string>
 
-#include "reference/data_generator.h"
+#include "bench/draws.h"
 
 namespace mla::bench {
 namespace {
@@ -15,16 +14,6 @@ constexpr double kLongest = 1e12;  // tokens: far beyond every limit, far below 
 /// Where the draws of one kind begin.
 uint64_t key_of(uint64_t seed, uint64_t kind) {
   return generator::mix(generator::mix(seed + generator::kStep) + kind * generator::kStep);
-}
-
-/// Uniform in (0, 1), a function of key and index alone.
-double uniform(uint64_t key, int64_t index) {
-  return (static_cast<double>(generator::draw(key, index + 1) >> 11) + 0.5) / 9007199254740992.0;
-}
-
-double normal(uint64_t key, int64_t index) {
-  return std::sqrt(-2 * std::log(uniform(key, index))) *
-         std::cos(2 * std::numbers::pi * uniform(key, index + 1));
 }
 
 /// @param biased  in proportion to the length: again log-normal, its logarithm's mean one variance
