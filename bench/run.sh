@@ -29,7 +29,7 @@ if [[ -n $record && -n "${arguments[*]}$out" ]]; then  # what is recorded is who
   exit 2
 fi
 
-source tests/setup.sh
+source stages/cmake/setup.sh
 build mla_bench mla_run ${record:+mla_service}
 bench=build/bench/mla_bench
 if [[ ${arguments[*]} == --help ]]; then exec "$bench" --help; fi
@@ -42,21 +42,21 @@ if gpu=$("$bench" --print-gpu); then
   "$bench" --out "$out" "${arguments[@]}"
   if [[ ! -e $out ]]; then exit; fi  # --list measures nothing
   echo
-  python3 bench/report.py --summary --results "$out"
+  python3 bench/report/report.py --summary --results "$out"
   if [[ -n $record ]]; then
     cp "$out" "bench/results/${gpu}_${now%_*}.json"
     build/bench/mla_service --out "bench/results/${gpu}_service_${now%_*}.json" --engine gpu --scenario all
     if python3 -c 'import torch' 2> /dev/null; then
-      python3 bench/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
+      python3 bench/report/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
     else
       echo "Other implementations are not measured: no PyTorch here."
     fi
     if python3 -c 'import matplotlib' 2> /dev/null; then
-      python3 bench/report.py --plots
+      python3 bench/report/report.py --plots
     else
-      echo "Figures are not drawn: no matplotlib here. Where it is: python3 bench/report.py --plots"
+      echo "Figures are not drawn: no matplotlib here. Where it is: python3 bench/report/report.py --plots"
     fi
-    python3 bench/report.py --update
+    python3 bench/report/report.py --update
   fi
 elif [[ -n $record ]]; then
   echo "run.sh: nothing to record: no GPU here ($gpu)" >&2
@@ -65,6 +65,6 @@ else
   echo "No GPU here ($gpu): a small batch on the CPU model of a GPU. Its times say nothing about a GPU's."
   "$bench" --machine model ${out:+--out "$out"} "${arguments[@]}"
   echo
-  echo "Recorded, not measured here (every shape: python3 bench/report.py --table):"
-  python3 bench/report.py --summary
+  echo "Recorded, not measured here (every shape: python3 bench/report/report.py --table):"
+  python3 bench/report/report.py --summary
 fi

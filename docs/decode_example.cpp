@@ -6,14 +6,14 @@
 //
 // All three see the same hidden states; each has a cache of its own. The layer is small (256 wide, 4
 // heads), but for the width of its cache rows: 512 + 64, the stages' own. The derivation is in
-// docs/mla.md, the layer in reference/mla_layer.h.
+// docs/mla.md, the layer in reference/layers/mla_layer.h.
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
 #include <string>
 #include <utility>
 
-#include "reference/mla_layer.h"
+#include "reference/layers/mla_layer.h"
 #include "stages/common/stage.h"
 
 namespace {

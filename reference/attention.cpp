@@ -7,7 +7,7 @@
 #include <new>
 #include <string>
 
-#include "reference/parallel.h"
+#include "reference/parallel_for.h"
 
 namespace mla {
 namespace {

@@ -52,6 +52,11 @@ static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bi
 /// Element type of q, kv_cache and out.
 enum class DType { kBFloat16, kFloat16 };
 
+/// The bit pattern of (a quiet) NaN in `dtype`.
+MLA_HOST_DEVICE constexpr uint16_t nan_bits(DType dtype) {
+  return dtype == DType::kBFloat16 ? 0x7FC0 : 0x7E00;
+}
+
 /// "bf16" or "fp16".
 inline const char* to_string(DType dtype) {
   return dtype == DType::kBFloat16 ? "bf16" : "fp16";

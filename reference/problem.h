@@ -93,7 +93,7 @@ Status validate(const Problem& problem);
 Status validate(const Problem& problem, const Tensors& tensors);
 
 /// Checks lengths against the table and the page ids of every used slot against the cache. Host
-/// memory only; for device memory see stages/common/paging_check.h.
+/// memory only; for device memory see stages/common/cache/paging_check.h.
 Status validate_paging(const Problem& problem, const int32_t* block_table,
                        const int32_t* seqlens_k);
 

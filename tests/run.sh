@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-source tests/setup.sh
+source stages/cmake/setup.sh
 build all
 
 arguments=("$@")

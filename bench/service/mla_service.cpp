@@ -8,12 +8,12 @@
 #include <new>
 #include <sstream>
 
-#include "bench/progress.h"
+#include "bench/measure/progress.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
-#include "bench/table.h"
+#include "bench/measure/table.h"
 
 namespace mla::bench {
 namespace {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <string>
 
-#include "reference/data_generator.h"
+#include "reference/testing/data_generator.h"
 
 namespace mla::bench {
 namespace {

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "bench/service/engine.h"
-#include "stages/common/paged_cache.h"
+#include "stages/common/cache/paged_cache.h"
 #include "stages/common/stage.h"
-#include "stages/common/upload_ring.h"
+#include "stages/common/machine/upload_ring.h"
 
 namespace mla::bench {
 

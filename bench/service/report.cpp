@@ -4,7 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "bench/table.h"
+#include "bench/measure/table.h"
 
 namespace mla::bench {
 namespace {

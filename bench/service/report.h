@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/environment.h"
+#include "bench/measure/environment.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/service.h"
 

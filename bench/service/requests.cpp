@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "bench/draws.h"
+#include "bench/measure/draws.h"
 
 namespace mla::bench {
 namespace {
@@ -13,7 +13,7 @@ constexpr double kLongest = 1e12;  // tokens: far beyond every limit, far below 
 
 /// Where the draws of one kind begin.
 uint64_t key_of(uint64_t seed, uint64_t kind) {
-  return generator::mix(generator::mix(seed + generator::kStep) + kind * generator::kStep);
+  return counter_random::mix(counter_random::mix(seed + counter_random::kStep) + kind * counter_random::kStep);
 }
 
 /// @param biased  in proportion to the length: again log-normal, its logarithm's mean one variance

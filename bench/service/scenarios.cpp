@@ -4,7 +4,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "stages/common/paged_cache.h"
+#include "stages/common/cache/paged_cache.h"
 
 namespace mla::bench {
 namespace {

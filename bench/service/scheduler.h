@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "bench/service/requests.h"
-#include "stages/common/page_table.h"
+#include "stages/common/cache/page_table.h"
 
 namespace mla::bench {
 

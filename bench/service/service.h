@@ -9,7 +9,7 @@
 #include "bench/service/engine.h"
 #include "bench/service/requests.h"
 #include "bench/service/scheduler.h"
-#include "bench/statistics.h"
+#include "bench/measure/statistics.h"
 
 namespace mla::bench {
 

@@ -7,8 +7,8 @@
 #include <optional>
 #include <set>
 
-#include "bench/shapes.h"
-#include "bench/table.h"
+#include "bench/measure/shapes.h"
+#include "bench/measure/table.h"
 
 namespace mla::bench {
 namespace {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/recorded.h"
+#include "bench/measure/recorded.h"
 #include "bench/service/engine.h"
 
 namespace mla::bench {

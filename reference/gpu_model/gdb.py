@@ -89,7 +89,7 @@ def print_kernel_frames():
     while frame is not None and "Multiprocessor::run_thread" not in str(frame.name()):
         table = frame.find_sal().symtab
         path = path_in_repository(table.fullname()) if table else ""
-        if path and not path.startswith(("reference/gpu_model/", "stages/common/launch.h", "/usr/")):
+        if path and not path.startswith(("reference/gpu_model/", "stages/common/machine/launch.h", "/usr/")):
             # Without template arguments, parameters and namespaces.
             name = re.sub(r"<.*|\(.*", "", str(frame.name())).split("::")[-1]
             print("#{:<2} {} at {}:{}".format(frame.level(), name, path, frame.find_sal().line))

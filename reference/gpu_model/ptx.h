@@ -1,5 +1,5 @@
 /// @file
-/// The PTX instructions that kernels use through stages/common/ptx.h, on the model. What they do is
+/// The PTX instructions that kernels use through stages/common/ptx/ptx.h, on the model. What they do is
 /// documented there; what the model checks, and when a copy arrives, in README.md.
 ///
 /// Kernels see these very functions, not wrappers: reports then name the kernel's line. Whatever

@@ -1,5 +1,5 @@
 /// @file
-/// Hopper's instructions that kernels use through stages/common/ptx_sm90.h, on the model. What they
+/// Hopper's instructions that kernels use through stages/common/ptx/ptx_sm90.h, on the model. What they
 /// do is documented there; what the model checks, and when what is asynchronous happens, in
 /// README.md.
 ///

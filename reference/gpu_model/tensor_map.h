@@ -1,5 +1,5 @@
 /// @file
-/// The model's tensor maps; see stages/common/tensor_map.h, whose terms these are.
+/// The model's tensor maps; see stages/common/ptx/tensor_map.h, whose terms these are.
 #pragma once
 
 #include <cstdint>

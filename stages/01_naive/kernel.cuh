@@ -7,7 +7,7 @@
 // A row is one query head of one query token: row = query * num_heads_q + head.
 #pragma once
 
-#include "stages/common/device.h"
+#include "stages/common/machine/device.h"
 
 namespace mla::MLA_MACHINE::naive {
 

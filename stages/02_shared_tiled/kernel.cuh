@@ -10,8 +10,8 @@
 // one matrix.
 #pragma once
 
-#include "stages/common/device.h"
-#include "stages/common/vector8.h"
+#include "stages/common/machine/device.h"
+#include "stages/common/machine/vector8.h"
 
 namespace mla::MLA_MACHINE::shared_tiled {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "kernel.cuh"
-#include "stages/common/launch.h"
+#include "stages/common/machine/launch.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {

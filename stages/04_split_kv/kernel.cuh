@@ -1,5 +1,5 @@
 // 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns a sequence. It is a
-// *worker*, and a plan made on the GPU (stages/common/split_plan.h) tells it which tokens of which
+// *worker*, and a plan made on the GPU (stages/common/split/split_plan.h) tells it which tokens of which
 // sequences are its share:
 //
 //   for each piece of the worker: tokens [begin, end) of a sequence
@@ -7,14 +7,14 @@
 //     the whole sequence:   out = O / l, lse = ln 2 (m + log2 l)
 //     a part of it:         the same in fp32, with lse = -inf for nothing, to a slot of the workspace
 //
-// and a second kernel (stages/common/split_combine.cu) weighs the parts of a sequence by their lse.
+// and a second kernel (stages/common/split/split_combine.cu) weighs the parts of a sequence by their lse.
 #pragma once
 
 #include <cfloat>
 
-#include "stages/common/device.h"
-#include "stages/common/split_plan.cuh"
-#include "stages/common/vector8.h"
+#include "stages/common/machine/device.h"
+#include "stages/common/split/piece_cursor.h"
+#include "stages/common/machine/vector8.h"
 
 namespace mla::MLA_MACHINE::split_kv {
 

@@ -14,9 +14,9 @@
 #include <cfloat>
 #include <type_traits>
 
-#include "stages/common/device.h"
-#include "stages/common/ptx.h"
-#include "stages/common/split_plan.cuh"
+#include "stages/common/machine/device.h"
+#include "stages/common/ptx/ptx.h"
+#include "stages/common/split/piece_cursor.h"
 
 namespace mla::MLA_MACHINE::tensor_core {
 

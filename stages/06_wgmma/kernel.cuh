@@ -12,10 +12,10 @@
 #include <cfloat>
 #include <type_traits>
 
-#include "stages/common/device.h"
-#include "stages/common/ptx_sm90.h"
-#include "stages/common/split_items.h"
-#include "stages/common/split_plan.cuh"
+#include "stages/common/machine/device.h"
+#include "stages/common/ptx/ptx_sm90.h"
+#include "stages/common/split/split_items.h"
+#include "stages/common/split/piece_cursor.h"
 
 namespace mla::MLA_MACHINE::wgmma {
 

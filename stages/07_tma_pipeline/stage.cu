@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "kernel.cuh"
-#include "stages/common/launch.h"
-#include "stages/common/split_combine.h"
+#include "stages/common/machine/launch.h"
+#include "stages/common/split/split_combine.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {

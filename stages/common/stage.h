@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "reference/problem.h"
-#include "stages/common/machine.h"
-#include "stages/common/split_plan.h"
+#include "stages/common/machine/machine.h"
+#include "stages/common/split/split_plan.h"
 
 namespace mla {
 

@@ -6,14 +6,14 @@
 
 #include <cstdint>
 
-#include "stages/common/device.h"
-#include "stages/common/machine.h"
+#include "stages/common/machine/device.h"
+#include "stages/common/machine/machine.h"
 
 #ifdef MLA_TIMELINE
 #include <vector>
 #ifdef __CUDACC__
-#include "stages/common/cuda_status.h"
-#include "stages/common/ptx.h"
+#include "stages/common/machine/cuda_status.h"
+#include "stages/common/ptx/ptx.h"
 #else
 #include <atomic>
 #endif

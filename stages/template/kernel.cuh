@@ -4,7 +4,7 @@
 // Simple, right on every case of the contract, and slow.
 #pragma once
 
-#include "stages/common/device.h"
+#include "stages/common/machine/device.h"
 
 namespace mla::MLA_MACHINE::my_stage {
 

@@ -1,7 +1,7 @@
 // A stage of your own: launch, workspace, prediction. The build passes the stage's name, from its folder.
 #include "kernel.cuh"
 
-#include "stages/common/launch.h"
+#include "stages/common/machine/launch.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {

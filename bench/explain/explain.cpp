@@ -1,0 +1,755 @@
+#include "bench/explain/explain.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "bench/measure/table.h"
+
+namespace mla::bench {
+namespace {
+
+constexpr double kRowBytes = kHeadDimQK * 2.0;                  // of the cache
+constexpr double kQueryBytes = (kHeadDimQK + kHeadDimV) * 2.0;  // of q and out, a row
+constexpr double kPartBytes = kHeadDimV * 4.0 + 4;              // of a row's partial result and lse
+// Less is no finding: runs of one kernel on two cards differ by as much.
+constexpr double kNoticeable = 1.05;
+constexpr size_t kWidth = 100;  // of a line
+
+// Words ------------------------------------------------------------------------------------------
+
+std::string us(double seconds) {
+  return microseconds(1e6 * seconds) + " µs";
+}
+
+std::string count(int64_t n, const std::string& what) {
+  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
+
+std::string bytes_text(double bytes) {
+  const std::pair<double, const char*> units[] = {
+      {1e12, " TB"}, {1e9, " GB"}, {1e6, " MB"}, {1e3, " KB"}};
+  for (const auto& [unit, name] : units) {
+    if (bytes >= unit) return number(bytes / unit) + name;
+  }
+  return number(bytes, 1) + " B";
+}
+
+std::string times(double value) {
+  return number(value, value < 10 ? 2 : 3) + "×";
+}
+
+/// Breaks a text between words, so that it fits between `indent` and the line's width. The first
+/// line stands behind `first`, which is as wide as the indent.
+std::string wrap(const std::string& first, const std::string& text) {
+  const size_t indent = width(first);
+  std::string result, line = first;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    const bool fresh = width(line) <= indent;
+    if (!fresh && width(line) + 1 + width(word) > kWidth) {
+      result += line + "\n";
+      line = std::string(indent, ' ') + word;
+    } else {
+      line += (fresh ? "" : " ") + word;
+    }
+    begin = end + 1;
+  }
+  return result + line + "\n";
+}
+
+// What rules look at -----------------------------------------------------------------------------
+
+double total_of(const std::vector<int32_t>& seqlens_k) {
+  double sum = 0;
+  for (const int32_t length : seqlens_k) sum += length;
+  return sum;
+}
+
+double rows_of(const Problem& problem) {
+  return static_cast<double>(problem.seqlen_q) * problem.num_heads_q;
+}
+
+/// The input and what follows from it.
+struct Case {
+  const ExplainInput& input;
+  const Problem& problem;
+  double tokens = 0;
+  int32_t longest = 0;
+  Work work;
+  Floor floor;
+  MemoryUse memory;
+  const StageFacts* stage = nullptr;  ///< The subject.
+  OwnLimit limit;                     ///< Its own
+  std::optional<Balance> plan;        ///< Its plan, if it makes one
+  std::optional<Balance> free_plan;   ///< In batch-invariant mode: without the fixed cuts
+
+  explicit Case(const ExplainInput& from) : input(from), problem(from.problem) {
+    tokens = total_of(input.seqlens_k);
+    if (!input.seqlens_k.empty()) {
+      longest = *std::max_element(input.seqlens_k.begin(), input.seqlens_k.end());
+    }
+    work = work_of(problem, static_cast<int64_t>(tokens));
+    floor = floor_of(work, input.ceilings, Mode::kCold);
+    memory = memory_of(problem, input.seqlens_k);
+    stage = subject_of(input);
+    if (stage == nullptr) return;
+    limit = own_limit(stage->prediction, input.ceilings, Mode::kCold);
+    if (!stage->plan) return;
+    plan = balance(problem);
+    if (problem.fixed_split_tokens == 0) return;
+    Problem unbound = problem;
+    unbound.fixed_split_tokens = 0;
+    free_plan = balance(unbound);
+  }
+
+  Balance balance(const Problem& of) const {
+    return balance_of(of, *stage->plan, input.seqlens_k, input.limits.multiprocessors);
+  }
+  /// Bytes of the cache that a decode must read.
+  double cache_read() const { return tokens * kRowBytes * problem.num_heads_kv; }
+  bool is(Floor::Bound bound) const { return floor.bound() == bound; }
+  double padded_flop() const { return stage->prediction.fp32_flop + stage->prediction.matrix_flop; }
+};
+
+/// Where times are from; in one word if the ceilings, named before, are from there.
+std::string times_origin(const ExplainInput& input) {
+  const std::string& origin = input.times_origin;
+  return origin == input.ceilings_origin ? origin.substr(0, origin.find(':')) : origin;
+}
+
+OwnLimit limit_of(const StageFacts& stage, const Ceilings& ceilings) {
+  return own_limit(stage.prediction, ceilings, Mode::kCold);
+}
+
+// Rules ------------------------------------------------------------------------------------------
+// Each gives its text, or none where its condition does not hold. `c.stage` is there.
+
+std::string needs_other_device(const Case& c) {
+  if (c.stage->device.ok()) return "";
+  std::string text = c.stage->device.message() + ".";
+  const StageFacts* last = nullptr;
+  for (const StageFacts& stage : c.input.stages) {
+    if (stage.device.ok()) last = &stage;
+  }
+  if (last != nullptr) text += " The furthest stage that runs here is " + last->slug + ".";
+  return text;
+}
+
+/// By times, if the subject has one: outside of its spread. Else by own limits, which bound a time
+/// from below and are near it only where a launch is not most of it.
+std::string faster_stage(const Case& c) {
+  if (!c.stage->device.ok()) return "";
+  const bool timed = c.stage->cold.n > 0;
+  const StageFacts* best = nullptr;
+  for (const StageFacts& stage : c.input.stages) {
+    if (!stage.device.ok()) continue;
+    if (timed) {
+      if (stage.cold.n == 0 || !(stage.cold.p90 < c.stage->cold.p10)) continue;
+      if (best == nullptr || stage.cold.median < best->cold.median) best = &stage;
+    } else {
+      const double seconds = limit_of(stage, c.input.ceilings).seconds();
+      if (c.is(Floor::Bound::kLaunch) || !(seconds * kNoticeable < c.limit.seconds())) continue;
+      if (best == nullptr || seconds < limit_of(*best, c.input.ceilings).seconds()) best = &stage;
+    }
+  }
+  if (best == nullptr) return "";
+  if (timed) {
+    return c.stage->slug + " takes " + times(c.stage->cold.median / best->cold.median) +
+           " as long as " + best->slug + ": " + microseconds(c.stage->cold.median) + " and " +
+           microseconds(best->cold.median) + " µs, cold, " + times_origin(c.input) + ".";
+  }
+  const double seconds = limit_of(*best, c.input.ceilings).seconds();
+  return best->slug + " should be faster, by its own limit: " + us(seconds) + ", that of " +
+         c.stage->slug + " is " + us(c.limit.seconds()) +
+         ". No times of this shape are known here.";
+}
+
+std::string does_not_split(const Case& c) {
+  if (c.stage->plan || !(c.stage->prediction.busy_fraction * kNoticeable < 1)) return "";
+  const StageFacts* first = nullptr;
+  for (const StageFacts& stage : c.input.stages) {
+    if (stage.plan && stage.device.ok() && first == nullptr) first = &stage;
+  }
+  if (first == nullptr ||
+      !(first->prediction.busy_fraction > kNoticeable * c.stage->prediction.busy_fraction)) {
+    return "";
+  }
+  return c.stage->slug +
+         " cuts no sequence over blocks: " + percent(c.stage->prediction.busy_fraction) +
+         " of the multiprocessors have work. From " + first->slug +
+         " on sequences are split by a plan: " + percent(first->prediction.busy_fraction) + ".";
+}
+
+/// The least batch of sequences of the mean length whose plan gives (nearly) all multiprocessors
+/// work; 0 for none below a page for each worker.
+int filling_batch(const Case& c) {
+  Problem problem = c.problem;
+  const auto length = static_cast<int32_t>(std::lround(c.tokens / c.problem.batch));
+  const int most = c.problem.batch + c.plan->shape.workers;
+  for (problem.batch = c.problem.batch + 1; problem.batch <= most; ++problem.batch) {
+    const std::vector<int32_t> lengths(static_cast<size_t>(problem.batch), length);
+    const Balance plan =
+        balance_of(problem, *c.stage->plan, lengths, c.input.limits.multiprocessors);
+    if (!(plan.busy * kNoticeable < 1)) return problem.batch;
+  }
+  return 0;
+}
+
+std::string too_short_to_fill(const Case& c) {
+  if (!c.plan || c.tokens <= 0 || !(c.plan->busy * kNoticeable < 1)) return "";
+  if (c.plan->blocks == int64_t{c.plan->shape.row_tiles} * c.plan->shape.workers) return "";
+  if (c.free_plan && c.free_plan->busy > kNoticeable * c.plan->busy) return "";  // the cuts' fault
+  std::string text = count(c.memory.pages, "page") + " of 64 tokens × " +
+                     count(c.plan->shape.row_tiles, "row tile") + " give " +
+                     count(c.plan->blocks, "block") + " of the kernel, " + percent(c.plan->busy) +
+                     " of " + std::to_string(c.input.limits.multiprocessors) + " multiprocessors: ";
+  text += c.plan->pieces == 0
+              ? "sequences stay whole, which costs less than combining their parts."
+              : "a worker gets " + count(c.plan->shape.min_blocks, "page") + " at least.";
+  if (const int batch = filling_batch(c); batch > 0) {
+    text += " With " + count(batch, "sequence") +
+            " of this mean length all have work; until then more of them meet idle ones.";
+  }
+  return text;
+}
+
+std::string memory_bound(const Case& c) {
+  if (!c.is(Floor::Bound::kMemory)) return "";
+  // cache + s q = launch + s matrix, in s, for s times as many query rows
+  const double cache = c.cache_read() / c.input.ceilings.read;
+  const double q = c.floor.memory - cache;
+  std::string text = "Reading the cache takes " + us(cache) + ", q and out " + us(q) +
+                     ", the products " + us(c.floor.matrix) + ". ";
+  if (!(c.floor.matrix > q)) {
+    return text +
+           "Contexts are so short that q and out are more than the products: no number of "
+           "query tokens changes that.";
+  }
+  const double scale = (cache - c.floor.launch) / (c.floor.matrix - q);
+  const auto most = static_cast<int64_t>(scale * c.problem.seqlen_q);
+  if (most <= c.problem.seqlen_q) {
+    return text + "The ridge is near: with one query token more the matrix rate binds.";
+  }
+  const double grown = static_cast<double>(most) / c.problem.seqlen_q;
+  text += "More query rows use what is read anyway: up to " + std::to_string(most) +
+          " query tokens a sequence (speculative decoding), or " + times(grown) +
+          " the heads, memory binds. The floor is then " + us(cache + q * grown) + ", for " +
+          times(grown) + " the work.";
+  const std::string own = c.limit.name();
+  if (own != "DRAM") {
+    text += " Not so " + c.stage->slug + ": its own limit is its " + own +
+            " work, which grows by tiles of rows.";
+  }
+  return text;
+}
+
+std::string compute_bound(const Case& c) {
+  if (!c.is(Floor::Bound::kMatrix)) return "";
+  return "The floor is the matrix rate's, " + us(c.floor.matrix / c.problem.batch) +
+         " a sequence. A larger batch adds as much for each sequence and makes none of them "
+         "cheaper; nor do more query tokens a step.";
+}
+
+std::string launch_bound(const Case& c) {
+  if (!c.is(Floor::Bound::kLaunch)) return "";
+  std::string text = "An empty launch, " + us(c.floor.launch) + ", is more than reading (" +
+                     us(c.floor.memory) + ") and products (" + us(c.floor.matrix) +
+                     ") take, and latency, which no ceiling counts, comes on top.";
+  const double each = std::max(c.floor.memory, c.floor.matrix) / c.problem.batch;
+  const auto most = static_cast<int64_t>(c.floor.launch / each);
+  if (most > c.problem.batch) {
+    text += " Up to " + count(most, "sequence") +
+            " of this length the rest takes no longer than the launch: batch them.";
+  }
+  return text +
+         " One plan serves all layers of a step, and plan and decodes may be captured in one CUDA "
+         "graph.";
+}
+
+std::string sustained_clocks(const Case& c) {
+  const double ratio = c.input.ceilings.matrix_cold / c.input.ceilings.matrix_sustained;
+  if (!c.is(Floor::Bound::kMatrix) || !(ratio > kNoticeable)) return "";
+  // A kernel that waits for a good part of its time lets the tensor cores cool meanwhile.
+  const bool waits = c.stage->cold.n > 0 && 1e6 * c.limit.seconds() < 0.7 * c.stage->cold.median;
+  if (waits) return "";
+  const Floor sustained = floor_of(c.work, c.input.ceilings, Mode::kSustained);
+  return "Back to back the tensor cores draw so much power that clocks sink: " +
+         number(c.input.ceilings.matrix_sustained / 1e12) + " TFLOP/s, not " +
+         number(c.input.ceilings.matrix_cold / 1e12) + "; the floor is then " +
+         us(sustained.seconds()) + ". Hold a step of a model to that one.";
+}
+
+std::string far_from_its_limit(const Case& c) {
+  if (c.stage->cold.n == 0 || c.is(Floor::Bound::kLaunch)) return "";
+  if (!(2e6 * c.limit.seconds() < c.stage->cold.median)) return "";
+  return "More than half of the time is in no limit: " + us(c.limit.seconds()) + " of " +
+         microseconds(c.stage->cold.median) +
+         " µs. It waits: for memory, between phases, at beginnings and ends of pieces. Chapters "
+         "say "
+         "for what; mla_timeline shows it, of stages 07 and 08.";
+}
+
+std::string padded_rows(const Case& c) {
+  const double padding = c.padded_flop() / std::max(c.work.flop, 1.0);
+  if (!(padding > kNoticeable)) return "";
+  const int rows = c.problem.rows_per_kv_head();
+  std::string text = c.stage->slug + " computes " + times(padding) +
+                     " the FLOP of the answer: " + count(rows, "query row") +
+                     " for a KV head stand" + (rows == 1 ? "s" : "") + " in tiles of " +
+                     std::to_string(std::lround(rows * padding)) + " rows in all.";
+  const double seconds = c.limit.seconds();
+  if (seconds == seconds && std::string(c.limit.name()) == "DRAM") {
+    text += " Memory hides it here: products " + us(c.limit.matrix + c.limit.fp32) + ", DRAM " +
+            us(c.limit.dram) + ".";
+  }
+  text += " Up to " + std::to_string(std::lround(rows * padding)) +
+          " rows, by more query tokens or heads, cost it no product more.";
+  const StageFacts* leaner = nullptr;
+  for (const StageFacts& stage : c.input.stages) {
+    const double flop = stage.prediction.fp32_flop + stage.prediction.matrix_flop;
+    const bool same_cores =
+        (stage.prediction.matrix_flop > 0) == (c.stage->prediction.matrix_flop > 0);
+    if (!stage.device.ok() || !same_cores || !(flop * kNoticeable < c.padded_flop())) continue;
+    if (leaner == nullptr || flop < leaner->prediction.fp32_flop + leaner->prediction.matrix_flop) {
+      leaner = &stage;
+    }
+  }
+  if (leaner != nullptr) {
+    const double flop = leaner->prediction.fp32_flop + leaner->prediction.matrix_flop;
+    text += " The tiles of " + leaner->slug + " fit better: " + times(flop / c.work.flop);
+    if (leaner->cold.n > 0 && c.stage->cold.n > 0) {
+      text += ", at " + microseconds(leaner->cold.median) + " µs to " +
+              microseconds(c.stage->cold.median);
+    }
+    text += ".";
+  }
+  return text;
+}
+
+std::string fixed_cuts_ignored(const Case& c) {
+  if (c.problem.fixed_split_tokens == 0 || c.plan) return "";
+  return c.stage->slug +
+         " splits no sequence, so its results never depend on the batch: fixed cuts change "
+         "nothing.";
+}
+
+std::string batch_invariant_cost(const Case& c) {
+  if (!c.free_plan) return "";
+  std::string text = "Cuts every " + std::to_string(c.problem.fixed_split_tokens) +
+                     " tokens leave " + count(c.plan->pieces, "part") + ", " +
+                     bytes_text(c.plan->partial_bytes) + " each way; free cuts " +
+                     std::to_string(c.free_plan->pieces) + ", " +
+                     bytes_text(c.free_plan->partial_bytes) + ". ";
+  const double more = double(c.plan->largest) / double(std::max<int64_t>(c.free_plan->largest, 1));
+  if (more > 1) {
+    text +=
+        "The largest load grows " + number(more) + "×, and the time with it; parts come on top. ";
+  }
+  return text + "Leave it off where results need not be the same bits in every batch.";
+}
+
+/// Where a part's way out and back is as many bytes as the cache it is of.
+double even_split_tokens(const Problem& problem) {
+  return problem.rows_per_kv_head() * 2 * kPartBytes / kRowBytes;
+}
+
+std::string fixed_split_too_small(const Case& c) {
+  if (!c.free_plan || !(2 * c.plan->partial_bytes > c.cache_read())) return "";
+  const auto tokens =
+      static_cast<int64_t>(std::ceil(even_split_tokens(c.problem) / kPageSize) * kPageSize);
+  if (c.problem.fixed_split_tokens >= tokens) return "";
+  return "Parts, written and read, are " + bytes_text(2 * c.plan->partial_bytes) + ", the cache " +
+         bytes_text(c.cache_read()) + ". With " + count(c.problem.rows_per_kv_head(), "row") +
+         " a KV head they break even at cuts every " + number(even_split_tokens(c.problem), 3) +
+         " tokens: take " + std::to_string(tokens) + " or more.";
+}
+
+std::string fixed_split_too_large(const Case& c) {
+  if (!c.free_plan || !(c.plan->blocks * kNoticeable < c.free_plan->blocks)) return "";
+  const int64_t blocks = std::max<int64_t>(1, c.memory.pages / c.plan->shape.workers);
+  if (blocks * kPageSize >= c.problem.fixed_split_tokens) return "";
+  return count(c.plan->blocks, "block") + " of the kernel get a piece, where free cuts keep " +
+         std::to_string(c.free_plan->blocks) + " at work. Cuts every " +
+         std::to_string(blocks * kPageSize) + " tokens would give each of them one.";
+}
+
+std::string imbalance(const Case& c) {
+  // Where multiprocessors are without work, that is the finding.
+  if (!c.plan || c.plan->busy * kNoticeable < 1 || !(c.plan->imbalance() > kNoticeable)) return "";
+  const std::string loads = "The largest load is " + std::to_string(c.plan->largest) +
+                            " blocks of 64 tokens, the mean " + number(c.plan->mean) + ": " +
+                            times(c.plan->imbalance()) + ". All wait for the last. ";
+  if (c.free_plan) {
+    return loads + "Workers get whole pieces of " + std::to_string(c.problem.fixed_split_tokens) +
+           " tokens; free cuts come to " + times(c.free_plan->imbalance()) +
+           ", closer cuts to something between.";
+  }
+  if (c.plan->pieces == 0) {
+    return loads + "Sequences stay whole, which is let pass up to " +
+           count(c.plan->shape.combine_blocks, "block") +
+           " and a beginning over the mean, for nothing has to be combined then.";
+  }
+  return loads +
+         "With free cuts it is at most a block and a beginning over the mean: loads are "
+         "short, and longer sequences or a larger batch even them out.";
+}
+
+std::string parts_exceed_cache(const Case& c) {
+  if (!c.plan || c.free_plan || !(2 * c.plan->partial_bytes > c.cache_read())) return "";
+  return count(c.plan->pieces, "part") + ", " + bytes_text(2 * c.plan->partial_bytes) +
+         " written and read, are more bytes than the cache, " + bytes_text(c.cache_read()) +
+         ": what it costs to have " + percent(c.plan->busy) +
+         " of the multiprocessors at work on so few tokens. A part pays for itself from " +
+         number(even_split_tokens(c.problem), 3) + " tokens on; here it has " +
+         number(c.tokens / static_cast<double>(std::max<int64_t>(c.plan->pieces, 1)), 3) + ".";
+}
+
+std::string causal_mask(const Case& c) {
+  if (!c.problem.causal || c.problem.seqlen_q == 1 || c.tokens <= 0) return "";
+  double visible = 0;
+  for (const int32_t length : c.input.seqlens_k) {
+    for (int query = 0; query < c.problem.seqlen_q; ++query) {
+      visible += static_cast<double>(
+          std::max<int64_t>(0, c.problem.visible_tokens(length, query)));
+    }
+  }
+  const double hidden = 1 - visible / (c.problem.seqlen_q * c.tokens);
+  std::string text =
+      "The causal mask hides " + percent(hidden) +
+      " of the pairs and is not deducted, neither from FLOP nor from limits. Kernels "
+      "skip tokens that no row of a tile sees, and compute all others.";
+  if (c.plan) text += " The plan counts whole sequences for every tile.";
+  return text;
+}
+
+std::string fp16(const Case& c) {
+  if (c.problem.dtype != DType::kFloat16) return "";
+  return "fp16 and bf16 are the same bytes and the same products here: choose by the model. fp16 "
+         "has "
+         "three bits of mantissa more and ends at 65504: what a bf16 model makes may not fit. That "
+         "P "
+         "has few exponents in fp16 is seen to (chapter of stage 05).";
+}
+
+std::string ragged_lengths(const Case& c) {
+  if (!(c.memory.contiguous > 2 * c.memory.cache)) return "";
+  return "Lengths are so uneven that pages pay: buffers as long as the longest sequence, " +
+         count(c.longest, "token") + ", would take " + bytes_text(c.memory.contiguous) + ", " +
+         times(c.memory.contiguous / c.memory.cache) + " as much as the pages, " +
+         bytes_text(c.memory.cache) + ".";
+}
+
+std::string below_a_page(const Case& c) {
+  if (c.tokens <= 0 || c.longest >= kPageSize) return "";
+  return "No sequence fills a page. A page is the least that is stored or given to a block: " +
+         percent(c.memory.padding / c.memory.cache) +
+         " of the cache is padding, and there is "
+         "nothing to split.";
+}
+
+std::string large_workspace(const Case& c) {
+  const auto workspace = static_cast<double>(c.stage->workspace_bytes);
+  if (!(workspace > c.memory.cache)) return "";
+  std::string text = c.stage->slug + " needs a workspace of " + bytes_text(workspace) +
+                     ", more than the cache it reads, " + bytes_text(c.memory.cache) + ". ";
+  if (!c.plan) return text + "It holds scores; from 03_online_softmax on there are none.";
+  return text +
+         "It has room for as many parts as shapes allow, whatever the lengths; layers that "
+         "run one after the other can share it." +
+         (c.free_plan ? " Cuts further apart make it smaller." : "");
+}
+
+struct Rule {
+  const char* name;
+  std::string (*text)(const Case&);
+};
+
+constexpr Rule kRules[] = {
+    {"needs another device", needs_other_device},
+    {"faster stage", faster_stage},
+    {"does not split", does_not_split},
+    {"too short to fill", too_short_to_fill},
+    {"launch bound", launch_bound},
+    {"memory bound", memory_bound},
+    {"compute bound", compute_bound},
+    {"sustained clocks", sustained_clocks},
+    {"far from its limit", far_from_its_limit},
+    {"padded rows", padded_rows},
+    {"batch invariant", batch_invariant_cost},
+    {"fixed cuts ignored", fixed_cuts_ignored},
+    {"cuts too close", fixed_split_too_small},
+    {"cuts too far apart", fixed_split_too_large},
+    {"imbalance", imbalance},
+    {"parts exceed the cache", parts_exceed_cache},
+    {"causal mask", causal_mask},
+    {"fp16", fp16},
+    {"ragged lengths", ragged_lengths},
+    {"below a page", below_a_page},
+    {"large workspace", large_workspace},
+};
+
+// Paragraphs -------------------------------------------------------------------------------------
+
+std::string ceilings_line(const ExplainInput& input) {
+  const Ceilings& ceilings = input.ceilings;
+  if (std::isnan(ceilings.read) && std::isnan(ceilings.matrix_cold)) {
+    return "none (" + input.ceilings_origin +
+           "): no times below, and no limits. On a GPU, mla_bench --explain measures them.";
+  }
+  return "read " + number(ceilings.read / 1e9, 4) + " GB/s, matrix " +
+         number(ceilings.matrix_cold / 1e12) + " TFLOP/s, launch " + us(ceilings.launch) + " (" +
+         input.ceilings_origin + ")";
+}
+
+std::string work_line(const Case& c) {
+  std::string text = number(c.work.flop / 1e9) + " GFLOP, " + bytes_text(c.work.bytes) +
+                     " each once: " + number(c.work.intensity()) + " FLOP a byte";
+  const double ridge = c.input.ceilings.matrix_cold / c.input.ceilings.read;
+  if (ridge == ridge) {
+    text += c.work.intensity() < ridge ? ", below" : ", above";
+    text += " the ridge of " + number(ridge);
+  }
+  return text;
+}
+
+std::string floor_line(const Case& c) {
+  const char* const names[] = {"", "memory", "the matrix rate", "the launch"};
+  const Floor::Bound bound = c.floor.bound();
+  if (bound == Floor::Bound::kNone) return "not known";
+  const bool memory = bound == Floor::Bound::kMemory;
+  const std::string reading = "reading" + std::string(memory ? " " : ", ") + us(c.floor.memory);
+  const std::string products = "launch and products" + std::string(memory ? ", " : " ") +
+                               microseconds(1e6 * c.floor.launch) + " + " + us(c.floor.matrix);
+  return us(c.floor.seconds()) + ", set by " + names[static_cast<int>(bound)] + ": " +
+         (memory ? reading : products) + ", " + times(c.floor.lead()) + " as long as " +
+         (memory ? products : reading);
+}
+
+std::string limit_text(const OwnLimit& limit) {
+  const double seconds = limit.seconds();
+  return std::isnan(seconds) ? "—" : microseconds(1e6 * seconds) + " " + limit.name();
+}
+
+/// The stage's own limit and its time, a paragraph each.
+std::string stage_lines(const Case& c) {
+  const StageFacts& stage = *c.stage;
+  if (!stage.device.ok()) return wrap("stage     ", stage.slug + " cannot run on this device");
+  std::string limit = stage.slug;
+  const double seconds = c.limit.seconds();
+  if (std::isnan(seconds)) {
+    limit += ": own limit not known";
+  } else {
+    limit += ": own limit " + us(seconds) + ", by its";
+    const std::pair<const char*, double> terms[] = {{"fp32", c.limit.fp32},
+                                                    {"matrix", c.limit.matrix},
+                                                    {"shared memory", c.limit.shared},
+                                                    {"DRAM", c.limit.dram}};
+    for (const auto& [name, term] : terms) {
+      if (term == seconds) limit += " " + std::string(name);
+    }
+    limit += " work";
+    for (const auto& [name, term] : terms) {
+      if (term > 0 && term != seconds) limit += ", " + std::string(name) + " " + us(term);
+    }
+  }
+  std::string time = "of this shape not known";
+  if (stage.cold.n > 0) {
+    time = spread(stage.cold) + " µs cold, " + times_origin(c.input) + ": floor share " +
+           percent(1e6 * c.floor.seconds() / stage.cold.median) + ", own-limit share " +
+           percent(1e6 * seconds / stage.cold.median);
+    if (!std::isnan(stage.sustained_us)) {
+      time += "; sustained " + microseconds(stage.sustained_us) + " µs";
+    }
+  }
+  return wrap("stage     ", limit) + wrap("time      ", time);
+}
+
+std::string stage_table(const Case& c) {
+  const bool timed = std::any_of(c.input.stages.begin(), c.input.stages.end(),
+                                 [](const StageFacts& stage) { return stage.cold.n > 0; });
+  Table table({"stage", "cold µs", "own limit µs", "of floor", "of own limit", "SMs with work",
+               "parts", "workspace"});
+  for (const StageFacts& stage : c.input.stages) {
+    if (!stage.device.ok()) {
+      table.add({stage.slug, "—", "—", "—", "—", "—", "—", stage.device.message()});
+      continue;
+    }
+    const OwnLimit limit = limit_of(stage, c.input.ceilings);
+    double busy = stage.prediction.busy_fraction;
+    std::string parts = "—";
+    if (stage.plan) {
+      const Balance plan =
+          balance_of(c.problem, *stage.plan, c.input.seqlens_k, c.input.limits.multiprocessors);
+      busy = plan.busy;
+      parts = std::to_string(plan.pieces);
+    }
+    table.add({stage.slug, microseconds(stage.cold.median), limit_text(limit),
+               percent(1e6 * c.floor.seconds() / stage.cold.median),
+               percent(1e6 * limit.seconds() / stage.cold.median), percent(busy), parts,
+               stage.workspace_bytes == 0
+                   ? "—"
+                   : bytes_text(static_cast<double>(stage.workspace_bytes))});
+  }
+  return "\n" + table.to_string() +
+         (timed ? "times: " + times_origin(c.input) : "no times of this shape are known") + "\n\n";
+}
+
+std::string plan_line(const Case& c) {
+  if (!c.plan) return "none: " + c.stage->slug + " splits no sequence";
+  const Balance& plan = *c.plan;
+  std::string text = (c.input.stage.empty() ? c.stage->slug + ": " : "") +
+                     count(plan.shape.row_tiles, "row tile") + " × " +
+                     count(plan.shape.workers, "worker") + ": " + count(plan.blocks, "block") +
+                     " with work, on " + percent(plan.busy) + " of " +
+                     count(c.input.limits.multiprocessors, "multiprocessor") + "; largest load " +
+                     std::to_string(plan.largest) + " blocks of 64 tokens";
+  // Of a mean with idle workers in it nothing can be seen.
+  if (plan.busy * kNoticeable >= 1) text += ", " + percent(plan.imbalance()) + " of the mean";
+  if (plan.pieces == 0) return text + "; no sequence is cut";
+  return text + "; " + std::to_string(plan.cut_sequences) + " of " +
+         count(c.problem.batch, "sequence") + " cut, into " + count(plan.pieces, "part") + ": " +
+         bytes_text(plan.partial_bytes) + " written, and read again";
+}
+
+std::string memory_line(const Case& c) {
+  const MemoryUse& memory = c.memory;
+  return "cache " + bytes_text(memory.cache) + " in " + count(memory.pages, "page") + ", " +
+         percent(memory.cache > 0 ? memory.padding / memory.cache : 0) +
+         " of it padding; buffers of the longest length " + bytes_text(memory.contiguous) +
+         "; keys and values of every head " + bytes_text(memory.expanded) +
+         (memory.cache > 0 ? " (" + times(memory.expanded / memory.cache) + ")" : "") +
+         "; workspace of " + c.stage->slug + " " +
+         bytes_text(static_cast<double>(c.stage->workspace_bytes));
+}
+
+}  // namespace
+
+Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode) {
+  const double rate = mode == Mode::kCold ? ceilings.matrix_cold : ceilings.matrix_sustained;
+  return {work.bytes / ceilings.read, work.flop / rate, ceilings.launch};
+}
+
+double Floor::seconds() const {
+  if (std::isnan(memory) || std::isnan(launch + matrix)) return kUnknown;
+  return std::max(memory, launch + matrix);
+}
+
+Floor::Bound Floor::bound() const {
+  if (std::isnan(seconds())) return Bound::kNone;
+  if (memory > launch + matrix) return Bound::kMemory;
+  return launch > matrix ? Bound::kLaunch : Bound::kMatrix;
+}
+
+double Floor::lead() const {
+  return seconds() / std::min(memory, launch + matrix);
+}
+
+double Balance::imbalance() const {
+  return static_cast<double>(largest) / mean;
+}
+
+Balance balance_of(const Problem& problem, const PlanShape& shape,
+                   const std::vector<int32_t>& seqlens_k, int multiprocessors) {
+  const HostPlan plan = make_plan_on_host(problem, shape, seqlens_k);
+  Balance balance;
+  balance.shape = shape;
+  int64_t sum = 0;
+  for (const std::vector<Piece>& pieces : pieces_of(plan)) {
+    int64_t load = 0;
+    for (const Piece& piece : pieces) {
+      load += piece.block_end - piece.block_begin + plan.header.fixed_blocks;
+    }
+    sum += load;
+    balance.largest = std::max(balance.largest, load);
+    balance.blocks += pieces.empty() ? 0 : shape.row_tiles;
+  }
+  balance.mean = static_cast<double>(sum) / shape.workers;
+  balance.busy = std::min(1.0, static_cast<double>(balance.blocks) / multiprocessors);
+  balance.cut_sequences = plan.header.num_split_sequences;
+  balance.pieces = plan.header.num_slots;
+  balance.partial_bytes = static_cast<double>(balance.pieces) * rows_of(problem) * kPartBytes;
+  return balance;
+}
+
+MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_k) {
+  MemoryUse memory;
+  const double row = kRowBytes * problem.num_heads_kv;
+  int32_t longest = 0;
+  for (const int32_t length : seqlens_k) {
+    memory.pages += pages_for(length);
+    longest = std::max(longest, length);
+  }
+  const double tokens = total_of(seqlens_k);
+  memory.cache = static_cast<double>(memory.pages) * kPageSize * row;
+  memory.padding = memory.cache - tokens * row;
+  memory.contiguous = static_cast<double>(seqlens_k.size()) * longest * row;
+  constexpr double kExpandedRow = 128 + 64 + 128;  // of K and V, per head of a DeepSeek layer
+  memory.expanded = tokens * problem.num_heads_q * kExpandedRow * 2;
+  return memory;
+}
+
+const StageFacts* subject_of(const ExplainInput& input) {
+  const StageFacts* best = nullptr;
+  const bool timed =
+      std::any_of(input.stages.begin(), input.stages.end(),
+                  [](const StageFacts& stage) { return stage.device.ok() && stage.cold.n > 0; });
+  const Work work = work_of(input.problem, static_cast<int64_t>(total_of(input.seqlens_k)));
+  const Floor::Bound bound = floor_of(work, input.ceilings, Mode::kCold).bound();
+  // Own limits tell stages apart where the launch is not the most of them.
+  const bool ranked = bound == Floor::Bound::kMemory || bound == Floor::Bound::kMatrix;
+  for (const StageFacts& stage : input.stages) {
+    if (!input.stage.empty()) {
+      if (stage.slug == input.stage) return &stage;
+      continue;
+    }
+    if (!stage.device.ok() || (timed && stage.cold.n == 0)) continue;
+    const bool better =
+        best == nullptr ||
+        (timed ? stage.cold.median < best->cold.median
+               : !ranked || !(limit_of(stage, input.ceilings).seconds() >
+                              kNoticeable * limit_of(*best, input.ceilings).seconds()));
+    if (better) best = &stage;
+  }
+  return best;
+}
+
+std::vector<Advice> advise(const ExplainInput& input) {
+  const Case c(input);
+  std::vector<Advice> advice;
+  if (c.stage == nullptr) return advice;
+  for (const Rule& rule : kRules) {
+    std::string text = rule.text(c);
+    if (!text.empty()) advice.push_back({rule.name, std::move(text)});
+    if (!c.stage->device.ok()) break;  // the first rule says so; the others are about running
+  }
+  return advice;
+}
+
+std::vector<std::string> advice_rules() {
+  std::vector<std::string> names;
+  for (const Rule& rule : kRules) names.push_back(rule.name);
+  return names;
+}
+
+std::string explain(const ExplainInput& input) {
+  const Case c(input);
+  std::string text = wrap("device    ", input.device) + wrap("ceilings  ", ceilings_line(input)) +
+                     wrap("work      ", work_line(c)) + wrap("floor     ", floor_line(c));
+  if (c.stage == nullptr) {
+    return text +
+           (input.stage.empty() ? "no stage can run on" : input.stage + " is not built for") +
+           " this device\n";
+  }
+  text += input.stage.empty() ? stage_table(c) : stage_lines(c);
+  text += wrap("plan      ", plan_line(c)) + wrap("memory    ", memory_line(c));
+  const std::vector<Advice> advice = advise(input);
+  if (advice.empty()) return text;
+  text += "advice" + (input.stage.empty() ? ", for " + c.stage->slug : "") + "\n";
+  for (const Advice& one : advice) text += wrap("  - ", one.rule + ": " + one.text);
+  return text;
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,194 @@
+#include "bench/explain/explain_input.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "reference/gpu_model/gpu_model.h"
+
+namespace mla::bench {
+namespace {
+
+/// Every stage of the registry, on a device with these limits: the machine's own.
+std::vector<StageFacts> facts_of(MachineKind machine, const DeviceLimits& limits,
+                                 const Problem& problem, int64_t total_tokens) {
+  std::vector<StageFacts> facts;
+  for (const Stage& stage : stages(machine)) {
+    StageFacts& entry = facts.emplace_back();
+    entry.slug = stage.slug;
+    entry.device = check_device(stage, limits);
+    entry.prediction = stage.predict(problem, total_tokens, limits);
+    entry.workspace_bytes = stage.workspace_bytes(problem);
+    if (stage.plan_shape != nullptr) entry.plan = stage.plan_shape(problem);
+  }
+  return facts;
+}
+
+int64_t total(const std::vector<int32_t>& seqlens_k) {
+  int64_t sum = 0;
+  for (const int32_t length : seqlens_k) sum += length;
+  return sum;
+}
+
+/// The model's limits as long as this lives.
+class PretendedDevice {
+ public:
+  explicit PretendedDevice(const DeviceLimits& limits) : before_(gpu_model::device()) {
+    gpu_model::Device& device = gpu_model::device();
+    device.compute_capability = limits.compute_capability;
+    device.multiprocessors = limits.multiprocessors;
+    device.max_shared_bytes = limits.max_shared_bytes;
+  }
+  ~PretendedDevice() { gpu_model::device() = before_; }
+  PretendedDevice(const PretendedDevice&) = delete;
+  PretendedDevice& operator=(const PretendedDevice&) = delete;
+
+ private:
+  gpu_model::Device before_;
+};
+
+std::string describe(const std::string& name, const DeviceLimits& limits) {
+  return name + ", compute capability " + std::to_string(limits.compute_capability / 10) + "." +
+         std::to_string(limits.compute_capability % 10) + ", " +
+         std::to_string(limits.multiprocessors) + " multiprocessors";
+}
+
+std::string context_of(const Recorded& recorded, const std::string& key) {
+  const auto found = recorded.context.find(key);
+  return found == recorded.context.end() ? "" : found->second;
+}
+
+void add_recorded(const Recorded& recorded, ExplainInput* input) {
+  input->ceilings = recorded.ceilings;
+  input->ceilings_origin = "recorded: " + recorded.origin();
+  input->times_origin = input->ceilings_origin;
+  const std::string shape = recorded_shape(recorded, input->problem, input->seqlens_k);
+  if (shape.empty()) return;
+  for (StageFacts& facts : input->stages) {
+    const RecordedEntry* cold = recorded.find(facts.slug, shape, "cold");
+    if (cold == nullptr) continue;
+    const auto counter = [&](const char* name, double otherwise) {
+      const auto found = cold->counters.find(name);
+      return found == cold->counters.end() ? otherwise : found->second;
+    };
+    facts.cold = {cold->us, counter("p10_us", cold->us), counter("p90_us", cold->us),
+                  static_cast<int>(counter("n", 1))};
+    const RecordedEntry* sustained = recorded.find(facts.slug, shape, "sustained");
+    if (sustained != nullptr) facts.sustained_us = sustained->us;
+  }
+}
+
+}  // namespace
+
+Status recorded_limits(const Recorded& recorded, DeviceLimits* limits) {
+  // Shared memory a block may have, by compute capability (CUDA C++ Programming Guide).
+  static const std::map<std::string, std::pair<int, size_t>> known = {
+      {"8.0", {80, 163}}, {"8.6", {86, 99}},    {"8.9", {89, 99}},
+      {"9.0", {90, 227}}, {"10.0", {100, 227}}, {"12.0", {120, 99}}};
+  const std::string capability = context_of(recorded, "compute_capability");
+  const auto found = known.find(capability);
+  if (found == known.end() || recorded.multiprocessors == 0) {
+    return {StatusCode::kUnsupported, recorded.file + ": compute capability '" + capability +
+                                          "' and " + std::to_string(recorded.multiprocessors) +
+                                          " multiprocessors are no device that is known"};
+  }
+  limits->compute_capability = found->second.first;
+  limits->multiprocessors = recorded.multiprocessors;
+  limits->max_shared_bytes = found->second.second * 1024;
+  limits->max_grid_x = 2147483647;
+  return {};
+}
+
+std::string recorded_shape(const Recorded& recorded, const Problem& problem,
+                           const std::vector<int32_t>& seqlens_k) {
+  std::set<std::string> seen;
+  for (const RecordedEntry& entry : recorded.entries) {
+    Shape shape;
+    if (entry.mode != "cold" || !seen.insert(entry.shape).second) continue;
+    if (!parse_shape(entry.shape, &shape).ok()) continue;
+    const DecodeCase& spec = shape.spec;
+    const bool alike = spec.dtype == problem.dtype && spec.batch == problem.batch &&
+                       spec.seqlen_q == problem.seqlen_q &&
+                       spec.num_heads_q == problem.num_heads_q &&
+                       spec.num_heads_kv == problem.num_heads_kv &&
+                       (spec.causal == problem.causal || problem.seqlen_q == 1) &&
+                       spec.fixed_split_tokens == problem.fixed_split_tokens;
+    if (alike && make_data_set(spec).seqlens_k == seqlens_k) return entry.shape;
+  }
+  return "";
+}
+
+ExplainInput explain_recorded(const Problem& problem, const std::vector<int32_t>& seqlens_k,
+                              const Recorded* recorded, const std::string& why_not) {
+  ExplainInput input;
+  input.problem = problem;
+  input.seqlens_k = seqlens_k;
+  input.limits = model_machine().limits();
+  input.device = describe("the GPU model's", input.limits);
+  input.ceilings_origin = why_not;
+  if (recorded != nullptr) {
+    const Status known = recorded_limits(*recorded, &input.limits);
+    if (known.ok()) {
+      input.device = describe(context_of(*recorded, "gpu"), input.limits) + ", from records";
+    } else {
+      input.ceilings_origin = known.message();
+      recorded = nullptr;
+    }
+  }
+  const PretendedDevice pretended(input.limits);
+  input.stages = facts_of(MachineKind::kModel, input.limits, problem, total(seqlens_k));
+  if (recorded != nullptr) add_recorded(*recorded, &input);
+  return input;
+}
+
+ExplainInput explain_on(Machine& machine, const Problem& problem,
+                        const std::vector<int32_t>& seqlens_k) {
+  Recorded recorded;
+  const Status status = load_newest_recorded(&recorded);
+  if (machine.kind() == MachineKind::kModel) {
+    return explain_recorded(problem, seqlens_k, status.ok() ? &recorded : nullptr,
+                            status.message());
+  }
+  ExplainInput input;
+  input.problem = problem;
+  input.seqlens_k = seqlens_k;
+  input.limits = machine.limits();
+  input.device = machine.description();
+  input.stages = facts_of(machine.kind(), input.limits, problem, total(seqlens_k));
+  const bool of_its_kind = status.ok() &&
+                           input.device.starts_with(context_of(recorded, "gpu") + ",") &&
+                           input.limits.multiprocessors == recorded.multiprocessors;
+  if (of_its_kind) {
+    add_recorded(recorded, &input);
+  } else {
+    input.ceilings_origin = status.ok()
+                                ? "what is recorded is of another device, " + recorded.origin()
+                                : status.message();
+  }
+  return input;
+}
+
+void set_measured(const ShapeResult& result, const Ceilings& ceilings, ExplainInput* input) {
+  input->ceilings = ceilings;
+  input->ceilings_origin = input->times_origin = "measured in this run";
+  for (StageFacts& facts : input->stages) {
+    facts.cold = {};
+    facts.sustained_us = kUnknown;
+    for (const StageResult& entry : result.stages) {
+      if (entry.stage != facts.slug || entry.outcome != StageResult::Outcome::kMeasured) continue;
+      facts.cold = entry.cold;
+      facts.sustained_us = entry.sustained.median;
+    }
+  }
+}
+
+std::string explain(const Bench& bench, const ShapeResult& result) {
+  const DataSet data = make_data_set(result.shape.spec);
+  if (!validate(data.problem).ok()) return "";
+  ExplainInput input = explain_on(bench.machine, data.problem, data.seqlens_k);
+  if (bench.stages.size() == 1) input.stage = bench.stages.front()->slug;
+  if (bench.machine.kind() == MachineKind::kGpu) set_measured(result, bench.ceilings, &input);
+  return explain(input);
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,68 @@
+#include "bench/measure/limits.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace mla::bench {
+
+Work work_of(const Problem& problem, int64_t total_tokens) {
+  constexpr double kBytesPerElement = 2;
+  const auto tokens = static_cast<double>(total_tokens);
+  const double query_rows =
+      static_cast<double>(problem.batch) * problem.seqlen_q * problem.num_heads_q;
+  return {2.0 * problem.seqlen_q * problem.num_heads_q * tokens * (kHeadDimQK + kHeadDimV),
+          kBytesPerElement * (tokens * problem.num_heads_kv * kHeadDimQK +
+                              query_rows * (kHeadDimQK + kHeadDimV))};
+}
+
+const char* to_string(Mode mode) {
+  return mode == Mode::kCold ? "cold" : "sustained";
+}
+
+namespace {
+
+double matrix_rate(const Ceilings& ceilings, Mode mode) {
+  return mode == Mode::kCold ? ceilings.matrix_cold : ceilings.matrix_sustained;
+}
+
+/// The largest term and its name; a NaN term wins, so that what is unknown stays so.
+std::pair<double, const char*> largest(const OwnLimit& limit) {
+  std::pair<double, const char*> result{limit.fp32, "fp32"};
+  const std::pair<double, const char*> others[] = {
+      {limit.matrix, "matrix"}, {limit.shared, "shared"}, {limit.dram, "DRAM"}};
+  for (const auto& term : others) {
+    if (std::isnan(result.first)) break;
+    if (!(term.first <= result.first)) result = term;
+  }
+  return result;
+}
+
+}  // namespace
+
+double floor_seconds(const Work& work, const Ceilings& ceilings, Mode mode) {
+  const double memory = work.bytes / ceilings.read;
+  const double matrix = ceilings.launch + work.flop / matrix_rate(ceilings, mode);
+  if (std::isnan(memory) || std::isnan(matrix)) return kUnknown;
+  return std::max(memory, matrix);
+}
+
+OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode mode) {
+  const auto term = [&](double amount, double rate) {
+    return amount == 0 ? 0.0 : amount / rate / prediction.busy_fraction;
+  };
+  return {term(prediction.fp32_flop, ceilings.fp32),
+          term(prediction.matrix_flop, matrix_rate(ceilings, mode)),
+          term(prediction.shared_bytes, ceilings.shared),
+          // Half of the multiprocessors can keep all of the memory busy.
+          prediction.dram_bytes == 0 ? 0.0 : prediction.dram_bytes / ceilings.read};
+}
+
+double OwnLimit::seconds() const {
+  return largest(*this).first;
+}
+const char* OwnLimit::name() const {
+  return largest(*this).second;
+}
+
+}  // namespace mla::bench

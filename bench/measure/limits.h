@@ -1,0 +1,56 @@
+/// @file
+/// The work of a decode, what the device was measured to give, and the shares that follow.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "bench/measure/statistics.h"
+#include "reference/problem.h"
+#include "stages/common/stage.h"
+
+namespace mla::bench {
+
+/// What a decode must do, whoever does it: the core of absorbed MLA, as the cost model has it.
+struct Work {
+  double flop = 0;   ///< 2 * s_q * h_q * sum(s_k) * (576 + 512); a causal mask is not deducted
+  double bytes = 0;  ///< every cache row, q and out once, 2 bytes per value
+  double intensity() const { return flop / bytes; }  ///< FLOP per byte
+};
+Work work_of(const Problem& problem, int64_t total_tokens);
+
+/// Rates measured in the same run as the kernels, in SI units; kUnknown where not measured.
+struct Ceilings {
+  double read = kUnknown;              ///< B/s, 16-byte loads of a buffer far larger than L2
+  double read_302mb = kUnknown;        ///< B/s, the same over 302 MB
+  double fp32 = kUnknown;              ///< FLOP/s, FMA in registers
+  double matrix_cold = kUnknown;       ///< FLOP/s, cuBLAS bf16 8192^3, one run at a time
+  double matrix_sustained = kUnknown;  ///< FLOP/s, the same after 1.2 s back to back
+  double shared = kUnknown;  ///< B/s, 16-byte loads from shared memory, all multiprocessors
+  double shared_bytes_per_clock = kUnknown;  ///< The same, a multiprocessor
+  double launch = kUnknown;                  ///< s, a graph of one empty kernel
+  std::string matrix_note;                   ///< Why there is no matrix rate, if there is none
+};
+
+/// Cold: one run after the L2 was filled with other data. Sustained: back to back after 0.2 s (from
+/// stage 05 on 1.2 s) of the same work.
+enum class Mode { kCold, kSustained };
+const char* to_string(Mode mode);
+
+/// Least time for the work, in s: max(bytes / read rate, launch + FLOP / matrix rate). The same for
+/// all stages.
+double floor_seconds(const Work& work, const Ceilings& ceilings, Mode mode);
+
+/// The terms of a stage's own limit, in s; those of the multiprocessors are divided by the share of
+/// them that have work.
+struct OwnLimit {
+  double fp32 = 0;
+  double matrix = 0;
+  double shared = 0;
+  double dram = 0;
+  double seconds() const;    ///< The largest; kUnknown if one that counts has no ceiling.
+  const char* name() const;  ///< Which one is the largest.
+};
+OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode mode);
+
+}  // namespace mla::bench

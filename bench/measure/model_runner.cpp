@@ -1,0 +1,52 @@
+#include <chrono>
+
+#include "bench/measure/runner.h"
+
+namespace mla::bench {
+namespace {
+
+class ModelRunner final : public Runner {
+ public:
+  Plan plan(double microseconds) const override {
+    return {.warmups = 0, .rounds = microseconds < 1.5e6 ? 3 : 1, .runs = 1, .sustained = false};
+  }
+
+  Status prepare(const Operation& operation, int* handle) override {
+    *handle = static_cast<int>(operations_.size());
+    operations_.push_back(operation);
+    return {};
+  }
+
+  Status run_cold(int handle, int runs, std::vector<double>* samples) override {
+    for (int i = 0; i < runs; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      MLA_RETURN_IF_ERROR(operations_[static_cast<size_t>(handle)](nullptr));
+      const std::chrono::duration<double, std::micro> time =
+          std::chrono::steady_clock::now() - begin;
+      samples->push_back(time.count());
+    }
+    return {};
+  }
+
+  Status run_warm(int handle, int runs, std::vector<double>* samples) override {
+    return run_cold(handle, runs, samples);  // a model of no caches
+  }
+
+  Status run_sustained(int, double, double, int, std::vector<double>*, Readings*) override {
+    return {StatusCode::kUnsupported, "the GPU model has no sustained runs"};
+  }
+
+  void clear() override { operations_.clear(); }
+  bool lost() const override { return false; }
+
+ private:
+  std::vector<Operation> operations_;
+};
+
+}  // namespace
+
+std::unique_ptr<Runner> make_model_runner() {
+  return std::make_unique<ModelRunner>();
+}
+
+}  // namespace mla::bench

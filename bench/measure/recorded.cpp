@@ -1,0 +1,128 @@
+#include "bench/measure/recorded.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace mla::bench {
+namespace {
+
+using Json = nlohmann::json;
+
+/// A schema this reads: results of mla_bench, of either version.
+bool is_results(const Json& file) {
+  static const std::set<std::string> schemas{"flashmla_stages/1", "flashmla_stages/2"};
+  return file.is_object() && file.contains("context") && file["context"].is_object() &&
+         schemas.count(file["context"].value("schema", "")) > 0;
+}
+
+double number_in(const std::map<std::string, std::string>& context, const std::string& key,
+                 double unit) {
+  const auto found = context.find(key);
+  if (found == context.end()) return kUnknown;
+  char* end = nullptr;
+  const double value = std::strtod(found->second.c_str(), &end);
+  return end == found->second.c_str() ? kUnknown : value * unit;
+}
+
+Ceilings ceilings_of(const std::map<std::string, std::string>& context) {
+  Ceilings ceilings;
+  ceilings.read = number_in(context, "ceiling_read_gbps", 1e9);
+  ceilings.read_302mb = number_in(context, "ceiling_read_302mb_gbps", 1e9);
+  ceilings.fp32 = number_in(context, "ceiling_fp32_tflops", 1e12);
+  ceilings.matrix_cold = number_in(context, "ceiling_matrix_cold_tflops", 1e12);
+  ceilings.matrix_sustained = number_in(context, "ceiling_matrix_sustained_tflops", 1e12);
+  ceilings.shared = number_in(context, "ceiling_shared_tbps", 1e12);
+  ceilings.shared_bytes_per_clock = number_in(context, "ceiling_shared_bytes_per_clock", 1);
+  ceilings.launch = number_in(context, "ceiling_launch_us", 1e-6);
+  return ceilings;
+}
+
+/// False if it is no entry stage/shape/mode with a time.
+bool read_entry(const Json& json, RecordedEntry* entry) {
+  if (json.value("error_occurred", false)) return false;
+  std::string name = json.value("name", "");
+  std::string* parts[] = {&entry->stage, &entry->shape, &entry->mode};
+  for (std::string* part : parts) {
+    const size_t slash = name.find('/');
+    *part = name.substr(0, slash);
+    name = slash == std::string::npos ? "" : name.substr(slash + 1);
+  }
+  entry->us = json.value("real_time", 0.0);
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_number()) entry->counters[key] = value.get<double>();
+  }
+  return !entry->mode.empty() && entry->us > 0;
+}
+
+Status unreadable(const std::string& path, const std::string& why) {
+  return {StatusCode::kFileError, path + ": " + why};
+}
+
+}  // namespace
+
+const RecordedEntry* Recorded::find(const std::string& stage, const std::string& shape,
+                                    const std::string& mode) const {
+  const auto found = std::find_if(entries.begin(), entries.end(), [&](const RecordedEntry& entry) {
+    return entry.stage == stage && entry.shape == shape && entry.mode == mode;
+  });
+  return found == entries.end() ? nullptr : &*found;
+}
+
+std::string Recorded::origin() const {
+  const auto get = [&](const char* key) {
+    const auto found = context.find(key);
+    return found == context.end() ? std::string("unknown") : found->second;
+  };
+  return get("gpu") + ", commit " + get("commit") + ", " + get("date_utc").substr(0, 10);
+}
+
+Status load_recorded(const std::string& path, Recorded* recorded) {
+  std::ifstream stream(path);
+  if (!stream) return unreadable(path, "cannot be read");
+  try {
+    const Json file = Json::parse(stream);
+    if (!is_results(file)) return unreadable(path, "not a results file of mla_bench");
+    Recorded result;
+    result.file = path;
+    for (const auto& [key, value] : file["context"].items()) {
+      if (value.is_string()) result.context[key] = value.get<std::string>();
+    }
+    result.ceilings = ceilings_of(result.context);
+    const double multiprocessors = number_in(result.context, "multiprocessors", 1);
+    if (multiprocessors > 0) result.multiprocessors = static_cast<int>(multiprocessors);
+    for (const Json& json : file.value("benchmarks", Json::array())) {
+      RecordedEntry entry;
+      if (read_entry(json, &entry)) result.entries.push_back(std::move(entry));
+    }
+    *recorded = std::move(result);
+  } catch (const Json::exception& error) {
+    return unreadable(path, error.what());
+  }
+  return {};
+}
+
+Status load_newest_recorded(Recorded* recorded, const std::string& folder) {
+  const std::string where = folder.empty() ? MLA_RESULTS_FOLDER : folder;
+  Recorded newest;
+  std::error_code error;
+  for (const auto& file : std::filesystem::directory_iterator(where, error)) {
+    Recorded one;
+    if (file.path().extension() != ".json" || !load_recorded(file.path().string(), &one).ok()) {
+      continue;
+    }
+    const auto is_of_the_shape = [](const RecordedEntry& entry) {
+      return entry.shape == "h128_q1_b64_k4096" && entry.mode == "cold";
+    };
+    const bool counts = one.context["machine"] == "gpu" &&
+                        std::any_of(one.entries.begin(), one.entries.end(), is_of_the_shape);
+    if (counts && one.context["date_utc"] > newest.context["date_utc"]) newest = std::move(one);
+  }
+  if (newest.file.empty()) return unreadable(where, "no recorded results of a GPU");
+  *recorded = std::move(newest);
+  return {};
+}
+
+}  // namespace mla::bench

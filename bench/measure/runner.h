@@ -1,0 +1,60 @@
+/// @file
+/// Runs one operation again and again and takes its times: the machine's side of the sampler.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "bench/measure/statistics.h"
+#include "stages/common/machine/machine.h"
+
+namespace mla::bench {
+
+/// What to time: enqueues the operation, and nothing else, on the stream it is given.
+using Operation = std::function<Status(Stream)>;
+
+/// How often an operation is run.
+struct Plan {
+  int warmups = 0;         ///< Before the first round
+  int rounds = 1;          ///< Over all contenders in turn
+  int runs = 1;            ///< A round
+  bool sustained = false;  ///< Back-to-back series as well
+};
+
+/// What the device said of itself while it ran back to back; kUnknown where it says nothing.
+struct Readings {
+  double sm_mhz = kUnknown;        ///< Towards the end
+  double watts = kUnknown;         ///< Mean over the warm-up, less its first fifth
+  double joules_a_run = kUnknown;  ///< Likewise
+};
+
+class Runner {
+ public:
+  virtual ~Runner() = default;
+  /// How often to run what takes `microseconds`.
+  virtual Plan plan(double microseconds) const = 0;
+  /// Makes the operation ready to be run, for which it may run it; `handle` names it from now on.
+  virtual Status prepare(const Operation& operation, int* handle) = 0;
+  /// Runs it `runs` times, each time after other data went through the caches; adds the times in us
+  /// to `samples`.
+  virtual Status run_cold(int handle, int runs, std::vector<double>* samples) = 0;
+  /// The same, but times each second of two runs: what it reads lies in the caches.
+  virtual Status run_warm(int handle, int runs, std::vector<double>* samples) = 0;
+  /// Runs it back to back, for `warmup_seconds` and then `runs` times; adds the times of the
+  /// latter.
+  virtual Status run_sustained(int handle, double expected_us, double warmup_seconds, int runs,
+                               std::vector<double>* samples, Readings* readings) = 0;
+  /// Forgets all prepared operations.
+  virtual void clear() = 0;
+  /// A kernel did not end or broke the device: nothing more can run in this process.
+  virtual bool lost() const = 0;
+};
+
+/// Times wall time on the GPU model; "cold" is all it has.
+std::unique_ptr<Runner> make_model_runner();
+
+/// CUDA graphs timed by CUDA events.
+Status make_gpu_runner(std::unique_ptr<Runner>* runner);
+
+}  // namespace mla::bench

@@ -1,0 +1,334 @@
+#include "bench/measure/shapes.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <optional>
+#include <regex>
+#include <sstream>
+
+#include "bench/measure/draws.h"
+
+namespace mla::bench {
+namespace {
+
+/// Standard deviation of q.k on flat data: 576 products of two N(0,1)/10.
+constexpr double kFlatProductDeviation = 0.24;
+
+/// Lengths whose logarithm is normal, with this mean and half of it as standard deviation.
+std::vector<int32_t> log_normal_lengths(int batch, double mean) {
+  const double variance = std::log(1 + 0.25);  // of the logarithm: ln(1 + sd^2 / mean^2)
+  std::vector<int32_t> lengths;
+  for (int i = 0; i < batch; ++i) {
+    const double z = normal(/*key=*/0, int64_t{2} * i);
+    const double length = mean * std::exp(std::sqrt(variance) * z - variance / 2);
+    lengths.push_back(static_cast<int32_t>(std::max(1.0, std::round(length))));
+  }
+  return lengths;
+}
+
+/// Reads "128" off the front of `text`.
+bool take_number(std::string_view* text, int* value) {
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), *value);
+  if (error != std::errc() || *value <= 0) return false;
+  text->remove_prefix(static_cast<size_t>(end - text->data()));
+  return true;
+}
+
+bool take(std::string_view* text, std::string_view prefix) {
+  if (!text->starts_with(prefix)) return false;
+  text->remove_prefix(prefix.size());
+  return true;
+}
+
+/// "[lognormal|stepped|skew|varied]4096", by which the lengths are set.
+bool take_lengths(std::string_view* text, DecodeCase* spec) {
+  const bool log_normal = take(text, "lognormal");
+  const bool stepped = !log_normal && take(text, "stepped");
+  const bool skew = !log_normal && !stepped && take(text, "skew");
+  const bool varied = !log_normal && !stepped && !skew && take(text, "varied");
+  if (!take_number(text, &spec->seqlen_k)) return false;
+  if (log_normal) spec->lengths = log_normal_lengths(spec->batch, spec->seqlen_k);
+  if (stepped) {
+    for (int64_t i = 1; i <= spec->batch; ++i) {
+      spec->lengths.push_back(
+          static_cast<int32_t>((spec->seqlen_k * i + spec->batch - 1) / spec->batch));
+    }
+  }
+  if (skew) {
+    spec->lengths.assign(static_cast<size_t>(spec->batch), 512);
+    spec->lengths.back() = spec->seqlen_k;
+  }
+  spec->variable_lengths = varied;
+  spec->empty_fraction = varied ? 0.125 : 0;
+  return true;
+}
+
+}  // namespace
+
+std::string Shape::title() const {
+  std::ostringstream text;
+  text << "h_q=" << spec.num_heads_q;
+  if (spec.num_heads_kv != 1) text << " h_kv=" << spec.num_heads_kv;
+  text << " s_q=" << spec.seqlen_q << (spec.causal ? " causal" : "") << ", " << spec.batch << " x ";
+  if (name.find("klognormal") != std::string::npos) text << "log-normal ";
+  if (name.find("kstepped") != std::string::npos) text << "stepped to ";
+  if (name.find("kskew") != std::string::npos) text << "512, one ";
+  if (spec.variable_lengths) text << "varied ";
+  text << spec.seqlen_k;
+  if (spec.fixed_split_tokens > 0) text << " split every " << spec.fixed_split_tokens;
+  if (const size_t peak = name.find("_peak"); peak != std::string::npos) {
+    text << ", logits of deviation " << std::atoi(name.c_str() + peak + 5);
+  }
+  text << ", " << to_string(spec.dtype);
+  return text.str();
+}
+
+Status parse_shape(std::string_view name, Shape* shape) {
+  Shape result;
+  result.name = name;
+  DecodeCase& spec = result.spec;
+  std::string_view rest = name;
+  const bool heads = take(&rest, "h") && take_number(&rest, &spec.num_heads_q) &&
+                     (!take(&rest, "x") || take_number(&rest, &spec.num_heads_kv));
+  const bool sizes = heads && take(&rest, "_q") && take_number(&rest, &spec.seqlen_q) &&
+                     take(&rest, "_b") && take_number(&rest, &spec.batch) && take(&rest, "_k") &&
+                     take_lengths(&rest, &spec);
+  if (sizes) {
+    spec.causal = take(&rest, "_causal");
+    std::string_view split = rest;
+    if (take(&split, "_split") && take_number(&split, &spec.fixed_split_tokens) &&
+        spec.fixed_split_tokens % kPageSize == 0) {
+      rest = split;
+    }
+    std::string_view peak = rest;
+    if (int deviation = 0; take(&peak, "_peak") && take_number(&peak, &deviation)) {
+      spec.softmax_scale = static_cast<float>(deviation / kFlatProductDeviation);
+      rest = peak;
+    }
+    if (take(&rest, "_fp16")) spec.dtype = DType::kFloat16;
+  }
+  if (!sizes || !rest.empty()) {
+    return {StatusCode::kInvalidArgument,
+            "shape '" + std::string(name) +
+                "' is not of the form h128_q1_b64_k4096[_causal][_split1024][_peak4][_fp16]" +
+                (rest.empty() ? "" : ": stuck at '" + std::string(rest) + "'")};
+  }
+  *shape = std::move(result);
+  return {};
+}
+
+namespace {
+
+using Names = std::vector<std::string>;
+
+/// Every name of `a`, then those of `b` that are not there yet.
+Names joined(Names a, const Names& b) {
+  for (const std::string& name : b) {
+    if (std::find(a.begin(), a.end(), name) == a.end()) a.push_back(name);
+  }
+  return a;
+}
+
+/// Each of `names`, and what padding makes of it.
+Names with_padded(const Names& names) {
+  Names result = names;
+  for (const std::string& name : names) result = joined(result, {padded(name)});
+  return result;
+}
+
+/// Errors by length, peakiness, dtype and splits.
+Names numerics() {
+  Names names;
+  for (const char* dtype : {"", "_fp16"}) {
+    for (const char* tokens : {"256", "4096", "65536"}) {
+      for (const char* peak : {"", "_peak1", "_peak4", "_peak16"}) {
+        names.push_back(std::string("h16_q1_b2_k") + tokens + peak + dtype);
+      }
+    }
+    for (const char* split : {"64", "512", "4096", "32768"}) {
+      names.push_back(std::string("h16_q1_b2_k65536_split") + split + "_peak4" + dtype);
+    }
+  }
+  return names;
+}
+
+std::vector<Suite> make_suites() {
+  std::vector<Suite> result = {
+      {"main",
+       "a few shapes of every kind: what a GPU runs by default",
+       {"h128_q1_b1_k4096", "h128_q1_b16_k4096", "h128_q1_b64_k4096", "h128_q1_b128_k4096",
+        "h128_q1_b128_k8192", "h128_q2_b128_k4096_causal", "h64_q1_b64_k4096", "h16_q1_b1_k8192",
+        "h16_q1_b16_k4096", "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h128_q1_b128_klognormal8192",
+        "h128_q1_b128_kskew131072"}},
+      {"table",
+       "the shapes that the chapters show, those of recorded peers",
+       {"h128_q1_b1_k4096",
+        "h128_q1_b1_k65536",
+        "h128_q1_b1_k262144",
+        "h128_q1_b16_k4096",
+        "h128_q1_b64_k4096",
+        "h128_q1_b128_k4096",
+        "h128_q1_b128_k8192",
+        "h128_q1_b128_k16384",
+        "h128_q1_b128_k32768",
+        "h128_q2_b128_k4096_causal",
+        "h128_q2_b128_k8192_causal",
+        "h64_q1_b64_k4096",
+        "h64_q1_b128_k8192",
+        "h16_q1_b1_k8192",
+        "h16_q1_b16_k4096",
+        "h16_q1_b64_k4096",
+        "h16_q1_b128_k8192",
+        "h16_q1_b128_k32768",
+        "h32_q1_b128_k8192",
+        "h16_q1_b4_k512",
+        "h128_q1_b128_klognormal8192",
+        "h128_q1_b128_kskew131072"}},
+      {"compute",
+       "128 heads, many query rows: the tensor cores' limit",
+       {"h128_q1_b128_k4096", "h128_q1_b128_k8192", "h128_q1_b128_k16384", "h128_q1_b128_k32768",
+        "h128_q2_b128_k4096_causal", "h128_q2_b128_k8192_causal", "h128_q3_b32_k4096_causal",
+        "h128_q4_b32_k4096_causal", "h128_q4_b32_k8192_causal", "h128_q4_b32_k32768_causal"}},
+      {"bandwidth",
+       "few heads: the memory's limit",
+       {"h16_q1_b64_k4096", "h32_q1_b64_k4096", "h64_q1_b64_k4096", "h8_q1_b128_k8192",
+        "h16_q1_b128_k8192", "h32_q1_b128_k8192", "h64_q1_b128_k8192", "h16_q1_b128_k32768"}},
+      {"latency",
+       "1 to 8 sequences of 512 to 262144 tokens",
+       {"h128_q1_b1_k512", "h128_q1_b1_k4096", "h128_q1_b1_k65536", "h128_q1_b1_k262144",
+        "h128_q1_b8_k4096", "h16_q1_b1_k512", "h16_q1_b1_k8192", "h16_q1_b1_k65536",
+        "h16_q1_b1_k262144", "h16_q1_b4_k512", "h16_q1_b8_k4096"}},
+      {"varlen", "unequal lengths, and the same batches padded to their longest sequence",
+       with_padded({"h128_q1_b128_k8192", "h128_q1_b128_kstepped32768",
+                    "h128_q1_b128_klognormal2048", "h128_q1_b128_klognormal8192",
+                    "h128_q1_b128_kskew131072"})},
+      {"dtypes",
+       "bf16 and fp16",
+       {"h128_q1_b64_k4096", "h128_q1_b64_k4096_fp16", "h16_q1_b64_k4096",
+        "h16_q1_b64_k4096_fp16"}},
+      {"causal",
+       "with the causal mask and without",
+       {"h128_q2_b128_k4096_causal", "h128_q2_b128_k4096"}},
+      {"prefill",
+       "many query tokens: causal as in prefill, without a mask as in cross-attention",
+       {"h128_q128_b1_k4096_causal", "h128_q128_b1_k4096", "h128_q512_b1_k4096_causal",
+        "h128_q2048_b1_k4096_causal", "h128_q2048_b1_k4096"}},
+      {"invariant",
+       "what batch-invariant mode costs",
+       {"h128_q1_b128_k8192", "h128_q1_b128_k8192_split1024", "h16_q1_b128_k8192",
+        "h16_q1_b128_k8192_split1024", "h128_q1_b1_k65536", "h128_q1_b1_k65536_split1024"}},
+      {"resources",
+       "power, clocks and energy, all stages back to back for 1.2 s",
+       {"h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"},
+       Measure::kEnergy},
+      {"plan",
+       "the making of plans alone",
+       {"h128_q1_b1_klognormal2048", "h128_q1_b128_klognormal2048", "h128_q1_b1024_klognormal2048",
+        "h128_q1_b8192_klognormal2048"},
+       Measure::kPlans},
+      {"numerics", "errors by length, peakiness, dtype and splits", numerics(), Measure::kErrors},
+      {"smoke",
+       "small enough for the model, where it is the default",
+       {"h16_q1_b2_k256", "h16_q2_b2_kvaried256_causal"}},
+  };
+  Suite all{"all", "everything that is recorded, each shape once", {}};
+  for (const bool quick : {true, false}) {  // what is soon done first
+    for (const Suite& one : result) {
+      const bool is_quick = one.measure == Measure::kPlans || one.measure == Measure::kErrors;
+      if (one.name != "smoke" && is_quick == quick) all.shapes = joined(all.shapes, one.shapes);
+    }
+  }
+  result.push_back(all);
+  return result;
+}
+
+/// What is done with a shape of a suite: of "all", what the suite that it comes from does. Times
+/// are more than plans or errors, energy is more than times.
+Measure measure_of(const Suite& chosen, const std::string& shape) {
+  if (chosen.name != "all") return chosen.measure;
+  std::optional<Measure> most;
+  const auto rank = [](Measure measure) {
+    return measure == Measure::kEnergy ? 2 : measure == Measure::kTimes ? 1 : 0;
+  };
+  for (const Suite& one : suites()) {
+    if (one.name == "all") continue;
+    if (std::find(one.shapes.begin(), one.shapes.end(), shape) == one.shapes.end()) continue;
+    if (!most || rank(one.measure) > rank(*most)) most = one.measure;
+  }
+  return most.value_or(Measure::kTimes);
+}
+
+}  // namespace
+
+const std::vector<Suite>& suites() {
+  static const std::vector<Suite> all = make_suites();
+  return all;
+}
+
+const Suite* find_suite(std::string_view name) {
+  const auto found = std::find_if(suites().begin(), suites().end(),
+                                  [&](const Suite& one) { return one.name == name; });
+  return found == suites().end() ? nullptr : &*found;
+}
+
+std::vector<std::string> suite_names() {
+  std::vector<std::string> names;
+  for (const Suite& one : suites()) names.push_back(one.name);
+  return names;
+}
+
+std::string padded(const std::string& shape_name) {
+  Shape shape;
+  if (!parse_shape(shape_name, &shape).ok() || shape.spec.lengths.empty()) return shape_name;
+  const size_t begin = shape_name.find("_k") + 2;
+  const size_t end = std::min(shape_name.find('_', begin), shape_name.size());
+  const auto longest = std::max_element(shape.spec.lengths.begin(), shape.spec.lengths.end());
+  return shape_name.substr(0, begin) + std::to_string(*longest) + shape_name.substr(end);
+}
+
+Status select_shapes(std::string_view suite_name, const std::string& filter, DType dtype,
+                     std::vector<Shape>* shapes) {
+  const Suite* chosen_suite = find_suite(suite_name);
+  if (chosen_suite == nullptr) {
+    std::string known;
+    for (const std::string& name : suite_names()) known += (known.empty() ? "" : ", ") + name;
+    return {StatusCode::kInvalidArgument,
+            "suite '" + std::string(suite_name) + "' is none of " + known};
+  }
+  const std::vector<std::string>& names = chosen_suite->shapes;
+  std::vector<std::string> chosen = filter.empty() ? names : std::vector<std::string>{};
+  std::istringstream items(filter);
+  for (std::string item; std::getline(items, item, ',');) {
+    if (Shape named; parse_shape(item, &named).ok()) {
+      chosen.push_back(item);
+      continue;
+    }
+    try {
+      const std::regex pattern(item);
+      std::copy_if(names.begin(), names.end(), std::back_inserter(chosen),
+                   [&](const std::string& name) { return std::regex_search(name, pattern); });
+    } catch (const std::regex_error& error) {
+      return {StatusCode::kInvalidArgument,
+              "'" + item + "' is neither a shape nor a regular expression: " + error.what()};
+    }
+  }
+  shapes->clear();
+  for (std::string name : chosen) {
+    const Measure measure = measure_of(*chosen_suite, name);
+    if (dtype == DType::kFloat16 && !name.ends_with("_fp16")) name += "_fp16";
+    const bool known = std::any_of(shapes->begin(), shapes->end(),
+                                   [&](const Shape& shape) { return shape.name == name; });
+    if (known) continue;
+    MLA_RETURN_IF_ERROR(parse_shape(name, &shapes->emplace_back()));
+    shapes->back().measure = measure;
+  }
+  if (shapes->empty()) {
+    return {StatusCode::kInvalidArgument,
+            "no shape of suite '" + std::string(suite_name) + "' matches '" + filter + "'"};
+  }
+  return {};
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,323 @@
+#include "bench/tools/dump.h"
+
+#include <algorithm>
+#include <bit>
+#include <climits>
+#include <cmath>
+#include <new>
+#include <numeric>
+
+#include "reference/testing/data_generator.h"
+
+namespace mla::bench {
+namespace {
+
+using npy::Type;
+
+bool holds_patterns(Type type) {
+  return type == Type::kUInt16 || type == Type::kInt16;
+}
+
+Status file_error(const std::string& path, const std::string& message) {
+  return {StatusCode::kFileError, path + ": " + message};
+}
+
+/// The same code, with the files that are at fault before the message.
+Status blame(const std::string& paths, const Status& status) {
+  if (status.ok()) return status;
+  return {status.code(), paths + ": " + status.message()};
+}
+
+Status to_int(const std::string& path, const char* name, int64_t value, int* result) {
+  if (value > INT_MAX) {
+    return file_error(path, std::string(name) + " = " + std::to_string(value) + " found; at most " +
+                                std::to_string(INT_MAX) + " allowed");
+  }
+  *result = static_cast<int>(value);
+  return {};
+}
+
+/// The array's elements as float; `patterns_dtype` says what <u2 and <i2 are.
+std::vector<float> floats(const npy::Array& array, DType patterns_dtype) {
+  switch (array.header.type) {
+    case Type::kFloat16:
+      return to_floats(DType::kFloat16, array.values<uint16_t>());
+    case Type::kFloat32: {
+      const auto values = array.values<float>();
+      return {values.begin(), values.end()};
+    }
+    case Type::kFloat64: {
+      const auto values = array.values<double>();
+      std::vector<float> result(values.size());
+      std::transform(values.begin(), values.end(), result.begin(),
+                     [](double value) { return static_cast<float>(value); });
+      return result;
+    }
+    default:
+      return to_floats(patterns_dtype, array.values<uint16_t>());
+  }
+}
+
+/// Reads q or the cache as patterns of `dtype`, and notes what rounding did to it.
+Status load_patterns(const std::string& path, DType dtype, Patterns* patterns,
+                     std::vector<std::string>* notes) {
+  MLA_RETURN_IF_ERROR(npy::read(path, &patterns->read));
+  const Type type = patterns->read.header.type;
+  if (holds_patterns(type) || (type == Type::kFloat16 && dtype == DType::kFloat16)) return {};
+
+  const std::vector<float> values = floats(patterns->read, dtype);
+  patterns->read = {};
+  patterns->converted = to_patterns(dtype, values);
+  int64_t overflows = 0;
+  visit_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float rounded = to_float(std::bit_cast<T>(patterns->converted[i]));
+      overflows += std::isinf(rounded) && !std::isinf(values[i]);
+    }
+  });
+  if (overflows > 0) {
+    notes->push_back(path + ": " + std::to_string(overflows) + " of " +
+                     std::to_string(values.size()) + " values are too large for " +
+                     to_string(dtype) + " and became infinite");
+  }
+  return {};
+}
+
+/// Reads whole numbers. One that does not fit int32_t is an error if `used(index)`, else it becomes
+/// -1.
+template <typename Used>
+Status load_int32(const std::string& path, std::vector<int32_t>* result, Used used) {
+  npy::Array array;
+  MLA_RETURN_IF_ERROR(npy::read(path, &array));
+  if (array.header.type == Type::kInt32) {
+    const auto values = array.values<int32_t>();
+    result->assign(values.begin(), values.end());
+    return {};
+  }
+  const auto values = array.values<int64_t>();
+  result->assign(values.size(), -1);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] >= INT_MIN && values[i] <= INT_MAX) {
+      (*result)[i] = static_cast<int32_t>(values[i]);
+    } else if (used(i)) {
+      return file_error(path, std::to_string(values[i]) + " found at element " + std::to_string(i) +
+                                  "; a value that fits int32 needed");
+    }
+  }
+  return {};
+}
+
+/// Types and shapes, from the headers alone; fills in the problem's sizes.
+struct Headers {
+  npy::Header q, cache, block_table, seqlens;
+
+  Status read(const DumpFiles& files, bool paged) {
+    MLA_RETURN_IF_ERROR(npy::read_header(files.q, &q));
+    MLA_RETURN_IF_ERROR(npy::read_header(files.cache, &cache));
+    if (paged) MLA_RETURN_IF_ERROR(npy::read_header(files.block_table, &block_table));
+    return npy::read_header(files.seqlens, &seqlens);
+  }
+
+  Status check_types(const DumpFiles& files, bool paged) const {
+    const std::initializer_list<Type> values{Type::kUInt16, Type::kInt16, Type::kFloat16,
+                                             Type::kFloat32};
+    const std::string values_needed = "<u2 or <i2 (16-bit patterns), <f2 or <f4";
+    const std::initializer_list<Type> indices{Type::kInt32, Type::kInt64};
+    MLA_RETURN_IF_ERROR(npy::check_type(files.q, q, values, values_needed));
+    MLA_RETURN_IF_ERROR(npy::check_type(files.cache, cache, values, values_needed));
+    if (paged) {
+      MLA_RETURN_IF_ERROR(npy::check_type(files.block_table, block_table, indices, "<i4 or <i8"));
+    }
+    return npy::check_type(files.seqlens, seqlens, indices, "<i4 or <i8");
+  }
+
+  Status check_shapes(const DumpFiles& files, bool paged, Problem* problem) const {
+    MLA_RETURN_IF_ERROR(npy::check_shape(files.q, q, {"b", "s_q", "h_q", int64_t{kHeadDimQK}}));
+    const int64_t batch = q.shape[0];
+    MLA_RETURN_IF_ERROR(to_int(files.q, "b", batch, &problem->batch));
+    MLA_RETURN_IF_ERROR(to_int(files.q, "s_q", q.shape[1], &problem->seqlen_q));
+    MLA_RETURN_IF_ERROR(to_int(files.q, "h_q", q.shape[2], &problem->num_heads_q));
+    const std::string b_of_q = "(b = " + std::to_string(batch) + " of " + files.q + ")";
+
+    const bool one_head = cache.shape.size() == 3;  // no axis for KV heads
+    Status fits;
+    if (paged && one_head) {
+      fits = npy::check_shape(files.cache, cache, {"pages", kPageSize, kHeadDimQK});
+    } else if (paged) {
+      fits = npy::check_shape(files.cache, cache, {"pages", kPageSize, "h_kv", kHeadDimQK},
+                              "with --block-table");
+    } else if (one_head) {
+      fits = npy::check_shape(files.cache, cache, {batch, "s", kHeadDimQK}, b_of_q);
+    } else {
+      fits = npy::check_shape(files.cache, cache, {batch, "s", "h_kv", kHeadDimQK},
+                              b_of_q + "; a paged cache needs --block-table");
+    }
+    MLA_RETURN_IF_ERROR(fits);
+    const int64_t heads_kv = one_head ? 1 : cache.shape[2];
+    MLA_RETURN_IF_ERROR(to_int(files.cache, "h_kv", heads_kv, &problem->num_heads_kv));
+    if (paged) {
+      MLA_RETURN_IF_ERROR(to_int(files.cache, "pages", cache.shape[0], &problem->num_pages));
+      MLA_RETURN_IF_ERROR(
+          npy::check_shape(files.block_table, block_table, {batch, "max_pages"}, b_of_q));
+      MLA_RETURN_IF_ERROR(to_int(files.block_table, "max_pages", block_table.shape[1],
+                                 &problem->max_pages_per_seq));
+    } else {
+      const int64_t pages = pages_for(cache.shape[1]);
+      MLA_RETURN_IF_ERROR(
+          to_int(files.cache, "pages a sequence", pages, &problem->max_pages_per_seq));
+      MLA_RETURN_IF_ERROR(to_int(files.cache, "pages", batch * pages, &problem->num_pages));
+    }
+    return npy::check_shape(files.seqlens, seqlens, {batch}, b_of_q);
+  }
+};
+
+/// Copies [b, s, h_kv, 576] into pages, in order; the rest of each sequence's last page is NaN.
+void page_cache(int64_t tokens, Dump* dump) {
+  const Problem& problem = dump->problem;
+  const auto row = static_cast<size_t>(problem.num_heads_kv) * kHeadDimQK;
+  const size_t sequence = static_cast<size_t>(tokens) * row;
+  const size_t paged_sequence = static_cast<size_t>(problem.max_seqlen_k()) * row;
+  std::vector<uint16_t> paged(static_cast<size_t>(problem.kv_elements()), nan_bits(problem.dtype));
+  const std::span<const uint16_t> contiguous = dump->kv_cache.values();
+  for (size_t b = 0; b < static_cast<size_t>(problem.batch); ++b) {
+    std::copy_n(contiguous.begin() + static_cast<ptrdiff_t>(b * sequence), sequence,
+                paged.begin() + static_cast<ptrdiff_t>(b * paged_sequence));
+  }
+  dump->kv_cache.read = {};
+  dump->kv_cache.converted = std::move(paged);
+  dump->block_table.resize(static_cast<size_t>(problem.block_table_elements()));
+  std::iota(dump->block_table.begin(), dump->block_table.end(), 0);
+}
+
+Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
+  Problem& problem = dump->problem;
+  Headers headers;
+  MLA_RETURN_IF_ERROR(headers.read(files, paged));
+  MLA_RETURN_IF_ERROR(headers.check_types(files, paged));
+  MLA_RETURN_IF_ERROR(headers.check_shapes(files, paged, &problem));
+
+  const bool both_fp16 = headers.q.type == Type::kFloat16 && headers.cache.type == Type::kFloat16;
+  if (!files.dtype && !both_fp16) {
+    const bool q_decides = headers.q.type != Type::kFloat16;
+    return {StatusCode::kInvalidArgument,
+            (q_decides ? files.q : files.cache) + " holds " +
+                npy::to_string(q_decides ? headers.q.type : headers.cache.type) +
+                "; --dtype bf16 or --dtype fp16 must say what that is, or is to become"};
+  }
+  problem.dtype = files.dtype.value_or(DType::kFloat16);
+  problem.softmax_scale = files.softmax_scale;
+  problem.causal = files.causal;
+  MLA_RETURN_IF_ERROR(blame(files.q + ", " + files.cache, validate(problem)));
+
+  MLA_RETURN_IF_ERROR(load_patterns(files.q, problem.dtype, &dump->q, &dump->notes));
+  MLA_RETURN_IF_ERROR(load_patterns(files.cache, problem.dtype, &dump->kv_cache, &dump->notes));
+  MLA_RETURN_IF_ERROR(load_int32(files.seqlens, &dump->seqlens_k, [](size_t) { return true; }));
+  if (!paged) {
+    const int64_t tokens = headers.cache.shape[1];
+    for (size_t b = 0; b < dump->seqlens_k.size(); ++b) {
+      if (dump->seqlens_k[b] > tokens) {
+        return {StatusCode::kOutOfRange, files.seqlens + ": seqlens_k[" + std::to_string(b) +
+                                             "] = " + std::to_string(dump->seqlens_k[b]) + "; " +
+                                             files.cache + " has " + std::to_string(tokens) +
+                                             " tokens a sequence"};
+      }
+    }
+    page_cache(tokens, dump);
+    return blame(files.seqlens,
+                 validate_paging(problem, dump->block_table.data(), dump->seqlens_k.data()));
+  }
+  const auto used = [&](size_t slot) {
+    const auto columns = static_cast<size_t>(problem.max_pages_per_seq);
+    return static_cast<int64_t>(slot % columns) < pages_for(dump->seqlens_k[slot / columns]);
+  };
+  MLA_RETURN_IF_ERROR(load_int32(files.block_table, &dump->block_table, used));
+  return blame(files.block_table + ", " + files.seqlens,
+               validate_paging(problem, dump->block_table.data(), dump->seqlens_k.data()));
+}
+
+Status load_floats(const std::string& path, DType dtype, bool patterns_allowed,
+                   std::initializer_list<npy::Axis> shape, std::vector<float>* values) {
+  npy::Array array;
+  MLA_RETURN_IF_ERROR(npy::read(path, &array));
+  MLA_RETURN_IF_ERROR(
+      patterns_allowed
+          ? npy::check_type(
+                path, array.header,
+                {Type::kUInt16, Type::kInt16, Type::kFloat16, Type::kFloat32, Type::kFloat64},
+                "<u2 or <i2 (16-bit patterns), <f2, <f4 or <f8")
+          : npy::check_type(path, array.header, {Type::kFloat32, Type::kFloat64}, "<f4 or <f8"));
+  MLA_RETURN_IF_ERROR(npy::check_shape(path, array.header, shape, "for these inputs"));
+  *values = floats(array, dtype);
+  return {};
+}
+
+}  // namespace
+
+int64_t Dump::total_tokens() const {
+  return std::accumulate(seqlens_k.begin(), seqlens_k.end(), int64_t{0});
+}
+
+Tensors Dump::tensors() const {
+  Tensors result;
+  result.q = q.values().data();
+  result.kv_cache = kv_cache.values().data();
+  result.block_table = block_table.data();
+  result.seqlens_k = seqlens_k.data();
+  return result;
+}
+
+Status load(const DumpFiles& files, Dump* dump) {
+  const CacheLayout layout = files.layout.value_or(
+      files.block_table.empty() ? CacheLayout::kContiguous : CacheLayout::kPaged);
+  if (layout == CacheLayout::kPaged && files.block_table.empty()) {
+    return {StatusCode::kInvalidArgument, "a paged cache needs --block-table"};
+  }
+  if (layout == CacheLayout::kContiguous && !files.block_table.empty()) {
+    return {StatusCode::kInvalidArgument,
+            "a contiguous cache takes no --block-table (" + files.block_table + ")"};
+  }
+  try {
+    Dump result;
+    MLA_RETURN_IF_ERROR(load_checked(files, layout == CacheLayout::kPaged, &result));
+    *dump = std::move(result);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, files.q + ", " + files.cache + ": not enough memory"};
+  }
+}
+
+Status load_out(const std::string& path, const Problem& problem, std::vector<float>* out) {
+  return load_floats(path, problem.dtype, true,
+                     {int64_t{problem.batch}, int64_t{problem.seqlen_q},
+                      int64_t{problem.num_heads_q}, int64_t{kHeadDimV}},
+                     out);
+}
+
+Status load_lse(const std::string& path, const Problem& problem, std::vector<float>* lse) {
+  return load_floats(
+      path, problem.dtype, false,
+      {int64_t{problem.batch}, int64_t{problem.num_heads_q}, int64_t{problem.seqlen_q}}, lse);
+}
+
+std::vector<float> to_floats(DType dtype, std::span<const uint16_t> patterns) {
+  std::vector<float> values(patterns.size());
+  visit_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    std::transform(patterns.begin(), patterns.end(), values.begin(),
+                   [](uint16_t bits) { return to_float(std::bit_cast<T>(bits)); });
+  });
+  return values;
+}
+
+std::vector<uint16_t> to_patterns(DType dtype, std::span<const float> values) {
+  std::vector<uint16_t> patterns(values.size());
+  visit_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    std::transform(values.begin(), values.end(), patterns.begin(),
+                   [](float value) { return std::bit_cast<uint16_t>(from_float<T>(value)); });
+  });
+  return patterns;
+}
+
+}  // namespace mla::bench

@@ -1,0 +1,294 @@
+/// @file
+/// The benchmark: every stage over a list of shapes, checked, timed, side by side.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <map>
+
+#include "bench/measure/cache_suite.h"
+#include "bench/measure/ceilings.h"
+#include "bench/measure/cublas_pipeline.h"
+#include "bench/explain/explain_input.h"
+#include "bench/measure/google.h"
+#include "bench/measure/present.h"
+#include "bench/measure/table.h"
+
+namespace mla::bench {
+namespace {
+
+struct Options {
+  std::string machine = "auto";
+  std::string suite;  // empty: main on a GPU, smoke on the model
+  std::vector<std::string> stages;
+  std::string shapes;
+  DType dtype = DType::kBFloat16;
+  std::string out;
+  std::string samples;
+  bool list = false;
+  bool print_gpu = false;
+  bool show_google = false;
+  bool quick = false;  // of suite paged
+  bool peers = true;
+  bool explain = false;
+};
+
+/// Beside those of shapes.h: the paged cache. "all" has it, too.
+constexpr const char* kPagedSuite = "paged";
+
+int complain(const Status& status) {
+  std::cerr << "mla_bench: " << status.to_string() << "\n";
+  return 2;
+}
+
+/// The stages of the registry that were asked for, by slug or number.
+Status select_stages(MachineKind machine, const std::vector<std::string>& names,
+                     std::vector<const Stage*>* chosen) {
+  std::string known;
+  for (const Stage& stage : stages(machine)) {
+    if (names.empty()) chosen->push_back(&stage);
+    known += (known.empty() ? "" : ", ") + stage.slug;
+  }
+  for (const std::string& name : names) {
+    const Stage* stage = find_stage(machine, name);
+    if (stage == nullptr) {
+      return {StatusCode::kInvalidArgument, "no stage '" + name + "'; there are " + known};
+    }
+    chosen->push_back(stage);
+  }
+  return {};
+}
+
+void print_list(MachineKind machine) {
+  std::cout << "stages\n";
+  for (const Stage& stage : stages(machine))
+    std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
+  for (const Suite& suite : suites()) {
+    std::cout << "suite " << suite.name << ": " << suite.what << "\n";
+    if (suite.name == "all") continue;
+    for (const std::string& shape : suite.shapes) std::cout << "  " << shape << "\n";
+  }
+  std::cout << "suite " << kPagedSuite
+            << ": the paged cache: allocate, append, fork, free; memory against contiguous\n";
+}
+
+/// "suite_table" and its shapes, for every suite: so that a report knows which belong together.
+Context describe_suites() {
+  Context context;
+  for (const Suite& suite : suites()) {
+    std::string names;
+    for (const std::string& shape : suite.shapes) names += (names.empty() ? "" : ",") + shape;
+    if (suite.name != "all") context.emplace_back("suite_" + suite.name, names);
+  }
+  return context;
+}
+
+bool has_paged_suite(const Options& options) {
+  return options.shapes.empty() && (options.suite == kPagedSuite || options.suite == "all");
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// Times that Ctrl-C was pressed. What is measured by the first is kept; the third ends the program
+/// (coreutils' timeout sends two).
+std::atomic<int> interrupted = 0;
+
+void on_interrupt(int signal) {
+  if (++interrupted == 2) std::signal(signal, SIG_DFL);
+}
+
+/// Measures, prints a table a shape, writes the files. The exit code.
+int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
+            std::vector<std::string> google_arguments) {
+  const auto begin = std::chrono::steady_clock::now();
+  const bool gpu = machine.kind() == MachineKind::kGpu;
+  Progress progress;
+  std::unique_ptr<Runner> runner = make_model_runner();
+  std::vector<const Stage*> chosen;
+  Ceilings ceilings;
+  Context context = describe_environment(machine);
+  if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
+    return complain(status);
+  }
+  const bool nothing_to_do =
+      !shapes.empty() &&
+      std::all_of(shapes.begin(), shapes.end(),
+                  [](const Shape& shape) { return shape.measure == Measure::kPlans; }) &&
+      std::none_of(chosen.begin(), chosen.end(),
+                   [](const Stage* stage) { return stage->plan_shape != nullptr; });
+  if (nothing_to_do) {
+    return complain({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
+  }
+  if (gpu) {
+    Status status = make_gpu_runner(&runner);
+    if (!status.ok()) return complain(status);
+    status = measure_ceilings(
+        *runner, [&](const std::string& text) { progress.step(text); }, &ceilings);
+    progress.clear();
+    if (!status.ok()) return complain(status);
+    const Context measured = describe_ceilings(ceilings);
+    context.insert(context.end(), measured.begin(), measured.end());
+  }
+  std::cout << describe(context) << std::flush;
+
+  std::vector<const Stage*> peers;
+  if (std::string why_not; gpu && options.peers) {
+    const Stage* peer = cublas_pipeline(&why_not);
+    if (peer != nullptr) peers.push_back(peer);
+    if (peer == nullptr) std::cout << "peer cublas_pipeline left out: " << why_not << "\n";
+  }
+  const Bench bench{machine, *runner, chosen, peers, ceilings, progress};
+  std::vector<ShapeResult> results;
+  bool failed = false;
+  std::signal(SIGINT, on_interrupt);
+  for (const Shape& shape : shapes) {
+    if (interrupted > 0) {
+      std::cout << "\nInterrupted: " << shapes.size() - results.size()
+                << " of the shapes are left out.\n";
+      failed = true;
+      break;
+    }
+    const ShapeResult& result = results.emplace_back(measure_shape(bench, shape));
+    std::cout << side_by_side(result, machine.kind()) << std::flush;
+    const bool timed = shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
+    if (options.explain && timed) std::cout << "\n" << explain(bench, result) << std::flush;
+    for (const StageResult& entry : result.stages) {
+      failed = failed || entry.outcome == StageResult::Outcome::kFailed;
+    }
+    if (runner->lost()) {
+      std::cout << "\nThe GPU cannot be used any more by this process; the remaining shapes are "
+                   "left out.\n";
+      failed = true;
+      break;
+    }
+  }
+  std::cout << std::flush;
+  std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
+  std::signal(SIGINT, SIG_DFL);
+  if (has_paged_suite(options) && interrupted > 0) {
+    std::cout << "\nInterrupted: suite " << kPagedSuite << " is left out.\n";
+    failed = true;
+  } else if (has_paged_suite(options) && !runner->lost()) {
+    const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
+    progress.clear();
+    if (!status.ok()) {
+      std::cout << "suite " << kPagedSuite << ": " << status.to_string() << "\n";
+      failed = true;
+    }
+  }
+  const Context suites = describe_suites();
+  context.insert(context.end(), suites.begin(), suites.end());
+  context.emplace_back("wall_s", number(seconds_since(begin), 4));
+  if (!run_google_benchmark(entries, context, std::move(google_arguments), options.out,
+                            options.show_google)) {
+    return 2;
+  }
+  if (!options.out.empty()) std::cout << "\nresults: " << options.out << "\n";
+  if (!options.samples.empty()) {
+    std::ofstream file(options.samples);
+    write_samples(results, file);
+    if (!file) return complain({StatusCode::kFileError, options.samples + ": cannot be written"});
+  }
+  if (failed) std::cout << "\nFAILED: see above\n";
+  if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
+    std::cout << std::flush;
+    std::_Exit(1);
+  }
+  return failed ? 1 : 0;
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  CLI::App app{
+      "Times every stage on a list of shapes, checks each result before it is timed, and prints "
+      "the stages side by "
+      "side.\nExamples:\n  mla_bench\n  mla_bench --stages 02,03 --shapes h128_q1_b64_k4096 --out "
+      "results.json\n"
+      "  mla_bench --machine model --shapes h64_q1_b1_k1024"};
+  app.add_option("--machine", options.machine,
+                 "auto: a GPU if there is one, else the CPU model of one")
+      ->check(CLI::IsMember({"auto", "gpu", "model"}))
+      ->capture_default_str();
+  std::vector<std::string> suite_choices = suite_names();
+  suite_choices.push_back(kPagedSuite);
+  app.add_option(
+         "--suite", options.suite,
+         "main (default on a GPU), smoke (default on the model), all (what is recorded), or "
+         "one of the others that --list shows")
+      ->check(CLI::IsMember(suite_choices));
+  app.add_option("--stages", options.stages,
+                 "numbers or names, separated by commas: 01,03_online_softmax")
+      ->delimiter(',');
+  app.add_option("--shapes", options.shapes,
+                 "names such as h128_q1_b64_k4096, or regular expressions over the suite's, "
+                 "separated by commas");
+  const std::map<std::string, DType> dtypes{{"bf16", DType::kBFloat16}, {"fp16", DType::kFloat16}};
+  app.add_option("--dtype", options.dtype, "bf16 (default) or fp16")
+      ->transform(CLI::CheckedTransformer(dtypes, CLI::ignore_case));
+  app.add_option("--out", options.out, "write Google Benchmark's JSON here");
+  app.add_option("--samples", options.samples, "write every raw sample here, as CSV");
+  app.add_flag("!--no-peers", options.peers, "leave out the cuBLAS pipeline, a peer on GPUs");
+  app.add_flag("--explain", options.explain,
+               "after each shape say what binds it, and what could be done");
+  app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
+  app.add_flag("--list", options.list, "list stages, suites and their shapes");
+  app.add_flag("--print-gpu", options.print_gpu,
+               "print a file name for the GPU and exit; without one say why and exit with 1");
+  app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
+  app.allow_extras();  // Google Benchmark's own flags
+  app.footer("Google Benchmark's flags (--benchmark_filter=...) are passed on.");
+  CLI11_PARSE(app, argc, argv);
+
+  std::vector<std::string> google_arguments{argv[0]};
+  for (const std::string& extra : app.remaining()) {
+    if (!extra.starts_with("--benchmark_")) {
+      return complain(
+          {StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
+    }
+    google_arguments.push_back(extra);
+  }
+
+  std::string why_not;
+  Machine* gpu = options.machine == "model" ? nullptr : gpu_machine(&why_not);
+  if (options.print_gpu) {
+    if (gpu == nullptr) return std::cout << why_not << "\n", 1;
+    std::cout << gpu_slug(value_of(describe_environment(*gpu), "gpu")) << "\n";
+    return 0;
+  }
+  if (gpu == nullptr && options.machine == "gpu")
+    return complain({StatusCode::kUnavailable, why_not});
+  Machine& machine = gpu != nullptr ? *gpu : model_machine();
+  if (options.list) return print_list(machine.kind()), 0;
+  if (options.machine == "auto" && gpu == nullptr) {
+    std::cout << why_not << ": running on the CPU model of a GPU\n";
+  }
+  if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
+  std::vector<Shape> shapes;
+  if (options.suite == kPagedSuite) {
+    if (!options.shapes.empty()) {
+      return complain({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
+    }
+  } else if (const Status status =
+                 select_shapes(options.suite, options.shapes, options.dtype, &shapes);
+             !status.ok()) {
+    return complain(status);
+  }
+  for (const std::string& file : {options.out, options.samples}) {
+    if (const Status status = check_writable(file); !status.ok()) return complain(status);
+  }
+  return measure(machine, options, shapes, std::move(google_arguments));
+}
+
+}  // namespace
+}  // namespace mla::bench
+
+int main(int argc, char** argv) {
+  return mla::bench::run(argc, argv);
+}

@@ -1,0 +1,215 @@
+#include "reference/testing/compare.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+
+#include "reference/parallel_for.h"
+
+namespace mla {
+namespace {
+
+/// What one block of rows adds to a Comparison. Blocks are of fixed size and merged in order, so
+/// that the result does not depend on the number of threads.
+struct Partial {
+  int64_t mismatches = 0;
+  int64_t first_special = -1;    ///< First element where NaN or an infinity is not matched.
+  int64_t first_tolerance = -1;  ///< First finite element outside tolerance.
+  double max_abs_error = 0;
+  double sum_dd = 0;  ///< Sums over finite elements: (a - r)^2, a^2, r^2.
+  double sum_aa = 0;
+  double sum_rr = 0;
+  double worst_row_cosine_difference = -1;
+  int64_t worst_row = -1;
+};
+
+/// 1 - 2<a,r>/(<a,a> + <r,r>), written as <a-r,a-r>/(<a,a> + <r,r>): the same, without the
+/// cancellation. Two zero vectors are equal; a zero vector and another differ by 1.
+double cosine_difference(double sum_dd, double sum_aa, double sum_rr) {
+  const double denominator = sum_aa + sum_rr;
+  return denominator == 0 ? 0 : sum_dd / denominator;
+}
+
+template <typename T>
+Partial compare_rows(const T* actual, const double* expected, int64_t first_row, int64_t last_row,
+                     int64_t row_length, const Tolerance& tolerance) {
+  Partial partial;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    double sum_dd = 0, sum_aa = 0, sum_rr = 0;
+    for (int64_t i = row * row_length; i < (row + 1) * row_length; ++i) {
+      double a;
+      if constexpr (std::is_same_v<T, float>) {
+        a = actual[i];
+      } else {
+        a = to_float(actual[i]);
+      }
+      const double r = expected[i];
+      if (!std::isfinite(a) || !std::isfinite(r)) {
+        const bool match = a == r || (std::isnan(a) && std::isnan(r));
+        if (match) continue;
+        ++partial.mismatches;
+        if (partial.first_special < 0) partial.first_special = i;
+        continue;
+      }
+      const double error = std::abs(a - r);
+      if (!(error < tolerance.abs_tol) && !(error / (std::abs(r) + 1e-6) < tolerance.rel_tol)) {
+        ++partial.mismatches;
+        if (partial.first_tolerance < 0) partial.first_tolerance = i;
+      }
+      partial.max_abs_error = std::max(partial.max_abs_error, error);
+      sum_dd += error * error;
+      sum_aa += a * a;
+      sum_rr += r * r;
+    }
+    partial.sum_dd += sum_dd;
+    partial.sum_aa += sum_aa;
+    partial.sum_rr += sum_rr;
+    const double difference = cosine_difference(sum_dd, sum_aa, sum_rr);
+    // `!(<=)`: a difference that is NaN (sums that overflowed) is the worst there is, and stays.
+    if (!(difference <= partial.worst_row_cosine_difference) &&
+        !std::isnan(partial.worst_row_cosine_difference)) {
+      partial.worst_row_cosine_difference = difference;
+      partial.worst_row = row;
+    }
+  }
+  return partial;
+}
+
+/// "element 1234 (row 2, column 210): 0.5, expected 0.25"
+std::string describe_element(int64_t index, int64_t row_length, double actual, double expected) {
+  char text[160];
+  std::snprintf(text, sizeof text, "element %lld (row %lld, column %lld): %.9g, expected %.9g",
+                static_cast<long long>(index), static_cast<long long>(index / row_length),
+                static_cast<long long>(index % row_length), actual, expected);
+  return text;
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+template <typename T>
+Comparison compare_all(std::span<const T> actual, std::span<const double> expected,
+                       int64_t row_length, const Tolerance& tolerance) {
+  Comparison result;
+  result.elements = static_cast<int64_t>(expected.size());
+  if (actual.size() != expected.size()) {
+    result.failure =
+        std::to_string(actual.size()) + " elements, expected " + std::to_string(expected.size());
+    return result;
+  }
+  if (expected.empty()) {
+    result.failure = "nothing to compare";
+    return result;
+  }
+  if (row_length < 1 || result.elements % row_length != 0) {
+    result.failure = "row_length = " + std::to_string(row_length) + " does not divide " +
+                     std::to_string(result.elements) + " elements";
+    return result;
+  }
+
+  const int64_t rows = result.elements / row_length;
+  const int64_t rows_a_block = std::max<int64_t>(1, (int64_t{1} << 18) / row_length);
+  const int64_t blocks = (rows + rows_a_block - 1) / rows_a_block;
+  std::vector<Partial> partials(static_cast<size_t>(blocks));
+  parallel_for(blocks, 0, [&](int64_t block) {
+    const int64_t first = block * rows_a_block;
+    partials[size_t(block)] =
+        compare_rows(actual.data(), expected.data(), first, std::min(first + rows_a_block, rows),
+                     row_length, tolerance);
+  });
+
+  Partial total;
+  for (const Partial& partial : partials) {
+    total.mismatches += partial.mismatches;
+    if (total.first_special < 0) total.first_special = partial.first_special;
+    if (total.first_tolerance < 0) total.first_tolerance = partial.first_tolerance;
+    total.max_abs_error = std::max(total.max_abs_error, partial.max_abs_error);
+    total.sum_dd += partial.sum_dd;
+    total.sum_aa += partial.sum_aa;
+    total.sum_rr += partial.sum_rr;
+    if (!(partial.worst_row_cosine_difference <= total.worst_row_cosine_difference) &&
+        !std::isnan(total.worst_row_cosine_difference)) {
+      total.worst_row_cosine_difference = partial.worst_row_cosine_difference;
+      total.worst_row = partial.worst_row;
+    }
+  }
+  const bool compare_row_cosines = !std::isinf(tolerance.row_cos_tol);
+  result.mismatches = total.mismatches;
+  result.first_mismatch = total.first_special >= 0 ? total.first_special : total.first_tolerance;
+  result.max_abs_error = total.max_abs_error;
+  result.relative_l2 = total.sum_dd == 0 ? 0 : std::sqrt(total.sum_dd / total.sum_rr);
+  result.cosine_difference = cosine_difference(total.sum_dd, total.sum_aa, total.sum_rr);
+  if (compare_row_cosines) {
+    result.worst_row_cosine_difference = total.worst_row_cosine_difference;
+    result.worst_row = total.worst_row;
+  }
+
+  if (result.first_mismatch >= 0) {
+    const auto index = static_cast<size_t>(result.first_mismatch);
+    double a;
+    if constexpr (std::is_same_v<T, float>) {
+      a = actual[index];
+    } else {
+      a = to_float(actual[index]);
+    }
+    result.failure =
+        total.first_special >= 0 ? "NaN or infinity out of place at " : "outside tolerance at ";
+    result.failure += describe_element(result.first_mismatch, row_length, a, expected[index]);
+    result.failure += "; " + std::to_string(result.mismatches) + " of " +
+                      std::to_string(result.elements) + " elements mismatch";
+  } else if (!(result.cosine_difference < tolerance.cos_tol)) {
+    result.failure = "cosine difference " + number(result.cosine_difference) +
+                     " is not less than " + number(tolerance.cos_tol);
+  } else if (compare_row_cosines && !(result.worst_row_cosine_difference < tolerance.row_cos_tol)) {
+    result.failure = "cosine difference " + number(result.worst_row_cosine_difference) +
+                     " of row " + std::to_string(result.worst_row) + " is not less than " +
+                     number(tolerance.row_cos_tol);
+  }
+  result.ok = result.failure.empty();
+  return result;
+}
+
+std::string describe_one(const char* name, const Comparison& comparison) {
+  std::string text = std::string(name) + ": ";
+  text += comparison.ok ? "ok" : comparison.failure;
+  text += " (max abs error " + number(comparison.max_abs_error) + ", relative L2 " +
+          number(comparison.relative_l2) + ", cosine difference " +
+          number(comparison.cosine_difference);
+  if (comparison.worst_row >= 0) {
+    text += ", worst row " + number(comparison.worst_row_cosine_difference);
+  }
+  return text + ")";
+}
+
+}  // namespace
+
+Comparison compare(DType dtype, std::span<const uint16_t> actual, std::span<const double> expected,
+                   int64_t row_length, const Tolerance& tolerance) {
+  return visit_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    // Same size, alignment and (trivial) representation: the pattern is the value.
+    return compare_all(std::span(reinterpret_cast<const T*>(actual.data()), actual.size()),
+                       expected, row_length, tolerance);
+  });
+}
+
+Comparison compare(std::span<const float> actual, std::span<const double> expected,
+                   int64_t row_length, const Tolerance& tolerance) {
+  return compare_all(actual, expected, row_length, tolerance);
+}
+
+std::string DecodeComparison::describe() const {
+  return describe_one("out", out) + "; " + describe_one("lse", lse);
+}
+
+DecodeComparison compare_decode(DType dtype, std::span<const uint16_t> out,
+                                std::span<const float> lse, const ReferenceResult& expected) {
+  return {compare(dtype, out, expected.out, kHeadDimV, kOutTolerance),
+          compare(lse, expected.lse, 1, kLseTolerance)};
+}
+
+}  // namespace mla

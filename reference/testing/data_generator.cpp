@@ -1,0 +1,252 @@
+#include "reference/testing/data_generator.h"
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <numeric>
+
+#include "reference/parallel_for.h"
+
+namespace mla {
+namespace {
+
+using generator::Stream;
+
+constexpr int kSeededNeedles = 14;
+
+const char* to_string(DataKind kind) {
+  switch (kind) {
+    case DataKind::kFlat:
+      return "flat";
+    case DataKind::kNeedles:
+      return "needles";
+    case DataKind::kExtremeValues:
+      return "extreme-values";
+    case DataKind::kExtremeLogits:
+      return "extreme-logits";
+  }
+  return "unknown";
+}
+
+/// Uniform in [0, count). The modulo's bias, count / 2^64, is of no account.
+int64_t draw_below(uint64_t key, int64_t index, int64_t count) {
+  return static_cast<int64_t>(generator::draw(key, index) % static_cast<uint64_t>(count));
+}
+
+std::vector<int32_t> draw_lengths(const DecodeCase& spec) {
+  std::vector<int32_t> lengths(static_cast<size_t>(std::max(spec.batch, 0)));
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    const auto sequence = static_cast<int64_t>(b);
+    double length = spec.seqlen_k;
+    if (spec.variable_lengths) {
+      const uint64_t key = generator::row_key(spec.seed, Stream::kLength, sequence, 0, 0);
+      const double z = generator::normal(key, 0) / 65536.0;
+      length = std::max(std::floor(spec.seqlen_k + z * spec.seqlen_k / 2), double(spec.seqlen_q));
+    }
+    const uint64_t key = generator::row_key(spec.seed, Stream::kEmpty, sequence, 0, 0);
+    const double uniform = static_cast<double>(generator::draw(key, 0) >> 11) * 0x1p-53;
+    if (uniform < spec.empty_fraction) length = 0;
+    lengths[b] = static_cast<int32_t>(std::clamp(length, 0.0, double(INT_MAX)));
+  }
+  return lengths;
+}
+
+/// `count` distinct values of [0, population), by the first steps of a Fisher-Yates shuffle.
+std::vector<int32_t> draw_distinct(uint64_t key, int64_t population, int64_t count) {
+  std::vector<int32_t> values(static_cast<size_t>(population));
+  std::iota(values.begin(), values.end(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    std::swap(values[size_t(i)], values[size_t(i + draw_below(key, i, population - i))]);
+  }
+  values.resize(static_cast<size_t>(count));
+  return values;
+}
+
+/// Needles of one sequence, by token: token 0, the last seqlen_q tokens, and one token on each of
+/// 14 drawn pages (or of all, if there are fewer). A token chosen twice is one needle.
+std::vector<Needle> draw_needles(const DecodeCase& spec, float softmax_scale, int64_t sequence,
+                                 int64_t length) {
+  if (length == 0) return {};
+  std::vector<int32_t> tokens{0};
+  for (int64_t t = std::max<int64_t>(length - spec.seqlen_q, 0); t < length; ++t) {
+    tokens.push_back(static_cast<int32_t>(t));
+  }
+  const uint64_t page_key = generator::row_key(spec.seed, Stream::kNeedles, sequence, 0, 0);
+  const uint64_t token_key = generator::row_key(spec.seed, Stream::kNeedles, sequence, 1, 0);
+  const int64_t pages = pages_for(length);
+  for (const int32_t page :
+       draw_distinct(page_key, pages, std::min<int64_t>(pages, kSeededNeedles))) {
+    const int64_t first = int64_t{page} * kPageSize;
+    const int64_t tokens_there = std::min<int64_t>(kPageSize, length - first);
+    tokens.push_back(static_cast<int32_t>(first + draw_below(token_key, page, tokens_there)));
+  }
+  std::sort(tokens.begin(), tokens.end());
+  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+
+  // logit = scale * 8 * value + noise = ln(s_k) + d: a needle weighs e^d times all ordinary tokens
+  // together.
+  std::vector<Needle> needles;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const double rise = -2 + 4.0 * double(i) / double(std::max<size_t>(tokens.size() - 1, 1));
+    const double d = sequence % 2 == 0 ? rise : -rise;
+    const double value = (std::log(double(length)) + d) / (8 * double(softmax_scale));
+    needles.push_back(
+        {tokens[i], generator::round_to_16_bits(spec.dtype, static_cast<float>(value))});
+  }
+  return needles;
+}
+
+}  // namespace
+
+std::string DecodeCase::name() const {
+  std::string text = std::string(mla::to_string(dtype)) + " b=" + std::to_string(batch) +
+                     " s_q=" + std::to_string(seqlen_q) + " s_k=" + std::to_string(seqlen_k) +
+                     " h_q=" + std::to_string(num_heads_q) +
+                     " h_kv=" + std::to_string(num_heads_kv);
+  if (!lengths.empty()) {
+    constexpr size_t kShown = 8;
+    text += " lengths=";
+    for (size_t i = 0; i < std::min(lengths.size(), kShown); ++i) {
+      if (i > 0) text += ',';
+      text += std::to_string(lengths[i]);
+    }
+    if (lengths.size() > kShown) text += ",...";
+  } else {
+    if (variable_lengths) text += " var";
+    if (empty_fraction > 0) {
+      char empty[32];
+      std::snprintf(empty, sizeof empty, " empty=%g", empty_fraction);
+      text += empty;
+    }
+  }
+  if (causal) text += " causal";
+  if (fixed_split_tokens != 0) text += " split=" + std::to_string(fixed_split_tokens);
+  text += std::string(" ") + to_string(data);
+  return text + " seed=" + std::to_string(seed);
+}
+
+int64_t DataSet::total_tokens() const {
+  return std::accumulate(seqlens_k.begin(), seqlens_k.end(), int64_t{0});
+}
+
+DataSet make_data_set(const DecodeCase& spec) {
+  DataSet data;
+  data.spec = spec;
+  if (!spec.lengths.empty()) data.spec.batch = static_cast<int>(spec.lengths.size());
+  Problem& problem = data.problem;
+  problem.dtype = spec.dtype;
+  problem.batch = data.spec.batch;
+  problem.seqlen_q = spec.seqlen_q;
+  problem.num_heads_q = spec.num_heads_q;
+  problem.num_heads_kv = spec.num_heads_kv;
+  problem.softmax_scale = spec.seed % 2 == 0 ? 1.0f / 24 : 0.135234f;
+  if (spec.softmax_scale != 0) problem.softmax_scale = spec.softmax_scale;
+  problem.causal = spec.causal;
+  problem.fixed_split_tokens = spec.fixed_split_tokens;
+
+  std::vector<int32_t> lengths = spec.lengths.empty() ? draw_lengths(data.spec) : spec.lengths;
+  int64_t used_pages = 0;
+  int64_t longest = 0;
+  for (const int32_t length : lengths) {
+    if (length < 0) return data;  // no pages: validate() refuses the problem
+    used_pages += pages_for(length);
+    longest = std::max(longest, pages_for(length));
+  }
+  if (lengths.empty() || used_pages > INT_MAX - kSparePages) return data;
+  data.seqlens_k = std::move(lengths);
+  problem.num_pages = static_cast<int>(used_pages) + kSparePages;
+  problem.max_pages_per_seq = static_cast<int>(longest) + 1;
+
+  const auto num_pages = static_cast<size_t>(problem.num_pages);
+  data.block_table.assign(static_cast<size_t>(problem.block_table_elements()), kGarbagePage);
+  data.page_sequence.assign(num_pages, -1);
+  data.page_position.assign(num_pages, -1);
+  const std::vector<int32_t> shuffled = draw_distinct(
+      generator::row_key(spec.seed, Stream::kPages, 0, 0, 0), problem.num_pages, used_pages);
+  size_t next = 0;
+  data.needle_begin.push_back(0);
+  for (int b = 0; b < problem.batch; ++b) {
+    const int64_t length = data.seqlens_k[size_t(b)];
+    int32_t* const table_row = &data.block_table[size_t(b) * size_t(problem.max_pages_per_seq)];
+    for (int32_t p = 0; p < pages_for(length); ++p) {
+      const int32_t page = shuffled[next++];
+      table_row[p] = page;
+      data.page_sequence[size_t(page)] = b;
+      data.page_position[size_t(page)] = p;
+    }
+    if (spec.data == DataKind::kNeedles) {
+      const std::vector<Needle> needles = draw_needles(data.spec, problem.softmax_scale, b, length);
+      data.needles.insert(data.needles.end(), needles.begin(), needles.end());
+    }
+    data.needle_begin.push_back(static_cast<int32_t>(data.needles.size()));
+  }
+  return data;
+}
+
+Tensors HostTensors::tensors(const DataSet& data) {
+  return {q.data(),   kv_cache.data(), data.block_table.data(), data.seqlens_k.data(),
+          out.data(), lse.data()};
+}
+
+void HostTensors::poison_outputs(DType dtype) {
+  std::fill(out.begin(), out.end(), nan_bits(dtype));
+  std::fill(lse.begin(), lse.end(), std::numeric_limits<float>::quiet_NaN());
+}
+
+HostTensors generate(const DataSet& data, int num_threads) {
+  const Problem& problem = data.problem;
+  const DType dtype = problem.dtype;
+  const uint64_t seed = data.spec.seed;
+  const DataKind kind = data.spec.data;
+  HostTensors host;
+
+  host.q.resize(static_cast<size_t>(problem.q_elements()));
+  parallel_for(int64_t{problem.batch} * problem.seqlen_q, num_threads, [&](int64_t row) {
+    const auto sequence = static_cast<int>(row / problem.seqlen_q);
+    const auto query = static_cast<int>(row % problem.seqlen_q);
+    uint16_t* q = &host.q[size_t(row * problem.num_heads_q * kHeadDimQK)];
+    for (int head = 0; head < problem.num_heads_q; ++head) {
+      for (int column = 0; column < kHeadDimQK; ++column) {
+        *q++ = q_bits(seed, dtype, kind, sequence, query, head, column);
+      }
+    }
+  });
+
+  // NaN first: whatever no sequence owns keeps it.
+  host.kv_cache.assign(static_cast<size_t>(problem.kv_elements()), nan_bits(dtype));
+  const int64_t token_elements = int64_t{problem.num_heads_kv} * kHeadDimQK;
+  parallel_for(problem.num_pages, num_threads, [&](int64_t page) {
+    const int32_t sequence = data.page_sequence[size_t(page)];
+    if (sequence < 0) return;
+    const int64_t first = int64_t{data.page_position[size_t(page)]} * kPageSize;
+    const int64_t last = std::min<int64_t>(first + kPageSize, data.seqlens_k[size_t(sequence)]);
+    uint16_t* kv = &host.kv_cache[size_t(page * kPageSize * token_elements)];
+    for (int64_t token = first; token < last; ++token) {
+      for (int head = 0; head < problem.num_heads_kv; ++head) {
+        for (int column = 0; column < kHeadDimQK; ++column) {
+          *kv++ = kv_bits(seed, dtype, kind, sequence, token, head, column);
+        }
+      }
+    }
+  });
+  for (int b = 0; b < problem.batch; ++b) {
+    const int32_t* const table_row =
+        &data.block_table[size_t(b) * size_t(problem.max_pages_per_seq)];
+    for (int32_t n = data.needle_begin[size_t(b)]; n < data.needle_begin[size_t(b) + 1]; ++n) {
+      const Needle& needle = data.needles[size_t(n)];
+      for (int head = 0; head < problem.num_heads_kv; ++head) {
+        const int64_t row = cache_row(table_row, needle.token, problem.num_heads_kv, head);
+        host.kv_cache[size_t(row * kHeadDimQK + kHeadDimQK - 1)] = needle.bits;
+      }
+    }
+  }
+
+  host.out.resize(static_cast<size_t>(problem.out_elements()));
+  host.lse.resize(static_cast<size_t>(problem.lse_elements()));
+  host.poison_outputs(dtype);
+  return host;
+}
+
+}  // namespace mla

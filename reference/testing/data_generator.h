@@ -1,0 +1,230 @@
+/// @file
+/// Test data: the one generator behind tests, bench and tools.
+///
+/// Every value is a pure function of (seed, place in the logical tensor), computed in integer
+/// arithmetic and exactly rounded operations only, so a seed gives the same bits on the host, under
+/// the GPU model and on a GPU, and one sequence can be made without the others.
+///
+/// "N(0,1)/10" is an Irwin-Hall sum: twelve uniform 16-bit draws, minus their mean. Its mean is 0
+/// and its variance 1 (before the division by 10) to one part in 2^32; its excess kurtosis is -0.1
+/// where a normal's is 0, and its tails are lighter: |z| > 3 has probability 2.0e-3
+/// (normal: 2.7e-3), |z| > 4 1.7e-5 (6.3e-5), |z| > 6 none. The clamp to +-1, ten standard
+/// deviations out, therefore never acts and is not in the code.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "reference/counter_random.h"
+#include "reference/problem.h"
+
+namespace mla {
+
+/// What q and the cache hold; see docs/testing.md for why flat data alone proves little.
+enum class DataKind {
+  kFlat,     ///< N(0,1)/10, clamped to +-1: softmax is almost a mean.
+  kNeedles,  ///< The same with a few tokens a sequence that dominate the softmax, so that losing
+             ///< one shows.
+  /// Cache columns 0-511 hold +-0, subnormals and huge values (65504 and half of it in fp16, 2^100
+  /// and 2^99 in bf16; huge values of one column share a sign, so that sums do not cancel); q is 0
+  /// there, and the other 64 columns are flat, so logits are ordinary. s_k * max|V| < 3e38 up to
+  /// 2^27 tokens.
+  kExtremeValues,
+  /// Columns 512-575 of q are all +2^9 or all -2^9 by row (2^7 for odd seeds, whose scale is
+  /// larger), of the cache +-2^3; q is 0 elsewhere and the cache flat. Logits are then exact in
+  /// fp32 before the scale, spread over +-10923 (+-8863), and differ by 0 or at least 277.
+  kExtremeLogits,
+};
+
+/// A decode problem by its shape, as test lists name it.
+struct DecodeCase {
+  DType dtype = DType::kBFloat16;
+  int batch = 1;
+  int seqlen_q = 1;
+  int seqlen_k = 64;  ///< Length of every sequence, or the mean if variable_lengths.
+  int num_heads_q = 1;
+  int num_heads_kv = 1;
+  bool variable_lengths = false;  ///< Lengths max(N(seqlen_k, seqlen_k / 2), seqlen_q).
+  double empty_fraction = 0;      ///< Each sequence is empty (length 0) with this probability.
+  bool causal = false;
+  int fixed_split_tokens = 0;  ///< Problem's: batch-invariant if not 0.
+  DataKind data = DataKind::kFlat;
+  uint64_t seed = 0;  ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
+  float softmax_scale = 0;  ///< If not 0: the scale, whatever the seed.
+  /// If not empty: the lengths themselves; their number is the batch.
+  std::vector<int32_t> lengths;
+
+  /// "bf16 b=2 s_q=1 s_k=140 h_q=64 h_kv=2 var causal needles seed=7"
+  std::string name() const;
+};
+
+/// One dominant token.
+struct Needle {
+  int32_t token;
+  uint16_t bits;  ///< Column 575 of its cache row (of every KV head), as a 16-bit pattern.
+};
+
+/// What unused slots of the block table hold: no cache has this page.
+inline constexpr int32_t kGarbagePage = 2147480000;
+/// Pages of the cache that no sequence owns.
+inline constexpr int kSparePages = 3;
+
+/// A case with its small tables filled in: everything but q and the cache.
+struct DataSet {
+  DecodeCase spec;
+  Problem problem;
+  std::vector<int32_t> seqlens_k;    ///< [batch]
+  std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]; unused slots hold kGarbagePage
+  /// [num_pages]: the sequence that owns a page, -1 for an unused one
+  std::vector<int32_t> page_sequence;
+  /// [num_pages]: which page of that sequence it is, -1 for an unused one
+  std::vector<int32_t> page_position;
+  std::vector<Needle> needles;        ///< All sequences' needles, by sequence, then by token
+  std::vector<int32_t> needle_begin;  ///< [batch + 1], offsets into `needles`
+  int64_t total_tokens() const;       ///< Sum of seqlens_k
+};
+
+/// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
+/// more than the sequences need, all of which hold NaN; the block table has at least one unused
+/// slot a sequence. A spec outside the contract gives a `problem` that validate() refuses, and no
+/// tables to generate from.
+DataSet make_data_set(const DecodeCase& spec);
+
+/// The bulk tensors on the host, as 16-bit patterns, with outputs full of NaN.
+struct HostTensors {
+  std::vector<uint16_t> q;  ///< [batch, seqlen_q, num_heads_q, 576]
+  /// [num_pages, 64, num_heads_kv, 576]; NaN past every sequence's end
+  std::vector<uint16_t> kv_cache;
+  std::vector<uint16_t> out;  ///< [batch, seqlen_q, num_heads_q, 512], NaN
+  std::vector<float> lse;     ///< [batch, num_heads_q, seqlen_q], NaN
+  /// Pointers to these and to the tables of `data`.
+  Tensors tensors(const DataSet& data);
+  /// Fills out and lse with NaN (again), so that an element a kernel does not write shows.
+  void poison_outputs(DType dtype);
+};
+/// Fills the tensors of a data set that validate() accepts, on `num_threads` threads (0: all
+/// cores). Throws std::bad_alloc if memory is short.
+HostTensors generate(const DataSet& data, int num_threads = 0);
+
+/// @name Element functions
+/// What `generate` calls for every element; a GPU kernel calls them too. Defined below.
+/// @{
+
+/// Bits of q[sequence, query, head, column].
+MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                       int query, int head, int column);
+/// Bits of the cache row of `token`, before needles: column 575 is 0 on needle data.
+MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                        int64_t token, int head_kv, int column);
+/// @}
+
+/// The parts of the element functions. Public so that tests can hold each to its definition.
+namespace generator {
+
+/// Which tensor (or table) a draw is for: keeps their streams apart.
+enum class Stream : uint64_t { kQ = 1, kCache, kColumnSign, kLength, kEmpty, kPages, kNeedles };
+
+using counter_random::draw;
+using counter_random::normal;
+
+/// Where the stream of one row starts.
+MLA_HOST_DEVICE constexpr uint64_t row_key(uint64_t seed, Stream stream, int64_t sequence,
+                                           int64_t position, int64_t head) {
+  return counter_random::row_key(seed, static_cast<uint64_t>(stream), sequence, position, head);
+}
+
+/// N(0,1)/10: an integer below 2^24 in magnitude, so the conversion is exact, then one rounded
+/// product.
+MLA_HOST_DEVICE inline float normal_tenth(uint64_t key, int column) {
+  return static_cast<float>(normal(key, column)) * (0.1f / 65536);
+}
+
+/// Rounds a finite float to 16 bits, to nearest, ties to even. By hand, because the host's and the
+/// device's conversions differ in name and speed, and must not differ in bits.
+MLA_HOST_DEVICE inline uint16_t round_to_16_bits(DType dtype, float value) {
+  uint32_t bits = 0;
+  memcpy(&bits, &value, sizeof bits);
+  if (dtype == DType::kBFloat16) {
+    return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+  }
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const int exponent = static_cast<int>((bits >> 23) & 0xFF) - 127;
+  const uint32_t significand = (bits & 0x7FFFFF) | 0x800000;  // 24 bits; 11 stay, fewer below 2^-14
+  const int shift = exponent >= -14 ? 13 : -1 - exponent;
+  if (shift > 24) return static_cast<uint16_t>(sign);  // below half of the least subnormal
+  const uint32_t half_less_one = (1u << (shift - 1)) - 1;
+  const uint32_t rounded = (significand + half_less_one + ((significand >> shift) & 1)) >> shift;
+  // A normal's leading one adds itself to the exponent, and so does a carry out of the rounding.
+  const uint32_t magnitude =
+      (exponent >= -14 ? static_cast<uint32_t>(exponent + 14) << 10 : 0) + rounded;
+  return static_cast<uint16_t>(sign | (magnitude < 0x7C00 ? magnitude : 0x7C00));
+}
+
+/// Bits of +-2^exponent.
+MLA_HOST_DEVICE constexpr uint16_t power_of_two(DType dtype, int exponent, bool negative) {
+  const int biased = dtype == DType::kBFloat16 ? (exponent + 127) << 7 : (exponent + 15) << 10;
+  return static_cast<uint16_t>(biased | (negative ? 0x8000 : 0));
+}
+
+/// Columns 0-511 of the cache with DataKind::kExtremeValues: a quarter each is the largest value,
+/// half of it, a zero of either sign, and a subnormal of either sign.
+MLA_HOST_DEVICE inline uint16_t extreme_value(uint64_t seed, DType dtype, int sequence, int head_kv,
+                                              uint64_t key, int column) {
+  const uint64_t bits = draw(key, column);
+  const uint32_t sign = static_cast<uint32_t>(bits >> 63) << 15;
+  const bool is_bf16 = dtype == DType::kBFloat16;
+  if ((bits & 3) == 2) return static_cast<uint16_t>(sign);
+  if ((bits & 3) == 3) {
+    const uint32_t subnormals = is_bf16 ? 0x7F : 0x3FF;
+    return static_cast<uint16_t>(sign | (1 + (bits >> 2) % subnormals));
+  }
+  const uint64_t column_key = row_key(seed, Stream::kColumnSign, sequence, 0, head_kv);
+  const uint32_t column_sign = static_cast<uint32_t>(draw(column_key, column) >> 63) << 15;
+  const uint32_t largest = is_bf16 ? 0x7180 : 0x7BFF;  // 2^100, 65504
+  const uint32_t half = is_bf16 ? 0x7100 : 0x77FF;
+  return static_cast<uint16_t>(column_sign | ((bits & 3) == 0 ? largest : half));
+}
+
+/// Columns 512-575 of the cache with DataKind::kExtremeLogits: `level` of the 64 are +8, the others
+/// -8, with `level` uniform in 0 ... 64 and the first positive column drawn, so that q.k = +-2^9 *
+/// 8 * (2 level - 64), always exact.
+MLA_HOST_DEVICE inline uint16_t extreme_logit_value(DType dtype, uint64_t key, int column) {
+  const uint64_t bits = draw(key, 3 * int64_t{kHeadDimQK});  // past every draw of the flat columns
+  const int level = static_cast<int>((bits >> 32) % 65);
+  const int place = (column + static_cast<int>(bits & 63)) & 63;
+  return power_of_two(dtype, 3, place >= level);
+}
+
+}  // namespace generator
+
+MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                       int query, int head, int column) {
+  const uint64_t key = generator::row_key(seed, generator::Stream::kQ, sequence, query, head);
+  if (kind == DataKind::kNeedles && column == kHeadDimQK - 1) {
+    return generator::power_of_two(dtype, 3, false);
+  }
+  if (kind == DataKind::kExtremeValues && column < kHeadDimV) return 0;
+  if (kind == DataKind::kExtremeLogits) {
+    if (column < kHeadDimV) return 0;
+    return generator::power_of_two(dtype, seed % 2 == 0 ? 9 : 7, generator::draw(key, 0) >> 63);
+  }
+  return generator::round_to_16_bits(dtype, generator::normal_tenth(key, column));
+}
+
+MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                        int64_t token, int head_kv, int column) {
+  const uint64_t key =
+      generator::row_key(seed, generator::Stream::kCache, sequence, token, head_kv);
+  if (kind == DataKind::kNeedles && column == kHeadDimQK - 1) return 0;
+  if (kind == DataKind::kExtremeValues && column < kHeadDimV) {
+    return generator::extreme_value(seed, dtype, sequence, head_kv, key, column);
+  }
+  if (kind == DataKind::kExtremeLogits && column >= kHeadDimV) {
+    return generator::extreme_logit_value(dtype, key, column);
+  }
+  return generator::round_to_16_bits(dtype, generator::normal_tenth(key, column));
+}
+
+}  // namespace mla

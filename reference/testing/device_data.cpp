@@ -1,0 +1,66 @@
+#include "reference/testing/device_data.h"
+
+#include <algorithm>
+
+namespace mla {
+
+namespace gpu {
+Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
+                       const Needle*, const int32_t*, const int32_t*, const int32_t*, uint16_t*,
+                       uint16_t*);
+}
+namespace model {
+Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
+                       const Needle*, const int32_t*, const int32_t*, const int32_t*, uint16_t*,
+                       uint16_t*);
+}
+
+Tensors DeviceTensors::tensors() const {
+  return {q.data(),   kv_cache.data(), block_table.as<int32_t>(), seqlens_k.as<int32_t>(),
+          out.data(), lse.as<float>()};
+}
+
+Status DeviceTensors::poison_outputs(Machine& machine) {
+  MLA_RETURN_IF_ERROR(machine.fill(out.data(), 0xff, out.bytes()));
+  return machine.fill(lse.data(), 0xff, lse.bytes());
+}
+
+Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* result) {
+  const Problem& problem = data.problem;
+  MLA_RETURN_IF_ERROR(validate(problem));
+  const auto bytes = [](const auto& values) { return values.size() * sizeof(values[0]); };
+  const auto upload = [&](DeviceBuffer& buffer, const auto& values) {
+    return buffer.assign(machine, values.data(), bytes(values));
+  };
+  DeviceBuffer page_sequence, page_position, needles, needle_begin;
+  MLA_RETURN_IF_ERROR(upload(result->block_table, data.block_table));
+  MLA_RETURN_IF_ERROR(upload(result->seqlens_k, data.seqlens_k));
+  MLA_RETURN_IF_ERROR(upload(page_sequence, data.page_sequence));
+  MLA_RETURN_IF_ERROR(upload(page_position, data.page_position));
+  MLA_RETURN_IF_ERROR(upload(needle_begin, data.needle_begin));
+  MLA_RETURN_IF_ERROR(needles.allocate(machine, std::max<size_t>(1, bytes(data.needles))));
+  MLA_RETURN_IF_ERROR(
+      machine.copy_to_device(needles.data(), data.needles.data(), bytes(data.needles)));
+  MLA_RETURN_IF_ERROR(result->q.allocate(machine, static_cast<size_t>(problem.q_elements()) * 2));
+  MLA_RETURN_IF_ERROR(
+      result->kv_cache.allocate(machine, static_cast<size_t>(problem.kv_elements()) * 2));
+  MLA_RETURN_IF_ERROR(
+      result->out.allocate(machine, static_cast<size_t>(problem.out_elements()) * 2));
+  MLA_RETURN_IF_ERROR(
+      result->lse.allocate(machine, static_cast<size_t>(problem.lse_elements()) * sizeof(float)));
+#ifdef MLA_HAVE_CUDA
+  const auto generate =
+      machine.kind() == MachineKind::kGpu ? gpu::launch_generate : model::launch_generate;
+#else
+  const auto generate = model::launch_generate;
+#endif
+  MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, page_sequence.as<int32_t>(),
+                               page_position.as<int32_t>(), needles.as<Needle>(),
+                               needle_begin.as<int32_t>(), result->block_table.as<int32_t>(),
+                               result->seqlens_k.as<int32_t>(), result->q.as<uint16_t>(),
+                               result->kv_cache.as<uint16_t>()));
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  return result->poison_outputs(machine);
+}
+
+}  // namespace mla

@@ -1,0 +1,98 @@
+# How libraries and programs are built here, and how a stage's one source becomes an object for the GPU model and one
+# for GPUs.
+include(GNUInstallDirs)
+
+add_library(flashmla_warnings INTERFACE)
+target_compile_options(flashmla_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow $<$<BOOL:${MLA_WERROR}>:-Werror>>
+  # GCC 12 and 13 see overlaps in std::string's operator+ that are not there (GCC bug 105329).
+  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-restrict>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra $<$<BOOL:${MLA_WERROR}>:-Werror=all-warnings>>)
+
+# Language, warnings and linking, the same for every target of the project.
+function(flashmla_target target)
+  set_target_properties(${target} PROPERTIES
+    CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF CUDA_RUNTIME_LIBRARY Static
+    POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:flashmla_warnings>)
+endfunction()
+
+# Adds library flashmla_NAME, for others flashmla::NAME: flashmla_add_library(NAME STATIC|OBJECT [source...])
+function(flashmla_add_library name kind)
+  add_library(flashmla_${name} ${kind} ${ARGN})
+  add_library(flashmla::${name} ALIAS flashmla_${name})
+  set_target_properties(flashmla_${name} PROPERTIES EXPORT_NAME ${name})
+  flashmla_target(flashmla_${name})
+endfunction()
+
+# Adds a program: flashmla_add_program(NAME source...)
+function(flashmla_add_program name)
+  add_executable(${name} ${ARGN})
+  flashmla_target(${name})
+endfunction()
+
+# Architectures. A stage with needs of its own sets `architectures` in its architectures.cmake.
+set(default_architectures 80-real 90)
+
+# The flags of kernels on the model: uninitialised variables get a pattern, not luck; kernels read 16-bit data as uint4.
+set(model_kernel_flags ${MLA_KERNEL_FLAGS} -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi
+    $<$<CXX_COMPILER_ID:GNU>:-ftrivial-auto-var-init=pattern>)
+
+# A .cu file for the model: a source that includes it, so that one file can be in a target in either language.
+function(mla_model_source target cu_file)
+  file(RELATIVE_PATH name ${PROJECT_SOURCE_DIR} ${cu_file})
+  string(REPLACE ".cu" "_on_model.cpp" wrapper ${name})
+  string(REPLACE "../" "" wrapper ${CMAKE_CURRENT_BINARY_DIR}/${wrapper})
+  file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${cu_file}\"\n" @ONLY)
+  target_sources(${target} PRIVATE ${wrapper})
+endfunction()
+
+# Kernels for GPUs: spills to local memory are errors, like every warning, and like ptxas' remarks that it serialised
+# wgmma, which is why the compiler runs under nvcc_guard.sh. With anything after that, spills are let through.
+function(mla_gpu_options target architectures)
+  set(launcher sh ${PROJECT_SOURCE_DIR}/stages/cmake/nvcc_guard.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}"
+    CUDA_COMPILER_LAUNCHER "${launcher}")
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo
+    $<$<NOT:$<BOOL:${ARGN}>>:-Xptxas=-warn-spills,-warn-lmem-usage,-Werror>>)
+endfunction()
+
+# Adds the stages in `folders`, and the registry that lists them, to `target`. With definitions after that: builds of
+# their own, with these, for a program that changes what a stage does beside its result.
+function(mla_add_stages target folders)
+  set(prefix stage_)
+  if(ARGN)
+    set(prefix ${target}_)
+  endif()
+  foreach(folder IN LISTS folders)
+    get_filename_component(slug ${folder} NAME)
+    flashmla_add_library(${prefix}${slug}_model OBJECT)
+    set(object flashmla_${prefix}${slug}_model)
+    mla_model_source(${object} ${folder}/stage.cu)
+    target_compile_definitions(${object} PRIVATE MLA_STAGE_ENTRY=stage_${slug} ${ARGN})
+    target_compile_options(${object} PRIVATE ${model_kernel_flags})
+    target_link_libraries(${object} PRIVATE flashmla_reference flashmla_gpu_model)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+    string(APPEND model_declarations "namespace mla::model { Stage stage_${slug}(); }\n")
+    string(APPEND model_entries "    add(model::stage_${slug}(), \"${slug}\");\n")
+
+    if(MLA_HAVE_CUDA)
+      set(architectures ${default_architectures})
+      include(${folder}/architectures.cmake OPTIONAL)
+      flashmla_add_library(${prefix}${slug}_gpu OBJECT ${folder}/stage.cu)
+      set(object flashmla_${prefix}${slug}_gpu)
+      target_compile_definitions(${object} PRIVATE MLA_STAGE_ENTRY=stage_${slug} ${ARGN})
+      target_link_libraries(${object} PRIVATE Eigen3::Eigen)
+      mla_gpu_options(${object} "${architectures}" ${ARGN})
+      target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+      string(APPEND gpu_declarations "namespace mla::gpu { Stage stage_${slug}(); }\n")
+      string(APPEND gpu_entries "    add(gpu::stage_${slug}(), \"${slug}\");\n")
+    endif()
+  endforeach()
+  configure_file(${PROJECT_SOURCE_DIR}/stages/common/registry.cpp.in
+                 ${CMAKE_CURRENT_BINARY_DIR}/${target}_registry.cpp @ONLY)
+  target_sources(${target} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/${target}_registry.cpp)
+endfunction()

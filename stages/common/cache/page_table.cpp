@@ -1,0 +1,251 @@
+#include "stages/common/cache/page_table.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+namespace mla {
+namespace {
+
+constexpr int64_t kMaxTokens = int64_t{kMaxPagesPerSeq} * kPageSize;
+
+Status no_host_memory() {
+  return {StatusCode::kOutOfMemory, "no host memory for the bookkeeping of the paged cache"};
+}
+
+Status no_such_sequence(const std::string& name, SequenceId id) {
+  return {StatusCode::kInvalidArgument,
+          name + " = " + to_string(id) + " is no sequence of this cache: freed, or never added"};
+}
+
+std::string element(const char* name, size_t index) {
+  return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+}  // namespace
+
+std::string to_string(SequenceId id) {
+  return std::to_string(id.slot) + "." + std::to_string(id.generation);
+}
+
+Status PageTable::create(int num_pages, PageTable* table) {
+  if (num_pages < 1) {
+    return {StatusCode::kInvalidArgument,
+            "num_pages = " + std::to_string(num_pages) + " must be at least 1"};
+  }
+  try {
+    PageTable result;
+    result.references_.resize(static_cast<size_t>(num_pages));
+    result.free_.reserve(static_cast<size_t>(num_pages));
+    for (int page = num_pages - 1; page >= 0; --page) result.free_.push_back(page);
+    result.statistics_.pages_total = num_pages;
+    *table = std::move(result);
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  return {};
+}
+
+uint32_t PageTable::free_slot() {
+  if (first_free_slot_ == kNoSlot) {
+    if (slots_.size() == kNoSlot) throw std::bad_alloc();
+    slots_.emplace_back().next_free = kNoSlot;
+    first_free_slot_ = static_cast<uint32_t>(slots_.size() - 1);
+  }
+  return first_free_slot_;
+}
+
+SequenceId PageTable::take_free_slot() {
+  const uint32_t index = first_free_slot_;
+  Slot& slot = slots_[index];
+  first_free_slot_ = slot.next_free;
+  ++slot.generation;
+  ++statistics_.sequences;
+  ++version_;
+  return {index, slot.generation};
+}
+
+void PageTable::add_reference(int32_t page) {
+  const int32_t count = ++references_[static_cast<size_t>(page)];
+  if (count == 1) ++statistics_.pages_used;
+  if (count == 2) ++statistics_.pages_shared;
+}
+
+void PageTable::drop_reference(int32_t page) {
+  const int32_t count = --references_[static_cast<size_t>(page)];
+  if (count == 1) --statistics_.pages_shared;
+  if (count == 0) {
+    --statistics_.pages_used;
+    free_.push_back(page);
+  }
+}
+
+Status PageTable::add(SequenceId* id) {
+  try {
+    free_slot();
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  *id = take_free_slot();
+  return {};
+}
+
+Status PageTable::free(SequenceId id) {
+  if (find(id) == nullptr) return no_such_sequence("sequence", id);
+  Slot& slot = slots_[id.slot];
+  int32_t left = slot.sequence.tokens;
+  statistics_.tokens -= left;
+  for (const int32_t page : slot.sequence.pages) {
+    if (references(page) == 1) statistics_.tokens_stored -= std::min(left, kPageSize);
+    drop_reference(page);
+    left -= kPageSize;
+  }
+  slot.sequence.pages.clear();
+  slot.sequence.tokens = 0;
+  --statistics_.sequences;
+  ++version_;
+  if (++slot.generation == 0) return {};  // all its ids are used up: never again
+  slot.next_free = std::exchange(first_free_slot_, id.slot);
+  return {};
+}
+
+Status PageTable::fork(SequenceId parent, SequenceId* child) {
+  if (find(parent) == nullptr) return no_such_sequence("parent", parent);
+  try {
+    const uint32_t index = free_slot();  // may move the slots
+    slots_[index].sequence = slots_[parent.slot].sequence;
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  *child = take_free_slot();
+  const Sequence& sequence = slots_[child->slot].sequence;
+  for (const int32_t page : sequence.pages) add_reference(page);
+  statistics_.tokens += sequence.tokens;
+  return {};
+}
+
+Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPlan* plan) {
+  if (find(id) == nullptr) return no_such_sequence(element("sequences", index), id);
+  Slot& slot = slots_[id.slot];
+  if (slot.batch == batch_) {
+    return {StatusCode::kInvalidArgument,
+            element("sequences", index) + " = " + to_string(id) + " stands twice in the batch"};
+  }
+  slot.batch = batch_;
+  if (tokens < 0) {
+    return {StatusCode::kInvalidArgument,
+            element("tokens", index) + " = " + std::to_string(tokens) + " must be at least 0"};
+  }
+  const int32_t length = slot.sequence.tokens;
+  if (tokens > kMaxTokens - length) {
+    return {StatusCode::kOutOfRange, element("tokens", index) + " = " + std::to_string(tokens) +
+                                         " would take " + element("sequences", index) + " from " +
+                                         std::to_string(length) + " tokens past " +
+                                         std::to_string(kMaxTokens) + ", the most it may have"};
+  }
+  AppendPlan::Item item{id.slot, length, tokens, -1, false, 0};
+  if (length > 0) item.last_page = slot.sequence.pages.back();
+  item.new_pages =
+      static_cast<int32_t>(pages_for(int64_t{length} + tokens) - pages_for(int64_t{length}));
+  if (tokens > 0 && length % kPageSize != 0 && references(item.last_page) > 1) {
+    // Of the sequences that share it, all may be in the batch; then the last one keeps the page.
+    item.copies_last_page = true;
+    ++item.new_pages;
+    --references_[static_cast<size_t>(item.last_page)];
+  }
+  plan->items.push_back(item);
+  plan->tokens += tokens;
+  return {};
+}
+
+Status PageTable::plan_append(std::span<const SequenceId> sequences,
+                              std::span<const int32_t> tokens, AppendPlan* plan) {
+  if (sequences.size() != tokens.size()) {
+    return {StatusCode::kInvalidArgument,
+            "tokens has " + std::to_string(tokens.size()) + " elements, sequences has " +
+                std::to_string(sequences.size()) + ": there must be one for each sequence"};
+  }
+  try {
+    plan->items.clear();
+    plan->pages.clear();
+    plan->tokens = 0;
+    plan->version = version_;
+    plan->items.reserve(sequences.size());
+
+    ++batch_;
+    Status status;
+    for (size_t i = 0; i < sequences.size() && status.ok(); ++i) {
+      status = plan_one(i, sequences[i], tokens[i], plan);
+    }
+    int64_t needed = 0;
+    for (const AppendPlan::Item& item : plan->items) {
+      needed += item.new_pages;
+      if (item.copies_last_page) ++references_[static_cast<size_t>(item.last_page)];  // as it was
+    }
+    MLA_RETURN_IF_ERROR(status);
+    if (needed > free_pages()) {
+      return {StatusCode::kOutOfMemory,
+              "appending tokens = " + std::to_string(plan->tokens) + " to " +
+                  std::to_string(sequences.size()) + " sequences needs " + std::to_string(needed) +
+                  " pages, " + std::to_string(free_pages()) +
+                  " of num_pages = " + std::to_string(statistics_.pages_total) + " are free"};
+    }
+    plan->pages.assign(free_.rbegin(), free_.rbegin() + needed);
+    for (const AppendPlan::Item& item : plan->items) {  // so that commit() needs no memory
+      std::vector<int32_t>& pages = slots_[item.slot].sequence.pages;
+      const size_t size = pages.size() + static_cast<size_t>(item.new_pages);
+      if (size > pages.capacity()) pages.reserve(std::max(size, 2 * pages.capacity()));
+    }
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  return {};
+}
+
+Status PageTable::commit(const AppendPlan& plan) {
+  if (plan.version != version_) {
+    return {StatusCode::kInvalidArgument,
+            "plan was made for version " + std::to_string(plan.version) +
+                " of the page table, which is at version " + std::to_string(version_)};
+  }
+  free_.resize(free_.size() - plan.pages.size());
+  auto page = plan.pages.begin();
+  for (const AppendPlan::Item& item : plan.items) {
+    Sequence& sequence = slots_[item.slot].sequence;
+    const auto end = page + item.new_pages;
+    if (item.copies_last_page) {
+      drop_reference(item.last_page);  // there is another one
+      sequence.pages.back() = *page;
+      add_reference(*page++);
+      statistics_.tokens_stored += item.length % kPageSize;
+    }
+    for (; page != end; ++page) {
+      sequence.pages.push_back(*page);
+      add_reference(*page);
+    }
+    sequence.tokens += item.tokens;
+  }
+  statistics_.tokens += plan.tokens;
+  statistics_.tokens_stored += plan.tokens;
+  statistics_.pages_peak = std::max(statistics_.pages_peak, statistics_.pages_used);
+  ++version_;
+  return {};
+}
+
+Status PageTable::append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) {
+  MLA_RETURN_IF_ERROR(plan_append(sequences, tokens, &plan_));
+  return commit(plan_);
+}
+
+const Sequence* PageTable::find(SequenceId id) const {
+  if (id.slot >= slots_.size() || id.generation % 2 == 0) return nullptr;
+  const Slot& slot = slots_[id.slot];
+  return slot.generation == id.generation ? &slot.sequence : nullptr;
+}
+
+int32_t PageTable::references(int32_t page) const {
+  if (page < 0 || page >= statistics_.pages_total) return 0;
+  return references_[static_cast<size_t>(page)];
+}
+
+}  // namespace mla

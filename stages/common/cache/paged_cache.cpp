@@ -1,0 +1,170 @@
+#include "stages/common/cache/paged_cache.h"
+
+#include <algorithm>
+#include <new>
+
+#include "reference/checks.h"
+
+namespace mla {
+
+namespace gpu {
+Status launch_copy_runs(const RowRun*, int64_t, const void*, void*, int, Stream);
+}
+namespace model {
+Status launch_copy_runs(const RowRun*, int64_t, const void*, void*, int, Stream);
+}
+
+namespace {
+
+Status invalid(std::string message) {
+  return {StatusCode::kInvalidArgument, std::move(message)};
+}
+
+Status check_shape(const CacheShape& shape) {
+  if (shape.dtype != DType::kBFloat16 && shape.dtype != DType::kFloat16) {
+    return invalid("dtype = " + std::to_string(static_cast<int>(shape.dtype)) +
+                   " is neither bf16 (0) nor fp16 (1)");
+  }
+  MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", shape.num_pages));
+  MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", shape.num_heads_kv));
+  int64_t bytes = 0;
+  if (!__builtin_mul_overflow(int64_t{shape.num_pages}, shape.page_bytes(), &bytes)) return {};
+  return invalid("kv_cache [num_pages = " + std::to_string(shape.num_pages) +
+                 " x page_size = 64 x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
+                 " x head_dim = 576] has more than 2^63 - 1 bytes");
+}
+
+Status no_host_memory() {
+  return {StatusCode::kOutOfMemory, "no host memory for the tables of the paged cache"};
+}
+
+// Splits consecutive rows into runs.
+void add_runs(int64_t source, int64_t destination, int32_t tokens, bool from_cache,
+              std::vector<RowRun>* runs) {
+  for (int32_t done = 0; done < tokens; done += kMaxRunTokens) {
+    runs->push_back({source + done, destination + done, std::min(kMaxRunTokens, tokens - done),
+                     from_cache ? 1 : 0});
+  }
+}
+
+}  // namespace
+
+void make_runs(const AppendPlan& plan, std::vector<RowRun>* runs) {
+  runs->clear();
+  int64_t source = 0;
+  auto next_page = plan.pages.begin();
+  for (const AppendPlan::Item& item : plan.items) {
+    int64_t page = item.last_page;
+    int32_t row = item.length % kPageSize;  // the first one to write
+    if (item.copies_last_page) {
+      page = *next_page++;
+      add_runs(int64_t{item.last_page} * kPageSize, page * kPageSize, row, true, runs);
+    }
+    for (int32_t left = item.tokens; left > 0;) {
+      if (row == 0) page = *next_page++;
+      const int32_t tokens = std::min(left, kPageSize - row);
+      add_runs(source, page * kPageSize + row, tokens, false, runs);
+      source += tokens;
+      left -= tokens;
+      row = 0;
+    }
+  }
+}
+
+Status copy_runs([[maybe_unused]] const Machine& machine, const RowRun* runs, int64_t num_runs,
+                 const void* rows, void* cache, int num_heads_kv, Stream stream) {
+#ifdef MLA_HAVE_CUDA
+  const auto launch =
+      machine.kind() == MachineKind::kGpu ? gpu::launch_copy_runs : model::launch_copy_runs;
+#else
+  const auto launch = model::launch_copy_runs;
+#endif
+  return launch(runs, num_runs, rows, cache, num_heads_kv, stream);
+}
+
+Status PagedCache::create(Machine& machine, const CacheShape& shape,
+                          std::unique_ptr<PagedCache>* cache) {
+  MLA_RETURN_IF_ERROR(check_shape(shape));
+  try {
+    std::unique_ptr<PagedCache> result(new PagedCache(machine, shape));
+    MLA_RETURN_IF_ERROR(result->memory_.allocate(
+        machine, static_cast<size_t>(shape.num_pages * shape.page_bytes())));
+    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, &result->table_));
+    *cache = std::move(result);
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  return {};
+}
+
+Status PagedCache::append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
+                          const void* rows, Stream stream) {
+  MLA_RETURN_IF_ERROR(table_.plan_append(sequences, tokens, &plan_));
+  if (plan_.tokens > 0) MLA_RETURN_IF_ERROR(write_rows(rows, stream));
+  return table_.commit(plan_);
+}
+
+Status PagedCache::write_rows(const void* rows, Stream stream) {
+  MLA_RETURN_IF_ERROR(check_pointer("rows", rows));
+  try {
+    make_runs(plan_, &runs_);
+  } catch (const std::bad_alloc&) {
+    return no_host_memory();
+  }
+  const size_t bytes = runs_.size() * sizeof(RowRun);
+  MLA_RETURN_IF_ERROR(uploads_.check(stream));  // before memory, whose allocation breaks a capture
+  if (bytes > device_runs_.bytes()) {  // a kernel may still read the old ones: freeing waits for it
+    MLA_RETURN_IF_ERROR(device_runs_.allocate(machine_, std::max(bytes, 2 * device_runs_.bytes())));
+  }
+  MLA_RETURN_IF_ERROR(uploads_.copy(device_runs_.data(), runs_.data(), bytes, stream));
+  return copy_runs(machine_, device_runs_.as<RowRun>(), static_cast<int64_t>(runs_.size()), rows,
+                   memory_.data(), shape_.num_heads_kv, stream);
+}
+
+Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
+                                int32_t* block_table, int32_t* seqlens_k, Stream stream) {
+  if (sequences.empty()) return invalid("sequences is empty: a batch has at least one");
+  MLA_RETURN_IF_ERROR(check_at_least_one("max_pages_per_seq", max_pages_per_seq));
+  if (max_pages_per_seq > kMaxPagesPerSeq) {
+    return invalid("max_pages_per_seq = " + std::to_string(max_pages_per_seq) +
+                   " must be at most " + std::to_string(kMaxPagesPerSeq) + " (2^30 tokens)");
+  }
+  MLA_RETURN_IF_ERROR(check_pointer("block_table", block_table));
+  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence* sequence = table_.find(sequences[i]);
+    const std::string name = "sequences[" + std::to_string(i) + "] = " + to_string(sequences[i]);
+    if (sequence == nullptr) {
+      return invalid(name + " is no sequence of this cache: freed, or never added");
+    }
+    if (sequence->pages.size() > static_cast<size_t>(max_pages_per_seq)) {
+      return {StatusCode::kOutOfRange,
+              "max_pages_per_seq = " + std::to_string(max_pages_per_seq) + " must be at least " +
+                  std::to_string(sequence->pages.size()) + ", the pages of " + name};
+    }
+  }
+  const size_t table_elements = sequences.size() * static_cast<size_t>(max_pages_per_seq);
+  try {
+    host_tables_.assign(table_elements + sequences.size(), -1);
+  } catch (const std::exception&) {  // bad_alloc, length_error
+    return no_host_memory();
+  }
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& sequence = *table_.find(sequences[i]);
+    std::copy(sequence.pages.begin(), sequence.pages.end(),
+              host_tables_.begin() + static_cast<ptrdiff_t>(i) * max_pages_per_seq);
+    host_tables_[table_elements + i] = sequence.tokens;
+  }
+  MLA_RETURN_IF_ERROR(
+      uploads_.copy(block_table, host_tables_.data(), table_elements * sizeof(int32_t), stream));
+  return uploads_.copy(seqlens_k, host_tables_.data() + table_elements,
+                       sequences.size() * sizeof(int32_t), stream);
+}
+
+CacheStatistics PagedCache::statistics() const {
+  const PageStatistics pages = table_.statistics();
+  return {pages, pages.pages_total * shape_.page_bytes(), pages.pages_used * shape_.page_bytes(),
+          pages.pages_peak * shape_.page_bytes()};
+}
+
+}  // namespace mla

@@ -1,0 +1,55 @@
+#include "stages/common/cache/paging_check.h"
+
+namespace mla {
+
+namespace gpu {
+Status launch_paging_check(const Problem&, const int32_t*, const int32_t*, unsigned long long*,
+                           Stream);
+}
+namespace model {
+Status launch_paging_check(const Problem&, const int32_t*, const int32_t*, unsigned long long*,
+                           Stream);
+}
+
+Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,
+                    const int32_t* seqlens_k, Stream stream) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  if (block_table == nullptr || seqlens_k == nullptr) {
+    return {StatusCode::kInvalidArgument,
+            std::string(block_table == nullptr ? "block_table" : "seqlens_k") + " is null"};
+  }
+  constexpr unsigned long long kNone = ~0ull;
+  unsigned long long first = kNone;
+  DeviceBuffer verdict;
+  MLA_RETURN_IF_ERROR(verdict.allocate(machine, sizeof(first)));
+  MLA_RETURN_IF_ERROR(machine.fill(verdict.data(), 0xff, sizeof(first), stream));  // kNone
+#ifdef MLA_HAVE_CUDA
+  const auto launch =
+      machine.kind() == MachineKind::kGpu ? gpu::launch_paging_check : model::launch_paging_check;
+#else
+  const auto launch = model::launch_paging_check;
+#endif
+  MLA_RETURN_IF_ERROR(
+      launch(problem, block_table, seqlens_k, verdict.as<unsigned long long>(), stream));
+  MLA_RETURN_IF_ERROR(machine.copy_to_host(&first, verdict.data(), sizeof(first), stream));
+  if (first == kNone) return {};
+
+  const int64_t sequence = static_cast<int64_t>(first >> 32);
+  const int64_t place = static_cast<int64_t>(first & 0xffffffff);
+  int32_t value = 0;
+  if (place == 0) {
+    MLA_RETURN_IF_ERROR(machine.copy_to_host(&value, seqlens_k + sequence, sizeof(value), stream));
+    return {StatusCode::kOutOfRange, "seqlens_k[" + std::to_string(sequence) +
+                                         "] = " + std::to_string(value) + ", allowed are 0 to " +
+                                         std::to_string(problem.max_seqlen_k())};
+  }
+  const int64_t slot = place - 1;
+  MLA_RETURN_IF_ERROR(machine.copy_to_host(
+      &value, block_table + sequence * problem.max_pages_per_seq + slot, sizeof(value), stream));
+  return {StatusCode::kOutOfRange, "block_table[" + std::to_string(sequence) + ", " +
+                                       std::to_string(slot) + "] = " + std::to_string(value) +
+                                       ", allowed are 0 to " +
+                                       std::to_string(problem.num_pages - 1)};
+}
+
+}  // namespace mla

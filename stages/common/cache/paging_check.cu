@@ -1,0 +1,39 @@
+// The device-side check of lengths and page ids; paging_check.cpp reads its verdict.
+#include "stages/common/machine/launch.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+constexpr int kThreads = 128;
+
+// One block a sequence. The verdict is the least of (sequence << 32 | place) over all offenders,
+// place 0 being the length and 1 + s slot s of the table, so the first is reported whatever the
+// schedule.
+__global__ void check(Problem problem, const int32_t* __restrict__ block_table,
+                      const int32_t* __restrict__ seqlens_k, unsigned long long* first_offender) {
+  for (int64_t sequence = blockIdx.x; sequence < problem.batch; sequence += gridDim.x) {
+    const unsigned long long prefix = static_cast<unsigned long long>(sequence) << 32;
+    const int64_t length = seqlens_k[sequence];
+    if (length < 0 || length > problem.max_seqlen_k()) {
+      if (threadIdx.x == 0) atomicMin(first_offender, prefix);
+      continue;
+    }
+    for (int64_t slot = threadIdx.x; slot < pages_for(length); slot += kThreads) {
+      const int32_t page = block_table[sequence * problem.max_pages_per_seq + slot];
+      if (page < 0 || page >= problem.num_pages) {
+        atomicMin(first_offender, prefix | static_cast<unsigned long long>(slot + 1));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Status launch_paging_check(const Problem& problem, const int32_t* block_table,
+                           const int32_t* seqlens_k, unsigned long long* first_offender,
+                           Stream stream) {
+  return launch(check, grid_for(problem.batch), kThreads, 0, stream, problem, block_table,
+                seqlens_k, first_offender);
+}
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,99 @@
+/// @file
+/// Launching a kernel on the machine this file is compiled for: `kernel<<<...>>>` under nvcc, the
+/// GPU model otherwise.
+#pragma once
+
+#include <algorithm>
+#include <new>
+#include <string>
+
+#include "stages/common/machine/device.h"
+#include "stages/common/machine/machine.h"
+
+#ifdef __CUDACC__
+#include "stages/common/machine/cuda_status.h"
+#endif
+
+namespace mla::MLA_MACHINE {
+
+#ifdef __CUDACC__
+
+/// Enqueues kernel(arguments...) on `stream`.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream stream, Arguments... arguments) {
+  if (shared_bytes > 48 * 1024) {  // above the default limit a kernel must opt in
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<Parameters>(arguments)...);
+  return cuda_status(cudaGetLastError(), "kernel launch");
+}
+
+/// The same for a kernel of at most 48 KB that may start before the grid ahead of it in `stream` has
+/// ended: as soon as all blocks of that one have called griddepcontrol_launch_dependents() or ended. It
+/// calls griddepcontrol_wait() before it touches anything that grid wrote.
+template <typename... Parameters, typename... Arguments>
+Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                        size_t shared_bytes, Stream stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
+#else
+
+/// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as
+/// kKernelRejected.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream /*stream*/, Arguments... arguments) {
+  try {
+    gpu_model::launch(dim3(grid), dim3(block), shared_bytes,
+                      [&] { kernel(static_cast<Parameters>(arguments)...); });
+  } catch (const gpu_model::KernelError& error) {
+    return {StatusCode::kKernelRejected, error.what()};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kOutOfMemory, "no memory for the GPU model's threads"};
+  }
+  return {};
+}
+
+/// The same: launches run one after the other.
+template <typename... Parameters, typename... Arguments>
+Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                        size_t shared_bytes, Stream stream, Arguments... arguments) {
+  return launch(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+#endif
+
+/// Limits of the device this machine launches on.
+inline DeviceLimits device_limits() {
+#ifdef __CUDACC__
+  const Machine* machine = gpu_machine();
+  return machine != nullptr ? machine->limits() : DeviceLimits{};
+#else
+  return model_machine().limits();
+#endif
+}
+
+/// Blocks for a grid-stride loop over `items`: one block an item where the grid can be that large.
+inline unsigned grid_for(int64_t items) {
+  const int64_t limit = device_limits().max_grid_x;
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min(items, limit)));
+}
+
+}  // namespace mla::MLA_MACHINE

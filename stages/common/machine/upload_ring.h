@@ -1,0 +1,38 @@
+/// @file
+/// Copies of small host tables to a machine that do not wait for the machine.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "stages/common/machine/machine.h"
+
+namespace mla {
+
+/// Copies in the order of a stream from pinned memory of its own, so that the caller's memory is
+/// free again on return and the host does not wait for work enqueued before. A few copies can be
+/// under way at once; the next one waits for the oldest to arrive. On the model a copy is done when
+/// it returns.
+class UploadRing {
+ public:
+  explicit UploadRing(Machine& machine);
+  UploadRing(const UploadRing&) = delete;
+  UploadRing& operator=(const UploadRing&) = delete;
+  /// Waits for the copies under way.
+  ~UploadRing();
+
+  /// @return kInvalidArgument if `stream` is being captured: a graph would copy again from memory
+  /// that is reused
+  Status check(Stream stream) const;
+  /// @return check()'s error, or the machine's
+  Status copy(void* destination, const void* source, size_t bytes, Stream stream);
+
+ private:
+  struct Slot;
+  Machine& machine_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+  size_t next_ = 0;
+};
+
+}  // namespace mla

@@ -1,0 +1,442 @@
+/// @file
+/// Hopper's PTX: mbarriers, the bulk copy engine (TMA), warpgroup matrix products. As in
+/// ptx.h, one thin function an instruction, named as in the ISA; all need the
+/// target sm_90a. On the GPU model each is reference/gpu_model/ptx_sm90.h's function of that name.
+///
+/// Two proxies. Ordinary loads and stores see shared memory through the generic proxy; TMA and wgmma
+/// read and write it through the asynchronous one. What TMA wrote is visible to all who waited for its
+/// mbarrier. What ordinary stores (cp.async and stmatrix among them) wrote is visible to the
+/// asynchronous proxy after fence_proxy_async() in the writing thread and then a barrier.
+#pragma once
+
+#include "stages/common/ptx/ptx.h"
+#include "stages/common/ptx/tensor_map.h"
+
+#ifndef __CUDACC__
+#include "reference/gpu_model/ptx_sm90.h"
+#endif
+
+namespace mla::MLA_MACHINE::ptx {
+
+/// A matrix in shared memory, for wgmma: 128-byte swizzle, 16-bit elements. Boxes of 64 columns are
+/// 8 rows = 1024 bytes an atom; 16-byte piece c of row r lies at piece c ^ (r % 8). Addresses in it
+/// count in 16 bytes, so `descriptor + bytes / 16` begins that much further on.
+///
+/// Read by rows (K-major: k runs along a row), `stride_bytes` lies between groups of 8 rows, and
+/// `leading_bytes` is not used. Read by columns (MN-major, kTransposeB: k runs down a column),
+/// `leading_bytes` lies between boxes of 64 columns and `stride_bytes` between groups of 8 rows.
+/// Section "Matrix Descriptor Format",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
+using MatrixDescriptor = uint64_t;
+
+#ifdef __CUDACC__
+
+/// Counts arrivals, and bytes that TMA is to bring, of one phase after the other. In shared memory.
+/// Section "mbarrier",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier
+struct alignas(8) Mbarrier {
+  uint64_t state;  ///< Opaque.
+};
+
+/// Makes a barrier whose every phase ends with `count` arrivals. By one thread;
+/// fence_mbarrier_init() and a block barrier before others use it.
+__device__ __forceinline__ void mbarrier_init(Mbarrier* barrier_smem, int count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;"
+               :
+               : "r"(shared_address(barrier_smem)), "r"(count)
+               : "memory");
+}
+/// Makes this thread's mbarrier_init visible to the asynchronous proxy.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+/// One arrival; what this thread did before is visible to those who wait.
+__device__ __forceinline__ void mbarrier_arrive(Mbarrier* barrier_smem) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];"
+               :
+               : "r"(shared_address(barrier_smem))
+               : "memory");
+}
+/// One arrival, and `bytes` more to come by TMA before the phase ends.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(Mbarrier* barrier_smem, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+               :
+               : "r"(shared_address(barrier_smem)), "r"(bytes)
+               : "memory");
+}
+/// Waits for the end of the phase of this parity: 0 for the first, third, ... phase. With parity 1 it
+/// does not wait on a new barrier. A phase more than one back cannot be waited for.
+__device__ __forceinline__ void mbarrier_wait(Mbarrier* barrier_smem, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}"
+      :
+      : "r"(shared_address(barrier_smem)), "r"(parity)
+      : "memory");
+}
+
+/// Orders this thread's ordinary accesses to shared memory before the asynchronous proxy's.
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar
+__device__ __forceinline__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// An L2 hint for data that is read once.
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-createpolicy
+__device__ __forceinline__ uint64_t createpolicy_evict_first() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+  return policy;
+}
+/// An L2 hint for data that others will read.
+__device__ __forceinline__ uint64_t createpolicy_evict_last() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(policy));
+  return policy;
+}
+
+/// Fetches a tensor map into the constant cache. `map`: a __grid_constant__ parameter.
+__device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
+}
+/// Copies the map's box at these coordinates, innermost first, to shared memory, 1024-byte aligned
+/// for a 128-byte swizzle; elements outside the tensor become 0. Completes the box's bytes on the
+/// mbarrier. By one thread. `c0` is a multiple of 8, 16 bytes: on an H200 others, negative or not, end
+/// in an illegal instruction. Section "cp.async.bulk.tensor",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
+__device__ __forceinline__ void cp_async_bulk_tensor_4d(void* destination_smem,
+                                                        const TensorMap* map, int c0, int c1,
+                                                        int c2, int c3, Mbarrier* barrier_smem,
+                                                        uint64_t cache_policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+      :
+      : "r"(shared_address(destination_smem)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
+        "r"(shared_address(barrier_smem)), "l"(cache_policy)
+      : "memory");
+}
+/// Fetches the map's box into L2.
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-prefetch-tensor
+__device__ __forceinline__ void cp_async_bulk_prefetch_tensor_4d(const TensorMap* map, int c0,
+                                                                 int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];"
+               :
+               : "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+/// Copies a box from shared memory to the tensor, but for the 16-byte pieces that lie outside of it as a
+/// whole: the end of a row is written up to a multiple of 16 bytes. By one thread,
+/// after fence_proxy_async() in the threads that wrote it.
+__device__ __forceinline__ void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1,
+                                                              int c2, int c3,
+                                                              const void* source_smem) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
+      "[%0, {%1, %2, %3, %4}], [%5];"
+      :
+      : "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(shared_address(source_smem))
+      : "memory");
+}
+/// Copies `bytes`, a multiple of 16, from global to shared memory, both 16-byte aligned, and
+/// completes them on the mbarrier. By one thread. Section "cp.async.bulk",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk
+__device__ __forceinline__ void cp_async_bulk(void* destination_smem, const void* source_gmem,
+                                              int bytes, Mbarrier* barrier_smem) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+      :
+      : "r"(shared_address(destination_smem)), "l"(__cvta_generic_to_global(source_gmem)),
+        "r"(bytes), "r"(shared_address(barrier_smem))
+      : "memory");
+}
+/// Copies `bytes`, a multiple of 16, from shared to global memory. By one thread.
+__device__ __forceinline__ void cp_async_bulk_store(void* destination_gmem, const void* source_smem,
+                                                    int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+               :
+               : "l"(__cvta_generic_to_global(destination_gmem)), "r"(shared_address(source_smem)),
+                 "r"(bytes)
+               : "memory");
+}
+/// Makes one group of this thread's stores since the last.
+__device__ __forceinline__ void cp_async_bulk_commit_group() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/// Waits until at most `kPending` of this thread's groups, the newest, may still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void cp_async_bulk_wait_group_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" : : "n"(kPending) : "memory");
+}
+
+/// Stores four 8x8 matrices of 16-bit values, matrix i from r[i]: lane l passes the address of row
+/// l % 8 of matrix l / 8, 16 bytes of shared memory; registers as in ldmatrix_x4. Section "stmatrix",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
+__device__ __forceinline__ void stmatrix_x4(void* row_smem, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(shared_address(row_smem)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+/// Arrives at barrier `id` without waiting; `threads` counts those who arrive and those who wait.
+/// Section "bar, barrier", as barrier_sync.
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+/// Gives a warpgroup this many registers a thread; it waits until they are free. Section
+/// "setmaxnreg",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#miscellaneous-instructions-setmaxnreg
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+/// Leaves a warpgroup this many registers a thread.
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+
+namespace detail {
+// A compiler that knows nothing of what an asynchronous product does to these registers is not to move
+// an access to them past this point.
+/// Pins a register.
+__device__ __forceinline__ void pin(float& value) {
+  asm volatile("" : "+f"(value)::"memory");
+}
+/// Pins a register.
+__device__ __forceinline__ void pin(uint32_t& value) {
+  asm volatile("" : "+r"(value)::"memory");
+}
+/// Pins all registers of an array.
+template <typename T, int kCount>
+__device__ __forceinline__ void pin(T (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pin(values[i]);
+}
+}  // namespace detail
+
+/// See MatrixDescriptor. `matrix_smem`: 1024-byte aligned; add what lies before the part wanted.
+__device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix_smem,
+                                                              int leading_bytes, int stride_bytes) {
+  return uint64_t{shared_address(matrix_smem)} >> 4 | uint64_t(leading_bytes >> 4) << 16 |
+         uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
+}
+
+/// To stand before the first wgmma, and after ordinary code has written `registers` (accumulators, or
+/// an A in registers) before a wgmma takes them. Section "wgmma.fence",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
+template <typename... Registers>
+__device__ __forceinline__ void wgmma_fence(Registers&... registers) {
+  (detail::pin(registers), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+/// Makes one group of all wgmma that this warp has issued since the last.
+__device__ __forceinline__ void wgmma_commit_group() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Waits until at most `kPending` of this warp's groups, the newest, are incomplete. `registers` are
+/// those, accumulators and A, that the completed ones have used: they may be touched again.
+template <int kPending, typename... Registers>
+__device__ __forceinline__ void wgmma_wait_group(Registers&... registers) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kPending) : "memory");
+  (detail::pin(registers), ...);
+}
+
+// D = A B, or D += A B where `accumulate`: 64 rows by N columns, k = 16, of one warpgroup, 16-bit A
+// and B, fp32 D. Lane l of warp w holds of D, in d[n], rows 16 w + l / 4 and 8 more, columns
+// 8 n + 2 (l % 4) and the next: d[n][0], [1] of the first row, [2], [3] of the second. A in registers
+// lies as in mma_m16n8k16, rows 16 w ... 16 w + 15. Until a wait covers a product, nothing may touch
+// its registers. Section "wgmma.mma_async",
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma-async
+#define MLA_WGMMA_D(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+
+/// A and B in shared memory, both K-major, B being [32 columns, k].
+template <typename T>
+__device__ __forceinline__ void wgmma_m64n32k16(float (&d)[4][4], MatrixDescriptor a,
+                                                MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, p, 1, 1, 0, 0;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, p, 1, 1, 0, 0;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
+}
+/// A and B in shared memory, both K-major, B being [64 columns, k].
+template <typename T>
+__device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescriptor a,
+                                                MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, p, 1, 1, 0, 0;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, p, 1, 1, 0, 0;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
+}
+/// A in shared memory, K-major; B in shared memory, MN-major, being [k, 256 columns].
+template <typename T>
+__device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], MatrixDescriptor a,
+                                                         MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
+        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "%128, %129, p, 1, 1, 0, 1;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
+          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
+          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
+          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
+          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
+          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
+        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "%128, %129, p, 1, 1, 0, 1;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
+          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
+          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
+          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
+          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
+          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
+}
+/// A in registers; B in shared memory, MN-major, being [k, 256 columns].
+template <typename T>
+__device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], const uint32_t (&a)[4],
+                                                         MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
+        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "{%128, %129, %130, %131}, %132, p, 1, 1, 1;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
+          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
+          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
+          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
+          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
+          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
+        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
+        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "{%128, %129, %130, %131}, %132, p, 1, 1, 1;\n}"
+        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
+          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
+          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
+          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
+          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
+          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
+          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
+  }
+}
+#undef MLA_WGMMA_D
+
+#else
+
+using gpu_model::ptx::barrier_arrive;
+using gpu_model::ptx::cp_async_bulk;
+using gpu_model::ptx::cp_async_bulk_commit_group;
+using gpu_model::ptx::cp_async_bulk_prefetch_tensor_4d;
+using gpu_model::ptx::cp_async_bulk_store;
+using gpu_model::ptx::cp_async_bulk_tensor_4d;
+using gpu_model::ptx::cp_async_bulk_tensor_4d_store;
+using gpu_model::ptx::cp_async_bulk_wait_group_read;
+using gpu_model::ptx::createpolicy_evict_first;
+using gpu_model::ptx::createpolicy_evict_last;
+using gpu_model::ptx::fence_mbarrier_init;
+using gpu_model::ptx::fence_proxy_async;
+using gpu_model::ptx::matrix_descriptor;
+using gpu_model::ptx::Mbarrier;
+using gpu_model::ptx::mbarrier_arrive;
+using gpu_model::ptx::mbarrier_arrive_expect_tx;
+using gpu_model::ptx::mbarrier_init;
+using gpu_model::ptx::mbarrier_wait;
+using gpu_model::ptx::prefetch_tensormap;
+using gpu_model::ptx::setmaxnreg_dec;
+using gpu_model::ptx::setmaxnreg_inc;
+using gpu_model::ptx::stmatrix_x4;
+using gpu_model::ptx::wgmma_commit_group;
+using gpu_model::ptx::wgmma_fence;
+using gpu_model::ptx::wgmma_m64n256k16_trans_b;
+using gpu_model::ptx::wgmma_m64n32k16;
+using gpu_model::ptx::wgmma_m64n64k16;
+using gpu_model::ptx::wgmma_wait_group;
+
+#endif
+
+}  // namespace mla::MLA_MACHINE::ptx

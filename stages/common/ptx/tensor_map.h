@@ -1,0 +1,43 @@
+/// @file
+/// Tensor maps: what TMA has to know of a tensor in global memory to copy boxes of it.
+#pragma once
+
+#include <cstdint>
+
+#include "stages/common/machine/device.h"
+#include "stages/common/machine/machine.h"
+
+#ifdef __CUDACC__
+#include <cuda.h>
+#else
+#include "reference/gpu_model/tensor_map.h"
+#endif
+
+namespace mla::MLA_MACHINE {
+
+/// Opaque, 64-byte aligned; a kernel takes it as a `const __grid_constant__` parameter.
+#ifdef __CUDACC__
+using TensorMap = CUtensorMap;
+#else
+using TensorMap = gpu_model::TensorMap;
+#endif
+
+/// A tensor of 16-bit elements and the box that one copy takes of it. Dimensions innermost first.
+struct TensorShape {
+  int rank = 0;                   ///< 1 ... 5
+  uint64_t size[5] = {};          ///< Elements.
+  uint64_t stride_bytes[5] = {};  ///< Multiples of 16; [0] is 2.
+  uint32_t box[5] = {};           ///< Elements, 1 ... 256.
+  /// Whether 16-byte piece c of a box's row r (rows of 128 bytes) lies at piece c ^ (r % 8).
+  bool swizzle_128b = false;
+};
+
+/// Makes a tensor map. `address` is 16-byte aligned. L2 fetches 128 bytes at a time: rows of a cache
+/// are no multiple of 256.
+Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMap* map);
+
+/// The cache of a problem, [576, num_heads_kv, 64, num_pages], in boxes of 64 columns of one head and
+/// page: coordinates (column, head, token of the page, page).
+Status encode_cache_map(const Problem& problem, const void* kv_cache, TensorMap* map);
+
+}  // namespace mla::MLA_MACHINE

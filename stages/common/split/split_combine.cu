@@ -1,0 +1,279 @@
+// out = sum_s w_s out_s with w_s = exp(lse_s - lse) and lse = ln sum_s exp(lse_s), over the splits s
+// of one row. Only rows of split sequences are touched; what limits the kernel is how many loads it
+// has in flight.
+#include "stages/common/split/split_combine.h"
+
+#include "stages/common/ptx/ptx.h"
+#include "stages/common/machine/vector8.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// Many splits a row: a block has a quarter of one row's columns, and its warps share the splits.
+constexpr int kWays = kWarps;
+constexpr int kColumns = 4 * 32;
+constexpr int kParts = kHeadDimV / kColumns;
+
+struct CombineMemory {
+  float warp_max[kWarps], warp_sum[kWarps];
+  float weight[kThreads];  // of as many splits at a time
+  float4 sum[kWays][32];
+};
+
+// num_items: split sequences the plan may have x rows of a sequence x parts of the columns.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+  auto& smem = shared_memory<CombineMemory>();
+  constexpr int kAhead = 8;  // loads in flight
+  static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
+  const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
+  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int num_split = split.header->num_split_sequences;
+
+  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+    const int part = static_cast<int>(item % kParts);
+    const int64_t row = item / kParts % rows;  // KV head by KV head, packed as the stages pack them
+    const int64_t index = item / kParts / rows;
+    const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
+    if (index >= num_split) return;  // nor is any later item one
+    const int sequence = entry.x, splits = entry.z;
+    const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
+    const float* lse_partial = split.lse_partial + place;  // `rows` apart
+    const float* out_partial = split.out_partial + place * kHeadDimV + part * kColumns + lane * 4;
+
+    // The first loads need no weights, so they do not wait for them.
+    float4 value[kAhead];
+    const auto load = [&](int first) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int s = first + way + j * kWays;
+        value[j] = make_float4(0, 0, 0, 0);
+        if (s < splits) {
+          value[j] = *reinterpret_cast<const float4*>(out_partial + s * rows * int64_t{kHeadDimV});
+        }
+      }
+    };
+    load(0);
+
+    // lse = max + ln sum exp(lse_s - max), every thread alike
+    float largest = -INFINITY;
+#pragma unroll 1
+    for (int s = threadIdx.x; s < splits; s += kThreads) {
+      largest = fmaxf(largest, lse_partial[s * rows]);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, offset));
+    }
+    if (threadIdx.x % 32 == 0) smem.warp_max[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) largest = fmaxf(largest, smem.warp_max[warp]);
+    if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
+    float sum = 0;
+#pragma unroll 1
+    for (int s = threadIdx.x; s < splits; s += kThreads) {
+      sum += expf(lse_partial[s * rows] - largest);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(0xffffffff, sum, offset);
+    }
+    if (threadIdx.x % 32 == 0) smem.warp_sum[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) sum += smem.warp_sum[warp];
+    // -inf for a row that saw nothing, NaN for one with NaN. Weights are made without it: where logits
+    // are large it is rounded by more than weights bear.
+    const float lse = largest + logf(sum);
+    const float inverse_sum = sum == 0 ? 0 : 1 / sum;
+
+    // This thread's four columns over every kWays-th split
+    float4 out = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int first = 0; first < splits; first += kAhead * kWays) {
+      if (first % kThreads == 0) {
+        if (first > 0) __syncthreads();  // the weights before have been read
+        const int s = first + threadIdx.x;
+        smem.weight[threadIdx.x] =
+            s < splits ? expf(lse_partial[s * rows] - largest) * inverse_sum : 0;
+        __syncthreads();  // the weights are there
+      }
+      if (first > 0) load(first);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const float weight = smem.weight[(first + way + j * kWays) % kThreads];
+        if (weight == 0) continue;  // saw nothing, so there may be anything; or past the last
+        out.x += weight * value[j].x;
+        out.y += weight * value[j].y;
+        out.z += weight * value[j].z;
+        out.w += weight * value[j].w;
+      }
+    }
+    smem.sum[way][lane] = out;
+    __syncthreads();  // the sums of all ways are there
+    if (way == 0) {
+#pragma unroll
+      for (int other = 1; other < kWays; ++other) {
+        const float4 more = smem.sum[other][lane];
+        out.x += more.x;
+        out.y += more.y;
+        out.z += more.z;
+        out.w += more.w;
+      }
+      const int packed = static_cast<int>(row % rows_per_head);
+      const int query = packed / group;
+      const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
+      T* out_gmem =
+          static_cast<T*>(tensors.out) +
+          ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+      const float rounded[4] = {out.x, out.y, out.z, out.w};
+      store_rounded(rounded, out_gmem + part * kColumns + lane * 4);
+      if (part == 0 && lane == 0) {
+        tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
+            lse == -INFINITY ? INFINITY : lse;
+      }
+    }
+    __syncthreads();  // all has been read: the next item may overwrite it
+  }
+}
+
+// Where a row has two splits, what counts is how many rows are under way. (sm_80 would spill.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kFewBlocks = 4;  // a multiprocessor
+#else
+constexpr int kFewBlocks = 1;
+#endif
+
+// Few splits a row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kFewBlocks)
+    combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+  constexpr int kVectors = kHeadDimV / kColumns;
+  constexpr int kAhead = 2;  // splits whose loads are in flight
+  static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
+  const int lane = threadIdx.x % 32;
+  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
+  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int num_split = split.header->num_split_sequences;
+
+  for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
+       item += int64_t{gridDim.x} * kWarps) {
+    const int64_t row = item % rows, index = item / rows;
+    const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
+    ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
+    if (index >= num_split) return;  // nor is any later item one
+    const int sequence = entry.x, splits = entry.z;
+    const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
+    const float* lse_partial = split.lse_partial + place;  // `rows` apart
+    const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
+    const int64_t to_next = rows * kHeadDimV;
+
+    float largest = -INFINITY;
+    for (int s = lane; s < splits; s += 32) largest = fmaxf(largest, lse_partial[s * rows]);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, offset));
+    }
+    if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
+
+    // Weights not yet divided by their sum, 32 at a time; every lane adds up its own.
+    float4 out[kVectors] = {};
+    float weights = 0, sum = 0;
+#pragma unroll 1
+    for (int first = 0; first < splits; first += kAhead) {
+      if (first % 32 == 0) {
+        weights = first + lane < splits ? expf(lse_partial[(first + lane) * rows] - largest) : 0;
+        sum += weights;
+      }
+      float weight[kAhead];
+      float4 value[kAhead][kVectors];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        weight[j] = __shfl_sync(0xffffffff, weights, (first + j) % 32);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          value[j][v] = make_float4(0, 0, 0, 0);
+          if (weight[j] == 0) continue;  // past the last, or saw nothing: there may be anything
+          value[j][v] = *reinterpret_cast<const float4*>(out_partial + v * kColumns);
+        }
+        out_partial += to_next;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          out[v].x += weight[j] * value[j][v].x;
+          out[v].y += weight[j] * value[j][v].y;
+          out[v].z += weight[j] * value[j][v].z;
+          out[v].w += weight[j] * value[j][v].w;
+        }
+      }
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(0xffffffff, sum, offset);
+    }
+    const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
+    const float inverse_sum = sum == 0 ? 0 : 1 / sum;
+
+    const int packed = static_cast<int>(row % rows_per_head);
+    const int query = packed / group;
+    const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
+    T* out_gmem =
+        static_cast<T*>(tensors.out) +
+        ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,
+                                out[v].z * inverse_sum, out[v].w * inverse_sum};
+      store_rounded(rounded, out_gmem + v * kColumns + lane * 4);
+    }
+    if (lane == 0) {
+      tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
+          lse == -INFINITY ? INFINITY : lse;
+    }
+  }
+}
+
+}  // namespace
+
+Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
+                      const Tensors& tensors, Stream stream, CombineStart start) {
+  const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
+  if (rows == 0) return {};
+  // Few sequences on many workers have many splits a row. With fixed splits the order of summation
+  // must not depend on the batch.
+  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= int64_t{16} * problem.batch;
+  const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
+    return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
+                                                            stream, problem, split, tensors, items)
+                                         : launch(kernel, grid, kThreads, shared_bytes, stream,
+                                                  problem, split, tensors, items);
+  };
+  return visit_dtype(problem.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (many) {
+      return start_kernel(combine_many<T>, grid_for(rows * kParts), sizeof(CombineMemory),
+                          rows * kParts);
+    }
+    // Fixed splits leave room for many more split sequences than there mostly are.
+    const int64_t enough = int64_t{64} * device_limits().multiprocessors;
+    return start_kernel(combine_few<T>, grid_for(std::min((rows + kWarps - 1) / kWarps, enough)), 0,
+                        rows);
+  });
+}
+
+Status launch_combine_again(const Problem& problem, const PlanShape& shape,
+                            const SplitWorkspace& split, const Tensors& tensors, Stream stream) {
+  return launch_combine(problem, shape, split, tensors, stream);
+}
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,28 @@
+/// @file
+/// Putting the partial results of split sequences together.
+#pragma once
+
+#include "stages/common/machine/launch.h"
+#include "stages/common/split/split_plan.h"
+
+namespace mla::MLA_MACHINE {
+
+/// When the combine's blocks may start.
+enum class CombineStart {
+  kAfter,  ///< When the grid before has ended.
+  kEarly,  ///< Programmatic dependent launch: as soon as all blocks of the grid before have called
+           ///< griddepcontrol_launch_dependents() and leave room; they then wait for its end.
+};
+
+/// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
+/// that the plan split and no others. The order of summation depends on a sequence's number of
+/// pieces, the row count and, without fixed_split_tokens, on the batch.
+Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
+                      const Tensors& tensors, Stream stream,
+                      CombineStart start = CombineStart::kAfter);
+
+/// The same once more, on partial results that a decode left: combine_again() of split_plan.h.
+Status launch_combine_again(const Problem& problem, const PlanShape& shape,
+                            const SplitWorkspace& split, const Tensors& tensors, Stream stream);
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,709 @@
+// Explanations: the parts they are made of, and every rule: a shape where it speaks, one where it is
+// silent, and what it claims, held to the cost model, the plan, and the recorded results.
+#include "bench/explain/explain.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <set>
+
+#include "bench/explain/explain_input.h"
+#include "bench/measure/table.h"
+#include "reference/gpu_model/gpu_model.h"
+
+namespace mla::bench {
+namespace {
+
+const Recorded& recorded() {
+  static const Recorded result = [] {
+    Recorded newest;
+    EXPECT_TRUE(load_newest_recorded(&newest).ok());
+    return newest;
+  }();
+  return result;
+}
+
+DataSet data_of(const std::string& name) {
+  Shape shape;
+  const Status status = parse_shape(name, &shape);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return make_data_set(shape.spec);
+}
+
+ExplainInput input_of(const std::string& shape, const std::string& stage = "") {
+  const DataSet data = data_of(shape);
+  ExplainInput input = explain_recorded(data.problem, data.seqlens_k, &recorded(), "");
+  if (!stage.empty()) input.stage = find_stage(MachineKind::kModel, stage)->slug;
+  return input;
+}
+
+void forget_times(ExplainInput* input) {
+  for (StageFacts& facts : input->stages) {
+    facts.cold = {};
+    facts.sustained_us = kUnknown;
+  }
+}
+
+std::string text_of(const ExplainInput& input, const std::string& rule) {
+  const std::vector<std::string> names = advice_rules();
+  EXPECT_NE(std::find(names.begin(), names.end(), rule), names.end()) << rule << " is no rule";
+  for (const Advice& advice : advise(input)) {
+    if (advice.rule == rule) return advice.text;
+  }
+  return "";
+}
+
+const StageFacts& facts_of(const ExplainInput& input, const std::string& stage) {
+  const auto found =
+      std::find_if(input.stages.begin(), input.stages.end(),
+                   [&](const StageFacts& facts) { return facts.slug.substr(0, 2) == stage; });
+  EXPECT_NE(found, input.stages.end());
+  return *found;
+}
+
+Balance plan_of(const ExplainInput& input, const std::string& stage) {
+  return bench::balance_of(input.problem, *facts_of(input, stage).plan, input.seqlens_k,
+                           input.limits.multiprocessors);
+}
+
+double cold(const std::string& stage, const std::string& shape) {
+  const RecordedEntry* entry =
+      recorded().find(find_stage(MachineKind::kModel, stage)->slug, shape, "cold");
+  return entry == nullptr ? kUnknown : entry->us;
+}
+
+/// The number behind `words` in a text.
+double number_after(const std::string& text, const std::string& words) {
+  const size_t at = text.find(words);
+  EXPECT_NE(at, std::string::npos) << words << " is not in: " << text;
+  return at == std::string::npos ? kUnknown
+                                 : std::strtod(text.c_str() + at + words.size(), nullptr);
+}
+
+std::set<std::string> recorded_shapes() {
+  std::set<std::string> shapes;
+  for (const RecordedEntry& entry : recorded().entries) {
+    if (entry.mode == "cold" && entry.stage != "cache") shapes.insert(entry.shape);
+  }
+  return shapes;
+}
+
+#define EXPECT_SPEAKS(rule, shape, stage) \
+  EXPECT_NE(text_of(input_of(shape, stage), rule), "") << shape << " " << stage
+#define EXPECT_SILENT(rule, shape, stage) \
+  EXPECT_EQ(text_of(input_of(shape, stage), rule), "") << shape << " " << stage
+
+// Parts ------------------------------------------------------------------------------------------
+
+TEST(Explain, TheFloorIsThatOfTheBench) {
+  for (const std::string& shape : recorded_shapes()) {
+    const ExplainInput input = input_of(shape);
+    int64_t tokens = 0;
+    for (const int32_t length : input.seqlens_k) tokens += length;
+    const Work work = work_of(input.problem, tokens);
+    for (const Mode mode : {Mode::kCold, Mode::kSustained}) {
+      const Floor floor = floor_of(work, input.ceilings, mode);
+      EXPECT_DOUBLE_EQ(floor.seconds(), floor_seconds(work, input.ceilings, mode)) << shape;
+      EXPECT_GE(floor.lead(), 1);
+    }
+  }
+  const auto bound = [](double memory, double matrix, double launch) {
+    return Floor{memory, matrix, launch}.bound();
+  };
+  EXPECT_EQ(bound(3, 1, 1), Floor::Bound::kMemory);
+  EXPECT_EQ(bound(3, 3, 1), Floor::Bound::kMatrix);
+  EXPECT_EQ(bound(3, 1, 3), Floor::Bound::kLaunch);
+  EXPECT_EQ(bound(3, kUnknown, 3), Floor::Bound::kNone);
+}
+
+TEST(Explain, TheBalanceIsThatOfThePlan) {
+  const ExplainInput input = input_of("h128_q1_b128_k8192_split1024");
+  const Balance balance = plan_of(input, "08");
+  EXPECT_EQ(balance.cut_sequences, 128);
+  EXPECT_EQ(balance.pieces, 1024);
+  EXPECT_EQ(balance.blocks, 132);
+  EXPECT_DOUBLE_EQ(balance.mean, 18 * 1024.0 / 66);
+  EXPECT_EQ(balance.largest % 18, 0);  // whole pieces: 16 blocks and a beginning of 2
+  EXPECT_DOUBLE_EQ(balance.partial_bytes, 1024.0 * 128 * (512 + 1) * 4);
+  const Balance few = plan_of(input_of("h16_q1_b1_k8192"), "08");
+  EXPECT_EQ(few.blocks, 64);
+  EXPECT_DOUBLE_EQ(few.busy, 64.0 / 132);
+}
+
+TEST(Explain, MemoryIsCountedInPages) {
+  const ExplainInput skew = input_of("h128_q1_b128_kskew131072");
+  const MemoryUse memory = memory_of(skew.problem, skew.seqlens_k);
+  EXPECT_EQ(memory.pages, 127 * 8 + 2048);
+  EXPECT_DOUBLE_EQ(memory.cache, (127 * 8 + 2048) * 64.0 * 1152);
+  EXPECT_DOUBLE_EQ(memory.padding, 0);
+  EXPECT_DOUBLE_EQ(memory.contiguous, 128 * 131072.0 * 1152);
+  EXPECT_DOUBLE_EQ(memory.expanded, (127 * 512 + 131072.0) * 128 * (128 + 64 + 128) * 2);
+  const MemoryUse two = memory_of(data_of("h16x2_q1_b1_k65").problem, {65});
+  EXPECT_EQ(two.pages, 2);
+  EXPECT_DOUBLE_EQ(two.padding, 63 * 2 * 1152.0);
+}
+
+TEST(Explain, RecordedTimesAreThoseOfExactlyThisShape) {
+  for (const std::string& shape : recorded_shapes()) {
+    const DataSet data = data_of(shape);
+    EXPECT_EQ(recorded_shape(recorded(), data.problem, data.seqlens_k), shape);
+    EXPECT_EQ(facts_of(input_of(shape), "08").cold.median, cold("08", shape));
+  }
+  for (const char* other :
+       {"h128_q1_b128_k8191", "h128_q1_b128_k8192_fp16", "h128_q1_b127_k8192",
+        "h128_q1_b128_k8192_split2048", "h128_q2_b128_k8192", "h128x2_q1_b128_k8192"}) {
+    const DataSet data = data_of(other);
+    EXPECT_EQ(recorded_shape(recorded(), data.problem, data.seqlens_k), "") << other;
+  }
+  // The mask hides nothing from a single query token.
+  const DataSet masked = data_of("h128_q1_b128_k8192_causal");
+  EXPECT_EQ(recorded_shape(recorded(), masked.problem, masked.seqlens_k), "h128_q1_b128_k8192");
+}
+
+TEST(Explain, TheModelKeepsItsOwnDevice) {
+  const gpu_model::Device before = gpu_model::device();
+  gpu_model::device().multiprocessors = 4;
+  const ExplainInput input = input_of("h128_q1_b128_k8192");
+  EXPECT_EQ(input.limits.multiprocessors, 132);
+  EXPECT_EQ(facts_of(input, "08").plan->workers, 66);
+  EXPECT_EQ(gpu_model::device().multiprocessors, 4);
+  gpu_model::device() = before;
+}
+
+TEST(Explain, ARecordedDeviceMustBeKnown) {
+  Recorded one = recorded();
+  DeviceLimits limits;
+  ASSERT_TRUE(recorded_limits(one, &limits).ok());
+  EXPECT_EQ(limits.compute_capability, 90);
+  EXPECT_EQ(limits.multiprocessors, 132);
+  EXPECT_EQ(limits.max_shared_bytes, gpu_model::Device().max_shared_bytes);
+  one.context["compute_capability"] = "7.5";
+  EXPECT_EQ(recorded_limits(one, &limits).code(), StatusCode::kUnsupported);
+  const DataSet data = data_of("h16_q1_b1_k100");
+  const std::string text = explain(explain_recorded(data.problem, data.seqlens_k, &one, ""));
+  EXPECT_NE(text.find("'7.5'"), std::string::npos) << text;
+}
+
+/// A GPU that is asked for its name and limits only.
+class NamedGpu final : public Machine {
+ public:
+  NamedGpu(std::string name, int multiprocessors)
+      : name_(std::move(name)), multiprocessors_(multiprocessors) {}
+  MachineKind kind() const override { return MachineKind::kGpu; }
+  std::string description() const override { return name_ + ", compute capability 9.0"; }
+  DeviceLimits limits() const override { return {90, multiprocessors_, 232448, 2147483647}; }
+  Status allocate(size_t, void**) override { return {}; }
+  void deallocate(void*) override {}
+  Status copy_to_device(void*, const void*, size_t, Stream) override { return {}; }
+  Status copy_to_host(void*, const void*, size_t, Stream) override { return {}; }
+  Status fill(void*, unsigned char, size_t, Stream) override { return {}; }
+  Status synchronize() override { return {}; }
+  size_t free_memory() const override { return 0; }
+
+ private:
+  std::string name_;
+  int multiprocessors_;
+};
+
+TEST(Explain, AGpuIsToldRecordsOfItsKindOnly) {
+  if (gpu_machine() == nullptr && !stages(MachineKind::kGpu).empty()) {
+    GTEST_SKIP() << "stages for a GPU, and none there to plan for";
+  }
+  const DataSet data = data_of("h128_q1_b128_k8192");
+  NamedGpu same("NVIDIA H200", 132), name("NVIDIA H20", 132), size("NVIDIA H200", 78);
+  EXPECT_TRUE(
+      explain_on(same, data.problem, data.seqlens_k).ceilings_origin.starts_with("recorded: "));
+  for (Machine* other : {&name, &size}) {
+    const ExplainInput input = explain_on(*other, data.problem, data.seqlens_k);
+    EXPECT_TRUE(std::isnan(input.ceilings.read));
+    EXPECT_EQ(input.ceilings_origin.find("what is recorded is of another device, NVIDIA H200"), 0u);
+    EXPECT_NE(explain(input).find("mla_bench --explain measures them"), std::string::npos);
+  }
+}
+
+TEST(Explain, WithoutCeilingsItSaysWhatItCan) {
+  const DataSet data = data_of("h128_q1_b128_k8192_split64");
+  ExplainInput input =
+      explain_recorded(data.problem, data.seqlens_k, nullptr, "no recorded results of a GPU");
+  for (const char* stage : {"", "08_seesaw", "01_naive"}) {
+    input.stage = stage;
+    const std::string text = explain(input);
+    for (const char* needed : {"none (no recorded results of a GPU)", "235 FLOP a byte",
+                               "floor     not known", "16384 pages"}) {
+      EXPECT_NE(text.find(needed), std::string::npos) << needed << "\n" << text;
+    }
+    EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+    for (const char* rule : {"launch bound", "memory bound", "compute bound", "sustained clocks",
+                             "faster stage", "far from its limit"}) {
+      EXPECT_EQ(text_of(input, rule), "") << rule;
+    }
+  }
+  input.stage = "08_seesaw";
+  EXPECT_NE(text_of(input, "cuts too close"), "");
+}
+
+TEST(Explain, SaysWhereTimesAreFrom) {
+  ExplainInput input = input_of("h128_q1_b128_k8192", "08");
+  std::string text = explain(input);
+  const double ridge = recorded().ceilings.matrix_cold / recorded().ceilings.read;
+  const double products = 292057776128.0 / recorded().ceilings.matrix_cold;  // 08 pads no row here
+  for (const std::string& needed :
+       {std::string("NVIDIA H200, compute capability 9.0, 132 multiprocessors, from records"),
+        std::string("(recorded: "), std::string("µs cold, recorded: floor share"),
+        "above the ridge of " + number(ridge), std::string("set by the matrix rate"),
+        "own limit " + microseconds(1e6 * products) + " µs, by its matrix work",
+        std::string("64 of 128 sequences cut, into 128 parts")}) {
+    EXPECT_NE(text.find(needed), std::string::npos) << needed << "\n" << text;
+  }
+  input.times_origin = input.ceilings_origin = "measured in this run";
+  text = explain(input);
+  EXPECT_EQ(text.find("recorded"), std::string::npos) << text;
+  EXPECT_NE(text.find("µs cold, measured in this run: "), std::string::npos) << text;
+  forget_times(&input);
+  EXPECT_NE(explain(input).find("time      of this shape not known"), std::string::npos);
+}
+
+TEST(Explain, WhatWasJustMeasuredTakesThePlaceOfRecords) {
+  ExplainInput input = input_of("h128_q1_b128_k8192");
+  ShapeResult result;
+  for (const char* stage : {"07_tma_pipeline", "08_seesaw"}) {
+    StageResult& entry = result.stages.emplace_back();
+    entry.stage = stage;
+    entry.cold = {500, 490, 510, 36};
+    entry.sustained = {600, 590, 610, 36};
+  }
+  result.stages.back().outcome = StageResult::Outcome::kFailed;
+  Ceilings ceilings = input.ceilings;
+  ceilings.read = 4000e9;
+  set_measured(result, ceilings, &input);
+  EXPECT_EQ(facts_of(input, "07").cold.median, 500);
+  EXPECT_EQ(facts_of(input, "07").sustained_us, 600);
+  EXPECT_EQ(facts_of(input, "08").cold.n, 0);  // it failed
+  EXPECT_EQ(facts_of(input, "06").cold.n, 0);  // it was not asked for
+  EXPECT_EQ(subject_of(input)->slug, "07_tma_pipeline");
+  EXPECT_NE(explain(input).find("read 4000 GB/s"), std::string::npos);
+}
+
+TEST(Explain, TimesOfTheModelAreNotTold) {
+  Progress progress;
+  const std::unique_ptr<Runner> runner = make_model_runner();
+  const Bench bench{model_machine(), *runner, {find_stage(MachineKind::kModel, "08")}, {}, {},
+                    progress};
+  ShapeResult result;
+  ASSERT_TRUE(parse_shape("h128_q1_b128_k8192", &result.shape).ok());
+  StageResult& entry = result.stages.emplace_back();
+  entry.stage = "08_seesaw";
+  entry.cold = {1e9, 1e9, 1e9, 1};
+  EXPECT_EQ(explain(bench, result), explain(input_of("h128_q1_b128_k8192", "08")));
+}
+
+TEST(Explain, EveryShapeAndStageIsExplained) {
+  for (const char* shape :
+       {"h1_q1_b1_k1", "h16_q1_b4_kvaried30", "h128x2_q3_b5_kskew9000_causal", "h24_q1_b300_k64",
+        "h128_q100_b1_k200_causal", "h16_q1_b7_klognormal500_split64_fp16", "h128_q50_b1_k64"}) {
+    for (const char* stage : {"", "01", "02", "03", "04", "05", "06", "07", "08"}) {
+      const std::string text = explain(input_of(shape, stage));
+      EXPECT_EQ(text.find("nan"), std::string::npos) << shape << "\n" << text;
+      EXPECT_EQ(text.find("inf"), std::string::npos) << shape << "\n" << text;
+      EXPECT_EQ(text.find("-0"), std::string::npos) << shape << "\n" << text;
+      EXPECT_TRUE(text.ends_with("\n"));
+    }
+  }
+  DataSet empty = data_of("h16_q1_b3_k64");
+  empty.seqlens_k = {0, 0, 0};
+  const std::string text =
+      explain(explain_recorded(empty.problem, empty.seqlens_k, &recorded(), ""));
+  EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+}
+
+TEST(Explain, AdviceIsForTheFastestStage) {
+  for (const std::string& shape : recorded_shapes()) {
+    const ExplainInput input = input_of(shape);
+    const StageFacts* subject = subject_of(input);
+    for (const StageFacts& stage : input.stages) {
+      EXPECT_LE(subject->cold.median, stage.cold.median) << shape << " " << stage.slug;
+    }
+  }
+  ExplainInput ampere = input_of("h128_q1_b64_k4000");
+  for (StageFacts& stage : ampere.stages) {
+    if (stage.slug >= "06") stage.device = {StatusCode::kUnsupported, "needs 9.0"};
+  }
+  EXPECT_EQ(subject_of(ampere)->slug, "05_tensor_core");
+  for (StageFacts& stage : ampere.stages) stage.device = {StatusCode::kUnsupported, "needs 9.0"};
+  EXPECT_EQ(subject_of(ampere), nullptr);
+  EXPECT_NE(explain(ampere).find("no stage can run"), std::string::npos);
+}
+
+// Rules ------------------------------------------------------------------------------------------
+
+TEST(Advice, EveryRuleHasATest) {
+  const std::set<std::string> tested = {"needs another device",
+                                        "faster stage",
+                                        "does not split",
+                                        "too short to fill",
+                                        "launch bound",
+                                        "memory bound",
+                                        "compute bound",
+                                        "sustained clocks",
+                                        "far from its limit",
+                                        "padded rows",
+                                        "batch invariant",
+                                        "fixed cuts ignored",
+                                        "cuts too close",
+                                        "cuts too far apart",
+                                        "imbalance",
+                                        "parts exceed the cache",
+                                        "causal mask",
+                                        "fp16",
+                                        "ragged lengths",
+                                        "below a page",
+                                        "large workspace"};
+  for (const std::string& rule : advice_rules()) EXPECT_EQ(tested.count(rule), 1u) << rule;
+  EXPECT_EQ(tested.size(), advice_rules().size());
+}
+
+TEST(Advice, NeedsAnotherDevice) {
+  EXPECT_SILENT("needs another device", "h128_q1_b1_k4096", "08");
+  ExplainInput ampere = input_of("h128_q1_b1_k4096", "08");
+  ampere.limits = {80, 108, 166912, 2147483647};
+  for (StageFacts& stage : ampere.stages) {
+    stage.device = check_device(*find_stage(MachineKind::kModel, stage.slug), ampere.limits);
+  }
+  const std::string text = text_of(ampere, "needs another device");
+  EXPECT_NE(text.find("08_seesaw needs compute capability 9.0"), std::string::npos) << text;
+  EXPECT_NE(text.find("is 05_tensor_core"), std::string::npos) << text;
+  EXPECT_EQ(advise(ampere).size(), 1u);
+  EXPECT_NE(explain(ampere).find("08_seesaw cannot run on this device"), std::string::npos);
+}
+
+TEST(Advice, AFasterStageIsOneByTheRecords) {
+  EXPECT_SPEAKS("faster stage", "h128_q1_b64_k4096", "07");
+  EXPECT_SILENT("faster stage", "h128_q1_b64_k4096", "08");
+  // 284.4 and 286.3 us: within the spread.
+  EXPECT_SILENT("faster stage", "h16_q1_b128_k8192", "08");
+  int from_times = 0, from_limits = 0;
+  for (const std::string& shape : recorded_shapes()) {
+    for (const StageFacts& asked : input_of(shape).stages) {
+      ExplainInput input = input_of(shape, asked.slug);
+      const auto faster = [&](const std::string& text) {
+        for (const StageFacts& other : input.stages) {
+          const bool named = text.find(other.slug) != std::string::npos;
+          if (named && other.slug != asked.slug) return cold(other.slug, shape);
+        }
+        return double(INFINITY);
+      };
+      std::string text = text_of(input, "faster stage");
+      if (!text.empty()) {
+        EXPECT_LT(faster(text), cold(asked.slug, shape)) << shape << ": " << text;
+        ++from_times;
+      }
+      // What own limits say without any time is borne out by the times.
+      forget_times(&input);
+      text = text_of(input, "faster stage");
+      if (text.empty()) continue;
+      EXPECT_NE(text.find("by its own limit"), std::string::npos);
+      EXPECT_LT(faster(text), cold(asked.slug, shape)) << shape << ": " << text;
+      ++from_limits;
+    }
+  }
+  EXPECT_GT(from_times, 100);
+  EXPECT_GT(from_limits, 50);
+}
+
+TEST(Advice, DoesNotSplit) {
+  EXPECT_SPEAKS("does not split", "h128_q1_b1_k4096", "03");
+  EXPECT_SPEAKS("does not split", "h16_q1_b16_k4096", "02");
+  EXPECT_SILENT("does not split", "h128_q1_b64_k4096", "03");
+  EXPECT_SILENT("does not split", "h128_q1_b1_k4096", "04");
+  for (const std::string& shape : recorded_shapes()) {
+    for (const char* stage : {"01", "02", "03"}) {
+      if (text_of(input_of(shape, stage), "does not split").empty()) continue;
+      EXPECT_LT(cold("04", shape), cold(stage, shape)) << shape << " " << stage;
+    }
+  }
+}
+
+TEST(Advice, TooShortToFill) {
+  EXPECT_SPEAKS("too short to fill", "h16_q1_b4_k512", "08");
+  EXPECT_SILENT("too short to fill", "h128_q1_b64_k4096", "08");
+  EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts' fault
+  EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
+  EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
+  // Six pages for each worker, but two whole sequences for each of 50.
+  const std::string whole = text_of(input_of("h128_q1_b100_k256", "08"), "too short to fill");
+  EXPECT_NE(whole.find("sequences stay whole"), std::string::npos) << whole;
+  EXPECT_EQ(text_of(input_of("h16_q1_b4_k512", "08"), "too short to fill").find("stay whole"),
+            std::string::npos);
+  for (const char* shape : {"h16_q1_b1_k8192", "h16_q1_b4_k512", "h128_q1_b1_k4096"}) {
+    for (const char* stage : {"05", "06", "08"}) {
+      ExplainInput input = input_of(shape, stage);
+      const std::string text = text_of(input, "too short to fill");
+      if (text.empty()) continue;
+      input.problem.batch = static_cast<int>(number_after(text, " With "));
+      input.seqlens_k.assign(static_cast<size_t>(input.problem.batch), input.seqlens_k.front());
+      EXPECT_GE(plan_of(input, stage).busy, 0.95) << shape << " " << text;
+    }
+  }
+}
+
+TEST(Advice, LaunchBound) {
+  EXPECT_SPEAKS("launch bound", "h16_q1_b1_k8192", "08");
+  EXPECT_SILENT("launch bound", "h16_q1_b64_k4096", "08");
+  ExplainInput input = input_of("h16_q1_b4_k512", "08");
+  const double most = number_after(text_of(input, "launch bound"), "Up to ");
+  EXPECT_GT(most, 4);
+  for (const int more : {0, 1}) {
+    input.problem.batch = static_cast<int>(most) + more;
+    const Floor floor = floor_of(work_of(input.problem, 512 * int64_t{input.problem.batch}),
+                                 input.ceilings, Mode::kCold);
+    EXPECT_EQ(std::max(floor.memory, floor.matrix) <= floor.launch, more == 0);
+  }
+  // Eight times the tokens take far less than eight times as long.
+  EXPECT_LT(cold("08", "h16_q1_b16_k4096"), 3 * cold("08", "h16_q1_b1_k8192"));
+}
+
+TEST(Advice, MemoryBound) {
+  EXPECT_SPEAKS("memory bound", "h16_q1_b128_k8192", "08");
+  EXPECT_SILENT("memory bound", "h128_q1_b128_k8192", "08");
+  for (const char* shape :
+       {"h16_q1_b128_k8192", "h16_q1_b16_k4096", "h64_q1_b64_k4096", "h32_q1_b128_k8192"}) {
+    ExplainInput input = input_of(shape, "08");
+    const std::string text = text_of(input, "memory bound");
+    if (text.find("ridge is near") != std::string::npos) {
+      ++input.problem.seqlen_q;
+      EXPECT_EQ(text_of(input, "memory bound"), "") << shape;
+      continue;
+    }
+    input.problem.seqlen_q = static_cast<int>(number_after(text, "up to "));
+    EXPECT_NE(text_of(input, "memory bound"), "") << shape;
+    EXPECT_NEAR(floor_of(work_of(input.problem,
+                                 memory_of(input.problem, input.seqlens_k).pages * kPageSize),
+                         input.ceilings, Mode::kCold)
+                        .seconds() *
+                    1e6,
+                number_after(text, "floor is then "), 0.06);
+    ++input.problem.seqlen_q;
+    EXPECT_EQ(text_of(input, "memory bound"), "") << shape;
+  }
+  EXPECT_NE(text_of(input_of("h128_q1_b1000_k2"), "memory bound").find("no number of query tokens"),
+            std::string::npos);
+  EXPECT_NE(text_of(input_of("h16_q1_b128_k8192", "04"), "memory bound").find("Not so 04"),
+            std::string::npos);
+  EXPECT_EQ(text_of(input_of("h16_q1_b128_k8192", "08"), "memory bound").find("Not so"),
+            std::string::npos);
+  // Four times the heads, and hardly more time.
+  EXPECT_LT(cold("08", "h64_q1_b128_k8192"), 1.1 * cold("08", "h16_q1_b128_k8192"));
+}
+
+TEST(Advice, ComputeBound) {
+  EXPECT_SPEAKS("compute bound", "h128_q1_b64_k4096", "08");
+  EXPECT_SILENT("compute bound", "h16_q1_b64_k4096", "08");
+  EXPECT_NEAR(cold("08", "h128_q1_b128_k4096") / cold("08", "h128_q1_b64_k4096"), 2, 0.1);
+}
+
+TEST(Advice, SustainedClocks) {
+  EXPECT_SPEAKS("sustained clocks", "h128_q1_b64_k4096", "08");
+  EXPECT_SILENT("sustained clocks", "h16_q1_b64_k4096", "08");
+  for (const std::string& shape : recorded_shapes()) {
+    const ExplainInput input = input_of(shape, "08");
+    if (text_of(input, "sustained clocks").empty()) continue;
+    EXPECT_GT(facts_of(input, "08").sustained_us, facts_of(input, "08").cold.median) << shape;
+  }
+  EXPECT_SILENT("sustained clocks", "h128_q1_b8_k4096", "08");  // it waits more than it multiplies
+  ExplainInput cool = input_of("h128_q1_b64_k4096", "08");
+  cool.ceilings.matrix_sustained = cool.ceilings.matrix_cold;
+  EXPECT_EQ(text_of(cool, "sustained clocks"), "");
+}
+
+TEST(Advice, FarFromItsLimit) {
+  EXPECT_SPEAKS("far from its limit", "h16_q1_b16_k4096", "06");
+  EXPECT_SILENT("far from its limit", "h128_q1_b128_k8192", "08");
+  EXPECT_SILENT("far from its limit", "h16_q1_b1_k8192", "08");  // the launch's
+  ExplainInput unknown = input_of("h16_q1_b16_k4096", "06");
+  forget_times(&unknown);
+  EXPECT_EQ(text_of(unknown, "far from its limit"), "");
+}
+
+TEST(Advice, PaddedRows) {
+  EXPECT_SPEAKS("padded rows", "h16_q1_b128_k8192", "08");
+  EXPECT_SILENT("padded rows", "h64_q1_b128_k8192", "08");
+  EXPECT_SILENT("padded rows", "h16_q1_b128_k8192", "05");
+  EXPECT_SILENT("padded rows", "h24_q1_b128_k8192", "01");
+  const ExplainInput input = input_of("h16_q1_b128_k8192", "08");
+  const std::string text = text_of(input, "padded rows");
+  EXPECT_NE(text.find("4.0× the FLOP"), std::string::npos) << text;
+  EXPECT_NE(text.find("05_tensor_core"), std::string::npos) << text;
+  const auto rows = static_cast<int>(number_after(text, "Up to "));
+  EXPECT_EQ(rows, 64);
+  const auto flop = [](const std::string& shape) {
+    return facts_of(input_of(shape), "08").prediction.matrix_flop;
+  };
+  EXPECT_DOUBLE_EQ(flop("h16_q1_b128_k8192"), flop("h16_q4_b128_k8192"));
+  EXPECT_DOUBLE_EQ(flop("h16_q1_b128_k8192"), flop("h64_q1_b128_k8192"));
+  EXPECT_GT(flop("h16_q5_b128_k8192"), flop("h16_q4_b128_k8192"));
+}
+
+TEST(Advice, BatchInvariant) {
+  EXPECT_SPEAKS("batch invariant", "h128_q1_b128_k8192_split1024", "08");
+  EXPECT_SILENT("batch invariant", "h128_q1_b128_k8192", "08");
+  EXPECT_SILENT("batch invariant", "h128_q1_b128_k8192_split1024", "03");
+  // Every recorded decode with fixed cuts takes longer than that without.
+  int pairs = 0;
+  for (const RecordedEntry& entry : recorded().entries) {
+    const size_t at = entry.shape.find("_split");
+    const Stage* stage = find_stage(MachineKind::kModel, entry.stage);
+    if (at == std::string::npos || entry.mode != "cold" || stage == nullptr) continue;
+    if (stage->plan_shape == nullptr) continue;
+    const RecordedEntry* without = recorded().find(entry.stage, entry.shape.substr(0, at), "cold");
+    ASSERT_NE(without, nullptr);
+    EXPECT_GT(entry.us, without->us) << entry.stage << " " << entry.shape;
+    const std::string text = text_of(input_of(entry.shape, entry.stage), "batch invariant");
+    EXPECT_GE(number_after(text, "The largest load grows "), 1) << text;
+    ++pairs;
+  }
+  EXPECT_EQ(pairs, 15);
+}
+
+TEST(Advice, FixedCutsIgnored) {
+  EXPECT_SPEAKS("fixed cuts ignored", "h128_q1_b128_k8192_split1024", "03");
+  EXPECT_SILENT("fixed cuts ignored", "h128_q1_b128_k8192_split1024", "08");
+  EXPECT_SILENT("fixed cuts ignored", "h128_q1_b128_k8192", "03");
+  for (const char* stage : {"01", "02", "03"}) {
+    const Prediction with = facts_of(input_of("h128_q1_b2_k512_split64"), stage).prediction;
+    const Prediction without = facts_of(input_of("h128_q1_b2_k512"), stage).prediction;
+    EXPECT_DOUBLE_EQ(with.dram_bytes, without.dram_bytes);
+    EXPECT_EQ(facts_of(input_of("h128_q1_b2_k512_split64"), stage).workspace_bytes,
+              facts_of(input_of("h128_q1_b2_k512"), stage).workspace_bytes);
+  }
+}
+
+TEST(Advice, CutsTooClose) {
+  EXPECT_SPEAKS("cuts too close", "h128_q1_b128_k8192_split64", "08");
+  EXPECT_SPEAKS("cuts too close", "h128_q1_b128_k8192_split448", "08");
+  EXPECT_SILENT("cuts too close", "h128_q1_b128_k8192_split1024", "08");
+  EXPECT_SILENT("cuts too close", "h16_q1_b128_k8192_split64", "08");
+  EXPECT_SILENT("cuts too close", "h128_q1_b1_k4096", "08");  // free cuts
+  const std::string text = text_of(input_of("h128_q1_b128_k8192_split64", "08"), "cuts too close");
+  const auto enough = static_cast<int>(number_after(text, "take "));
+  EXPECT_EQ(enough, 512);
+  const double cache = 128 * 8192 * 1152.0;
+  for (const int tokens : {enough, enough - 64}) {
+    const Balance plan =
+        plan_of(input_of("h128_q1_b128_k8192_split" + std::to_string(tokens)), "08");
+    EXPECT_EQ(2 * plan.partial_bytes <= cache, tokens == enough) << tokens;
+  }
+}
+
+TEST(Advice, CutsTooFarApart) {
+  EXPECT_SPEAKS("cuts too far apart", "h128_q1_b1_k65536_split16384", "08");
+  EXPECT_SILENT("cuts too far apart", "h128_q1_b128_k8192_split1024", "08");
+  EXPECT_SILENT("cuts too far apart", "h128_q1_b1_k65536", "08");
+  for (const char* stage : {"04", "05", "08"}) {
+    const std::string text =
+        text_of(input_of("h128_q1_b1_k65536_split16384", stage), "cuts too far apart");
+    const auto tokens = static_cast<int>(number_after(text, "Cuts every "));
+    const Balance closer =
+        plan_of(input_of("h128_q1_b1_k65536_split" + std::to_string(tokens)), stage);
+    const Balance free = plan_of(input_of("h128_q1_b1_k65536"), stage);
+    EXPECT_GE(1.05 * closer.blocks, free.blocks) << stage << " " << text;
+  }
+}
+
+TEST(Advice, Imbalance) {
+  EXPECT_SPEAKS("imbalance", "h16_q1_b1_k153600_split1024", "08");
+  EXPECT_SPEAKS("imbalance", "h128_q1_b100_kvaried64", "06");
+  EXPECT_SILENT("imbalance", "h128_q1_b128_klognormal8192", "08");
+  EXPECT_SILENT("imbalance", "h16_q1_b1_k8192", "08");  // half of the device is idle: another rule
+  // With work for all: at most a block and a beginning over the mean, or what whole sequences may.
+  for (const char* shape :
+       {"h128_q1_b100_kvaried64", "h128_q1_b128_klognormal8192", "h128_q1_b128_kskew131072",
+        "h16_q1_b200_kvaried300", "h128_q1_b66_kvaried190"}) {
+    const ExplainInput input = input_of(shape);
+    for (const char* stage : {"04", "05", "06", "07", "08"}) {
+      const Balance plan = plan_of(input, stage);
+      if (plan.busy < 1) continue;
+      const int over = plan.pieces == 0 ? plan.shape.combine_blocks : 1;
+      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_blocks)
+          << shape << " " << stage;
+    }
+  }
+  const std::string whole = text_of(input_of("h128_q1_b66_kvaried190", "08"), "imbalance");
+  EXPECT_NE(whole.find("Sequences stay whole"), std::string::npos) << whole;
+  const ExplainInput input = input_of("h128_q1_b66_kvaried190");
+  EXPECT_GT(static_cast<double>(plan_of(input, "08").largest),
+            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_blocks);
+}
+
+TEST(Advice, PartsExceedTheCache) {
+  EXPECT_SPEAKS("parts exceed the cache", "h128_q1_b1_k4096", "08");
+  EXPECT_SILENT("parts exceed the cache", "h128_q1_b64_k4096", "08");
+  EXPECT_SILENT("parts exceed the cache", "h16_q1_b1_k8192", "08");
+  EXPECT_SILENT("parts exceed the cache", "h128_q1_b128_k8192_split64", "08");  // another rule
+  // Stage 04's chapter: 64 parts, 34 MB.
+  const Balance plan = plan_of(input_of("h128_q1_b1_k4096"), "04");
+  EXPECT_EQ(plan.pieces, 64);
+  EXPECT_NEAR(2 * plan.partial_bytes, 34e6, 0.5e6);
+}
+
+TEST(Advice, CausalMask) {
+  EXPECT_SPEAKS("causal mask", "h128_q2_b128_k4096_causal", "08");
+  EXPECT_SILENT("causal mask", "h128_q2_b128_k4096", "08");
+  EXPECT_SILENT("causal mask", "h128_q1_b128_k4096_causal", "08");
+  // Half of a square is hidden: 64 of 64 tokens new.
+  const std::string text = text_of(input_of("h16_q64_b1_k64_causal", "08"), "causal mask");
+  EXPECT_NE(text.find("hides 49% of the pairs"), std::string::npos) << text;
+  const ExplainInput with = input_of("h128_q2_b128_k4096_causal");
+  const ExplainInput without = input_of("h128_q2_b128_k4096");
+  for (size_t i = 0; i < with.stages.size(); ++i) {
+    EXPECT_DOUBLE_EQ(own_limit(with.stages[i].prediction, with.ceilings, Mode::kCold).seconds(),
+                     own_limit(without.stages[i].prediction, with.ceilings, Mode::kCold).seconds());
+  }
+}
+
+TEST(Advice, Fp16CostsTheSame) {
+  EXPECT_SPEAKS("fp16", "h128_q1_b64_k4096_fp16", "08");
+  EXPECT_SILENT("fp16", "h128_q1_b64_k4096", "08");
+  const ExplainInput fp16 = input_of("h128_q1_b64_k4096_fp16");
+  const ExplainInput bf16 = input_of("h128_q1_b64_k4096");
+  EXPECT_DOUBLE_EQ(work_of(fp16.problem, 64 * 4096).bytes, work_of(bf16.problem, 64 * 4096).bytes);
+  for (size_t i = 0; i < fp16.stages.size(); ++i) {
+    const Prediction &a = fp16.stages[i].prediction, &b = bf16.stages[i].prediction;
+    EXPECT_DOUBLE_EQ(a.fp32_flop, b.fp32_flop);
+    EXPECT_DOUBLE_EQ(a.matrix_flop, b.matrix_flop);
+    EXPECT_DOUBLE_EQ(a.shared_bytes, b.shared_bytes);
+    EXPECT_DOUBLE_EQ(a.dram_bytes, b.dram_bytes);
+  }
+}
+
+TEST(Advice, RaggedLengths) {
+  EXPECT_SPEAKS("ragged lengths", "h128_q1_b128_kskew131072", "08");
+  EXPECT_SILENT("ragged lengths", "h128_q1_b128_k8192", "08");
+  const std::string text = text_of(input_of("h128_q1_b128_kskew131072"), "ragged lengths");
+  EXPECT_NE(text.find("85.6×"), std::string::npos) << text;
+}
+
+TEST(Advice, BelowAPage) {
+  EXPECT_SPEAKS("below a page", "h16_q1_b300_k20", "08");
+  EXPECT_SILENT("below a page", "h16_q1_b300_k64", "08");
+  EXPECT_SILENT("below a page", "h16_q1_b2_k100", "08");
+  EXPECT_EQ(plan_of(input_of("h16_q1_b300_k20"), "08").pieces, 0);
+}
+
+TEST(Advice, LargeWorkspace) {
+  EXPECT_SPEAKS("large workspace", "h128_q1_b1_k4096", "08");
+  EXPECT_SPEAKS("large workspace", "h128_q4_b2_k4096", "01");
+  EXPECT_SILENT("large workspace", "h128_q1_b128_k8192", "08");
+  EXPECT_SILENT("large workspace", "h128_q4_b2_k4096", "03");
+  const auto bytes = [](const char* shape) {
+    return facts_of(input_of(shape), "08").workspace_bytes;
+  };
+  EXPECT_NE(text_of(input_of("h128_q1_b128_k8192_split64", "08"), "large workspace")
+                .find("further apart"),
+            std::string::npos);
+  EXPECT_LT(bytes("h128_q1_b128_k8192_split128"), bytes("h128_q1_b128_k8192_split64"));
+}
+
+}  // namespace
+}  // namespace mla::bench

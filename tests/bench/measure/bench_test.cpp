@@ -1,0 +1,352 @@
+// What the bench computes and prints, and the order it runs things in, without a machine.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "bench/measure/limits.h"
+#include "bench/measure/sampler.h"
+#include "bench/measure/shapes.h"
+#include "bench/measure/statistics.h"
+#include "bench/measure/table.h"
+
+namespace mla::bench {
+namespace {
+
+TEST(Statistics, QuantilesAreLinearBetweenSamples) {
+  const std::vector<double> samples{5, 1, 4, 2, 3};
+  EXPECT_DOUBLE_EQ(quantile(samples, 0.5), 3);
+  EXPECT_DOUBLE_EQ(quantile(samples, 0.1), 1.4);
+  EXPECT_DOUBLE_EQ(quantile(samples, 1), 5);
+  EXPECT_DOUBLE_EQ(quantile({1, 2}, 0.5), 1.5);
+  EXPECT_TRUE(std::isnan(quantile({}, 0.5)));
+  EXPECT_EQ(summarize(samples).n, 5);
+}
+
+TEST(Shapes, NamesSayEverything) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h128_q1_b64_k4096", &shape).ok());
+  EXPECT_EQ(shape.spec.num_heads_q, 128);
+  EXPECT_EQ(shape.spec.num_heads_kv, 1);
+  EXPECT_EQ(shape.spec.seqlen_q, 1);
+  EXPECT_EQ(shape.spec.batch, 64);
+  EXPECT_EQ(shape.spec.seqlen_k, 4096);
+  EXPECT_FALSE(shape.spec.causal);
+  EXPECT_TRUE(shape.spec.lengths.empty());
+  EXPECT_EQ(shape.title(), "h_q=128 s_q=1, 64 x 4096, bf16");
+
+  ASSERT_TRUE(parse_shape("h16x2_q2_b3_kskew1000_causal_fp16", &shape).ok());
+  EXPECT_EQ(shape.spec.num_heads_kv, 2);
+  EXPECT_TRUE(shape.spec.causal);
+  EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
+  EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{512, 512, 1000}));
+  EXPECT_EQ(shape.spec.fixed_split_tokens, 0);
+}
+
+TEST(Shapes, ASplitReachesTheProblem) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h16_q2_b3_k2000_causal_split1024_fp16", &shape).ok());
+  EXPECT_TRUE(shape.spec.causal);
+  EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
+  EXPECT_EQ(shape.title(), "h_q=16 s_q=2 causal, 3 x 2000 split every 1024, fp16");
+  EXPECT_NE(shape.spec.name().find(" causal split=1024 "), std::string::npos) << shape.spec.name();
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_EQ(data.problem.fixed_split_tokens, 1024);
+  EXPECT_TRUE(validate(data.problem).ok());
+}
+
+TEST(Shapes, LogNormalLengthsHaveTheirMean) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h1_q1_b4000_klognormal8192", &shape).ok());
+  const std::vector<int32_t>& lengths = shape.spec.lengths;
+  const double mean = std::accumulate(lengths.begin(), lengths.end(), 0.0) / 4000;
+  double variance = 0;
+  for (const int32_t length : lengths) variance += (length - mean) * (length - mean) / 4000;
+  EXPECT_NEAR(mean, 8192, 300);
+  EXPECT_NEAR(std::sqrt(variance), 4096, 400);
+}
+
+TEST(Shapes, WrongNamesAreNamed) {
+  for (const char* name :
+       {"", "h128", "h128_q1_b64_k", "h0_q1_b64_k4096", "h128_q1_b64_k4096_casual",
+        "h128_q1_b99999999999_k1", "h128_q1_b64_k4096_split100", "h128_q1_b64_k4096_split0",
+        "h128_q1_b64_k4096_fp16_split64"}) {
+    Shape shape;
+    const Status status = parse_shape(name, &shape);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name;
+    EXPECT_NE(status.message().find(name), std::string::npos);
+  }
+}
+
+TEST(Shapes, EveryNameOfEverySuiteParses) {
+  for (const Suite& suite : suites()) {
+    std::vector<Shape> shapes;
+    EXPECT_TRUE(select_shapes(suite.name, "", DType::kBFloat16, &shapes).ok()) << suite.name;
+    EXPECT_EQ(shapes.size(), suite.shapes.size()) << suite.name;
+    if (suite.name == "all") continue;
+    for (const Shape& shape : shapes) EXPECT_EQ(shape.measure, suite.measure) << shape.name;
+  }
+}
+
+TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
+  std::vector<Shape> all;
+  ASSERT_TRUE(select_shapes("all", "", DType::kBFloat16, &all).ok());
+  std::map<std::string, Measure> measures;
+  for (const Shape& shape : all) EXPECT_TRUE(measures.emplace(shape.name, shape.measure).second);
+  for (const Suite& suite : suites()) {
+    if (suite.name == "smoke" || suite.name == "all") continue;
+    for (const std::string& name : suite.shapes) EXPECT_EQ(measures.count(name), 1u) << name;
+  }
+  EXPECT_EQ(measures.at("h128_q1_b64_k4096"), Measure::kEnergy);  // of main and of resources
+  EXPECT_EQ(measures.at("h128_q1_b128_k8192"), Measure::kTimes);
+  EXPECT_EQ(measures.at("h128_q1_b1_klognormal2048"), Measure::kPlans);
+  EXPECT_EQ(measures.at("h16_q1_b2_k256_peak4_fp16"), Measure::kErrors);
+  EXPECT_EQ(measures.count("h16_q1_b2_k256"), 1u);  // of numerics, not of smoke
+  // In fp16, too, where a name stands in no suite.
+  ASSERT_TRUE(select_shapes("all", "", DType::kFloat16, &all).ok());
+  for (const Shape& shape : all) {
+    const auto known = measures.find(shape.name.substr(0, shape.name.rfind("_fp16")));
+    EXPECT_EQ(shape.measure, known->second) << shape.name;
+  }
+}
+
+TEST(Shapes, InvariantShapesComeInPairs) {
+  const std::vector<std::string>& names = find_suite("invariant")->shapes;
+  ASSERT_EQ(names.size(), 6u);
+  for (size_t i = 0; i < names.size(); i += 2) EXPECT_EQ(names[i + 1], names[i] + "_split1024");
+  EXPECT_EQ(find_suite("none"), nullptr);
+}
+
+TEST(Shapes, PaddingMakesAllAsLongAsTheLongest) {
+  EXPECT_EQ(padded("h128_q1_b128_kskew131072"), "h128_q1_b128_k131072");
+  EXPECT_EQ(padded("h16_q2_b4_kstepped1000_causal_fp16"), "h16_q2_b4_k1000_causal_fp16");
+  EXPECT_EQ(padded("h128_q1_b64_k4096"), "h128_q1_b64_k4096");
+  Shape uneven;
+  ASSERT_TRUE(parse_shape("h1_q1_b128_klognormal2048", &uneven).ok());
+  const std::vector<int32_t>& lengths = uneven.spec.lengths;
+  Shape even;
+  ASSERT_TRUE(parse_shape(padded(uneven.name), &even).ok());
+  EXPECT_EQ(even.spec.seqlen_k, *std::max_element(lengths.begin(), lengths.end()));
+  // Each unequal batch of the suite has its padded one beside it.
+  const std::vector<std::string>& names = find_suite("varlen")->shapes;
+  for (const std::string& name : names) {
+    EXPECT_NE(std::find(names.begin(), names.end(), padded(name)), names.end()) << name;
+  }
+}
+
+TEST(Shapes, SteppedLengthsAreEvenSteps) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h1_q1_b128_kstepped32768", &shape).ok());
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(shape.spec.lengths[size_t(i)], 256 * (i + 1));
+  ASSERT_TRUE(parse_shape("h1_q1_b3_kstepped100", &shape).ok());
+  EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{34, 67, 100}));
+}
+
+TEST(Shapes, APeakIsTheDeviationOfTheLogits) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b1_k2000_split64_peak4_fp16", &shape).ok());
+  EXPECT_EQ(shape.title(), "h_q=4 s_q=1, 1 x 2000 split every 64, logits of deviation 4, fp16");
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_TRUE(validate(data.problem).ok());
+  double sum = 0, squares = 0;
+  for (int token = 0; token < 2000; ++token) {
+    double logit = 0;
+    for (int column = 0; column < kHeadDimQK; ++column) {
+      const uint16_t q = q_bits(0, DType::kFloat16, DataKind::kFlat, 0, 0, 0, column);
+      const uint16_t k = kv_bits(0, DType::kFloat16, DataKind::kFlat, 0, token, 0, column);
+      logit +=
+          double(to_float(std::bit_cast<float16>(q))) * double(to_float(std::bit_cast<float16>(k)));
+    }
+    logit *= double(data.problem.softmax_scale);
+    sum += logit;
+    squares += logit * logit;
+  }
+  const double mean = sum / 2000;
+  EXPECT_NEAR(std::sqrt(squares / 2000 - mean * mean), 4, 0.4);
+}
+
+TEST(Shapes, SelectionTakesNamesAndExpressions) {
+  std::vector<Shape> shapes;
+  ASSERT_TRUE(select_shapes("main", "h16_.*k8192,h3_q1_b1_k20", DType::kFloat16, &shapes).ok());
+  ASSERT_EQ(shapes.size(), 3u);
+  EXPECT_EQ(shapes[2].name, "h3_q1_b1_k20_fp16");
+  EXPECT_EQ(select_shapes("main", "nothing", DType::kBFloat16, &shapes).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(select_shapes("main", "(", DType::kBFloat16, &shapes).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(select_shapes("mane", "", DType::kBFloat16, &shapes).code(),
+            StatusCode::kInvalidArgument);
+}
+
+TEST(Limits, WorkOfTheFlagshipShape) {
+  Problem problem;
+  problem.batch = 64;
+  problem.num_heads_q = 128;
+  const Work work = work_of(problem, 64 * 4096);
+  EXPECT_DOUBLE_EQ(work.flop, 2.0 * 64 * 128 * 4096 * 1088);
+  EXPECT_DOUBLE_EQ(work.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
+}
+
+TEST(Limits, SharesTakeTheLargestTerm) {
+  Ceilings ceilings;
+  ceilings.read = 4e12;
+  ceilings.fp32 = 60e12;
+  ceilings.shared = 30e12;
+  ceilings.launch = 3e-6;
+  ceilings.matrix_cold = 800e12;
+  Prediction prediction;
+  prediction.fp32_flop = 60e9;     // 1 ms
+  prediction.shared_bytes = 15e9;  // 0.5 ms
+  prediction.dram_bytes = 4e8;     // 0.1 ms
+  prediction.busy_fraction = 0.5;
+  const OwnLimit limit = own_limit(prediction, ceilings, Mode::kCold);
+  EXPECT_DOUBLE_EQ(limit.seconds(), 2e-3);
+  EXPECT_STREQ(limit.name(), "fp32");
+  EXPECT_DOUBLE_EQ(floor_seconds({80e9, 1e6}, ceilings, Mode::kCold), 3e-6 + 1e-4);
+  EXPECT_DOUBLE_EQ(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold), 1e-3);
+}
+
+TEST(Limits, AMissingCeilingIsNotGuessed) {
+  Ceilings ceilings;
+  ceilings.read = 4e12;
+  ceilings.launch = 3e-6;
+  EXPECT_TRUE(std::isnan(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold)));
+  Prediction prediction;
+  prediction.dram_bytes = 4e8;
+  EXPECT_DOUBLE_EQ(own_limit(prediction, ceilings, Mode::kCold).seconds(), 1e-4);
+  prediction.matrix_flop = 1;
+  EXPECT_TRUE(std::isnan(own_limit(prediction, ceilings, Mode::kCold).seconds()));
+}
+
+TEST(Table, AlignsUtf8) {
+  Table table({"a", "µs", "note"});
+  table.add({"long name", "1", "—"});
+  table.add({"b", "12.5", "text"});
+  EXPECT_EQ(table.to_string(),
+            "a            µs  note\n"
+            "─────────  ────  ────\n"
+            "long name     1  —\n"
+            "b          12.5  text\n");
+}
+
+TEST(Table, Numbers) {
+  EXPECT_EQ(number(0.01234), "0.0123");
+  EXPECT_EQ(number(12345), "12345");
+  EXPECT_EQ(number(kUnknown), "—");
+  EXPECT_EQ(microseconds(9.876), "9.88");
+  EXPECT_EQ(microseconds(118.44), "118.4");
+  EXPECT_EQ(microseconds(12345.6), "12346");
+  EXPECT_EQ(percent(0.814), "81%");
+  EXPECT_EQ(percent(0.0123), "1.2%");
+  EXPECT_EQ(factor(3.44), "3.4×");
+  EXPECT_EQ(spread({118.44, 117.9, 119.6, 36}), "118.4 (117.9–119.6)");
+}
+
+/// Writes down what it is asked to run.
+class RecordingRunner final : public Runner {
+ public:
+  Plan plan(double us) const override {
+    if (us > 1000) return {.warmups = 0, .rounds = 2, .runs = 1, .sustained = true};
+    return {.warmups = 3, .rounds = 2, .runs = 4, .sustained = true};
+  }
+  Status prepare(const Operation&, int*) override { return {}; }
+  Status run_cold(int handle, int runs, std::vector<double>* samples) override {
+    if (runs > 0) note('c', handle, runs);
+    if (handle == broken) return {StatusCode::kCudaError, "broken"};
+    samples->insert(samples->end(), static_cast<size_t>(runs), 1.0);
+    return {};
+  }
+  Status run_warm(int handle, int runs, std::vector<double>*) override {
+    note('w', handle, runs);
+    return {};
+  }
+  Status run_sustained(int handle, double, double, int runs, std::vector<double>* samples,
+                       Readings* readings) override {
+    note('s', handle, runs);
+    samples->insert(samples->end(), static_cast<size_t>(runs), 2.0);
+    readings->sm_mhz = 1000;
+    return {};
+  }
+  void clear() override {}
+  bool lost() const override { return is_lost; }
+
+  void note(char what, int handle, int runs) {
+    log += what + std::to_string(handle) + 'x' + std::to_string(runs) + ' ';
+  }
+
+  std::string log;  ///< "c0x4 ": 4 cold runs of handle 0; s for sustained
+  int broken = -1;
+  bool is_lost = false;
+};
+
+std::vector<Contender> two_contenders(double second_us) {
+  std::vector<Contender> contenders(2);
+  contenders[0].expected_us = 10;
+  contenders[1].handle = 1;
+  contenders[1].expected_us = second_us;
+  return contenders;
+}
+
+const auto kSilent = [](const std::string&) {};
+
+TEST(Sampler, RoundsAreInterleaved) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(5000);
+  sample(runner, contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
+  EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
+  EXPECT_EQ(contenders[0].sustained.size(), 8u);
+  EXPECT_EQ(contenders[1].cold.size(), 2u);
+  EXPECT_EQ(contenders[0].readings.sm_mhz, 1000);
+}
+
+TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(201e3);
+  sample(runner, contenders, kSilent);
+  EXPECT_TRUE(contenders[1].once);
+  EXPECT_FALSE(contenders[0].once);
+  EXPECT_EQ(contenders[1].cold.size(), 2u);
+  EXPECT_TRUE(contenders[1].sustained.empty());
+}
+
+TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(5000);
+  contenders[0].only_cold = true;
+  sample(runner, contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x2 ");
+}
+
+TEST(Sampler, TensorCoresAreWarmedUpLonger) {
+  EXPECT_EQ(sustained_warmup_seconds("04_split_kv"), 0.2);
+  EXPECT_EQ(sustained_warmup_seconds("05_tensor_cores"), 1.2);
+  EXPECT_EQ(sustained_warmup_seconds("10_later"), 1.2);
+  EXPECT_EQ(sustained_warmup_seconds("cublas_pipeline"), 0.2);
+}
+
+TEST(Sampler, AnErrorLeavesNoSamples) {
+  RecordingRunner runner;
+  runner.broken = 1;
+  auto contenders = two_contenders(10);
+  sample(runner, contenders, kSilent);
+  EXPECT_TRUE(contenders[0].status.ok());
+  EXPECT_EQ(contenders[1].status.message(), "broken");
+  EXPECT_TRUE(contenders[1].cold.empty());
+  EXPECT_EQ(runner.log.find("s1"), std::string::npos);
+}
+
+TEST(Sampler, NothingRunsOnALostDevice) {
+  RecordingRunner runner;
+  runner.is_lost = true;
+  auto contenders = two_contenders(10);
+  sample(runner, contenders, kSilent);
+  EXPECT_EQ(runner.log, "");
+  EXPECT_EQ(contenders[0].status.code(), StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace mla::bench

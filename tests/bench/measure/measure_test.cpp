@@ -1,0 +1,246 @@
+// A stage that gives a wrong result, or none, must not get a time.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+#include "bench/measure/measure.h"
+#include "bench/measure/present.h"
+#include "stages/common/stage.h"
+
+namespace mla::bench {
+namespace {
+
+using Outcome = StageResult::Outcome;
+
+const Stage& right_stage() {  // one that needs no plan to be right
+  return *find_stage(MachineKind::kModel, "03");
+}
+
+/// Runs the right stage; what a wrong one then does to the outputs is up to it. Model memory is
+/// host memory.
+Status decode_right(const Problem& problem, const Tensors& tensors, void* workspace,
+                    Stream stream) {
+  return right_stage().decode(problem, tensors, workspace, stream);
+}
+
+Stage wrong_stage(Status (*decode)(const Problem&, const Tensors&, void*, Stream)) {
+  Stage stage = right_stage();
+  stage.slug = "99_wrong";
+  stage.decode = decode;
+  return stage;
+}
+
+ShapeResult measure(std::vector<const Stage*> chosen,
+                    const std::string& shape_name = "h4_q1_b2_k100", Measure what = Measure::kTimes,
+                    const Ceilings& ceilings = {}) {
+  Progress progress;
+  const auto runner = make_model_runner();
+  Shape shape;
+  EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
+  shape.measure = what;
+  return measure_shape({model_machine(), *runner, std::move(chosen), {}, ceilings, progress},
+                       shape);
+}
+
+const Stage& stage_with_plan() {
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (stage.plan_shape != nullptr) return stage;
+  }
+  throw std::logic_error("no stage makes a plan");
+}
+
+TEST(Measure, ARightStageHasATimeAndAnError) {
+  const ShapeResult result = measure({&right_stage()});
+  const StageResult& entry = result.stages.front();
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_EQ(entry.cold.n, 3);
+  EXPECT_GT(entry.cold.median, 0);
+  EXPECT_GT(entry.check.out.relative_l2, 0);
+  EXPECT_GT(result.reference_seconds, 0);
+  EXPECT_TRUE(result.checked_whole);
+}
+
+TEST(Measure, WrongResultsHaveNoTime) {
+  const auto untouched = [](const Problem&, const Tensors&, void*, Stream) { return Status(); };
+  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                                    Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+    static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
+    return Status();
+  };
+  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                              Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+    tensors.lse[3] += 0.01f;
+    return Status();
+  };
+  for (const Stage& wrong :
+       {wrong_stage(untouched), wrong_stage(one_wrong_element), wrong_stage(shifted_lse)}) {
+    const ShapeResult result = measure({&wrong, &right_stage()});
+    const StageResult& entry = result.stages[0];
+    EXPECT_EQ(entry.outcome, Outcome::kFailed);
+    EXPECT_EQ(entry.cold.n, 0);
+    EXPECT_NE(entry.reason.find("wrong result"), std::string::npos) << entry.reason;
+    EXPECT_NE(side_by_side(result, MachineKind::kModel).find("FAILED"), std::string::npos);
+    EXPECT_EQ(result.stages[1].outcome, Outcome::kMeasured);
+    EXPECT_TRUE(std::isnan(result.stages[1].cold_speedup));  // there is no stage before with a time
+    std::ostringstream samples;
+    write_samples({result}, samples);
+    EXPECT_EQ(samples.str().find("99_wrong"), std::string::npos);
+  }
+}
+
+TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
+  static int runs;
+  runs = 0;
+  const Stage unsteady = wrong_stage(
+      [](const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+        // After needle and flat data, on each by a plan made before and by one made with it.
+        if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
+          static_cast<uint16_t*>(tensors.out)[777] ^= 1;
+        return Status();
+      });
+  const StageResult entry = measure({&unsteady}).stages.front();
+  EXPECT_EQ(entry.outcome, Outcome::kFailed);
+  EXPECT_NE(entry.reason.find("other bits"), std::string::npos) << entry.reason;
+}
+
+TEST(Measure, AStageForOtherHardwareSaysSo) {
+  Stage other = right_stage();
+  other.min_compute_capability = 123;
+  const ShapeResult result = measure({&other});
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kCannotRun);
+  EXPECT_NE(result.stages[0].reason.find("12.3"), std::string::npos);
+}
+
+TEST(Measure, AnErrorIsReportedWithItsMessage) {
+  const Stage broken = wrong_stage([](const Problem&, const Tensors&, void*, Stream) {
+    return Status(StatusCode::kCudaError, "a made-up error");
+  });
+  const ShapeResult result = measure({&broken});
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kFailed);
+  EXPECT_NE(result.stages[0].reason.find("a made-up error"), std::string::npos);
+}
+
+TEST(Measure, APlanIsTimedApart) {
+  const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()});
+  EXPECT_TRUE(result.stages[0].plan.alone.empty());
+  EXPECT_TRUE(std::isnan(result.stages[0].plan.marginal_us));
+  const StageResult& entry = result.stages[1];
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_EQ(entry.plan.alone.size(), 3u);
+  EXPECT_EQ(entry.plan.with_decode.cold.size(), 3u);
+  EXPECT_FALSE(std::isnan(entry.plan.marginal_us));
+  EXPECT_NE(side_by_side(result, MachineKind::kGpu).find("plan and decode, cold, "),
+            std::string::npos);
+  std::ostringstream samples;
+  write_samples({result}, samples);
+  EXPECT_NE(samples.str().find(entry.stage + ",h4_q1_b2_k100,plan,0,"), std::string::npos);
+  EXPECT_NE(samples.str().find(entry.stage + ",h4_q1_b2_k100,plan+decode,2,"), std::string::npos);
+}
+
+TEST(Measure, InterleavedStagesKeepTheirPlans) {
+  // Two stages whose plans differ: in one workspace each would decode by the other's.
+  Stage other = stage_with_plan();
+  other.slug = "99_other";
+  other.plan_shape = [](const Problem& problem) {
+    PlanShape shape = stage_with_plan().plan_shape(problem);
+    shape.workers = 1;
+    return shape;
+  };
+  other.workspace_bytes = [](const Problem& problem) {
+    return split_workspace_bytes(problem, stage_with_plan().plan_shape(problem));
+  };
+  other.decode = [](const Problem& problem, const Tensors& tensors, void* workspace,
+                    Stream stream) {
+    PlanShape shape = stage_with_plan().plan_shape(problem);
+    shape.workers = 1;
+    HostPlan plan;
+    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, workspace, &plan));
+    return find_stage(MachineKind::kModel, "03")->decode(problem, tensors, nullptr, stream);
+  };
+  for (const StageResult& entry : measure({&other, &stage_with_plan()}).stages) {
+    EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  }
+}
+
+TEST(Measure, APlanOfManySequencesNeedsNoCache) {
+  const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()},
+                                     "h128_q1_b1024_klognormal2048", Measure::kPlans);
+  ASSERT_EQ(result.stages.size(), 1u);  // who makes no plan has no entry
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
+  EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
+  EXPECT_EQ(result.stages[0].cold.n, 0);
+  EXPECT_NE(
+      side_by_side(result, MachineKind::kModel).find("plans alone\n" + result.stages[0].stage),
+      std::string::npos);
+}
+
+TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
+  const Stage wrong =
+      wrong_stage([](const Problem&, const Tensors&, void*, Stream) { return Status(); });
+  const ShapeResult result =
+      measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
+  EXPECT_GT(result.stages[0].check.out.relative_l2, 0);
+  EXPECT_EQ(result.stages[0].cold.n, 0);
+  EXPECT_EQ(result.stages[1].outcome, Outcome::kFailed);
+  EXPECT_NE(side_by_side(result, MachineKind::kModel).find("errors alone"), std::string::npos);
+}
+
+TEST(Measure, CombiningIsTimedWhereAStageSplits) {
+  const ShapeResult result = measure({&stage_with_plan()}, "h4_q1_b1_k1000");
+  const StageResult& entry = result.stages[0];
+  EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
+  EXPECT_GT(entry.combine.slots, 1);
+  EXPECT_EQ(entry.combine.bytes, entry.combine.slots * 4 * 513 * 4.0);
+  EXPECT_EQ(entry.combine.warm.size(), 3u);
+  EXPECT_EQ(entry.combine.cold.size(), 3u);
+  EXPECT_TRUE(measure({&right_stage()}).stages[0].combine.warm.empty());
+}
+
+TEST(Measure, APeerIsMeasuredAlikeButHasNoSpeedup) {
+  Stage peer = right_stage();
+  peer.slug = "a_peer";
+  Progress progress;
+  const auto runner = make_model_runner();
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  const ShapeResult result = measure_shape(
+      {model_machine(), *runner, {&right_stage()}, {&peer}, Ceilings(), progress}, shape);
+  ASSERT_EQ(result.stages.size(), 2u);
+  EXPECT_TRUE(result.stages[1].peer);
+  EXPECT_EQ(result.stages[1].outcome, Outcome::kMeasured) << result.stages[1].reason;
+  EXPECT_EQ(result.stages[1].cold.n, 3);
+  EXPECT_TRUE(std::isnan(result.stages[1].cold_speedup));
+}
+
+TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
+  Ceilings slow;
+  slow.fp32 = slow.shared = slow.read = 1e4;
+  const ShapeResult result = measure({&right_stage()}, "h4_q1_b2_k100", Measure::kTimes, slow);
+  EXPECT_EQ(result.stages[0].outcome, Outcome::kLeftOut);
+  EXPECT_NE(result.stages[0].reason.find("predicted to take"), std::string::npos);
+  EXPECT_NE(side_by_side(result, MachineKind::kModel).find("left out: a run"), std::string::npos);
+}
+
+TEST(Truth, ChecksRowsWhereTheWholeIsTooMuch) {
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h128_q2_b100_kskew5000", &shape).ok());
+  const DataSet data = make_data_set(shape.spec);
+  EXPECT_TRUE(checked_rows(data, 1e9).empty());
+  const std::vector<QueryRow> rows = checked_rows(data, 1e12);
+  ASSERT_EQ(rows.size(), size_t{kCheckedRows});
+  EXPECT_EQ(rows[0].sequence, 99);  // the longest
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      EXPECT_FALSE(rows[i].sequence == rows[j].sequence && rows[i].query == rows[j].query);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mla::bench

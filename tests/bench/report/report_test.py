@@ -1,0 +1,832 @@
+"""bench/report/report.py on small results files: their schemas, its tables, and that stale texts and figures are found; and
+where bench/run.sh leaves results."""
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "bench" / "report"))
+import plots  # noqa: E402
+import report  # noqa: E402
+
+
+def entry(name, time, **counters):
+    values = {"p10_us": time * 0.99, "p90_us": time * 1.02, "n": 100, "TFLOPs": 73e3 / time, "GBps": 320e3 / time,
+              "rel_l2": 1.7e-3, "max_abs": 1e-4, "lse_max_abs": 1e-7, "own_limit_share": 0.5, "floor_share": 0.021,
+              "limit_fp32_us": time / 2, "limit_shared_us": 1.0, "limit_dram_us": 2.0, "limit_matrix_us": 0.0,
+              "tokens": 262144, "longest": 4096}
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "time_unit": "us", "label": "one | idea",
+            **values, **counters}
+
+
+def plan_entry(name, time, **counters):
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "time_unit": "us", "p10_us": time * 0.99,
+            "p90_us": time * 1.02, "n": 100, **counters}
+
+
+def results():
+    shape = "h128_q1_b64_k4096"
+    return {
+        "context": {"schema": report.SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                    "cuda_driver": "13.0", "max_sm_mhz": "1980", "memory_mhz": "3201", "power_limit_w": "700",
+                    "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "abc1234",
+                    "date_utc": "2026-11-20T12:00:00Z", "ceiling_read_gbps": "4562", "ceiling_fp32_tflops": "60.1",
+                    "ceiling_launch_us": "3.0", "wall_s": "150", "suite_table": shape},
+        "benchmarks": [
+            entry(f"01_naive/{shape}/cold", 210000.0, once=1),
+            entry(f"02_shared_tiled/{shape}/cold", 4000.0, speedup=52.5),
+            entry(f"02_shared_tiled/{shape}/sustained", 4100.0),
+            plan_entry(f"02_shared_tiled/{shape}/plan", 4.31, with_decode_us=4003.25, marginal_us=3.25),
+            plan_entry("02_shared_tiled/h128_q1_b8192_klognormal2048/plan", 9.87),
+            {"name": f"08_seesaw/{shape}/cold/iterations:1/manual_time", "error_occurred": True,
+             "error_message": "cannot run here: needs compute capability 9.0"},
+        ],
+    }
+
+
+def old_results():
+    """The same by the first schema, which knew neither suites nor tokens."""
+    data = results()
+    data["context"]["schema"] = report.OLD_SCHEMA
+    del data["context"]["wall_s"], data["context"]["suite_table"]
+    for one in data["benchmarks"]:
+        for key in report.REQUIRED_LENGTHS:
+            one.pop(key, None)
+    return data
+
+
+STAGES = ["03_online_softmax", "05_tensor_core", "08_seesaw"]
+SUITES = {
+    "table": ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096", "h128_q1_b128_k8192"],
+    "bandwidth": ["h16_q1_b16_k4096", "h16_q1_b64_k4096"],
+    "latency": ["h128_q1_b1_k4096", "h128_q1_b4_k4096", "h128_q1_b64_k1024", "h128_q1_b64_k16384"],
+    "dtypes": ["h128_q1_b64_k4096", "h128_q1_b64_k4096_fp16"],
+    "varlen": ["h128_q1_b128_kstepped32768", "h128_q1_b128_k32768", "h16_q2_b128_klognormal8192", "h16_q2_b128_k27345"],
+    "resources": ["h16_q2_b128_k27345"],
+    "plan": ["h128_q1_b1_klognormal2048"],
+}
+TIMED = report.unique(shape for name, shapes in SUITES.items() if name != "plan" for shape in shapes)
+
+
+def cache_entries():
+    host = {"real_time": 0.004, "ns": 4.05, "p10_ns": 3.74, "p90_ns": 6.43, "n": 51, "per_second": 246e6,
+            "label": "a page"}
+    append = {"real_time": 5.41, "p10_us": 4.54, "p90_us": 5.96, "n": 100, "bytes": 294912, "GBps": 54.5}
+    memory = {"real_time": 0, "bytes_contiguous": 4.83e9, "bytes_paged": 2.44e9, "bytes_block_table": 262144,
+              "saved_share": 0.496, "fragmentation": 0, "pages": 33024, "tokens": 2113536, "label": "256, 512, ..."}
+    return [{"name": "cache/host_allocate/wall/iterations:1", **host},
+            *({"name": f"cache/append_b128_t1/{mode}/iterations:1", **append} for mode in
+              ["cold", "sustained", "returned", "all"]),
+            {"name": "cache/memory_stepped/bytes/iterations:1", **memory}]
+
+
+def full_results():
+    """Every suite and every kind of entry, for three stages and the peer that is measured beside them. Shape number s
+    takes stage number n, cold, 1000 (s + 1) / n µs."""
+    data = results()
+    data["context"].update({f"suite_{name}": ",".join(shapes) for name, shapes in SUITES.items()},
+                           ceiling_matrix_cold_tflops="791")
+    longest = {"h128_q1_b128_kstepped32768": 32768, "h16_q2_b128_klognormal8192": 27345}
+    found = data["benchmarks"] = []
+    for s, shape in enumerate(TIMED):
+        for n, stage in enumerate([*STAGES, "cublas_pipeline"]):
+            time = 1000.0 * (s + 1) / (n + 1)
+            lengths = {"longest": longest.get(shape, 4096), "tokens": 2113536}
+            found.append(entry(f"{stage}/{shape}/cold", time, **lengths))
+            found.append(entry(f"{stage}/{shape}/sustained", 1.1 * time, sm_mhz=1755, power_w=650, energy_mj=512,
+                               **lengths))
+    shape = "h128_q1_b1_k4096"
+    found.append(plan_entry(f"08_seesaw/{shape}/plan", 5.65, with_decode_us=22.03, marginal_us=3.33))
+    for stage, time in [("05_tensor_core", 3.33), ("08_seesaw", 2.22)]:
+        found.append(plan_entry(f"{stage}/{shape}/combine", time, cold_us=2 * time, slots=66, bytes=7.77e6))
+    for stage, time in [("05_tensor_core", 6.43), ("08_seesaw", 6.05)]:
+        found.append(plan_entry(f"{stage}/h128_q1_b1_klognormal2048/plan", time))
+    for shape, error in [("h128_q1_b2_k4096", 2.1e-3), ("h128_q1_b2_k4096_split512_peak4_fp16", 3.2e-4),
+                         ("h16x2_q4_b2_k256_causal", 4.3e-3)]:
+        found.append({"name": f"08_seesaw/{shape}/error/iterations:1", "real_time": 0, "rel_l2": error, "max_abs": 1e-5,
+                      "cosine_difference": 2e-6, "lse_max_abs": 8.8e-7})
+    found += cache_entries()
+    return data
+
+
+def peers(date, shapes, **more):
+    return {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": f"580.{date[-2:]}",
+                        "cuda": "13.0", "date": date, "protocol": "the same"}, "shapes": shapes, **more}
+
+
+def service():
+    figures = {name: 10 + number for number, name in enumerate(report.REQUIRED_FIGURES)}
+    run = {"scenario": "chat_1000", "stage": "08_seesaw", "layers": 61, "rejected_by_reason": {}}
+    return {"context": {"schema": report.SERVICE_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                        "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "fed4321",
+                        "date_utc": "2026-11-22T12:00:00Z", "clock": "gpu"},
+            "runs": [{**run, "way": "static", "stage": "02_shared_tiled", "figures": {**figures, "tokens_per_s": 4321},
+                      "rejected_by_reason": {"too long": 7, "never fits": 0}},
+                     {**run, "way": "paged", "figures": {**figures, "tokens_per_s": 9876}}]}
+
+
+class ReportTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = Path(self.folder.name)
+        (self.root / "bench" / "results").mkdir(parents=True)
+        (self.root / "stages" / "02_shared_tiled").mkdir(parents=True)
+        self.file = self.root / "bench" / "results" / "h200_2026-11-21.json"
+        self.readme = self.root / "README.md"
+        self.chapter = self.root / "stages" / "02_shared_tiled" / "README.md"
+        self.readme.write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
+        self.chapter.write_text("# 02\n<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.write(results())
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def write(self, data):
+        self.file.write_text(json.dumps(data))
+
+    def run_report(self, *arguments):
+        """Exit code and everything printed."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = report.main(["--root", str(self.root), *arguments])
+        return code, printed.getvalue()
+
+    def test_update_then_check(self):
+        self.assertEqual(self.run_report("--check")[0], 1)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertIn("README.md: updated", printed)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        text = self.readme.read_text()
+        self.assertTrue(text.startswith("before\n") and text.endswith("after\n"))
+        for expected in ["4000 / 4100", "210000 / over 200 ms", "50% fp32", "18.2", "one \\| idea", "NVIDIA H200",
+                         "580.1", "abc1234", "2026-11-20"]:
+            self.assertIn(expected, text)
+        chapter = self.chapter.read_text()
+        for expected in ["4000 (3960–4080)", "52×", "2.1%", "1.7e-03", "abc1234"]:
+            self.assertIn(expected, chapter)
+
+    def test_new_results_make_texts_stale(self):
+        self.run_report("--update")
+        data = results()
+        data["benchmarks"][1]["real_time"] = 3999.0
+        self.write(data)
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("stale", printed)
+
+    def test_an_edited_table_is_stale(self):
+        self.run_report("--update")
+        self.readme.write_text(self.readme.read_text().replace("4000 / 4100", "40 / 41"))
+        self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_missing_markers_are_an_error(self):
+        self.readme.write_text("no markers")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 2)
+        self.assertIn("results:begin", printed)
+
+    def test_a_chapter_without_markers_is_left_out(self):
+        self.chapter.write_text("# a stage of the reader's own\n")
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertIn("left out", printed)
+        self.assertIn("4000 / 4100", self.readme.read_text())
+        self.assertEqual(self.run_report("--check")[0], 0)
+        self.chapter.write_text("<!-- measurement:begin -->\n")
+        self.assertEqual(self.run_report("--check")[0], 2)
+
+    def test_a_run_of_a_few_shapes_does_not_stand_for_the_recorded_one(self):
+        data = results()
+        data["benchmarks"] += [entry(f"02_shared_tiled/{shape}/cold", 100.0) for shape in report.README_SHAPES[1:]]
+        self.write(data)
+        self.run_report("--update")
+        partial = results()
+        partial["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        later = self.file.with_name("h200_2026-12-01.json")
+        later.write_text(json.dumps(partial))
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        data["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        later.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_results_elsewhere_are_not_recorded(self):
+        self.run_report("--update")
+        elsewhere = self.root / "build" / "results"
+        elsewhere.mkdir(parents=True)
+        data = results()
+        data["context"]["date_utc"] = "2026-12-01T12:00:00Z"
+        (elsewhere / "h200_2026-12-01_120000.json").write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--check"), (0, ""))
+
+    def test_schema(self):
+        for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT + report.REQUIRED_CEILINGS + ["wall_s"]:
+            if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
+                continue
+            data = results()
+            del data["context"][key]
+            self.write(data)
+            code, printed = self.run_report("--table")
+            self.assertEqual(code, 2, key)
+            self.assertIn(key, printed)
+        data = results()
+        del data["context"]["suite_table"]
+        self.assertIn("suite_", " ".join(report.problems(data, "")))
+
+    def test_every_mode_has_its_counters(self):
+        self.assertEqual(report.problems(full_results(), ""), [])
+        required = {("08_seesaw", mode): keys for mode, keys in report.REQUIRED_COUNTERS.items()}
+        required.update({("cache", mode): keys for mode, keys in report.REQUIRED_CACHE_COUNTERS.items()})
+        for mode in ["cold", "sustained"]:
+            required["08_seesaw", mode] = required["08_seesaw", mode] + report.REQUIRED_LENGTHS
+        for (stage, mode), keys in required.items():
+            for key in keys:
+                data = full_results()
+                one = next(one for one in data["benchmarks"]
+                           if one["name"].startswith(stage) and one["name"].split("/")[2] == mode)
+                del one[key]
+                self.assertEqual(len(report.problems(data, "")), 1, (stage, mode, key))
+                self.assertIn(f"/{mode} lacks '{key}'", report.problems(data, "")[0])
+
+    def test_a_mode_that_is_unknown(self):
+        for name in ["08_seesaw/h1_q1_b1_k1/lukewarm", "cache/append_b1_t1/plan", "reference/h1_q1_b1_k1/cold"]:
+            data = results()
+            data["benchmarks"].append(entry(name, 1.0))
+            self.assertEqual(report.problems(data, ""), [f"{name}: unknown mode"])
+        data["benchmarks"][-1]["name"] = "cold"
+        self.write(data)
+        self.assertIn("stage/shape/mode", self.run_report("--table")[1])
+
+    def test_a_time_of_nothing(self):
+        data = full_results()
+        data["benchmarks"][0]["real_time"] = 0
+        self.assertEqual(len(report.problems(data, "")), 1)
+
+    def test_the_first_schema_still_loads(self):
+        self.write(old_results())
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        data = old_results()
+        data["context"]["schema"] = report.SCHEMA
+        self.assertNotEqual(report.problems(data, ""), [])
+        data["context"]["schema"] = "flashmla_stages/3"
+        self.assertIn("flashmla_stages/3", report.problems(data, "")[0])
+
+    def test_chapters_show_suite_table(self):
+        self.write(full_results())
+        chapter = self.root / "stages" / "08_seesaw" / "README.md"
+        chapter.parent.mkdir()
+        chapter.write_text("<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.assertEqual(self.run_report("--update")[0], 0)
+        rows = [line.split(" | ")[0] for line in chapter.read_text().splitlines() if "heads" in line]
+        self.assertEqual(rows, [f"| {report.shape_title(shape)}" for shape in SUITES["table"]])
+        data = old_results()
+        data["benchmarks"].append(entry("02_shared_tiled/h1_q1_b1_k1/cold", 1.0))
+        self.write(data)
+        self.run_report("--update")
+        self.assertIn("1 heads, 1 × 1 ", self.chapter.read_text())
+
+    def test_what_could_not_run_has_its_reason(self):
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0)
+        self.assertIn("needs compute capability 9.0", printed)
+
+    def test_plans_have_a_table_of_their_own(self):
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        self.assertRegex(printed, r"4\.31 \(4\.27–4\.40\) +4000 +4003 +3\.25  128 heads, 64 × 4096")
+        self.assertRegex(printed, r"9\.87 .* — +— +—  128 heads, 8192 × log-normal 2048")
+        self.assertNotIn("h128_q1_b8192_klognormal2048:", printed)  # no decodes, so no table of them
+        self.run_report("--update")
+        self.assertIn("makes a plan", self.chapter.read_text())
+        self.assertNotIn("8192", self.chapter.read_text())
+
+    def test_results_without_plans_are_read_as_before(self):
+        data = results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if "/plan/" not in one["name"]]
+        self.write(data)
+        code, printed = self.run_report("--table")
+        self.assertEqual(code, 0, printed)
+        self.assertNotIn("plan", printed)
+        self.run_report("--update")
+        self.assertNotIn("plan", self.chapter.read_text())
+
+    def test_results_of_plans_alone(self):
+        data = results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if "/plan/" in one["name"]]
+        alone = self.root / "plans.json"
+        alone.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--summary", "--results", str(alone))[0], 0)
+        code, printed = self.run_report("--table", "--results", str(alone))
+        self.assertEqual(code, 0, printed)
+        self.assertIn("9.87", printed)
+        del data["benchmarks"][0]["p10_us"]
+        alone.write_text(json.dumps(data))
+        self.assertEqual(self.run_report("--table", "--results", str(alone))[0], 2)
+
+    def test_titles(self):
+        for name, title in [("h16_q1_b128_k8192_split1024", "16 heads, 128 × 8192, split every 1024"),
+                            ("h128_q2_b2_k64_causal_split64_fp16",
+                             "128 heads, 2 query tokens, causal, 2 × 64, split every 64, fp16"),
+                            ("h16x2_q1_b4_kstepped32768_split64_peak16_fp16",
+                             "16 heads on 2 KV heads, 4 × stepped 256 to 32768, split every 64, peak 16, fp16"),
+                            ("h1_q1_b1_k1_peak4_split64", "h1_q1_b1_k1_peak4_split64"),
+                            ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
+            self.assertEqual(report.shape_title(name), title)
+
+    def test_peers_stand_beside(self):
+        self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
+        for flag in ["--table", "--summary"]:
+            printed = self.run_report(flag)[1]
+            self.assertRegex(printed, r"Other .*118\.4.*recorded")
+        data = peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}})
+        data["context"]["gpu"] = "another"
+        self.beside("peers_h200.json", data)
+        self.assertNotIn("118.4", self.run_report("--table")[1])
+
+    def beside(self, name, data):
+        (self.root / "bench" / "results" / name).write_text(json.dumps(data))
+
+    def test_of_two_files_of_peers_the_later_figure_stands(self):
+        shape = "h128_q1_b64_k4096"
+        self.beside("peers_a.json", peers("2026-11-22", {shape: {"Other": [111.1, 1.0]}},
+                                          absent={"Third": "does not build"}))
+        self.beside("peers_b.json", peers("2026-11-20", {shape: {"Other": [222.2, 1.0], "Second": [333.3, None]}}))
+        printed = self.run_report("--summary")[1]
+        self.assertRegex(printed, r"Other +111\.1")
+        self.assertRegex(printed, r"Second +333\.3")
+        self.assertNotIn("222.2", printed)
+        for expected in ["580.20", "580.22", "2026-11-20", "2026-11-22", "Third: does not build"]:
+            self.assertIn(expected, printed)
+
+    def test_a_file_of_peers_is_checked(self):
+        for data in [peers("2026-11-20", {"h128_b1": {}}), peers("2026-11-20", {"h1_q1_b1_k1": {"Other": [1.0]}}),
+                     {"context": {"schema": report.PEERS_SCHEMA}, "shapes": {}}]:
+            self.assertNotEqual(report.problems(data, ""), [])
+            self.beside("peers_h200.json", data)
+            self.assertEqual(self.run_report("--summary")[0], 2)
+
+    def test_a_measured_peer_is_no_stage(self):
+        self.write(full_results())
+        self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        self.assertNotIn("cublas_pipeline", printed)  # no chapter is looked for
+        lines = [line for line in self.readme.read_text().splitlines() if line.startswith("| ")]
+        self.assertEqual([line.split(" | ")[0] for line in lines],
+                         ["| stage", *(f"| {stage}" for stage in STAGES), "| cuBLAS pipeline", "| Other"])
+        self.assertTrue(lines[-2].endswith("| measured |"))
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("cublas_pipeline"):
+                one["TFLOPs"], one["speedup"] = 1e6, 7.0
+        data["benchmarks"].sort(key=lambda one: not one["name"].startswith("cublas_pipeline"))
+        rows = report.side_by_side(report.Results(data, ""), report.load_peers(self.root, report.Results(data, "")),
+                                   "h128_q1_b64_k4096")[1]
+        self.assertEqual(rows[-2][0], "cuBLAS pipeline")
+        self.assertNotIn("7.0×", rows[-2])
+        self.assertEqual(rows[-1][3], report.significant(73e3 / 118.4))  # not from the peer's rate
+
+    def test_a_truncated_file_is_named(self):
+        broken = self.root / "broken.json"
+        broken.write_text('{"context": {')
+        code, printed = self.run_report("--table", "--results", str(broken))
+        self.assertEqual(code, 2)
+        self.assertIn("broken.json", printed)
+
+    def test_nothing_recorded(self):
+        self.file.unlink()
+        self.assertEqual(self.run_report("--check")[0], 0)
+
+    def test_everything_recorded_follows_its_schema(self):
+        folder = ROOT / "bench" / "results"
+        paths = sorted(folder.rglob("*.json"))
+        self.assertTrue(paths)
+        for path in paths:
+            self.assertEqual(report.problems(json.loads(path.read_text()), path.name), [], path)
+
+
+class ResultsPageTest(unittest.TestCase):
+    """docs/results.md: its tables, and its figures."""
+
+    BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers"]
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        (self.root / "bench" / "results").mkdir(parents=True)
+        (self.root / "docs" / "figures").mkdir(parents=True)
+        self.page = self.root / "docs" / "results.md"
+        (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        self.page.write_text("# Results\n" + "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n"
+                                                     for name in self.BLOCKS) + "<!-- prose -->\n")
+        self.record("h200_2026-11-21.json", full_results())
+
+    def record(self, name, data):
+        (self.root / "bench" / "results" / name).write_text(json.dumps(data))
+
+    run_report = ReportTest.run_report
+
+    def block(self, name):
+        """What --update writes between the markers."""
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        return self.page.read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
+
+    def cells(self, name, first):
+        """The cells of the row of a block that begins so."""
+        text = self.block(name)
+        rows = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+        self.assertEqual(len(rows), 1, text)
+        return rows[0][2:-2].split(" | ")
+
+    def tables(self, name):
+        """The tables of a block: header and rows, as cells."""
+        found = [part for part in self.block(name).split("\n\n") if part.startswith("| ")]
+        return [[line[2:-2].split(" | ") for line in part.splitlines() if not line.startswith("|---")]
+                for part in found]
+
+    def draw(self):
+        """Stands in for --plots: files with the figures' stamps."""
+        loaded = report.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
+        for name, data in plots.wanted(loaded).items():
+            (self.root / "docs" / "figures" / f"{name}.svg").write_text(f"<desc>{plots.stamp(loaded, data)}</desc>")
+        return plots.wanted(loaded)
+
+    def test_update_then_check(self):
+        self.draw()
+        self.assertEqual(self.run_report("--check")[0], 1)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0)
+        self.assertEqual(printed.count("results.md: updated"), 1)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        self.page.write_text(self.page.read_text().replace("4096", "4097", 1))
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("results.md: stale", printed)
+
+    def test_what_is_not_recorded_says_so(self):
+        self.record("h200_2026-11-21.json", old_results())
+        for name in self.BLOCKS:
+            if name not in ("run", "suite-table", "combine-and-plan", "peers"):
+                self.assertEqual(self.block(name), report.NOT_RECORDED, name)
+        self.assertIn("| 64 × 4096", self.block("suite-table").replace("128 heads, ", ""))
+
+    def test_markers_that_mean_nothing(self):
+        self.page.write_text("<!-- weather:begin -->\n<!-- weather:end -->\n")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 2)
+        self.assertIn("weather", printed)
+        self.page.write_text("<!-- cache:begin -->\n")
+        self.assertEqual(self.run_report("--update")[0], 2)
+
+    def test_a_suite(self):
+        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [5000.0, 1.0]},
+                                                            "h16_q1_b64_k4096": {"Other": [18.4, None]}}))
+        self.assertEqual(self.cells("suite-bandwidth", "shape"),
+                         ["shape", "03", "05", "08", "GB/s of the fastest", "floor of the fastest", "best peer"])
+        self.assertEqual(self.cells("suite-bandwidth", "16 heads, 64 × 4096"),
+                         ["16 heads, 64 × 4096", "2000 / 2200", "1000 / 1100", "666.7 / 733.3", "480", "2.1% (08)",
+                          "18.4 / — Other"])
+        self.assertIn("cuBLAS pipeline, measured", self.cells("suite-bandwidth", "16 heads, 16 × 4096")[-1])
+        self.assertEqual(self.block("suite-compute"), report.NOT_RECORDED)
+        data = full_results()
+        data["context"]["suite_compute"] = "h16_q1_b64_k4096"
+        self.record("h200_2026-11-21.json", data)
+        (row,) = self.tables("suite-compute")[0][1:]
+        self.assertEqual(row[4], report.significant(73e3 * 3 / 2000))
+        self.assertIn("; TFLOP/s cold;", self.block("suite-compute"))
+        self.assertNotIn("of the fastest", self.tables("suite-dtypes")[0][0][4:-2])
+
+    def test_a_stage_without_a_time_has_its_reason(self):
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("03_online_softmax/h16_q1_b64_k4096/cold"):
+                one.update(error_occurred=True, error_message="too slow")
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.cells("suite-bandwidth", "16 heads, 64 × 4096")[1], "—")
+        self.assertIn("03 on 1 of 2 (too slow)", self.block("suite-bandwidth"))
+
+    def test_varlen(self):
+        data = full_results()
+        for one in data["benchmarks"]:
+            one["name"] = one["name"].replace("05_tensor_core", "04_split_kv")
+            if one["name"].startswith("04_split_kv/h128_q1_b128_k32768/cold"):
+                one["real_time"] = 123456.0
+        data["benchmarks"] += [{**one, "name": one["name"].replace("04_split_kv", "06_wgmma")}  # shown in ratios alone
+                               for one in data["benchmarks"] if one["name"].startswith("04_split_kv")]
+        self.record("h200_2026-11-21.json", data)
+        paged, padded = (1000 * (TIMED.index(shape) + 1) for shape in SUITES["varlen"][:2])
+        times, ratios, sizes = self.tables("varlen")
+        self.assertEqual(times[0], ["lengths", "tokens", "longest", "04 paged", "04 padded", "ratio", "08 paged",
+                                    "08 padded", "ratio"])
+        self.assertEqual(times[1], ["128 heads, 128 × stepped 256 to 32768", "2113536", "32768", f"{paged / 2:.0f}",
+                                    "123456", f"{2 * 123456 / paged:.1f}×", f"{paged / 3:.0f}", f"{padded / 3:.0f}",
+                                    f"{padded / paged:.2f}×"])
+        self.assertEqual(ratios[0], ["lengths", "03", "04", "06", "08", "cuBLAS pipeline"])
+        self.assertEqual(ratios[1][-2:], [f"{padded / paged:.2f}×"] * 2)
+        self.assertEqual(len(ratios), 3)
+        self.assertEqual(sizes, [["lengths", "GB contiguous", "GB paged", "saved"],
+                                 ["128 × stepped 256 to 32768", "4.83", "2.44", "50%"]])
+        self.assertIn("figures/varlen.svg", self.block("varlen"))
+
+    def test_the_padded_partner(self):
+        for name, longest, partner in [("h16x2_q2_b4_klognormal8192_causal_split64_fp16", 27345.0,
+                                        "h16x2_q2_b4_k27345_causal_split64_fp16"),
+                                       ("h128_q1_b128_kskew131072", 131072, "h128_q1_b128_k131072")]:
+            self.assertEqual(report.padded_partner(name, longest), partner)
+
+    def test_combine_and_plan(self):
+        plans, combines = self.tables("combine-and-plan")
+        self.assertEqual(plans, [["shape", "05", "08"], ["128 heads, 1 × log-normal 2048", "6.43", "6.05"]])
+        self.assertEqual(combines, [["shape", "slots", "combine, warm", "combine, cold", "decode, cold",
+                                     "share of the decode"],
+                                    ["128 heads, 1 × 4096", "66", "2.22", "4.44", "1000", "0.4%"]])
+        data = full_results()
+        del data["context"]["suite_plan"]  # then every plan is shown
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(len(self.tables("combine-and-plan")[0]), 3)
+
+    def test_numerics(self):
+        text = self.block("numerics")
+        self.assertIn("| 128 heads | bf16 | 2 × 4096 | 0.01 | — | 2.1e-03 | 8.8e-07 |", text)
+        self.assertIn("| 128 heads | fp16 | 2 × 4096 | 4 | 512 | 3.2e-04 | 8.8e-07 |", text)
+        self.assertIn("| 16 heads on 2 KV heads, 4 query tokens, causal | bf16 | 2 × 256 | 0.01 | — | 4.3e-03 |", text)
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith("08_seesaw/h128_q1_b2_k4096/error"):
+                one.update(error_occurred=True, error_message="wrong")
+        self.record("h200_2026-11-21.json", data)
+        self.assertIn("No figure: 08 on 128 heads, 2 × 4096 (wrong).", self.block("numerics"))
+        self.record("h200_2026-11-21.json", full_results())
+        self.assertNotIn("b2_k4096", self.run_report("--table")[1].partition("numerics")[0])  # no times, so no table
+
+    def test_errors_of_few_columns(self):
+        names = ["01_naive", "02_shared_tiled", "03_online_softmax", "04_split_kv", "05_tensor_core", "06_wgmma",
+                 "08_seesaw", "cublas_pipeline"]
+        data = full_results()
+        kept = [one for one in data["benchmarks"] if "/error/" not in one["name"]]
+        def record(errors):
+            data["benchmarks"] = kept + [
+                {"name": f"{name}/{shape}/error/iterations:1", "real_time": 0, "rel_l2": error, "max_abs": 1e-5,
+                 "cosine_difference": 2e-6, "lse_max_abs": 1e-6 * (number + 1)}
+                for shape in ("h16_q1_b2_k4096", "h16_q1_b2_k256_fp16")
+                for number, (name, error) in enumerate(zip(names, errors))]
+            self.record("h200_2026-11-21.json", data)
+        record([1.71e-3, 1.69e-3, 1.7e-3, 1.7e-3, 2e-3, 3e-3, 4e-3, 5e-3])
+        self.assertEqual(self.tables("numerics"), [[
+            ["type", "lengths", "logits' deviation", "split every", "01–04", "05", "08", "cuBLAS pipeline", "lse, 08"],
+            ["bf16", "2 × 4096", "0.01", "—", "1.7e-03", "2.0e-03", "4.0e-03", "5.0e-03", "7.0e-06"],
+            ["fp16", "2 × 256", "0.01", "—", "1.7e-03", "2.0e-03", "4.0e-03", "5.0e-03", "7.0e-06"]]])
+        self.assertIn("Stages 01 to 04 agree", self.block("numerics"))
+        next(one for one in data["benchmarks"] if one["name"].startswith("04_split_kv"))["rel_l2"] = 1.8e-3
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.tables("numerics")[0][0][4:], ["01", "03", "05", "08", "cuBLAS pipeline", "lse, 08"])
+        self.assertNotIn("agree", self.block("numerics"))
+
+    def test_errors_of_a_shape_that_is_timed(self):
+        data = full_results()
+        data["context"]["suite_numerics"] = "h128_q1_b64_k1024,h128_q1_b2_k4096"
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual([row[1] for row in self.tables("numerics")[0][1:]], ["64 × 1024", "2 × 4096"])
+
+    def test_resources(self):
+        cells = self.cells("resources", "08_seesaw")
+        time = 1100 * (TIMED.index("h16_q2_b128_k27345") + 1) / 3
+        # 512 mJ of 128 sequences with 2 query tokens each
+        self.assertEqual(cells[1:], ["650", "1.75", f"{time:.0f}", "512", "2.00"])
+        self.assertEqual(self.block("resources").count("| 08_seesaw |"), 1)  # of that suite alone
+        data = full_results()
+        for one in data["benchmarks"]:
+            one.pop("power_w", None)
+            one.pop("energy_mj", None)
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.cells("resources", "08_seesaw")[1:], ["—", "1.75", f"{time:.0f}", "—", "—"])
+
+    def test_cache(self):
+        self.assertEqual(self.cells("cache", "allocate")[1:], ["4.05 (3.74–6.43)", "246", "a page"])
+        self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
+        self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
+        self.assertNotIn("commit", self.block("cache"))  # the page says it above
+
+    def test_the_cache_of_the_file_that_is_shown(self):
+        elsewhere = full_results()
+        elsewhere["benchmarks"][-1]["bytes_paged"] = 1.23e9
+        (self.root / "elsewhere.json").write_text(json.dumps(elsewhere))
+        self.assertIn("1.23", self.run_report("--table", "--results", str(self.root / "elsewhere.json"))[1])
+
+    def test_a_cache_measured_apart(self):
+        data = full_results()
+        data["benchmarks"] = [one for one in data["benchmarks"] if not one["name"].startswith("cache")]
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.block("cache"), report.NOT_RECORDED)
+        apart = results()
+        apart["context"]["commit"] = "of the cache"
+        for key in [*report.REQUIRED_CEILINGS, "wall_s", "suite_table"]:  # the cache's suite has none of these
+            del apart["context"][key]
+        apart["benchmarks"] = cache_entries()
+        self.record("h200_cache_2026-11-20.json", apart)
+        self.assertEqual(self.cells("cache", "allocate")[1], "4.05 (3.74–6.43)")
+        self.assertEqual(self.cells("cache", "stepped")[2], "4.83")
+        self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
+        self.assertIn("commit of the cache,", self.block("cache"))
+        self.assertEqual(self.run_report("--table")[0], 0)
+
+    def test_service(self):
+        self.assertEqual(self.block("service"), report.NOT_RECORDED)
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers",
+                                                           "static, 02_shared_tiled, 61 layers"])
+        self.assertEqual(self.cells("service", "tokens a second")[1:], ["9876", "4321"])
+        self.assertEqual(self.tables("service")[0],
+                         [["scenario", "tokens a second", "ratio", "a token, ms, mean", "a token, ms, p99",
+                           "held rows wasted", "requests finished"],
+                          ["chat_1000", "9876 / 4321", "2.29×", "20.00 / 20.00", "22.00 / 22.00", "3100.0% / 3100.0%",
+                           "11 of 10 / 11 of 10"]])
+        self.assertTrue(self.block("service").startswith("Paged (08_seesaw) / static (02_shared_tiled):"))
+        self.assertEqual(self.cells("service", "why rejected")[1:], ["—", "too long 7"])
+        self.assertIn("wall time with the GPU's kernels", self.block("service"))
+        none = service()
+        none["runs"][0]["rejected_by_reason"]["too long"] = 0
+        none["runs"][0]["figures"]["tokens_per_s"] = 6.502
+        self.record("h200_service_2026-11-22.json", none)
+        self.assertNotIn("why rejected", self.block("service"))
+        self.assertEqual(self.tables("service")[0][1][1:3], ["9876 / 6.50", "1519×"])
+        waiting = service()
+        waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # nobody had one
+        self.record("h200_service_2026-11-22.json", waiting)
+        self.assertIn("—", self.cells("service", "first token, ms: p50, p99")[1:])
+        model = service()
+        model["context"].update(machine="model", clock="simulated", date_utc="2026-12-01T00:00:00Z")
+        self.record("model_service_2026-12-01.json", model)
+        self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
+
+    def test_a_service_file_is_checked(self):
+        self.assertEqual(report.problems(service(), ""), [])
+        faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
+                  lambda data: data["runs"].clear(), lambda data: data["runs"][0].update(way="other"),
+                  lambda data: data["runs"][0].pop("stage")]
+        faults += [lambda data, name=name: data["runs"][1]["figures"].pop(name) for name in report.REQUIRED_FIGURES]
+        for number, fault in enumerate(faults):
+            data = service()
+            fault(data)
+            self.assertEqual(len(report.problems(data, "")), 1, number)
+        self.record("h200_service_2026-11-22.json", data)
+        self.assertEqual(self.run_report("--check")[0], 2)
+
+    def test_peers(self):
+        self.assertEqual(self.block("peers"), report.NOT_RECORDED)
+        self.record("peers_h200.json", peers("2026-11-20T05:02:20Z", {"h16_q1_b64_k4096": {"Other": [18.4, None]},
+                                                                     "h128_q1_b1_k4096": {"Idle": [None, None]}}))
+        self.assertEqual([row[0] for row in self.tables("peers")[0]], ["shape", "16 heads, 64 × 4096"])
+        self.assertNotIn("Idle", self.block("peers") + (self.root / "README.md").read_text())
+        self.assertNotIn("2026-11-20T", self.page.read_text())
+        self.assertEqual(self.cells("peers", "16 heads, 64 × 4096")[1:],
+                         ["666.7 / 733.3 (08)", "500.0 / 550.0", "18.4 / —"])
+        self.assertIn("driver 580.", self.block("peers"))
+
+    def test_a_peer_without_figures_of_the_readmes_shapes(self):
+        self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [18.4, None]}}))
+        self.block("peers")
+        self.assertNotIn("| Other |", (self.root / "README.md").read_text())
+
+    def test_later_nothing_does_not_hide_a_figure(self):
+        for name, date, times in [("a", "2026-11-20", [18.4, None]), ("b", "2026-11-21", [None, None])]:
+            self.record(f"peers_{name}.json", peers(date, {"h16_q1_b64_k4096": {"Other": times}}))
+        self.assertEqual(self.cells("peers", "16 heads, 64 × 4096")[-1], "18.4 / —")
+
+    def test_order(self):
+        data = full_results()
+        data["benchmarks"].reverse()  # as plans are measured first
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.tables("suite-table")[0][0][1:4], ["03", "05", "08"])
+        self.assertEqual([row[0] for row in self.tables("suite-table")[0][1:]],
+                         [report.shape_title(shape) for shape in SUITES["table"]])
+        loaded = report.Results(data, "")
+        self.assertEqual(loaded.stages, STAGES)
+        others = [shape for shape in TIMED if shape not in SUITES["table"]]
+        self.assertEqual(loaded.shapes, SUITES["table"] + others[::-1])
+        self.assertEqual(list(plots.ladder(loaded)["times"]), STAGES)
+
+    def test_every_part_is_in_the_terminal_too(self):
+        self.record("h200_service_2026-11-22.json", service())
+        printed = self.run_report("--table")[1]
+        for expected in ["logits' deviation", "mJ a query token", "Combining alone", "GB contiguous", "allocate",
+                         "9876"]:
+            self.assertIn(expected, printed)
+
+    def test_stale_figures(self):
+        wanted = self.draw()
+        self.assertEqual(set(wanted), set(plots.DATA))
+        self.run_report("--update")
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        for name in wanted:
+            self.draw()
+            path = self.root / "docs" / "figures" / f"{name}.svg"
+            path.unlink()
+            code, printed = self.run_report("--check")
+            self.assertEqual(code, 1)
+            self.assertIn(f"{name}.svg: stale, run bench/report/report.py --plots", printed)
+            path.write_text("<desc>drawn from h200_2026-11-21.json, sha256 0</desc>")
+            self.assertEqual(self.run_report("--check")[0], 1)
+
+    def test_new_results_make_figures_stale(self):
+        self.draw()
+        self.run_report("--update")
+        data = full_results()
+        data["context"]["ceiling_read_gbps"] = "4000"
+        self.record("h200_2026-11-21.json", data)
+        self.run_report("--update")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("roofline.svg", printed)
+        self.assertNotIn("ladder.svg", printed)
+
+    def test_figures_belong_to_the_page(self):
+        self.page.unlink()
+        self.run_report("--update")
+        self.assertEqual(self.run_report("--check"), (0, ""))
+
+    def test_without_matplotlib(self):
+        with mock.patch.dict(sys.modules, {"matplotlib": None, "matplotlib.figure": None}):
+            code, printed = self.run_report("--plots")
+        self.assertEqual(code, 2)
+        self.assertIn("needs matplotlib", printed)
+
+
+class RunScriptTest(unittest.TestCase):
+    """bench/run.sh in a folder of its own, with a program that measures nothing in mla_bench's place."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
+            (self.root / name).mkdir(parents=True)
+        for name in ["run.sh", "report/report.py", "report/plots.py"]:
+            shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
+        (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
+        (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        (self.root / "measured.json").write_text(json.dumps(results()))
+        self.program("echo h200")
+
+    def program(self, print_gpu):
+        program = self.root / "build" / "bench" / "mla_bench"
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
+                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
+        program.chmod(0o755)
+        serving = self.root / "build" / "bench" / "mla_service"
+        serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
+        serving.chmod(0o755)
+        (self.root / "service.json").write_text(json.dumps(service()))
+        (self.root / "bench" / "peers.py").write_text("")  # takes its arguments, and measures nothing
+
+    def run_script(self, *arguments):
+        return subprocess.run(["bash", str(self.root / "bench" / "run.sh"), *arguments], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, encoding="utf-8", check=False)
+
+    def found(self, folder):
+        return [path.name for path in sorted((self.root / folder).glob("*.json"))]
+
+    def test_results_stay_in_the_build_folder(self):
+        for arguments in [[], ["--stages", "02"]]:
+            ran = self.run_script(*arguments)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            self.assertIn("4000 / 4100", ran.stdout)
+        self.assertRegex(self.found("build/results")[0], r"^h200_\d{4}-\d\d-\d\d_\d{6}\.json$")
+        self.assertEqual(self.found("bench/results"), [])
+
+    def test_only_record_records(self):
+        ran = self.run_script("--record")
+        self.assertEqual(ran.returncode, 0, ran.stdout)
+        recorded = self.found("bench/results")
+        self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
+        self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
+        self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
+
+    def test_a_part_is_not_recorded(self):
+        for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "table"]]:
+            self.assertEqual(self.run_script("--record", *arguments).returncode, 2, arguments)
+        self.program("echo no driver; exit 1")
+        self.assertEqual(self.run_script("--record").returncode, 2)
+        self.assertEqual(self.found("bench/results"), [])
+
+    def test_what_measures_nothing_succeeds(self):
+        for flag in ["--list", "--help"]:
+            ran = self.run_script(flag)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            self.assertIn("shown", ran.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,204 @@
+// Scheduler and kernels together, on the GPU model and on a GPU if there is one: every sequence of
+// every step, after appends, frees and preemptions, against the reference on rows that the test
+// makes itself.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "bench/service/real_engine.h"
+#include "bench/service/service.h"
+#include "reference/testing/compare.h"
+#include "reference/testing/data_generator.h"
+
+namespace mla::bench {
+namespace {
+
+constexpr int kHeads = 16;
+
+/// Reads the last decode back and compares it with the reference on a cache of the test's own:
+/// contiguous, with row_of() as the only thing shared.
+void check_decode(Machine& machine, const RealEngine& engine, const StepWork& work, int layer) {
+  const Problem& decoded = engine.problem();
+  const Tensors device = engine.tensors();
+  const auto batch = work.sequences.size();
+  ASSERT_EQ(decoded.batch, int(batch));
+  std::vector<uint16_t> q(size_t(decoded.q_elements())), out(size_t(decoded.out_elements()));
+  std::vector<float> lse(size_t(decoded.lse_elements()));
+  ASSERT_TRUE(machine.copy_to_host(q.data(), device.q, q.size() * 2).ok());
+  ASSERT_TRUE(machine.copy_to_host(out.data(), device.out, out.size() * 2).ok());
+  ASSERT_TRUE(machine.copy_to_host(lse.data(), device.lse, lse.size() * 4).ok());
+
+  Problem problem = decoded;
+  std::vector<int32_t> lengths;
+  int64_t longest = 0;
+  for (const SequenceWork& sequence : work.sequences) {
+    lengths.push_back(sequence.decoded);
+    longest = std::max(longest, int64_t(sequence.decoded));
+  }
+  problem.max_pages_per_seq = int(pages_for(longest));
+  problem.num_pages = problem.batch * problem.max_pages_per_seq;
+  std::vector<int32_t> table(size_t(problem.num_pages));
+  std::iota(table.begin(), table.end(), 0);
+  std::vector<uint16_t> cache(size_t(problem.kv_elements()), nan_bits(problem.dtype));
+  for (size_t i = 0; i < batch; ++i) {
+    for (int32_t token = 0; token < lengths[i]; ++token) {
+      const auto row = pool_row(row_of(work.sequences[i].request, token) + layer);
+      const int64_t place = int64_t(i) * problem.max_seqlen_k() + token;
+      std::copy(row.begin(), row.end(), cache.begin() + place * kHeadDimQK);
+    }
+  }
+  ReferenceResult truth;
+  const Tensors host{q.data(), cache.data(), table.data(), lengths.data(), nullptr, nullptr};
+  const Status status = reference_attention(problem, host, &truth, 1);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  const DecodeComparison comparison = compare_decode(problem.dtype, out, lse, truth);
+  EXPECT_TRUE(comparison.ok()) << comparison.describe();
+}
+
+/// Does each step, then checks it; as long as steps of the test's own clock.
+class CheckingEngine final : public Engine {
+ public:
+  CheckingEngine(Machine& machine, RealEngine& engine, int layers)
+      : machine_(machine), engine_(engine), layers_(layers) {}
+  Status step(const StepWork& work, double* seconds) override {
+    MLA_RETURN_IF_ERROR(engine_.step(work, seconds));
+    EXPECT_GT(*seconds, 0);
+    *seconds = 0.01;
+    SCOPED_TRACE("step " + std::to_string(steps++));
+    check_decode(machine_, engine_, work, layers_ - 1);
+    return {};
+  }
+  int steps = 0;
+
+ private:
+  Machine& machine_;
+  RealEngine& engine_;
+  int layers_;
+};
+
+void serve_and_check(Machine& machine, const Stage* stage, int layers) {
+  ASSERT_NE(stage, nullptr);
+  SCOPED_TRACE(stage->slug);
+  const SchedulerLimits limits{.num_pages = 7, .max_batch = 4, .max_length = 400};
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_TRUE(LayerCaches::create(machine, limits.num_pages, layers, 0, &caches).ok());
+  EXPECT_EQ(caches->distinct(), layers);
+  std::unique_ptr<RealEngine> real;
+  ASSERT_TRUE(RealEngine::create(machine, *stage, *caches, kHeads, &real).ok());
+  CheckingEngine engine(machine, *real, layers);
+  std::unique_ptr<PagedScheduler> scheduler;
+  ASSERT_TRUE(PagedScheduler::create(limits, &scheduler).ok());
+  // Ids so that rows of 7 wrap around the pool. An empty prompt, one that ends where a page does, one that grows into a page that is not
+  // there; then some at random.
+  const std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
+                                   {.id = 7, .prompt = 120, .output = 16},
+                                   {.id = 8, .prompt = 120, .output = 12},
+                                   {.id = 9, .prompt = 61, .output = 10},
+                                   {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
+  Figures figures;
+  const Status status =
+      run_service({.requests = 3}, first, RequestStream({20, {90, 90}, {6, 3}}, 1, 11), *scheduler,
+                  engine, &figures);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  EXPECT_EQ(figures.counts.finished + figures.counts.rejected_total(), 8);
+  EXPECT_GE(figures.counts.finished, 7);
+  EXPECT_GT(figures.counts.preemptions, 0) << "too many pages to show anything";
+  EXPECT_EQ(engine.steps, figures.steps);
+}
+
+TEST(RealEngine, DecodesWhatWasAppended_03) {
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "03"), 1);
+}
+
+TEST(RealEngine, DecodesWhatWasAppendedByAPlan_04) {
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "04"), 2);
+}
+
+TEST(RealEngine, DecodesOnAGpu) {
+  std::string why_not;
+  Machine* gpu = gpu_machine(&why_not);
+  if (gpu == nullptr) GTEST_SKIP() << why_not;
+  for (const Stage& stage : stages(MachineKind::kGpu)) {
+    if (check_device(stage, gpu->limits()).ok()) serve_and_check(*gpu, &stage, 3);
+  }
+}
+
+TEST(LayerCaches, AreFullOfThePool) {
+  std::vector<Machine*> machines{&model_machine()};
+  if (Machine* gpu = gpu_machine(); gpu != nullptr) machines.push_back(gpu);
+  for (Machine* machine : machines) {
+    constexpr int kPages = 70;  // more rows than the pool has
+    std::unique_ptr<LayerCaches> caches;
+    ASSERT_TRUE(LayerCaches::create(*machine, kPages, 2, 0, &caches).ok());
+    std::vector<uint16_t> bits(size_t(layer_bytes(kPages)) / 2);
+    for (int layer = 0; layer < 2; ++layer) {
+      ASSERT_TRUE(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2).ok());
+      for (int64_t row = 0; row < kPages * kPageSize; ++row) {
+        const auto expected = pool_row(row % kPoolRows);
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), bits.begin() + row * kHeadDimQK))
+            << "row " << row;
+      }
+    }
+  }
+}
+
+TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_TRUE(LayerCaches::create(machine, 6, 1, 0, &caches).ok());
+  std::unique_ptr<RealEngine> engine;
+  ASSERT_TRUE(
+      RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads, &engine)
+          .ok());
+  const int32_t pages[] = {3, 1};
+  double seconds = 0;
+  for (const auto& [before, after] : {std::pair(0, 60), std::pair(60, 70)}) {
+    StepWork work;
+    work.sequences = {{5, before, after - before, after, pages}};
+    const Status status = engine->step(work, &seconds);
+    ASSERT_TRUE(status.ok()) << status.to_string();
+    check_decode(machine, *engine, work, 0);
+  }
+}
+
+TEST(RealEngine, StaticBatchesRun) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_TRUE(LayerCaches::create(machine, 6, 2, 1, &caches).ok());
+  EXPECT_EQ(caches->distinct(), 1);
+  EXPECT_EQ(caches->data(0), caches->data(1));
+  std::unique_ptr<RealEngine> engine;
+  ASSERT_TRUE(
+      RealEngine::create(machine, *find_stage(MachineKind::kModel, "02"), *caches, kHeads, &engine)
+          .ok());
+  std::unique_ptr<StaticScheduler> scheduler;
+  ASSERT_TRUE(
+      StaticScheduler::create({.num_pages = 6, .max_batch = 4, .max_length = 128}, &scheduler)
+          .ok());
+  const std::vector<Request> requests{{.id = 0, .prompt = 100, .output = 3},
+                                      {.id = 1, .prompt = 10, .output = 1},
+                                      {.id = 2, .prompt = 0, .output = 2},
+                                      {.id = 3, .prompt = 60, .output = 2}};
+  Figures figures;
+  const Status status =
+      run_service({.requests = 0}, requests, RequestStream({1, {1, 0}, {1, 0}}, 1), *scheduler,
+                  *engine, &figures);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  EXPECT_EQ(figures.counts.finished, 4);
+  EXPECT_EQ(figures.steps, 5);
+}
+
+TEST(RealEngine, RefusesWhatItCannotHold) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  EXPECT_EQ(LayerCaches::create(machine, 0, 1, 0, &caches).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(LayerCaches::create(machine, 1, 2, 3, &caches).code(), StatusCode::kInvalidArgument);
+  const Status status = LayerCaches::create(machine, 1 << 24, 61, 61, &caches);
+  EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
+  EXPECT_NE(status.message().find("1179648 MiB"), std::string::npos) << status.to_string();
+  EXPECT_EQ(caches, nullptr);
+}
+
+}  // namespace
+}  // namespace mla::bench

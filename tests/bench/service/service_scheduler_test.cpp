@@ -1,0 +1,423 @@
+// Requests and schedulers: the policy by hand, and what must hold at every step whatever arrives.
+#include "bench/service/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "bench/service/engine.h"
+#include "reference/testing/data_generator.h"
+
+namespace mla::bench {
+namespace {
+
+using Tokens = std::vector<GeneratedToken>;
+
+std::unique_ptr<PagedScheduler> paged(const SchedulerLimits& limits) {
+  std::unique_ptr<PagedScheduler> scheduler;
+  const Status status = PagedScheduler::create(limits, &scheduler);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return scheduler;
+}
+
+std::unique_ptr<StaticScheduler> padded(const SchedulerLimits& limits) {
+  std::unique_ptr<StaticScheduler> scheduler;
+  const Status status = StaticScheduler::create(limits, &scheduler);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return scheduler;
+}
+
+Request request(int64_t id, int64_t prompt, int64_t output) {
+  return {.id = id, .prompt = prompt, .output = output};
+}
+
+StepWork begin(Scheduler& scheduler) {
+  StepWork work;
+  const Status status = scheduler.begin_step(&work);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return work;
+}
+
+Tokens end(Scheduler& scheduler) {
+  Tokens tokens;
+  const Status status = scheduler.end_step(&tokens);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return tokens;
+}
+
+std::vector<int64_t> ids(const StepWork& work) {
+  std::vector<int64_t> result;
+  for (const SequenceWork& sequence : work.sequences) result.push_back(sequence.request);
+  return result;
+}
+
+// ---- requests ----
+
+TEST(Requests, AreTheSameEverywhere) {
+  RequestStream stream({10, {1000, 500}, {100, 50}}, 1);
+  const Request first = stream.take(), second = stream.take();
+  EXPECT_EQ(first.id, 0);
+  EXPECT_EQ(second.id, 1);
+  EXPECT_LT(first.arrival, second.arrival);
+  // Golden: a change of these changes every recorded scenario.
+  EXPECT_EQ(first.prompt, 808);
+  EXPECT_EQ(first.output, 74);
+  EXPECT_EQ(second.prompt, 836);
+  EXPECT_EQ(second.output, 217);
+}
+
+TEST(Requests, HaveTheirRateMeansAndDeviations) {
+  constexpr int kCount = 20000;
+  RequestStream stream({5, {1000, 500}, {200, 100}}, 3);
+  double last = 0, prompts = 0, outputs = 0, squares = 0;
+  for (int i = 0; i < kCount; ++i) {
+    const Request one = stream.take();
+    ASSERT_GT(one.arrival, last);
+    last = one.arrival;
+    prompts += double(one.prompt);
+    squares += double(one.prompt) * double(one.prompt);
+    outputs += double(one.output);
+  }
+  const double mean = prompts / kCount;
+  EXPECT_NEAR(last / kCount, 0.2, 0.2 * 0.03);
+  EXPECT_NEAR(mean, 1000, 20);
+  EXPECT_NEAR(std::sqrt(squares / kCount - mean * mean), 500, 30);
+  EXPECT_NEAR(outputs / kCount, 200, 4);
+}
+
+TEST(Requests, UnderWayAreLongerOnesAtUniformProgress) {
+  // Length-biased: the mean is E[n^2] / E[n] = 200 (1 + 0.25).
+  const auto requests = requests_under_way({5, {1000, 500}, {200, 100}}, 20000, 3);
+  double outputs = 0, progress = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Request& one = requests[i];
+    ASSERT_EQ(one.id, int64_t(i));
+    ASSERT_LT(one.generated, one.output);
+    ASSERT_LE(one.arrival, 0);
+    outputs += double(one.output) / double(requests.size());
+    progress += double(one.generated) / double(one.output) / double(requests.size());
+  }
+  EXPECT_NEAR(outputs, 250, 6);
+  EXPECT_NEAR(progress, 0.5, 0.02);
+}
+
+TEST(Requests, RefuseWhatIsNoWorkload) {
+  EXPECT_TRUE(validate(Workload{1, {0, 0}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{-1, {0, 0}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{0, {0, 0}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{NAN, {0, 0}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{1, {-1, 0}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{1, {0, -1}, {1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{1, {0, 0}, {0, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{1, {0, 0}, {1, INFINITY}}).ok());
+}
+
+// ---- rejections ----
+
+TEST(Rejections, HaveTheirReasons) {
+  const auto scheduler = paged({.num_pages = 4, .max_batch = 2, .max_length = 300, .max_queue = 2});
+  const auto arrive = [&](int64_t prompt, int64_t output) {
+    return scheduler->arrive(request(0, prompt, output));
+  };
+  EXPECT_EQ(arrive(10, 0), Rejection::kNoOutput);
+  EXPECT_EQ(arrive(10, -1), Rejection::kNoOutput);
+  EXPECT_EQ(arrive(-1, 10), Rejection::kNegativePrompt);
+  EXPECT_EQ(arrive(300, 1), Rejection::kTooLong);
+  EXPECT_EQ(arrive(INT64_MAX, INT64_MAX), Rejection::kTooLong);
+  EXPECT_EQ(arrive(256, 1), Rejection::kNeverFits);
+  EXPECT_EQ(arrive(255, 1), Rejection::kNone);
+  EXPECT_EQ(arrive(0, 1), Rejection::kNone);
+  EXPECT_EQ(arrive(0, 1), Rejection::kQueueFull);
+  const RequestCounts counts = scheduler->counts();
+  EXPECT_EQ(counts.arrived, 9);
+  EXPECT_EQ(counts.queued, 2);
+  EXPECT_EQ(counts.rejected_total(), 7);
+  EXPECT_EQ(counts.rejected[size_t(Rejection::kNoOutput)], 2);
+  EXPECT_EQ(counts.rejected[size_t(Rejection::kQueueFull)], 1);
+}
+
+TEST(Rejections, KeepTo2To30Tokens) {
+  const auto scheduler = paged({.num_pages = (1 << 24) + 1});
+  EXPECT_EQ(scheduler->arrive(request(0, 1 << 30, 1)), Rejection::kTooLong);
+  EXPECT_EQ(scheduler->arrive(request(0, (1 << 30) - 1, 1)), Rejection::kNone);
+}
+
+TEST(Rejections, LimitsAreChecked) {
+  std::unique_ptr<PagedScheduler> scheduler;
+  EXPECT_FALSE(PagedScheduler::create({.num_pages = 0}, &scheduler).ok());
+  EXPECT_FALSE(PagedScheduler::create({.num_pages = 1, .max_batch = 0}, &scheduler).ok());
+  EXPECT_FALSE(
+      PagedScheduler::create({.num_pages = 1, .max_length = (1 << 30) + 1}, &scheduler).ok());
+  EXPECT_FALSE(PagedScheduler::create({.num_pages = 1, .max_queue = 0}, &scheduler).ok());
+  std::unique_ptr<StaticScheduler> fixed;
+  const Status status = StaticScheduler::create({.num_pages = 3, .max_length = 256}, &fixed);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("do not hold one buffer"), std::string::npos);
+}
+
+// ---- the paged way by hand ----
+
+TEST(Paged, AnEmptyPromptIsLegal) {
+  const auto scheduler = paged({.num_pages = 1});
+  scheduler->arrive(request(7, 0, 2));
+  StepWork work = begin(*scheduler);
+  ASSERT_EQ(work.sequences.size(), 1u);
+  EXPECT_EQ(work.sequences[0].tokens_before, 0);
+  EXPECT_EQ(work.sequences[0].appended, 1);
+  EXPECT_EQ(work.sequences[0].decoded, 1);
+  EXPECT_FALSE(end(*scheduler).at(0).last());
+  work = begin(*scheduler);
+  EXPECT_EQ(work.sequences.at(0).tokens_before, 1);
+  EXPECT_TRUE(end(*scheduler).at(0).last());
+  EXPECT_TRUE(begin(*scheduler).empty());
+  EXPECT_EQ(scheduler->counts().finished, 1);
+}
+
+TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
+  // Three pages; three sequences of 60 + 10: the fifth token of each needs a second page.
+  const auto scheduler = paged({.num_pages = 3, .max_batch = 8});
+  for (int64_t id = 0; id < 3; ++id) scheduler->arrive(request(id, 60, 10));
+  EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0, 1, 2}));
+  end(*scheduler);
+  for (int i = 1; i < 4; ++i) {
+    EXPECT_EQ(begin(*scheduler).longest(), 61 + i);
+    end(*scheduler);
+  }
+  // 64 tokens each. 0 needs a page: 2 goes; 1 needs one, too, and goes.
+  EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0}));
+  EXPECT_EQ(scheduler->counts().preemptions, 2);
+  EXPECT_EQ(scheduler->counts().queued, 2);
+  for (int i = 4; i < 10; ++i) {
+    EXPECT_EQ(end(*scheduler).size(), 1u);
+    const StepWork work = begin(*scheduler);
+    if (i < 9) {
+      EXPECT_EQ(ids(work), (std::vector<int64_t>{0}));
+      continue;
+    }
+    EXPECT_EQ(ids(work), (std::vector<int64_t>{1}));  // 2 needs two pages of the one left
+    EXPECT_EQ(work.sequences[0].appended, 65);        // prompt, four generated, one new
+    EXPECT_EQ(work.sequences[0].tokens_before, 0);
+  }
+  Tokens tokens = end(*scheduler);
+  EXPECT_EQ(tokens.at(0).request.generated, 5);
+}
+
+TEST(Paged, NobodyOvertakes) {
+  const auto scheduler = paged({.num_pages = 4, .max_batch = 8});
+  scheduler->arrive(request(0, 100, 20));  // 2 pages
+  scheduler->arrive(request(1, 150, 20));  // 3: must wait
+  scheduler->arrive(request(2, 1, 1));     // would fit
+  EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0}));
+  EXPECT_EQ(scheduler->counts().queued, 2);
+}
+
+TEST(Paged, WhoeverComesInHalfWayOnlyGetsTheRest) {
+  const auto scheduler = paged({.num_pages = 4});
+  scheduler->arrive({.id = 0, .prompt = 10, .output = 5, .generated = 3});
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).appended, 14);
+  EXPECT_FALSE(end(*scheduler).at(0).last());
+  begin(*scheduler);
+  EXPECT_TRUE(end(*scheduler).at(0).last());
+}
+
+TEST(Paged, TheQueuesLimitDoesNotHoldForWhoRanBefore) {
+  const auto scheduler = paged({.num_pages = 9, .max_batch = 8, .max_queue = 2});
+  for (int64_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(scheduler->resume({.id = i, .prompt = 10, .output = 5, .generated = 3}),
+              Rejection::kNone);
+  }
+  EXPECT_EQ(scheduler->resume(request(5, 10, 0)), Rejection::kNoOutput);  // all else holds
+  EXPECT_EQ(scheduler->arrive(request(6, 1, 1)), Rejection::kQueueFull);
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 5u);
+}
+
+// ---- static batches by hand ----
+
+TEST(Static, ABatchEndsAsAWholeAndIsPaddedToItsLongest) {
+  const auto scheduler = padded({.num_pages = 9, .max_batch = 8, .max_length = 256});
+  EXPECT_EQ(scheduler->slots(), 2);
+  scheduler->arrive(request(0, 10, 1));
+  scheduler->arrive(request(1, 100, 3));
+  scheduler->arrive(request(2, 5, 1));
+  StepWork work = begin(*scheduler);
+  EXPECT_EQ(ids(work), (std::vector<int64_t>{0, 1}));
+  EXPECT_EQ(work.sequences[0].decoded, 101);
+  EXPECT_EQ(work.sequences[0].appended, 11);
+  EXPECT_EQ(work.sequences[1].pages.front(), 4);
+  EXPECT_EQ(scheduler->holding().pages, 8);
+  EXPECT_EQ(scheduler->holding().tokens, 11 + 101);
+  EXPECT_EQ(end(*scheduler).size(), 2u);
+  work = begin(*scheduler);
+  EXPECT_EQ(ids(work), (std::vector<int64_t>{0, 1}));  // 0 has finished, and is decoded on
+  EXPECT_EQ(work.sequences[0].decoded, 102);
+  EXPECT_EQ(work.sequences[0].appended, 0);
+  EXPECT_EQ(scheduler->holding().tokens, 102);
+  EXPECT_EQ(end(*scheduler).size(), 1u);
+  EXPECT_EQ(scheduler->counts().queued, 1);
+  begin(*scheduler);
+  EXPECT_EQ(end(*scheduler).size(), 1u);
+  EXPECT_EQ(scheduler->holding().pages, 0);
+  EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{2}));
+}
+
+// ---- what holds at every step ----
+
+/// What arrived and what came of it, as the one who asks sees it.
+class Observer {
+ public:
+  void arrived(const Request& one, Rejection reason) {
+    if (reason == Rejection::kNone) waiting_.emplace(one.id, one);
+  }
+
+  void began(const Scheduler& scheduler, const StepWork& work, bool first_come) {
+    const RequestCounts counts = scheduler.counts();
+    ASSERT_EQ(counts.arrived,
+              counts.finished + counts.rejected_total() + counts.queued + counts.running);
+    const std::vector<int64_t> now = ids(work);
+    ASSERT_EQ(work.empty(), waiting_.empty()) << "nothing runs while somebody waits";
+    ASSERT_LE(int64_t(now.size()), scheduler.limits().max_batch);
+    std::set<int32_t> pages;
+    size_t listed = 0;
+    for (const SequenceWork& sequence : work.sequences) {
+      ASSERT_GE(int64_t(sequence.pages.size()), pages_for(sequence.decoded));
+      pages.insert(sequence.pages.begin(), sequence.pages.end());
+      listed += sequence.pages.size();
+    }
+    ASSERT_EQ(pages.size(), listed) << "a page belongs to two sequences";
+    if (!pages.empty()) {
+      ASSERT_GE(*pages.begin(), 0);
+      ASSERT_LT(*pages.rbegin(), scheduler.limits().num_pages);
+    }
+    if (!first_come) return;
+    // Those that run are those that came first.
+    auto expected = waiting_.begin();
+    for (const int64_t id : now) ASSERT_EQ(id, (expected++)->first);
+  }
+
+  void ended(const Tokens& tokens) {
+    for (const GeneratedToken& token : tokens) {
+      const auto found = waiting_.find(token.request.id);
+      ASSERT_NE(found, waiting_.end()) << "a token for nobody";
+      Request& mine = found->second;
+      ASSERT_EQ(++mine.generated, token.request.generated);
+      ASSERT_EQ(token.last(), mine.generated == mine.output);
+      if (token.last()) waiting_.erase(found);
+    }
+  }
+  const std::map<int64_t, Request>& waiting() const { return waiting_; }
+
+ private:
+  std::map<int64_t, Request> waiting_;  // accepted, not finished
+};
+
+/// One run of random arrivals, more of them than can be served at first.
+void run_at_random(uint64_t seed, int64_t* preemptions) {
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto random = [&](int64_t index, int64_t least, int64_t most) {
+    return least +
+           int64_t(generator::draw(counter_random::mix(seed + 1), index) % uint64_t(most - least + 1));
+  };
+  SchedulerLimits limits{.num_pages = int(random(1, 1, 40)),
+                         .max_batch = int(random(2, 1, 20)),
+                         .max_length = random(3, 50, 600)};
+  if (random(4, 0, 1) == 1) limits.max_queue = random(5, 1, 12);
+  const bool is_paged = seed % 3 != 0;
+  if (!is_paged) limits.num_pages = int(std::max(pages_for(limits.max_length), random(1, 1, 90)));
+  std::unique_ptr<Scheduler> scheduler;
+  if (is_paged) {
+    scheduler = paged(limits);
+  } else {
+    scheduler = padded(limits);
+  }
+  RequestStream stream(
+      {double(random(6, 1, 40)), {double(random(7, 0, 200)), 150}, {double(random(8, 1, 80)), 60}},
+      seed);
+  Observer observer;
+  constexpr int kArrivals = 60;
+  int arrived = 0;
+  for (int step = 0; step < 40000; ++step) {
+    while (arrived < kArrivals && stream.peek().arrival < 0.05 * step) {
+      const Request one = stream.take();
+      observer.arrived(one, scheduler->arrive(one));
+      ++arrived;
+    }
+    const StepWork work = begin(*scheduler);
+    ASSERT_NO_FATAL_FAILURE(observer.began(*scheduler, work, is_paged));
+    const Holding holding = scheduler->holding();
+    if (is_paged) {
+      int64_t pages = 0, tokens = 0;
+      for (const SequenceWork& sequence : work.sequences) {
+        const Request& mine = observer.waiting().at(sequence.request);
+        ASSERT_EQ(sequence.decoded, mine.prompt + mine.generated + 1);
+        ASSERT_EQ(sequence.tokens_before + sequence.appended, sequence.decoded);
+        pages += pages_for(sequence.decoded);
+        tokens += sequence.decoded;
+      }
+      ASSERT_EQ(holding.pages, pages);
+      ASSERT_EQ(holding.tokens, tokens);
+      ASSERT_LE(holding.pages, limits.num_pages);
+    }
+    if (work.empty()) {
+      ASSERT_EQ(holding.pages, 0);
+      if (arrived == kArrivals) break;
+      continue;
+    }
+    const Tokens tokens = end(*scheduler);
+    ASSERT_FALSE(tokens.empty()) << "a step without progress";
+    ASSERT_NO_FATAL_FAILURE(observer.ended(tokens));
+  }
+  const RequestCounts counts = scheduler->counts();
+  EXPECT_EQ(counts.arrived, kArrivals);
+  EXPECT_EQ(counts.finished + counts.rejected_total(), kArrivals);
+  EXPECT_TRUE(observer.waiting().empty());
+  EXPECT_EQ(scheduler->holding().pages, 0);
+  *preemptions += counts.preemptions;
+}
+
+TEST(Conservation, NothingIsLostWhateverArrives) {
+  int64_t preemptions = 0;
+  for (uint64_t seed = 0; seed < 2000; ++seed) {
+    ASSERT_NO_FATAL_FAILURE(run_at_random(seed, &preemptions));
+  }
+  EXPECT_GT(preemptions, 1000) << "page budgets were too large to show anything";
+}
+
+// ---- steps that are spared ----
+
+class CountingEngine final : public Engine {
+ public:
+  Status step(const StepWork& work, double* seconds) override {
+    ++steps;
+    *seconds = double(work.longest());
+    return {};
+  }
+  int steps = 0;
+};
+
+TEST(Reusing, TakesTheTimeOfASimilarStep) {
+  CountingEngine engine;
+  ReusingEngine reusing(engine, 0.05);
+  const auto step = [&](size_t batch, int32_t length, int32_t appended) {
+    StepWork work;
+    work.sequences.assign(batch, SequenceWork{0, length - appended, appended, length, {}});
+    double seconds = 0;
+    EXPECT_TRUE(reusing.step(work, &seconds).ok());
+    return seconds;
+  };
+  EXPECT_EQ(step(2, 100, 90), 100);  // brings prompts in: done, and no example for others
+  EXPECT_EQ(step(2, 101, 1), 101);
+  EXPECT_EQ(step(2, 105, 1), 101);
+  EXPECT_EQ(step(2, 106, 0), 101);  // 5 of 106 is within 5%
+  EXPECT_EQ(step(2, 107, 1), 107);
+  EXPECT_EQ(step(3, 101, 1), 101);  // another batch
+  EXPECT_EQ(engine.steps, 4);
+  EXPECT_EQ(reusing.timed(), 4);
+  EXPECT_EQ(reusing.reused(), 2);
+}
+
+}  // namespace
+}  // namespace mla::bench

@@ -1,0 +1,29 @@
+// What the registry needs to launch the kernel; any problem will do.
+#include "kernel.cuh"
+#include "stages/common/machine/launch.h"
+#include "stages/common/stage.h"
+
+namespace mla::MLA_MACHINE {
+namespace {
+
+size_t workspace_bytes(const Problem&) {
+  return 64;
+}
+
+Status decode(const Problem&, const Tensors&, void* workspace, Stream stream) {
+  return launch(ping_pong::decode, 4, ping_pong::kThreads,
+                sizeof(ping_pong::Plan) + timeline::kSharedBytes, stream,
+                static_cast<float*>(workspace));
+}
+
+}  // namespace
+
+Stage MLA_STAGE_ENTRY() {
+  Stage stage;
+  stage.idea = "two warpgroups take turns";
+  stage.workspace_bytes = workspace_bytes;
+  stage.decode = decode;
+  return stage;
+}
+
+}  // namespace mla::MLA_MACHINE

@@ -1,0 +1,439 @@
+// mla_run from outside: a real process on the dumps that NumPy wrote (tests/data), and on damaged
+// ones. Runs in the project's folder; MLA_RUN names the program.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "bench/tools/npy.h"
+#include "reference/testing/compare.h"
+
+namespace mla {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Ran {
+  int exit_code = -1;
+  std::string text;  ///< stdout and stderr
+};
+
+class MlaRunTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const char* program = std::getenv("MLA_RUN");
+    if (program == nullptr) GTEST_SKIP() << "MLA_RUN does not name the program";
+    program_ = program;
+    ASSERT_TRUE(fs::exists("tests/data/paged/q.npy")) << "not in the project's folder";
+    std::string pattern = (fs::temp_directory_path() / "mla_run_test.XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override {
+    if (!folder_.empty()) fs::remove_all(folder_);
+  }
+
+  Ran run(const std::string& arguments) const {
+    Ran ran;
+    std::FILE* pipe = popen(("'" + program_ + "' " + arguments + " 2>&1").c_str(), "r");
+    if (pipe == nullptr) return ran;
+    std::array<char, 4096> buffer{};
+    for (size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+      ran.text.append(buffer.data(), n);
+    }
+    const int status = pclose(pipe);
+    ran.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return ran;
+  }
+
+  /// Expects bad input to be refused with this message, and nothing to be written.
+  void expect_refused(const std::string& arguments, const std::string& message) const {
+    SCOPED_TRACE(arguments);
+    const Ran ran = run(arguments + " --out " + path("refused.npy"));
+    EXPECT_EQ(ran.exit_code, 2) << ran.text;
+    EXPECT_NE(ran.text.find(message), std::string::npos)
+        << "found:  " << ran.text << "needed: " << message;
+    EXPECT_FALSE(fs::exists(path("refused.npy")));
+  }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  template <typename T>
+  void write(const std::string& name, npy::Type type, const std::vector<int64_t>& shape,
+             const std::vector<T>& values) const {
+    const npy::Output output{path(name), type, shape, std::as_bytes(std::span(values))};
+    const Status status = npy::write({&output, 1});
+    ASSERT_TRUE(status.ok()) << status.message();
+  }
+
+  static npy::Array read(const std::string& path) {
+    npy::Array array;
+    const Status status = npy::read(path, &array);
+    EXPECT_TRUE(status.ok()) << status.message();
+    return array;
+  }
+
+  std::string program_;
+  fs::path folder_;
+};
+
+const std::string kPaged =
+    "--dtype bf16 --scale 0.135234 --q tests/data/paged/q.npy --cache tests/data/paged/cache.npy "
+    "--block-table tests/data/paged/block_table.npy --seqlens tests/data/paged/seqlens.npy";
+const std::string kContiguous =
+    "--causal --scale 0.1147 --q tests/data/contiguous/q.npy "
+    "--cache tests/data/contiguous/cache.npy --seqlens tests/data/contiguous/seqlens.npy";
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const size_t place = text.find(from);
+  EXPECT_NE(place, std::string::npos) << from;
+  return text.replace(place, from.size(), to);
+}
+
+std::vector<double> doubles(const npy::Array& array) {
+  if (array.header.type == npy::Type::kFloat64) {
+    return {array.values<double>().begin(), array.values<double>().end()};
+  }
+  return {array.values<float>().begin(), array.values<float>().end()};
+}
+
+TEST_F(MlaRunTest, DecodesADumpFromNumPyWithEveryStage) {
+  const std::vector<double> out = doubles(read("tests/data/paged/expected_out.npy"));
+  const std::vector<double> lse = doubles(read("tests/data/paged/expected_lse.npy"));
+  for (const std::string stage : {"01", "02", "03", "reference"}) {
+    SCOPED_TRACE(stage);
+    const Ran ran = run("--machine model --stage " + stage + " " + kPaged + " --out " +
+                        path("out.npy") + " --lse " + path("lse.npy"));
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find("bf16, b=2 s_q=1 h_q=3 h_kv=1, 5 to 70 tokens in 3 pages"),
+              std::string::npos)
+        << ran.text;
+    if (stage != "reference") {
+      EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
+      EXPECT_NE(ran.text.find("it says nothing about a GPU"), std::string::npos) << ran.text;
+    }
+    const npy::Array ran_out = read(path("out.npy"));
+    EXPECT_EQ(ran_out.header.type, npy::Type::kUInt16);
+    EXPECT_EQ(ran_out.header.shape, (std::vector<int64_t>{2, 1, 3, 512}));
+    const Comparison compared_out =
+        compare(DType::kBFloat16, ran_out.values<uint16_t>(), out, 512, kOutTolerance);
+    EXPECT_TRUE(compared_out.ok) << compared_out.failure;
+    const npy::Array ran_lse = read(path("lse.npy"));
+    EXPECT_EQ(ran_lse.header.type, npy::Type::kFloat32);
+    EXPECT_EQ(ran_lse.header.shape, (std::vector<int64_t>{2, 3, 1}));
+    const Comparison compared_lse = compare(ran_lse.values<float>(), lse, 1, kLseTolerance);
+    EXPECT_TRUE(compared_lse.ok) << compared_lse.failure;
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()), 2)
+        << "only out and lse may be left";
+  }
+}
+
+TEST_F(MlaRunTest, PagesAContiguousCacheAndWritesFp32) {
+  const Ran ran = run("--machine model --stage 03 " + kContiguous + " --out-format fp32 --out " +
+                      path("out.npy") + " --lse " + path("lse.npy"));
+  ASSERT_EQ(ran.exit_code, 0) << ran.text;
+  const npy::Array out = read(path("out.npy"));
+  EXPECT_EQ(out.header.type, npy::Type::kFloat32);
+  const Comparison compared_out =
+      compare(out.values<float>(), doubles(read("tests/data/contiguous/expected_out.npy")), 512,
+              kOutTolerance);
+  EXPECT_TRUE(compared_out.ok) << compared_out.failure;
+  // Query 0 of sequence 1 sees nothing: out [1, 0, :, :] is 0 and lse [1, :, 0] is +inf.
+  for (size_t i = 0; i < 2 * 512; ++i) EXPECT_EQ(out.values<float>()[2 * 2 * 512 + i], 0);
+  const npy::Array lse = read(path("lse.npy"));
+  EXPECT_EQ(lse.values<float>()[4], INFINITY);
+  EXPECT_EQ(lse.values<float>()[6], INFINITY);
+  const Comparison compared_lse =
+      compare(lse.values<float>(), doubles(read("tests/data/contiguous/expected_lse.npy")), 1,
+              kLseTolerance);
+  EXPECT_TRUE(compared_lse.ok) << compared_lse.failure;
+}
+
+TEST_F(MlaRunTest, TheSameValuesInOtherFormsGiveTheSameBits) {
+  const std::string results = " --out " + path("out.npy") + " --lse " + path("lse.npy");
+  ASSERT_EQ(run("--machine model --stage 02 " + kPaged + results).exit_code, 0);
+  const std::vector<std::byte> bits = read(path("out.npy")).bytes;
+
+  // q as fp32 with a fraction that rounding removes, the cache without its axis of KV heads and as
+  // int16.
+  const npy::Array q = read("tests/data/paged/q.npy");
+  std::vector<float> q_floats;
+  for (const uint16_t pattern : q.values<uint16_t>()) {
+    const uint32_t wide = uint32_t{pattern} << 16 | 0x7FFF;  // just below half a unit
+    q_floats.push_back(std::bit_cast<float>(wide));
+  }
+  write("q.npy", npy::Type::kFloat32, q.header.shape, q_floats);
+  const npy::Array cache = read("tests/data/paged/cache.npy");
+  const auto patterns = cache.values<int16_t>();
+  write("cache.npy", npy::Type::kInt16, {3, 64, 576},
+        std::vector<int16_t>(patterns.begin(), patterns.end()));
+  // The table as int64, with a garbage slot that no int32 holds.
+  write("table.npy", npy::Type::kInt64, {2, 3},
+        std::vector<int64_t>{2, int64_t{1} << 40, 7, 0, 1, -9});
+  std::string arguments = replaced(kPaged, "tests/data/paged/q.npy", path("q.npy"));
+  arguments = replaced(arguments, "tests/data/paged/cache.npy", path("cache.npy"));
+  arguments = replaced(arguments, "tests/data/paged/block_table.npy", path("table.npy"));
+  const Ran ran = run("--machine model --stage 02 " + arguments + results);
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_EQ(read(path("out.npy")).bytes, bits);
+}
+
+TEST_F(MlaRunTest, SaysWhichValuesOverflow) {
+  std::vector<float> q(2 * 2 * 2 * 576, 0.5F);
+  q[7] = 65504;   // the largest fp16
+  q[9] = -65520;  // rounds to -inf
+  q[11] = 1e30F;
+  write("q.npy", npy::Type::kFloat32, {2, 2, 2, 576}, q);
+  const Ran ran = run("--machine model --stage 02 --dtype fp16 " +
+                      replaced(kContiguous, "tests/data/contiguous/q.npy", path("q.npy")));
+  EXPECT_NE(ran.text.find(path("q.npy") +
+                          ": 2 of 4608 values are too large for fp16 and became infinite"),
+            std::string::npos)
+      << ran.text;
+}
+
+TEST_F(MlaRunTest, ComparesTheUsersOwnResults) {
+  const Ran right = run("--stage reference " + kPaged +
+                        " --check-out tests/data/paged/expected_out.npy"
+                        " --check-lse tests/data/paged/expected_lse.npy");
+  EXPECT_EQ(right.exit_code, 0) << right.text;
+  EXPECT_EQ(right.text.find("FAIL"), std::string::npos) << right.text;
+
+  npy::Array out = read("tests/data/paged/expected_out.npy");
+  std::vector<float> wrong(out.values<float>().begin(), out.values<float>().end());
+  wrong[700] += 0.1F;
+  write("wrong.npy", npy::Type::kFloat32, out.header.shape, wrong);
+  const Ran ran = run("--stage reference " + kPaged + " --check-out " + path("wrong.npy"));
+  EXPECT_EQ(ran.exit_code, 1) << ran.text;
+  EXPECT_NE(ran.text.find("FAIL"), std::string::npos) << ran.text;
+}
+
+TEST_F(MlaRunTest, RefusesDamagedFiles) {
+  expect_refused("--stage 02 " + replaced(kPaged, "paged/q.npy", "paged/nothing.npy"),
+                 "file error: tests/data/paged/nothing.npy: cannot be opened: ");
+
+  std::ifstream whole("tests/data/paged/cache.npy", std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(whole), {}};
+  bytes.resize(1000);
+  std::ofstream(path("cut.npy"), std::ios::binary) << bytes;
+  expect_refused("--stage 02 " + replaced(kPaged, "tests/data/paged/cache.npy", path("cut.npy")),
+                 path("cut.npy") +
+                     ": truncated: 872 bytes of data found, 221184 needed for <u2 "
+                     "[3, 64, 1, 576]");
+
+  write("f8.npy", npy::Type::kFloat64, {2, 1, 3, 576}, std::vector<double>(2 * 3 * 576));
+  expect_refused("--stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("f8.npy")),
+                 path("f8.npy") + ": <f8 found; <u2 or <i2 (16-bit patterns), <f2 or <f4 needed");
+  expect_refused("--stage 02 " + replaced(kPaged, "paged/seqlens.npy", "paged/expected_lse.npy"),
+                 "tests/data/paged/expected_lse.npy: <f8 found; <i4 or <i8 needed");
+}
+
+TEST_F(MlaRunTest, RefusesShapesThatDisagree) {
+  write("page16.npy", npy::Type::kUInt16, {12, 16, 1, 576}, std::vector<uint16_t>(12 * 16 * 576));
+  expect_refused(
+      "--stage 02 " + replaced(kPaged, "tests/data/paged/cache.npy", path("page16.npy")),
+      path("page16.npy") + ": shape [12, 16, 1, 576] found; [pages, 64, h_kv, 576] needed");
+  write("three.npy", npy::Type::kInt32, {3}, std::vector<int32_t>(3));
+  expect_refused(
+      "--stage 02 " + replaced(kPaged, "tests/data/paged/seqlens.npy", path("three.npy")),
+      path("three.npy") + ": shape [3] found; [2] needed (b = 2 of tests/data/paged/q.npy)");
+  expect_refused(
+      "--stage 02 " + replaced(kPaged, "--block-table tests/data/paged/block_table.npy", ""),
+      "tests/data/paged/cache.npy: shape [3, 64, 1, 576] found; [2, s, h_kv, 576] "
+      "needed (b = 2 of tests/data/paged/q.npy); a paged cache needs --block-table");
+  expect_refused("--stage 02 --layout contiguous " + kPaged, "takes no --block-table");
+  expect_refused("--stage 02 --layout paged " + kContiguous, "a paged cache needs --block-table");
+  write("heads.npy", npy::Type::kUInt16, {3, 64, 2, 576}, std::vector<uint16_t>(3 * 64 * 2 * 576));
+  expect_refused("--stage 02 " + replaced(kPaged, "tests/data/paged/cache.npy", path("heads.npy")),
+                 "num_heads_q = 3 is not a multiple of num_heads_kv = 2");
+}
+
+TEST_F(MlaRunTest, RefusesLengthsAndPagesOutOfRange) {
+  const auto with = [&](const char* file) {
+    return "--stage 02 " +
+           replaced(kPaged, std::string("tests/data/paged/") + file, path("bad.npy"));
+  };
+  write("bad.npy", npy::Type::kInt32, {2}, std::vector<int32_t>{5, 193});
+  expect_refused(with("seqlens.npy"), "seqlens_k[1] = 193 must be in [0, 192]");
+  write("bad.npy", npy::Type::kInt32, {2}, std::vector<int32_t>{-1, 70});
+  expect_refused(with("seqlens.npy"), "seqlens_k[0] = -1 must be in [0, 192]");
+  write("bad.npy", npy::Type::kInt64, {2}, std::vector<int64_t>{5, int64_t{1} << 32});
+  expect_refused(with("seqlens.npy"),
+                 path("bad.npy") + ": 4294967296 found at element 1; a value that fits int32");
+  write("bad.npy", npy::Type::kInt32, {2, 3}, std::vector<int32_t>{2, 0, 0, 0, 3, 0});
+  expect_refused(with("block_table.npy"), path("bad.npy") + ", tests/data/paged/seqlens.npy: ");
+  expect_refused(with("block_table.npy"), "= 3 ");
+  write("bad.npy", npy::Type::kInt32, {2}, std::vector<int32_t>{13, 1});
+  expect_refused(
+      "--stage 02 " + replaced(kContiguous, "tests/data/contiguous/seqlens.npy", path("bad.npy")),
+      path("bad.npy") +
+          ": seqlens_k[0] = 13; tests/data/contiguous/cache.npy has 12 tokens a sequence");
+}
+
+TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
+  expect_refused(kPaged, "--stage is missing; one of 01_naive, ");
+  expect_refused("--stage 99 " + kPaged, "--stage 99 is not known; one of 01_naive, ");
+  expect_refused("--stage 02 " + replaced(kPaged, "--scale 0.135234", ""),
+                 "--scale is missing (or --shape)");
+  expect_refused("--stage 02 " + replaced(kPaged, "0.135234", "-1"), "--scale");
+  expect_refused("--stage 02 " + replaced(kPaged, "--dtype bf16", ""),
+                 "tests/data/paged/q.npy holds <u2; --dtype bf16 or --dtype fp16 must say");
+  expect_refused("--stage 02 " + replaced(kPaged, "bf16", "fp32"), "--dtype");
+  expect_refused("--stage 02 --frobnicate " + kPaged, "--frobnicate");
+  expect_refused("--stage all " + kPaged, "--out and --lse take one stage's result");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1 " + kPaged, "--shape generates tensors");
+  expect_refused("--stage 02 --shape nonsense", "shape 'nonsense' is not of the form");
+  expect_refused("--stage 02 --schedules 3 " + kPaged, "--schedules needs --machine model");
+  const Ran nowhere = run("--stage 02 " + kPaged + " --out " + path("no/such/out.npy"));
+  EXPECT_EQ(nowhere.exit_code, 2);
+  EXPECT_NE(nowhere.text.find("there is no folder " + path("no/such")), std::string::npos);
+  fs::copy_file("tests/data/paged/q.npy", path("q.npy"));
+  const Ran onto = run("--stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("q.npy")) +
+                       " --out " + path("q.npy"));
+  EXPECT_EQ(onto.exit_code, 2);
+  EXPECT_NE(onto.text.find("is an input; it will not be overwritten"), std::string::npos)
+      << onto.text;
+  expect_refused("--stage reference --predict --shape h1_q1_b1_k1", "--predict is for stages");
+}
+
+TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
+  fs::copy_file("tests/data/paged/expected_out.npy", path("out.npy"));
+  fs::copy_file("tests/data/paged/expected_lse.npy", path("lse.npy"));
+  fs::create_symlink(path("lse.npy"), path("link.npy"));
+  const std::string checks =
+      " --check-out " + path("out.npy") + " --check-lse " + path("lse.npy") + " ";
+  for (const std::string& output : {"--out " + path("out.npy"), "--lse " + path("lse.npy"),
+                                    "--lse " + path("./out.npy"), "--out " + path("link.npy")}) {
+    SCOPED_TRACE(output);
+    const Ran ran = run("--stage reference " + kPaged + checks + output);
+    EXPECT_EQ(ran.exit_code, 2) << ran.text;
+    EXPECT_NE(ran.text.find("is an input; it will not be overwritten"), std::string::npos)
+        << ran.text;
+  }
+  EXPECT_EQ(read(path("out.npy")).bytes, read("tests/data/paged/expected_out.npy").bytes);
+  EXPECT_EQ(read(path("lse.npy")).bytes, read("tests/data/paged/expected_lse.npy").bytes);
+
+  fs::create_directory(path("folder"));
+  const Ran same = run("--stage reference " + kPaged + " --out " + path("new.npy") + " --lse " +
+                       path("folder/../new.npy"));
+  EXPECT_EQ(same.exit_code, 2) << same.text;
+  EXPECT_NE(same.text.find("--out and --lse are the same file"), std::string::npos) << same.text;
+  EXPECT_FALSE(fs::exists(path("new.npy")));
+}
+
+TEST_F(MlaRunTest, AGpuAskedForIsThereOrItsAbsenceIsSaid) {
+  const Ran ran = run("--stage 01 --machine gpu " + kPaged);
+  if (ran.exit_code == 0) {
+    EXPECT_NE(ran.text.find("gpu: "), std::string::npos) << ran.text;
+  } else {
+    EXPECT_EQ(ran.exit_code, 2) << ran.text;
+    EXPECT_NE(ran.text.find("unavailable: "), std::string::npos) << ran.text;
+  }
+}
+
+TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
+  const Ran ran =
+      run("--stage all --machine model --schedules 3 --shape h9x3_q2_b3_kvaried100_causal");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("01_naive"), std::string::npos);
+  EXPECT_NE(ran.text.find("03_online_softmax"), std::string::npos);
+  EXPECT_EQ(ran.text.find("FAIL"), std::string::npos) << ran.text;
+}
+
+TEST_F(MlaRunTest, PrintsThePlan) {
+  const Ran plan = run("--print-plan --machine model --stage 04 --shape h128_q8_b5_kskew20000");
+  EXPECT_EQ(plan.exit_code, 0) << plan.text;
+  for (const char* needed :
+       {"04_split_kv, plan made on: ", "b=5 s_q=8 h_q=128", "\nworker   0 ", "###",
+        "0:0-512, 1:0-512,", "(slot 0)", "of the mean)\n", "1 of 5 sequences split"}) {
+    EXPECT_NE(plan.text.find(needed), std::string::npos) << needed << "\n" << plan.text;
+  }
+  const Ran fixed = run("--print-plan --machine model --stage 04 --shape h16_q1_b1_k200_split64");
+  EXPECT_NE(fixed.text.find("0:64-128 (slot 1)"), std::string::npos) << fixed.text;
+  const Ran dump = run("--print-plan --machine model --stage 04 " + kPaged);
+  EXPECT_EQ(dump.exit_code, 0) << dump.text;
+  EXPECT_NE(dump.text.find("1:0-"), std::string::npos) << dump.text;
+
+  const Ran all = run("--print-plan --machine model --stage all --shape h16_q1_b1_k200");
+  EXPECT_EQ(all.exit_code, 0) << all.text;
+  EXPECT_NE(all.text.find("04_split_kv, plan"), std::string::npos) << all.text;
+  EXPECT_EQ(all.text.find("01_naive"), std::string::npos) << all.text;
+  expect_refused("--print-plan --machine model --stage 02 --shape h16_q1_b1_k200",
+                 "02_shared_tiled makes no plan");
+  expect_refused("--print-plan --stage reference --shape h1_q1_b1_k1",
+                 "--print-plan is for stages");
+}
+
+TEST_F(MlaRunTest, Explains) {
+  const Ran all = run("--explain --machine model --shape h16_q1_b1_k8192");
+  EXPECT_EQ(all.exit_code, 0) << all.text;
+  for (const char* needed :
+       {"b=1 s_q=1 h_q=16",
+        "NVIDIA H200, compute capability 9.0, 132 multiprocessors, from records",
+        "(recorded: ", "set by the launch", "\n01_naive ", "\n08_seesaw ", "advice, for 08_seesaw",
+        "- launch bound: "}) {
+    EXPECT_NE(all.text.find(needed), std::string::npos) << needed << "\n" << all.text;
+  }
+  const Ran one = run("--explain --machine model --stage 07 --shape h16_q1_b1_k8192");
+  EXPECT_EQ(one.exit_code, 0) << one.text;
+  EXPECT_NE(one.text.find("\nstage     07_tma_pipeline: own limit "), std::string::npos)
+      << one.text;
+  EXPECT_NE(one.text.find("µs cold, recorded"), std::string::npos) << one.text;
+  // Without a GPU, what was recorded; on one, whatever there is to say.
+  const Ran here = run("--explain --stage 05 --shape h16_q1_b1_k8192");
+  EXPECT_EQ(here.exit_code, 0) << here.text;
+  for (const std::string& dump : {kPaged, kContiguous}) {
+    const Ran ran = run("--explain --machine model --stage all " + dump);
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find("no times of this shape are known"), std::string::npos) << ran.text;
+    EXPECT_EQ(ran.text.find("PASS"), std::string::npos) << ran.text;
+  }
+  const std::string explain = "--explain --shape h1_q1_b1_k1 ";
+  expect_refused(explain + "--stage reference", "--explain is for stages");
+  expect_refused(explain + "--predict", "exclude one another");
+  expect_refused(explain + "--print-plan", "exclude one another");
+  expect_refused(explain, "--explain decodes nothing");
+  expect_refused(explain + "--stage 01 --check-out out.npy", "--explain decodes nothing");
+  expect_refused(explain + "--stage 99", "--stage 99 is not known");
+  const Ran shapeless = run("--explain --shape h1_q1_b1_k");
+  EXPECT_EQ(shapeless.exit_code, 2);
+  EXPECT_NE(shapeless.text.find("is not of the form"), std::string::npos) << shapeless.text;
+  const Ran gpu = run("--explain --machine gpu --stage 05 --shape h16_q1_b1_k8192");
+  EXPECT_TRUE(gpu.exit_code == 0 || gpu.text.find("unavailable: ") != std::string::npos)
+      << gpu.text;
+}
+
+TEST_F(MlaRunTest, DecodesInBatchInvariantMode) {
+  const Ran ran = run("--machine model --stage 04 --shape h16_q1_b2_k200_split64");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("split every 64 tokens"), std::string::npos) << ran.text;
+  EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
+}
+
+TEST_F(MlaRunTest, TellsWhatItCan) {
+  const Ran list = run("--list");
+  EXPECT_EQ(list.exit_code, 0);
+  for (const char* needed : {"01_naive", "02_shared_tiled", "03_online_softmax", "model", "gpu"}) {
+    EXPECT_NE(list.text.find(needed), std::string::npos) << list.text;
+  }
+  const Ran help = run("--help");
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_NE(help.text.find("--block-table tests/data/paged/block_table.npy"), std::string::npos);
+  EXPECT_NE(help.text.find("192^-1/2"), std::string::npos);
+  const Ran predict = run("--predict --machine model --stage 03 --shape h128_q1_b64_k4096");
+  EXPECT_EQ(predict.exit_code, 0);
+  EXPECT_NE(predict.text.find("\ntokens 262144\nflop 73014444032\n"), std::string::npos)
+      << predict.text;
+}
+
+}  // namespace
+}  // namespace mla

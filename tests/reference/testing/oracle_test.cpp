@@ -1,0 +1,104 @@
+// The oracle against the Eigen reference, which shares no code with it.
+#include "reference/testing/oracle.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "reference/testing/data_generator.h"
+#include "reference/testing/device_data.h"
+
+namespace mla {
+namespace {
+
+// 200 seeded cases on a GPU, fewer on the model.
+void expect_equal_to_reference(Machine& machine, int cases) {
+  constexpr std::pair<int, int> kHeads[] = {{1, 1}, {3, 3}, {9, 3}, {16, 1}, {64, 8}};
+  for (int i = 0; i < cases; ++i) {
+    DecodeCase spec;
+    spec.dtype = i % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
+    spec.batch = 1 + i % 3;
+    spec.seqlen_q = 1 + i % 4;
+    spec.seqlen_k = 10 + 37 * (i % 7);
+    spec.num_heads_q = kHeads[i % 5].first;
+    spec.num_heads_kv = kHeads[i % 5].second;
+    spec.variable_lengths = i % 3 != 0;
+    spec.empty_fraction = 0.2;
+    spec.causal = i % 4 >= 2;
+    spec.data = i % 6 < 3 ? DataKind::kNeedles : DataKind::kFlat;
+    spec.seed = static_cast<uint64_t>(i);
+    SCOPED_TRACE(spec.name());
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    DeviceTensors device;
+    ASSERT_TRUE(generate_on_device(machine, data, &device).ok());
+
+    ReferenceResult expected, actual;
+    ASSERT_TRUE(reference_attention(data.problem, host.tensors(data), &expected).ok());
+    ASSERT_TRUE(oracle_decode(machine, data.problem, device.tensors(), &actual).ok());
+    ASSERT_EQ(actual.out.size(), expected.out.size());
+    ASSERT_EQ(actual.lse.size(), expected.lse.size());
+    const auto close = [](double a, double b) {
+      return a == b || std::abs(a - b) <= 1e-12 * std::max(1.0, std::abs(b));
+    };
+    for (size_t j = 0; j < expected.out.size(); ++j) {
+      ASSERT_TRUE(close(actual.out[j], expected.out[j])) << "out[" << j << "]";
+    }
+    for (size_t j = 0; j < expected.lse.size(); ++j) {
+      ASSERT_TRUE(close(actual.lse[j], expected.lse[j])) << "lse[" << j << "]";
+    }
+  }
+}
+
+TEST(Oracle, EqualsTheReferenceOnTheModel) {
+  expect_equal_to_reference(model_machine(), 20);
+}
+
+TEST(Oracle, EqualsTheReferenceOnAGpu) {
+  std::string why_not;
+  Machine* gpu = gpu_machine(&why_not);
+  if (gpu == nullptr) GTEST_SKIP() << why_not;
+  expect_equal_to_reference(*gpu, 200);
+}
+
+// The device generator makes the host's bits, NaN tails included.
+void expect_same_data(Machine& machine) {
+  for (const DataKind kind :
+       {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
+    DecodeCase spec;
+    spec.dtype = kind == DataKind::kFlat ? DType::kFloat16 : DType::kBFloat16;
+    spec.batch = 4;
+    spec.seqlen_q = 2;
+    spec.seqlen_k = 200;
+    spec.num_heads_q = 6;
+    spec.num_heads_kv = 2;
+    spec.variable_lengths = true;
+    spec.data = kind;
+    spec.seed = 5;
+    SCOPED_TRACE(spec.name());
+    const DataSet data = make_data_set(spec);
+    const HostTensors host = generate(data);
+    DeviceTensors device;
+    ASSERT_TRUE(generate_on_device(machine, data, &device).ok());
+    std::vector<uint16_t> q(host.q.size()), cache(host.kv_cache.size());
+    ASSERT_TRUE(machine.copy_to_host(q.data(), device.q.data(), device.q.bytes()).ok());
+    ASSERT_TRUE(
+        machine.copy_to_host(cache.data(), device.kv_cache.data(), device.kv_cache.bytes()).ok());
+    EXPECT_TRUE(q == host.q);
+    EXPECT_TRUE(cache == host.kv_cache);
+  }
+}
+
+TEST(DeviceData, EqualsTheHostsOnTheModel) {
+  expect_same_data(model_machine());
+}
+
+TEST(DeviceData, EqualsTheHostsOnAGpu) {
+  std::string why_not;
+  Machine* gpu = gpu_machine(&why_not);
+  if (gpu == nullptr) GTEST_SKIP() << why_not;
+  expect_same_data(*gpu);
+}
+
+}  // namespace
+}  // namespace mla

@@ -1,0 +1,869 @@
+// The paged cache: its bookkeeping against a naive model of shared pages, its memory against the
+// tokens that went in, and decodes that read it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+
+#ifdef MLA_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "reference/testing/compare.h"
+#include "reference/testing/data_generator.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "stages/common/cache/paged_cache.h"
+#include "stages/common/stage.h"
+
+namespace mla {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitizer = true;
+#else
+constexpr bool kSanitizer = false;
+#endif
+
+using Batch = std::vector<SequenceId>;
+using Counts = std::vector<int32_t>;
+
+void expect_error(const Status& status, StatusCode code, const std::vector<std::string>& parts) {
+  EXPECT_EQ(status.code(), code) << status.to_string();
+  for (const std::string& part : parts) {
+    EXPECT_NE(status.message().find(part), std::string::npos)
+        << "no '" << part << "' in: " << status.to_string();
+  }
+}
+
+SequenceId add(auto& cache) {
+  SequenceId id;
+  const Status status = cache.add(&id);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return id;
+}
+
+SequenceId fork(auto& cache, SequenceId parent) {
+  SequenceId id;
+  const Status status = cache.fork(parent, &id);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return id;
+}
+
+PageTable make_table(int num_pages) {
+  PageTable table;
+  EXPECT_TRUE(PageTable::create(num_pages, &table).ok());
+  return table;
+}
+
+// ---- bookkeeping ----
+
+// A page table next to the simplest thing that says the same: sequences as lists of pages, pages as
+// lists of tokens, shared pages as shared pointers. A token is a number; the runs of each append
+// are carried out on a memory of one number a token.
+class ModelledTable {
+ public:
+  ModelledTable(int num_pages, uint64_t seed)
+      : num_pages_(num_pages),
+        table_(make_table(num_pages)),
+        memory_(static_cast<size_t>(num_pages) * kPageSize, 0),
+        random_(seed) {}
+
+  // One random operation. Returns false if it disagreed with the model.
+  void step() {
+    const uint64_t choice = draw(100);
+    if (choice < 8) {
+      add_one();
+    } else if (choice < 62) {
+      append_some();
+    } else if (choice < 74) {
+      fork_one();
+    } else if (choice < 90) {
+      free_one();
+    } else {
+      call_badly();
+    }
+    const PageStatistics now = table_.statistics();
+    ASSERT_EQ(now.sequences, static_cast<int64_t>(sequences_.size()));
+    ASSERT_EQ(now.tokens, tokens_);
+    ASSERT_EQ(now.pages_used + table_.free_pages(), num_pages_);
+  }
+
+  // Everything there is to know, compared.
+  void check_all() {
+    struct Use {
+      int32_t count = 0;
+      int32_t page = -1;
+    };
+    std::map<const Page*, Use> uses;
+    std::map<int32_t, const Page*> owner;
+    for (const auto& [id, pages] : sequences_) {
+      const Sequence* sequence = table_.find(id);
+      ASSERT_NE(sequence, nullptr) << to_string(id);
+      ASSERT_EQ(sequence->tokens, length(pages));
+      ASSERT_EQ(sequence->pages.size(), pages.size());
+      for (size_t i = 0; i < pages.size(); ++i) {
+        const int32_t page = sequence->pages[i];
+        Use& use = uses[pages[i].get()];
+        // Shared in the model, and only then: the same page in both directions.
+        if (use.count++ == 0) use.page = page;
+        ASSERT_EQ(use.page, page) << to_string(id) << " page " << i;
+        const auto [found, fresh] = owner.emplace(page, pages[i].get());
+        ASSERT_EQ(found->second, pages[i].get()) << "page " << page << " is in two places";
+        if (!fresh) continue;
+        ASSERT_TRUE(std::equal(pages[i]->begin(), pages[i]->end(),
+                               memory_.begin() + int64_t{page} * kPageSize))
+            << to_string(id) << " page " << i;
+      }
+    }
+    PageStatistics expected;
+    expected.pages_total = num_pages_;
+    expected.pages_used = static_cast<int64_t>(uses.size());
+    expected.sequences = static_cast<int64_t>(sequences_.size());
+    for (const auto& [page, use] : uses) {
+      ASSERT_EQ(table_.references(use.page), use.count);
+      expected.pages_shared += use.count > 1;
+      expected.tokens += use.count * static_cast<int64_t>(page->size());
+      expected.tokens_stored += static_cast<int64_t>(page->size());
+    }
+    for (int32_t page = 0; page < num_pages_; ++page) {
+      ASSERT_EQ(table_.references(page) > 0, owner.contains(page)) << page;
+    }
+    peak_ = std::max(peak_, expected.pages_used);
+    expected.pages_peak = peak_;
+    ASSERT_EQ(table_.statistics(), expected);
+    const double slots = static_cast<double>(expected.pages_used * kPageSize);
+    const double share = slots == 0 ? 1 : static_cast<double>(expected.tokens_stored) / slots;
+    ASSERT_DOUBLE_EQ(table_.statistics().utilization(), share);
+    ASSERT_DOUBLE_EQ(table_.statistics().fragmentation(), 1 - share);
+  }
+
+  int64_t refused_for_pages = 0, copies = 0, bad_calls = 0;
+
+ private:
+  using Page = std::vector<uint32_t>;
+  using Pages = std::vector<std::shared_ptr<Page>>;
+
+  uint64_t draw(uint64_t limit) { return random_() % limit; }
+  static int32_t length(const Pages& pages) {
+    return pages.empty()
+               ? 0
+               : static_cast<int32_t>((pages.size() - 1) * kPageSize + pages.back()->size());
+  }
+  std::map<SequenceId, Pages>::iterator any_sequence() {
+    return sequences_.lower_bound({static_cast<uint32_t>(draw(most_slots_ + 1)), 0});
+  }
+  SequenceId stale_id() {
+    if (freed_.empty() || draw(8) == 0) return {static_cast<uint32_t>(draw(1000)), 2};
+    return freed_[draw(freed_.size())];
+  }
+
+  void add_one() {
+    if (sequences_.size() >= 40) return free_one();
+    const SequenceId id = add(table_);
+    most_slots_ = std::max(most_slots_, id.slot);
+    ASSERT_TRUE(sequences_.emplace(id, Pages{}).second);
+    ASSERT_TRUE(ever_.insert(id).second) << to_string(id) << " was given out before";
+  }
+
+  void fork_one() {
+    const auto parent = any_sequence();
+    if (parent == sequences_.end()) return;
+    if (sequences_.size() >= 40) return free_one();
+    const SequenceId id = fork(table_, parent->first);
+    most_slots_ = std::max(most_slots_, id.slot);
+    tokens_ += length(parent->second);
+    ASSERT_TRUE(sequences_.emplace(id, parent->second).second);
+    ASSERT_TRUE(ever_.insert(id).second) << to_string(id) << " was given out before";
+  }
+
+  void free_one() {
+    const auto found = any_sequence();
+    if (found == sequences_.end()) return;
+    ASSERT_TRUE(table_.free(found->first).ok());
+    freed_.push_back(found->first);
+    if (freed_.size() > 100) freed_.pop_front();
+    tokens_ -= length(found->second);
+    sequences_.erase(found);
+  }
+
+  void append_some() {
+    Batch batch;
+    Counts counts;
+    for (uint64_t i = 0, size = 1 + draw(4); i < size; ++i) {
+      const auto found = any_sequence();
+      if (found == sequences_.end()) continue;
+      if (std::find(batch.begin(), batch.end(), found->first) != batch.end()) continue;
+      batch.push_back(found->first);
+      // Mostly a token or so, as in decoding; now and then a prompt, or nothing.
+      counts.push_back(static_cast<int32_t>(draw(4) == 0 ? draw(201) : draw(4)));
+    }
+    const int64_t needed = pages_needed(batch, counts);
+    if (needed > table_.free_pages()) {
+      const PageStatistics before = table_.statistics();
+      const Status status = table_.append(batch, counts);
+      ASSERT_EQ(status.code(), StatusCode::kOutOfMemory);
+      ASSERT_NE(status.message().find("needs " + std::to_string(needed) + " pages, " +
+                                      std::to_string(table_.free_pages())),
+                std::string::npos)
+          << status.to_string();
+      ASSERT_EQ(table_.statistics(), before);
+      ++refused_for_pages;
+      return;
+    }
+    const Status planned = table_.plan_append(batch, counts, &plan_);
+    ASSERT_TRUE(planned.ok()) << planned.to_string();
+    ASSERT_EQ(static_cast<int64_t>(plan_.pages.size()), needed);
+    std::vector<uint32_t> rows;
+    for (size_t i = 0; i < batch.size(); ++i) append_to_model(batch[i], counts[i], &rows);
+    make_runs(plan_, &runs_);
+    for (const RowRun& run : runs_) {
+      const uint32_t* source = (run.from_cache ? memory_ : rows).data() + run.source;
+      std::copy(source, source + run.tokens, memory_.begin() + run.destination);
+    }
+    ASSERT_TRUE(table_.commit(plan_).ok());
+    peak_ = std::max(peak_, num_pages_ - table_.free_pages());
+    for (const SequenceId id : batch) check_one(id);
+  }
+
+  // Of u sequences that share a partly filled last page, k of them in the batch, k copy it; unless
+  // that is all of them: then one keeps it.
+  int64_t pages_needed(const Batch& batch, const Counts& counts) {
+    int64_t needed = 0;
+    std::map<const Page*, int64_t> writers;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const Pages& pages = sequences_.at(batch[i]);
+      const int32_t before = length(pages);
+      needed += (before + counts[i] + 63) / 64 - (before + 63) / 64;
+      if (counts[i] > 0 && before % 64 != 0) ++writers[pages.back().get()];
+    }
+    for (const auto& [page, count] : writers) {
+      int64_t users = 0;
+      for (const auto& [id, pages] : sequences_)
+        users += !pages.empty() && pages.back().get() == page;
+      needed += std::min(count, users - 1);
+      copies += std::min(count, users - 1);
+    }
+    return needed;
+  }
+
+  void append_to_model(SequenceId id, int32_t count, std::vector<uint32_t>* rows) {
+    Pages& pages = sequences_.at(id);
+    for (int32_t i = 0; i < count; ++i) {
+      if (pages.empty() || pages.back()->size() == kPageSize) {
+        pages.push_back(std::make_shared<Page>());
+      } else if (pages.back().use_count() > 1) {
+        pages.back() = std::make_shared<Page>(*pages.back());
+      }
+      pages.back()->push_back(++last_token_);
+      rows->push_back(last_token_);
+    }
+    tokens_ += count;
+  }
+
+  void check_one(SequenceId id) {
+    const Pages& pages = sequences_.at(id);
+    const Sequence* sequence = table_.find(id);
+    ASSERT_EQ(sequence->tokens, length(pages));
+    ASSERT_EQ(sequence->pages.size(), pages.size());
+    for (size_t i = pages.size() < 4 ? 0 : pages.size() - 4; i < pages.size(); ++i) {
+      ASSERT_EQ(
+          std::memcmp(pages[i]->data(),
+                      memory_.data() + size_t{kPageSize} * static_cast<size_t>(sequence->pages[i]),
+                      pages[i]->size() * 4),
+          0);
+      ASSERT_EQ(table_.references(sequence->pages[i]), pages[i].use_count());
+    }
+  }
+
+  void call_badly() {
+    const PageStatistics before = table_.statistics();
+    const auto found = any_sequence();
+    const SequenceId stale = stale_id();
+    SequenceId unused{7, 7};
+    Status status;
+    switch (draw(6)) {
+      case 0:
+        status = table_.free(stale);
+        break;
+      case 1:
+        status = table_.fork(stale, &unused);
+        break;
+      case 2:
+        status = table_.append(Batch{stale}, Counts{1});
+        break;
+      case 3:
+        if (found == sequences_.end()) return;
+        status = table_.append(Batch{found->first, found->first}, Counts{1, 1});
+        break;
+      case 4:
+        if (found == sequences_.end()) return;
+        status = table_.append(Batch{found->first, stale}, Counts{1, 1});
+        break;
+      default:
+        if (found == sequences_.end()) return;
+        status = table_.append(Batch{found->first}, Counts{-1 - static_cast<int32_t>(draw(9))});
+    }
+    ASSERT_EQ(status.code(), StatusCode::kInvalidArgument);
+    ASSERT_EQ(unused, (SequenceId{7, 7}));
+    ASSERT_EQ(table_.statistics(), before);
+    if (found != sequences_.end()) check_one(found->first);
+    ++bad_calls;
+  }
+
+  const int num_pages_;
+  PageTable table_;
+  std::vector<uint32_t> memory_;  // [num_pages, 64]
+  std::mt19937_64 random_;
+  std::map<SequenceId, Pages> sequences_;
+  std::set<SequenceId> ever_;
+  std::deque<SequenceId> freed_;
+  uint32_t most_slots_ = 0;
+  int64_t tokens_ = 0, peak_ = 0;
+  uint32_t last_token_ = 0;
+  AppendPlan plan_;
+  std::vector<RowRun> runs_;
+};
+
+TEST(PageTable, AMillionRandomOperationsAgreeWithTheModel) {
+  constexpr int kOperations = kSanitizer ? 100'000 : 1'000'000;
+  ModelledTable table(200, 1);
+  for (int i = 0; i < kOperations; ++i) {
+    table.step();
+    if (i % 100 == 0) table.check_all();
+    if (HasFatalFailure()) FAIL() << "operation " << i;
+  }
+  table.check_all();
+  // It went where it should.
+  EXPECT_GT(table.refused_for_pages, kOperations / 100);
+  EXPECT_GT(table.copies, kOperations / 100);
+  EXPECT_GT(table.bad_calls, kOperations / 100);
+}
+
+TEST(PageTable, IdsOfFreedSequencesNameNothing) {
+  PageTable table = make_table(4);
+  const SequenceId first = add(table);
+  ASSERT_TRUE(table.free(first).ok());
+  expect_error(table.free(first), StatusCode::kInvalidArgument,
+               {"sequence = " + to_string(first), "freed, or never added"});
+  const SequenceId second = add(table);
+  EXPECT_EQ(second.slot, first.slot);
+  EXPECT_NE(second, first);
+  EXPECT_EQ(table.find(first), nullptr);
+  EXPECT_NE(table.find(second), nullptr);
+  SequenceId child{5, 5};
+  expect_error(table.fork(first, &child), StatusCode::kInvalidArgument,
+               {"parent = " + to_string(first)});
+  EXPECT_EQ(child, (SequenceId{5, 5}));
+  EXPECT_EQ(table.find({}), nullptr);
+  EXPECT_EQ(table.find({99, 1}), nullptr);
+  EXPECT_EQ(table.references(-1), 0);
+  EXPECT_EQ(table.references(4), 0);
+}
+
+TEST(PageTable, BadAppendsChangeNothing) {
+  PageTable table = make_table(4);
+  const SequenceId a = add(table), b = add(table), gone = add(table);
+  ASSERT_TRUE(table.free(gone).ok());
+  ASSERT_TRUE(table.append(Batch{a}, Counts{70}).ok());
+  const SequenceId c = fork(table, a);
+  const PageStatistics before = table.statistics();
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  expect_error(table.append(Batch{a, b}, Counts{1}), kInvalid, {"tokens has 1", "sequences has 2"});
+  expect_error(table.append(Batch{a, gone}, Counts{1, 1}), kInvalid,
+               {"sequences[1] = " + to_string(gone)});
+  expect_error(table.append(Batch{a, b, a}, Counts{1, 1, 1}), kInvalid,
+               {"sequences[2] = " + to_string(a), "twice"});
+  expect_error(table.append(Batch{a, c, b}, Counts{1, 1, -2}), kInvalid,
+               {"tokens[2] = -2", "at least 0"});
+  expect_error(table.append(Batch{b, a}, Counts{1, 1 << 30}), StatusCode::kOutOfRange,
+               {"tokens[1] = 1073741824", "sequences[1]", "70 tokens", "1073741824, the most"});
+  // b: 2 pages; a: a copy, and one more page; c: keeps the page that a left.
+  expect_error(table.append(Batch{b, a, c}, Counts{65, 64, 1}), StatusCode::kOutOfMemory,
+               {"tokens = 130", "3 sequences", "needs 4 pages", "2 of num_pages = 4 are free"});
+  EXPECT_EQ(table.statistics(), before);
+  EXPECT_EQ(table.find(a)->pages, table.find(c)->pages);
+  EXPECT_EQ(table.references(table.find(a)->pages[1]), 2);
+  ASSERT_TRUE(table.append(Batch{b, a, c}, Counts{60, 50, 1}).ok());  // 1 + 1 + 0 pages
+  EXPECT_EQ(table.free_pages(), 0);
+}
+
+TEST(PageTable, BadSizesAreRefused) {
+  PageTable table = make_table(3);
+  for (const int num_pages : {0, -5}) {
+    expect_error(PageTable::create(num_pages, &table), StatusCode::kInvalidArgument,
+                 {"num_pages = " + std::to_string(num_pages), "at least 1"});
+  }
+  EXPECT_EQ(table.free_pages(), 3);
+}
+
+TEST(PageTable, APlanIsValidUntilTheNextChange) {
+  PageTable table = make_table(4);
+  const SequenceId a = add(table);
+  AppendPlan plan;
+  ASSERT_TRUE(table.plan_append(Batch{a}, Counts{65}, &plan).ok());
+  EXPECT_EQ(table.statistics().tokens, 0);
+  EXPECT_EQ(table.free_pages(), 4);
+  ASSERT_TRUE(table.append(Batch{a}, Counts{1}).ok());
+  const PageStatistics before = table.statistics();
+  expect_error(table.commit(plan), StatusCode::kInvalidArgument, {"version"});
+  EXPECT_EQ(table.statistics(), before);
+}
+
+TEST(PageTable, NothingIsAppendedToEmptyBatchesAndByZeroTokens) {
+  PageTable table = make_table(2);
+  EXPECT_TRUE(table.append(Batch{}, Counts{}).ok());
+  const SequenceId a = add(table);
+  EXPECT_TRUE(table.append(Batch{a}, Counts{0}).ok());
+  EXPECT_TRUE(table.find(a)->pages.empty());
+  EXPECT_EQ(table.statistics().utilization(), 1);
+  EXPECT_EQ(table.statistics().fragmentation(), 0);
+  ASSERT_TRUE(table.append(Batch{a}, Counts{1}).ok());
+  const SequenceId b = fork(table, a);
+  EXPECT_TRUE(table.append(Batch{a, b}, Counts{0, 0}).ok());  // no copy either
+  EXPECT_EQ(table.statistics().pages_shared, 1);
+  EXPECT_EQ(table.statistics().tokens, 2);
+  EXPECT_EQ(table.statistics().tokens_stored, 1);
+  EXPECT_DOUBLE_EQ(table.statistics().fragmentation(), 63.0 / 64);
+}
+
+TEST(PageTable, TheLongestSequenceHasTwoToTheThirtyTokens) {
+  if (kSanitizer) GTEST_SKIP() << "2^24 pages take too long";
+  PageTable table = make_table(kMaxPagesPerSeq + 1);
+  const SequenceId a = add(table);
+  ASSERT_TRUE(table.append(Batch{a}, Counts{1 << 30}).ok());
+  EXPECT_EQ(table.find(a)->pages.size(), size_t{kMaxPagesPerSeq});
+  expect_error(table.append(Batch{a}, Counts{1}), StatusCode::kOutOfRange,
+               {"tokens[0] = 1", "1073741824"});
+  EXPECT_TRUE(table.append(Batch{a}, Counts{0}).ok());
+  ASSERT_TRUE(table.free(a).ok());
+  EXPECT_EQ(table.free_pages(), kMaxPagesPerSeq + 1);
+}
+
+// ---- memory ----
+
+class PagedCacheTest : public testing::TestWithParam<MachineKind> {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+  }
+  void TearDown() override {
+    gpu_model::schedule() = {};
+    gpu_model::device() = {};
+  }
+
+  void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16) {
+    const Status status = PagedCache::create(*machine_, {num_pages, num_heads_kv, dtype}, &cache_);
+    ASSERT_TRUE(status.ok()) << status.to_string();
+  }
+
+  // The row of a token, of which every element depends on its number, head and column. Values as
+  // of test data, so that they can also be decoded.
+  void push_row(uint32_t token, std::vector<uint16_t>* rows) const {
+    for (int head = 0; head < cache_->shape().num_heads_kv; ++head) {
+      for (int column = 0; column < kHeadDimQK; ++column) {
+        rows->push_back(kv_bits(3, cache_->shape().dtype, DataKind::kFlat, 0, token, head, column));
+      }
+    }
+  }
+
+  // Appends new tokens to cache and model. The rows live on the machine until the next call.
+  Status append(const Batch& batch, const Counts& counts, Stream stream = nullptr) {
+    std::vector<uint16_t> rows;
+    std::map<SequenceId, std::vector<uint32_t>> after = tokens_;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      for (int32_t t = 0; t < counts[i]; ++t) {
+        after[batch[i]].push_back(++last_token_);
+        push_row(last_token_, &rows);
+      }
+    }
+    rows_.emplace_back();
+    if (!rows.empty()) {
+      EXPECT_TRUE(rows_.back().assign(*machine_, rows.data(), rows.size() * 2).ok());
+    }
+    if (rows_.size() > 64) rows_.pop_front();
+    const Status status = cache_->append(batch, counts, rows_.back().data(), stream);
+    if (status.ok()) tokens_ = std::move(after);
+    return status;
+  }
+
+  SequenceId add_sequence() {
+    const SequenceId id = add(*cache_);
+    tokens_[id] = {};
+    return id;
+  }
+  SequenceId fork_sequence(SequenceId parent) {
+    const SequenceId id = fork(*cache_, parent);
+    tokens_[id] = tokens_.at(parent);
+    return id;
+  }
+  void free_sequence(SequenceId id) {
+    EXPECT_TRUE(cache_->free(id).ok());
+    tokens_.erase(id);
+  }
+
+  // All sequences, read back by tables that the cache wrote.
+  void expect_contents(Stream stream = nullptr) {
+    Batch batch;
+    int max_pages = 1;
+    for (const auto& [id, tokens] : tokens_) {
+      batch.push_back(id);
+      max_pages =
+          std::max(max_pages, static_cast<int>(pages_for(static_cast<int64_t>(tokens.size()))));
+    }
+    if (batch.empty()) return;
+    const size_t slots = batch.size() * static_cast<size_t>(max_pages);
+    DeviceBuffer device_table, device_lengths;
+    ASSERT_TRUE(device_table.allocate(*machine_, slots * 4).ok());
+    ASSERT_TRUE(device_lengths.allocate(*machine_, batch.size() * 4).ok());
+    const Status status = cache_->write_tables(batch, max_pages, device_table.as<int32_t>(),
+                                               device_lengths.as<int32_t>(), stream);
+    ASSERT_TRUE(status.ok()) << status.to_string();
+    std::vector<int32_t> table(slots), lengths(batch.size());
+    const CacheShape& shape = cache_->shape();
+    std::vector<uint16_t> memory(static_cast<size_t>(shape.num_pages * shape.page_bytes() / 2));
+    const auto download = [&](auto& host, const void* device) {
+      ASSERT_TRUE(
+          machine_->copy_to_host(host.data(), device, host.size() * sizeof host[0], stream).ok());
+    };
+    download(table, device_table.data());
+    download(lengths, device_lengths.data());
+    download(memory, cache_->data());
+    std::vector<uint16_t> row;
+    const auto row_bytes = static_cast<size_t>(shape.token_bytes());
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const std::vector<uint32_t>& tokens = tokens_.at(batch[i]);
+      const int32_t* table_row = table.data() + i * static_cast<size_t>(max_pages);
+      ASSERT_EQ(lengths[i], static_cast<int32_t>(tokens.size()));
+      for (int32_t t = 0; t < lengths[i]; ++t) {
+        row.clear();
+        push_row(tokens[static_cast<size_t>(t)], &row);
+        const int64_t place = cache_row(table_row, t, shape.num_heads_kv, 0) * kHeadDimQK;
+        ASSERT_EQ(std::memcmp(row.data(), memory.data() + place, row_bytes), 0)
+            << to_string(batch[i]) << " token " << t;
+      }
+      for (int64_t p = pages_for(lengths[i]); p < max_pages; ++p) ASSERT_EQ(table_row[p], -1);
+    }
+  }
+
+  Machine* machine_ = nullptr;
+  std::unique_ptr<PagedCache> cache_;
+  std::map<SequenceId, std::vector<uint32_t>> tokens_;
+  uint32_t last_token_ = 0;
+  std::deque<DeviceBuffer> rows_;  // some appends may not have run yet
+};
+
+TEST_P(PagedCacheTest, RandomOperationsKeepEveryRow) {
+  constexpr int kOperations = kSanitizer ? 1000 : 5000;
+  make_cache(12);
+  std::mt19937_64 random(5);
+  const auto any = [&] {
+    return std::next(tokens_.begin(), static_cast<ptrdiff_t>(random() % tokens_.size()))->first;
+  };
+  int64_t out_of_pages = 0, shared = 0;
+  for (int i = 0; i < kOperations; ++i) {
+    gpu_model::schedule().seed = static_cast<uint64_t>(i % 11);
+    const uint64_t choice = random() % 10;
+    if (tokens_.empty() || (choice == 0 && tokens_.size() < 10)) {
+      add_sequence();
+    } else if (choice < 6) {
+      Batch batch{any()};
+      if (const SequenceId other = any(); other != batch[0]) batch.push_back(other);
+      Counts counts;
+      for (size_t j = 0; j < batch.size(); ++j) {
+        counts.push_back(static_cast<int32_t>(random() % (random() % 4 == 0 ? 100 : 3)));
+      }
+      const Status status = append(batch, counts);
+      if (status.code() == StatusCode::kOutOfMemory) {
+        ++out_of_pages;
+      } else {
+        ASSERT_TRUE(status.ok()) << status.to_string();
+      }
+    } else if (choice < 8 && tokens_.size() < 10) {
+      fork_sequence(any());
+    } else {
+      free_sequence(any());
+    }
+    shared += cache_->statistics().pages.pages_shared > 0;
+    if (i % 50 == 0) expect_contents();
+    if (HasFatalFailure()) FAIL() << "operation " << i;
+  }
+  expect_contents();
+  EXPECT_GT(out_of_pages, kOperations / 100);
+  EXPECT_GT(shared, kOperations / 10);
+}
+
+TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    gpu_model::schedule().seed = seed;
+    // A grid smaller than the number of runs: blocks loop.
+    gpu_model::device().max_grid_x = seed % 2 == 0 ? 2147483647 : 3;
+    tokens_.clear();
+    make_cache(16, 2, DType::kFloat16);
+    const SequenceId a = add_sequence(), empty = add_sequence();
+    ASSERT_TRUE(append({a}, {64 + 63}).ok());
+    const SequenceId b = fork_sequence(a), c = fork_sequence(a), d = fork_sequence(empty);
+    // a and b copy; c is the last to share the page, and writes its row 63 while they read the
+    // others. a goes on into two more pages.
+    ASSERT_TRUE(append({a, b, c, d}, {70, 1, 1, 5}).ok());
+    const PageStatistics pages = cache_->statistics().pages;
+    EXPECT_EQ(pages.pages_shared, 1);
+    EXPECT_EQ(pages.pages_used, 1 + 3 + 2 + 1);
+    EXPECT_EQ(pages.tokens_stored, 64 + (64 + 69) + 64 + 64 + 5);
+    expect_contents();
+    // Full pages are shared without a copy.
+    const SequenceId e = fork_sequence(c);
+    ASSERT_TRUE(append({c, e}, {1, 2}).ok());
+    EXPECT_EQ(cache_->statistics().pages.pages_used, 7 + 2);
+    expect_contents();
+    free_sequence(a);
+    free_sequence(c);
+    expect_contents();
+    for (const SequenceId id : {empty, b, d, e}) free_sequence(id);
+    EXPECT_EQ(cache_->statistics().pages.pages_used, 0);
+    EXPECT_EQ(cache_->statistics().bytes_used, 0);
+    EXPECT_EQ(cache_->statistics().bytes_peak, 9 * cache_->shape().page_bytes());
+    EXPECT_EQ(cache_->statistics().bytes_total, 16 * 64 * 2 * 1152);
+  }
+}
+
+TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
+  make_cache(3);
+  const SequenceId a = add_sequence(), b = add_sequence(), gone = add_sequence();
+  ASSERT_TRUE(append({a, b}, {100, 10}).ok());
+  free_sequence(gone);
+  const PageStatistics before = cache_->statistics().pages;
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  DeviceBuffer buffer;
+  ASSERT_TRUE(buffer.allocate(*machine_, 4096).ok());
+  auto* rows = buffer.as<std::byte>();
+
+  expect_error(cache_->append(Batch{a}, Counts{1}, nullptr), kInvalid, {"rows is null"});
+  expect_error(cache_->append(Batch{a}, Counts{1}, rows + 2), kInvalid, {"rows = ", "16 bytes"});
+  expect_error(append({a, b}, {30, 60}), StatusCode::kOutOfMemory,
+               {"needs 2 pages", "0 of num_pages = 3"});
+  expect_error(append({a, a}, {1, 1}), kInvalid, {"sequences[1]", "twice"});
+  expect_error(append({gone}, {1}), kInvalid, {"sequences[0] = " + to_string(gone)});
+  expect_error(append({a}, {-1}), kInvalid, {"tokens[0] = -1"});
+  expect_error(cache_->append(Batch{a, b}, Counts{1}, rows), kInvalid, {"tokens has 1"});
+  expect_error(cache_->free(gone), kInvalid, {"sequence = " + to_string(gone)});
+  SequenceId child;
+  expect_error(cache_->fork(gone, &child), kInvalid, {"parent = " + to_string(gone)});
+
+  // Tables: nothing is written.
+  ASSERT_TRUE(machine_->fill(buffer.data(), 0xab, 4096).ok());
+  auto* table = buffer.as<int32_t>();
+  int32_t* lengths = table + 512;
+  expect_error(cache_->write_tables(Batch{b, a}, 1, table, lengths), StatusCode::kOutOfRange,
+               {"max_pages_per_seq = 1", "at least 2", "sequences[1] = " + to_string(a)});
+  expect_error(cache_->write_tables(Batch{a, gone}, 2, table, lengths), kInvalid,
+               {"sequences[1] = " + to_string(gone)});
+  expect_error(cache_->write_tables(Batch{}, 2, table, lengths), kInvalid, {"sequences is empty"});
+  expect_error(cache_->write_tables(Batch{a}, 0, table, lengths), kInvalid,
+               {"max_pages_per_seq = 0", "at least 1"});
+  expect_error(cache_->write_tables(Batch{a}, kMaxPagesPerSeq + 1, table, lengths), kInvalid,
+               {"max_pages_per_seq = 16777217", "at most 16777216"});
+  expect_error(cache_->write_tables(Batch{a}, 2, nullptr, lengths), kInvalid,
+               {"block_table is null"});
+  expect_error(cache_->write_tables(Batch{a}, 2, table, nullptr), kInvalid, {"seqlens_k is null"});
+  expect_error(cache_->write_tables(Batch{a}, 2, table + 1, lengths), kInvalid,
+               {"block_table", "16 bytes"});
+  expect_error(cache_->write_tables(Batch{a}, 2, table, lengths + 1), kInvalid,
+               {"seqlens_k", "16 bytes"});
+  std::vector<unsigned char> bytes(4096);
+  ASSERT_TRUE(machine_->copy_to_host(bytes.data(), buffer.data(), 4096).ok());
+  EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 0xab), 4096);
+
+  EXPECT_EQ(cache_->statistics().pages, before);
+  expect_contents();
+  EXPECT_TRUE(cache_->append(Batch{a}, Counts{0}, nullptr).ok());
+  EXPECT_TRUE(append({a, b}, {28, 54}).ok());  // to the last row
+  expect_contents();
+}
+
+TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
+  std::unique_ptr<PagedCache> cache;
+  const auto create = [&](CacheShape shape) {
+    return PagedCache::create(*machine_, shape, &cache);
+  };
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  expect_error(create({0, 1}), kInvalid, {"num_pages = 0", "at least 1"});
+  expect_error(create({-1, 1}), kInvalid, {"num_pages = -1"});
+  expect_error(create({1, 0}), kInvalid, {"num_heads_kv = 0", "at least 1"});
+  expect_error(create({1, 1, static_cast<DType>(5)}), kInvalid, {"dtype = 5"});
+  expect_error(create({2147483647, 2147483647}), kInvalid, {"num_pages = 2147483647", "2^63 - 1"});
+  expect_error(create({2147483647, 1}), StatusCode::kOutOfMemory, {"158329674326016 bytes"});
+  EXPECT_EQ(cache, nullptr);
+}
+
+TEST(PagedCacheOnTheModel, ARejectedKernelChangesNoSequence) {
+  std::unique_ptr<PagedCache> cache;
+  ASSERT_TRUE(PagedCache::create(model_machine(), {4, 1, DType::kBFloat16}, &cache).ok());
+  const SequenceId a = add(*cache);
+  DeviceBuffer rows;
+  ASSERT_TRUE(rows.allocate(model_machine(), 3 * 1152).ok());
+  // Ten rows from memory of three: the kernel reads past its end.
+  expect_error(cache->append(Batch{a}, Counts{10}, rows.data()), StatusCode::kKernelRejected,
+               {"out-of-bounds global memory read"});
+  EXPECT_EQ(cache->table().find(a)->tokens, 0);
+  EXPECT_EQ(cache->statistics().pages.pages_used, 0);
+  EXPECT_TRUE(cache->append(Batch{a}, Counts{3}, rows.data()).ok());
+}
+
+// ---- decoding ----
+
+TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
+  for (const char* slug : {"02", "03"}) {
+    const Stage* stage = find_stage(GetParam(), slug);
+    ASSERT_NE(stage, nullptr);
+    for (const int num_heads_kv : {1, 2}) {
+      const DType dtype = num_heads_kv == 1 ? DType::kBFloat16 : DType::kFloat16;
+      SCOPED_TRACE(std::string(slug) + " " + to_string(dtype));
+      tokens_.clear();
+      make_cache(20, num_heads_kv, dtype);
+      ASSERT_TRUE(
+          machine_
+              ->fill(cache_->data(), 0xff, static_cast<size_t>(20 * cache_->shape().page_bytes()))
+              .ok());
+      // A prompt with three continuations, one of them freed; a sequence on freed pages; an empty
+      // one; then five steps of decoding for all.
+      const SequenceId prompt = add_sequence(), freed = add_sequence();
+      ASSERT_TRUE(append({prompt, freed}, {100, 130}).ok());
+      const SequenceId left = fork_sequence(prompt), right = fork_sequence(prompt);
+      ASSERT_TRUE(append({left, right}, {1, 30}).ok());
+      free_sequence(freed);
+      free_sequence(right);
+      const SequenceId other = add_sequence(), empty = add_sequence();
+      ASSERT_TRUE(append({other}, {190}).ok());
+      for (int step = 0; step < 5; ++step) {
+        ASSERT_TRUE(append({left, prompt, other}, {1, 1, 1}).ok());
+      }
+      const Batch batch{left, other, empty, prompt, left};
+      Problem problem;
+      problem.dtype = dtype;
+      problem.batch = static_cast<int>(batch.size());
+      problem.seqlen_q = 2;
+      problem.causal = true;
+      problem.num_heads_q = 4;
+      problem.num_heads_kv = num_heads_kv;
+      problem.num_pages = cache_->shape().num_pages;
+      problem.max_pages_per_seq = 5;
+      problem.softmax_scale = 1.0f / 24;
+      std::vector<uint16_t> q;
+      for (int sequence = 0; sequence < problem.batch; ++sequence) {
+        for (int row = 0; row < 8; ++row) {
+          for (int column = 0; column < kHeadDimQK; ++column) {
+            q.push_back(q_bits(2, dtype, DataKind::kFlat, sequence, row / 4, row % 4, column));
+          }
+        }
+      }
+      DeviceBuffer device_q, table, lengths, out, lse, workspace;
+      const auto out_elements = static_cast<size_t>(problem.out_elements());
+      const auto lse_elements = static_cast<size_t>(problem.lse_elements());
+      ASSERT_TRUE(device_q.assign(*machine_, q.data(), q.size() * 2).ok());
+      ASSERT_TRUE(
+          table.allocate(*machine_, static_cast<size_t>(problem.block_table_elements()) * 4).ok());
+      ASSERT_TRUE(lengths.allocate(*machine_, batch.size() * 4).ok());
+      ASSERT_TRUE(out.allocate(*machine_, out_elements * 2).ok());
+      ASSERT_TRUE(lse.allocate(*machine_, lse_elements * 4).ok());
+      const size_t workspace_bytes = stage->workspace_bytes(problem);
+      if (workspace_bytes > 0) {
+        ASSERT_TRUE(workspace.allocate(*machine_, workspace_bytes).ok());
+      }
+      ASSERT_TRUE(cache_
+                      ->write_tables(batch, problem.max_pages_per_seq, table.as<int32_t>(),
+                                     lengths.as<int32_t>())
+                      .ok());
+      const Status status = decode(*stage, problem,
+                                   {device_q.data(), cache_->data(), table.as<int32_t>(),
+                                    lengths.as<int32_t>(), out.data(), lse.as<float>()},
+                                   workspace.data(), workspace_bytes);
+      ASSERT_TRUE(status.ok()) << status.to_string();
+      ASSERT_TRUE(machine_->synchronize().ok());
+      std::vector<uint16_t> host_out(out_elements);
+      std::vector<float> host_lse(lse_elements);
+      ASSERT_TRUE(machine_->copy_to_host(host_out.data(), out.data(), out_elements * 2).ok());
+      ASSERT_TRUE(machine_->copy_to_host(host_lse.data(), lse.data(), lse_elements * 4).ok());
+
+      // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1 ...
+      Problem plain = problem;
+      plain.num_pages = problem.batch * problem.max_pages_per_seq;
+      std::vector<uint16_t> plain_cache(static_cast<size_t>(plain.kv_elements()), 0);
+      std::vector<int32_t> plain_table(static_cast<size_t>(plain.num_pages)), plain_lengths;
+      for (size_t i = 0; i < plain_table.size(); ++i) plain_table[i] = static_cast<int32_t>(i);
+      for (size_t i = 0; i < batch.size(); ++i) {
+        std::vector<uint16_t> rows;
+        for (const uint32_t token : tokens_.at(batch[i])) push_row(token, &rows);
+        const size_t width = plain_cache.size() / batch.size();
+        std::copy(rows.begin(), rows.end(),
+                  plain_cache.begin() + static_cast<ptrdiff_t>(i * width));
+        plain_lengths.push_back(static_cast<int32_t>(tokens_.at(batch[i]).size()));
+      }
+      ReferenceResult truth;
+      const Status reference =
+          reference_attention(plain,
+                              {q.data(), plain_cache.data(), plain_table.data(),
+                               plain_lengths.data(), nullptr, nullptr},
+                              &truth);
+      ASSERT_TRUE(reference.ok()) << reference.to_string();
+      const DecodeComparison comparison = compare_decode(dtype, host_out, host_lse, truth);
+      EXPECT_TRUE(comparison.ok()) << comparison.describe();
+    }
+  }
+}
+
+#ifdef MLA_HAVE_CUDA
+// A stream that does not wait for the default one, and appends that queue up behind a long fill:
+// the tables of all of them, and of write_tables, must live until they are copied.
+TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
+  if (GetParam() != MachineKind::kGpu) GTEST_SKIP() << "the model has no streams";
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  make_cache(64);
+  DeviceBuffer ballast;
+  ASSERT_TRUE(ballast.allocate(*machine_, size_t{1} << 30).ok());
+  const SequenceId a = add_sequence(), b = add_sequence();
+  ASSERT_TRUE(append({a, b}, {200, 30}, stream).ok());
+  const SequenceId c = fork_sequence(a);
+  for (int i = 0; i < 60; ++i) {
+    ASSERT_TRUE(machine_->fill(ballast.data(), 0, ballast.bytes(), stream).ok());
+    ASSERT_TRUE(append({a, b, c}, {1 + i % 3, 1, 2}, stream).ok());
+  }
+  expect_contents(stream);
+
+  std::unique_ptr<PagedCache> fresh;
+  SequenceId first;
+  ASSERT_TRUE(PagedCache::create(*machine_, {4, 1, DType::kBFloat16}, &fresh).ok());
+  ASSERT_TRUE(fresh->add(&first).ok());
+
+  // In a graph the copies would be made again from memory that has moved on. The cache that has
+  // appended nothing yet must not break the capture by allocating.
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  expect_error(cache_->append(Batch{a}, Counts{1}, rows_.back().data(), stream),
+               StatusCode::kInvalidArgument, {"stream is being captured"});
+  expect_error(fresh->append(Batch{first}, Counts{1}, rows_.back().data(), stream),
+               StatusCode::kInvalidArgument, {"stream is being captured"});
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  cudaGraphDestroy(graph);
+  expect_contents(stream);
+  cache_.reset();
+  cudaStreamDestroy(stream);
+}
+#endif
+
+INSTANTIATE_TEST_SUITE_P(Machines, PagedCacheTest,
+                         testing::Values(MachineKind::kModel, MachineKind::kGpu),
+                         [](const auto& test) {
+                           return std::string(test.param == MachineKind::kModel ? "Model" : "Gpu");
+                         });
+
+}  // namespace
+}  // namespace mla

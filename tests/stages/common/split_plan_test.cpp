@@ -1,0 +1,781 @@
+// The plan of a split decode: the device's is the host's to the bit, every block of every sequence
+// is somebody's, loads are as even as promised, and a plan's misuse is named. On the model, and on
+// a GPU where there is one.
+#include "stages/common/split/split_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <random>
+
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/stage.h"
+
+namespace mla {
+namespace {
+
+// Everything a plan is made from.
+struct Input {
+  std::string name;
+  Problem problem;
+  PlanShape shape;
+  std::vector<int32_t> lengths;
+};
+
+constexpr int kMaxLength = 1000000;
+constexpr int kDistributions = 7;
+
+std::vector<int32_t> draw_lengths(int distribution, int batch, std::mt19937_64& random) {
+  constexpr int32_t kEdges[] = {63, 64, 65};
+  std::vector<int32_t> lengths(static_cast<size_t>(batch));
+  std::lognormal_distribution<double> log_normal(7, 1.5);
+  for (int32_t& length : lengths) {
+    switch (distribution) {
+      case 0:
+        length = 0;
+        break;
+      case 1:
+        length = 1;
+        break;
+      case 2:
+        length = static_cast<int32_t>(random() % (kMaxLength + 1));
+        break;
+      case 3:
+        length = static_cast<int32_t>(std::min(log_normal(random), double{kMaxLength}));
+        break;
+      case 4:
+        length = kEdges[random() % 3];
+        break;
+      case 5:  // one giant among tiny
+        length = static_cast<int32_t>(random() % 3);
+        break;
+      default:  // half of them empty, some exactly as long as whole pieces
+        length = random() % 2 == 0 ? 0 : static_cast<int32_t>(random() % 10) * 1024;
+    }
+  }
+  if (distribution == 5) lengths[random() % lengths.size()] = kMaxLength;
+  return lengths;
+}
+
+Input make_input(int batch, int distribution, int workers, int fixed_blocks, int fixed_split_tokens,
+                 std::mt19937_64& random) {
+  Input input;
+  input.lengths = draw_lengths(distribution, batch, random);
+  input.shape = {.row_tiles = 1, .workers = workers, .fixed_blocks = fixed_blocks};
+  input.shape.combine_blocks = batch % 3 == 0 ? 6 : 1;
+  Problem& problem = input.problem;
+  problem.batch = batch;
+  problem.num_heads_q = 1;
+  problem.num_pages = 1;
+  problem.softmax_scale = 1;
+  problem.fixed_split_tokens = fixed_split_tokens;
+  const int32_t longest = *std::max_element(input.lengths.begin(), input.lengths.end());
+  problem.max_pages_per_seq =
+      static_cast<int>(std::max<int64_t>(1, pages_for(longest)) + static_cast<int>(random() % 2));
+  input.name = "batch " + std::to_string(batch) + ", lengths " + std::to_string(distribution) +
+               ", workers " + std::to_string(workers) + ", fixed blocks " +
+               std::to_string(fixed_blocks) + ", fixed splits " +
+               std::to_string(fixed_split_tokens);
+  return input;
+}
+
+// Batches around the planning kernel's tiles of 2048 sequences with every distribution, then
+// `drawn` others.
+std::vector<Input> inputs(int drawn) {
+  constexpr int kBatches[] = {1, 2, 3, 31, 2047, 2048, 2049, 4096, 8192};
+  constexpr int kSplits[] = {0, 64, 1024, 4096};
+  std::mt19937_64 random(42);
+  const auto draw_workers = [&] {
+    const auto count = static_cast<int>(random() % 300) + 1;
+    return count % 64 == 1 ? 65535 : count % 16 == 2 ? 2000 : count;
+  };
+  std::vector<Input> list;
+  for (const int batch : kBatches) {
+    for (int distribution = 0; distribution < kDistributions; ++distribution) {
+      list.push_back(make_input(batch, distribution, draw_workers(), static_cast<int>(random() % 9),
+                                list.size() % 2 == 0 ? 0 : kSplits[random() % 4], random));
+    }
+  }
+  for (int i = 0; i < drawn; ++i) {
+    const double batch = std::exp(std::uniform_real_distribution<double>(0, 8.517)(random));
+    list.push_back(make_input(std::clamp(static_cast<int>(batch), 1, 5000),
+                              static_cast<int>(random() % kDistributions), draw_workers(),
+                              static_cast<int>(random() % 9),
+                              random() % 2 == 0 ? 0 : kSplits[random() % 4], random));
+  }
+  for (const int batch : {1, 2049}) {  // as many workers as there may be, with much to do
+    list.push_back(make_input(batch, 2, 65535, 2, 0, random));
+  }
+  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 blocks
+    Input input = make_input(batch, 0, draw_workers(), 3, 0, random);
+    input.problem.max_pages_per_seq = kMaxPagesPerSeq;
+    for (int32_t& length : input.lengths) {
+      length = (1 << 30) - static_cast<int32_t>(random() % 100000);
+    }
+    input.name += ", of 2^30 tokens";
+    list.push_back(input);
+  }
+  return list;
+}
+
+HostPlan plan_of(const Input& input) {
+  return make_plan_on_host(input.problem, input.shape, input.lengths);
+}
+
+int blocks_of(int32_t length) {
+  return std::max(1, static_cast<int>(pages_for(length)));
+}
+
+using Pieces = std::vector<std::vector<Piece>>;
+
+/// @name Properties of a plan
+/// @{
+
+// Every block of every sequence once, in order; an empty sequence is one piece.
+void expect_covered(const Input& input, const Pieces& workers) {
+  int sequence = 0, block = 0;
+  ASSERT_EQ(workers.size(), static_cast<size_t>(input.shape.workers));
+  for (const auto& pieces : workers) {
+    for (const Piece& piece : pieces) {
+      ASSERT_LT(sequence, input.problem.batch);
+      ASSERT_EQ(piece.sequence, sequence);
+      ASSERT_EQ(piece.block_begin, block);
+      ASSERT_GT(piece.block_end, piece.block_begin);
+      const int blocks = blocks_of(input.lengths[static_cast<size_t>(sequence)]);
+      ASSERT_LE(piece.block_end, blocks);
+      block = piece.block_end;
+      if (block < blocks) continue;
+      ++sequence;
+      block = 0;
+    }
+  }
+  ASSERT_EQ(sequence, input.problem.batch);
+}
+
+// What nobody has more of than promised: blocks, and the fixed cost of every piece.
+void expect_even(const Input& input, const Pieces& workers) {
+  const int fixed = input.shape.fixed_blocks;
+  int64_t sum = 0, largest = 0, least = INT64_MAX;
+  for (const auto& pieces : workers) {
+    int64_t load = 0;
+    for (const Piece& piece : pieces) load += piece.block_end - piece.block_begin + fixed;
+    sum += load;
+    largest = std::max(largest, load);
+    least = std::min(least, load);
+  }
+  const double mean = static_cast<double>(sum) / input.shape.workers;
+  const bool whole = std::none_of(workers.begin(), workers.end(), [](const auto& pieces) {
+    return std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.slot >= 0; });
+  });
+  const int granule = input.problem.fixed_split_tokens > 0
+                          ? input.problem.fixed_split_tokens / kPageSize
+                      : whole ? input.shape.combine_blocks
+                              : 1;
+  ASSERT_LE(static_cast<double>(largest), mean + granule + fixed + 1e-6);
+  if (input.problem.fixed_split_tokens > 0) return;
+  // A sequence alone goes to all workers alike; with a block a worker, nobody has two, unless they
+  // are a whole sequence.
+  int64_t total_blocks = 0;
+  for (const int32_t length : input.lengths) total_blocks += blocks_of(length);
+  if (input.problem.batch == 1 && total_blocks >= input.shape.workers) {
+    ASSERT_LE(largest - least, 1);
+  }
+  if (total_blocks <= input.shape.workers) {
+    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_blocks : 1) + fixed);
+  }
+}
+
+// Pieces of split sequences, and no others, have slots: 0, 1, 2, ..., in order.
+void expect_slots(const Input& input, const HostPlan& plan, const Pieces& workers) {
+  int next_slot = 0;
+  std::vector<int> pieces_seen(static_cast<size_t>(input.problem.batch));
+  for (const auto& pieces : workers) {
+    for (const Piece& piece : pieces) {
+      const auto sequence = static_cast<size_t>(piece.sequence);
+      ++pieces_seen[sequence];
+      const bool whole =
+          piece.block_begin == 0 && piece.block_end == blocks_of(input.lengths[sequence]);
+      if (whole) {
+        ASSERT_EQ(piece.slot, -1);
+      } else {
+        ASSERT_EQ(piece.slot, next_slot);
+        ++next_slot;
+      }
+    }
+  }
+  std::vector<SplitSequence> split_sequences;
+  std::vector<int32_t> slot_begin{0};
+  for (size_t i = 0; i < pieces_seen.size(); ++i) {
+    const bool split = pieces_seen[i] > 1;
+    if (split) {
+      split_sequences.push_back({static_cast<int32_t>(i), slot_begin.back(), pieces_seen[i], 0});
+    }
+    slot_begin.push_back(slot_begin.back() + (split ? pieces_seen[i] : 0));
+  }
+  ASSERT_TRUE(plan.split_sequences == split_sequences);
+  ASSERT_EQ(plan.slot_begin, slot_begin);
+  ASSERT_EQ(plan.header.num_slots, next_slot);
+  ASSERT_EQ(plan.header.num_split_sequences, static_cast<int>(split_sequences.size()));
+  ASSERT_LE(next_slot, max_slots(input.problem, input.shape));
+  ASSERT_LE(plan.header.num_split_sequences, max_split_sequences(input.problem, input.shape));
+}
+
+// With fixed splits the cuts are where the sequence's length alone says.
+void expect_fixed_cuts(const Input& input, const Pieces& workers) {
+  const int piece_blocks = input.problem.fixed_split_tokens / kPageSize;
+  for (const auto& pieces : workers) {
+    for (const Piece& piece : pieces) {
+      ASSERT_EQ(piece.block_begin % piece_blocks, 0);
+      ASSERT_EQ(piece.block_end,
+                std::min(piece.block_begin + piece_blocks,
+                         blocks_of(input.lengths[static_cast<size_t>(piece.sequence)])));
+    }
+  }
+}
+
+void expect_header(const Input& input, const HostPlan& plan) {
+  ASSERT_EQ(plan.header.made, kPlanMade);
+  ASSERT_EQ(plan.header.batch, input.problem.batch);
+  ASSERT_EQ(plan.header.workers, input.shape.workers);
+  ASSERT_EQ(plan.header.fixed_split_tokens, input.problem.fixed_split_tokens);
+  ASSERT_TRUE(plan.header.fixed_blocks == input.shape.fixed_blocks ||
+              plan.header.fixed_blocks == 0);
+  ASSERT_EQ(plan.seqlens_k, input.lengths);
+}
+/// @}
+
+TEST(SplitPlan, EveryPlanKeepsItsPromises) {
+  int split = 0, all_slots = 0, all_splits = 0;
+  for (const Input& input : inputs(400)) {
+    SCOPED_TRACE(input.name);
+    const HostPlan plan = plan_of(input);
+    const Pieces workers = pieces_of(plan);
+    expect_header(input, plan);
+    expect_covered(input, workers);
+    expect_even(input, workers);
+    expect_slots(input, plan, workers);
+    if (input.problem.fixed_split_tokens > 0) expect_fixed_cuts(input, workers);
+    if (HasFatalFailure()) return;
+    split += plan.header.num_split_sequences > 0;
+    all_slots += plan.header.num_slots == max_slots(input.problem, input.shape);
+    all_splits +=
+        input.problem.fixed_split_tokens == 0 && input.problem.batch >= input.shape.workers &&
+        input.shape.workers > 1 &&
+        plan.header.num_split_sequences == max_split_sequences(input.problem, input.shape);
+  }
+  EXPECT_GT(split, 100);
+  EXPECT_GT(all_slots, 5) << "max_slots is more than any plan needs";
+  EXPECT_GT(all_splits, 5) << "max_split_sequences is more than any plan needs";
+}
+
+// Sequences of 64 blocks, with room for more, on 66 workers.
+Input equal_sequences(int batch) {
+  Input input;
+  input.shape = {.row_tiles = 2, .workers = 66, .fixed_blocks = 2};
+  input.problem.batch = batch;
+  input.problem.max_pages_per_seq = 80;
+  input.lengths.assign(static_cast<size_t>(batch), 4096);
+  return input;
+}
+
+TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
+  Input input = equal_sequences(64);  // the line would cut almost every one
+  EXPECT_EQ(plan_of(input).header.num_slots, 0);
+  input.lengths[5] = 65 * 64;  // mean + 1 at most: (64 * 66 + 1) / 66 + 1
+  EXPECT_EQ(plan_of(input).header.num_slots, 0);
+  input.lengths[5] = 66 * 64;
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+}
+
+TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
+  Input input = equal_sequences(128);  // two for each of 64 are 132 blocks, and the mean is 128
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+  input.shape.combine_blocks = 2;
+  const HostPlan plan = plan_of(input);
+  EXPECT_EQ(plan.header.num_slots, 0);
+  const Pieces workers = pieces_of(plan);
+  for (size_t i = 0; i < 64; ++i) EXPECT_EQ(workers[i].size(), 2u);
+  EXPECT_TRUE(workers[64].empty() && workers[65].empty());
+  input.lengths[5] = 65 * 64;  // 134 against 128 + 2 + 2
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+}
+
+TEST(SplitPlan, LengthsOutsideTheTableAreClamped) {
+  std::mt19937_64 random(3);
+  for (const int fixed_split_tokens : {0, 64, 1024}) {
+    Input input = make_input(40, 3, 7, 2, fixed_split_tokens, random);
+    const auto most = static_cast<int32_t>(input.problem.max_seqlen_k());
+    Input clamped = input;
+    const int32_t bad[] = {-1, -64, INT_MIN, most + 1, most + 65, INT_MAX};
+    for (size_t i = 0; i < std::size(bad); ++i) {
+      input.lengths[3 * i] = bad[i];
+      clamped.lengths[3 * i] = bad[i] < 0 ? 0 : most;
+    }
+    HostPlan plan = plan_of(input);
+    EXPECT_EQ(plan.seqlens_k, input.lengths);  // as they were given: check_plan compares them
+    plan.seqlens_k = clamped.lengths;
+    EXPECT_TRUE(plan == plan_of(clamped));
+  }
+}
+
+TEST(SplitPlan, WorkersFillTheDevice) {
+  const auto use = [](int64_t blocks, int resident) {
+    const int64_t waves = (blocks + resident - 1) / resident;
+    return static_cast<double>(blocks) / static_cast<double>(waves * resident);
+  };
+  for (const int resident : {1, 2, 7, 108, 132, 148, 216, 264, 2000}) {
+    for (int64_t tiles = 1; tiles <= 3000; tiles = tiles < 300 ? tiles + 1 : tiles * 7 / 6) {
+      SCOPED_TRACE(std::to_string(tiles) + " tiles, " + std::to_string(resident) + " resident");
+      const int workers = workers_for(tiles, resident);
+      ASSERT_GE(workers, 1);
+      ASSERT_LE(workers, 65535);
+      if (4 * tiles <= resident) {  // one wave, into which another worker would not fit
+        ASSERT_LE(tiles * workers, resident);
+        ASSERT_GT(tiles * (workers + 1), resident);
+        continue;
+      }
+      ASSERT_LE(workers, 4);
+      const double chosen = use(tiles * workers, resident);
+      for (int other = 1; other <= 4; ++other) {
+        ASSERT_GE(chosen, use(tiles * other, resident) - 0.1001) << other;
+        if (other < workers) {
+          ASSERT_GT(chosen, use(tiles * other, resident)) << other;
+        }
+      }
+    }
+  }
+  // What the shapes of a Hopper GPU get.
+  EXPECT_EQ(workers_for(1, 132), 132);
+  EXPECT_EQ(workers_for(2, 132), 66);
+  EXPECT_EQ(workers_for(8, 132), 16);
+  EXPECT_EQ(workers_for(1, 264), 264);
+  EXPECT_EQ(workers_for(132, 132), 1);
+  EXPECT_EQ(workers_for(66, 132), 2);
+  EXPECT_EQ(workers_for(1 << 24, 132), 1);
+  EXPECT_EQ(workers_for(4096, 132), 1);  // three would leave 1% idle, not 3%
+  EXPECT_EQ(workers_for(5, 0), 1);       // a workspace may be asked for where there is no GPU
+  for (int64_t tiles = 1; tiles <= 12; ++tiles) {
+    EXPECT_GE(static_cast<double>(tiles * workers_for(tiles, 132)), 0.9 * 132) << tiles;
+  }
+}
+
+Input small_input() {
+  Input input;
+  input.problem.batch = 4;
+  input.problem.num_heads_q = 1;
+  input.problem.num_pages = 1;
+  input.problem.softmax_scale = 1;
+  input.problem.max_pages_per_seq = 20;
+  input.shape = {.row_tiles = 1, .workers = 4, .fixed_blocks = 1};
+  input.lengths = {1000, 0, 65, 200};
+  return input;
+}
+
+TEST(SplitPlan, ADescriptionShowsEveryPiece) {
+  EXPECT_EQ(describe_plan(plan_of(small_input())),
+            "worker   0      6 ##################......  0:0-320 (slot 0)\n"
+            "worker   1      8 ########################  0:320-768 (slot 1)\n"
+            "worker   2      7 #####################...  0:768-1000 (slot 2), 1:0-0\n"
+            "worker   3      8 ########################  2:0-65, 3:0-200\n"
+            "load in blocks of 64 tokens, 1 for beginning a piece: mean 7.2, largest 8 "
+            "(110% of the mean)\n"
+            "1 of 4 sequences split, into 3 pieces\n");
+}
+
+TEST(SplitPlan, ALongDescriptionIsShortened) {
+  Input input = small_input();
+  input.problem.max_pages_per_seq = 400;
+  input.shape.workers = 300;
+  input.lengths = {20000, 0, 65, 1200};
+  EXPECT_EQ(describe_plan(plan_of(input), 4),
+            "worker   0      0 ........................\n"
+            "worker   1      2 ################........  0:0-64 (slot 0)\n"
+            "  ...     296 more workers\n"
+            "worker 298      2 ################........  3:1024-1088 (slot 293)\n"
+            "worker 299      3 ########################  3:1088-1200 (slot 294)\n"
+            "load in blocks of 64 tokens, 1 for beginning a piece: mean 2.1, largest 3 "
+            "(143% of the mean)\n"
+            "3 of 4 sequences split, into 295 pieces\n");
+  input.shape.workers = 1;
+  input.problem.batch = 9;
+  input.lengths = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+  EXPECT_EQ(describe_plan(plan_of(input)),
+            "worker   0     18 ########################  0:0-1, 1:0-2, 2:0-3, 3:0-4, and 5 more\n"
+            "load in blocks of 64 tokens, 1 for beginning a piece: mean 18.0, largest 18 "
+            "(100% of the mean)\n"
+            "0 of 9 sequences split, into 0 pieces\n");
+  input.shape.workers = 40;  // max_lines by default
+  EXPECT_EQ(describe_plan(plan_of(input)).find("more workers"), std::string::npos);
+  input.shape.workers = 41;
+  EXPECT_NE(describe_plan(plan_of(input)).find("1 more workers"), std::string::npos);
+}
+
+class SplitPlanOn : public testing::TestWithParam<MachineKind> {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+  }
+  void TearDown() override {
+    gpu_model::device() = {};
+    gpu_model::schedule() = {};
+  }
+
+  bool on_gpu() const { return GetParam() == MachineKind::kGpu; }
+
+  // make_plan on the machine, read back. Without memory for partial results, which it leaves alone.
+  void make_and_read(const Input& input, HostPlan* plan) {
+    alignas(16) static unsigned char origin[16];
+    const SplitWorkspace layout = split_workspace(input.problem, input.shape, origin);
+    const auto bytes =
+        static_cast<size_t>(reinterpret_cast<unsigned char*>(layout.lse_partial) - origin);
+    DeviceBuffer lengths, workspace;
+    ASSERT_TRUE(lengths.assign(*machine_, input.lengths.data(), input.lengths.size() * 4).ok());
+    ASSERT_TRUE(workspace.allocate(*machine_, bytes).ok());
+    ASSERT_TRUE(machine_->fill(workspace.data(), 0xff, bytes).ok());
+    const Status made = make_plan(*machine_, input.problem, input.shape, lengths.as<int32_t>(),
+                                  workspace.data(), nullptr);
+    ASSERT_TRUE(made.ok()) << made.to_string();
+    const Status read =
+        read_plan(*machine_, input.problem, input.shape, workspace.data(), plan, nullptr);
+    ASSERT_TRUE(read.ok()) << read.to_string();
+  }
+
+  void expect_as_on_host(const Input& input) {
+    HostPlan plan;
+    make_and_read(input, &plan);
+    if (HasFatalFailure()) return;
+    const HostPlan expected = plan_of(input);
+    if (plan == expected) return;
+    // Say what differs.
+    EXPECT_EQ(std::memcmp(&plan.header, &expected.header, sizeof(PlanHeader)), 0)
+        << describe_plan(expected);
+    for (size_t w = 0; w < expected.worker_begin.size(); ++w) {
+      const WorkerBegin &a = plan.worker_begin[w], &b = expected.worker_begin[w];
+      ASSERT_EQ(std::memcmp(&a, &b, sizeof a), 0)
+          << "worker " << w << " begins at " << a.sequence << ":" << a.block << " (" << a.split
+          << "), expected " << b.sequence << ":" << b.block << " (" << b.split << ")";
+    }
+    EXPECT_EQ(plan.slot_begin, expected.slot_begin);
+    EXPECT_EQ(plan.seqlens_k, expected.seqlens_k);
+    EXPECT_TRUE(plan.split_sequences == expected.split_sequences);
+    FAIL() << "the plan differs from the host's";
+  }
+
+  Machine* machine_ = nullptr;
+};
+
+TEST_P(SplitPlanOn, IsTheHostsToTheBit) {
+  uint64_t seed = 0;
+  for (const Input& input : inputs(on_gpu() ? 1500 : 120)) {
+    SCOPED_TRACE(input.name);
+    gpu_model::schedule().seed = seed++ % 5;
+    expect_as_on_host(input);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(SplitPlanOn, IsTheSameUnderEverySchedule) {
+  std::mt19937_64 random(11);
+  for (const int fixed_split_tokens : {0, 1024}) {
+    const Input input = make_input(2500, 3, 300, 3, fixed_split_tokens, random);
+    for (uint64_t seed = 0; seed < 6; ++seed) {
+      gpu_model::schedule().seed = seed;
+      expect_as_on_host(input);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(SplitPlanOn, ClampsLengthsAsTheHostDoes) {
+  std::mt19937_64 random(12);
+  for (const int fixed_split_tokens : {0, 64, 1024}) {
+    Input input = make_input(70, 4, 31, 2, fixed_split_tokens, random);
+    const auto most = static_cast<int32_t>(input.problem.max_seqlen_k());
+    const int32_t bad[] = {-1, -64, INT_MIN, most + 1, most + 65, INT_MAX};
+    for (size_t i = 0; i < std::size(bad); ++i) input.lengths[5 * i] = bad[i];
+    expect_as_on_host(input);
+  }
+}
+
+// The plan as stages use it: by way of plan_decode and its companions.
+class PlannedDecode : public SplitPlanOn {
+ protected:
+  void SetUp() override {
+    SplitPlanOn::SetUp();
+    if (machine_ == nullptr) return;
+    gpu_model::device().multiprocessors = 4;  // so that small problems have cuts and whole pieces
+    spec_.lengths = {150, 0, 700, 64, 1, 30};
+    if (on_gpu()) spec_.lengths = {9000, 0, 700, 64, 1, 30000};
+    spec_.seqlen_q = 2;
+    spec_.num_heads_q = 3;
+    spec_.data = DataKind::kNeedles;
+    data_ = make_data_set(spec_);
+    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    for (const Stage& stage : stages(GetParam())) {
+      if (!check_device(stage, machine_->limits()).ok()) continue;
+      (stage.plan_shape != nullptr ? planned_ : unplanned_).push_back(&stage);
+    }
+    ASSERT_FALSE(planned_.empty());
+    ASSERT_FALSE(unplanned_.empty());
+  }
+
+  // A workspace that held no plan before.
+  void clear_workspace(const Stage& stage, unsigned char byte = 0xff) {
+    bytes_ = stage.workspace_bytes(data_.problem);
+    ASSERT_TRUE(workspace_.allocate(*machine_, std::max<size_t>(16, bytes_)).ok());
+    ASSERT_TRUE(machine_->fill(workspace_.data(), byte, workspace_.bytes()).ok());
+  }
+  std::vector<unsigned char> bytes_of(const DeviceBuffer& buffer) {
+    std::vector<unsigned char> bytes(buffer.bytes());
+    EXPECT_TRUE(machine_->synchronize().ok());
+    EXPECT_TRUE(machine_->copy_to_host(bytes.data(), buffer.data(), bytes.size()).ok());
+    return bytes;
+  }
+  bool outputs_untouched() {
+    const auto untouched = [&](const DeviceBuffer& buffer) {
+      const auto bytes = bytes_of(buffer);
+      return std::all_of(bytes.begin(), bytes.end(), [](unsigned char b) { return b == 0xff; });
+    };
+    return untouched(tensors_.out) && untouched(tensors_.lse);
+  }
+  const int32_t* lengths() const { return tensors_.seqlens_k.as<int32_t>(); }
+  Status make(const Stage& stage) {
+    return plan_decode(stage, data_.problem, lengths(), workspace_.data(), bytes_);
+  }
+  Status check(const Stage& stage) {
+    return check_plan(stage, data_.problem, lengths(), workspace_.data(), bytes_);
+  }
+
+  DecodeCase spec_;
+  DataSet data_;
+  DeviceTensors tensors_;
+  DeviceBuffer workspace_;
+  size_t bytes_ = 0;
+  std::vector<const Stage*> planned_, unplanned_;
+};
+
+void expect_status(const Status& status, StatusCode code, const std::string& message) {
+  EXPECT_EQ(status.code(), code) << status.to_string();
+  EXPECT_EQ(status.message(), message);
+}
+
+TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
+  for (const Stage* stage : planned_) {
+    SCOPED_TRACE(stage->slug);
+    clear_workspace(*stage);
+    ASSERT_TRUE(make(*stage).ok());
+    HostPlan plan;
+    const Status read = read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan);
+    ASSERT_TRUE(read.ok()) << read.to_string();
+    EXPECT_TRUE(plan == make_plan_on_host(data_.problem, stage->plan_shape(data_.problem),
+                                          data_.seqlens_k));
+    EXPECT_GT(plan.header.num_split_sequences, 0);
+    EXPECT_TRUE(outputs_untouched());
+  }
+}
+
+TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
+  for (const Stage* stage : planned_) {
+    for (const int fixed_split_tokens : {0, 128}) {
+      SCOPED_TRACE(stage->slug + ", fixed splits " + std::to_string(fixed_split_tokens));
+      data_.problem.fixed_split_tokens = fixed_split_tokens;
+      clear_workspace(*stage);
+      ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
+      ASSERT_TRUE(
+          decode(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_).ok());
+      const auto out = bytes_of(tensors_.out), lse = bytes_of(tensors_.lse);
+      clear_workspace(*stage);
+      ASSERT_TRUE(make(*stage).ok());
+      for (int turn = 0; turn < 2; ++turn) {
+        ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
+        const Status status =
+            decode_planned(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_);
+        ASSERT_TRUE(status.ok()) << status.to_string();
+        EXPECT_TRUE(bytes_of(tensors_.out) == out) << turn;
+        EXPECT_TRUE(bytes_of(tensors_.lse) == lse) << turn;
+        EXPECT_TRUE(check(*stage).ok());
+      }
+    }
+  }
+}
+
+TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
+  const std::string kNoPlan = "workspace holds no plan for this problem";
+  for (const Stage* stage : planned_) {
+    SCOPED_TRACE(stage->slug);
+    for (const unsigned char byte : {0x00, 0xff}) {
+      clear_workspace(*stage, byte);
+      expect_status(check(*stage), StatusCode::kInvalidArgument, kNoPlan);
+      HostPlan plan;
+      expect_status(read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan),
+                    StatusCode::kInvalidArgument, kNoPlan);
+    }
+    ASSERT_TRUE(make(*stage).ok());
+    EXPECT_TRUE(check(*stage).ok()) << check(*stage).to_string();
+
+    // Another length, by one, anywhere.
+    for (const size_t i : {size_t{0}, size_t{3}, data_.seqlens_k.size() - 1}) {
+      std::vector<int32_t> other = data_.seqlens_k;
+      other[i] += 1;
+      DeviceBuffer device;
+      ASSERT_TRUE(device.assign(*machine_, other.data(), other.size() * 4).ok());
+      expect_status(
+          check_plan(*stage, data_.problem, device.as<int32_t>(), workspace_.data(), bytes_),
+          StatusCode::kInvalidArgument,
+          "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(other[i]) +
+              ", but the plan was made for " + std::to_string(data_.seqlens_k[i]));
+    }
+
+    // Another problem: a sequence less, another mode.
+    Problem problem = data_.problem;
+    problem.batch -= 1;
+    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), bytes_),
+                  StatusCode::kInvalidArgument, kNoPlan);
+    problem = data_.problem;
+    problem.fixed_split_tokens = 128;
+    ASSERT_TRUE(workspace_.allocate(*machine_, stage->workspace_bytes(problem) + bytes_).ok());
+    ASSERT_TRUE(make(*stage).ok());
+    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), workspace_.bytes()),
+                  StatusCode::kInvalidArgument, kNoPlan);
+    EXPECT_TRUE(check(*stage).ok());
+    // Other workers: a problem whose rows fill the device by themselves.
+    problem = data_.problem;
+    problem.num_heads_q = 3000;
+    ASSERT_NE(stage->plan_shape(problem).workers, stage->plan_shape(data_.problem).workers);
+    ASSERT_TRUE(workspace_.allocate(*machine_, stage->workspace_bytes(problem) + bytes_).ok());
+    ASSERT_TRUE(make(*stage).ok());
+    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), workspace_.bytes()),
+                  StatusCode::kInvalidArgument, kNoPlan);
+  }
+}
+
+TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
+  for (const Stage* stage : unplanned_) {
+    SCOPED_TRACE(stage->slug);
+    clear_workspace(*stage);
+    const auto before = bytes_of(workspace_);
+    EXPECT_TRUE(make(*stage).ok());
+    EXPECT_TRUE(check(*stage).ok());
+    EXPECT_TRUE(bytes_of(workspace_) == before);
+    HostPlan plan;
+    expect_status(read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan),
+                  StatusCode::kUnsupported, stage->slug + " makes no plan");
+    const Status status =
+        decode_planned(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_);
+    EXPECT_TRUE(status.ok()) << status.to_string();
+  }
+}
+
+// Each entry, with every argument spoilt that it has: refused with the right code and words,
+// without a byte of the outputs or the workspace touched.
+TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
+  struct Call {
+    Problem problem;
+    Tensors tensors;
+    void* workspace;
+    size_t bytes;
+  };
+  struct Bad {
+    const char* name;
+    std::function<void(Call&)> spoil;
+    StatusCode code;
+    std::vector<const char*> message;
+    bool plan_only = true;  // whether entries without tensors see it, too
+  };
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  const std::vector<Bad> bad_calls = {
+      {"batch", [](Call& c) { c.problem.batch = 0; }, kInvalid, {"batch = 0"}},
+      {"fixed splits",
+       [](Call& c) { c.problem.fixed_split_tokens = 100; },
+       kInvalid,
+       {"fixed_split_tokens = 100", "64"}},
+      {"workspace too small",
+       [](Call& c) { --c.bytes; },
+       StatusCode::kWorkspaceTooSmall,
+       {"workspace_bytes = ", "needs "}},
+      {"workspace null", [](Call& c) { c.workspace = nullptr; }, kInvalid, {"workspace is null"}},
+      {"workspace misaligned",
+       [](Call& c) { c.workspace = static_cast<char*>(c.workspace) + 8; },
+       kInvalid,
+       {"workspace", "16"}},
+      {"lengths null",
+       [](Call& c) { c.tensors.seqlens_k = nullptr; },
+       kInvalid,
+       {"seqlens_k is null"}},
+      {"lengths misaligned",
+       [](Call& c) { c.tensors.seqlens_k += 1; },
+       kInvalid,
+       {"seqlens_k ", "not aligned to 16 bytes"}},
+      {"q null", [](Call& c) { c.tensors.q = nullptr; }, kInvalid, {"q is null"}, false},
+      {"out null", [](Call& c) { c.tensors.out = nullptr; }, kInvalid, {"out is null"}, false},
+  };
+  struct Entry {
+    const char* name;
+    std::function<Status(const Stage&, const Call&)> call;
+    bool takes_lengths, takes_tensors;
+  };
+  HostPlan plan;
+  const std::vector<Entry> entries = {
+      {"plan_decode",
+       [](const Stage& stage, const Call& c) {
+         return plan_decode(stage, c.problem, c.tensors.seqlens_k, c.workspace, c.bytes);
+       },
+       true, false},
+      {"decode_planned",
+       [](const Stage& stage, const Call& c) {
+         return decode_planned(stage, c.problem, c.tensors, c.workspace, c.bytes);
+       },
+       true, true},
+      {"read_plan",
+       [&](const Stage& stage, const Call& c) {
+         return read_plan(stage, c.problem, c.workspace, c.bytes, &plan);
+       },
+       false, false},
+      {"check_plan",
+       [](const Stage& stage, const Call& c) {
+         return check_plan(stage, c.problem, c.tensors.seqlens_k, c.workspace, c.bytes);
+       },
+       true, false},
+  };
+  for (const Stage* stage : planned_) {
+    clear_workspace(*stage);
+    ASSERT_TRUE(make(*stage).ok());
+    const auto before = bytes_of(workspace_);
+    for (const Entry& entry : entries) {
+      for (const Bad& bad : bad_calls) {
+        if (!bad.plan_only && !entry.takes_tensors) continue;
+        if (std::strncmp(bad.name, "lengths", 7) == 0 && !entry.takes_lengths) continue;
+        SCOPED_TRACE(stage->slug + ", " + entry.name + ", " + bad.name);
+        Call call{data_.problem, tensors_.tensors(), workspace_.data(), bytes_};
+        bad.spoil(call);
+        const Status status = entry.call(*stage, call);
+        EXPECT_EQ(status.code(), bad.code) << status.to_string();
+        for (const char* part : bad.message) {
+          EXPECT_NE(status.message().find(part), std::string::npos)
+              << status.to_string() << " lacks " << part;
+        }
+        EXPECT_TRUE(outputs_untouched());
+        EXPECT_TRUE(bytes_of(workspace_) == before);
+      }
+    }
+    EXPECT_TRUE(check(*stage).ok());
+  }
+}
+
+std::string machine_name(const testing::TestParamInfo<MachineKind>& test) {
+  return test.param == MachineKind::kModel ? "Model" : "Gpu";
+}
+INSTANTIATE_TEST_SUITE_P(Machines, SplitPlanOn,
+                         testing::Values(MachineKind::kModel, MachineKind::kGpu), machine_name);
+INSTANTIATE_TEST_SUITE_P(Machines, PlannedDecode,
+                         testing::Values(MachineKind::kModel, MachineKind::kGpu), machine_name);
+
+}  // namespace
+}  // namespace mla

@@ -1,0 +1,577 @@
+// Every stage of the registry against the reference, on every case of the list.
+//
+//   conformance_test [--machine model|gpu] [--stage 02_shared_tiled] [--cases sample|full]
+//                    [--shard i/n] [--gtest_...]
+//
+// On the model: a seeded sample of small cases, each under three schedules, on pretended devices of
+// several sizes. On a GPU: the full product, held to the fp64 oracle; the loop is case -> data ->
+// reference -> stages.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+#include <set>
+
+#include "reference/attention.h"
+#include "reference/testing/compare.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/stage.h"
+#include "reference/testing/oracle.h"
+
+namespace mla {
+namespace {
+
+struct Options {
+  MachineKind machine = MachineKind::kModel;
+  std::string stage;  // empty: all
+  bool full = false;
+  int shard = 0, shards = 1;
+  bool ran = false;  // some stage did
+} options;
+
+constexpr std::pair<int, int> kHeads[] = {{1, 1},   {3, 1},   {3, 3},   {9, 1},  {9, 3},   {63, 1},
+                                          {63, 3},  {64, 1},  {64, 2},  {64, 8}, {126, 1}, {126, 2},
+                                          {126, 3}, {128, 1}, {128, 2}, {128, 8}};
+
+// b x s_q x s_k x heads x variable x causal x dtype, and the one with half of its sequences empty.
+// Seeds alternate the scale.
+std::vector<DecodeCase> full_product() {
+  std::vector<DecodeCase> cases;
+  for (const int batch : {1, 2, 6, 64}) {
+    for (const int seqlen_q : {1, 2, 4}) {
+      for (const int seqlen_k : {20, 140, 4096}) {
+        for (const auto& [num_heads_q, num_heads_kv] : kHeads) {
+          for (const bool variable : {false, true}) {
+            for (const bool causal : {false, true}) {
+              for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+                DecodeCase spec;
+                spec.dtype = dtype;
+                spec.batch = batch;
+                spec.seqlen_q = seqlen_q;
+                spec.seqlen_k = seqlen_k;
+                spec.num_heads_q = num_heads_q;
+                spec.num_heads_kv = num_heads_kv;
+                spec.variable_lengths = variable;
+                spec.causal = causal;
+                spec.empty_fraction = variable && batch >= 6 ? 0.1 : 0;
+                spec.seed = cases.size() / 2 * 3 + (cases.size() & 1);
+                cases.push_back(spec);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const bool causal : {false, true}) {
+      DecodeCase spec;
+      spec.dtype = dtype;
+      spec.batch = 128;
+      spec.seqlen_q = 2;
+      spec.seqlen_k = 4096;
+      spec.num_heads_q = 128;
+      spec.variable_lengths = true;
+      spec.empty_fraction = 0.5;
+      spec.causal = causal;
+      spec.seed = cases.size();
+      cases.push_back(spec);
+    }
+  }
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;  // a cache of more than 2^31 elements
+    spec.dtype = dtype;
+    spec.batch = 128;
+    spec.seqlen_k = 32768;
+    spec.num_heads_q = 16;
+    spec.seed = cases.size();
+    cases.push_back(spec);
+  }
+  return cases;
+}
+
+int64_t work(const DecodeCase& spec) {
+  return int64_t{spec.batch} * spec.seqlen_q * spec.num_heads_q * spec.seqlen_k;
+}
+
+// 200 cases of the product that the model runs quickly: every pair of heads and every flag, at
+// least ten of 4096 tokens, both dtypes alike. The same cases for every stage and on every run. The
+// full list on the model
+// (--cases full) takes days; on a GPU, minutes.
+std::vector<DecodeCase> small_sample() {
+  constexpr size_t kCases = 200;
+  std::vector<DecodeCase> pool;
+  for (const DecodeCase& spec : full_product()) {
+    if (work(spec) <= (spec.seqlen_k == 4096 ? 32768 : 20000)) pool.push_back(spec);
+  }
+  std::mt19937_64 random(1);
+  std::shuffle(pool.begin(), pool.end(), random);
+  std::map<std::pair<int, int>, int> heads_seen;
+  int long_seen = 0;
+  std::vector<DecodeCase> sample, rest;
+  for (const DecodeCase& spec : pool) {
+    int& seen = heads_seen[{spec.num_heads_q, spec.num_heads_kv}];
+    const bool is_long = spec.seqlen_k == 4096 && long_seen < 12;
+    if (seen < 6 || is_long) {
+      ++seen;
+      long_seen += spec.seqlen_k == 4096;
+      sample.push_back(spec);
+    } else {
+      rest.push_back(spec);
+    }
+  }
+  for (const DecodeCase& spec : rest) {
+    if (sample.size() < kCases) sample.push_back(spec);
+  }
+  return sample;
+}
+
+// Cases for the extreme data kinds: ordinary shapes, hostile values.
+std::vector<DecodeCase> extreme_cases() {
+  std::vector<DecodeCase> cases;
+  for (const DataKind kind : {DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      for (const bool causal : {false, true}) {
+        for (const int seqlen_k : {20, 300}) {
+          DecodeCase spec;
+          spec.dtype = dtype;
+          spec.data = kind;
+          spec.batch = 3;
+          spec.seqlen_q = 2;
+          spec.seqlen_k = seqlen_k;
+          spec.num_heads_q = 20;
+          spec.num_heads_kv = 2;
+          spec.variable_lengths = true;
+          spec.causal = causal;
+          spec.seed = cases.size();
+          cases.push_back(spec);
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+// Shapes at the edges of what kernels are tiled for. True sizes on a GPU, smaller ones on the model;
+// a million tokens only in the full list.
+std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
+  const bool on_gpu = machine == MachineKind::kGpu;
+  std::vector<DecodeCase> cases;
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    const auto add = [&](DecodeCase spec) {
+      spec.dtype = dtype;
+      spec.seed = cases.size() / 2 * 3 + (cases.size() & 1);
+      cases.push_back(spec);
+    };
+    // Lengths around a page, in one batch.
+    DecodeCase pages;
+    pages.seqlen_q = 2;
+    pages.num_heads_q = 5;
+    pages.causal = true;
+    pages.lengths = {1, 63, 64, 65, 0, 128};
+    add(pages);
+    // Rows that no tile divides: 77 a KV head.
+    DecodeCase rows;
+    rows.batch = 2;
+    rows.seqlen_q = 11;
+    rows.seqlen_k = on_gpu ? 1000 : 100;
+    rows.num_heads_q = 7;
+    add(rows);
+    rows.num_heads_q = 14;
+    rows.num_heads_kv = 2;
+    rows.causal = true;
+    add(rows);
+    // A token each, of more sequences than the planning kernel looks at together.
+    DecodeCase sequences;
+    sequences.batch = on_gpu ? 8192 : 2100;
+    sequences.seqlen_k = 1;
+    sequences.num_heads_q = on_gpu ? 16 : 1;
+    add(sequences);
+    // More queries than tokens, so that some see nothing; and a few tokens more than queries.
+    DecodeCase queries;
+    queries.seqlen_q = on_gpu ? 512 : 130;
+    queries.num_heads_q = on_gpu ? 6 : 1;
+    queries.causal = true;
+    queries.lengths = {100, on_gpu ? 700 : 140};
+    add(queries);
+    // Many tokens.
+    DecodeCase tokens;
+    tokens.seqlen_k = on_gpu && full ? 1000000 : 20000;
+    tokens.num_heads_q = on_gpu ? 4 : 1;
+    add(tokens);
+  }
+  return cases;
+}
+
+// The devices the model pretends to be, by turns: a stage that picks tiles by shared memory shows
+// all of them, and a grid limit of 5 blocks makes every kernel walk its items.
+void pretend_device(size_t turn) {
+  gpu_model::Device& device = gpu_model::device();
+  device = gpu_model::Device{};
+  switch (turn % 4) {
+    case 1:
+      device.compute_capability = 80;
+      device.max_shared_bytes = 166912;
+      break;
+    case 2:
+      device.compute_capability = 86;
+      device.max_shared_bytes = 101376;
+      break;
+    case 3:
+      device.max_grid_x = 5;
+      break;
+    default:
+      break;
+  }
+}
+
+struct Outputs {
+  std::vector<uint16_t> out;
+  std::vector<float> lse;
+  bool operator==(const Outputs& other) const {
+    return out == other.out &&
+           std::memcmp(lse.data(), other.lse.data(), lse.size() * sizeof(float)) == 0;
+  }
+};
+
+Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTensors& tensors,
+           Outputs* outputs) {
+  DeviceBuffer workspace;
+  const size_t bytes = stage.workspace_bytes(data.problem);
+  if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  MLA_RETURN_IF_ERROR(tensors.poison_outputs(machine));
+  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), workspace.data(), bytes));
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  outputs->out.resize(static_cast<size_t>(data.problem.out_elements()));
+  outputs->lse.resize(static_cast<size_t>(data.problem.lse_elements()));
+  MLA_RETURN_IF_ERROR(
+      machine.copy_to_host(outputs->out.data(), tensors.out.data(), tensors.out.bytes()));
+  return machine.copy_to_host(outputs->lse.data(), tensors.lse.data(), tensors.lse.bytes());
+}
+
+class Conformance : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = options.machine == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    for (const Stage& stage : stages(options.machine)) {
+      if (!options.stage.empty() && stage.slug.rfind(options.stage, 0) != 0) continue;
+      const Status fit = check_device(stage, machine_->limits());
+      if (fit.ok()) {
+        stages_.push_back(&stage);
+      } else {
+        std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
+      }
+    }
+    if (stages_.empty()) GTEST_SKIP() << "no stage to run";
+    options.ran = true;
+    started_ = std::chrono::steady_clock::now();
+  }
+
+  void TearDown() override {
+    gpu_model::device() = {};
+    gpu_model::schedule() = {};
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+    for (const auto& [slug, count] : runs_) {
+      std::printf("[   RUNS   ] %s: bf16 %d of %d, fp16 %d of %d passed\n", slug.c_str(),
+                  count.passed[0], count.run[0], count.passed[1], count.run[1]);
+    }
+    if (!runs_.empty()) std::printf("[   TIME   ] %.1f s\n", seconds);
+  }
+
+  // Whether case `index` of a list belongs to this shard.
+  static bool in_shard(size_t index) {
+    return index % static_cast<size_t>(options.shards) == static_cast<size_t>(options.shard);
+  }
+
+  // Runs every stage on one case; on the model under the given schedules, whose results must agree
+  // to the bit.
+  void check_case(DecodeCase spec, DataKind kind, std::span<const uint64_t> schedules) {
+    spec.data = kind;
+    SCOPED_TRACE(spec.name());
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    const Status made = generate_on_device(*machine_, data, &tensors);
+    ASSERT_TRUE(made.ok()) << made.to_string();
+    ReferenceResult expected;
+    const Status known = options.machine == MachineKind::kGpu
+                             ? oracle_decode(*machine_, data.problem, tensors.tensors(), &expected)
+                             : reference_attention(data.problem, tensors.tensors(), &expected);
+    ASSERT_TRUE(known.ok()) << known.to_string();
+
+    const gpu_model::Device pretended = gpu_model::device();
+    for (const Stage* stage : stages_) {
+      gpu_model::device() = pretended;  // the usual one for a stage that this one is no device for
+      if (!check_device(*stage, machine_->limits()).ok()) gpu_model::device() = {};
+      Outputs first;
+      for (size_t i = 0; i < schedules.size(); ++i) {
+        gpu_model::schedule().seed = schedules[i];
+        Count& count = runs_[stage->slug];
+        const int dtype = spec.dtype == DType::kFloat16;
+        ++count.run[dtype];
+        Outputs outputs;
+        const Status status = run(*machine_, *stage, data, tensors, &outputs);
+        ASSERT_TRUE(status.ok()) << stage->slug << ": " << status.to_string();
+        const DecodeComparison comparison =
+            compare_decode(spec.dtype, outputs.out, outputs.lse, expected);
+        EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+        if (i == 0) first = outputs;
+        const bool repeats = outputs == first;
+        EXPECT_TRUE(repeats) << stage->slug << ": results differ between runs";
+        count.passed[dtype] += comparison.ok() && repeats;
+      }
+    }
+  }
+
+  struct Count {
+    int run[2] = {}, passed[2] = {};
+  };
+  Machine* machine_ = nullptr;
+  std::vector<const Stage*> stages_;
+  std::map<std::string, Count> runs_;
+  std::chrono::steady_clock::time_point started_;
+};
+
+TEST_F(Conformance, Cases) {
+  const bool on_model = options.machine == MachineKind::kModel;
+  const std::vector<DecodeCase> cases = options.full ? full_product() : small_sample();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    if (on_model) {
+      pretend_device(i / static_cast<size_t>(options.shards));
+      check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{2 * i + 1});
+      check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0, 2 * i + 2});
+    } else {
+      check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{0});
+      check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
+      if (i % 500 == 0) std::fprintf(stderr, "case %zu of %zu\n", i, cases.size());
+    }
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(Conformance, Edges) {
+  const std::vector<DecodeCase> cases = edge_cases(options.machine, options.full);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    pretend_device(i / static_cast<size_t>(options.shards));
+    check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{i});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(Conformance, ExtremeValuesAndLogits) {
+  const std::vector<DecodeCase> cases = extreme_cases();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    pretend_device(i / static_cast<size_t>(options.shards));
+    check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
+    if (HasFatalFailure()) return;
+  }
+}
+
+// The reference for data whose q and cache a test has changed.
+Status reference_on(const DataSet& data, const std::vector<uint16_t>& q,
+                    const std::vector<uint16_t>& cache, ReferenceResult* expected) {
+  Tensors host;
+  host.q = q.data();
+  host.kv_cache = cache.data();
+  host.block_table = data.block_table.data();
+  host.seqlens_k = data.seqlens_k.data();
+  return reference_attention(data.problem, host, expected);
+}
+
+void expect_right(Machine& machine, const std::vector<const Stage*>& stages, const DataSet& data,
+                  DeviceTensors& tensors, const ReferenceResult& expected) {
+  for (const Stage* stage : stages) {
+    Outputs outputs;
+    ASSERT_TRUE(run(machine, *stage, data, tensors, &outputs).ok());
+    const DecodeComparison comparison =
+        compare_decode(data.problem.dtype, outputs.out, outputs.lse, expected);
+    EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
+  }
+}
+
+// A NaN among a sequence's own tokens reaches all of its rows, lse included, and no other's.
+TEST_F(Conformance, NanStaysInItsOwnSequence) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.batch = 3;
+    spec.seqlen_q = 2;
+    spec.seqlen_k = 100;
+    spec.num_heads_q = 20;
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    ASSERT_TRUE(generate_on_device(*machine_, data, &tensors).ok());
+    const int32_t* table = data.block_table.data() + data.problem.max_pages_per_seq;  // sequence 1
+    const uint16_t nan = nan_bits(dtype);
+    ASSERT_TRUE(machine_
+                    ->copy_to_device(tensors.kv_cache.as<uint16_t>() +
+                                         cache_row(table, 70, 1, 0) * kHeadDimQK + 5,
+                                     &nan, sizeof(nan))
+                    .ok());
+    std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
+    ASSERT_TRUE(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()).ok());
+    ASSERT_TRUE(
+        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes())
+            .ok());
+    ReferenceResult expected;
+    ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
+    ASSERT_TRUE(std::isnan(expected.lse[2 * 20]));  // sequence 1
+    ASSERT_FALSE(std::isnan(expected.lse[0]));
+    expect_right(*machine_, stages_, data, tensors, expected);
+  }
+}
+
+// Data of the test's own: q is `q575` in column 575 and 0 elsewhere, so that a token's logit is q575
+// times its column 575; V is constant over a token's columns.
+struct Token {
+  float v, k575;
+};
+void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, DecodeCase spec,
+                   float softmax_scale, float q575, const std::function<Token(int)>& token_at) {
+  SCOPED_TRACE(spec.name());
+  DataSet data = make_data_set(spec);
+  data.problem.softmax_scale = softmax_scale;
+  DeviceTensors tensors;
+  ASSERT_TRUE(generate_on_device(machine, data, &tensors).ok());
+  const auto bits = [&](float value) {
+    return visit_dtype(spec.dtype, [&](auto zero) {
+      return std::bit_cast<uint16_t>(from_float<decltype(zero)>(value));
+    });
+  };
+  std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2, 0xffff);
+  for (size_t i = 0; i < q.size(); i += kHeadDimQK) q[i + kHeadDimQK - 1] = bits(q575);
+  for (int token = 0; token < spec.seqlen_k; ++token) {
+    const auto [v, k575] = token_at(token);
+    uint16_t* row =
+        &cache[static_cast<size_t>(cache_row(data.block_table.data(), token, 1, 0) * kHeadDimQK)];
+    std::fill(row, row + kHeadDimV, bits(v));
+    std::fill(row + kHeadDimV, row + kHeadDimQK, uint16_t{0});
+    row[kHeadDimQK - 1] = bits(k575);
+  }
+  ASSERT_TRUE(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()).ok());
+  ASSERT_TRUE(
+      machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()).ok());
+  ReferenceResult expected;
+  ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
+  expect_right(machine, stages, data, tensors, expected);
+}
+
+// One token outweighs each other one by far, but not all together: what is lost of theirs in 16-bit
+// weights shows in V, which is 0 for the heavy one and 1 for them. Weights are powers of two, which
+// any 16-bit type rounds right unless they leave its range: others would all be rounded alike, by up
+// to 2^-8 in bf16.
+TEST_F(Conformance, OneHeavyTokenAmongMany) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.num_heads_q = 2;
+    spec.seqlen_k = options.machine == MachineKind::kGpu ? 65536 : 4096;
+    spec.fixed_split_tokens = spec.seqlen_k;  // all in one piece, with one maximum
+    for (const float heavy : {8.f, 12.f, 15.f, 17.f}) {
+      run_on_tokens(*machine_, stages_, spec, std::log(2.f), 1, [&](int token) {
+        return token == 0 ? Token{0, heavy} : Token{1, 0};
+      });
+    }
+  }
+}
+
+// Equal logits give the mean of V, however large they are: no weight may be made of a rounded lse.
+TEST_F(Conformance, LargeEqualLogits) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.num_heads_q = 2;
+    spec.seqlen_k = 1000;
+    for (const float k575 : {1.f, 1024.f, 8192.f}) {  // logits up to 2^23
+      run_on_tokens(*machine_, stages_, spec, 1, 1024, [&](int) { return Token{1, k575}; });
+    }
+  }
+}
+
+// The same input gives the same bits, run after run.
+TEST_F(Conformance, BitwiseRepeatable) {
+  DecodeCase spec;
+  spec.batch = 5;
+  spec.seqlen_q = 2;
+  spec.seqlen_k = options.machine == MachineKind::kGpu ? 2000 : 100;
+  spec.num_heads_q = options.machine == MachineKind::kGpu ? 128 : 24;
+  spec.variable_lengths = true;
+  spec.causal = true;
+  std::vector<uint64_t> schedules(options.machine == MachineKind::kGpu ? 1000 : 4);
+  for (size_t i = 0; i < schedules.size(); ++i) schedules[i] = i;
+  check_case(spec, DataKind::kNeedles, schedules);
+}
+
+// The sample keeps its promises, whatever is changed in the list.
+TEST(ConformanceSample, CoversWhatItMust) {
+  const std::vector<DecodeCase> sample = small_sample();
+  EXPECT_EQ(sample.size(), 200u);
+  std::set<std::pair<int, int>> heads;
+  std::map<std::string, int> seen;
+  for (const DecodeCase& spec : sample) {
+    EXPECT_LE(work(spec), 1 << 15) << spec.name();
+    heads.insert({spec.num_heads_q, spec.num_heads_kv});
+    seen[to_string(spec.dtype)]++;
+    seen["long"] += spec.seqlen_k == 4096;
+    seen[spec.causal ? "causal" : "not causal"]++;
+    seen[spec.variable_lengths ? "variable" : "fixed"]++;
+    seen["s_q " + std::to_string(spec.seqlen_q)]++;
+    seen["b " + std::to_string(spec.batch)]++;
+    seen[spec.seed % 2 == 0 ? "scale 576^-1/2" : "scale 0.135"]++;
+  }
+  EXPECT_EQ(heads.size(), std::size(kHeads));
+  EXPECT_GE(seen["long"], 10);
+  for (const char* each :
+       {"bf16", "fp16", "causal", "not causal", "variable", "fixed", "s_q 1", "s_q 2", "s_q 4",
+        "b 1", "b 2", "b 6", "b 64", "scale 576^-1/2", "scale 0.135"}) {
+    EXPECT_GE(seen[each], 5) << each;
+  }
+}
+
+}  // namespace
+}  // namespace mla
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  mla::Options& options = mla::options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    if (flag == "--machine" && (value == "gpu" || value == "model")) {
+      options.machine = value == "gpu" ? mla::MachineKind::kGpu : mla::MachineKind::kModel;
+    } else if (flag == "--stage" && !value.empty()) {
+      options.stage = value;
+    } else if (flag == "--cases" && (value == "sample" || value == "full")) {
+      options.full = value == "full";
+    } else if (flag == "--shard" &&
+               std::sscanf(value.c_str(), "%d/%d", &options.shard, &options.shards) == 2 &&
+               options.shard >= 0 && options.shard < options.shards) {
+    } else {
+      std::fprintf(stderr,
+                   "unknown or incomplete argument '%s'\nusage: %s [--machine model|gpu] "
+                   "[--stage SLUG] [--cases sample|full] [--shard i/n, 0 <= i < n]\n",
+                   flag.c_str(), argv[0]);
+      return 2;
+    }
+    ++i;
+  }
+  if (!options.stage.empty() && mla::find_stage(options.machine, options.stage) == nullptr &&
+      !mla::stages(options.machine).empty()) {
+    std::fprintf(stderr, "no stage '%s'\n", options.stage.c_str());
+    return 2;
+  }
+  const int result = RUN_ALL_TESTS();
+  // No stage ran, for want of a GPU or of a fit one: say "skipped" to CTest (SKIP_RETURN_CODE).
+  return result == 0 && !options.ran ? 77 : result;
+}

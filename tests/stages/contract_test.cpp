@@ -1,0 +1,347 @@
+// The contract every stage keeps on bad input: a status with a code and a message that names the
+// argument, its value and what is allowed; outputs untouched; the next good call works. On the
+// model, and on a GPU where there is one.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+
+#ifdef MLA_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "reference/testing/data_generator.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/cache/paging_check.h"
+#include "stages/common/stage.h"
+
+namespace mla {
+namespace {
+
+// One call's arguments, to be spoilt one at a time.
+struct Call {
+  Problem problem;
+  Tensors tensors;
+  void* workspace;
+  size_t workspace_bytes;
+};
+
+struct BadCall {
+  const char* name;
+  std::function<void(Call&)> spoil;
+  StatusCode code;
+  std::vector<const char*> message;  // each must occur
+};
+
+template <typename T>
+T* shifted(T* pointer, int bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(pointer) + static_cast<uintptr_t>(bytes));
+}
+
+const std::vector<BadCall>& bad_calls() {
+  constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  static const std::vector<BadCall> calls = {
+      {"dtype", [](Call& c) { c.problem.dtype = static_cast<DType>(7); }, kInvalid, {"dtype", "7"}},
+      {"batch 0", [](Call& c) { c.problem.batch = 0; }, kInvalid, {"batch", "0"}},
+      {"batch -3", [](Call& c) { c.problem.batch = -3; }, kInvalid, {"batch", "-3"}},
+      {"seqlen_q", [](Call& c) { c.problem.seqlen_q = 0; }, kInvalid, {"seqlen_q", "0"}},
+      {"num_heads_q", [](Call& c) { c.problem.num_heads_q = 0; }, kInvalid, {"num_heads_q", "0"}},
+      {"num_heads_kv",
+       [](Call& c) { c.problem.num_heads_kv = 0; },
+       kInvalid,
+       {"num_heads_kv", "0"}},
+      {"heads not divisible",
+       [](Call& c) { c.problem.num_heads_kv = 4; },
+       kInvalid,
+       {"num_heads_q", "6", "num_heads_kv", "4"}},
+      {"num_pages", [](Call& c) { c.problem.num_pages = 0; }, kInvalid, {"num_pages", "0"}},
+      {"max_pages_per_seq",
+       [](Call& c) { c.problem.max_pages_per_seq = -1; },
+       kInvalid,
+       {"max_pages_per_seq", "-1"}},
+      {"table past 2^30 tokens",
+       [](Call& c) { c.problem.max_pages_per_seq = (1 << 24) + 1; },
+       kInvalid,
+       {"max_pages_per_seq", "16777217"}},
+      {"too many rows", [](Call& c) { c.problem.seqlen_q = 1 << 30; }, kInvalid, {"seqlen_q"}},
+      {"scale 0", [](Call& c) { c.problem.softmax_scale = 0; }, kInvalid, {"softmax_scale", "0"}},
+      {"scale negative",
+       [](Call& c) { c.problem.softmax_scale = -1; },
+       kInvalid,
+       {"softmax_scale", "-1"}},
+      {"scale NaN",
+       [](Call& c) { c.problem.softmax_scale = kNaN; },
+       kInvalid,
+       {"softmax_scale", "nan"}},
+      {"scale inf",
+       [](Call& c) { c.problem.softmax_scale = kInfinity; },
+       kInvalid,
+       {"softmax_scale", "inf"}},
+      {"fixed splits negative",
+       [](Call& c) { c.problem.fixed_split_tokens = -64; },
+       kInvalid,
+       {"fixed_split_tokens", "-64"}},
+      {"fixed splits within a page",
+       [](Call& c) { c.problem.fixed_split_tokens = 96; },
+       kInvalid,
+       {"fixed_split_tokens", "96", "multiple of 64"}},
+      {"q null", [](Call& c) { c.tensors.q = nullptr; }, kInvalid, {"q ", "null"}},
+      {"kv_cache null",
+       [](Call& c) { c.tensors.kv_cache = nullptr; },
+       kInvalid,
+       {"kv_cache", "null"}},
+      {"block_table null",
+       [](Call& c) { c.tensors.block_table = nullptr; },
+       kInvalid,
+       {"block_table", "null"}},
+      {"seqlens_k null",
+       [](Call& c) { c.tensors.seqlens_k = nullptr; },
+       kInvalid,
+       {"seqlens_k", "null"}},
+      {"out null", [](Call& c) { c.tensors.out = nullptr; }, kInvalid, {"out", "null"}},
+      {"lse null", [](Call& c) { c.tensors.lse = nullptr; }, kInvalid, {"lse", "null"}},
+      {"q misaligned",
+       [](Call& c) { c.tensors.q = shifted(c.tensors.q, 2); },
+       kInvalid,
+       {"q ", "16"}},
+      {"kv_cache misaligned",
+       [](Call& c) { c.tensors.kv_cache = shifted(c.tensors.kv_cache, 8); },
+       kInvalid,
+       {"kv_cache", "16"}},
+      {"block_table misaligned",
+       [](Call& c) { c.tensors.block_table = shifted(c.tensors.block_table, 4); },
+       kInvalid,
+       {"block_table", "16"}},
+      {"seqlens_k misaligned",
+       [](Call& c) { c.tensors.seqlens_k = shifted(c.tensors.seqlens_k, 4); },
+       kInvalid,
+       {"seqlens_k", "16"}},
+      {"out misaligned",
+       [](Call& c) { c.tensors.out = shifted(c.tensors.out, 2); },
+       kInvalid,
+       {"out", "16"}},
+      {"lse misaligned",
+       [](Call& c) { c.tensors.lse = shifted(c.tensors.lse, 4); },
+       kInvalid,
+       {"lse", "16"}},
+  };
+  return calls;
+}
+
+// What only stages with a workspace can get wrong.
+const std::vector<BadCall>& bad_workspaces() {
+  static const std::vector<BadCall> calls = {
+      {"workspace too small",
+       [](Call& c) { --c.workspace_bytes; },
+       StatusCode::kWorkspaceTooSmall,
+       {"workspace_bytes", "needs"}},
+      {"workspace null",
+       [](Call& c) { c.workspace = nullptr; },
+       StatusCode::kInvalidArgument,
+       {"workspace", "null"}},
+      {"workspace misaligned",
+       [](Call& c) { c.workspace = shifted(c.workspace, 4); },
+       StatusCode::kInvalidArgument,
+       {"workspace", "16"}},
+  };
+  return calls;
+}
+
+class Contract : public testing::TestWithParam<MachineKind> {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    DecodeCase spec;
+    spec.batch = 2;
+    spec.seqlen_k = 70;
+    spec.num_heads_q = 6;
+    spec.num_heads_kv = 2;
+    data_ = make_data_set(spec);
+    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+  }
+  void TearDown() override { gpu_model::device() = {}; }
+
+  Call good_call(const Stage& stage) {
+    const size_t bytes = stage.workspace_bytes(data_.problem);
+    if (bytes > 0) {
+      EXPECT_TRUE(workspace_.allocate(*machine_, bytes).ok());
+    }
+    return {data_.problem, tensors_.tensors(), workspace_.data(), bytes};
+  }
+
+  static Status make(const Stage& stage, const Call& call) {
+    return decode(stage, call.problem, call.tensors, call.workspace, call.workspace_bytes);
+  }
+
+  // Every byte of out and lse is as poison_outputs left it.
+  bool outputs_untouched() {
+    if (!machine_->synchronize().ok()) return false;
+    for (const DeviceBuffer* buffer : {&tensors_.out, &tensors_.lse}) {
+      std::vector<unsigned char> bytes(buffer->bytes());
+      if (!machine_->copy_to_host(bytes.data(), buffer->data(), bytes.size()).ok()) return false;
+      for (const unsigned char byte : bytes) {
+        if (byte != 0xff) return false;
+      }
+    }
+    return true;
+  }
+
+  void expect_refused(const Stage& stage, const BadCall& bad) {
+    SCOPED_TRACE(stage.slug + ", " + bad.name);
+    Call call = good_call(stage);
+    bad.spoil(call);
+    const Status status = make(stage, call);
+    EXPECT_EQ(status.code(), bad.code) << status.to_string();
+    for (const char* part : bad.message) {
+      EXPECT_NE(status.message().find(part), std::string::npos)
+          << status.to_string() << " lacks " << part;
+    }
+    EXPECT_TRUE(outputs_untouched());
+  }
+
+  Machine* machine_ = nullptr;
+  DataSet data_;
+  DeviceTensors tensors_;
+  DeviceBuffer workspace_;
+};
+
+TEST_P(Contract, BadArgumentsAreRefusedAndTouchNothing) {
+  for (const Stage& stage : stages(GetParam())) {
+    if (!check_device(stage, machine_->limits()).ok()) continue;
+    for (const BadCall& bad : bad_calls()) expect_refused(stage, bad);
+    if (stage.workspace_bytes(data_.problem) > 0) {
+      for (const BadCall& bad : bad_workspaces()) expect_refused(stage, bad);
+    }
+    const Status good = make(stage, good_call(stage));
+    EXPECT_TRUE(good.ok()) << stage.slug << " after bad calls: " << good.to_string();
+    EXPECT_FALSE(outputs_untouched()) << stage.slug;
+    ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
+  }
+}
+
+TEST_P(Contract, WorkspaceDependsOnShapesAloneAndIsBounded) {
+  for (const Stage& stage : stages(GetParam())) {
+    Problem problem = data_.problem;
+    problem.num_heads_q = 128;
+    problem.num_heads_kv = 1;
+    for (const int batch : {1, 128, 4096, 1 << 20}) {
+      for (const int pages : {1, 64, 4096}) {
+        problem.batch = batch;
+        problem.max_pages_per_seq = pages;
+        const size_t one_sequence = size_t{4} * 128 * static_cast<size_t>(problem.max_seqlen_k());
+        EXPECT_LE(stage.workspace_bytes(problem), std::max(one_sequence, size_t{1} << 30))
+            << stage.slug << " batch " << batch << " pages " << pages;
+      }
+    }
+  }
+}
+
+TEST_P(Contract, AnUnfitDeviceIsRefused) {
+  if (GetParam() != MachineKind::kModel) GTEST_SKIP() << "a GPU cannot be made unfit";
+  gpu_model::device().compute_capability = 75;
+  for (const Stage& stage : stages(GetParam())) {
+    const Status status = make(stage, good_call(stage));
+    EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+    EXPECT_NE(status.message().find("7.5"), std::string::npos) << status.to_string();
+    EXPECT_NE(status.message().find(stage.slug), std::string::npos) << status.to_string();
+    EXPECT_TRUE(outputs_untouched());
+  }
+}
+
+TEST(CheckDevice, SaysWhichComputeCapabilitiesAStageNeeds) {
+  Stage stage;
+  stage.slug = "06_some";
+  const auto refusal = [&](int least, int most, int device) {
+    stage.min_compute_capability = least;
+    stage.max_compute_capability = most;
+    return check_device(stage, {.compute_capability = device}).message();
+  };
+  const std::string needs = "06_some needs compute capability ";
+  EXPECT_EQ(refusal(90, 90, 90), "");
+  EXPECT_EQ(refusal(90, 90, 100), needs + "9.0 exactly, the device has 10.0");
+  EXPECT_EQ(refusal(90, 90, 89), needs + "9.0 exactly, the device has 8.9");
+  EXPECT_EQ(refusal(80, 90, 100), needs + "8.0 to 9.0, the device has 10.0");
+  EXPECT_EQ(refusal(80, 1 << 30, 75), needs + "8.0 or newer, the device has 7.5");
+}
+
+TEST_P(Contract, PagingIsCheckedOnRequest) {
+  const Problem& problem = data_.problem;
+  const auto check = [&](const std::vector<int32_t>& lengths, const std::vector<int32_t>& table) {
+    DeviceBuffer device_lengths, device_table;
+    EXPECT_TRUE(device_lengths.assign(*machine_, lengths.data(), lengths.size() * 4).ok());
+    EXPECT_TRUE(device_table.assign(*machine_, table.data(), table.size() * 4).ok());
+    return check_paging(*machine_, problem, device_table.as<int32_t>(),
+                        device_lengths.as<int32_t>());
+  };
+  EXPECT_TRUE(check(data_.seqlens_k, data_.block_table).ok());
+
+  std::vector<int32_t> lengths = data_.seqlens_k;
+  lengths[1] = static_cast<int32_t>(problem.max_seqlen_k()) + 1;
+  Status status = check(lengths, data_.block_table);
+  EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
+  EXPECT_NE(status.message().find("seqlens_k[1] = " + std::to_string(lengths[1])),
+            std::string::npos)
+      << status.to_string();
+  lengths[1] = -1;
+  status = check(lengths, data_.block_table);
+  EXPECT_NE(status.message().find("seqlens_k[1] = -1"), std::string::npos) << status.to_string();
+
+  for (const int32_t page : {-1, problem.num_pages}) {
+    std::vector<int32_t> table = data_.block_table;
+    table[static_cast<size_t>(problem.max_pages_per_seq) + 1] = page;  // sequence 1, slot 1: in use
+    status = check(data_.seqlens_k, table);
+    EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
+    EXPECT_NE(status.message().find("block_table[1, 1] = " + std::to_string(page)),
+              std::string::npos)
+        << status.to_string();
+  }
+  // Slots past the end hold garbage, and may.
+  EXPECT_EQ(data_.block_table.back(), kGarbagePage);
+}
+
+#ifdef MLA_HAVE_CUDA
+// A stream that does not wait for the default one: the verdict must be set up, made and read in its order.
+TEST_P(Contract, PagingIsCheckedOnANonBlockingStream) {
+  if (GetParam() != MachineKind::kGpu) GTEST_SKIP() << "the model has no streams";
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  std::vector<int32_t> table = data_.block_table;
+  table[1] = -7;
+  DeviceBuffer bad_table;
+  ASSERT_TRUE(bad_table.assign(*machine_, table.data(), table.size() * 4).ok());
+  for (int i = 0; i < 200; ++i) {
+    const DeviceBuffer& each = i % 2 == 0 ? bad_table : tensors_.block_table;
+    const Status status = check_paging(*machine_, data_.problem, each.as<int32_t>(),
+                                       tensors_.seqlens_k.as<int32_t>(), stream);
+    EXPECT_EQ(status.ok(), i % 2 == 1) << i << ": " << status.to_string();
+  }
+  cudaStreamDestroy(stream);
+}
+#endif
+
+TEST(Registry, FindsStagesByNameAndNumber) {
+  ASSERT_FALSE(stages(MachineKind::kModel).empty());
+  EXPECT_EQ(find_stage(MachineKind::kModel, "02")->slug, "02_shared_tiled");
+  EXPECT_EQ(find_stage(MachineKind::kModel, "02_shared_tiled")->slug, "02_shared_tiled");
+  EXPECT_EQ(find_stage(MachineKind::kModel, "77"), nullptr);
+  std::string before;
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    EXPECT_LT(before, stage.slug);
+    EXPECT_FALSE(stage.idea.empty());
+    before = stage.slug;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Machines, Contract,
+                         testing::Values(MachineKind::kModel, MachineKind::kGpu),
+                         [](const auto& test) {
+                           return std::string(test.param == MachineKind::kModel ? "Model" : "Gpu");
+                         });
+
+}  // namespace
+}  // namespace mla

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Holds every exercise to its own check, in a copy of the project: the answer is right, the solution passes, and a
+# kernel that was not touched, or only in a comment, or broken in another way, does not. Exit code 77: a tool is
+# missing.
+#
+#     tests/stages/exercise_test.sh [keep]     keep: leave the copy, whose name is printed
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+for tool in python3 git cmake tar; do
+  command -v "$tool" > /dev/null || { echo "skipped: no $tool"; exit 77; }
+done
+git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "skipped: not a git checkout"; exit 77; }
+copy=$(mktemp -d)
+if [ "${1:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
+git ls-files -co --exclude-standard -z | tar c --null --files-from=- | tar x -C "$copy"
+cd "$copy"
+git init --quiet
+git add --all
+git -c user.name=test -c user.email=test@localhost -c commit.gpgsign=false commit --quiet --message "as it came"
+
+failures=0
+# expect CODE TEXT COMMAND...: the command ends with CODE and says TEXT
+expect() {
+  local code=0 output
+  output=$("${@:3}" 2>&1) || code=$?
+  if [ "$code" -eq "$1" ] && [[ $output == *"$2"* ]]; then
+    echo "ok: ${*:3}"
+  else
+    echo "FAILED: ${*:3}: exit code $code, $1 expected; \"$2\" expected in: $output"
+    failures=$((failures + 1))
+  fi
+}
+
+# Only the kernels' speed counts; the rest is compiled once and hardly runs.
+export MLA_BUILD=$copy/build/exercise
+generator=()
+if command -v ninja > /dev/null; then generator=(-G Ninja); fi
+cmake -S . -B "$MLA_BUILD" "${generator[@]}" -DMLA_CUDA=OFF -DMLA_TESTS=OFF -DMLA_BENCH=ON \
+  -DCMAKE_CXX_FLAGS_RELEASE=-O0 -DMLA_KERNEL_FLAGS=-O1 > /dev/null
+
+# "stage number kind", one exercise a line
+table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage, $1, $2 }')
+[ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
+numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
+
+# for_each NUMBER FUNCTION: calls FUNCTION stage number kind for every stage's exercise of this number
+for_each() {
+  local stage number kind
+  while read -r stage number kind; do
+    if [ "$number" = "$1" ]; then "$2" "$stage" "$number" "$kind" < /dev/null; fi
+  done <<< "$table"
+}
+check_untouched() {
+  if [ "$3" != number ]; then expect 1 "is as it came" stages/exercise check "$1" "$2"; fi
+}
+check_comment() {
+  if [ "$3" = mend ]; then expect 1 "Nothing is to be found yet" stages/exercise check "$1" "$2"; fi
+  if [ "$3" = break ]; then expect 1 "Nothing wrong was found" stages/exercise check "$1" "$2"; fi
+}
+check_broken_otherwise() {
+  if [ "$3" = break ]; then expect 1 "but not as asked" stages/exercise check "$1" "$2"; fi
+}
+begin() {
+  if [ "$3" = mend ]; then
+    expect 0 "is broken now" stages/exercise begin "$1" "$2"
+    expect 1 "Not yet." stages/exercise check "$1" "$2"
+  else
+    expect 2 "is not one to begin" stages/exercise begin "$1" "$2"
+  fi
+}
+solve() { if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "$1" "$2"; fi; }
+check_solution() {
+  case $3 in
+    number)
+      expect 0 "Right." stages/exercise check "$1" "$2" "$(stages/exercise solve "$1" "$2")"
+      expect 1 "is not it" stages/exercise check "$1" "$2" -1
+      expect 2 "is needed" stages/exercise check "$1" "$2" ;;
+    break) expect 0 "Broken, and caught." stages/exercise check "$1" "$2" ;;
+    improve | mend) expect 0 "Right in every run." stages/exercise check "$1" "$2" ;;
+  esac
+}
+check_chapter() {
+  local chapter=stages/$1/README.md
+  [ -e "$chapter" ] || return 0
+  expect 0 "" grep --fixed-strings "stages/exercise check ${1%%_*} $2" "$chapter"
+  if [ "$3" = number ]; then
+    expect 0 "" grep --fixed-strings --word-regexp -e "$(stages/exercise solve "$1" "$2")" "$chapter"
+  fi
+}
+
+for number in $numbers; do
+  for_each "$number" check_untouched
+  for_each "$number" check_chapter
+done
+for number in $numbers; do  # all stages' solutions at once, so that one build serves them
+  for_each "$number" begin
+  for_each "$number" solve
+  for_each "$number" check_solution
+  git checkout --quiet -- stages
+done
+for kernel in stages/[0-9][0-9]_*/kernel.cuh; do echo "// touched" >> "$kernel"; done
+for number in $numbers; do for_each "$number" check_comment; done
+sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.cuh
+for number in $numbers; do for_each "$number" check_broken_otherwise; done
+git checkout --quiet -- stages
+expect 2 "has exercises 1 to" stages/exercise check 01 99
+expect 2 "has no exercises" stages/exercise check 77 1
+expect 2 "takes no answer" stages/exercise check 01 2 5
+
+[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }

@@ -1,0 +1,197 @@
+// A decode captured once in a CUDA graph follows lengths and block table as they are at each
+// replay: no size, no plan and no pointer of the capture may be left in it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+#include <random>
+
+#ifdef MLA_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "reference/testing/compare.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/stage.h"
+#include "reference/testing/oracle.h"
+
+namespace mla {
+namespace {
+
+#ifdef MLA_HAVE_CUDA
+
+constexpr int kReplays = 20;
+constexpr int kLongest = 3000;
+
+// What is in device memory at one replay, and what is right then.
+struct State {
+  std::vector<int32_t> lengths, table;
+  ReferenceResult expected;
+};
+
+class Graph : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = gpu_machine(&why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+    DecodeCase spec;
+    spec.dtype = GetParam();
+    spec.seqlen_q = 2;
+    spec.num_heads_q = 128;
+    spec.causal = true;
+    spec.data = DataKind::kNeedles;
+    spec.lengths.assign(6, kLongest);  // so that every shorter length has its tokens
+    data_ = make_data_set(spec);
+    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    make_states();
+  }
+  void TearDown() override {
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  // Other lengths, and other sequences' pages, at every replay; all empty and all longest among
+  // them, next to each other.
+  void make_states() {
+    const auto batch = static_cast<size_t>(data_.problem.batch);
+    const auto columns = static_cast<size_t>(data_.problem.max_pages_per_seq);
+    std::mt19937_64 random(9);
+    std::vector<size_t> rows(batch);
+    std::iota(rows.begin(), rows.end(), size_t{0});
+    for (int i = 0; i < kReplays; ++i) {
+      State state;
+      std::shuffle(rows.begin(), rows.end(), random);
+      for (const size_t row : rows) {
+        int32_t length = static_cast<int32_t>(random() % (kLongest + 1));
+        if (random() % 4 == 0) length = static_cast<int32_t>(random() % 66);
+        if (i == 7) length = 0;
+        if (i == 6 || i == 8) length = kLongest;
+        state.lengths.push_back(length);
+        const auto begin = data_.block_table.begin() + static_cast<std::ptrdiff_t>(row * columns);
+        state.table.insert(state.table.end(), begin, begin + static_cast<std::ptrdiff_t>(columns));
+        std::fill(state.table.end() - static_cast<std::ptrdiff_t>(columns) +
+                      static_cast<std::ptrdiff_t>(pages_for(length)),
+                  state.table.end(), kGarbagePage);
+      }
+      upload(state);
+      const Status status =
+          oracle_decode(*machine_, data_.problem, tensors_.tensors(), &state.expected);
+      ASSERT_TRUE(status.ok()) << status.to_string();
+      states_.push_back(std::move(state));
+    }
+  }
+
+  // In place: the graph holds the addresses.
+  void upload(const State& state) {
+    ASSERT_TRUE(machine_
+                    ->copy_to_device(tensors_.seqlens_k.data(), state.lengths.data(),
+                                     tensors_.seqlens_k.bytes(), stream_)
+                    .ok());
+    ASSERT_TRUE(machine_
+                    ->copy_to_device(tensors_.block_table.data(), state.table.data(),
+                                     tensors_.block_table.bytes(), stream_)
+                    .ok());
+  }
+
+  template <typename Enqueue>
+  void expect_right_replays(const Stage& stage, Enqueue&& enqueue) {
+    upload(states_[0]);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), cudaSuccess);
+    const Status captured = enqueue();
+    ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+    ASSERT_TRUE(captured.ok()) << captured.to_string();
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    // The first round is compared with the truth, all others, a thousand replays in all, to the bit with
+    // the first: a combine that started before the parts were there would be wrong now and then.
+    constexpr size_t kRounds = 1000;
+    std::vector<std::vector<uint16_t>> first_out(states_.size());
+    std::vector<std::vector<float>> first_lse(states_.size());
+    for (size_t replay = 0; replay < kRounds; ++replay) {
+      const size_t i = replay % states_.size();
+      SCOPED_TRACE(stage.slug + ", replay " + std::to_string(replay));
+      upload(states_[i]);
+      ASSERT_TRUE(machine_->fill(tensors_.out.data(), 0xff, tensors_.out.bytes(), stream_).ok());
+      ASSERT_TRUE(machine_->fill(tensors_.lse.data(), 0xff, tensors_.lse.bytes(), stream_).ok());
+      ASSERT_EQ(cudaGraphLaunch(executable, stream_), cudaSuccess);
+      ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+      std::vector<uint16_t> out(tensors_.out.bytes() / 2);
+      std::vector<float> lse(tensors_.lse.bytes() / 4);
+      ASSERT_TRUE(
+          machine_->copy_to_host(out.data(), tensors_.out.data(), tensors_.out.bytes()).ok());
+      ASSERT_TRUE(
+          machine_->copy_to_host(lse.data(), tensors_.lse.data(), tensors_.lse.bytes()).ok());
+      if (replay == i) {
+        const DecodeComparison comparison =
+            compare_decode(GetParam(), out, lse, states_[i].expected);
+        EXPECT_TRUE(comparison.ok()) << comparison.describe();
+        first_out[i] = std::move(out);
+        first_lse[i] = std::move(lse);
+      } else {
+        ASSERT_EQ(out, first_out[i]);
+        ASSERT_EQ(lse, first_lse[i]);
+      }
+    }
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+  }
+
+  // `enqueue(stage, problem, tensors, workspace, bytes, stream)` captured, for every stage.
+  template <typename Enqueue>
+  void expect_right_replays_of_all(Enqueue&& enqueue) {
+    for (const Stage& stage : stages(MachineKind::kGpu)) {
+      if (const Status fit = check_device(stage, machine_->limits()); !fit.ok()) {
+        std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
+        continue;
+      }
+      for (const int fixed_split_tokens : {0, 256}) {
+        Problem problem = data_.problem;
+        problem.fixed_split_tokens = fixed_split_tokens;
+        const size_t bytes = stage.workspace_bytes(problem);
+        DeviceBuffer workspace;
+        ASSERT_TRUE(workspace.allocate(*machine_, std::max<size_t>(16, bytes)).ok());
+        ASSERT_TRUE(machine_->fill(workspace.data(), 0xff, workspace.bytes()).ok());
+        ASSERT_TRUE(machine_->synchronize().ok());
+        expect_right_replays(stage, [&] {
+          return enqueue(stage, problem, tensors_.tensors(), workspace.data(), bytes, stream_);
+        });
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+
+  Machine* machine_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+  DataSet data_;
+  DeviceTensors tensors_;
+  std::vector<State> states_;
+};
+
+TEST_P(Graph, DecodeFollowsLengthsAndTable) {
+  expect_right_replays_of_all(decode);
+}
+
+TEST_P(Graph, PlanAndPlannedDecodeFollowThem) {
+  expect_right_replays_of_all([](const Stage& stage, const Problem& problem, const Tensors& tensors,
+                                 void* workspace, size_t bytes, Stream stream) -> Status {
+    MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, workspace, bytes, stream));
+    return decode_planned(stage, problem, tensors, workspace, bytes, stream);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, Graph, testing::Values(DType::kBFloat16, DType::kFloat16),
+                         [](const auto& test) { return std::string(to_string(test.param)); });
+
+#else
+
+TEST(Graph, DecodeFollowsLengthsAndTable) {
+  GTEST_SKIP() << "no GPU code: built without the CUDA Toolkit (12.8 or newer)";
+}
+
+#endif
+
+}  // namespace
+}  // namespace mla

@@ -1,0 +1,299 @@
+// Kernels with one fault each (mutants.txt): each must be rejected by the model, or give wrong results,
+// under one of ten schedules at least; and the kernels as they are must pass the very same runs.
+//
+//   mutant_test [--stage 07] [--name "wait for S"] [--messages] [--table]
+//
+// --messages prints every schedule's message; --table prints docs/mutants.md instead of lines for a
+// terminal.
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "reference/attention.h"
+#include "reference/testing/compare.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/stage.h"
+
+namespace mla {
+
+extern int mutant;
+int mutant = 0;  // Which fault the kernels have; 0: none.
+
+namespace {
+
+constexpr uint64_t kSeeds = 10;
+
+// A factor on the logits. Needles rise by e^4 along a sequence; kernels that leave their maximum where it is
+// until something exceeds it 2^8 times would move it in the first tile alone, and never rescale anything.
+constexpr float kSharpen = 6;
+
+struct Mutant {
+  int id;
+  int line;  // of kernel.cuh
+  std::string stage, name, expected;
+  std::string error;  // not empty: its text does not fit the kernel
+};
+const std::vector<Mutant> kMutants = {
+#include "mutants.inc"
+};
+
+// What a fault can show in: few shapes, but workers that end one sequence and begin the next, odd and
+// even numbers of tiles, tails with NaN behind them, sequences of several workers, maxima that move, and
+// rows of more than one tile. By few multiprocessors, workers get many tiles.
+struct Case {
+  DecodeCase spec;
+  int multiprocessors;
+};
+std::vector<Case> cases() {
+  std::vector<Case> result;
+  const auto add = [&](DType dtype, std::vector<int32_t> lengths, int seqlen_q, int heads,
+                       int multiprocessors) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.lengths = std::move(lengths);
+    spec.batch = static_cast<int>(spec.lengths.size());
+    spec.seqlen_q = seqlen_q;
+    spec.num_heads_q = heads;
+    spec.causal = seqlen_q > 1;
+    spec.data = DataKind::kNeedles;
+    spec.seed = result.size();
+    result.push_back({spec, multiprocessors});
+  };
+  add(DType::kBFloat16, {200, 50, 64, 420}, 1, 64, 2);  // two workers, several pieces each
+  add(DType::kFloat16, {150, 0, 321}, 1, 40, 1);        // one worker: all sequences
+  add(DType::kBFloat16, {70, 300}, 2, 65, 3);           // 130 rows: three tiles, a worker each
+  add(DType::kFloat16, {576, 130}, 2, 65, 6);           // two workers each
+  return result;
+}
+
+// A case with its data and what is to come out.
+struct Prepared {
+  Case from;
+  DataSet data;
+  DeviceTensors tensors;
+  ReferenceResult expected;
+  std::vector<uint16_t> first_out;  // under the first seed, of the mutant at hand
+};
+
+// What became of one run: empty if it was right.
+std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
+  Machine& machine = model_machine();
+  gpu_model::device() = {};
+  gpu_model::device().multiprocessors = prepared.from.multiprocessors;
+  gpu_model::schedule().seed = seed;
+  const Problem& problem = prepared.data.problem;
+  DeviceBuffer workspace;
+  const size_t bytes = stage.workspace_bytes(problem);
+  Status status = workspace.allocate(machine, bytes);
+  if (status.ok()) status = prepared.tensors.poison_outputs(machine);
+  if (status.ok()) {
+    status = decode(stage, problem, prepared.tensors.tensors(), workspace.data(), bytes);
+  }
+  if (status.code() == StatusCode::kKernelRejected) return "model: " + status.message();
+  if (!status.ok()) return "error: " + status.to_string();
+  std::vector<uint16_t> out(static_cast<size_t>(problem.out_elements()));
+  std::vector<float> lse(static_cast<size_t>(problem.lse_elements()));
+  std::memcpy(out.data(), prepared.tensors.out.data(), prepared.tensors.out.bytes());
+  std::memcpy(lse.data(), prepared.tensors.lse.data(), prepared.tensors.lse.bytes());
+  const DecodeComparison comparison = compare_decode(problem.dtype, out, lse, prepared.expected);
+  if (!comparison.ok()) return "conformance: " + comparison.describe();
+  if (prepared.first_out.empty()) prepared.first_out = out;
+  return out == prepared.first_out ? "" : "conformance: results differ between schedules";
+}
+
+// What all runs of a mutant, or of a kernel as it is, showed.
+struct Findings {
+  int seeds_by_model = 0, seeds_by_conformance = 0;
+  std::vector<std::string> messages;  // one for each seed that found something
+};
+Findings run_all(const Stage& stage, std::deque<Prepared>& prepared) {
+  Findings findings;
+  for (Prepared& each : prepared) each.first_out.clear();
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    std::string found;
+    for (Prepared& each : prepared) {
+      found = run(stage, each, seed);
+      if (!found.empty()) break;
+    }
+    if (found.empty()) continue;
+    ++(found.starts_with("conformance") ? findings.seeds_by_conformance : findings.seeds_by_model);
+    findings.messages.push_back(found);
+  }
+  return findings;
+}
+
+// A message without what changes from run to run or does not help: places, threads, numbers of errors.
+std::string shorten(std::string message) {
+  const std::pair<const char*, const char*> rules[] = {
+      {"^model: ", ""},
+      {"^conformance: results differ.*", "results differ between schedules"},
+      {"^conformance: [^]*", "wrong results"},
+      {" at [^ ]*\\.cuh:[0-9]+", ""},
+      {",? ?(by |in )?block \\([0-9,]*\\)(, thread \\([0-9,]*\\))?:?", ""},
+      {" of thread \\([0-9,]*\\)| by thread \\([0-9,]*\\)", ""},
+      {"threads [0-9]+-[0-9]+", "threads"},
+      {"\n", " "},
+  };
+  for (const auto& [pattern, with] : rules) {
+    message = std::regex_replace(message, std::regex(pattern), with);
+  }
+  constexpr size_t kLongest = 110;
+  if (message.size() > kLongest) message = message.substr(0, kLongest - 3) + "...";
+  return message;
+}
+
+// For Markdown.
+std::string escaped(std::string text) {
+  for (size_t i = 0; (i = text.find_first_of("|_<>", i)) != text.npos; i += 2) text.insert(i, "\\");
+  return text;
+}
+
+struct Options {
+  std::string stage, name;
+  bool messages = false, table = false;
+};
+
+constexpr const char* kPage = R"(# What the tests would notice
+
+A test that passes shows little until it has been seen to fail. Here are the kernels of stages 06 to 08 with one fault
+each, mostly a synchronisation removed, weakened or misplaced, and who notices: the
+[GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
+reference, because *results* are wrong or change with the schedule. Each runs on four small batches under ten schedules;
+the last column says under how many of these it was found, and the message is one of those, without its places. The
+kernels as they are pass the same runs.
+
+The faults stand in `stages/mutants/mutants.txt`, as texts of the kernels and what replaces them, so that they follow the
+kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md` makes this
+page. With a dash stand those that nobody finds, for the model knows nothing of what they break.
+
+Six of them are exercises: `stages/exercise begin 07 1` takes the line out and shows what the model says; find what is
+missing, and `stages/exercise check 07 1` tells whether you did. There are three each of stages 07 and 08.
+
+| stage | fault | found by | message | seeds |
+|---|---|---|---|---|
+)";
+
+int run_mutants(const Options& options) {
+  const auto started = std::chrono::steady_clock::now();
+  std::deque<Prepared> prepared;
+  for (const Case& each : cases()) {
+    Prepared& next = prepared.emplace_back();
+    next.from = each;
+    next.data = make_data_set(each.spec);
+    next.data.problem.softmax_scale *= kSharpen;
+    if (!generate_on_device(model_machine(), next.data, &next.tensors).ok() ||
+        !reference_attention(next.data.problem, next.tensors.tensors(), &next.expected).ok()) {
+      std::fprintf(stderr, "no data for %s\n", each.spec.name().c_str());
+      return 1;
+    }
+  }
+  int failures = 0;
+  const auto fail = [&](const std::string& what) {
+    std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+    ++failures;
+  };
+
+  // First the kernels as they are: else a rejection would prove nothing.
+  mutant = 0;
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (!options.stage.empty() && !stage.slug.starts_with(options.stage)) continue;
+    const Findings findings = run_all(stage, prepared);
+    for (const std::string& message : findings.messages) fail(stage.slug + " as it is: " + message);
+  }
+
+  if (options.table) std::printf("%s", kPage);
+  int run = 0;
+  for (const Mutant& each : kMutants) {
+    if (!options.stage.empty() && !each.stage.starts_with(options.stage)) continue;
+    if (each.name.find(options.name) == std::string::npos) continue;
+    ++run;
+    const std::string name = each.stage.substr(0, 2) + " " + each.name;
+    if (!each.error.empty()) {
+      fail(name + ": " + each.error);
+      continue;
+    }
+    mutant = each.id;
+    const auto begun = std::chrono::steady_clock::now();
+    const Findings findings = run_all(*find_stage(MachineKind::kModel, each.stage), prepared);
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+    const int seeds = static_cast<int>(findings.messages.size());
+
+    // The first message of the kind that is expected stands for all.
+    const std::string wanted = each.expected.starts_with("model: ") ? each.expected.substr(7) : "";
+    std::string shown = seeds > 0 ? findings.messages[0] : "";
+    bool as_expected = false;
+    for (const std::string& message : findings.messages) {
+      const bool by_model = message.starts_with("model: ");
+      const bool by_results = message.starts_with("conformance");
+      as_expected = each.expected == "any" ? by_model || by_results
+                    : each.expected == "conformance"
+                        ? by_results
+                        : by_model && !wanted.empty() && message.find(wanted) != message.npos;
+      if (as_expected) {
+        shown = message;
+        break;
+      }
+    }
+    const bool is_blind_spot = each.expected.starts_with("not modelled: ");
+    if (is_blind_spot) as_expected = seeds == 0;
+    const char* finder = findings.seeds_by_model == 0 && findings.seeds_by_conformance == 0 ? "-"
+                         : findings.seeds_by_conformance == 0 ? "model"
+                         : findings.seeds_by_model == 0       ? "results"
+                                                              : "model, results";
+    const std::string text = seeds == 0 ? each.expected : shorten(shown);
+    if (options.table) {
+      std::printf("| %s | %s | %s | %s | %d of %d |\n", each.stage.substr(0, 2).c_str(),
+                  escaped(each.name).c_str(), finder, escaped(text).c_str(), seeds,
+                  static_cast<int>(kSeeds));
+    } else {
+      std::printf("%-2s %-72s line %3d  %-14s %2d  %5.2f s  %s\n", each.stage.substr(0, 2).c_str(),
+                  each.name.c_str(), each.line, finder, seeds, seconds, text.c_str());
+    }
+    if (options.messages) {
+      for (const std::string& message : findings.messages) std::printf("    %s\n", message.c_str());
+    }
+    std::fflush(stdout);
+    if (as_expected) continue;
+    if (seeds == 0) {
+      fail(name + ": survives every schedule: its line is superfluous, or these runs are too weak");
+    } else if (is_blind_spot) {
+      fail(name + ": is found now: say so in mutants.txt");
+    } else {
+      fail(name + ": expected \"" + each.expected + "\", found \"" + findings.messages[0] + "\"");
+    }
+  }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  std::fprintf(stderr, "%d mutants, %d failures, %.1f s\n", run, failures, seconds);
+  return failures == 0 && run > 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace mla
+
+int main(int argc, char** argv) {
+  mla::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--messages") {
+      options.messages = true;
+    } else if (flag == "--table") {
+      options.table = true;
+    } else if ((flag == "--stage" || flag == "--name") && i + 1 < argc) {
+      (flag == "--stage" ? options.stage : options.name) = argv[++i];
+    } else {
+      std::fprintf(stderr,
+                   "unknown or incomplete argument '%s'\nusage: %s [--stage 07] [--name TEXT] "
+                   "[--messages] [--table]\n",
+                   flag.c_str(), argv[0]);
+      return 2;
+    }
+  }
+  return mla::run_mutants(options);
+}
