@@ -47,8 +47,8 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
   MLA_RETURN_IF_ERROR(copy(host.seqlens_k, &seqlens_k));
   MLA_RETURN_IF_ERROR(copy(host.out, &out));  // full of NaN: what the kernel leaves out would show
   MLA_RETURN_IF_ERROR(copy(host.lse, &lse));
-  const size_t workspace_bytes = stage.workspace_bytes(host.problem);
-  if (workspace_bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, workspace_bytes));
+  const size_t bytes = workspace_bytes(stage, host.problem, machine.limits());
+  if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
 
   const mla::Tensors tensors{.q = q.data(),
                              .kv_cache = kv_cache.data(),
@@ -56,7 +56,7 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
                              .seqlens_k = seqlens_k.as<int32_t>(),
                              .out = out.data(),
                              .lse = lse.as<float>()};
-  MLA_RETURN_IF_ERROR(decode(stage, host.problem, tensors, workspace.data(), workspace_bytes));
+  MLA_RETURN_IF_ERROR(decode(stage, host.problem, tensors, workspace));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   MLA_RETURN_IF_ERROR(machine.copy_to_host(host.out.data(), out.data(), out.bytes()));
   *latent = host.latent<double>();

@@ -208,7 +208,7 @@ std::string too_short_to_fill(const Case& c) {
                      " of " + std::to_string(c.input.limits.multiprocessors) + " multiprocessors: ";
   text += c.plan->pieces == 0
               ? "sequences stay whole, which costs less than combining their parts."
-              : "a worker gets " + count(c.plan->shape.min_blocks, "page") + " at least.";
+              : "a worker gets " + count(c.plan->shape.min_pages, "page") + " at least.";
   if (const int batch = filling_batch(c); batch > 0) {
     text += " With " + count(batch, "sequence") +
             " of this mean length all have work; until then more of them meet idle ones.";
@@ -380,7 +380,7 @@ std::string imbalance(const Case& c) {
   // Where multiprocessors are without work, that is the finding.
   if (!c.plan || c.plan->busy * kNoticeable < 1 || !(c.plan->imbalance() > kNoticeable)) return "";
   const std::string loads = "The largest load is " + std::to_string(c.plan->largest) +
-                            " blocks of 64 tokens, the mean " + number(c.plan->mean) + ": " +
+                            " pages of 64 tokens, the mean " + number(c.plan->mean) + ": " +
                             times(c.plan->imbalance()) + ". All wait for the last. ";
   if (c.free_plan) {
     return loads + "Workers get whole pieces of " + std::to_string(c.problem.fixed_split_tokens) +
@@ -389,7 +389,7 @@ std::string imbalance(const Case& c) {
   }
   if (c.plan->pieces == 0) {
     return loads + "Sequences stay whole, which is let pass up to " +
-           count(c.plan->shape.combine_blocks, "block") +
+           count(c.plan->shape.combine_pages, "page") +
            " and a beginning over the mean, for nothing has to be combined then.";
   }
   return loads +
@@ -412,8 +412,7 @@ std::string causal_mask(const Case& c) {
   double visible = 0;
   for (const int32_t length : c.input.seqlens_k) {
     for (int query = 0; query < c.problem.seqlen_q; ++query) {
-      visible += static_cast<double>(
-          std::max<int64_t>(0, c.problem.visible_tokens(length, query)));
+      visible += static_cast<double>(std::max<int64_t>(0, c.problem.visible_tokens(length, query)));
     }
   }
   const double hidden = 1 - visible / (c.problem.seqlen_q * c.tokens);
@@ -605,7 +604,7 @@ std::string plan_line(const Case& c) {
                      count(plan.shape.workers, "worker") + ": " + count(plan.blocks, "block") +
                      " with work, on " + percent(plan.busy) + " of " +
                      count(c.input.limits.multiprocessors, "multiprocessor") + "; largest load " +
-                     std::to_string(plan.largest) + " blocks of 64 tokens";
+                     std::to_string(plan.largest) + " pages of 64 tokens";
   // Of a mean with idle workers in it nothing can be seen.
   if (plan.busy * kNoticeable >= 1) text += ", " + percent(plan.imbalance()) + " of the mean";
   if (plan.pieces == 0) return text + "; no sequence is cut";
@@ -660,7 +659,7 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
   for (const std::vector<Piece>& pieces : pieces_of(plan)) {
     int64_t load = 0;
     for (const Piece& piece : pieces) {
-      load += piece.block_end - piece.block_begin + plan.header.fixed_blocks;
+      load += piece.page_end - piece.page_begin + plan.header.fixed_pages;
     }
     sum += load;
     balance.largest = std::max(balance.largest, load);

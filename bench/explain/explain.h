@@ -36,7 +36,7 @@ struct Balance {
   int64_t blocks = 0;        ///< Blocks of the kernel that have work: workers with a piece, for
                              ///< all row tiles
   double busy = 0;           ///< Share of the multiprocessors that have such a block
-  int64_t largest = 0;       ///< Largest load: blocks of 64 tokens, beginnings of pieces included
+  int64_t largest = 0;       ///< Largest load: pages of 64 tokens, beginnings of pieces included
   double mean = 0;           ///< Mean over all workers, idle ones too
   int cut_sequences = 0;     ///< Sequences of more than one piece
   int64_t pieces = 0;        ///< Pieces of those: each leaves partial results

@@ -18,8 +18,8 @@ std::vector<StageFacts> facts_of(MachineKind machine, const DeviceLimits& limits
     entry.slug = stage.slug;
     entry.device = check_device(stage, limits);
     entry.prediction = stage.predict(problem, total_tokens, limits);
-    entry.workspace_bytes = stage.workspace_bytes(problem);
-    if (stage.plan_shape != nullptr) entry.plan = stage.plan_shape(problem);
+    entry.workspace_bytes = workspace_bytes(stage, problem, limits);
+    if (stage.plan_shape != nullptr) entry.plan = stage.plan_shape(problem, limits);
   }
   return facts;
 }

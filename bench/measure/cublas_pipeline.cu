@@ -169,7 +169,8 @@ Status run_chunk(const Problem& problem, const Tensors& tensors, int first, int 
   return cuda_status(cudaGetLastError(), "divide");
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
+              Stream stream) {
   if (problem.num_heads_kv != 1) {
     return {StatusCode::kUnsupported, "num_heads_kv = " + std::to_string(problem.num_heads_kv) +
                                           ", this peer takes one KV head"};
@@ -187,7 +188,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
   return {};
 }
 
-size_t workspace_bytes(const Problem& problem) {
+size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
   const Sizes sizes(problem);
   return Parts(sizes, nullptr).bytes;
 }

@@ -144,7 +144,7 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || !plans(i)) continue;
-      const size_t needed = stages_[i]->workspace_bytes(data_.problem);
+      const size_t needed = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits());
       drop_if_too_large(entry, needed, own_workspaces_[i].bytes());
       if (is_in(entry)) MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needed));
     }
@@ -152,7 +152,7 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || plans(i)) continue;
-      const size_t needed = stages_[i]->workspace_bytes(data_.problem);
+      const size_t needed = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits());
       drop_if_too_large(entry, needed, shared_workspace_.bytes());
       if (is_in(entry)) largest = std::max(largest, needed);
     }
@@ -164,8 +164,8 @@ class ShapeRun {
   DeviceBuffer& workspace(size_t i) { return plans(i) ? own_workspaces_[i] : shared_workspace_; }
 
   Status make_plan(size_t i, Stream stream) {
-    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(),
-                       workspace(i).data(), workspace(i).bytes(), stream);
+    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(), workspace(i),
+                       stream);
   }
 
   Status poison_workspace(size_t i) {
@@ -189,8 +189,7 @@ class ShapeRun {
       return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
     }
     const auto operation = [this, i](Stream stream) {
-      return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), workspace(i).data(),
-                            workspace(i).bytes(), stream);
+      return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), workspace(i), stream);
     };
     MLA_RETURN_IF_ERROR(renew_workspace(i));
     MLA_RETURN_IF_ERROR(bench_.runner.prepare(operation, &entry.times.handle));
@@ -208,8 +207,7 @@ class ShapeRun {
   Status check_with_plan(size_t i) {
     Contender& contender = result_.stages[i].plan.with_decode;
     const auto operation = [this, i](Stream stream) {
-      return decode(*stages_[i], data_.problem, tensors_.tensors(), workspace(i).data(),
-                    workspace(i).bytes(), stream);
+      return decode(*stages_[i], data_.problem, tensors_.tensors(), workspace(i), stream);
     };
     MLA_RETURN_IF_ERROR(bench_.runner.prepare(operation, &contender.handle));
     MLA_RETURN_IF_ERROR(poison_workspace(i));
@@ -233,9 +231,9 @@ class ShapeRun {
     step(stages_[i]->slug + ": plan alone");
     MLA_RETURN_IF_ERROR(renew_workspace(i));
     HostPlan plan;
-    MLA_RETURN_IF_ERROR(
-        read_plan(*stages_[i], data_.problem, workspace(i).data(), workspace(i).bytes(), &plan));
-    if (!(plan == make_plan_on_host(data_.problem, stages_[i]->plan_shape(data_.problem),
+    MLA_RETURN_IF_ERROR(read_plan(*stages_[i], data_.problem, workspace(i), &plan));
+    if (!(plan == make_plan_on_host(data_.problem,
+                                    stages_[i]->plan_shape(data_.problem, bench_.machine.limits()),
                                     data_.seqlens_k))) {
       return {StatusCode::kKernelRejected, "another plan than the host's"};
     }
@@ -263,8 +261,7 @@ class ShapeRun {
     const Stage& stage = *stages_[i];
     CombineTimes& times = result_.stages[i].combine;
     HostPlan plan;
-    MLA_RETURN_IF_ERROR(
-        read_plan(stage, data_.problem, workspace(i).data(), workspace(i).bytes(), &plan));
+    MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, workspace(i), &plan));
     if (plan.header.num_slots == 0) return {};
     step(stage.slug + ": combine alone");
     times.slots = plan.header.num_slots;
@@ -272,7 +269,8 @@ class ShapeRun {
                   (kHeadDimV + 1) * sizeof(float);
     MLA_RETURN_IF_ERROR(run_poisoned(result_.stages[i].times));
     const auto combine = [this, i](Stream stream) {
-      return combine_again(bench_.machine, data_.problem, stages_[i]->plan_shape(data_.problem),
+      return combine_again(bench_.machine, data_.problem,
+                           stages_[i]->plan_shape(data_.problem, bench_.machine.limits()),
                            tensors_.tensors(), workspace(i).data(), stream);
     };
     MLA_RETURN_IF_ERROR(time_warm(combine, &times.warm, &times.cold));
@@ -298,8 +296,7 @@ class ShapeRun {
       if (!is_in(entry)) continue;
       entry.times.name = result_.shape.name + ": " + entry.stage;
       const bool energy = result_.shape.measure == Measure::kEnergy;
-      entry.times.sustained_warmup_s =
-          energy ? kLongWarmupSeconds : sustained_warmup_seconds(entry.stage);
+      entry.times.sustained_warmup_s = energy ? kTensorCoreWarmup : stages_[i]->sustained_warmup_s;
       places.push_back(&entry.times);
       if (!plans(i)) continue;
       entry.plan.with_decode.name = entry.times.name + " with its plan";

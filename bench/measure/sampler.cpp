@@ -4,12 +4,6 @@
 
 namespace mla::bench {
 
-double sustained_warmup_seconds(const std::string& stage) {
-  const bool at_the_power_limit =
-      stage >= "05" && stage < "a";  // a peer's name begins with a letter
-  return at_the_power_limit ? kLongWarmupSeconds : 0.2;
-}
-
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
   std::vector<Plan> plans;

@@ -17,19 +17,12 @@ inline constexpr double kOnceMicroseconds = 200e3;
 /// A stage that is predicted to take longer is left out: a suite must not take an hour for its sake.
 inline constexpr double kLeaveOutMicroseconds = 2e6;
 
-/// Long enough back to back for the power limit to act, in s.
-inline constexpr double kLongWarmupSeconds = 1.2;
-
-/// How long a stage, or a peer, runs back to back before its sustained runs, in s: from stage 05 on,
-/// on the tensor cores, the above. The cuBLAS pipeline, bound by memory, is a peer that needs less.
-double sustained_warmup_seconds(const std::string& stage);
-
 /// One operation to be timed against others, and its samples.
 struct Contender {
   std::string name;
   int handle = 0;
   double expected_us = 0;           ///< Of a run made before, not the first
-  double sustained_warmup_s = 0.2;  ///< sustained_warmup_seconds()
+  double sustained_warmup_s = 0.2;  ///< Stage::sustained_warmup_s
   bool only_cold = false;           ///< No sustained runs.
   std::vector<double> cold;         ///< us, in the order taken
   std::vector<double> sustained;    ///< us, in the order taken; empty if none were due

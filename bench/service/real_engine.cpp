@@ -182,7 +182,7 @@ Status RealEngine::make_room() {
   MLA_RETURN_IF_ERROR(grow_to(problem_.block_table_elements(), sizeof(int32_t), &block_table_));
   MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_));
   MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_));
-  return grow(machine_, stage_.workspace_bytes(problem_), &workspace_);
+  return grow(machine_, workspace_bytes(stage_, problem_, machine_.limits()), &workspace_);
 }
 
 Tensors RealEngine::tensors() const {
@@ -204,8 +204,7 @@ Status RealEngine::run() {
     MLA_RETURN_IF_ERROR(
         uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), nullptr));
   }
-  MLA_RETURN_IF_ERROR(
-      plan_decode(stage_, problem_, seqlens_.as<int32_t>(), workspace_.data(), workspace_.bytes()));
+  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem_, seqlens_.as<int32_t>(), workspace_));
   Tensors layer = tensors();
   for (int i = 0; i < caches_.layers(); ++i) {
     if (!runs_.empty()) {
@@ -214,8 +213,7 @@ Status RealEngine::run() {
                                     pool_.as<char>() + i * kRowBytes, caches_.data(i), 1, nullptr));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(
-        decode_planned(stage_, problem_, layer, workspace_.data(), workspace_.bytes()));
+    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, workspace_));
   }
   return machine_.synchronize();
 }

@@ -14,16 +14,16 @@
 #include <string>
 #include <vector>
 
-#include "bench/tools/dump.h"
 #include "bench/explain/explain_input.h"
 #include "bench/measure/limits.h"
-#include "bench/tools/npy.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/statistics.h"
+#include "bench/tools/dump.h"
+#include "bench/tools/npy.h"
 #include "reference/attention.h"
+#include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/data_generator.h"
-#include "reference/gpu_model/gpu_model.h"
 #include "stages/common/stage.h"
 
 namespace mla::bench {
@@ -210,7 +210,8 @@ int print_predictions(const std::vector<Placement>& placements, const Dump& dump
         {"tokens", static_cast<double>(dump.total_tokens())},
         {"flop", work.flop},
         {"unique_bytes", work.bytes},
-        {"workspace_bytes", static_cast<double>(stage.workspace_bytes(problem))},
+        {"workspace_bytes",
+         static_cast<double>(workspace_bytes(stage, problem, placement.machine->limits()))},
         {"fp32_flop", prediction.fp32_flop},
         {"matrix_flop", prediction.matrix_flop},
         {"shared_bytes", prediction.shared_bytes},
@@ -238,16 +239,16 @@ int print_plans(const std::vector<Placement>& placements, const Dump& dump) {
     DeviceBuffer seqlens_k, workspace;
     HostPlan plan;
     Status status = seqlens_k.assign(machine, dump.seqlens_k.data(), dump.seqlens_k.size() * 4);
-    if (status.ok()) status = workspace.allocate(machine, stage.workspace_bytes(dump.problem));
+    if (status.ok())
+      status = workspace.allocate(machine, workspace_bytes(stage, dump.problem, machine.limits()));
     if (status.ok()) {
-      status = plan_decode(stage, dump.problem, seqlens_k.as<int32_t>(), workspace.data(),
-                           workspace.bytes());
+      status = plan_decode(stage, dump.problem, seqlens_k.as<int32_t>(), workspace);
     }
     if (status.ok()) {
-      status = read_plan(stage, dump.problem, workspace.data(), workspace.bytes(), &plan);
+      status = read_plan(stage, dump.problem, workspace, &plan);
     }
     if (!status.ok()) return refuse(status, kWrong);
-    const PlanShape shape = stage.plan_shape(dump.problem);
+    const PlanShape shape = stage.plan_shape(dump.problem, machine.limits());
     std::printf("%s%s, plan made on: %s\n%s\nrow tiles: %d, workers for each: %d\n%s",
                 printed > 0 ? "\n" : "", stage.slug.c_str(), machine.description().c_str(),
                 describe(dump).c_str(), shape.row_tiles, shape.workers,
@@ -296,8 +297,8 @@ class Runner {
     MLA_RETURN_IF_ERROR(seqlens_k_.assign(*machine_, host.seqlens_k, bytes(problem_.batch, 4)));
     MLA_RETURN_IF_ERROR(out_.allocate(*machine_, bytes(problem_.out_elements(), 2)));
     MLA_RETURN_IF_ERROR(lse_.allocate(*machine_, bytes(problem_.lse_elements(), 4)));
-    const size_t workspace = stage_->workspace_bytes(problem_);
-    if (workspace > 0) MLA_RETURN_IF_ERROR(workspace_.allocate(*machine_, workspace));
+    const size_t lent = workspace_bytes(*stage_, problem_, machine_->limits());
+    if (lent > 0) MLA_RETURN_IF_ERROR(workspace_.allocate(*machine_, lent));
     return {};
   }
 
@@ -310,7 +311,7 @@ class Runner {
         q_.data(),   kv_cache_.data(), block_table_.as<int32_t>(), seqlens_k_.as<int32_t>(),
         out_.data(), lse_.as<float>()};
     const auto start = std::chrono::steady_clock::now();
-    MLA_RETURN_IF_ERROR(decode(*stage_, problem_, tensors, workspace_.data(), workspace_.bytes()));
+    MLA_RETURN_IF_ERROR(decode(*stage_, problem_, tensors, workspace_));
     MLA_RETURN_IF_ERROR(machine_->synchronize());
     *seconds = seconds_since(start);
     return {};

@@ -42,8 +42,8 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
   DeviceTensors tensors;
   MLA_RETURN_IF_ERROR(generate_on_device(machine, data, &tensors));
   DeviceBuffer workspace, buffer;
-  MLA_RETURN_IF_ERROR(
-      workspace.allocate(machine, std::max<size_t>(16, stage.workspace_bytes(data.problem))));
+  MLA_RETURN_IF_ERROR(workspace.allocate(
+      machine, std::max<size_t>(16, workspace_bytes(stage, data.problem, machine.limits()))));
   records->resize(static_cast<size_t>(blocks * timeline::kTracks));
   MLA_RETURN_IF_ERROR(buffer.allocate(machine, records->size() * sizeof(timeline::Record)));
   for (const bool warm : {false, true}) {
@@ -53,8 +53,7 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
       MLA_RETURN_IF_ERROR(
           attach(stage.machine, {buffer.as<timeline::Record>(), static_cast<unsigned>(blocks)}));
     }
-    MLA_RETURN_IF_ERROR(
-        decode(stage, data.problem, tensors.tensors(), workspace.data(), workspace.bytes()));
+    MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), workspace));
     MLA_RETURN_IF_ERROR(machine.synchronize());
   }
   MLA_RETURN_IF_ERROR(attach(stage.machine, {nullptr, 0}));

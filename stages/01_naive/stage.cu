@@ -30,17 +30,18 @@ int sequences_at_once(const Problem& problem) {
       std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
 }
 
-size_t workspace_bytes(const Problem& problem) {
+size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
   return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
+              Stream stream) {
   auto* scores_gmem = static_cast<float*>(workspace);
-  const int chunk = sequences_at_once(problem);
+  const int at_once = sequences_at_once(problem);
   return visit_dtype(problem.dtype, [&](auto zero) -> Status {
     using T = decltype(zero);
-    for (int first = 0; first < problem.batch; first += chunk) {
-      const int64_t sequences = std::min(chunk, problem.batch - first);
+    for (int first = 0; first < problem.batch; first += at_once) {
+      const int64_t sequences = std::min(at_once, problem.batch - first);
       const int64_t rows = sequences * problem.seqlen_q * problem.num_heads_q;
       const int64_t pages = rows * problem.max_pages_per_seq;
       MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream, problem,
@@ -65,8 +66,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   // clock: in the time of 128 bytes. A score takes a warp 18 loads of q, 18 of k; in `values` eight
   // warps load v twice and p once.
   prediction.shared_bytes = scores * (18 + 18 + 8 * 3) * 128;
-  prediction.dram_bytes =
-      double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2 * 2 + scores * 4 * 7;
+  prediction.dram_bytes = 2 * cache_bytes(problem, total_tokens) + scores * 4 * 7;
   prediction.busy_fraction = std::min(1.0, problem.batch * rows / limits.multiprocessors);
   return prediction;
 }

@@ -27,7 +27,7 @@ int sequences_at_once(const Problem& problem) {
       std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
 }
 
-size_t workspace_bytes(const Problem& problem) {
+size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
   return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
 }
 
@@ -39,11 +39,12 @@ int rows_per_tile(const Problem& problem) {
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, float* scores_gmem,
                     Stream stream) {
-  const int chunk = sequences_at_once(problem);
+  const int at_once = sequences_at_once(problem);
   const int64_t row_tiles = (problem.rows_per_kv_head() + kRows - 1) / kRows;
   const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
-  for (int first = 0; first < problem.batch; first += chunk) {
-    const int64_t matrices = int64_t{std::min(chunk, problem.batch - first)} * problem.num_heads_kv;
+  for (int first = 0; first < problem.batch; first += at_once) {
+    const int64_t matrices =
+        int64_t{std::min(at_once, problem.batch - first)} * problem.num_heads_kv;
     const int64_t tiles = matrices * row_tiles;
     MLA_RETURN_IF_ERROR(launch(scores<T, kRows>, grid_for(tiles * token_tiles), kThreads,
                                sizeof(ScoresPlan<kRows>), stream, problem, tensors, first,
@@ -59,7 +60,8 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, float* score
   return {};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
+              Stream stream) {
   auto* scores_gmem = static_cast<float*>(workspace);
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -31,10 +31,6 @@ int64_t num_tiles(const Problem& problem, int tile_rows) {
          ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
 }
 
-size_t workspace_bytes(const Problem&) {
-  return 0;
-}
-
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream stream) {
   const int64_t tiles = num_tiles(problem, kRows);
@@ -42,10 +38,11 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream strea
                 sizeof(kernel::Plan<kRows>), stream, problem, tensors, tiles);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void*, const DeviceLimits& limits,
+              Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
-    switch (rows_per_tile(problem, device_limits())) {
+    switch (rows_per_tile(problem, limits)) {
       case 64:
         return decode_tiled<T, 64>(problem, tensors, stream);
       case 32:
@@ -68,7 +65,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                         kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
                         tile_rows;
   prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  prediction.dram_bytes = cache_bytes(problem, total_tokens);
   prediction.busy_fraction = std::min(1.0, tiles / limits.multiprocessors);
   return prediction;
 }
@@ -78,7 +75,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "one fused pass: running maximum and sum; the K tile is V";
-  stage.workspace_bytes = workspace_bytes;
   stage.decode = decode;
   stage.predict = predict;
   return stage;

@@ -1,5 +1,5 @@
 // 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns a sequence. It is a
-// *worker*, and a plan made on the GPU (stages/common/split/split_plan.h) tells it which tokens of which
+// *worker*, and a plan made on the GPU (stages/common/split/plan.h) tells it which tokens of which
 // sequences are its share:
 //
 //   for each piece of the worker: tokens [begin, end) of a sequence

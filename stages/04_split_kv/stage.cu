@@ -1,9 +1,8 @@
 // 04_split_kv: plan, launch, prediction.
-#include <algorithm>
-
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
 #include "stages/common/split/split_combine.h"
+#include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {
@@ -27,29 +26,17 @@ int rows_per_tile(const Problem& problem, const DeviceLimits& limits) {
   return 16;
 }
 
-int row_tiles(const Problem& problem, int tile_rows) {
-  return problem.num_heads_kv * ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
-}
-
-PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
+PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tile_rows = rows_per_tile(problem, limits);
   const int resident = limits.multiprocessors * (tile_rows == 16 ? 2 : 1);
-  const int tiles = row_tiles(problem, tile_rows);
-  return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_blocks = 1};
-}
-
-PlanShape plan_shape(const Problem& problem) {
-  return plan_shape_on(problem, device_limits());
-}
-
-size_t workspace_bytes(const Problem& problem) {
-  return split_workspace_bytes(problem, plan_shape(problem));
+  const int tiles = row_tiles_of(problem, tile_rows);
+  return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_pages = 1};
 }
 
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, void* workspace,
-                    Stream stream) {
-  const PlanShape shape = plan_shape(problem);
+                    const DeviceLimits& limits, Stream stream) {
+  const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
   kernel::Items items;
   items.group = problem.group_size();
@@ -66,23 +53,24 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, void* worksp
   return launch_combine(problem, shape, split, tensors, stream);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+              const DeviceLimits& limits, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
-    switch (rows_per_tile(problem, device_limits())) {
+    switch (rows_per_tile(problem, limits)) {
       case 64:
-        return decode_tiled<T, 64>(problem, tensors, workspace, stream);
+        return decode_tiled<T, 64>(problem, tensors, workspace, limits, stream);
       case 32:
-        return decode_tiled<T, 32>(problem, tensors, workspace, stream);
+        return decode_tiled<T, 32>(problem, tensors, workspace, limits, stream);
       default:
-        return decode_tiled<T, 16>(problem, tensors, workspace, stream);
+        return decode_tiled<T, 16>(problem, tensors, workspace, limits, stream);
     }
   });
 }
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const int tile_rows = rows_per_tile(problem, limits);
-  const PlanShape shape = plan_shape_on(problem, limits);
+  const PlanShape shape = plan_shape(problem, limits);
   const double padded = double(shape.row_tiles) * tile_rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
@@ -92,10 +80,8 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                         kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
                         tile_rows;
   prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-  const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
-  prediction.busy_fraction = std::min(
-      1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+  prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 
@@ -105,7 +91,6 @@ Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea =
       "the sequence split over blocks by a plan made on the GPU; partial results combined by lse";
-  stage.workspace_bytes = workspace_bytes;
   stage.plan_shape = plan_shape;
   stage.decode = decode;
   stage.predict = predict;

@@ -4,6 +4,7 @@
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
 #include "stages/common/split/split_combine.h"
+#include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {
@@ -42,26 +43,21 @@ PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
   constexpr size_t kReserved = 1024;  // of shared memory, for every block
   const size_t resident =
       (limits.max_shared_bytes + kReserved) / (sizeof(kernel::Plan<Tile>) + kReserved);
-  const int tiles =
-      problem.num_heads_kv * ((problem.rows_per_kv_head() + Tile::kRows - 1) / Tile::kRows);
+  const int tiles = row_tiles_of(problem, Tile::kRows);
   const int blocks = std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>);
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors * blocks),
-          .fixed_blocks = 2};
+          .fixed_pages = 2};
 }
 
-PlanShape plan_shape(const Problem& problem) {
-  const DeviceLimits limits = device_limits();
+PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   return visit_tiling(problem, limits,
                       [&]<typename Tile>(Tile) { return plan_shape_of<Tile>(problem, limits); });
 }
 
-size_t workspace_bytes(const Problem& problem) {
-  return split_workspace_bytes(problem, plan_shape(problem));
-}
-
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
-  const PlanShape shape = plan_shape(problem);
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+              const DeviceLimits& limits, Stream stream) {
+  const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
   kernel::Items items;
   items.group = problem.group_size();
@@ -73,7 +69,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
   for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
     MLA_RETURN_IF_ERROR(visit_dtype(problem.dtype, [&](auto zero) {
       using T = decltype(zero);
-      return visit_tiling(problem, device_limits(), [&]<typename Tile>(Tile) {
+      return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
         return launch(kernel::decode<T, Tile, kBlocks<Tile>>, grid_for(count - items.first),
                       Tile::kThreads, sizeof(kernel::Plan<Tile>), stream, problem, tensors, split,
                       items);
@@ -97,10 +93,8 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                          Tile::kRows * Tile::kTokens * (Tile::kDepthWarps == 2 ? 8.0 : 0.0) +
                          Tile::kRows * Tile::kTokens * 2.0;
     prediction.shared_bytes = tokens / Tile::kTokens * bytes;
-    prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-    const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
-    prediction.busy_fraction = std::min(
-        1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+    prediction.dram_bytes = cache_bytes(problem, total_tokens);
+    prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
     return prediction;
   });
 }
@@ -110,7 +104,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "both products on tensor cores: mma.sync, ldmatrix, swizzle, cp.async";
-  stage.workspace_bytes = workspace_bytes;
+  stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;
   stage.decode = decode;
   stage.predict = predict;

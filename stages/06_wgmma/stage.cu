@@ -1,9 +1,8 @@
 // 06_wgmma: checks, launch, prediction.
-#include <algorithm>
-
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
 #include "stages/common/split/split_combine.h"
+#include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {
@@ -11,23 +10,15 @@ namespace {
 
 namespace kernel = wgmma;
 
-PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
-  const int tiles =
-      problem.num_heads_kv * ((problem.rows_per_kv_head() + kernel::kRows - 1) / kernel::kRows);
+PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
+  const int tiles = row_tiles_of(problem, kernel::kRows);
   return {
-      .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_blocks = 2};
+      .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_pages = 2};
 }
 
-PlanShape plan_shape(const Problem& problem) {
-  return plan_shape_on(problem, device_limits());
-}
-
-size_t workspace_bytes(const Problem& problem) {
-  return split_workspace_bytes(problem, plan_shape(problem));
-}
-
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
-  const PlanShape shape = plan_shape(problem);
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+              const DeviceLimits& limits, Stream stream) {
+  const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
@@ -39,17 +30,15 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
 }
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
-  const PlanShape shape = plan_shape_on(problem, limits);
+  const PlanShape shape = plan_shape(problem, limits);
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * kernel::kRows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
   // A tile's bytes (README.md, "Prediction"): Q twice, K, P twice, V; the way in; P.
   prediction.shared_bytes =
       tiles * 2 * 64 * (3 * kHeadDimQK + 2 * 64 + kHeadDimV + kHeadDimQK + 64);
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-  const double blocks = double(total_tokens) / kPageSize;  // a worker has one at least
-  prediction.busy_fraction = std::min(
-      1.0, shape.row_tiles * std::min<double>(shape.workers, blocks) / limits.multiprocessors);
+  prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 
@@ -59,7 +48,7 @@ Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "wgmma from swizzled shared memory; two warpgroups, half of O each";
   stage.min_compute_capability = stage.max_compute_capability = 90;
-  stage.workspace_bytes = workspace_bytes;
+  stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;
   stage.decode = decode;
   stage.predict = predict;

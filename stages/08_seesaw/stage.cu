@@ -1,9 +1,8 @@
 // 08_seesaw: checks, launch, prediction.
-#include <algorithm>
-
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
 #include "stages/common/split/split_combine.h"
+#include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
 
 namespace mla::MLA_MACHINE {
@@ -11,26 +10,18 @@ namespace {
 
 namespace kernel = seesaw;
 
-PlanShape plan_shape_on(const Problem& problem, const DeviceLimits& limits) {
-  const int tiles =
-      problem.num_heads_kv * ((problem.rows_per_kv_head() + kernel::kRows - 1) / kernel::kRows);
+PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
+  const int tiles = row_tiles_of(problem, kernel::kRows);
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors),
-          .fixed_blocks = 2,
-          .min_blocks = 2,
-          .combine_blocks = 4};
+          .fixed_pages = 2,
+          .min_pages = 2,
+          .combine_pages = 4};
 }
 
-PlanShape plan_shape(const Problem& problem) {
-  return plan_shape_on(problem, device_limits());
-}
-
-size_t workspace_bytes(const Problem& problem) {
-  return split_workspace_bytes(problem, plan_shape(problem));
-}
-
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
-  const PlanShape shape = plan_shape(problem);
+Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+              const DeviceLimits& limits, Stream stream) {
+  const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
   TensorMap cache_map;
   MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors.kv_cache, &cache_map));
@@ -45,16 +36,14 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, S
 }
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
-  const PlanShape shape = plan_shape_on(problem, limits);
+  const PlanShape shape = plan_shape(problem, limits);
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * kernel::kRows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
   // A tile's bytes (README.md, "Prediction"): Q, K; V; the way in; P written and read.
   prediction.shared_bytes = tiles * 2 * 64 * (2 * kHeadDimQK + kHeadDimV + kHeadDimQK + 2 * 64);
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
-  const double shares = double(total_tokens) / kPageSize / shape.min_blocks;  // a worker has one
-  prediction.busy_fraction = std::min(
-      1.0, shape.row_tiles * std::min<double>(shape.workers, shares) / limits.multiprocessors);
+  prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 
@@ -64,7 +53,7 @@ Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "two tiles, two warpgroups in turn: one makes P while the other multiplies";
   stage.min_compute_capability = stage.max_compute_capability = 90;
-  stage.workspace_bytes = workspace_bytes;
+  stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;
   stage.decode = decode;
   stage.predict = predict;

@@ -1,6 +1,9 @@
 #include "stages/common/stage.h"
 
+#include <algorithm>
+
 #include "reference/checks.h"
+#include "stages/common/split/workspace.h"
 
 namespace mla {
 
@@ -45,96 +48,109 @@ Status machine_of(const Stage& stage, Machine** machine) {
   return check_device(stage, (*machine)->limits());
 }
 
-Status check_workspace(const Stage& stage, const Problem& problem, const void* workspace,
-                       size_t workspace_bytes) {
-  const size_t needed = stage.workspace_bytes(problem);
-  if (workspace_bytes < needed) {
-    return {StatusCode::kWorkspaceTooSmall, "workspace_bytes = " + std::to_string(workspace_bytes) +
+Status check_workspace(const Stage& stage, size_t needed, const Workspace& workspace) {
+  if (workspace.bytes < needed) {
+    return {StatusCode::kWorkspaceTooSmall, "workspace.bytes = " + std::to_string(workspace.bytes) +
                                                 ", " + stage.slug + " needs " +
                                                 std::to_string(needed) + " for this problem"};
   }
-  if (needed > 0 && workspace == nullptr) {
-    return {StatusCode::kInvalidArgument,
-            "workspace is null, " + stage.slug + " needs " + std::to_string(needed) + " bytes"};
+  if (needed > 0 && workspace.data == nullptr) {
+    return {StatusCode::kInvalidArgument, "workspace.data is null, " + stage.slug + " needs " +
+                                              std::to_string(needed) + " bytes"};
   }
-  if (reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
-    return {StatusCode::kInvalidArgument, "workspace is not 16-byte aligned"};
+  if (reinterpret_cast<uintptr_t>(workspace.data) % 16 != 0) {
+    return {StatusCode::kInvalidArgument, "workspace.data is not 16-byte aligned"};
   }
   return {};
 }
 
+/// Where a call runs: found and checked once.
+struct Place {
+  Machine* machine = nullptr;
+  DeviceLimits limits;
+};
+
 /// Device and workspace of a call, whose problem is checked already.
-Status check_place(const Stage& stage, const Problem& problem, const void* workspace,
-                   size_t workspace_bytes, Machine** machine) {
-  MLA_RETURN_IF_ERROR(machine_of(stage, machine));
-  return check_workspace(stage, problem, workspace, workspace_bytes);
+Status check_place(const Stage& stage, const Problem& problem, const Workspace& workspace,
+                   Place* place) {
+  MLA_RETURN_IF_ERROR(machine_of(stage, &place->machine));
+  place->limits = place->machine->limits();
+  return check_workspace(stage, workspace_bytes(stage, problem, place->limits), workspace);
 }
 
 Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                    void* workspace, Machine& machine, Stream stream) {
+                    const Workspace& workspace, const Place& place, Stream stream) {
   if (stage.plan_shape == nullptr) return {};
-  return make_plan(machine, problem, stage.plan_shape(problem), seqlens_k, workspace, stream);
+  return make_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
+                   workspace.data, stream);
 }
 
 }  // namespace
 
-Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
-              size_t workspace_bytes, Stream stream) {
-  Machine* machine = nullptr;
+size_t workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits) {
+  if (stage.plan_shape != nullptr) {
+    return split_workspace_bytes(problem, stage.plan_shape(problem, limits));
+  }
+  return stage.workspace_bytes != nullptr ? stage.workspace_bytes(problem, limits) : 0;
+}
+
+Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
+              const Workspace& workspace, Stream stream) {
+  Place place;
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
-  MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, workspace, *machine, stream));
-  return stage.decode(problem, tensors, workspace, stream);
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
+  MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, workspace, place, stream));
+  return stage.decode(problem, tensors, workspace.data, place.limits, stream);
 }
 
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   void* workspace, size_t workspace_bytes, Stream stream) {
-  Machine* machine = nullptr;
+                   const Workspace& workspace, Stream stream) {
+  Place place;
   MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
   MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
-  return enqueue_plan(stage, problem, seqlens_k, workspace, *machine, stream);
+  return enqueue_plan(stage, problem, seqlens_k, workspace, place, stream);
 }
 
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                      void* workspace, size_t workspace_bytes, Stream stream) {
-  Machine* machine = nullptr;
+                      const Workspace& workspace, Stream stream) {
+  Place place;
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
-  return stage.decode(problem, tensors, workspace, stream);
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
+  return stage.decode(problem, tensors, workspace.data, place.limits, stream);
 }
 
-Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
-                 size_t workspace_bytes, HostPlan* plan, Stream stream) {
-  Machine* machine = nullptr;
+Status read_plan(const Stage& stage, const Problem& problem, const Workspace& workspace,
+                 HostPlan* plan, Stream stream) {
+  Place place;
   MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
   if (stage.plan_shape == nullptr) {
     return {StatusCode::kUnsupported, stage.slug + " makes no plan"};
   }
-  return read_plan(*machine, problem, stage.plan_shape(problem), workspace, plan, stream);
+  return read_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), workspace.data,
+                   plan, stream);
 }
 
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                  void* workspace, size_t workspace_bytes, Stream stream) {
-  Machine* machine = nullptr;
+                  const Workspace& workspace, Stream stream) {
+  Place place;
   MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, workspace_bytes, &machine));
+  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
   MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
   if (stage.plan_shape == nullptr) return {};
-  HostPlan plan;
-  MLA_RETURN_IF_ERROR(
-      read_plan(*machine, problem, stage.plan_shape(problem), workspace, &plan, stream));
-  std::vector<int32_t> lengths(static_cast<size_t>(problem.batch));
-  MLA_RETURN_IF_ERROR(
-      machine->copy_to_host(lengths.data(), seqlens_k, lengths.size() * sizeof(int32_t), stream));
-  for (size_t i = 0; i < lengths.size(); ++i) {
-    if (lengths[i] == plan.seqlens_k[i]) continue;
-    return {StatusCode::kInvalidArgument,
-            "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(lengths[i]) +
-                ", but the plan was made for " + std::to_string(plan.seqlens_k[i])};
-  }
-  return {};
+  return check_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
+                    workspace.data, stream);
+}
+
+double cache_bytes(const Problem& problem, int64_t total_tokens) {
+  return double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+}
+
+double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits) {
+  const double shares = double(total_tokens) / kPageSize / shape.min_pages;
+  return std::min(
+      1.0, shape.row_tiles * std::min<double>(shape.workers, shares) / limits.multiprocessors);
 }
 
 }  // namespace mla

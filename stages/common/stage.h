@@ -1,6 +1,7 @@
 /// @file
 /// A stage is a value in a registry: what it is called, its one idea, what hardware it needs, how
-/// to run it. Tests, bench and tools loop over the registry.
+/// to run it. Tests, bench and tools loop over the registry, which the build generates from
+/// registry.cpp.in: one entry per folder stages/NN_*.
 #pragma once
 
 #include <cstddef>
@@ -10,18 +11,18 @@
 
 #include "reference/problem.h"
 #include "stages/common/machine/machine.h"
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/plan.h"
 
 namespace mla {
 
 /// What a stage expects to spend on a problem: the terms of its own limit.
 struct Prediction {
-  double fp32_flop = 0;     ///< On the fp32 cores (2 an FMA), padding included.
-  double matrix_flop = 0;   ///< On the tensor cores, padding included.
-  double shared_bytes = 0;  ///< Through shared memory.
+  double fp32_flop = 0;     ///< FLOP on the fp32 cores (an FMA is 2), padding included.
+  double matrix_flop = 0;   ///< FLOP on the tensor cores, padding included.
+  double shared_bytes = 0;  ///< Bytes through shared memory.
   double dram_bytes =
-      0;  ///< Through device memory, caches assumed to catch re-reads within a block's lifetime.
-  double busy_fraction = 1;  ///< Share of the multiprocessors that have work.
+      0;  ///< Bytes through device memory. A re-read while a block runs hits a cache.
+  double busy_fraction = 1;  ///< Share of the multiprocessors that have work, 0 ... 1.
 };
 
 /// One rung of the ladder, built for one machine.
@@ -29,60 +30,88 @@ struct Stage {
   std::string slug;  ///< Folder name: "02_shared_tiled"
   std::string idea;  ///< One line
   MachineKind machine = MachineKind::kModel;
-  int min_compute_capability = 80;
+  int min_compute_capability = 80;  ///< 80 for 8.0; the oldest device that it runs on.
   int max_compute_capability = 1 << 30;
-  /// Device memory `decode` needs beside the tensors. Depends on shapes and the device alone.
-  size_t (*workspace_bytes)(const Problem& problem) = nullptr;
-  /// How sequences are split over workers; null for a stage that does without a plan.
-  PlanShape (*plan_shape)(const Problem& problem) = nullptr;
-  /// Enqueues the decode on `stream`; the workspace holds the plan, if the stage uses one.
-  /// Arguments are already checked: call mla::decode.
+  /// How long it must run back to back before sustained times are taken, in s. A kernel that keeps the
+  /// tensor cores busy needs kTensorCoreWarmup: only then has the power limit lowered the clock.
+  double sustained_warmup_s = 0.2;
+  /// Bytes of device memory that `decode` needs beside the tensors and the plan; null: none. Call
+  /// mla::workspace_bytes, which counts the plan, too.
+  size_t (*workspace_bytes)(const Problem& problem, const DeviceLimits& limits) = nullptr;
+  /// How sequences are split over workers; null for a stage that works without a plan.
+  PlanShape (*plan_shape)(const Problem& problem, const DeviceLimits& limits) = nullptr;
+  /// Enqueues the decode on `stream`. The workspace holds the plan if the stage uses one, and `limits`
+  /// are those of the device. Arguments are already checked: call mla::decode.
   Status (*decode)(const Problem& problem, const Tensors& tensors, void* workspace,
-                   Stream stream) = nullptr;
-  /// `total_tokens`: sum of seqlens_k.
+                   const DeviceLimits& limits, Stream stream) = nullptr;
+  /// @param total_tokens  sum of seqlens_k
   Prediction (*predict)(const Problem& problem, int64_t total_tokens,
                         const DeviceLimits& limits) = nullptr;
 };
 
-/// Every folder stages/NN_*, in order, built for `machine`. For kGpu in a build without CUDA:
-/// empty.
+/// Stage::sustained_warmup_s of kernels that keep the tensor cores busy.
+inline constexpr double kTensorCoreWarmup = 1.2;
+
+/// Every folder stages/NN_*, in order, built for `machine`. Empty for kGpu in a build without CUDA.
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// The stage with this slug (or its number: "02"), or null.
 const Stage* find_stage(MachineKind machine, const std::string& slug);
 
-/// ok, or why `stage` cannot run on a device with these limits.
+/// ok, or kUnsupported with the reason why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
+
+/// Bytes of workspace that a decode of `problem` by `stage` needs on a device with these limits, plan
+/// and partial results included. Depends on shapes and the device alone.
+size_t workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits);
 
 /// Decodes: checks problem, pointers, workspace and device, makes the plan if the stage uses one,
 /// then runs the stage. On any error no output is touched. Asynchronous on a GPU: errors inside
-/// kernels appear at the next synchronisation. May be captured in a CUDA graph: a replay follows
-/// lengths and block table as they then are.
-Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors, void* workspace,
-              size_t workspace_bytes, Stream stream = nullptr);
+/// kernels appear at the next synchronisation. May be captured in a CUDA graph: a replay uses the
+/// lengths and the block table as they are then.
+/// @param tensors    see Tensors for shapes
+/// @param workspace  workspace_bytes() or more
+Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
+              const Workspace& workspace = {}, Stream stream = nullptr);
 
-/// The two halves of decode(), so that one plan can serve several decodes of the same lengths, as
-/// the layers of a model are. First the plan; nothing for a stage that uses none. Asynchronous,
-/// without a host synchronisation; errors as of decode().
+/// @name The two halves of decode()
+/// One plan can serve several decodes of the same lengths, for example those of all layers of a model.
+/// Both are asynchronous, and report errors as decode() does.
+/// @{
+
+/// Makes the plan, without a host synchronisation; does nothing for a stage that uses none.
+/// @param seqlens_k  [batch], in device memory
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   void* workspace, size_t workspace_bytes, Stream stream = nullptr);
+                   const Workspace& workspace, Stream stream = nullptr);
 
-/// Decodes by the plan in the workspace. It must be there, made for the same problem and lengths, as
-/// page ids must be in the cache: check_plan() looks, on request. Other lengths give wrong results.
-/// Asynchronous; errors as of decode().
+/// Decodes by the plan in the workspace, which must have been made for the same problem and lengths:
+/// with other lengths the results are wrong. check_plan() checks that on request.
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                      void* workspace, size_t workspace_bytes, Stream stream = nullptr);
+                      const Workspace& workspace, Stream stream = nullptr);
+/// @}
 
 /// Reads the plan in the workspace back, after all work on `stream`.
 /// @return kUnsupported for a stage that uses none; kInvalidArgument if there is none for this
 ///         problem
-Status read_plan(const Stage& stage, const Problem& problem, void* workspace,
-                 size_t workspace_bytes, HostPlan* plan, Stream stream = nullptr);
+Status read_plan(const Stage& stage, const Problem& problem, const Workspace& workspace,
+                 HostPlan* plan, Stream stream = nullptr);
 
-/// On request: whether the plan in the workspace was made for this problem and these lengths (in
-/// device memory). Waits for the stream. ok for a stage that uses no plan.
-/// @return kInvalidArgument, naming the first sequence whose length is another
+/// On request: whether the plan in the workspace was made for this problem and these lengths. Waits for
+/// the stream. ok for a stage that uses no plan.
+/// @param seqlens_k  [batch], in device memory
+/// @return kInvalidArgument, naming the first sequence whose length differs
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                  void* workspace, size_t workspace_bytes, Stream stream = nullptr);
+                  const Workspace& workspace, Stream stream = nullptr);
+
+/// @name Terms of a prediction that stages share
+/// @{
+
+/// Bytes of the cache rows of `total_tokens` tokens: total_tokens * num_heads_kv * 576 * 2.
+double cache_bytes(const Problem& problem, int64_t total_tokens);
+
+/// Share of the multiprocessors that have work under a plan of this shape: a worker has min_pages pages
+/// at least.
+double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits);
+/// @}
 
 }  // namespace mla

@@ -11,13 +11,9 @@ namespace kernel = my_stage;
 
 static_assert(kHeadDimV == 4 * kernel::kThreads, "a thread owns four output columns");
 
-// Device memory beside the tensors; may depend on shapes only.
-size_t workspace_bytes(const Problem&) {
-  return 0;
-}
-
 // Arguments are checked before this is called. Enqueue on `stream` and return; never wait.
-Status decode(const Problem& problem, const Tensors& tensors, void* /*workspace*/, Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void* /*workspace*/,
+              const DeviceLimits&, Stream stream) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
   return visit_dtype(problem.dtype, [&](auto zero) {
     return launch(kernel::decode<decltype(zero)>, grid_for(items), kernel::kThreads,
@@ -30,7 +26,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double scores = double(problem.seqlen_q) * problem.num_heads_q * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * scores * (kHeadDimQK + kHeadDimV);
-  prediction.dram_bytes = double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  prediction.dram_bytes = cache_bytes(problem, total_tokens);
   return prediction;
 }
 
@@ -39,7 +35,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "your idea, in one line";
-  stage.workspace_bytes = workspace_bytes;
   stage.decode = decode;
   stage.predict = predict;
   return stage;

@@ -102,7 +102,7 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     }
     DeviceTensors tensors;
     DeviceBuffer workspace;
-    const size_t bytes = stage.workspace_bytes(problem);
+    const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
     ASSERT_TRUE(tensors.q.assign(*machine_, q.data(), q.size()).ok());
     ASSERT_TRUE(tensors.block_table.assign(*machine_, table.data(), table.size() * 4).ok());
     ASSERT_TRUE(tensors.seqlens_k.assign(*machine_, lengths.data(), lengths.size() * 4).ok());
@@ -114,7 +114,7 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     ASSERT_TRUE(workspace.allocate(*machine_, std::max<size_t>(16, bytes)).ok());
     Tensors pointers = tensors.tensors();
     pointers.kv_cache = tensors_.kv_cache.data();
-    const Status status = decode(stage, problem, pointers, workspace.data(), bytes);
+    const Status status = decode(stage, problem, pointers, {workspace.data(), bytes});
     ASSERT_TRUE(status.ok()) << status.to_string();
     ASSERT_TRUE(machine_->synchronize().ok());
 

@@ -19,11 +19,11 @@
 #include <set>
 
 #include "reference/attention.h"
-#include "reference/testing/compare.h"
 #include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/compare.h"
 #include "reference/testing/device_data.h"
-#include "stages/common/stage.h"
 #include "reference/testing/oracle.h"
+#include "stages/common/stage.h"
 
 namespace mla {
 namespace {
@@ -244,10 +244,10 @@ struct Outputs {
 Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTensors& tensors,
            Outputs* outputs) {
   DeviceBuffer workspace;
-  const size_t bytes = stage.workspace_bytes(data.problem);
+  const size_t bytes = workspace_bytes(stage, data.problem, machine.limits());
   if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
   MLA_RETURN_IF_ERROR(tensors.poison_outputs(machine));
-  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), workspace.data(), bytes));
+  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), {workspace.data(), bytes}));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   outputs->out.resize(static_cast<size_t>(data.problem.out_elements()));
   outputs->lse.resize(static_cast<size_t>(data.problem.lse_elements()));

@@ -10,8 +10,8 @@
 #include <cuda_runtime_api.h>
 #endif
 
-#include "reference/testing/data_generator.h"
 #include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/data_generator.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/cache/paging_check.h"
 #include "stages/common/stage.h"
@@ -23,8 +23,7 @@ namespace {
 struct Call {
   Problem problem;
   Tensors tensors;
-  void* workspace;
-  size_t workspace_bytes;
+  Workspace workspace;
 };
 
 struct BadCall {
@@ -135,15 +134,15 @@ const std::vector<BadCall>& bad_calls() {
 const std::vector<BadCall>& bad_workspaces() {
   static const std::vector<BadCall> calls = {
       {"workspace too small",
-       [](Call& c) { --c.workspace_bytes; },
+       [](Call& c) { --c.workspace.bytes; },
        StatusCode::kWorkspaceTooSmall,
-       {"workspace_bytes", "needs"}},
+       {"workspace.bytes", "needs"}},
       {"workspace null",
-       [](Call& c) { c.workspace = nullptr; },
+       [](Call& c) { c.workspace.data = nullptr; },
        StatusCode::kInvalidArgument,
        {"workspace", "null"}},
       {"workspace misaligned",
-       [](Call& c) { c.workspace = shifted(c.workspace, 4); },
+       [](Call& c) { c.workspace.data = shifted(c.workspace.data, 4); },
        StatusCode::kInvalidArgument,
        {"workspace", "16"}},
   };
@@ -167,15 +166,15 @@ class Contract : public testing::TestWithParam<MachineKind> {
   void TearDown() override { gpu_model::device() = {}; }
 
   Call good_call(const Stage& stage) {
-    const size_t bytes = stage.workspace_bytes(data_.problem);
+    const size_t bytes = workspace_bytes(stage, data_.problem, machine_->limits());
     if (bytes > 0) {
       EXPECT_TRUE(workspace_.allocate(*machine_, bytes).ok());
     }
-    return {data_.problem, tensors_.tensors(), workspace_.data(), bytes};
+    return {data_.problem, tensors_.tensors(), {workspace_.data(), bytes}};
   }
 
   static Status make(const Stage& stage, const Call& call) {
-    return decode(stage, call.problem, call.tensors, call.workspace, call.workspace_bytes);
+    return decode(stage, call.problem, call.tensors, call.workspace);
   }
 
   // Every byte of out and lse is as poison_outputs left it.
@@ -214,7 +213,7 @@ TEST_P(Contract, BadArgumentsAreRefusedAndTouchNothing) {
   for (const Stage& stage : stages(GetParam())) {
     if (!check_device(stage, machine_->limits()).ok()) continue;
     for (const BadCall& bad : bad_calls()) expect_refused(stage, bad);
-    if (stage.workspace_bytes(data_.problem) > 0) {
+    if (workspace_bytes(stage, data_.problem, machine_->limits()) > 0) {
       for (const BadCall& bad : bad_workspaces()) expect_refused(stage, bad);
     }
     const Status good = make(stage, good_call(stage));
@@ -234,7 +233,8 @@ TEST_P(Contract, WorkspaceDependsOnShapesAloneAndIsBounded) {
         problem.batch = batch;
         problem.max_pages_per_seq = pages;
         const size_t one_sequence = size_t{4} * 128 * static_cast<size_t>(problem.max_seqlen_k());
-        EXPECT_LE(stage.workspace_bytes(problem), std::max(one_sequence, size_t{1} << 30))
+        EXPECT_LE(workspace_bytes(stage, problem, machine_->limits()),
+                  std::max(one_sequence, size_t{1} << 30))
             << stage.slug << " batch " << batch << " pages " << pages;
       }
     }

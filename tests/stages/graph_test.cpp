@@ -13,8 +13,8 @@
 
 #include "reference/testing/compare.h"
 #include "reference/testing/device_data.h"
-#include "stages/common/stage.h"
 #include "reference/testing/oracle.h"
+#include "stages/common/stage.h"
 
 namespace mla {
 namespace {
@@ -139,7 +139,7 @@ class Graph : public testing::TestWithParam<DType> {
     cudaGraphDestroy(graph);
   }
 
-  // `enqueue(stage, problem, tensors, workspace, bytes, stream)` captured, for every stage.
+  // `enqueue(stage, problem, tensors, workspace, stream)` captured, for every stage.
   template <typename Enqueue>
   void expect_right_replays_of_all(Enqueue&& enqueue) {
     for (const Stage& stage : stages(MachineKind::kGpu)) {
@@ -150,13 +150,13 @@ class Graph : public testing::TestWithParam<DType> {
       for (const int fixed_split_tokens : {0, 256}) {
         Problem problem = data_.problem;
         problem.fixed_split_tokens = fixed_split_tokens;
-        const size_t bytes = stage.workspace_bytes(problem);
+        const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
         DeviceBuffer workspace;
         ASSERT_TRUE(workspace.allocate(*machine_, std::max<size_t>(16, bytes)).ok());
         ASSERT_TRUE(machine_->fill(workspace.data(), 0xff, workspace.bytes()).ok());
         ASSERT_TRUE(machine_->synchronize().ok());
         expect_right_replays(stage, [&] {
-          return enqueue(stage, problem, tensors_.tensors(), workspace.data(), bytes, stream_);
+          return enqueue(stage, problem, tensors_.tensors(), {workspace.data(), bytes}, stream_);
         });
         if (HasFatalFailure()) return;
       }
@@ -176,9 +176,9 @@ TEST_P(Graph, DecodeFollowsLengthsAndTable) {
 
 TEST_P(Graph, PlanAndPlannedDecodeFollowThem) {
   expect_right_replays_of_all([](const Stage& stage, const Problem& problem, const Tensors& tensors,
-                                 void* workspace, size_t bytes, Stream stream) -> Status {
-    MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, workspace, bytes, stream));
-    return decode_planned(stage, problem, tensors, workspace, bytes, stream);
+                                 const Workspace& workspace, Stream stream) -> Status {
+    MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, workspace, stream));
+    return decode_planned(stage, problem, tensors, workspace, stream);
   });
 }
 

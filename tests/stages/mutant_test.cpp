@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "reference/attention.h"
-#include "reference/testing/compare.h"
 #include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/compare.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
 
@@ -88,11 +88,11 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
   gpu_model::schedule().seed = seed;
   const Problem& problem = prepared.data.problem;
   DeviceBuffer workspace;
-  const size_t bytes = stage.workspace_bytes(problem);
+  const size_t bytes = workspace_bytes(stage, problem, machine.limits());
   Status status = workspace.allocate(machine, bytes);
   if (status.ok()) status = prepared.tensors.poison_outputs(machine);
   if (status.ok()) {
-    status = decode(stage, problem, prepared.tensors.tensors(), workspace.data(), bytes);
+    status = decode(stage, problem, prepared.tensors.tensors(), workspace);
   }
   if (status.code() == StatusCode::kKernelRejected) return "model: " + status.message();
   if (!status.ok()) return "error: " + status.to_string();

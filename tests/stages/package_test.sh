@@ -29,7 +29,7 @@ int main() {
   mla::HostTensors host = mla::generate(data);
   const mla::Stage* stage = mla::find_stage(mla::MachineKind::kModel, "03");
   if (stage == nullptr) return 1;
-  const mla::Status status = mla::decode(*stage, data.problem, host.tensors(data), nullptr, 0);
+  const mla::Status status = mla::decode(*stage, data.problem, host.tensors(data));
   if (!status.ok()) {
     std::puts(status.to_string().c_str());
     return 1;

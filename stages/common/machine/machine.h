@@ -56,6 +56,12 @@ Machine& model_machine();
 /// "no CUDA device: no driver found").
 Machine* gpu_machine(std::string* why_not = nullptr);
 
+/// Memory of a machine that a caller lends to a call. The call does not own it.
+struct Workspace {
+  void* data = nullptr;  ///< 16-byte aligned; may be null if `bytes` is 0.
+  size_t bytes = 0;
+};
+
 /// Memory of a machine, freed with the object.
 class DeviceBuffer {
  public:
@@ -74,6 +80,8 @@ class DeviceBuffer {
     return static_cast<T*>(data_);
   }
   size_t bytes() const { return bytes_; }
+  /// All of it, to lend to a call.
+  operator Workspace() const { return {data_, bytes_}; }
 
  private:
   Machine* machine_ = nullptr;

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "stages/common/machine/device.h"
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/workspace.h"
 
 namespace mla::MLA_MACHINE {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "stages/common/machine/launch.h"
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/workspace.h"
 
 namespace mla::MLA_MACHINE {
 

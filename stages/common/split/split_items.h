@@ -4,7 +4,7 @@
 #pragma once
 
 #include "stages/common/machine/launch.h"
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/plan.h"
 
 namespace mla::MLA_MACHINE {
 

@@ -624,8 +624,8 @@ TEST(Advice, Imbalance) {
     for (const char* stage : {"04", "05", "06", "07", "08"}) {
       const Balance plan = plan_of(input, stage);
       if (plan.busy < 1) continue;
-      const int over = plan.pieces == 0 ? plan.shape.combine_blocks : 1;
-      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_blocks)
+      const int over = plan.pieces == 0 ? plan.shape.combine_pages : 1;
+      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_pages)
           << shape << " " << stage;
     }
   }
@@ -633,7 +633,7 @@ TEST(Advice, Imbalance) {
   EXPECT_NE(whole.find("Sequences stay whole"), std::string::npos) << whole;
   const ExplainInput input = input_of("h128_q1_b66_kvaried190");
   EXPECT_GT(static_cast<double>(plan_of(input, "08").largest),
-            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_blocks);
+            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_pages);
 }
 
 TEST(Advice, PartsExceedTheCache) {

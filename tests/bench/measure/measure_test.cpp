@@ -21,11 +21,11 @@ const Stage& right_stage() {  // one that needs no plan to be right
 /// Runs the right stage; what a wrong one then does to the outputs is up to it. Model memory is
 /// host memory.
 Status decode_right(const Problem& problem, const Tensors& tensors, void* workspace,
-                    Stream stream) {
-  return right_stage().decode(problem, tensors, workspace, stream);
+                    const DeviceLimits& limits, Stream stream) {
+  return right_stage().decode(problem, tensors, workspace, limits, stream);
 }
 
-Stage wrong_stage(Status (*decode)(const Problem&, const Tensors&, void*, Stream)) {
+Stage wrong_stage(decltype(Stage::decode) decode) {
   Stage stage = right_stage();
   stage.slug = "99_wrong";
   stage.decode = decode;
@@ -63,16 +63,18 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
 }
 
 TEST(Measure, WrongResultsHaveNoTime) {
-  const auto untouched = [](const Problem&, const Tensors&, void*, Stream) { return Status(); };
+  const auto untouched = [](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) {
+    return Status();
+  };
   const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* workspace,
-                                    Stream stream) {
-    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+                                    const DeviceLimits& limits, Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
     static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
     return Status();
   };
   const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* workspace,
-                              Stream stream) {
-    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+                              const DeviceLimits& limits, Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
     tensors.lse[3] += 0.01f;
     return Status();
   };
@@ -95,9 +97,10 @@ TEST(Measure, WrongResultsHaveNoTime) {
 TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   static int runs;
   runs = 0;
-  const Stage unsteady = wrong_stage(
-      [](const Problem& problem, const Tensors& tensors, void* workspace, Stream stream) {
-        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, stream));
+  const Stage unsteady =
+      wrong_stage([](const Problem& problem, const Tensors& tensors, void* workspace,
+                     const DeviceLimits& limits, Stream stream) {
+        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
         // After needle and flat data, on each by a plan made before and by one made with it.
         if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
           static_cast<uint16_t*>(tensors.out)[777] ^= 1;
@@ -117,9 +120,10 @@ TEST(Measure, AStageForOtherHardwareSaysSo) {
 }
 
 TEST(Measure, AnErrorIsReportedWithItsMessage) {
-  const Stage broken = wrong_stage([](const Problem&, const Tensors&, void*, Stream) {
-    return Status(StatusCode::kCudaError, "a made-up error");
-  });
+  const Stage broken =
+      wrong_stage([](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) {
+        return Status(StatusCode::kCudaError, "a made-up error");
+      });
   const ShapeResult result = measure({&broken});
   EXPECT_EQ(result.stages[0].outcome, Outcome::kFailed);
   EXPECT_NE(result.stages[0].reason.find("a made-up error"), std::string::npos);
@@ -146,21 +150,18 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
   // Two stages whose plans differ: in one workspace each would decode by the other's.
   Stage other = stage_with_plan();
   other.slug = "99_other";
-  other.plan_shape = [](const Problem& problem) {
-    PlanShape shape = stage_with_plan().plan_shape(problem);
+  other.plan_shape = [](const Problem& problem, const DeviceLimits& limits) {
+    PlanShape shape = stage_with_plan().plan_shape(problem, limits);
     shape.workers = 1;
     return shape;
   };
-  other.workspace_bytes = [](const Problem& problem) {
-    return split_workspace_bytes(problem, stage_with_plan().plan_shape(problem));
-  };
   other.decode = [](const Problem& problem, const Tensors& tensors, void* workspace,
-                    Stream stream) {
-    PlanShape shape = stage_with_plan().plan_shape(problem);
+                    const DeviceLimits& limits, Stream stream) {
+    PlanShape shape = stage_with_plan().plan_shape(problem, limits);
     shape.workers = 1;
     HostPlan plan;
     MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, workspace, &plan));
-    return find_stage(MachineKind::kModel, "03")->decode(problem, tensors, nullptr, stream);
+    return find_stage(MachineKind::kModel, "03")->decode(problem, tensors, nullptr, limits, stream);
   };
   for (const StageResult& entry : measure({&other, &stage_with_plan()}).stages) {
     EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
@@ -180,8 +181,8 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
 }
 
 TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
-  const Stage wrong =
-      wrong_stage([](const Problem&, const Tensors&, void*, Stream) { return Status(); });
+  const Stage wrong = wrong_stage(
+      [](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) { return Status(); });
   const ShapeResult result =
       measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;

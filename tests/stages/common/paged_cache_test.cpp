@@ -15,9 +15,9 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/data_generator.h"
-#include "reference/gpu_model/gpu_model.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/stage.h"
 
@@ -773,9 +773,9 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       ASSERT_TRUE(lengths.allocate(*machine_, batch.size() * 4).ok());
       ASSERT_TRUE(out.allocate(*machine_, out_elements * 2).ok());
       ASSERT_TRUE(lse.allocate(*machine_, lse_elements * 4).ok());
-      const size_t workspace_bytes = stage->workspace_bytes(problem);
-      if (workspace_bytes > 0) {
-        ASSERT_TRUE(workspace.allocate(*machine_, workspace_bytes).ok());
+      const size_t bytes = workspace_bytes(*stage, problem, machine_->limits());
+      if (bytes > 0) {
+        ASSERT_TRUE(workspace.allocate(*machine_, bytes).ok());
       }
       ASSERT_TRUE(cache_
                       ->write_tables(batch, problem.max_pages_per_seq, table.as<int32_t>(),
@@ -784,7 +784,7 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       const Status status = decode(*stage, problem,
                                    {device_q.data(), cache_->data(), table.as<int32_t>(),
                                     lengths.as<int32_t>(), out.data(), lse.as<float>()},
-                                   workspace.data(), workspace_bytes);
+                                   workspace);
       ASSERT_TRUE(status.ok()) << status.to_string();
       ASSERT_TRUE(machine_->synchronize().ok());
       std::vector<uint16_t> host_out(out_elements);

@@ -1,7 +1,7 @@
-// The plan of a split decode: the device's is the host's to the bit, every block of every sequence
+// The plan of a split decode: the device's is the host's to the bit, every page of every sequence
 // is somebody's, loads are as even as promised, and a plan's misuse is named. On the model, and on
 // a GPU where there is one.
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/workspace.h"
 
 #include <gtest/gtest.h>
 
@@ -62,12 +62,12 @@ std::vector<int32_t> draw_lengths(int distribution, int batch, std::mt19937_64& 
   return lengths;
 }
 
-Input make_input(int batch, int distribution, int workers, int fixed_blocks, int fixed_split_tokens,
+Input make_input(int batch, int distribution, int workers, int fixed_pages, int fixed_split_tokens,
                  std::mt19937_64& random) {
   Input input;
   input.lengths = draw_lengths(distribution, batch, random);
-  input.shape = {.row_tiles = 1, .workers = workers, .fixed_blocks = fixed_blocks};
-  input.shape.combine_blocks = batch % 3 == 0 ? 6 : 1;
+  input.shape = {.row_tiles = 1, .workers = workers, .fixed_pages = fixed_pages};
+  input.shape.combine_pages = batch % 3 == 0 ? 6 : 1;
   Problem& problem = input.problem;
   problem.batch = batch;
   problem.num_heads_q = 1;
@@ -78,9 +78,8 @@ Input make_input(int batch, int distribution, int workers, int fixed_blocks, int
   problem.max_pages_per_seq =
       static_cast<int>(std::max<int64_t>(1, pages_for(longest)) + static_cast<int>(random() % 2));
   input.name = "batch " + std::to_string(batch) + ", lengths " + std::to_string(distribution) +
-               ", workers " + std::to_string(workers) + ", fixed blocks " +
-               std::to_string(fixed_blocks) + ", fixed splits " +
-               std::to_string(fixed_split_tokens);
+               ", workers " + std::to_string(workers) + ", fixed pages " +
+               std::to_string(fixed_pages) + ", fixed splits " + std::to_string(fixed_split_tokens);
   return input;
 }
 
@@ -111,7 +110,7 @@ std::vector<Input> inputs(int drawn) {
   for (const int batch : {1, 2049}) {  // as many workers as there may be, with much to do
     list.push_back(make_input(batch, 2, 65535, 2, 0, random));
   }
-  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 blocks
+  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 pages
     Input input = make_input(batch, 0, draw_workers(), 3, 0, random);
     input.problem.max_pages_per_seq = kMaxPagesPerSeq;
     for (int32_t& length : input.lengths) {
@@ -127,7 +126,7 @@ HostPlan plan_of(const Input& input) {
   return make_plan_on_host(input.problem, input.shape, input.lengths);
 }
 
-int blocks_of(int32_t length) {
+int pages_in(int32_t length) {
   return std::max(1, static_cast<int>(pages_for(length)));
 }
 
@@ -136,34 +135,34 @@ using Pieces = std::vector<std::vector<Piece>>;
 /// @name Properties of a plan
 /// @{
 
-// Every block of every sequence once, in order; an empty sequence is one piece.
+// Every page of every sequence once, in order; an empty sequence is one piece.
 void expect_covered(const Input& input, const Pieces& workers) {
-  int sequence = 0, block = 0;
+  int sequence = 0, page = 0;
   ASSERT_EQ(workers.size(), static_cast<size_t>(input.shape.workers));
   for (const auto& pieces : workers) {
     for (const Piece& piece : pieces) {
       ASSERT_LT(sequence, input.problem.batch);
       ASSERT_EQ(piece.sequence, sequence);
-      ASSERT_EQ(piece.block_begin, block);
-      ASSERT_GT(piece.block_end, piece.block_begin);
-      const int blocks = blocks_of(input.lengths[static_cast<size_t>(sequence)]);
-      ASSERT_LE(piece.block_end, blocks);
-      block = piece.block_end;
-      if (block < blocks) continue;
+      ASSERT_EQ(piece.page_begin, page);
+      ASSERT_GT(piece.page_end, piece.page_begin);
+      const int pages = pages_in(input.lengths[static_cast<size_t>(sequence)]);
+      ASSERT_LE(piece.page_end, pages);
+      page = piece.page_end;
+      if (page < pages) continue;
       ++sequence;
-      block = 0;
+      page = 0;
     }
   }
   ASSERT_EQ(sequence, input.problem.batch);
 }
 
-// What nobody has more of than promised: blocks, and the fixed cost of every piece.
+// What nobody has more of than promised: pages, and the fixed cost of every piece.
 void expect_even(const Input& input, const Pieces& workers) {
-  const int fixed = input.shape.fixed_blocks;
+  const int fixed = input.shape.fixed_pages;
   int64_t sum = 0, largest = 0, least = INT64_MAX;
   for (const auto& pieces : workers) {
     int64_t load = 0;
-    for (const Piece& piece : pieces) load += piece.block_end - piece.block_begin + fixed;
+    for (const Piece& piece : pieces) load += piece.page_end - piece.page_begin + fixed;
     sum += load;
     largest = std::max(largest, load);
     least = std::min(least, load);
@@ -174,19 +173,19 @@ void expect_even(const Input& input, const Pieces& workers) {
   });
   const int granule = input.problem.fixed_split_tokens > 0
                           ? input.problem.fixed_split_tokens / kPageSize
-                      : whole ? input.shape.combine_blocks
+                      : whole ? input.shape.combine_pages
                               : 1;
   ASSERT_LE(static_cast<double>(largest), mean + granule + fixed + 1e-6);
   if (input.problem.fixed_split_tokens > 0) return;
-  // A sequence alone goes to all workers alike; with a block a worker, nobody has two, unless they
+  // A sequence alone goes to all workers alike; with a page per worker, nobody has two, unless they
   // are a whole sequence.
-  int64_t total_blocks = 0;
-  for (const int32_t length : input.lengths) total_blocks += blocks_of(length);
-  if (input.problem.batch == 1 && total_blocks >= input.shape.workers) {
+  int64_t total_pages = 0;
+  for (const int32_t length : input.lengths) total_pages += pages_in(length);
+  if (input.problem.batch == 1 && total_pages >= input.shape.workers) {
     ASSERT_LE(largest - least, 1);
   }
-  if (total_blocks <= input.shape.workers) {
-    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_blocks : 1) + fixed);
+  if (total_pages <= input.shape.workers) {
+    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_pages : 1) + fixed);
   }
 }
 
@@ -199,7 +198,7 @@ void expect_slots(const Input& input, const HostPlan& plan, const Pieces& worker
       const auto sequence = static_cast<size_t>(piece.sequence);
       ++pieces_seen[sequence];
       const bool whole =
-          piece.block_begin == 0 && piece.block_end == blocks_of(input.lengths[sequence]);
+          piece.page_begin == 0 && piece.page_end == pages_in(input.lengths[sequence]);
       if (whole) {
         ASSERT_EQ(piece.slot, -1);
       } else {
@@ -227,13 +226,13 @@ void expect_slots(const Input& input, const HostPlan& plan, const Pieces& worker
 
 // With fixed splits the cuts are where the sequence's length alone says.
 void expect_fixed_cuts(const Input& input, const Pieces& workers) {
-  const int piece_blocks = input.problem.fixed_split_tokens / kPageSize;
+  const int piece_pages = input.problem.fixed_split_tokens / kPageSize;
   for (const auto& pieces : workers) {
     for (const Piece& piece : pieces) {
-      ASSERT_EQ(piece.block_begin % piece_blocks, 0);
-      ASSERT_EQ(piece.block_end,
-                std::min(piece.block_begin + piece_blocks,
-                         blocks_of(input.lengths[static_cast<size_t>(piece.sequence)])));
+      ASSERT_EQ(piece.page_begin % piece_pages, 0);
+      ASSERT_EQ(piece.page_end,
+                std::min(piece.page_begin + piece_pages,
+                         pages_in(input.lengths[static_cast<size_t>(piece.sequence)])));
     }
   }
 }
@@ -243,8 +242,7 @@ void expect_header(const Input& input, const HostPlan& plan) {
   ASSERT_EQ(plan.header.batch, input.problem.batch);
   ASSERT_EQ(plan.header.workers, input.shape.workers);
   ASSERT_EQ(plan.header.fixed_split_tokens, input.problem.fixed_split_tokens);
-  ASSERT_TRUE(plan.header.fixed_blocks == input.shape.fixed_blocks ||
-              plan.header.fixed_blocks == 0);
+  ASSERT_TRUE(plan.header.fixed_pages == input.shape.fixed_pages || plan.header.fixed_pages == 0);
   ASSERT_EQ(plan.seqlens_k, input.lengths);
 }
 /// @}
@@ -273,10 +271,10 @@ TEST(SplitPlan, EveryPlanKeepsItsPromises) {
   EXPECT_GT(all_splits, 5) << "max_split_sequences is more than any plan needs";
 }
 
-// Sequences of 64 blocks, with room for more, on 66 workers.
+// Sequences of 64 pages, with room for more, on 66 workers.
 Input equal_sequences(int batch) {
   Input input;
-  input.shape = {.row_tiles = 2, .workers = 66, .fixed_blocks = 2};
+  input.shape = {.row_tiles = 2, .workers = 66, .fixed_pages = 2};
   input.problem.batch = batch;
   input.problem.max_pages_per_seq = 80;
   input.lengths.assign(static_cast<size_t>(batch), 4096);
@@ -293,9 +291,9 @@ TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
 }
 
 TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
-  Input input = equal_sequences(128);  // two for each of 64 are 132 blocks, and the mean is 128
+  Input input = equal_sequences(128);  // two for each of 64 are 132 pages, and the mean is 128
   EXPECT_GT(plan_of(input).header.num_slots, 0);
-  input.shape.combine_blocks = 2;
+  input.shape.combine_pages = 2;
   const HostPlan plan = plan_of(input);
   EXPECT_EQ(plan.header.num_slots, 0);
   const Pieces workers = pieces_of(plan);
@@ -371,7 +369,7 @@ Input small_input() {
   input.problem.num_pages = 1;
   input.problem.softmax_scale = 1;
   input.problem.max_pages_per_seq = 20;
-  input.shape = {.row_tiles = 1, .workers = 4, .fixed_blocks = 1};
+  input.shape = {.row_tiles = 1, .workers = 4, .fixed_pages = 1};
   input.lengths = {1000, 0, 65, 200};
   return input;
 }
@@ -382,7 +380,7 @@ TEST(SplitPlan, ADescriptionShowsEveryPiece) {
             "worker   1      8 ########################  0:320-768 (slot 1)\n"
             "worker   2      7 #####################...  0:768-1000 (slot 2), 1:0-0\n"
             "worker   3      8 ########################  2:0-65, 3:0-200\n"
-            "load in blocks of 64 tokens, 1 for beginning a piece: mean 7.2, largest 8 "
+            "load in pages of 64 tokens, 1 for beginning a piece: mean 7.2, largest 8 "
             "(110% of the mean)\n"
             "1 of 4 sequences split, into 3 pieces\n");
 }
@@ -398,7 +396,7 @@ TEST(SplitPlan, ALongDescriptionIsShortened) {
             "  ...     296 more workers\n"
             "worker 298      2 ################........  3:1024-1088 (slot 293)\n"
             "worker 299      3 ########################  3:1088-1200 (slot 294)\n"
-            "load in blocks of 64 tokens, 1 for beginning a piece: mean 2.1, largest 3 "
+            "load in pages of 64 tokens, 1 for beginning a piece: mean 2.1, largest 3 "
             "(143% of the mean)\n"
             "3 of 4 sequences split, into 295 pieces\n");
   input.shape.workers = 1;
@@ -406,7 +404,7 @@ TEST(SplitPlan, ALongDescriptionIsShortened) {
   input.lengths = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   EXPECT_EQ(describe_plan(plan_of(input)),
             "worker   0     18 ########################  0:0-1, 1:0-2, 2:0-3, 3:0-4, and 5 more\n"
-            "load in blocks of 64 tokens, 1 for beginning a piece: mean 18.0, largest 18 "
+            "load in pages of 64 tokens, 1 for beginning a piece: mean 18.0, largest 18 "
             "(100% of the mean)\n"
             "0 of 9 sequences split, into 0 pieces\n");
   input.shape.workers = 40;  // max_lines by default
@@ -459,8 +457,8 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
     for (size_t w = 0; w < expected.worker_begin.size(); ++w) {
       const WorkerBegin &a = plan.worker_begin[w], &b = expected.worker_begin[w];
       ASSERT_EQ(std::memcmp(&a, &b, sizeof a), 0)
-          << "worker " << w << " begins at " << a.sequence << ":" << a.block << " (" << a.split
-          << "), expected " << b.sequence << ":" << b.block << " (" << b.split << ")";
+          << "worker " << w << " begins at " << a.sequence << ":" << a.page << " (" << a.split
+          << "), expected " << b.sequence << ":" << b.page << " (" << b.split << ")";
     }
     EXPECT_EQ(plan.slot_begin, expected.slot_begin);
     EXPECT_EQ(plan.seqlens_k, expected.seqlens_k);
@@ -528,7 +526,7 @@ class PlannedDecode : public SplitPlanOn {
 
   // A workspace that held no plan before.
   void clear_workspace(const Stage& stage, unsigned char byte = 0xff) {
-    bytes_ = stage.workspace_bytes(data_.problem);
+    bytes_ = workspace_bytes(stage, data_.problem, machine_->limits());
     ASSERT_TRUE(workspace_.allocate(*machine_, std::max<size_t>(16, bytes_)).ok());
     ASSERT_TRUE(machine_->fill(workspace_.data(), byte, workspace_.bytes()).ok());
   }
@@ -546,16 +544,15 @@ class PlannedDecode : public SplitPlanOn {
     return untouched(tensors_.out) && untouched(tensors_.lse);
   }
   const int32_t* lengths() const { return tensors_.seqlens_k.as<int32_t>(); }
-  Status make(const Stage& stage) {
-    return plan_decode(stage, data_.problem, lengths(), workspace_.data(), bytes_);
-  }
-  Status check(const Stage& stage) {
-    return check_plan(stage, data_.problem, lengths(), workspace_.data(), bytes_);
-  }
+  Status make(const Stage& stage) { return plan_decode(stage, data_.problem, lengths(), lent()); }
+  Status check(const Stage& stage) { return check_plan(stage, data_.problem, lengths(), lent()); }
 
   DecodeCase spec_;
   DataSet data_;
   DeviceTensors tensors_;
+  // What the stage asked for, no more.
+  Workspace lent() const { return {workspace_.data(), bytes_}; }
+
   DeviceBuffer workspace_;
   size_t bytes_ = 0;
   std::vector<const Stage*> planned_, unplanned_;
@@ -572,9 +569,10 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
     clear_workspace(*stage);
     ASSERT_TRUE(make(*stage).ok());
     HostPlan plan;
-    const Status read = read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan);
+    const Status read = read_plan(*stage, data_.problem, lent(), &plan);
     ASSERT_TRUE(read.ok()) << read.to_string();
-    EXPECT_TRUE(plan == make_plan_on_host(data_.problem, stage->plan_shape(data_.problem),
+    EXPECT_TRUE(plan == make_plan_on_host(data_.problem,
+                                          stage->plan_shape(data_.problem, machine_->limits()),
                                           data_.seqlens_k));
     EXPECT_GT(plan.header.num_split_sequences, 0);
     EXPECT_TRUE(outputs_untouched());
@@ -588,15 +586,13 @@ TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
       data_.problem.fixed_split_tokens = fixed_split_tokens;
       clear_workspace(*stage);
       ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
-      ASSERT_TRUE(
-          decode(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_).ok());
+      ASSERT_TRUE(decode(*stage, data_.problem, tensors_.tensors(), lent()).ok());
       const auto out = bytes_of(tensors_.out), lse = bytes_of(tensors_.lse);
       clear_workspace(*stage);
       ASSERT_TRUE(make(*stage).ok());
       for (int turn = 0; turn < 2; ++turn) {
         ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
-        const Status status =
-            decode_planned(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_);
+        const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
         ASSERT_TRUE(status.ok()) << status.to_string();
         EXPECT_TRUE(bytes_of(tensors_.out) == out) << turn;
         EXPECT_TRUE(bytes_of(tensors_.lse) == lse) << turn;
@@ -614,8 +610,8 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
       clear_workspace(*stage, byte);
       expect_status(check(*stage), StatusCode::kInvalidArgument, kNoPlan);
       HostPlan plan;
-      expect_status(read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan),
-                    StatusCode::kInvalidArgument, kNoPlan);
+      expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kInvalidArgument,
+                    kNoPlan);
     }
     ASSERT_TRUE(make(*stage).ok());
     EXPECT_TRUE(check(*stage).ok()) << check(*stage).to_string();
@@ -626,33 +622,39 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
       other[i] += 1;
       DeviceBuffer device;
       ASSERT_TRUE(device.assign(*machine_, other.data(), other.size() * 4).ok());
-      expect_status(
-          check_plan(*stage, data_.problem, device.as<int32_t>(), workspace_.data(), bytes_),
-          StatusCode::kInvalidArgument,
-          "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(other[i]) +
-              ", but the plan was made for " + std::to_string(data_.seqlens_k[i]));
+      expect_status(check_plan(*stage, data_.problem, device.as<int32_t>(), lent()),
+                    StatusCode::kInvalidArgument,
+                    "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(other[i]) +
+                        ", but the plan was made for " + std::to_string(data_.seqlens_k[i]));
     }
 
     // Another problem: a sequence less, another mode.
     Problem problem = data_.problem;
     problem.batch -= 1;
-    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), bytes_),
-                  StatusCode::kInvalidArgument, kNoPlan);
+    expect_status(check_plan(*stage, problem, lengths(), lent()), StatusCode::kInvalidArgument,
+                  kNoPlan);
     problem = data_.problem;
     problem.fixed_split_tokens = 128;
-    ASSERT_TRUE(workspace_.allocate(*machine_, stage->workspace_bytes(problem) + bytes_).ok());
+    ASSERT_TRUE(
+        workspace_
+            .allocate(*machine_, workspace_bytes(*stage, problem, machine_->limits()) + bytes_)
+            .ok());
     ASSERT_TRUE(make(*stage).ok());
-    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), workspace_.bytes()),
-                  StatusCode::kInvalidArgument, kNoPlan);
+    expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
+                  kNoPlan);
     EXPECT_TRUE(check(*stage).ok());
     // Other workers: a problem whose rows fill the device by themselves.
     problem = data_.problem;
     problem.num_heads_q = 3000;
-    ASSERT_NE(stage->plan_shape(problem).workers, stage->plan_shape(data_.problem).workers);
-    ASSERT_TRUE(workspace_.allocate(*machine_, stage->workspace_bytes(problem) + bytes_).ok());
+    ASSERT_NE(stage->plan_shape(problem, machine_->limits()).workers,
+              stage->plan_shape(data_.problem, machine_->limits()).workers);
+    ASSERT_TRUE(
+        workspace_
+            .allocate(*machine_, workspace_bytes(*stage, problem, machine_->limits()) + bytes_)
+            .ok());
     ASSERT_TRUE(make(*stage).ok());
-    expect_status(check_plan(*stage, problem, lengths(), workspace_.data(), workspace_.bytes()),
-                  StatusCode::kInvalidArgument, kNoPlan);
+    expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
+                  kNoPlan);
   }
 }
 
@@ -665,10 +667,9 @@ TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
     EXPECT_TRUE(check(*stage).ok());
     EXPECT_TRUE(bytes_of(workspace_) == before);
     HostPlan plan;
-    expect_status(read_plan(*stage, data_.problem, workspace_.data(), bytes_, &plan),
-                  StatusCode::kUnsupported, stage->slug + " makes no plan");
-    const Status status =
-        decode_planned(*stage, data_.problem, tensors_.tensors(), workspace_.data(), bytes_);
+    expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kUnsupported,
+                  stage->slug + " makes no plan");
+    const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
     EXPECT_TRUE(status.ok()) << status.to_string();
   }
 }
@@ -679,8 +680,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   struct Call {
     Problem problem;
     Tensors tensors;
-    void* workspace;
-    size_t bytes;
+    Workspace workspace;
   };
   struct Bad {
     const char* name;
@@ -697,12 +697,15 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
        kInvalid,
        {"fixed_split_tokens = 100", "64"}},
       {"workspace too small",
-       [](Call& c) { --c.bytes; },
+       [](Call& c) { --c.workspace.bytes; },
        StatusCode::kWorkspaceTooSmall,
-       {"workspace_bytes = ", "needs "}},
-      {"workspace null", [](Call& c) { c.workspace = nullptr; }, kInvalid, {"workspace is null"}},
+       {"workspace.bytes = ", "needs "}},
+      {"workspace null",
+       [](Call& c) { c.workspace.data = nullptr; },
+       kInvalid,
+       {"workspace.data is null"}},
       {"workspace misaligned",
-       [](Call& c) { c.workspace = static_cast<char*>(c.workspace) + 8; },
+       [](Call& c) { c.workspace.data = static_cast<char*>(c.workspace.data) + 8; },
        kInvalid,
        {"workspace", "16"}},
       {"lengths null",
@@ -725,22 +728,22 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   const std::vector<Entry> entries = {
       {"plan_decode",
        [](const Stage& stage, const Call& c) {
-         return plan_decode(stage, c.problem, c.tensors.seqlens_k, c.workspace, c.bytes);
+         return plan_decode(stage, c.problem, c.tensors.seqlens_k, c.workspace);
        },
        true, false},
       {"decode_planned",
        [](const Stage& stage, const Call& c) {
-         return decode_planned(stage, c.problem, c.tensors, c.workspace, c.bytes);
+         return decode_planned(stage, c.problem, c.tensors, c.workspace);
        },
        true, true},
       {"read_plan",
        [&](const Stage& stage, const Call& c) {
-         return read_plan(stage, c.problem, c.workspace, c.bytes, &plan);
+         return read_plan(stage, c.problem, c.workspace, &plan);
        },
        false, false},
       {"check_plan",
        [](const Stage& stage, const Call& c) {
-         return check_plan(stage, c.problem, c.tensors.seqlens_k, c.workspace, c.bytes);
+         return check_plan(stage, c.problem, c.tensors.seqlens_k, c.workspace);
        },
        true, false},
   };
@@ -753,7 +756,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
         if (!bad.plan_only && !entry.takes_tensors) continue;
         if (std::strncmp(bad.name, "lengths", 7) == 0 && !entry.takes_lengths) continue;
         SCOPED_TRACE(stage->slug + ", " + entry.name + ", " + bad.name);
-        Call call{data_.problem, tensors_.tensors(), workspace_.data(), bytes_};
+        Call call{data_.problem, tensors_.tensors(), lent()};
         bad.spoil(call);
         const Status status = entry.call(*stage, call);
         EXPECT_EQ(status.code(), bad.code) << status.to_string();

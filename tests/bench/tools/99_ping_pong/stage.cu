@@ -6,11 +6,11 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-size_t workspace_bytes(const Problem&) {
+size_t workspace_bytes(const Problem&, const DeviceLimits&) {
   return 64;
 }
 
-Status decode(const Problem&, const Tensors&, void* workspace, Stream stream) {
+Status decode(const Problem&, const Tensors&, void* workspace, const DeviceLimits&, Stream stream) {
   return launch(ping_pong::decode, 4, ping_pong::kThreads,
                 sizeof(ping_pong::Plan) + timeline::kSharedBytes, stream,
                 static_cast<float*>(workspace));

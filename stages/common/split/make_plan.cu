@@ -1,16 +1,17 @@
 // Making a plan on the device: one block, in parallel over sequences and over workers. The rules are
-// those of make_plan_on_host in split_plan.cpp, which tells them in the order of the line.
+// those of make_plan_on_host in make_plan.cpp, which tells them in the order of the line.
 #include <climits>
 
 #include "stages/common/machine/launch.h"
-#include "stages/common/split/split_plan.h"
+#include "stages/common/split/plan.h"
+#include "stages/common/split/workspace.h"
 
 namespace mla::MLA_MACHINE {
 namespace {
 
-// A tile is what the block looks at together: two neighbouring sequences a thread.
+// A tile is what the thread block looks at together: two neighbouring sequences per thread.
 template <int kThreads>
-struct PlanMemory {
+struct Smem {
   int64_t start[2 * kThreads];  // of each sequence of the tile, on the line
   int first_cut[2 * kThreads];  // first worker that begins inside the sequence
   int cuts[2 * kThreads];       // how many do
@@ -48,47 +49,47 @@ __global__ void __launch_bounds__(kThreads)
     make_plan(Problem problem, PlanShape shape, const int32_t* __restrict__ seqlens_k,
               SplitWorkspace plan) {
   constexpr int kTile = 2 * kThreads;
-  auto& smem = shared_memory<PlanMemory<kThreads>>();
-  const int piece_blocks = problem.fixed_split_tokens / kPageSize;  // 0: cut anywhere
+  auto& smem = shared_memory<Smem<kThreads>>();
+  const int piece_pages = problem.fixed_split_tokens / kPageSize;  // 0: cut anywhere
   const int max_seqlen_k = static_cast<int>(problem.max_seqlen_k());
-  const auto pieces_of = [&](int blocks) {
-    return piece_blocks > 0 ? (blocks + piece_blocks - 1) / piece_blocks : 1;
+  const auto pieces_of = [&](int pages) {
+    return piece_pages > 0 ? (pages + piece_pages - 1) / piece_pages : 1;
   };
-  // This thread's two sequences of the tile at `base`; a sequence past the last has no blocks.
-  int blocks[2];
+  // This thread's two sequences of the tile at `base`; a sequence past the last has no pages.
+  int pages[2];
   const auto read_tile = [&](int64_t base) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int64_t sequence = base + 2 * threadIdx.x + j;
-      blocks[j] = 0;
+      pages[j] = 0;
       if (sequence < problem.batch) {
         const int seqlen_k = seqlens_k[sequence];
         plan.seqlens_k[sequence] = seqlen_k;
-        blocks[j] = max(1, static_cast<int>(pages_for(max(0, min(seqlen_k, max_seqlen_k)))));
+        pages[j] = max(1, static_cast<int>(pages_for(max(0, min(seqlen_k, max_seqlen_k)))));
       }
     }
   };
-  // Blocks and, where a sequence may have several by rule, pieces before this thread's sequences.
-  int64_t blocks_before, pieces_before, tile_blocks, tile_pieces;
+  // Pages and, where a sequence may have several by rule, pieces before this thread's sequences.
+  int64_t pages_before, pieces_before, tile_pages, tile_pieces;
   const auto sum_tile = [&](int64_t base) {
-    blocks_before = exclusive_sum(int64_t{blocks[0]} + blocks[1], smem.warp_sum[0], &tile_blocks);
+    pages_before = exclusive_sum(int64_t{pages[0]} + pages[1], smem.warp_sum[0], &tile_pages);
     pieces_before = 2 * threadIdx.x;
     tile_pieces = min(int64_t{kTile}, problem.batch - base);
-    if (piece_blocks > 0) {
-      pieces_before = exclusive_sum(int64_t{pieces_of(blocks[0])} + pieces_of(blocks[1]),
+    if (piece_pages > 0) {
+      pieces_before = exclusive_sum(int64_t{pieces_of(pages[0])} + pieces_of(pages[1]),
                                     smem.warp_sum[1], &tile_pieces);
     }
   };
 
   // How long the line is, and who gets how much of it.
-  int64_t total_blocks = 0, total_pieces = 0;
+  int64_t total_pages = 0, total_pieces = 0;
   int longest = 0;
   for (int64_t base = 0; base < problem.batch; base += kTile) {
     read_tile(base);
     sum_tile(base);
-    total_blocks += tile_blocks;
+    total_pages += tile_pages;
     total_pieces += tile_pieces;
-    longest = max(longest, max(blocks[0], blocks[1]));
+    longest = max(longest, max(pages[0], pages[1]));
     if (base + kTile < problem.batch) __syncthreads();  // the sums have been read
   }
   longest = __reduce_max_sync(0xffffffff, longest);
@@ -96,16 +97,16 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // every warp's longest is there
   for (int warp = 0; warp < kThreads / 32; ++warp) longest = max(longest, smem.warp_longest[warp]);
 
-  const bool alike = piece_blocks == 0 && (problem.batch == 1 || total_blocks <= shape.workers);
-  const int fixed = alike ? 0 : shape.fixed_blocks;
-  const int64_t length = total_blocks + fixed * total_pieces;
+  const bool alike = piece_pages == 0 && (problem.batch == 1 || total_pages <= shape.workers);
+  const int fixed = alike ? 0 : shape.fixed_pages;
+  const int64_t length = total_pages + fixed * total_pieces;
   const auto batch = static_cast<unsigned>(problem.batch);
   const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
-  const bool whole = piece_blocks == 0 && int64_t{a_worker} * (longest + fixed) <=
-                                              length / shape.workers + fixed + shape.combine_blocks;
+  const bool whole = piece_pages == 0 && int64_t{a_worker} * (longest + fixed) <=
+                                             length / shape.workers + fixed + shape.combine_pages;
   const auto used = static_cast<unsigned>(
       whole ? (batch + a_worker - 1) / a_worker
-            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_blocks)));
+            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_pages)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -122,12 +123,12 @@ __global__ void __launch_bounds__(kThreads)
       read_tile(base);
       sum_tile(base);
     }
-    const int64_t tile_length = tile_blocks + fixed * tile_pieces;
-    const int64_t start = line + blocks_before + fixed * pieces_before;
+    const int64_t tile_length = tile_pages + fixed * tile_pieces;
+    const int64_t start = line + pages_before + fixed * pieces_before;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int local = 2 * threadIdx.x + j;
-      smem.start[local] = start + (j == 0 ? 0 : blocks[0] + fixed * pieces_of(blocks[0]));
+      smem.start[local] = start + (j == 0 ? 0 : pages[0] + fixed * pieces_of(pages[0]));
       smem.first_cut[local] = INT_MAX;
       smem.cuts[local] = 0;
     }
@@ -151,12 +152,12 @@ __global__ void __launch_bounds__(kThreads)
       *local = low;
       const int offset = static_cast<int>(place - smem.start[low]);
       const int sequence = static_cast<int>(base) + low;
-      if (piece_blocks == 0) return {sequence, max(0, offset - fixed), 0, 0};
-      const int piece = (offset + fixed + piece_blocks - 1) / (fixed + piece_blocks);
+      if (piece_pages == 0) return {sequence, max(0, offset - fixed), 0, 0};
+      const int piece = (offset + fixed + piece_pages - 1) / (fixed + piece_pages);
       const int end = static_cast<int>(
           (low + 1 < count ? smem.start[low + 1] : line + tile_length) - smem.start[low]);
-      if (piece * (fixed + piece_blocks) >= end) return {sequence + 1, 0, 0, 0};
-      return {sequence, piece * piece_blocks, piece, 0};
+      if (piece * (fixed + piece_pages) >= end) return {sequence + 1, 0, 0, 0};
+      return {sequence, piece * piece_pages, piece, 0};
     };
     for (unsigned worker = threadIdx.x; worker < used; worker += kThreads) {
       int local;
@@ -167,15 +168,15 @@ __global__ void __launch_bounds__(kThreads)
             max(int64_t{0}, min(int64_t{seqlens_k[begin.sequence]}, problem.max_seqlen_k())));
       }
       plan.worker_begin[worker] = begin;
-      if (piece_blocks > 0 || begin.block == 0) continue;
+      if (piece_pages > 0 || begin.page == 0) continue;
       atomicMin(&smem.first_cut[local], static_cast<int>(worker));
       atomicAdd(&smem.cuts[local], 1);
     }
     __syncthreads();  // the cuts are counted
-    for (unsigned worker = threadIdx.x; worker < used && piece_blocks == 0; worker += kThreads) {
+    for (unsigned worker = threadIdx.x; worker < used && piece_pages == 0; worker += kThreads) {
       int local;
       const WorkerBegin begin = locate(worker, &local);
-      if (local < 0 || begin.block == 0) continue;
+      if (local < 0 || begin.page == 0) continue;
       plan.worker_begin[worker].split = static_cast<int>(worker) - smem.first_cut[local] + 1;
     }
 
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kThreads)
     int splits[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int cuts = piece_blocks > 0 ? pieces_of(blocks[j]) - 1 : smem.cuts[2 * threadIdx.x + j];
+      const int cuts = piece_pages > 0 ? pieces_of(pages[j]) - 1 : smem.cuts[2 * threadIdx.x + j];
       splits[j] = cuts > 0 ? cuts + 1 : 0;
     }
     const auto packed = [](int n) { return (int64_t{n} << 32) | (n > 0 ? 1 : 0); };
@@ -226,8 +227,8 @@ __global__ void __launch_bounds__(kThreads)
 template <int kThreads>
 Status launch_with(const Problem& problem, const PlanShape& shape, const int32_t* seqlens_k,
                    const SplitWorkspace& plan, Stream stream) {
-  return launch(make_plan<kThreads>, 1, kThreads, sizeof(PlanMemory<kThreads>), stream, problem,
-                shape, seqlens_k, plan);
+  return launch(make_plan<kThreads>, 1, kThreads, sizeof(Smem<kThreads>), stream, problem, shape,
+                seqlens_k, plan);
 }
 
 }  // namespace

@@ -1,0 +1,158 @@
+#include <algorithm>
+
+#include "stages/common/split/plan.h"
+#include "stages/common/split/workspace.h"
+
+namespace mla {
+
+namespace gpu {
+Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
+                        Stream);
+Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
+                            Stream);
+}  // namespace gpu
+namespace model {
+Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
+                        Stream);
+Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
+                            Stream);
+}  // namespace model
+
+int row_tiles_of(const Problem& problem, int tile_rows) {
+  return problem.num_heads_kv * ((problem.rows_per_kv_head() + tile_rows - 1) / tile_rows);
+}
+
+int workers_for(int64_t row_tiles, int resident_blocks) {
+  constexpr int kMany = 4;
+  // Two workers write and read 2 x 2 x 128 KB of parts for a tile of 64 rows, which at 4096 tokens is
+  // a tenth and more of its time.
+  constexpr double kWorth = 0.1;
+  resident_blocks = std::max(1, resident_blocks);  // none: a machine without its device
+  if (row_tiles * kMany <= resident_blocks) {
+    return static_cast<int>(std::min<int64_t>(resident_blocks / row_tiles, kMaxWorkers));
+  }
+  int best = 1;
+  double best_use = 0;
+  for (int workers = 1; workers <= kMany; ++workers) {
+    const int64_t blocks = row_tiles * workers;
+    const int64_t waves = (blocks + resident_blocks - 1) / resident_blocks;
+    const double use = double(blocks) / double(waves * resident_blocks);
+    if (use > best_use + kWorth) {
+      best = workers;
+      best_use = use;
+    }
+  }
+  return best;
+}
+
+namespace {
+
+/// Where on a line of this length worker `worker` of `workers` begins.
+int64_t interval_begin(int64_t length, int worker, int workers) {
+  return length / workers * worker + length % workers * worker / workers;
+}
+
+}  // namespace
+
+Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
+                 const int32_t* seqlens_k, void* workspace, Stream stream) {
+  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+#ifdef MLA_HAVE_CUDA
+  if (machine.kind() == MachineKind::kGpu) {
+    return gpu::launch_make_plan(problem, shape, seqlens_k, split, stream);
+  }
+#endif
+  static_cast<void>(machine);
+  return model::launch_make_plan(problem, shape, seqlens_k, split, stream);
+}
+
+Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
+                     const Tensors& tensors, void* workspace, Stream stream) {
+  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+#ifdef MLA_HAVE_CUDA
+  if (machine.kind() == MachineKind::kGpu) {
+    return gpu::launch_combine_again(problem, shape, split, tensors, stream);
+  }
+#endif
+  static_cast<void>(machine);
+  return model::launch_combine_again(problem, shape, split, tensors, stream);
+}
+
+HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
+                           const std::vector<int32_t>& seqlens_k) {
+  const auto pages_in = [&](int sequence) {
+    const int64_t length =
+        std::clamp<int64_t>(seqlens_k[static_cast<size_t>(sequence)], 0, problem.max_seqlen_k());
+    return std::max<int64_t>(1, pages_for(length));
+  };
+  const int64_t piece_pages = problem.fixed_split_tokens / kPageSize;  // 0: anywhere
+  int64_t total_pages = 0, total_pieces = 0, longest = 0;
+  for (int i = 0; i < problem.batch; ++i) {
+    total_pages += pages_in(i);
+    longest = std::max(longest, pages_in(i));
+    total_pieces += piece_pages > 0 ? (pages_in(i) + piece_pages - 1) / piece_pages : 1;
+  }
+  // With a page or less for every worker, or all of them on one sequence, all pay the fixed cost
+  // alike, and to count it would leave some without work.
+  const bool alike = piece_pages == 0 && (problem.batch == 1 || total_pages <= shape.workers);
+  const int64_t fixed = alike ? 0 : shape.fixed_pages;
+  const int64_t length = total_pages + fixed * total_pieces;
+  // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
+  const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
+  const bool whole = piece_pages == 0 && a_worker * (longest + fixed) <=
+                                             length / shape.workers + fixed + shape.combine_pages;
+  const int used =
+      whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
+            : static_cast<int>(std::clamp<int64_t>(length / shape.min_pages, 1, shape.workers));
+
+  HostPlan plan;
+  plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});
+  plan.slot_begin.push_back(0);
+  int worker = 0;
+  int64_t start = 0;  // of the sequence, on the line
+  for (int i = 0; i < problem.batch; ++i) {
+    const int64_t pages = pages_in(i);
+    const int64_t pieces = piece_pages > 0 ? (pages + piece_pages - 1) / piece_pages : 1;
+    const int64_t end = start + pages + fixed * pieces;
+    int32_t splits = piece_pages > 0 ? static_cast<int32_t>(pieces) : 1;
+    for (; worker < used &&
+           (whole ? worker * a_worker <= i : interval_begin(length, worker, used) < end);
+         ++worker) {
+      const int64_t offset = interval_begin(length, worker, used) - start;
+      WorkerBegin& begin = plan.worker_begin[static_cast<size_t>(worker)];
+      if (whole) {
+        begin = {i, 0, 0, 0};
+      } else if (piece_pages == 0) {
+        const int64_t page = std::max<int64_t>(0, offset - fixed);
+        const bool cut = page > 0;
+        begin = {i, static_cast<int32_t>(page), cut ? splits++ : 0, 0};
+      } else {
+        const int64_t piece = (offset + fixed + piece_pages - 1) / (fixed + piece_pages);
+        begin = piece < pieces ? WorkerBegin{i, static_cast<int32_t>(piece * piece_pages),
+                                             static_cast<int32_t>(piece), 0}
+                               : WorkerBegin{i + 1, 0, 0, 0};
+      }
+      if (begin.sequence < problem.batch) {
+        begin.seqlen_k = static_cast<int32_t>(std::clamp<int64_t>(
+            seqlens_k[static_cast<size_t>(begin.sequence)], 0, problem.max_seqlen_k()));
+      }
+    }
+    if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});
+    plan.slot_begin.push_back(plan.slot_begin.back() + (splits > 1 ? splits : 0));
+    start = end;
+  }
+  for (int i = 0; i < problem.batch; ++i) {
+    plan.seqlens_k.push_back(seqlens_k[static_cast<size_t>(i)]);
+  }
+  plan.header = {.made = kPlanMade,
+                 .batch = problem.batch,
+                 .workers = shape.workers,
+                 .fixed_split_tokens = problem.fixed_split_tokens,
+                 .fixed_pages = static_cast<int32_t>(fixed),
+                 .num_split_sequences = static_cast<int32_t>(plan.split_sequences.size()),
+                 .num_slots = plan.slot_begin.back(),
+                 .unused = 0};
+  return plan;
+}
+
+}  // namespace mla

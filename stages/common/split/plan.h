@@ -1,0 +1,133 @@
+/// @file
+/// The plan of a split decode: which worker attends to which tokens of which sequence.
+///
+/// Sequences are cut between pages of 64 tokens. All pages of all sequences are laid out on one line,
+/// in order; each sequence begins with a stretch that represents the cost of beginning it. Every
+/// worker gets an equally long interval of the line. A worker's share of one sequence is a *piece*.
+/// If a piece is the whole sequence, its worker finishes the sequence. Otherwise each worker leaves a
+/// partial result, its *part*, in a *slot* of the workspace (workspace.h), and the combine
+/// (split_combine.h) merges the parts.
+///
+/// The largest load is at most the mean plus one page plus one sequence's fixed cost. If giving every
+/// worker the same number of whole sequences costs at most the mean plus PlanShape::combine_pages plus
+/// one sequence's fixed cost, then that is the plan, and nothing is cut. With
+/// Problem::fixed_split_tokens the sequence alone decides where it is cut, and workers get whole
+/// pieces.
+///
+/// A plan is made in make_plan.cu (on the device) and make_plan.cpp (the same on the host), checked in
+/// check_plan.cpp and printed in print_plan.cpp.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "reference/problem.h"
+#include "stages/common/machine/machine.h"
+
+namespace mla {
+
+/// Most workers of a plan: products of two of their numbers fit 32 bits.
+inline constexpr int kMaxWorkers = 65535;
+
+/// What a stage asks of its plan. Depends on shapes and the device alone.
+struct PlanShape {
+  int row_tiles = 1;    ///< Tiles of query rows, over all KV heads; each has `workers` workers.
+  int workers = 1;      ///< 1 ... kMaxWorkers
+  int fixed_pages = 0;  ///< What a piece costs beside its own pages, in pages.
+  int min_pages = 1;  ///< Least load of a worker, in pages: with less work, fewer workers are used.
+  int combine_pages = 1;  ///< What avoiding the combine is worth, in pages.
+};
+
+/// Tiles of `tile_rows` query rows that a problem has, over all KV heads.
+int row_tiles_of(const Problem& problem, int tile_rows);
+
+/// Workers per row tile that keep `resident_blocks` thread blocks of a kernel busy: as many as run at
+/// the same time or, where the row tiles alone (nearly) fill the device, up to four. There, one more
+/// worker must leave a tenth less of the device idle.
+int workers_for(int64_t row_tiles, int resident_blocks);
+
+/// Where a worker begins; it ends where the next worker begins.
+struct alignas(16) WorkerBegin {
+  int32_t sequence;  ///< `batch`: after the last one
+  int32_t page;      ///< Within that sequence, 0 for its first.
+  int32_t split;     ///< How many earlier pieces of that sequence belong to other workers.
+  int32_t seqlen_k;  ///< Of that sequence, in tokens, so that a worker can begin at once.
+  bool operator==(const WorkerBegin&) const = default;
+};
+
+/// A sequence that has several pieces, for the combine.
+struct alignas(16) SplitSequence {
+  int32_t sequence;
+  int32_t slot_begin;
+  int32_t slots;
+  int32_t unused;
+  bool operator==(const SplitSequence&) const = default;
+};
+
+/// What a plan was made for, and how much of it there is.
+struct alignas(16) PlanHeader {
+  uint32_t made;  ///< kPlanMade; anything else: there is no plan here.
+  int32_t batch;
+  int32_t workers;
+  int32_t fixed_split_tokens;
+  int32_t fixed_pages;          ///< As used: 0 where it would only leave workers idle.
+  int32_t num_split_sequences;  ///< Sequences of more than one piece.
+  int32_t num_slots;            ///< Pieces of those.
+  int32_t unused;
+  bool operator==(const PlanHeader&) const = default;
+};
+inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
+
+/// Enqueues the making of a plan: one kernel of one thread block, without a host synchronisation, for
+/// any batch.
+/// @param seqlens_k  [batch] in device memory, in tokens, each in 0 ... max_seqlen_k(), which
+///                   check_paging() checks. The plan takes any other length as the nearest allowed one;
+///                   a decode does not.
+/// @param workspace  of split_workspace_bytes(), 16-byte aligned
+Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
+                 const int32_t* seqlens_k, void* workspace, Stream stream);
+
+/// Enqueues only the last step of a decode: combining the partial results that a decode by the plan in
+/// this workspace left there. For measuring; out and lse get the same bits again.
+Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
+                     const Tensors& tensors, void* workspace, Stream stream);
+
+/// A plan in host memory.
+struct HostPlan {
+  PlanHeader header{};
+  std::vector<WorkerBegin> worker_begin;
+  std::vector<int32_t> slot_begin, seqlens_k;
+  std::vector<SplitSequence> split_sequences;
+  bool operator==(const HostPlan&) const = default;
+};
+
+/// The same plan as make_plan's, made by the same rules on the host. `seqlens_k` is [batch], in tokens.
+HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
+                           const std::vector<int32_t>& seqlens_k);
+
+/// Reads a plan back, after all work on `stream`.
+/// @return kInvalidArgument if there is no plan for this problem in the workspace
+Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* workspace,
+                 HostPlan* plan, Stream stream = nullptr);
+
+/// Whether the plan in the workspace was made for these lengths ([batch], in device memory). Waits for
+/// the stream.
+/// @return kInvalidArgument, naming the first sequence whose length differs, or as of read_plan()
+Status check_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
+                  const int32_t* seqlens_k, void* workspace, Stream stream = nullptr);
+
+/// A worker's share of one sequence.
+struct Piece {
+  int sequence;
+  int page_begin, page_end;  ///< An empty sequence has one page, without tokens.
+  int slot;                  ///< -1: the piece is the whole sequence.
+};
+
+/// Every worker's pieces, in order.
+std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan);
+
+/// A picture of the plan: one line per worker (its load, a bar, its pieces), with long plans shortened
+/// in the middle, and the balance of the loads.
+std::string describe_plan(const HostPlan& plan, int max_lines = 40);
+
+}  // namespace mla

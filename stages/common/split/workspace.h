@@ -1,0 +1,36 @@
+/// @file
+/// Where a split decode keeps its plan and its partial results, and how many bytes that takes.
+#pragma once
+
+#include "stages/common/split/plan.h"
+
+namespace mla {
+
+/// A plan and the partial results, as pointers into a workspace.
+struct SplitWorkspace {
+  PlanHeader* header;
+  WorkerBegin* worker_begin;  ///< [workers + 1]
+  int32_t* slot_begin;  ///< [batch + 1]: slots of all earlier sequences. A split sequence has one
+                        ///< slot per piece, any other none.
+  int32_t* seqlens_k;   ///< [batch]: the lengths that the plan was made for, in tokens
+  SplitSequence* split_sequences;  ///< [num_split_sequences]
+  /// [slots, num_heads_kv * rows_per_kv_head()]: natural log; -inf for a row that saw nothing.
+  float* lse_partial;
+  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; not read where lse is -inf.
+  float* out_partial;
+};
+
+/// Most sequences that a plan can split. Depends on shapes alone.
+int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
+/// Most slots that a plan can need. Depends on shapes alone.
+int64_t max_slots(const Problem& problem, const PlanShape& shape);
+
+/// Bytes of workspace for plan and partial results. Depends on shapes alone. SIZE_MAX if there would be
+/// more slots than 2^31 - 1, or more bytes than can be counted.
+size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape);
+
+/// Lays plan and partial results out in `workspace`, which is 16-byte aligned and has
+/// split_workspace_bytes() bytes.
+SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* workspace);
+
+}  // namespace mla
