@@ -12,7 +12,8 @@ slower, 1 something did, or is wrong or cannot run now, 2 bad input.
 import argparse
 import sys
 
-from report import DASH, TIMELESS, Error, load, plain, us, why_not
+from report import plain
+from results import DASH, TIMELESS, Error, load, us, why_not
 
 CONTEXT = ["gpu", "driver", "nvcc", "commit"]
 

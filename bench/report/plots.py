@@ -10,7 +10,8 @@ import json
 import re
 from math import atan2, degrees, log, log10
 
-from report import parse_shape, shape_title, short, us, varlen_pairs
+from report import short, varlen_pairs
+from results import parse_shape, shape_title, us
 
 # name: light, dark. Stages: Okabe and Ito's palette, which the colour-blind can tell apart, its yellow left out.
 COLOURS = {

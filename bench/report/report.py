@@ -4,7 +4,7 @@
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
   bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
-                                       docs/results.md
+                                       docs/results.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
   bench/report/report.py --check              fail if a text or a figure is stale
 
@@ -12,338 +12,14 @@ Results are what mla_bench wrote with --out; by default the newest in bench/resu
 the GPU that the texts speak of. bench/run.sh --record puts them there.
 """
 import argparse
-import json
-import math
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-SCHEMA = "flashmla_stages/2"
-OLD_SCHEMA = "flashmla_stages/1"  # no suites in the context, no tokens in the entries
-PEERS_SCHEMA = "flashmla_stages/peers/1"
-SERVICE_SCHEMA = "flashmla_stages/service/1"
-RECORDED_GPU = "NVIDIA H200"
-README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
-MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stages, and none of them
-
-REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_compiler"]
-REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w"]
-REQUIRED_CEILINGS = ["ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
-REQUIRED_LENGTHS = ["tokens", "longest"]  # of decodes, not in OLD_SCHEMA
-SPREAD = ["p10_us", "p90_us", "n"]
-ERRORS = ["rel_l2", "max_abs", "lse_max_abs"]
-REQUIRED_COUNTERS = {
-    "cold": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
-    "sustained": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
-    "plan": SPREAD,
-    "combine": [*SPREAD, "cold_us", "slots", "bytes"],
-    "error": [*ERRORS, "cosine_difference"],
-}
-REQUIRED_CACHE_COUNTERS = {
-    "wall": ["ns", "p10_ns", "p90_ns", "n", "per_second"],
-    **dict.fromkeys(["cold", "sustained", "returned", "all"], [*SPREAD, "bytes", "GBps"]),
-    "bytes": ["bytes_contiguous", "bytes_paged", "bytes_block_table", "saved_share", "fragmentation", "pages", "tokens"],
-}
-TIMELESS = ["error", "bytes"]
-REQUIRED_PEERS_CONTEXT = ["gpu", "driver", "cuda", "date", "protocol"]
-REQUIRED_SERVICE_CONTEXT = ["machine", "gpu", "driver", "nvcc", "host_compiler", "commit", "date_utc", "clock"]
-REQUIRED_FIGURES = """
-    arrived finished rejected queued running span_s steps step_ms_mean step_ms_p50 step_ms_p99 token_ms_mean token_ms_p50
-    token_ms_p99 first_token_ms_p50 first_token_ms_p99 tokens tokens_per_s batch_mean pages_total pages_peak pages_mean
-    waste_share cache_gb queue_mean queue_max preemptions""".split()
-NOT_RECORDED = "Not recorded yet."
-DASH = "—"
-
-
-class Error(Exception):
-    """A message for the user."""
-
-
-def entry_key(name):
-    """(stage, shape, mode) of "02_shared_tiled/h128_q1_b64_k4096/cold/iterations:1/manual_time"."""
-    parts = name.split("/")
-    if len(parts) < 3:
-        raise Error(f"entry {name!r} is not named stage/shape/mode")
-    return tuple(parts[:3])
-
-
-class Results:
-    """One results file: context, and entries by (stage, shape, mode)."""
-
-    def __init__(self, data, name):
-        self.name = name
-        self.context = data.get("context", {})
-        self.schema = self.context.get("schema")
-        self.entries = {}
-        for entry in data.get("benchmarks", []):
-            try:
-                self.entries[entry_key(entry.get("name", ""))] = entry
-            except Error as error:
-                raise Error(f"{name}: {error}") from None
-        others = ["reference", "cache", *MEASURED_PEERS]
-        self.stages = sorted({key[0] for key in self.entries} - set(others))
-        timed = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
-        table = self.suite("table") or []
-        self.shapes = [shape for shape in table if shape in timed] + [shape for shape in timed if shape not in table]
-        self.plans = [key[:2] for key in self.entries if key[2] == "plan"]
-
-    def entry(self, stage, shape, mode="cold"):
-        return self.entries.get((stage, shape, mode))
-
-    def measured(self, stage, shape, mode="cold"):
-        entry = self.entry(stage, shape, mode)
-        return entry if entry is not None and not why_not(entry) else None
-
-    def suite(self, name):
-        """Shapes of a suite; None if the file does not say."""
-        shapes = self.context.get(f"suite_{name}")
-        return None if shapes is None else [shape.strip() for shape in shapes.split(",") if shape.strip()]
-
-    def of_mode(self, mode):
-        """{shape: {stage: entry}} of what was measured."""
-        found = {}
-        for (stage, shape, one), entry in self.entries.items():
-            if one == mode and stage != "cache" and not why_not(entry):
-                found.setdefault(shape, {})[stage] = entry
-        return found
-
-    def cache(self, mode):
-        """{what: entry} of the paged cache's suite."""
-        return {key[1]: entry for key, entry in self.entries.items()
-                if key[0] == "cache" and key[2] == mode and not why_not(entry)}
-
-    def fastest(self, shape):
-        """(stage, entry) of the least cold time."""
-        found = [(stage, self.measured(stage, shape)) for stage in self.stages if self.measured(stage, shape)]
-        return min(found, key=lambda one: median(one[1])) if found else (None, None)
-
-    def problems(self):
-        """What keeps this from being a results file; empty if nothing."""
-        found = lacking("context", self.context, REQUIRED_CONTEXT)
-        if self.schema not in (None, SCHEMA, OLD_SCHEMA):
-            found.append(f"schema is '{self.schema}', not '{SCHEMA}'")
-        decodes = any(key[0] != "cache" for key in self.entries)  # the cache's suite alone needs no ceilings
-        if self.context.get("machine") == "gpu":
-            found += lacking("context", self.context, REQUIRED_GPU_CONTEXT + (REQUIRED_CEILINGS if decodes else []))
-        if self.schema == SCHEMA and decodes:
-            found += lacking("context", self.context, ["wall_s"])
-            if not any(key.startswith("suite_") for key in self.context):
-                found.append("context lacks 'suite_...'")
-        if not self.entries:
-            found.append("no entries")
-        for (stage, shape, mode), entry in self.entries.items():
-            name = f"{stage}/{shape}/{mode}"
-            known = (REQUIRED_CACHE_COUNTERS if stage == "cache" else {"wall": []} if stage == "reference"
-                     else REQUIRED_COUNTERS)
-            if mode not in known:
-                found.append(f"{name}: unknown mode")
-                continue
-            if why_not(entry):
-                continue
-            found += lacking(name, entry, known[mode])
-            if self.schema == SCHEMA and stage not in ("cache", "reference") and mode in ("cold", "sustained"):
-                found += lacking(name, entry, REQUIRED_LENGTHS)
-            if mode not in TIMELESS and not entry.get("real_time", 0) > 0:
-                found.append(f"{name} has no time")
-        return found
-
-
-def lacking(where, values, keys):
-    return [f"{where} lacks '{key}'" for key in keys if key not in values]
-
-
-def peers_problems(data):
-    found = lacking("context", data.get("context", {}), REQUIRED_PEERS_CONTEXT)
-    if not isinstance(data.get("shapes"), dict):
-        return found + ["no shapes"]
-    for shape, rows in data["shapes"].items():
-        if parse_shape(shape) is None:
-            found.append(f"'{shape}' is no shape")
-        found += [f"{shape}, {name}: not [cold, sustained]" for name, times in rows.items()
-                  if not isinstance(times, list) or len(times) != 2]
-    return found
-
-
-def service_problems(data):
-    context, runs = data.get("context", {}), data.get("runs", [])
-    found = lacking("context", context, REQUIRED_SERVICE_CONTEXT)
-    if not runs:
-        found.append("no runs")
-    for key, values in [("machine", ["gpu", "model"]), ("clock", ["gpu", "simulated"])]:
-        if context.get(key, values[0]) not in values:
-            found.append(f"{key} is '{context[key]}', none of {', '.join(values)}")
-    for number, run in enumerate(runs):
-        name = f"run {number} ({run.get('scenario')}, {run.get('way')})"
-        found += lacking(name, run, ["scenario", "way", "stage", "layers", "figures", "rejected_by_reason"])
-        found += lacking(name, run.get("figures", {}), REQUIRED_FIGURES)
-        if run.get("way") not in ("paged", "static"):
-            found.append(f"{name}: neither paged nor static")
-    return found
-
-
-def problems(data, name):
-    """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
-    schema = data.get("context", {}).get("schema")
-    if schema == PEERS_SCHEMA:
-        return peers_problems(data)
-    if schema == SERVICE_SCHEMA:
-        return service_problems(data)
-    return Results(data, name).problems()
-
-
-def unique(items):
-    return list(dict.fromkeys(items))
-
-
-def why_not(entry):
-    """The reason why an entry has no time; empty if it has one."""
-    if entry.get("error_occurred") or entry.get("skipped"):
-        return entry.get("error_message") or entry.get("skip_message") or "no reason given"
-    return ""
-
-
-def read_json(path):
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Error(f"{path}: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("context", {}), dict):
-        raise Error(f"{path}: not a results file")
-    return data
-
-
-def read_checked(path, schemas):
-    """A file of one of these schemas, or an Error that says what is wrong with it."""
-    data = read_json(path)
-    schema = data.get("context", {}).get("schema")
-    found = problems(data, Path(path).name)
-    if not found and schema not in schemas:
-        found = [f"schema is '{schema}', not '{schemas[0]}'"]
-    if found:
-        raise Error(f"{path}: not a results file: " + "; ".join(found[:5]))
-    return data
-
-
-def load(path):
-    return Results(read_checked(path, [SCHEMA, OLD_SCHEMA]), Path(path).name)
-
-
-def recorded(root):
-    """The newest in bench/results; rather of the GPU that the texts speak of, rather with every shape that the README
-    shows. None if there are none."""
-    found = []
-    for path in sorted((root / "bench" / "results").glob("*.json")):
-        data = read_json(path)
-        context = data.get("context", {})
-        if context.get("schema") in (SCHEMA, OLD_SCHEMA) and context.get("machine") == "gpu":
-            results = Results(data, path.name)
-            if results.stages:
-                full = set(README_SHAPES) <= set(results.shapes)
-                found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
-    return load(max(found)[-1]) if found else None
-
-
-def load_peers(root, results):
-    """Recorded figures of other implementations on the same kind of GPU: the files, oldest first, and
-    shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands."""
-    files = [read_checked(path, [PEERS_SCHEMA]) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
-    files = sorted((data for data in files if data["context"]["gpu"] == results.context.get("gpu")),
-                   key=lambda data: data["context"]["date"])
-    shapes = {}
-    for data in files:
-        for shape, rows in data["shapes"].items():
-            known = {name: times for name, times in rows.items() if any(times)}
-            if known:
-                shapes.setdefault(shape, {}).update(known)
-    return SimpleNamespace(files=files, shapes=shapes)
-
-
-def load_cache(root, results):
-    """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
-    if results.cache("wall"):
-        return results
-    found = []
-    for path in (root / "bench" / "results").glob("*.json"):
-        context = read_json(path).get("context", {})
-        if context.get("schema") == SCHEMA and context.get("gpu") == results.context.get("gpu"):
-            one = load(path)
-            if one.cache("wall"):
-                found.append((context.get("date_utc", ""), path.name, one))
-    return max(found, key=lambda one: one[:2])[-1] if found else None
-
-
-def load_service(root, results):
-    """The newest recorded service results, rather of this kind of GPU than of the model. None if there are none."""
-    found = []
-    for path in (root / "bench" / "results").glob("*_service_*.json"):
-        data = read_checked(path, [SERVICE_SCHEMA])
-        context = data["context"]
-        same = context["machine"] == "gpu" and context["gpu"] == results.context.get("gpu")
-        if same or context["machine"] == "model":
-            found.append((same, context["date_utc"], path.name, data))
-    return max(found, key=lambda one: one[:3])[-1] if found else None
-
-
-def parse_shape(name):
-    """The parts of a shape's name; None if it is none."""
-    match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)_b(?P<batch>\d+)"
-                         r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+)(?P<causal>_causal)?"
-                         r"(?:_split(?P<split>\d+))?(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
-    if not match:
-        return None
-    return SimpleNamespace(**{key: int(value) if value and value.isdigit() else value
-                              for key, value in match.groupdict().items()})
-
-
-def lengths_title(shape):
-    """'64 × 4096'"""
-    batch = shape.batch - 1 if shape.lengths == "skew" else shape.batch
-    return f"{batch} × " + {None: f"{shape.tokens}", "skew": f"512 + 1 × {shape.tokens}",
-                            "lognormal": f"log-normal {shape.tokens}", "varied": f"varied {shape.tokens}",
-                            "stepped": f"stepped 256 to {shape.tokens}"}[shape.lengths]
-
-
-def shape_title(name):
-    """'128 heads, 64 × 4096' for h128_q1_b64_k4096."""
-    shape = parse_shape(name)
-    if shape is None:
-        return name
-    text = f"{shape.heads} heads"
-    text += f" on {shape.kv_heads} KV heads" if shape.kv_heads else ""
-    text += f", {shape.queries} query tokens" if shape.queries != 1 else ""
-    text += ", causal" if shape.causal else ""
-    text += f", {lengths_title(shape)}"
-    text += f", split every {shape.split}" if shape.split else ""
-    text += f", peak {shape.peak}" if shape.peak else ""
-    return text + (", fp16" if shape.fp16 else "")
-
-
-def padded_partner(name, longest):
-    """The shape of equal lengths that a contiguous cache would make of this one."""
-    return re.sub(r"_k[a-z]*\d+", f"_k{int(longest)}", name, count=1)
-
-
-def us(value):
-    if value is None:
-        return DASH
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-
-def significant(value, digits=3):
-    """0.0123, 1.23, 12.3, 123, 1234"""
-    if value is None:
-        return DASH
-    magnitude = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
-
-
-def percent(share):
-    return DASH if share is None else f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
-
-
-def median(entry):
-    return entry["real_time"] if entry else None
+import prose
+from results import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+                     load_peers, load_service, median, padded_partner, parse_shape, percent, recorded, shape_title,
+                     significant, unique, us, why_not)
 
 
 def median_and_spread(entry):
@@ -489,10 +165,7 @@ def chapter_table(results, stage):
 
 def shapes_of(results, suite):
     """Shapes of a suite that have times. A file that does not know suites is one of suite table."""
-    shapes = results.suite(suite)
-    if shapes is None:
-        return results.shapes if suite == "table" and results.schema == OLD_SCHEMA else []
-    return [shape for shape in shapes if shape in results.shapes]
+    return [shape for shape in results.suite(suite) or [] if shape in results.shapes]
 
 
 def plan_table(results):
@@ -982,10 +655,15 @@ def main(arguments=None):
             stale = unique(update(options.root, results, write=options.update))
             for path in stale:
                 print(f"{path}: " + ("updated" if options.update else "stale, run bench/report/report.py --update"))
+            values, wrong = prose.update(options.root, results, write=options.update)
+            if wrong:
+                raise Error("\n".join(wrong))
+            for value in values if options.check else []:
+                print(value)
             old_figures = stale_figures(options.root, results)
             for path in old_figures:
                 print(f"{path}: stale, run bench/report/report.py --plots")
-            return 1 if (stale or old_figures) and options.check else 0
+            return 1 if (stale or values or old_figures) and options.check else 0
         peers = load_peers(options.root, results)
         print(f"{results.name}:\n{caption(results)}")
         if peer_caption(peers):
