@@ -48,9 +48,8 @@ def written(value, how):
         return f"{value:.1e}{unit}"
     if not point:  # rounded first, so that 9.996 is 10.0 and 31177 is 31200
         value = float(f"{value:.{digits}g}")
-        digits = significant(value, int(digits)).partition(".")[2]
-        digits = len(digits)
-    return f"{value:{comma}.{digits}f}{unit}"
+        digits = len(significant(value, int(digits)).partition(".")[2])
+    return f"{round(value, int(digits)) + 0:{comma}.{digits}f}{unit}"  # + 0: no -0
 
 
 class Figures:
