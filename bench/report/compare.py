@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from report import plain
-from results import DASH, TIMELESS, Error, load, us, why_not
+from recordings import DASH, TIMELESS, Error, load, us, why_not
 
 CONTEXT = ["gpu", "driver", "nvcc", "commit"]
 

@@ -11,7 +11,7 @@ import re
 from math import atan2, degrees, log, log10
 
 from report import short, varlen_pairs
-from results import parse_shape, shape_title, us
+from recordings import parse_shape, shape_title, us
 
 # name: light, dark. Stages: Okabe and Ito's palette, which the colour-blind can tell apart, its yellow left out.
 COLOURS = {

@@ -23,7 +23,7 @@ import operator
 import re
 import shlex
 
-from results import Error, MEASURED_PEERS, load, load_peers, load_service, significant
+from recordings import Error, MEASURED_PEERS, load, load_peers, load_service, significant
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")

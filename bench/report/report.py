@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import prose
-from results import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+from recordings import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
                      load_peers, load_service, median, padded_partner, parse_shape, percent, recorded, shape_title,
                      significant, unique, us, why_not)
 
