@@ -104,7 +104,7 @@ class Results:
     def fastest(self, shape):
         """(stage, entry) of the least cold time."""
         found = [(stage, self.measured(stage, shape)) for stage in self.stages if self.measured(stage, shape)]
-        return min(found, key=lambda one: median(one[1])) if found else (None, None)
+        return min(found, key=lambda one: median(one[1])) if found else (None, {})
 
     def problems(self):
         """What keeps this from being a results file; empty if nothing."""
@@ -275,17 +275,21 @@ def load_service(root, results):
 
 def parse_shape(name):
     """The parts of a shape's name; None if it is none."""
-    match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)_b(?P<batch>\d+)"
-                         r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+)(?P<causal>_causal)?"
+    match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)(?:_b(?P<batch>\d+))?"
+                         r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+(?:\+\d+)*)(?P<causal>_causal)?"
                          r"(?:_split(?P<split>\d+))?(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
-    if not match:
+    parts = {key: int(value) if value and value.isdigit() else value
+             for key, value in (match.groupdict() if match else {}).items()}
+    listed = "+" in str(parts.get("tokens"))
+    if not listed and parts.get("batch") is None:
         return None
-    return SimpleNamespace(**{key: int(value) if value and value.isdigit() else value
-                              for key, value in match.groupdict().items()})
+    return SimpleNamespace(**{**parts, "batch": parts["tokens"].count("+") + 1 if listed else parts["batch"]})
 
 
 def lengths_title(shape):
     """'64 × 4096'"""
+    if "+" in str(shape.tokens):  # listed
+        return shape.tokens.replace("+", " + ")
     batch = shape.batch - 1 if shape.lengths == "skew" else shape.batch
     return f"{batch} × " + {None: f"{shape.tokens}", "skew": f"512 + 1 × {shape.tokens}",
                             "lognormal": f"log-normal {shape.tokens}", "varied": f"varied {shape.tokens}",

@@ -319,6 +319,8 @@ class ReportTest(unittest.TestCase):
                              "128 heads, 2 query tokens, causal, 2 × 64, split every 64, fp16"),
                             ("h16x2_q1_b4_kstepped32768_split64_peak16_fp16",
                              "16 heads on 2 KV heads, 4 × stepped 256 to 32768, split every 64, peak 16, fp16"),
+                            ("h16_q1_b3_k256+0+1024_fp16", "16 heads, 256 + 0 + 1024, fp16"),
+                            ("h16_q1_k256+0+1024", "16 heads, 256 + 0 + 1024"), ("h16_q1_k256", "h16_q1_k256"),
                             ("h1_q1_b1_k1_peak4_split64", "h1_q1_b1_k1_peak4_split64"),
                             ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
             self.assertEqual(recordings.shape_title(name), title)
