@@ -23,7 +23,7 @@ import operator
 import re
 import shlex
 
-from recordings import Error, MEASURED_PEERS, load, load_peers, load_service, significant
+from recordings import Error, MEASURED_PEERS, floor_us, load, load_peers, load_service, significant
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
@@ -31,9 +31,9 @@ UNITS = {"%": (100, "%"), "×": (1, "×"), "ms": (1e-3, " ms"), "s": (1e-6, " s"
          "MB": (1e-6, " MB"), "GB": (1e-9, " GB")}
 OPERATORS = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.truediv}
 DERIVED = {
-    "floor_us": lambda results, shape, entry: entry["floor_share"] * entry["real_time"],
-    "own_limit_us": lambda results, shape, entry: entry["own_limit_share"] * entry["real_time"],
-    "over_fastest": lambda results, shape, entry: entry["real_time"] / results.fastest(shape)[1]["real_time"],
+    "floor_us": lambda entry, fastest: floor_us(entry),
+    "own_limit_us": lambda entry, fastest: entry["own_limit_share"] * entry["real_time"],
+    "over_fastest": lambda entry, fastest: entry["real_time"] / fastest["real_time"],
 }
 
 
@@ -144,7 +144,7 @@ class Figures:
                 raise Error(f"no shape '{shape}'")
             raise Error(f"no column '{column}' of {stage}, {shape}")
         if counter in DERIVED:
-            return DERIVED[counter](results, shape, entry)
+            return DERIVED[counter](entry, results.fastest(shape)[1])
         if (counter or "real_time") not in entry:
             raise Error(f"no column '{column}' of {stage}, {shape}")
         return entry[counter or "real_time"]

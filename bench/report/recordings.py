@@ -88,6 +88,10 @@ class Results:
         shapes = self.context.get(f"suite_{name}")
         return None if shapes is None else [shape.strip() for shape in shapes.split(",") if shape.strip()]
 
+    def timed(self, suite):
+        """Shapes of a suite that have times."""
+        return [shape for shape in self.suite(suite) or [] if shape in self.shapes]
+
     def of_mode(self, mode):
         """{shape: {stage: entry}} of what was measured."""
         found = {}
@@ -316,6 +320,21 @@ def padded_partner(name, longest):
     return re.sub(r"_k[a-z]*\d+", f"_k{int(longest)}", name, count=1)
 
 
+def varlen_pairs(results):
+    """[(shape, its padded partner, tokens, longest)] of the shapes of unequal lengths in suite varlen."""
+    found = []
+    for name in results.timed("varlen"):
+        shape, (_, entry) = parse_shape(name), results.fastest(name)
+        if shape and shape.lengths and entry and "longest" in entry:
+            found.append((name, padded_partner(name, entry["longest"]), entry["tokens"], entry["longest"]))
+    return found
+
+
+def short(stage):
+    """'08' for 08_seesaw: a table of all stages is wide."""
+    return MEASURED_PEERS.get(stage) or (stage.split("_")[0] if stage[:1].isdigit() else stage)
+
+
 def us(value):
     if value is None:
         return DASH
@@ -336,3 +355,8 @@ def percent(share):
 
 def median(entry):
     return entry["real_time"] if entry else None
+
+
+def floor_us(entry):
+    """The least time that any kernel could take, or None."""
+    return entry["floor_share"] * entry["real_time"] if entry.get("floor_share") else None

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import plots
 import prose
 from recordings import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
-                        load_peers, load_service, median, padded_partner, parse_shape, percent, recorded, shape_title,
-                        significant, unique, us, why_not)
+                        load_peers, load_service, median, parse_shape, percent, recorded, shape_title, short,
+                        significant, unique, us, varlen_pairs, why_not)
 
 
 # ---- tables: a header and rows of cells ----
@@ -86,11 +87,6 @@ def own_limit(entry):
 def times_x(a, b):
     """b as a multiple of a"""
     return f"{significant(b / a)}×" if a and b else None
-
-
-def short(stage):
-    """'08' for 08_seesaw: a table of all stages is wide."""
-    return MEASURED_PEERS.get(stage) or (stage.split("_")[0] if stage[:1].isdigit() else stage)
 
 
 def gigabytes(count):
@@ -173,7 +169,7 @@ def readme_table(results, peers):
 
 def chapter_table(results, stage):
     """One stage on the shapes of suite table."""
-    rows = [decode(results, stage, shape) for shape in shapes_of(results, "table") if results.entry(stage, shape)]
+    rows = [decode(results, stage, shape) for shape in results.timed("table") if results.entry(stage, shape)]
     (title, make), *others = DECODE
     return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
 
@@ -219,11 +215,6 @@ def peer_caption(peers):
 
 # ---- blocks of docs/results.md: lists of texts and tables, empty where nothing is recorded ----
 
-def shapes_of(results, suite):
-    """Shapes of a suite that have times."""
-    return [shape for shape in results.suite(suite) or [] if shape in results.shapes]
-
-
 def stages_with(results, shapes, mode="cold"):
     return [stage for stage in results.stages if any(results.entry(stage, shape, mode) for shape in shapes)]
 
@@ -247,7 +238,7 @@ SUITE_RATES = {"compute": ("TFLOPs", "TFLOP/s"), "prefill": ("TFLOPs", "TFLOP/s"
 
 
 def suite_block(results, peers, suite):
-    shapes = shapes_of(results, suite)
+    shapes = results.timed(suite)
     if not shapes:
         return []
     stages = stages_with(results, shapes)
@@ -267,16 +258,6 @@ def suite_block(results, peers, suite):
         if reasons:
             left_out.append(f"{short(stage)} on {len(reasons)} of {len(shapes)} ({unique(reasons)[0]})")
     return [table(columns, shapes), note + (f" No time: {'; '.join(left_out)}." if left_out else "")]
-
-
-def varlen_pairs(results):
-    """[(shape, its padded partner, tokens, longest)] of the shapes of unequal lengths in suite varlen."""
-    found = []
-    for name in shapes_of(results, "varlen"):
-        shape, (_, entry) = parse_shape(name), results.fastest(name)
-        if shape and shape.lengths and entry and "longest" in entry:
-            found.append((name, padded_partner(name, entry["longest"]), entry["tokens"], entry["longest"]))
-    return found
 
 
 MEMORY_NAMES = {None: "memory_uniform", "lognormal": "memory_lognormal{}", "stepped": "memory_stepped",
@@ -396,7 +377,7 @@ def numerics_block(results):
 
 def resources_block(results):
     parts = []
-    for name in shapes_of(results, "resources"):
+    for name in results.timed("resources"):
         shape = parse_shape(name)
         rows = [(stage, results.measured(stage, name, "sustained")) for stage in [*results.stages, *MEASURED_PEERS]]
         columns = [("stage", lambda one: MEASURED_PEERS.get(one[0], one[0])),
@@ -554,7 +535,7 @@ def texts(root, results):
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
             parts = block(name, root, results, peers)
-            if name == "varlen" and parts and "varlen" in figures(results):
+            if name == "varlen" and parts and "varlen" in plots.wanted(results):
                 parts = [VARLEN_FIGURE, *parts]
             wanted.append((page, name, written(parts, markdown) or NOT_RECORDED))
     return [(path, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text) for path, name, text in wanted]
@@ -565,19 +546,12 @@ VARLEN_FIGURE = ("![Time of a paged decode and of one padded to the longest sequ
                  "(figures/varlen.svg)")
 
 
-def figures(results):
-    """{name: what it shows} of the figures that these results can fill."""
-    import plots  # the figures belong to docs/results.md; where that is not, neither need plots.py be
-    return plots.wanted(results)
-
-
 def stale_figures(root, results):
     """Paths of figures that are missing or were drawn from something else."""
     if not (root / "docs" / "results.md").exists():
         return []
-    import plots
     stale = []
-    for name, data in figures(results).items():
+    for name, data in plots.wanted(results).items():
         path = root / "docs" / "figures" / f"{name}.svg"
         if not path.exists() or plots.stamp(results, data) not in path.read_text(encoding="utf-8"):
             stale.append(path)
@@ -585,23 +559,14 @@ def stale_figures(root, results):
 
 
 def draw(root, results):
-    import plots
     folder = root / "docs" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for name, data in figures(results).items():
+        for name, data in plots.wanted(results).items():
             (folder / f"{name}.svg").write_text(plots.draw(name, data, results), encoding="utf-8")
             print(f"{folder / name}.svg: drawn")
     except ImportError as error:
         raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
-
-
-def replace_between(text, begin, end, middle, path):
-    head, found_begin, rest = text.partition(begin)
-    _, found_end, tail = rest.partition(end)
-    if not found_begin or not found_end:
-        raise Error(f"{path}: no '{begin}' followed by '{end}'")
-    return f"{head}{begin}\n{middle}\n{end}{tail}"
 
 
 def update(root, results, write):
@@ -616,7 +581,11 @@ def update(root, results, write):
         if path.parent != root and begin not in old and end not in old:  # a chapter of the reader's own
             print(f"{path}: no '{begin}', left out", file=sys.stderr)
             continue
-        new = replace_between(old, begin, end, middle, path)
+        head, found_begin, rest = old.partition(begin)
+        _, found_end, tail = rest.partition(end)
+        if not found_begin or not found_end:
+            raise Error(f"{path}: no '{begin}' followed by '{end}'")
+        new = f"{head}{begin}\n{middle}\n{end}{tail}"
         if new == old:
             continue
         stale.append(path)
