@@ -1,6 +1,6 @@
 """Figures in running text that come from a recording, written in place by bench/report/report.py --update.
 
-A figure stands between two comments, which neither GitHub nor Doxygen shows:
+A figure stands between two comments, which GitHub does not show and docs/site_links.py takes away:
 
   <!--v 08 h64_q1_b64_k4096 cold : 3-->86.4<!--/v--> µs
 
@@ -152,7 +152,8 @@ class Figures:
     def service(self, *words):
         service = load_service(self.root, self.results)
         for run in (service or {}).get("runs", []):
-            if (run["scenario"], run["way"]) == words[:2] and len(words) == 3 and run["figures"].get(words[2]):
+            if (run["scenario"], run["way"]) == words[:2] and len(words) == 3 and \
+                    run["figures"].get(words[2]) is not None:
                 return run["figures"][words[2]]
         raise Error(f"no figure '{' '.join(words)}' of the service")
 
@@ -175,7 +176,7 @@ def update(root, results, write):
             def fresh(match):
                 try:
                     text = figures.text(match["what"])
-                except (Error, ValueError, ZeroDivisionError) as error:
+                except (Error, KeyError, ValueError, ZeroDivisionError) as error:
                     wrong.append(f"{where}: {error} ({match['what']})")
                     return match[0]
                 if text != match["text"]:
