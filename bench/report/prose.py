@@ -9,7 +9,8 @@ with spaces around them, and references of up to three words; a word that is lef
 
   STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
                                       "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
-                                      cache append_b128_t1 returned       08 max:compute cold.TFLOPs (of a suite, or `all`)
+                                      cache append_b128_t1 returned
+                                      08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
   service SCENARIO WAY FIGURE         service chat_100 paged step_ms_mean
   @FILE and one of the above          @variants/h200_01_uncoalesced 01 h64_q1_b64_k4096 cold

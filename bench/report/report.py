@@ -14,6 +14,7 @@ the GPU that the texts speak of. bench/run.sh --record puts them there.
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,11 @@ def table(columns, items):
             return DASH
         return DASH if text is None else text
     return [title for title, _ in columns], [[cell(make, item) for _, make in columns] for item in items]
+
+
+def each(names, title, make):
+    """A column per name: make(name, item)."""
+    return [(title(name), partial(make, name)) for name in names]
 
 
 def markdown(one):
@@ -145,9 +151,9 @@ def side_by_side(results, peers, shape):
     if reference:
         cold = {key: reference[key] for key in ("real_time", "TFLOPs", "GBps")}
         rows = {"reference": SimpleNamespace(cold=cold, sustained={}, last=reference.get("label", "")), **rows}
-    columns = [("stage", lambda name: name), *((title, lambda name, make=make: make(rows[name])) for title, make in DECODE),
-               ("the one idea", lambda name: rows[name].last)]
-    return table(columns, rows)
+    return table([("stage", lambda one: one[0]),
+                  *each(DECODE, lambda column: column[0], lambda column, one: column[1](one[1])),
+                  ("the one idea", lambda one: one[1].last)], rows.items())
 
 
 def readme_table(results, peers):
@@ -158,10 +164,10 @@ def readme_table(results, peers):
     names = [*results.stages, *(name for name in unique(peer_names) if any(name in found for found in rows.values()))]
     columns = [("stage", lambda name: name)]
     for shape in shapes:
-        columns += [(shape_title(shape) + ": µs cold / sustained",
-                     lambda name, found=rows[shape]: cold_and_sustained(found[name])),
-                    *((title, lambda name, found=rows[shape], make=make: make(found[name]))
-                      for title, make in DECODE if title in ("TFLOP/s", "own limit"))]
+        columns.append((shape_title(shape) + ": µs cold / sustained",
+                        lambda name, found=rows[shape]: cold_and_sustained(found[name])))
+        columns += each([one for one in DECODE if one[0] in ("TFLOP/s", "own limit")], lambda one: one[0],
+                        lambda one, name, found=rows[shape]: one[1](found[name]))
     columns.append(("the one idea", lambda name: next((found[name].last for found in rows.values() if name in found and
                                                        not found[name].why), "")))
     return table(columns, names)
@@ -171,7 +177,8 @@ def chapter_table(results, stage):
     """One stage on the shapes of suite table."""
     rows = [decode(results, stage, shape) for shape in results.timed("table") if results.entry(stage, shape)]
     (title, make), *others = DECODE
-    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
+    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
+                 rows)
 
 
 def summary(results, peers):
@@ -195,7 +202,8 @@ def caption(results):
     if get("ceiling_read_gbps"):
         text += (f" Measured in the same run: read {get('ceiling_read_gbps')} GB/s, fp32 {get('ceiling_fp32_tflops')} "
                  f"TFLOP/s, cuBLAS bf16 {get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
-                 f"{get('ceiling_matrix_sustained_tflops', DASH)} sustained, empty launch {get('ceiling_launch_us')} µs.")
+                 f"{get('ceiling_matrix_sustained_tflops', DASH)} sustained, empty launch "
+                 f"{get('ceiling_launch_us')} µs.")
     return text + (f" The whole run took {float(get('wall_s')) / 60:.0f} minutes." if get("wall_s") else "")
 
 
@@ -219,8 +227,7 @@ def stages_with(results, shapes, mode="cold"):
     return [stage for stage in results.stages if any(results.entry(stage, shape, mode) for shape in shapes)]
 
 
-def by_title():
-    return ("shape", lambda item: shape_title(item if isinstance(item, str) else item[0]))
+SHAPE = ("shape", shape_title)
 
 
 def best_peer(results, peers, shape):
@@ -243,8 +250,7 @@ def suite_block(results, peers, suite):
         return []
     stages = stages_with(results, shapes)
     counter, unit = SUITE_RATES.get(suite, (None, None))
-    columns = [by_title(), *((short(stage), lambda shape, stage=stage: cold_and_sustained(decode(results, stage, shape)))
-                             for stage in stages)]
+    columns = [SHAPE, *each(stages, short, lambda stage, shape: cold_and_sustained(decode(results, stage, shape)))]
     if counter:
         columns.append((f"{unit} of the fastest", lambda shape: significant(results.fastest(shape)[1][counter])))
     def floor(shape):
@@ -273,17 +279,17 @@ def varlen_block(results, cache):
     compared = stages + [peer for peer in MEASURED_PEERS if any(results.measured(peer, pair[0]) for pair in pairs)]
     def time(stage, shape):
         return median(results.measured(stage, shape))
-    def ratio(stage):
-        return lambda pair: times_x(time(stage, pair[0]), time(stage, pair[1]))
-    lengths = ("lengths", by_title()[1])
+    def ratio(stage, pair):
+        return times_x(time(stage, pair[0]), time(stage, pair[1]))
+    lengths = ("lengths", lambda pair: shape_title(pair[0]))
     times = [lengths, ("tokens", lambda pair: f"{int(pair[2])}"), ("longest", lambda pair: f"{int(pair[3])}")]
     for stage in unique([*split[:1], *split[-1:]]):
-        times += [(f"{short(stage)} paged", lambda pair, stage=stage: us(time(stage, pair[0]))),
-                  (f"{short(stage)} padded", lambda pair, stage=stage: us(time(stage, pair[1]))), ("ratio", ratio(stage))]
+        times += [*each([0, 1], lambda way: f"{short(stage)} {('paged', 'padded')[way]}",
+                        lambda way, pair, stage=stage: us(time(stage, pair[way]))), ("ratio", partial(ratio, stage))]
     note = "Padded over paged"
     note += "; the cuBLAS pipeline always pads to the block table's width:" if len(compared) > len(stages) else ":"
     parts = ["Cold µs, paged and padded to the longest:", table(times, pairs),
-             note, table([lengths, *((short(stage), ratio(stage)) for stage in compared)], pairs)]
+             note, table([lengths, *each(compared, short, ratio)], pairs)]
     sizes = {}
     for shape in (parse_shape(pair[0]) for pair in pairs):
         entry = cache and cache.cache("bytes").get(MEMORY_NAMES.get(shape.lengths, "").format(shape.tokens))
@@ -319,12 +325,12 @@ def combine_and_plan_block(results):
     parts = []
     if planners:
         parts += ["Plan alone, warm µs:",
-                  table([by_title(), *((short(stage), lambda shape, stage=stage: us(median(plans[shape].get(stage))))
-                                       for stage in planners)], planned)]
+                  table([SHAPE, *each(planners, short, lambda stage, shape: us(median(plans[shape].get(stage))))],
+                        planned)]
     if not combines:
         return parts
     newest = max(stage for by_stage in combines.values() for stage in by_stage)
-    columns = [by_title(), ("slots", lambda shape: f"{combines[shape][newest]['slots']:.0f}"),
+    columns = [SHAPE, ("slots", lambda shape: f"{combines[shape][newest]['slots']:.0f}"),
                ("combine, warm", lambda shape: us(median(combines[shape][newest]))),
                ("combine, cold", lambda shape: us(combines[shape][newest]["cold_us"])),
                ("decode, cold", lambda shape: us(median(results.measured(newest, shape)))),
@@ -361,7 +367,7 @@ def numerics_block(results):
                    ("lengths", lambda name: lengths_title(shapes[name])),
                    ("logits' deviation", lambda name: f"{shapes[name].peak or '0.01'}"),
                    ("split every", lambda name: f"{shapes[name].split or DASH}"),
-                   *((title, error(stage)) for title, stage in shown.items()),
+                   *each(shown, str, lambda title, shape: error(shown[title])(shape)),
                    (f"lse, {short(stages[-1])}", error(stages[-1], "lse_max_abs"))]
         text = "Relative L2 error of `out`"
         if len({heads(name) for name in found}) == 1:
@@ -467,11 +473,10 @@ def service_block(service):
     parts = [f"Paged ({stages['paged'] or DASH}) / static ({stages['static'] or DASH}):", table(columns, scenarios)]
     for scenario in scenarios:
         runs = [run for run in every if run["scenario"] == scenario]
-        columns = [(" ", lambda row: row[0])]
-        columns += [(f"{run['way']}, {run['stage']}, {run['layers']} layers",
-                     lambda row, run=run: row[1](run)) for run in runs]
-        rows = [(title, lambda run, names=names, how=how: service_cell(run["figures"], names, how))
-                for title, names, how in SERVICE_ROWS]
+        columns = [(" ", lambda row: row[0]),
+                   *each(runs, lambda run: f"{run['way']}, {run['stage']}, {run['layers']} layers",
+                         lambda run, row: row[1](run))]
+        rows = each(SERVICE_ROWS, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
         def reasons(run):
             return ", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count) or DASH
         if any(reasons(run) != DASH for run in runs):
@@ -488,14 +493,15 @@ def peers_block(results, peers):
     rows = {shape: decodes(results, peers, shape) for shape in results.shapes if shape in peers.shapes}
     if not rows:
         return []
-    measured = [name for name in MEASURED_PEERS.values() if any(name in found and found[name].cold for found in rows.values())]
+    measured = [name for name in MEASURED_PEERS.values()
+                if any(name in found and found[name].cold for found in rows.values())]
     names = measured + unique(name for shape in rows for name in peers.shapes[shape])
     def fastest(shape):
         stage, _ = results.fastest(shape)
         return f"{cold_and_sustained(rows[shape][stage])} ({short(stage)})"
     note = "µs, cold / sustained." + (f" Measured beside the stages: {', '.join(measured)}." if measured else "")
-    return [table([by_title(), ("fastest stage", fastest),
-                   *((name, lambda shape, name=name: cold_and_sustained(rows[shape][name])) for name in names)], rows),
+    return [table([SHAPE, ("fastest stage", fastest),
+                   *each(names, str, lambda name, shape: cold_and_sustained(rows[shape][name]))], rows),
             " ".join(filter(None, [note, peer_caption(peers)]))]
 
 

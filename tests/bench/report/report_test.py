@@ -1,5 +1,5 @@
-"""bench/report/report.py on small results files: their schemas, its tables, and that stale texts and figures are found; and
-where bench/run.sh leaves results."""
+"""bench/report/report.py on small results files: their schemas, its tables, figures in running text, and that stale texts
+and figures are found; and where bench/run.sh leaves results."""
 import contextlib
 import io
 import json
@@ -219,7 +219,8 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(self.run_report("--check"), (0, ""))
 
     def test_schema(self):
-        for key in recordings.REQUIRED_CONTEXT + recordings.REQUIRED_GPU_CONTEXT + recordings.REQUIRED_CEILINGS + ["wall_s"]:
+        for key in [*recordings.REQUIRED_CONTEXT, *recordings.REQUIRED_GPU_CONTEXT, *recordings.REQUIRED_CEILINGS,
+                    "wall_s"]:
             if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
                 continue
             data = results()
@@ -372,8 +373,8 @@ class ReportTest(unittest.TestCase):
             if one["name"].startswith("cublas_pipeline"):
                 one["TFLOPs"], one["speedup"] = 1e6, 7.0
         data["benchmarks"].sort(key=lambda one: not one["name"].startswith("cublas_pipeline"))
-        rows = report.side_by_side(recordings.Results(data, ""), recordings.load_peers(self.root, recordings.Results(data, "")),
-                                   "h128_q1_b64_k4096")[1]
+        loaded = recordings.Results(data, "")
+        rows = report.side_by_side(loaded, recordings.load_peers(self.root, loaded), "h128_q1_b64_k4096")[1]
         self.assertEqual(rows[-2][0], "cuBLAS pipeline")
         self.assertNotIn("7.0×", rows[-2])
         self.assertEqual(rows[-1][3], recordings.significant(73e3 / 118.4))  # not from the peer's rate
@@ -808,10 +809,12 @@ class ProseTest(unittest.TestCase):
         self.assertIn("333 should be 400", self.run_report("--check")[1])
 
     def test_what_is_unknown_is_named(self):
-        for what, expected in [("09 h128_q1_b64_k4096 cold", "no stage '09'"), ("08 h1_q1_b1_k1 cold", "no shape 'h1_q1_b1_k1'"),
+        for what, expected in [("09 h128_q1_b64_k4096 cold", "no stage '09'"),
+                               ("08 h1_q1_b1_k1 cold", "no shape 'h1_q1_b1_k1'"),
                                (f"08 {self.SHAPE} warm", "no column 'warm'"),
                                (f"08 {self.SHAPE} cold.colour", "no column 'cold.colour'"), ("08 cold", "no shape in"),
-                               ("context weather", "no 'weather'"), ("service chat_1000 paged smiles", "chat_1000 paged smiles"),
+                               ("context weather", "no 'weather'"),
+                               ("service chat_1000 paged smiles", "chat_1000 paged smiles"),
                                ("08 max:weather cold", "no suite 'weather'"), ("@nothing 08 x cold", "nothing.json"),
                                ("1 / 0", "division by zero"), ("1 +", "a value is missing"), ("( 1", "')' is missing"),
                                ("1 ) 2", "')' is not expected"), ("1 : wide", "'wide' is no format")]:
@@ -870,8 +873,9 @@ class ProseTest(unittest.TestCase):
             members[name] = size
         end = -(-end // 16) * 16
         text = (folder / "README.md").read_text()
+        listed = text.partition("**Budget.**")[2].partition("\n\nRegisters")[0]
         rows = {what: int(size.replace(",", "")) for what, size in
-                re.findall(r"^\| (.*?) \| \**([\d,]+)\** \|$", text.partition("**Budget.**")[2].partition("\n\nRegisters")[0], re.M)}
+                re.findall(r"^\| (.*?) \| \**([\d,]+)\** \|$", listed, re.M)}
         self.assertEqual(rows.pop("`Smem`"), end)
         self.assertEqual(sum(rows.values()), end)
         for what, size in rows.items():
