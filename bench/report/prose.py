@@ -140,7 +140,7 @@ class Figures:
     def of_entry(results, stage, shape, column):
         mode, _, counter = column.partition(".")
         entry = results.measured(stage, shape, mode)
-        if entry is None:
+        if not entry:
             if shape not in {key[1] for key in results.entries}:
                 raise Error(f"no shape '{shape}'")
             raise Error(f"no column '{column}' of {stage}, {shape}")

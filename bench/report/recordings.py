@@ -18,12 +18,10 @@ MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stag
 REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_compiler"]
 REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w"]
 REQUIRED_CEILINGS = ["ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
-REQUIRED_LENGTHS = ["tokens", "longest"]
 SPREAD = ["p10_us", "p90_us", "n"]
 ERRORS = ["rel_l2", "max_abs", "lse_max_abs"]
 REQUIRED_COUNTERS = {
-    "cold": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
-    "sustained": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
+    **dict.fromkeys(["cold", "sustained"], [*SPREAD, "TFLOPs", "GBps", *ERRORS, "tokens", "longest"]),
     "plan": SPREAD,
     "combine": [*SPREAD, "cold_us", "slots", "bytes"],
     "error": [*ERRORS, "cosine_difference"],
@@ -62,7 +60,6 @@ class Results:
     def __init__(self, data, name):
         self.name = name
         self.context = data.get("context", {})
-        self.schema = self.context.get("schema")
         self.entries = {}
         for entry in data.get("benchmarks", []):
             try:
@@ -80,8 +77,9 @@ class Results:
         return self.entries.get((stage, shape, mode))
 
     def measured(self, stage, shape, mode="cold"):
-        entry = self.entry(stage, shape, mode)
-        return entry if entry is not None and not why_not(entry) else None
+        """An entry that has a time, or nothing."""
+        entry = self.entry(stage, shape, mode) or {}
+        return {} if why_not(entry) else entry
 
     def suite(self, name):
         """Shapes of a suite; None if the file does not say."""
@@ -113,8 +111,8 @@ class Results:
     def problems(self):
         """What keeps this from being a results file; empty if nothing."""
         found = lacking("context", self.context, REQUIRED_CONTEXT)
-        if self.schema not in (None, SCHEMA):
-            found.append(f"schema is '{self.schema}', not '{SCHEMA}'")
+        if self.context.get("schema", SCHEMA) != SCHEMA:
+            found.append(f"schema is '{self.context['schema']}', not '{SCHEMA}'")
         decodes = any(key[0] != "cache" for key in self.entries)  # the cache's suite alone needs no ceilings
         if self.context.get("machine") == "gpu":
             found += lacking("context", self.context, REQUIRED_GPU_CONTEXT + (REQUIRED_CEILINGS if decodes else []))
@@ -134,8 +132,6 @@ class Results:
             if why_not(entry):
                 continue
             found += lacking(name, entry, known[mode])
-            if stage not in ("cache", "reference") and mode in ("cold", "sustained"):
-                found += lacking(name, entry, REQUIRED_LENGTHS)
             if mode not in TIMELESS and not entry.get("real_time", 0) > 0:
                 found.append(f"{name} has no time")
         return found
@@ -221,48 +217,46 @@ def load(path):
     return Results(read_checked(path, SCHEMA), Path(path).name)
 
 
+def files(root, pattern, schema):
+    """[(path, context, data)] of bench/results."""
+    found = [(path, read_json(path)) for path in sorted((root / "bench" / "results").glob(pattern))]
+    return [(path, data["context"], data) for path, data in found if data.get("context", {}).get("schema") == schema]
+
+
 def recorded(root):
     """The newest in bench/results; rather of the GPU that the texts speak of, rather with every shape that the README
     shows. None if there are none."""
     found = []
-    for path in sorted((root / "bench" / "results").glob("*.json")):
-        data = read_json(path)
-        context = data.get("context", {})
-        if context.get("schema") == SCHEMA and context.get("machine") == "gpu":
-            results = Results(data, path.name)
-            if results.stages:
-                full = set(README_SHAPES) <= set(results.shapes)
-                found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
+    for path, context, data in files(root, "*.json", SCHEMA):
+        results = Results(data, path.name)
+        if context.get("machine") == "gpu" and results.stages:
+            full = set(README_SHAPES) <= set(results.shapes)
+            found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
     return load(max(found)[-1]) if found else None
 
 
 def load_peers(root, results):
     """Recorded figures of other implementations on the same kind of GPU: the files, oldest first, and
     shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands."""
-    files = [read_checked(path, PEERS_SCHEMA) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
-    files = sorted((data for data in files if data["context"]["gpu"] == results.context.get("gpu")),
+    found = [read_checked(path, PEERS_SCHEMA) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
+    found = sorted((data for data in found if data["context"]["gpu"] == results.context.get("gpu")),
                    key=lambda data: data["context"]["date"])
     shapes = {}
-    for data in files:
+    for data in found:
         for shape, rows in data["shapes"].items():
             known = {name: times for name, times in rows.items() if any(times)}
             if known:
                 shapes.setdefault(shape, {}).update(known)
-    return SimpleNamespace(files=files, shapes=shapes)
+    return SimpleNamespace(files=found, shapes=shapes)
 
 
 def load_cache(root, results):
     """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
     if results.cache("wall"):
         return results
-    found = []
-    for path in (root / "bench" / "results").glob("*.json"):
-        context = read_json(path).get("context", {})
-        if context.get("schema") == SCHEMA and context.get("gpu") == results.context.get("gpu"):
-            one = load(path)
-            if one.cache("wall"):
-                found.append((context.get("date_utc", ""), path.name, one))
-    return max(found, key=lambda one: one[:2])[-1] if found else None
+    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
+             if context.get("gpu") == results.context.get("gpu") and Results(data, path.name).cache("wall")]
+    return load(max(found)[-1]) if found else None
 
 
 def load_service(root, results):

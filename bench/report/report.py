@@ -103,8 +103,8 @@ def gigabytes(count):
 
 def decode(results, stage, shape):
     """What is known of a stage on a shape."""
-    return SimpleNamespace(stage=stage, shape=shape, cold=results.measured(stage, shape) or {},
-                           sustained=results.measured(stage, shape, "sustained") or {},
+    return SimpleNamespace(stage=stage, shape=shape, cold=results.measured(stage, shape),
+                           sustained=results.measured(stage, shape, "sustained"),
                            why=why_not(results.entry(stage, shape) or {}))
 
 
@@ -307,7 +307,7 @@ def varlen_block(results, cache):
 def plan_table(results):
     """Every plan, alone and beside the decode that it is made for."""
     def plan(one):
-        return results.measured(*one, "plan") or {}
+        return results.measured(*one, "plan")
     def title(one):
         reason = why_not(results.entry(*one, "plan"))
         return shape_title(one[1]) + (f": {reason}" if reason else "")
