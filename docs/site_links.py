@@ -4,8 +4,9 @@
     site_links.py LIST PAGE
 
 A link to a page stays. One to a source that is part of the site, which LIST names line by line, becomes a \\ref; one to
-any other file of the repository becomes its text, for the site has no copy of it; pictures are copied. Headings as targets are dropped: Doxygen
-names them otherwise.
+any other file of the repository becomes its text, because the site has no copy of it; pictures are copied. Headings as
+targets are dropped: Doxygen names them otherwise. Markers of recorded figures (bench/report/prose.py) go, because Doxygen
+takes the space behind a comment with it.
 """
 import os
 import re
@@ -31,4 +32,5 @@ def link(match):
 
 
 with open(page, encoding="utf-8") as file:
-    sys.stdout.write(re.sub(r"(!?)\[([^][]+)\]\(([^()#:\s]*)(?:#[^()\s]*)?\)", link, file.read()))
+    text = re.sub(r"<!--(v .*?|/v)-->", "", file.read())
+sys.stdout.write(re.sub(r"(!?)\[([^][]+)\]\(([^()#:\s]*)(?:#[^()\s]*)?\)", link, text))

@@ -12,7 +12,8 @@ slower, 1 something did, or is wrong or cannot run now, 2 bad input.
 import argparse
 import sys
 
-from report import DASH, TIMELESS, Error, load, plain, us, why_not
+from recordings import DASH, TIMELESS, Error, load, us, why_not
+from report import plain, table
 
 CONTEXT = ["gpu", "driver", "nvcc", "commit"]
 
@@ -41,11 +42,9 @@ def differences(a, b, threshold):
     return sorted(found, key=lambda one: -abs(one[4]))
 
 
-def table(found):
-    header = ["entry", "A µs", "B µs", "change", "spread", ""]
-    rows = [[name, us(before["real_time"]), us(after["real_time"]), f"{100 * change:+.1f}%", f"±{100 * spread:.1f}%",
-             verdict if verdict != "same" else DASH] for verdict, name, before, after, change, spread in found]
-    return plain((header, rows))
+COLUMNS = [("entry", lambda one: one[1]), ("A µs", lambda one: us(one[2]["real_time"])),
+           ("B µs", lambda one: us(one[3]["real_time"])), ("change", lambda one: f"{100 * one[4]:+.1f}%"),
+           ("spread", lambda one: f"±{100 * one[5]:.1f}%"), ("", lambda one: one[0] if one[0] != "same" else DASH)]
 
 
 def compare(a, b, threshold, everything):
@@ -70,7 +69,7 @@ def compare(a, b, threshold, everything):
             print(f"  {entry}")
     shown = [one for one in found if everything or one[0] != "same"]
     if shown:
-        print(table(shown))
+        print(plain(table(COLUMNS, shown)))
     count = {verdict: sum(one[0] == verdict for one in found) for verdict in ("slower", "faster", "same")}
     print(f"{count['slower']} slower, {count['faster']} faster, {count['same']} the same")
     return bool(count["slower"] or lost)

@@ -10,7 +10,7 @@ import json
 import re
 from math import atan2, degrees, log, log10
 
-from report import parse_shape, shape_title, short, us, varlen_pairs
+from recordings import floor_us, parse_shape, shape_title, short, us, varlen_pairs
 
 # name: light, dark. Stages: Okabe and Ito's palette, which the colour-blind can tell apart, its yellow left out.
 COLOURS = {
@@ -39,9 +39,7 @@ def rounded(value):
 
 
 def floor_of(results, shape):
-    _, entry = results.fastest(shape)
-    share = entry.get("floor_share") if entry else None
-    return rounded(share * entry["real_time"]) if share else None
+    return rounded(floor_us(results.fastest(shape)[1]))
 
 
 def series(results, shapes):

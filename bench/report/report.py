@@ -4,7 +4,7 @@
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
   bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
-                                       docs/results.md
+                                       docs/results.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
   bench/report/report.py --check              fail if a text or a figure is stale
 
@@ -12,357 +12,100 @@ Results are what mla_bench wrote with --out; by default the newest in bench/resu
 the GPU that the texts speak of. bench/run.sh --record puts them there.
 """
 import argparse
-import json
-import math
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-SCHEMA = "flashmla_stages/2"
-OLD_SCHEMA = "flashmla_stages/1"  # no suites in the context, no tokens in the entries
-PEERS_SCHEMA = "flashmla_stages/peers/1"
-SERVICE_SCHEMA = "flashmla_stages/service/1"
-RECORDED_GPU = "NVIDIA H200"
-README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
-MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stages, and none of them
-
-REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_compiler"]
-REQUIRED_GPU_CONTEXT = ["gpu", "driver", "cuda_driver", "max_sm_mhz", "memory_mhz", "power_limit_w"]
-REQUIRED_CEILINGS = ["ceiling_read_gbps", "ceiling_fp32_tflops", "ceiling_launch_us"]
-REQUIRED_LENGTHS = ["tokens", "longest"]  # of decodes, not in OLD_SCHEMA
-SPREAD = ["p10_us", "p90_us", "n"]
-ERRORS = ["rel_l2", "max_abs", "lse_max_abs"]
-REQUIRED_COUNTERS = {
-    "cold": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
-    "sustained": [*SPREAD, "TFLOPs", "GBps", *ERRORS],
-    "plan": SPREAD,
-    "combine": [*SPREAD, "cold_us", "slots", "bytes"],
-    "error": [*ERRORS, "cosine_difference"],
-}
-REQUIRED_CACHE_COUNTERS = {
-    "wall": ["ns", "p10_ns", "p90_ns", "n", "per_second"],
-    **dict.fromkeys(["cold", "sustained", "returned", "all"], [*SPREAD, "bytes", "GBps"]),
-    "bytes": ["bytes_contiguous", "bytes_paged", "bytes_block_table", "saved_share", "fragmentation", "pages", "tokens"],
-}
-TIMELESS = ["error", "bytes"]
-REQUIRED_PEERS_CONTEXT = ["gpu", "driver", "cuda", "date", "protocol"]
-REQUIRED_SERVICE_CONTEXT = ["machine", "gpu", "driver", "nvcc", "host_compiler", "commit", "date_utc", "clock"]
-REQUIRED_FIGURES = """
-    arrived finished rejected queued running span_s steps step_ms_mean step_ms_p50 step_ms_p99 token_ms_mean token_ms_p50
-    token_ms_p99 first_token_ms_p50 first_token_ms_p99 tokens tokens_per_s batch_mean pages_total pages_peak pages_mean
-    waste_share cache_gb queue_mean queue_max preemptions""".split()
-NOT_RECORDED = "Not recorded yet."
-DASH = "—"
+import plots
+import prose
+from recordings import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+                        load_peers, load_service, median, parse_shape, percent, recorded, shape_title, short,
+                        significant, unique, us, varlen_pairs, why_not)
 
 
-class Error(Exception):
-    """A message for the user."""
+# ---- tables: a header and rows of cells ----
+
+def table(columns, items):
+    """A row per item, a column per (title, what makes an item's cell). Whatever is missing is a dash."""
+    def cell(make, item):
+        try:
+            text = make(item)
+        except KeyError:  # not recorded
+            return DASH
+        return DASH if text is None else text
+    return [title for title, _ in columns], [[cell(make, item) for _, make in columns] for item in items]
 
 
-def entry_key(name):
-    """(stage, shape, mode) of "02_shared_tiled/h128_q1_b64_k4096/cold/iterations:1/manual_time"."""
-    parts = name.split("/")
-    if len(parts) < 3:
-        raise Error(f"entry {name!r} is not named stage/shape/mode")
-    return tuple(parts[:3])
+def each(names, title, make):
+    """A column per name: make(name, item)."""
+    return [(title(name), partial(make, name)) for name in names]
 
 
-class Results:
-    """One results file: context, and entries by (stage, shape, mode)."""
-
-    def __init__(self, data, name):
-        self.name = name
-        self.context = data.get("context", {})
-        self.schema = self.context.get("schema")
-        self.entries = {}
-        for entry in data.get("benchmarks", []):
-            try:
-                self.entries[entry_key(entry.get("name", ""))] = entry
-            except Error as error:
-                raise Error(f"{name}: {error}") from None
-        others = ["reference", "cache", *MEASURED_PEERS]
-        self.stages = sorted({key[0] for key in self.entries} - set(others))
-        timed = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
-        table = self.suite("table") or []
-        self.shapes = [shape for shape in table if shape in timed] + [shape for shape in timed if shape not in table]
-        self.plans = [key[:2] for key in self.entries if key[2] == "plan"]
-
-    def entry(self, stage, shape, mode="cold"):
-        return self.entries.get((stage, shape, mode))
-
-    def measured(self, stage, shape, mode="cold"):
-        entry = self.entry(stage, shape, mode)
-        return entry if entry is not None and not why_not(entry) else None
-
-    def suite(self, name):
-        """Shapes of a suite; None if the file does not say."""
-        shapes = self.context.get(f"suite_{name}")
-        return None if shapes is None else [shape.strip() for shape in shapes.split(",") if shape.strip()]
-
-    def of_mode(self, mode):
-        """{shape: {stage: entry}} of what was measured."""
-        found = {}
-        for (stage, shape, one), entry in self.entries.items():
-            if one == mode and stage != "cache" and not why_not(entry):
-                found.setdefault(shape, {})[stage] = entry
-        return found
-
-    def cache(self, mode):
-        """{what: entry} of the paged cache's suite."""
-        return {key[1]: entry for key, entry in self.entries.items()
-                if key[0] == "cache" and key[2] == mode and not why_not(entry)}
-
-    def fastest(self, shape):
-        """(stage, entry) of the least cold time."""
-        found = [(stage, self.measured(stage, shape)) for stage in self.stages if self.measured(stage, shape)]
-        return min(found, key=lambda one: median(one[1])) if found else (None, None)
-
-    def problems(self):
-        """What keeps this from being a results file; empty if nothing."""
-        found = lacking("context", self.context, REQUIRED_CONTEXT)
-        if self.schema not in (None, SCHEMA, OLD_SCHEMA):
-            found.append(f"schema is '{self.schema}', not '{SCHEMA}'")
-        decodes = any(key[0] != "cache" for key in self.entries)  # the cache's suite alone needs no ceilings
-        if self.context.get("machine") == "gpu":
-            found += lacking("context", self.context, REQUIRED_GPU_CONTEXT + (REQUIRED_CEILINGS if decodes else []))
-        if self.schema == SCHEMA and decodes:
-            found += lacking("context", self.context, ["wall_s"])
-            if not any(key.startswith("suite_") for key in self.context):
-                found.append("context lacks 'suite_...'")
-        if not self.entries:
-            found.append("no entries")
-        for (stage, shape, mode), entry in self.entries.items():
-            name = f"{stage}/{shape}/{mode}"
-            known = (REQUIRED_CACHE_COUNTERS if stage == "cache" else {"wall": []} if stage == "reference"
-                     else REQUIRED_COUNTERS)
-            if mode not in known:
-                found.append(f"{name}: unknown mode")
-                continue
-            if why_not(entry):
-                continue
-            found += lacking(name, entry, known[mode])
-            if self.schema == SCHEMA and stage not in ("cache", "reference") and mode in ("cold", "sustained"):
-                found += lacking(name, entry, REQUIRED_LENGTHS)
-            if mode not in TIMELESS and not entry.get("real_time", 0) > 0:
-                found.append(f"{name} has no time")
-        return found
+def markdown(one):
+    header, rows = one
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
 
 
-def lacking(where, values, keys):
-    return [f"{where} lacks '{key}'" for key in keys if key not in values]
+def plain(one):
+    """Aligned columns; the first and the last to the left."""
+    header, rows = one
+    widths = [max(len(row[i]) for row in [header] + rows) for i in range(len(header))]
+    def line(row):
+        cells = [cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths))]
+        return "  ".join(cells).rstrip()
+    return "\n".join([line(header), "  ".join("─" * width for width in widths)] + [line(row) for row in rows])
 
 
-def peers_problems(data):
-    found = lacking("context", data.get("context", {}), REQUIRED_PEERS_CONTEXT)
-    if not isinstance(data.get("shapes"), dict):
-        return found + ["no shapes"]
-    for shape, rows in data["shapes"].items():
-        if parse_shape(shape) is None:
-            found.append(f"'{shape}' is no shape")
-        found += [f"{shape}, {name}: not [cold, sustained]" for name, times in rows.items()
-                  if not isinstance(times, list) or len(times) != 2]
-    return found
+def written(parts, how):
+    """Parts of a block, texts and tables, as one text; `how` is markdown or plain."""
+    return "\n\n".join(part if isinstance(part, str) else how(part) for part in parts)
 
 
-def service_problems(data):
-    context, runs = data.get("context", {}), data.get("runs", [])
-    found = lacking("context", context, REQUIRED_SERVICE_CONTEXT)
-    if not runs:
-        found.append("no runs")
-    for key, values in [("machine", ["gpu", "model"]), ("clock", ["gpu", "simulated"])]:
-        if context.get(key, values[0]) not in values:
-            found.append(f"{key} is '{context[key]}', none of {', '.join(values)}")
-    for number, run in enumerate(runs):
-        name = f"run {number} ({run.get('scenario')}, {run.get('way')})"
-        found += lacking(name, run, ["scenario", "way", "stage", "layers", "figures", "rejected_by_reason"])
-        found += lacking(name, run.get("figures", {}), REQUIRED_FIGURES)
-        if run.get("way") not in ("paged", "static"):
-            found.append(f"{name}: neither paged nor static")
-    return found
+# ---- cells ----
+
+def spread(entry, unit="us", how=us):
+    """'4000 (3960–4080)'; without a spread, the median alone."""
+    middle = entry["real_time"] if unit == "us" else entry[unit]
+    around = f" ({how(entry[f'p10_{unit}'])}–{how(entry[f'p90_{unit}'])})" if f"p10_{unit}" in entry else ""
+    return how(middle) + around
 
 
-def problems(data, name):
-    """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
-    schema = data.get("context", {}).get("schema")
-    if schema == PEERS_SCHEMA:
-        return peers_problems(data)
-    if schema == SERVICE_SCHEMA:
-        return service_problems(data)
-    return Results(data, name).problems()
+def sustained(one, how):
+    return "over 200 ms" if one.cold.get("once") else how(one.sustained)
 
 
-def unique(items):
-    return list(dict.fromkeys(items))
-
-
-def why_not(entry):
-    """The reason why an entry has no time; empty if it has one."""
-    if entry.get("error_occurred") or entry.get("skipped"):
-        return entry.get("error_message") or entry.get("skip_message") or "no reason given"
-    return ""
-
-
-def read_json(path):
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Error(f"{path}: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("context", {}), dict):
-        raise Error(f"{path}: not a results file")
-    return data
-
-
-def read_checked(path, schemas):
-    """A file of one of these schemas, or an Error that says what is wrong with it."""
-    data = read_json(path)
-    schema = data.get("context", {}).get("schema")
-    found = problems(data, Path(path).name)
-    if not found and schema not in schemas:
-        found = [f"schema is '{schema}', not '{schemas[0]}'"]
-    if found:
-        raise Error(f"{path}: not a results file: " + "; ".join(found[:5]))
-    return data
-
-
-def load(path):
-    return Results(read_checked(path, [SCHEMA, OLD_SCHEMA]), Path(path).name)
-
-
-def recorded(root):
-    """The newest in bench/results; rather of the GPU that the texts speak of, rather with every shape that the README
-    shows. None if there are none."""
-    found = []
-    for path in sorted((root / "bench" / "results").glob("*.json")):
-        data = read_json(path)
-        context = data.get("context", {})
-        if context.get("schema") in (SCHEMA, OLD_SCHEMA) and context.get("machine") == "gpu":
-            results = Results(data, path.name)
-            if results.stages:
-                full = set(README_SHAPES) <= set(results.shapes)
-                found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
-    return load(max(found)[-1]) if found else None
-
-
-def load_peers(root, results):
-    """Recorded figures of other implementations on the same kind of GPU: the files, oldest first, and
-    shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands."""
-    files = [read_checked(path, [PEERS_SCHEMA]) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
-    files = sorted((data for data in files if data["context"]["gpu"] == results.context.get("gpu")),
-                   key=lambda data: data["context"]["date"])
-    shapes = {}
-    for data in files:
-        for shape, rows in data["shapes"].items():
-            known = {name: times for name, times in rows.items() if any(times)}
-            if known:
-                shapes.setdefault(shape, {}).update(known)
-    return SimpleNamespace(files=files, shapes=shapes)
-
-
-def load_cache(root, results):
-    """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
-    if results.cache("wall"):
-        return results
-    found = []
-    for path in (root / "bench" / "results").glob("*.json"):
-        context = read_json(path).get("context", {})
-        if context.get("schema") == SCHEMA and context.get("gpu") == results.context.get("gpu"):
-            one = load(path)
-            if one.cache("wall"):
-                found.append((context.get("date_utc", ""), path.name, one))
-    return max(found, key=lambda one: one[:2])[-1] if found else None
-
-
-def load_service(root, results):
-    """The newest recorded service results, rather of this kind of GPU than of the model. None if there are none."""
-    found = []
-    for path in (root / "bench" / "results").glob("*_service_*.json"):
-        data = read_checked(path, [SERVICE_SCHEMA])
-        context = data["context"]
-        same = context["machine"] == "gpu" and context["gpu"] == results.context.get("gpu")
-        if same or context["machine"] == "model":
-            found.append((same, context["date_utc"], path.name, data))
-    return max(found, key=lambda one: one[:3])[-1] if found else None
-
-
-def parse_shape(name):
-    """The parts of a shape's name; None if it is none."""
-    match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)_b(?P<batch>\d+)"
-                         r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+)(?P<causal>_causal)?"
-                         r"(?:_split(?P<split>\d+))?(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
-    if not match:
-        return None
-    return SimpleNamespace(**{key: int(value) if value and value.isdigit() else value
-                              for key, value in match.groupdict().items()})
-
-
-def lengths_title(shape):
-    """'64 × 4096'"""
-    batch = shape.batch - 1 if shape.lengths == "skew" else shape.batch
-    return f"{batch} × " + {None: f"{shape.tokens}", "skew": f"512 + 1 × {shape.tokens}",
-                            "lognormal": f"log-normal {shape.tokens}", "varied": f"varied {shape.tokens}",
-                            "stepped": f"stepped 256 to {shape.tokens}"}[shape.lengths]
-
-
-def shape_title(name):
-    """'128 heads, 64 × 4096' for h128_q1_b64_k4096."""
-    shape = parse_shape(name)
-    if shape is None:
-        return name
-    text = f"{shape.heads} heads"
-    text += f" on {shape.kv_heads} KV heads" if shape.kv_heads else ""
-    text += f", {shape.queries} query tokens" if shape.queries != 1 else ""
-    text += ", causal" if shape.causal else ""
-    text += f", {lengths_title(shape)}"
-    text += f", split every {shape.split}" if shape.split else ""
-    text += f", peak {shape.peak}" if shape.peak else ""
-    return text + (", fp16" if shape.fp16 else "")
-
-
-def padded_partner(name, longest):
-    """The shape of equal lengths that a contiguous cache would make of this one."""
-    return re.sub(r"_k[a-z]*\d+", f"_k{int(longest)}", name, count=1)
-
-
-def us(value):
-    if value is None:
-        return DASH
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-
-def significant(value, digits=3):
-    """0.0123, 1.23, 12.3, 123, 1234"""
-    if value is None:
-        return DASH
-    magnitude = math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
-
-
-def percent(share):
-    return DASH if share is None else f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"
-
-
-def median(entry):
-    return entry["real_time"] if entry else None
-
-
-def median_and_spread(entry):
-    return f"{us(median(entry))} ({us(entry['p10_us'])}–{us(entry['p90_us'])})" if entry else DASH
-
-
-def cold_and_sustained(cold, sustained):
-    if cold is None:
-        return DASH
-    return us(median(cold)) + " / " + ("over 200 ms" if cold.get("once") else us(median(sustained)))
+def cold_and_sustained(one):
+    """'4000 / 4100'"""
+    return f"{us(median(one.cold))} / {sustained(one, lambda entry: us(median(entry)))}" if one.cold else DASH
 
 
 def own_limit(entry):
     """'43% fp32'"""
-    if "own_limit_share" not in entry:
-        return DASH
-    terms = {name: entry.get(f"limit_{key}_us", 0)
-             for key, name in [("fp32", "fp32"), ("matrix", "matrix"), ("shared", "shared"), ("dram", "DRAM")]}
-    return f"{percent(entry['own_limit_share'])} {max(terms, key=terms.get)}"
+    terms = {"fp32": "fp32", "matrix": "matrix", "shared": "shared", "dram": "DRAM"}
+    return f"{percent(entry['own_limit_share'])} {terms[max(terms, key=lambda key: entry.get(f'limit_{key}_us', 0))]}"
+
+
+def times_x(a, b):
+    """b as a multiple of a"""
+    return f"{significant(b / a)}×" if a and b else None
+
+
+def gigabytes(count):
+    return significant(count / 1e9)
+
+
+# ---- one shape, by who decodes it ----
+
+def decode(results, stage, shape):
+    """What is known of a stage on a shape."""
+    return SimpleNamespace(stage=stage, shape=shape, cold=results.measured(stage, shape),
+                           sustained=results.measured(stage, shape, "sustained"),
+                           why=why_not(results.entry(stage, shape) or {}))
 
 
 def flop(results, shape):
@@ -373,9 +116,82 @@ def flop(results, shape):
     return None
 
 
-def rate(work, time):
-    return significant(work / time / 1e6) if work and time else DASH
+def decodes(results, peers, shape):
+    """{name: decode} of the stages, then of the peers; `last` is what a table says of it at the end."""
+    found = {stage: decode(results, stage, shape) for stage in [*results.stages, *MEASURED_PEERS]
+             if results.entry(stage, shape)}
+    for one in found.values():
+        one.last = "measured" if one.stage in MEASURED_PEERS else one.why or one.cold.get("label", "")
+        if one.stage in MEASURED_PEERS and one.cold:
+            one.cold = {key: value for key, value in one.cold.items() if key != "speedup"}
+    found = {MEASURED_PEERS.get(name, name): one for name, one in found.items()}
+    work = flop(results, shape)
+    for name, times in peers.shapes.get(shape, {}).items():
+        cold, hot = ({"real_time": time} if time else {} for time in times)
+        if cold and work:
+            cold["TFLOPs"] = work / cold["real_time"] / 1e6
+        found[name] = SimpleNamespace(stage=name, shape=shape, cold=cold, sustained=hot, why="", last="recorded")
+    return found
 
+
+DECODE = [("cold µs (p10–p90)", lambda one: spread(one.cold)),
+          ("sustained µs (p10–p90)", lambda one: sustained(one, spread)),
+          ("TFLOP/s", lambda one: significant(one.cold["TFLOPs"])),
+          ("GB/s", lambda one: significant(one.cold["GBps"])),
+          ("own limit", lambda one: own_limit(one.cold)),
+          ("floor", lambda one: percent(one.cold["floor_share"])),
+          ("speed-up", lambda one: significant(one.cold["speedup"], 2) + "×"),
+          ("rel. L2 error", lambda one: f"{one.cold['rel_l2']:.1e}")]
+
+
+def side_by_side(results, peers, shape):
+    """Every stage on one shape, then its peers."""
+    rows = decodes(results, peers, shape)
+    reference = results.measured("reference", shape, "wall")
+    if reference:
+        cold = {key: reference[key] for key in ("real_time", "TFLOPs", "GBps")}
+        rows = {"reference": SimpleNamespace(cold=cold, sustained={}, last=reference.get("label", "")), **rows}
+    return table([("stage", lambda one: one[0]),
+                  *each(DECODE, lambda column: column[0], lambda column, one: column[1](one[1])),
+                  ("the one idea", lambda one: one[1].last)], rows.items())
+
+
+def readme_table(results, peers):
+    """Every stage on a few shapes, then its peers."""
+    shapes = [shape for shape in README_SHAPES if shape in results.shapes]
+    rows = {shape: decodes(results, peers, shape) for shape in shapes}
+    peer_names = [*MEASURED_PEERS.values(), *(name for shape in shapes for name in peers.shapes.get(shape, {}))]
+    names = [*results.stages, *(name for name in unique(peer_names) if any(name in found for found in rows.values()))]
+    columns = [("stage", lambda name: name)]
+    for shape in shapes:
+        columns.append((shape_title(shape) + ": µs cold / sustained",
+                        lambda name, found=rows[shape]: cold_and_sustained(found[name])))
+        columns += each([one for one in DECODE if one[0] in ("TFLOP/s", "own limit")], lambda one: one[0],
+                        lambda one, name, found=rows[shape]: one[1](found[name]))
+    columns.append(("the one idea", lambda name: next((found[name].last for found in rows.values() if name in found and
+                                                       not found[name].why), "")))
+    return table(columns, names)
+
+
+def chapter_table(results, stage):
+    """One stage on the shapes of suite table."""
+    rows = [decode(results, stage, shape) for shape in results.timed("table") if results.entry(stage, shape)]
+    (title, make), *others = DECODE
+    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
+                 rows)
+
+
+def summary(results, peers):
+    """The README's table for the terminal: a block per shape, so that it fits."""
+    header, rows = readme_table(results, peers)
+    blocks = []
+    for first in range(1, len(header) - 1, 3):
+        columns = [0, first, first + 1, first + 2, len(header) - 1]
+        blocks.append(plain(([header[i] for i in columns], [[row[i] for i in columns] for row in rows])))
+    return "\n\n".join(blocks)
+
+
+# ---- captions ----
 
 def caption(results):
     get = results.context.get
@@ -384,11 +200,10 @@ def caption(results):
     text = (f"{get('gpu')}, driver {get('driver')} (CUDA {get('cuda_driver')}), nvcc {get('nvcc')}, "
             f"commit {get('commit')}, {get('date_utc', '')[:10]}.")
     if get("ceiling_read_gbps"):
-        text += (f" Measured in the same run: "
-                 f"read {get('ceiling_read_gbps')} GB/s, fp32 {get('ceiling_fp32_tflops')} TFLOP/s, cuBLAS bf16 "
-                 f"{get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
-                 f"{get('ceiling_matrix_sustained_tflops', DASH)} "
-                 f"sustained, empty launch {get('ceiling_launch_us')} µs.")
+        text += (f" Measured in the same run: read {get('ceiling_read_gbps')} GB/s, fp32 {get('ceiling_fp32_tflops')} "
+                 f"TFLOP/s, cuBLAS bf16 {get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
+                 f"{get('ceiling_matrix_sustained_tflops', DASH)} sustained, empty launch "
+                 f"{get('ceiling_launch_us')} µs.")
     return text + (f" The whole run took {float(get('wall_s')) / 60:.0f} minutes." if get("wall_s") else "")
 
 
@@ -406,135 +221,22 @@ def peer_caption(peers):
         (". Of two figures the later stands." if len(parts) > 1 else ".")
 
 
-def side_by_side(results, peers, shape):
-    """Header and rows: every stage on one shape, then its peers."""
-    header = ["stage", "cold µs (p10–p90)", "sustained µs (p10–p90)", "TFLOP/s", "GB/s", "own limit", "floor",
-              "speed-up", "rel. L2 error", "the one idea"]
-    rows = []
-    reference = results.measured("reference", shape, "wall")
-    if reference:
-        rows.append(["reference", us(median(reference)), DASH, significant(reference["TFLOPs"]),
-                     significant(reference["GBps"]), DASH, DASH, DASH, DASH, reference.get("label", "")])
-    for stage in [*results.stages, *MEASURED_PEERS]:
-        cold = results.entry(stage, shape)
-        if cold is None:
-            continue
-        name, last = (MEASURED_PEERS[stage], "measured") if stage in MEASURED_PEERS else (stage, cold.get("label", ""))
-        if why_not(cold):
-            rows.append([name] + [DASH] * 8 + [why_not(cold)])
-            continue
-        rows.append([name, *times_and_rates(results, stage, shape), last])
-    work = flop(results, shape)
-    for name, times in peers.shapes.get(shape, {}).items():
-        rows.append([name, us(times[0]), us(times[1]), rate(work, times[0])] + [DASH] * 5 + ["recorded"])
-    return header, rows
-
-
-def times_and_rates(results, stage, shape):
-    """What tables of one stage or one shape say of a stage on a shape."""
-    cold, sustained = results.measured(stage, shape), results.measured(stage, shape, "sustained")
-    return [median_and_spread(cold), "over 200 ms" if cold.get("once") else median_and_spread(sustained),
-            significant(cold["TFLOPs"]), significant(cold["GBps"]), own_limit(cold), percent(cold.get("floor_share")),
-            DASH if stage in MEASURED_PEERS else speedup(cold), f"{cold['rel_l2']:.1e}"]
-
-
-def speedup(entry):
-    return f"{significant(entry['speedup'], 2)}×" if "speedup" in entry else DASH
-
-
-def readme_table(results, peers):
-    """Header and rows: every stage on a few shapes, then its peers."""
-    shapes = [shape for shape in README_SHAPES if shape in results.shapes]
-    header = ["stage"]
-    for shape in shapes:
-        header += [shape_title(shape) + ": µs cold / sustained", "TFLOP/s", "own limit"]
-    header.append("the one idea")
-    rows = []
-    for stage in [*results.stages, *MEASURED_PEERS]:
-        row, idea = [MEASURED_PEERS.get(stage, stage)], ""
-        for shape in shapes:
-            cold, sustained = results.measured(stage, shape), results.measured(stage, shape, "sustained")
-            row += [cold_and_sustained(cold, sustained)]
-            row += [significant(cold["TFLOPs"]), own_limit(cold)] if cold else [DASH, DASH]
-            idea = idea or (cold or {}).get("label", "")
-        if stage not in MEASURED_PEERS:
-            rows.append(row + [idea])
-        elif any(results.measured(stage, shape) for shape in shapes):
-            rows.append(row + ["measured"])
-    for name in unique(name for shape in shapes for name in peers.shapes.get(shape, {})):
-        row = [name]
-        for shape in shapes:
-            times = peers.shapes.get(shape, {}).get(name)
-            work = flop(results, shape)
-            row += [f"{us(times[0])} / {us(times[1])}", rate(work, times[0]), DASH] if times else [DASH] * 3
-        rows.append(row + ["recorded"])
-    return header, rows
-
-
-def chapter_table(results, stage):
-    """Header and rows: every shape of one stage, or those of suite table."""
-    header = ["shape", "cold µs (p10–p90)", "sustained µs (p10–p90)", "TFLOP/s", "GB/s", "own limit", "floor",
-              "speed-up", "rel. L2 error"]
-    rows = []
-    for shape in shapes_of(results, "table"):
-        cold = results.entry(stage, shape)
-        if cold is None:
-            continue
-        if why_not(cold):
-            rows.append([shape_title(shape), why_not(cold)] + [DASH] * 7)
-            continue
-        rows.append([shape_title(shape), *times_and_rates(results, stage, shape)])
-    return header, rows
-
-
-def shapes_of(results, suite):
-    """Shapes of a suite that have times. A file that does not know suites is one of suite table."""
-    shapes = results.suite(suite)
-    if shapes is None:
-        return results.shapes if suite == "table" and results.schema == OLD_SCHEMA else []
-    return [shape for shape in shapes if shape in results.shapes]
-
-
-def plan_table(results):
-    """Header and rows: every plan, alone and beside the decode that it is made for."""
-    header = ["stage", "plan alone, warm µs (p10–p90)", "decode, cold µs", "plan and decode, cold µs", "the plan adds µs",
-              "shape"]
-    rows = []
-    for stage, shape in results.plans:
-        entry = results.entry(stage, shape, "plan")
-        if why_not(entry):
-            rows.append([stage] + [DASH] * 4 + [f"{shape_title(shape)}: {why_not(entry)}"])
-            continue
-        rows.append([stage, median_and_spread(entry), us(median(results.measured(stage, shape))),
-                     us(entry.get("with_decode_us")), us(entry.get("marginal_us")), shape_title(shape)])
-    return header, rows
-
-
-def short(stage):
-    """'08' for 08_seesaw: a table of all stages is wide."""
-    return MEASURED_PEERS.get(stage) or (stage.split("_")[0] if stage[:1].isdigit() else stage)
-
-
-def times_x(a, b):
-    """b as a multiple of a"""
-    return f"{significant(b / a)}×" if a and b else DASH
-
+# ---- blocks of docs/results.md: lists of texts and tables, empty where nothing is recorded ----
 
 def stages_with(results, shapes, mode="cold"):
     return [stage for stage in results.stages if any(results.entry(stage, shape, mode) for shape in shapes)]
 
 
+SHAPE = ("shape", shape_title)
+
+
 def best_peer(results, peers, shape):
     """'118.4 / 132.6 FlashMLA': the one of least cold time."""
-    found = [(times[0], times[1], name) for name, times in peers.shapes.get(shape, {}).items() if times[0]]
-    for stage, name in MEASURED_PEERS.items():
-        if results.measured(stage, shape):
-            sustained = median(results.measured(stage, shape, "sustained"))
-            found.append((median(results.measured(stage, shape)), sustained, name + ", measured"))
+    found = [one for one in decodes(results, peers, shape).items() if one[0] not in results.stages and one[1].cold]
     if not found:
-        return DASH
-    cold, sustained, name = min(found, key=lambda one: one[0])
-    return f"{us(cold)} / {us(sustained)} {name}"
+        return None
+    name, one = min(found, key=lambda found: median(found[1].cold))
+    return f"{us(median(one.cold))} / {us(median(one.sustained))} {name}" + ", measured" * (one.last == "measured")
 
 
 # What the fastest stage makes of a suite's limit.
@@ -543,49 +245,29 @@ SUITE_RATES = {"compute": ("TFLOPs", "TFLOP/s"), "prefill": ("TFLOPs", "TFLOP/s"
 
 
 def suite_block(results, peers, suite):
-    shapes = shapes_of(results, suite)
+    shapes = results.timed(suite)
     if not shapes:
         return []
     stages = stages_with(results, shapes)
     counter, unit = SUITE_RATES.get(suite, (None, None))
-    rows = []
-    for shape in shapes:
-        row = [shape_title(shape)]
-        for stage in stages:
-            row.append(cold_and_sustained(results.measured(stage, shape), results.measured(stage, shape, "sustained")))
-        fastest, entry = results.fastest(shape)
-        if counter:
-            row.append(significant(entry[counter]) if entry else DASH)
-        row.append(f"{percent(entry.get('floor_share'))} ({short(fastest)})" if entry else DASH)
-        rows.append(row + [best_peer(results, peers, shape)])
+    columns = [SHAPE, *each(stages, short, lambda stage, shape: cold_and_sustained(decode(results, stage, shape)))]
+    if counter:
+        columns.append((f"{unit} of the fastest", lambda shape: significant(results.fastest(shape)[1][counter])))
+    def floor(shape):
+        stage, entry = results.fastest(shape)
+        return f"{percent(entry['floor_share'])} ({short(stage)})"
+    columns += [("floor of the fastest", floor), ("best peer", lambda shape: best_peer(results, peers, shape))]
+    note = f"µs, cold / sustained{f'; {unit} cold' if unit else ''}; a peer is recorded unless it says measured."
     left_out = []
     for stage in stages:
-        reasons = [why_not(results.entry(stage, shape)) for shape in shapes
-                   if results.entry(stage, shape) and why_not(results.entry(stage, shape))]
+        reasons = [one.why for one in (decode(results, stage, shape) for shape in shapes) if one.why]
         if reasons:
             left_out.append(f"{short(stage)} on {len(reasons)} of {len(shapes)} ({unique(reasons)[0]})")
-    note = f"µs, cold / sustained{f'; {unit} cold' if unit else ''}; a peer is recorded unless it says measured."
-    note += f" No time: {'; '.join(left_out)}." if left_out else ""
-    rate_of = [f"{unit} of the fastest"] * bool(unit)
-    return [(["shape", *map(short, stages), *rate_of, "floor of the fastest", "best peer"], rows), note]
+    return [table(columns, shapes), note + (f" No time: {'; '.join(left_out)}." if left_out else "")]
 
 
 MEMORY_NAMES = {None: "memory_uniform", "lognormal": "memory_lognormal{}", "stepped": "memory_stepped",
                 "skew": "memory_skewed"}
-
-
-def varlen_pairs(results):
-    """[(shape, its padded partner, tokens, longest)] of the shapes of unequal lengths in suite varlen."""
-    found = []
-    for name in shapes_of(results, "varlen"):
-        shape, (_, entry) = parse_shape(name), results.fastest(name)
-        if shape and shape.lengths and entry and "longest" in entry:
-            found.append((name, padded_partner(name, entry["longest"]), entry["tokens"], entry["longest"]))
-    return found
-
-
-def gigabytes(count):
-    return significant(count / 1e9)
 
 
 def varlen_block(results, cache):
@@ -594,33 +276,46 @@ def varlen_block(results, cache):
         return []
     stages = [stage for stage in stages_with(results, [pair[0] for pair in pairs]) if stage >= "03"]
     split = [stage for stage in stages if stage >= "04"]
-    shown = unique([*split[:1], *split[-1:]])
     compared = stages + [peer for peer in MEASURED_PEERS if any(results.measured(peer, pair[0]) for pair in pairs)]
-    times, ratios, sizes = [], [], []
-    for name, partner, tokens, longest in pairs:
-        def pair(stage):
-            return median(results.measured(stage, name)), median(results.measured(stage, partner))
-        shape, row = parse_shape(name), [shape_title(name), f"{int(tokens)}", f"{int(longest)}"]
-        for stage in shown:
-            row += [us(pair(stage)[0]), us(pair(stage)[1]), times_x(*pair(stage))]
-        times.append(row)
-        ratios.append([shape_title(name), *(times_x(*pair(stage)) for stage in compared)])
-        key = MEMORY_NAMES.get(shape.lengths, "").format(shape.tokens)
-        memory = cache.cache("bytes").get(key) if cache else None
-        if memory:
-            sizes.append((lengths_title(shape), gigabytes(memory["bytes_contiguous"]), gigabytes(memory["bytes_paged"]),
-                          percent(memory["saved_share"])))
-    header = ["lengths", "tokens", "longest"]
-    for stage in shown:
-        header += [f"{short(stage)} paged", f"{short(stage)} padded", "ratio"]
+    def time(stage, shape):
+        return median(results.measured(stage, shape))
+    def ratio(stage, pair):
+        return times_x(time(stage, pair[0]), time(stage, pair[1]))
+    lengths = ("lengths", lambda pair: shape_title(pair[0]))
+    times = [lengths, ("tokens", lambda pair: f"{int(pair[2])}"), ("longest", lambda pair: f"{int(pair[3])}")]
+    for stage in unique([*split[:1], *split[-1:]]):
+        times += [*each([0, 1], lambda way: f"{short(stage)} {('paged', 'padded')[way]}",
+                        lambda way, pair, stage=stage: us(time(stage, pair[way]))), ("ratio", partial(ratio, stage))]
     note = "Padded over paged"
     note += "; the cuBLAS pipeline always pads to the block table's width:" if len(compared) > len(stages) else ":"
-    parts = ["Cold µs, paged and padded to the longest:", (header, times),
-             note, (["lengths", *map(short, compared)], ratios)]
+    parts = ["Cold µs, paged and padded to the longest:", table(times, pairs),
+             note, table([lengths, *each(compared, short, ratio)], pairs)]
+    sizes = {}
+    for shape in (parse_shape(pair[0]) for pair in pairs):
+        entry = cache and cache.cache("bytes").get(MEMORY_NAMES.get(shape.lengths, "").format(shape.tokens))
+        if entry:
+            sizes[lengths_title(shape)] = entry
     if sizes:
         parts += ["Memory of one layer's cache of such sequences:",
-                  (["lengths", "GB contiguous", "GB paged", "saved"], unique(sizes))]
+                  table([("lengths", lambda one: one[0]),
+                         ("GB contiguous", lambda one: gigabytes(one[1]["bytes_contiguous"])),
+                         ("GB paged", lambda one: gigabytes(one[1]["bytes_paged"])),
+                         ("saved", lambda one: percent(one[1]["saved_share"]))], sizes.items())]
     return parts
+
+
+def plan_table(results):
+    """Every plan, alone and beside the decode that it is made for."""
+    def plan(one):
+        return results.measured(*one, "plan")
+    def title(one):
+        reason = why_not(results.entry(*one, "plan"))
+        return shape_title(one[1]) + (f": {reason}" if reason else "")
+    return table([("stage", lambda one: one[0]),
+                  ("plan alone, warm µs (p10–p90)", lambda one: spread(plan(one))),
+                  ("decode, cold µs", lambda one: us(median(results.measured(*one)))),
+                  ("plan and decode, cold µs", lambda one: us(plan(one)["with_decode_us"])),
+                  ("the plan adds µs", lambda one: us(plan(one)["marginal_us"])), ("shape", title)], results.plans)
 
 
 def combine_and_plan_block(results):
@@ -629,58 +324,58 @@ def combine_and_plan_block(results):
     planners = [stage for stage in results.stages if any(stage in plans[shape] for shape in planned)]
     parts = []
     if planners:
-        parts += ["Plan alone, warm µs:", (["shape", *map(short, planners)],
-                  [[shape_title(shape), *(us(median(plans[shape].get(stage))) for stage in planners)]
-                   for shape in planned])]
+        parts += ["Plan alone, warm µs:",
+                  table([SHAPE, *each(planners, short, lambda stage, shape: us(median(plans[shape].get(stage))))],
+                        planned)]
     if not combines:
         return parts
     newest = max(stage for by_stage in combines.values() for stage in by_stage)
-    rows = []
-    for shape in [shape for shape in unique([*results.shapes, *combines]) if newest in combines.get(shape, {})]:
-        entry, decode = combines[shape][newest], median(results.measured(newest, shape))
-        rows.append([shape_title(shape), f"{entry['slots']:.0f}", us(median(entry)), us(entry["cold_us"]), us(decode),
-                     percent(entry["cold_us"] / decode) if decode else DASH])
+    columns = [SHAPE, ("slots", lambda shape: f"{combines[shape][newest]['slots']:.0f}"),
+               ("combine, warm", lambda shape: us(median(combines[shape][newest]))),
+               ("combine, cold", lambda shape: us(combines[shape][newest]["cold_us"])),
+               ("decode, cold", lambda shape: us(median(results.measured(newest, shape)))),
+               ("share of the decode", lambda shape: percent(
+                   combines[shape][newest]["cold_us"] / decode(results, newest, shape).cold["real_time"]))]
     return parts + [f"Combining alone, stage {newest}, µs; a slot is a partial result, the share is cold over cold:",
-                    (["shape", "slots", "combine, warm", "combine, cold", "decode, cold", "share of the decode"], rows)]
+                    table(columns, [shape for shape in unique([*results.shapes, *combines])
+                                    if newest in combines.get(shape, {})])]
 
 
 def numerics_block(results):
     """Of the stages with fp32 arithmetic two, or one column where all agree; of those with tensor cores the first and
     the newest."""
-    errors = results.of_mode("error")
-    timed = results.of_mode("cold")  # a shape of two suites is timed, and its error is an entry's counter
-    found = {shape: errors.get(shape) or timed.get(shape) for shape in results.suite("numerics") or errors}
+    errors, timed = results.of_mode("error"), results.of_mode("cold")
+    found = {shape: errors.get(shape) or timed.get(shape)  # a shape of two suites is timed, and its error is a counter
+             for shape in results.suite("numerics") or errors}
     found = {shape: by_stage for shape, by_stage in found.items() if by_stage}
     stages = [stage for stage in results.stages if any(stage in by_stage for by_stage in found.values())]
-    def written_error(shape, stage, counter="rel_l2"):
-        return f"{found[shape][stage][counter]:.1e}" if stage in found[shape] else DASH
+    def error(stage, counter="rel_l2"):
+        return lambda shape: f"{found[shape][stage][counter]:.1e}" if stage in found[shape] else DASH
     fp32, matrix = [stage for stage in stages if stage < "05"], [stage for stage in stages if stage >= "05"]
-    agree = len(fp32) > 1 and all(len({written_error(shape, stage) for stage in fp32}) == 1 for shape in found)
-    columns = {f"{short(fp32[0])}–{short(fp32[-1])}": fp32[0]} if agree else \
+    agree = len(fp32) > 1 and all(len({error(stage)(shape) for stage in fp32}) == 1 for shape in found)
+    shown = {f"{short(fp32[0])}–{short(fp32[-1])}": fp32[0]} if agree else \
         {short(stage): stage for stage in [one for one in fp32 if one[:2] in ("01", "03")] or fp32}
-    columns.update({short(stage): stage for stage in unique([*matrix[:1], *matrix[-1:]])})
-    columns.update({name: stage for stage, name in MEASURED_PEERS.items()
-                    if any(stage in by_stage for by_stage in found.values())})
-    newest = stages[-1] if stages else None
-    rows = []
-    for name in found:
-        shape = parse_shape(name)
-        heads = shape_title(name).split(f", {lengths_title(shape)}")[0] if shape else name
-        row = ([heads, "fp16" if shape.fp16 else "bf16", lengths_title(shape), f"{shape.peak}" if shape.peak else "0.01",
-                f"{shape.split}" if shape.split else DASH] if shape else [name] + [DASH] * 4)
-        rows.append(row + [written_error(name, stage) for stage in columns.values()]
-                    + [written_error(name, newest, "lse_max_abs")])
-    header = ["heads", "type", "lengths", "logits' deviation", "split every", *columns, f"lse, {short(newest)}"] \
-        if newest else []
+    shown.update({short(stage): stage for stage in unique([*matrix[:1], *matrix[-1:]])})
+    shown.update({name: stage for stage, name in MEASURED_PEERS.items()
+                  if any(stage in by_stage for by_stage in found.values())})
     parts = []
-    if rows:
+    if found:
+        shapes = {name: parse_shape(name) for name in found if parse_shape(name)}
+        def heads(name):
+            return shape_title(name).split(f", {lengths_title(shapes[name])}")[0] if name in shapes else name
+        columns = [("heads", heads), ("type", lambda name: "fp16" if shapes[name].fp16 else "bf16"),
+                   ("lengths", lambda name: lengths_title(shapes[name])),
+                   ("logits' deviation", lambda name: f"{shapes[name].peak or '0.01'}"),
+                   ("split every", lambda name: f"{shapes[name].split or DASH}"),
+                   *each(shown, str, lambda title, shape: error(shown[title])(shape)),
+                   (f"lse, {short(stages[-1])}", error(stages[-1], "lse_max_abs"))]
         text = "Relative L2 error of `out`"
-        if len({row[0] for row in rows}) == 1:
-            text += f", {rows[0][0]}"
-            header, rows = header[1:], [row[1:] for row in rows]
-        text += f"; largest error of `lse` of stage {newest}."
+        if len({heads(name) for name in found}) == 1:
+            text += f", {heads(next(iter(found)))}"
+            del columns[0]
+        text += f"; largest error of `lse` of stage {stages[-1]}."
         text += f" Stages {short(fp32[0])} to {short(fp32[-1])} agree to two digits in every row." if agree else ""
-        parts = [text, (header, rows)]
+        parts = [text, table(columns, found)]
     failed = [f"{short(stage)} on {shape_title(shape)} ({why_not(entry)})"
               for (stage, shape, mode), entry in results.entries.items() if mode == "error" and why_not(entry)]
     return parts + [f"No figure: {'; '.join(failed)}."] * bool(failed)
@@ -688,49 +383,50 @@ def numerics_block(results):
 
 def resources_block(results):
     parts = []
-    for name in shapes_of(results, "resources"):
-        shape, rows = parse_shape(name), []
-        for stage in [*results.stages, *MEASURED_PEERS]:
-            sustained = results.measured(stage, name, "sustained")
-            if sustained is None:
-                continue
-            energy, clock = sustained.get("energy_mj"), sustained.get("sm_mhz")
-            rows.append([MEASURED_PEERS.get(stage, stage), significant(sustained.get("power_w")),
-                         f"{clock / 1000:.2f}" if clock else DASH, us(median(sustained)), significant(energy),
-                         significant(energy / (shape.batch * shape.queries) if energy and shape else None)])
-        if rows:
-            parts += [f"{shape_title(name)}:",
-                      (["stage", "W", "SM GHz", "µs sustained", "mJ a run", "mJ a query token"], rows)]
+    for name in results.timed("resources"):
+        shape = parse_shape(name)
+        rows = [(stage, results.measured(stage, name, "sustained")) for stage in [*results.stages, *MEASURED_PEERS]]
+        columns = [("stage", lambda one: MEASURED_PEERS.get(one[0], one[0])),
+                   ("W", lambda one: significant(one[1]["power_w"])),
+                   ("SM GHz", lambda one: f"{one[1]['sm_mhz'] / 1000:.2f}"),
+                   ("µs sustained", lambda one: us(median(one[1]))),
+                   ("mJ a run", lambda one: significant(one[1]["energy_mj"])),
+                   ("mJ a query token", lambda one: significant(one[1]["energy_mj"] / (shape.batch * shape.queries)))]
+        if any(entry for _, entry in rows):
+            parts += [f"{shape_title(name)}:", table(columns, [one for one in rows if one[1]])]
     return parts + ["Of the sustained runs; a run is one layer."] if parts else []
 
 
 def cache_block(results, cache):
     if cache is None:
         return []
-    wall, memory = cache.cache("wall"), cache.cache("bytes")
-    nanoseconds = [[name.replace("host_", "", 1), f"{significant(one['ns'])} ({significant(one['p10_ns'])}–"
-                    f"{significant(one['p90_ns'])})", significant(one["per_second"] / 1e6), one.get("label", "")]
-                   for name, one in wall.items()]
+    def column(title, counter, how):
+        return title, lambda one: how(one[1][counter])
+    def of(mode):
+        return lambda name: spread(modes[mode][name])
+    def append(name):
+        match = re.fullmatch(r"append_b(\d+)_t(\d+)", name)
+        return "{} × {}".format(*match.groups()) if match else name
     modes = {mode: cache.cache(mode) for mode in ["cold", "sustained", "returned", "all"]}
-    appends = []
-    for name in unique(name for found in modes.values() for name in found):
-        match, cold = re.fullmatch(r"append_b(\d+)_t(\d+)", name), modes["cold"].get(name)
-        appends.append(["{} × {}".format(*match.groups()) if match else name,
-                        *(median_and_spread(modes[mode].get(name)) for mode in ["cold", "sustained"]),
-                        significant(cold["GBps"] if cold else None),
-                        *(median_and_spread(modes[mode].get(name)) for mode in ["returned", "all"])])
-    sizes = [[name.replace("memory_", "", 1), f"{one['tokens']:.0f}", gigabytes(one["bytes_contiguous"]),
-              gigabytes(one["bytes_paged"]), significant(one["bytes_block_table"] / 1e6),
-              percent(max(0, one["saved_share"])), percent(one["fragmentation"]), one.get("label", "")]
-             for name, one in memory.items()]
+    of_what = ("of", lambda one: one[1].get("label", ""))
+    tables = [
+        ("Bookkeeping on the host:", cache.cache("wall").items(),
+         [("operation", lambda one: one[0].replace("host_", "", 1)),
+          ("ns (p10–p90)", lambda one: spread(one[1], "ns", significant)),
+          column("million a second", "per_second", lambda value: significant(value / 1e6)), of_what]),
+        ("Append, sequences × new tokens, µs:", unique(name for found in modes.values() for name in found),
+         [("append", append), ("kernel, cold (p10–p90)", of("cold")), ("kernel, sustained (p10–p90)", of("sustained")),
+          ("GB/s, cold", lambda name: significant(modes["cold"][name]["GBps"])),
+          ("call returns (p10–p90)", of("returned")), ("with the device's work (p10–p90)", of("all"))]),
+        ("Memory of one layer against one contiguous buffer a sequence:", cache.cache("bytes").items(),
+         [("lengths", lambda one: one[0].replace("memory_", "", 1)), column("tokens", "tokens", "{:.0f}".format),
+          column("GB contiguous", "bytes_contiguous", gigabytes), column("GB paged", "bytes_paged", gigabytes),
+          column("MB block table", "bytes_block_table", lambda value: significant(value / 1e6)),
+          column("saved", "saved_share", lambda value: percent(max(0, value))),
+          column("fragmentation", "fragmentation", percent), of_what])]
     parts = []
-    for title, header, rows in [
-            ("Bookkeeping on the host:", ["operation", "ns (p10–p90)", "million a second", "of"], nanoseconds),
-            ("Append, sequences × new tokens, µs:", ["append", "kernel, cold (p10–p90)", "kernel, sustained (p10–p90)",
-             "GB/s, cold", "call returns (p10–p90)", "with the device's work (p10–p90)"], appends),
-            ("Memory of one layer against one contiguous buffer a sequence:", ["lengths", "tokens", "GB contiguous",
-             "GB paged", "MB block table", "saved", "fragmentation", "of"], sizes)]:
-        parts += [title, (header, rows)] if rows else []
+    for title, items, columns in tables:
+        parts += [title, table(columns, items)] if items else []
     return parts + [caption(cache)] * (cache is not results)
 
 
@@ -755,40 +451,37 @@ def service_cell(figures, names, how):
     return DASH if None in values else how.format(*values) if how else ", ".join(map(significant, values))
 
 
-def service_summary(runs, scenarios):
-    """Header and rows: paged against static, a row a scenario."""
-    rows = []
-    for scenario in scenarios:
-        paged, static = ([run["figures"] for run in runs if (run["scenario"], run["way"]) == (scenario, way)][-1:]
-                         for way in ("paged", "static"))
-        def both(names, how):
-            return " / ".join(service_cell(one[0], names, how) if one else DASH for one in (paged, static))
-        ratio = times_x(static[0]["tokens_per_s"], paged[0]["tokens_per_s"]) if paged and static else DASH
-        rows.append([scenario, both(["tokens_per_s"], None), ratio, both(["token_ms_mean"], "{:.2f}"),
-                     both(["token_ms_p99"], "{:.2f}"), both(["waste_share"], "{:.1%}"),
-                     both(["finished", "arrived"], "{:.0f} of {:.0f}")])
-    return ["scenario", "tokens a second", "ratio", "a token, ms, mean", "a token, ms, p99", "held rows wasted",
-            "requests finished"], rows
-
-
 def service_block(service):
     if service is None:
         return []
     every = sorted(service["runs"], key=lambda run: (run["way"], run["stage"]))
     stages = {way: ", ".join(unique(run["stage"] for run in every if run["way"] == way)) for way in ("paged", "static")}
+    last = {(run["scenario"], run["way"]): run["figures"] for run in every}
+    def both(names, how):
+        def cell(scenario):
+            figures = [last.get((scenario, way)) for way in ("paged", "static")]
+            return " / ".join(service_cell(one, names, how) if one else DASH for one in figures)
+        return cell
+    columns = [("scenario", lambda scenario: scenario), ("tokens a second", both(["tokens_per_s"], None)),
+               ("ratio", lambda scenario: times_x(last[scenario, "static"]["tokens_per_s"],
+                                                  last[scenario, "paged"]["tokens_per_s"])),
+               ("a token, ms, mean", both(["token_ms_mean"], "{:.2f}")),
+               ("a token, ms, p99", both(["token_ms_p99"], "{:.2f}")),
+               ("held rows wasted", both(["waste_share"], "{:.1%}")),
+               ("requests finished", both(["finished", "arrived"], "{:.0f} of {:.0f}"))]
     scenarios = unique(run["scenario"] for run in service["runs"])
-    parts = [f"Paged ({stages['paged'] or DASH}) / static ({stages['static'] or DASH}):",
-             service_summary(every, scenarios)]
+    parts = [f"Paged ({stages['paged'] or DASH}) / static ({stages['static'] or DASH}):", table(columns, scenarios)]
     for scenario in scenarios:
         runs = [run for run in every if run["scenario"] == scenario]
-        rows = [[title, *(service_cell(run["figures"], names, how) for run in runs)]
-                for title, names, how in SERVICE_ROWS]
-        reasons = [", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count > 0)
-                   for run in runs]
-        if any(reasons):
-            rows.insert(2, ["why rejected", *(reason or DASH for reason in reasons)])
-        header = [" ", *(f"{run['way']}, {run['stage']}, {run['layers']} layers" for run in runs)]
-        parts += [f"{scenario}:", (header, rows)]
+        columns = [(" ", lambda row: row[0]),
+                   *each(runs, lambda run: f"{run['way']}, {run['stage']}, {run['layers']} layers",
+                         lambda run, row: row[1](run))]
+        rows = each(SERVICE_ROWS, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
+        def reasons(run):
+            return ", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count) or DASH
+        if any(reasons(run) != DASH for run in runs):
+            rows.insert(2, ("why rejected", reasons))
+        parts += [f"{scenario}:", table(columns, rows)]
     get = service["context"].get
     where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
     clock = ("wall time with the GPU's kernels (a step lasts from its first launch to the end of its synchronize)"
@@ -797,82 +490,39 @@ def service_block(service):
 
 
 def peers_block(results, peers):
-    shapes = [shape for shape in results.shapes if shape in peers.shapes]
-    names = unique(name for shape in shapes for name in peers.shapes.get(shape, {}))
-    measured = [stage for stage in MEASURED_PEERS if any(results.measured(stage, shape) for shape in shapes)]
-    rows = []
-    for shape in shapes:
-        stage, cold = results.fastest(shape)
-        row = [shape_title(shape)]
-        row.append(f"{cold_and_sustained(cold, results.measured(stage, shape, 'sustained'))} ({short(stage)})"
-                   if stage else DASH)
-        row += [cold_and_sustained(results.measured(peer, shape), results.measured(peer, shape, "sustained"))
-                for peer in measured]
-        for name in names:
-            times = peers.shapes.get(shape, {}).get(name)
-            row.append(f"{us(times[0])} / {us(times[1])}" if times else DASH)
-        rows.append(row)
+    rows = {shape: decodes(results, peers, shape) for shape in results.shapes if shape in peers.shapes}
     if not rows:
         return []
-    note = "µs, cold / sustained."
-    if measured:
-        note += f" Measured beside the stages: {', '.join(MEASURED_PEERS[stage] for stage in measured)}."
-    return [(["shape", "fastest stage", *(MEASURED_PEERS[stage] for stage in measured), *names], rows),
+    measured = [name for name in MEASURED_PEERS.values()
+                if any(name in found and found[name].cold for found in rows.values())]
+    names = measured + unique(name for shape in rows for name in peers.shapes[shape])
+    def fastest(shape):
+        stage, _ = results.fastest(shape)
+        return f"{cold_and_sustained(rows[shape][stage])} ({short(stage)})"
+    note = "µs, cold / sustained." + (f" Measured beside the stages: {', '.join(measured)}." if measured else "")
+    return [table([SHAPE, ("fastest stage", fastest),
+                   *each(names, str, lambda name, shape: cold_and_sustained(rows[shape][name]))], rows),
             " ".join(filter(None, [note, peer_caption(peers)]))]
 
 
 def block(name, root, results, peers):
-    """The parts of a block of docs/results.md, each a text or a table; none if nothing of it is recorded."""
+    """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
-    if name == "run":
-        return [caption(results)]
-    if name == "varlen":
-        return varlen_block(results, load_cache(root, results))
-    if name == "cache":
-        return cache_block(results, load_cache(root, results))
-    if name == "service":
-        return service_block(load_service(root, results))
-    if name == "peers":
-        return peers_block(results, peers)
-    known = {"combine-and-plan": combine_and_plan_block, "numerics": numerics_block, "resources": resources_block}
+    known = {"run": lambda: [caption(results)],
+             "varlen": lambda: varlen_block(results, load_cache(root, results)),
+             "combine-and-plan": lambda: combine_and_plan_block(results),
+             "numerics": lambda: numerics_block(results),
+             "resources": lambda: resources_block(results),
+             "cache": lambda: cache_block(results, load_cache(root, results)),
+             "service": lambda: service_block(load_service(root, results)),
+             "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")
-    return known[name](results)
+    return known[name]()
 
 
-def markdown(table):
-    header, rows = table
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def plain(table):
-    """Aligned columns; the first and the last to the left."""
-    header, rows = table
-    widths = [max(len(row[i]) for row in [header] + rows) for i in range(len(header))]
-    def line(row):
-        cells = [cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths))]
-        return "  ".join(cells).rstrip()
-    return "\n".join([line(header), "  ".join("─" * width for width in widths)] + [line(row) for row in rows])
-
-
-def summary(results, peers):
-    """The README's table for the terminal: a block a shape, so that it fits."""
-    header, rows = readme_table(results, peers)
-    blocks = []
-    for first in range(1, len(header) - 1, 3):
-        columns = [0, first, first + 1, first + 2, len(header) - 1]
-        blocks.append(plain(([header[i] for i in columns], [[row[i] for i in columns] for row in rows])))
-    return "\n\n".join(blocks)
-
-
-def written(parts, table):
-    """Parts of a block as one text; `table` is markdown or plain."""
-    return "\n\n".join(part if isinstance(part, str) else table(part) for part in parts)
-
+# ---- texts between markers, and figures ----
 
 def texts(root, results):
     """What should stand between the markers: [(path, begin, end, text)]."""
@@ -891,7 +541,7 @@ def texts(root, results):
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
             parts = block(name, root, results, peers)
-            if name == "varlen" and parts and "varlen" in figures(results):
+            if name == "varlen" and parts and "varlen" in plots.wanted(results):
                 parts = [VARLEN_FIGURE, *parts]
             wanted.append((page, name, written(parts, markdown) or NOT_RECORDED))
     return [(path, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text) for path, name, text in wanted]
@@ -902,19 +552,12 @@ VARLEN_FIGURE = ("![Time of a paged decode and of one padded to the longest sequ
                  "(figures/varlen.svg)")
 
 
-def figures(results):
-    """{name: what it shows} of the figures that these results can fill."""
-    import plots  # the figures belong to docs/results.md; where that is not, neither need plots.py be
-    return plots.wanted(results)
-
-
 def stale_figures(root, results):
     """Paths of figures that are missing or were drawn from something else."""
     if not (root / "docs" / "results.md").exists():
         return []
-    import plots
     stale = []
-    for name, data in figures(results).items():
+    for name, data in plots.wanted(results).items():
         path = root / "docs" / "figures" / f"{name}.svg"
         if not path.exists() or plots.stamp(results, data) not in path.read_text(encoding="utf-8"):
             stale.append(path)
@@ -922,23 +565,14 @@ def stale_figures(root, results):
 
 
 def draw(root, results):
-    import plots
     folder = root / "docs" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for name, data in figures(results).items():
+        for name, data in plots.wanted(results).items():
             (folder / f"{name}.svg").write_text(plots.draw(name, data, results), encoding="utf-8")
             print(f"{folder / name}.svg: drawn")
     except ImportError as error:
         raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
-
-
-def replace_between(text, begin, end, middle, path):
-    head, found_begin, rest = text.partition(begin)
-    _, found_end, tail = rest.partition(end)
-    if not found_begin or not found_end:
-        raise Error(f"{path}: no '{begin}' followed by '{end}'")
-    return f"{head}{begin}\n{middle}\n{end}{tail}"
 
 
 def update(root, results, write):
@@ -953,7 +587,11 @@ def update(root, results, write):
         if path.parent != root and begin not in old and end not in old:  # a chapter of the reader's own
             print(f"{path}: no '{begin}', left out", file=sys.stderr)
             continue
-        new = replace_between(old, begin, end, middle, path)
+        head, found_begin, rest = old.partition(begin)
+        _, found_end, tail = rest.partition(end)
+        if not found_begin or not found_end:
+            raise Error(f"{path}: no '{begin}' followed by '{end}'")
+        new = f"{head}{begin}\n{middle}\n{end}{tail}"
         if new == old:
             continue
         stale.append(path)
@@ -982,10 +620,15 @@ def main(arguments=None):
             stale = unique(update(options.root, results, write=options.update))
             for path in stale:
                 print(f"{path}: " + ("updated" if options.update else "stale, run bench/report/report.py --update"))
+            values, wrong = prose.update(options.root, results, write=options.update)
+            if wrong:
+                raise Error("\n".join(wrong))
+            for value in values if options.check else []:
+                print(value)
             old_figures = stale_figures(options.root, results)
             for path in old_figures:
                 print(f"{path}: stale, run bench/report/report.py --plots")
-            return 1 if (stale or old_figures) and options.check else 0
+            return 1 if (stale or values or old_figures) and options.check else 0
         peers = load_peers(options.root, results)
         print(f"{results.name}:\n{caption(results)}")
         if peer_caption(peers):

@@ -12,6 +12,7 @@ from pathlib import Path
 import report_test  # noqa: E402  (finds bench/, too)
 import plots  # noqa: E402
 import report  # noqa: E402
+import recordings  # noqa: E402
 
 try:
     import matplotlib
@@ -55,7 +56,7 @@ class PlacesTest(unittest.TestCase):
 @unittest.skipIf(matplotlib is None, "matplotlib is missing: apt-get install python3-matplotlib")
 class PlotsTest(unittest.TestCase):
     def setUp(self):
-        self.results = report.Results(report_test.full_results(), "made_up.json")
+        self.results = recordings.Results(report_test.full_results(), "made_up.json")
         self.wanted = plots.wanted(self.results)
 
     def test_all_are_drawn(self):
@@ -88,7 +89,7 @@ class PlotsTest(unittest.TestCase):
             self.assertNotIn("<metadata", svg)
 
     def test_labels_do_not_overlap(self):
-        for results in [self.results, report.recorded(report_test.ROOT)]:
+        for results in [self.results, recordings.recorded(report_test.ROOT)]:
             for name, data in plots.wanted(results).items():
                 self.check_labels(name, plots.DRAW[name](data))
 
@@ -134,7 +135,7 @@ class PlotsTest(unittest.TestCase):
                 self.assertEqual(report.main(["--root", folder, "--check"]), 1)
 
     def test_figures_of_what_is_recorded(self):
-        results = report.recorded(report_test.ROOT)
+        results = recordings.recorded(report_test.ROOT)
         for name, data in plots.wanted(results).items():
             self.assertLess(len(plots.draw(name, data, results)), 60000, name)
 

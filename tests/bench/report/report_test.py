@@ -1,8 +1,10 @@
-"""bench/report/report.py on small results files: their schemas, its tables, and that stale texts and figures are found; and
-where bench/run.sh leaves results."""
+"""bench/report/report.py on small results files: their schemas, its tables, figures in running text, and that stale texts
+and figures are found; and where bench/run.sh leaves results."""
 import contextlib
 import io
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "bench" / "report"))
 import plots  # noqa: E402
 import report  # noqa: E402
+import recordings  # noqa: E402
 
 
 def entry(name, time, **counters):
@@ -34,7 +37,7 @@ def plan_entry(name, time, **counters):
 def results():
     shape = "h128_q1_b64_k4096"
     return {
-        "context": {"schema": report.SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+        "context": {"schema": recordings.SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
                     "cuda_driver": "13.0", "max_sm_mhz": "1980", "memory_mhz": "3201", "power_limit_w": "700",
                     "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "abc1234",
                     "date_utc": "2026-11-20T12:00:00Z", "ceiling_read_gbps": "4562", "ceiling_fp32_tflops": "60.1",
@@ -51,17 +54,6 @@ def results():
     }
 
 
-def old_results():
-    """The same by the first schema, which knew neither suites nor tokens."""
-    data = results()
-    data["context"]["schema"] = report.OLD_SCHEMA
-    del data["context"]["wall_s"], data["context"]["suite_table"]
-    for one in data["benchmarks"]:
-        for key in report.REQUIRED_LENGTHS:
-            one.pop(key, None)
-    return data
-
-
 STAGES = ["03_online_softmax", "05_tensor_core", "08_seesaw"]
 SUITES = {
     "table": ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096", "h128_q1_b128_k8192"],
@@ -72,7 +64,7 @@ SUITES = {
     "resources": ["h16_q2_b128_k27345"],
     "plan": ["h128_q1_b1_klognormal2048"],
 }
-TIMED = report.unique(shape for name, shapes in SUITES.items() if name != "plan" for shape in shapes)
+TIMED = recordings.unique(shape for name, shapes in SUITES.items() if name != "plan" for shape in shapes)
 
 
 def cache_entries():
@@ -117,14 +109,14 @@ def full_results():
 
 
 def peers(date, shapes, **more):
-    return {"context": {"schema": report.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": f"580.{date[-2:]}",
+    return {"context": {"schema": recordings.PEERS_SCHEMA, "gpu": "NVIDIA H200", "driver": f"580.{date[-2:]}",
                         "cuda": "13.0", "date": date, "protocol": "the same"}, "shapes": shapes, **more}
 
 
 def service():
-    figures = {name: 10 + number for number, name in enumerate(report.REQUIRED_FIGURES)}
+    figures = {name: 10 + number for number, name in enumerate(recordings.REQUIRED_FIGURES)}
     run = {"scenario": "chat_1000", "stage": "08_seesaw", "layers": 61, "rejected_by_reason": {}}
-    return {"context": {"schema": report.SERVICE_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+    return {"context": {"schema": recordings.SERVICE_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
                         "nvcc": "13.0.88", "host_compiler": "GNU 12.2.0", "commit": "fed4321",
                         "date_utc": "2026-11-22T12:00:00Z", "clock": "gpu"},
             "runs": [{**run, "way": "static", "stage": "02_shared_tiled", "figures": {**figures, "tokens_per_s": 4321},
@@ -205,7 +197,7 @@ class ReportTest(unittest.TestCase):
 
     def test_a_run_of_a_few_shapes_does_not_stand_for_the_recorded_one(self):
         data = results()
-        data["benchmarks"] += [entry(f"02_shared_tiled/{shape}/cold", 100.0) for shape in report.README_SHAPES[1:]]
+        data["benchmarks"] += [entry(f"02_shared_tiled/{shape}/cold", 100.0) for shape in recordings.README_SHAPES[1:]]
         self.write(data)
         self.run_report("--update")
         partial = results()
@@ -227,7 +219,8 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(self.run_report("--check"), (0, ""))
 
     def test_schema(self):
-        for key in report.REQUIRED_CONTEXT + report.REQUIRED_GPU_CONTEXT + report.REQUIRED_CEILINGS + ["wall_s"]:
+        for key in [*recordings.REQUIRED_CONTEXT, *recordings.REQUIRED_GPU_CONTEXT, *recordings.REQUIRED_CEILINGS,
+                    "wall_s"]:
             if key in ("schema", "machine"):  # without these it is not taken for a recorded file at all
                 continue
             data = results()
@@ -238,28 +231,26 @@ class ReportTest(unittest.TestCase):
             self.assertIn(key, printed)
         data = results()
         del data["context"]["suite_table"]
-        self.assertIn("suite_", " ".join(report.problems(data, "")))
+        self.assertIn("suite_", " ".join(recordings.problems(data, "")))
 
     def test_every_mode_has_its_counters(self):
-        self.assertEqual(report.problems(full_results(), ""), [])
-        required = {("08_seesaw", mode): keys for mode, keys in report.REQUIRED_COUNTERS.items()}
-        required.update({("cache", mode): keys for mode, keys in report.REQUIRED_CACHE_COUNTERS.items()})
-        for mode in ["cold", "sustained"]:
-            required["08_seesaw", mode] = required["08_seesaw", mode] + report.REQUIRED_LENGTHS
+        self.assertEqual(recordings.problems(full_results(), ""), [])
+        required = {("08_seesaw", mode): keys for mode, keys in recordings.REQUIRED_COUNTERS.items()}
+        required.update({("cache", mode): keys for mode, keys in recordings.REQUIRED_CACHE_COUNTERS.items()})
         for (stage, mode), keys in required.items():
             for key in keys:
                 data = full_results()
                 one = next(one for one in data["benchmarks"]
                            if one["name"].startswith(stage) and one["name"].split("/")[2] == mode)
                 del one[key]
-                self.assertEqual(len(report.problems(data, "")), 1, (stage, mode, key))
-                self.assertIn(f"/{mode} lacks '{key}'", report.problems(data, "")[0])
+                self.assertEqual(len(recordings.problems(data, "")), 1, (stage, mode, key))
+                self.assertIn(f"/{mode} lacks '{key}'", recordings.problems(data, "")[0])
 
     def test_a_mode_that_is_unknown(self):
         for name in ["08_seesaw/h1_q1_b1_k1/lukewarm", "cache/append_b1_t1/plan", "reference/h1_q1_b1_k1/cold"]:
             data = results()
             data["benchmarks"].append(entry(name, 1.0))
-            self.assertEqual(report.problems(data, ""), [f"{name}: unknown mode"])
+            self.assertEqual(recordings.problems(data, ""), [f"{name}: unknown mode"])
         data["benchmarks"][-1]["name"] = "cold"
         self.write(data)
         self.assertIn("stage/shape/mode", self.run_report("--table")[1])
@@ -267,17 +258,12 @@ class ReportTest(unittest.TestCase):
     def test_a_time_of_nothing(self):
         data = full_results()
         data["benchmarks"][0]["real_time"] = 0
-        self.assertEqual(len(report.problems(data, "")), 1)
+        self.assertEqual(len(recordings.problems(data, "")), 1)
 
-    def test_the_first_schema_still_loads(self):
-        self.write(old_results())
-        code, printed = self.run_report("--table")
-        self.assertEqual(code, 0, printed)
-        data = old_results()
-        data["context"]["schema"] = report.SCHEMA
-        self.assertNotEqual(report.problems(data, ""), [])
-        data["context"]["schema"] = "flashmla_stages/3"
-        self.assertIn("flashmla_stages/3", report.problems(data, "")[0])
+    def test_another_schema_is_refused(self):
+        data = results()
+        data["context"]["schema"] = "flashmla_stages/1"
+        self.assertIn("flashmla_stages/1", recordings.problems(data, "")[0])
 
     def test_chapters_show_suite_table(self):
         self.write(full_results())
@@ -286,12 +272,7 @@ class ReportTest(unittest.TestCase):
         chapter.write_text("<!-- measurement:begin -->\n<!-- measurement:end -->\n")
         self.assertEqual(self.run_report("--update")[0], 0)
         rows = [line.split(" | ")[0] for line in chapter.read_text().splitlines() if "heads" in line]
-        self.assertEqual(rows, [f"| {report.shape_title(shape)}" for shape in SUITES["table"]])
-        data = old_results()
-        data["benchmarks"].append(entry("02_shared_tiled/h1_q1_b1_k1/cold", 1.0))
-        self.write(data)
-        self.run_report("--update")
-        self.assertIn("1 heads, 1 × 1 ", self.chapter.read_text())
+        self.assertEqual(rows, [f"| {recordings.shape_title(shape)}" for shape in SUITES["table"]])
 
     def test_what_could_not_run_has_its_reason(self):
         code, printed = self.run_report("--table")
@@ -337,9 +318,11 @@ class ReportTest(unittest.TestCase):
                              "128 heads, 2 query tokens, causal, 2 × 64, split every 64, fp16"),
                             ("h16x2_q1_b4_kstepped32768_split64_peak16_fp16",
                              "16 heads on 2 KV heads, 4 × stepped 256 to 32768, split every 64, peak 16, fp16"),
+                            ("h16_q1_b3_k256+0+1024_fp16", "16 heads, 256 + 0 + 1024, fp16"),
+                            ("h16_q1_k256+0+1024", "16 heads, 256 + 0 + 1024"), ("h16_q1_k256", "h16_q1_k256"),
                             ("h1_q1_b1_k1_peak4_split64", "h1_q1_b1_k1_peak4_split64"),
                             ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
-            self.assertEqual(report.shape_title(name), title)
+            self.assertEqual(recordings.shape_title(name), title)
 
     def test_peers_stand_beside(self):
         self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
@@ -368,8 +351,8 @@ class ReportTest(unittest.TestCase):
 
     def test_a_file_of_peers_is_checked(self):
         for data in [peers("2026-11-20", {"h128_b1": {}}), peers("2026-11-20", {"h1_q1_b1_k1": {"Other": [1.0]}}),
-                     {"context": {"schema": report.PEERS_SCHEMA}, "shapes": {}}]:
-            self.assertNotEqual(report.problems(data, ""), [])
+                     {"context": {"schema": recordings.PEERS_SCHEMA}, "shapes": {}}]:
+            self.assertNotEqual(recordings.problems(data, ""), [])
             self.beside("peers_h200.json", data)
             self.assertEqual(self.run_report("--summary")[0], 2)
 
@@ -388,11 +371,11 @@ class ReportTest(unittest.TestCase):
             if one["name"].startswith("cublas_pipeline"):
                 one["TFLOPs"], one["speedup"] = 1e6, 7.0
         data["benchmarks"].sort(key=lambda one: not one["name"].startswith("cublas_pipeline"))
-        rows = report.side_by_side(report.Results(data, ""), report.load_peers(self.root, report.Results(data, "")),
-                                   "h128_q1_b64_k4096")[1]
+        loaded = recordings.Results(data, "")
+        rows = report.side_by_side(loaded, recordings.load_peers(self.root, loaded), "h128_q1_b64_k4096")[1]
         self.assertEqual(rows[-2][0], "cuBLAS pipeline")
         self.assertNotIn("7.0×", rows[-2])
-        self.assertEqual(rows[-1][3], report.significant(73e3 / 118.4))  # not from the peer's rate
+        self.assertEqual(rows[-1][3], recordings.significant(73e3 / 118.4))  # not from the peer's rate
 
     def test_a_truncated_file_is_named(self):
         broken = self.root / "broken.json"
@@ -410,7 +393,7 @@ class ReportTest(unittest.TestCase):
         paths = sorted(folder.rglob("*.json"))
         self.assertTrue(paths)
         for path in paths:
-            self.assertEqual(report.problems(json.loads(path.read_text()), path.name), [], path)
+            self.assertEqual(recordings.problems(json.loads(path.read_text()), path.name), [], path)
 
 
 class ResultsPageTest(unittest.TestCase):
@@ -457,7 +440,7 @@ class ResultsPageTest(unittest.TestCase):
 
     def draw(self):
         """Stands in for --plots: files with the figures' stamps."""
-        loaded = report.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
+        loaded = recordings.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
         for name, data in plots.wanted(loaded).items():
             (self.root / "docs" / "figures" / f"{name}.svg").write_text(f"<desc>{plots.stamp(loaded, data)}</desc>")
         return plots.wanted(loaded)
@@ -475,10 +458,10 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("results.md: stale", printed)
 
     def test_what_is_not_recorded_says_so(self):
-        self.record("h200_2026-11-21.json", old_results())
+        self.record("h200_2026-11-21.json", results())
         for name in self.BLOCKS:
             if name not in ("run", "suite-table", "combine-and-plan", "peers"):
-                self.assertEqual(self.block(name), report.NOT_RECORDED, name)
+                self.assertEqual(self.block(name), recordings.NOT_RECORDED, name)
         self.assertIn("| 64 × 4096", self.block("suite-table").replace("128 heads, ", ""))
 
     def test_markers_that_mean_nothing(self):
@@ -498,12 +481,12 @@ class ResultsPageTest(unittest.TestCase):
                          ["16 heads, 64 × 4096", "2000 / 2200", "1000 / 1100", "666.7 / 733.3", "480", "2.1% (08)",
                           "18.4 / — Other"])
         self.assertIn("cuBLAS pipeline, measured", self.cells("suite-bandwidth", "16 heads, 16 × 4096")[-1])
-        self.assertEqual(self.block("suite-compute"), report.NOT_RECORDED)
+        self.assertEqual(self.block("suite-compute"), recordings.NOT_RECORDED)
         data = full_results()
         data["context"]["suite_compute"] = "h16_q1_b64_k4096"
         self.record("h200_2026-11-21.json", data)
         (row,) = self.tables("suite-compute")[0][1:]
-        self.assertEqual(row[4], report.significant(73e3 * 3 / 2000))
+        self.assertEqual(row[4], recordings.significant(73e3 * 3 / 2000))
         self.assertIn("; TFLOP/s cold;", self.block("suite-compute"))
         self.assertNotIn("of the fastest", self.tables("suite-dtypes")[0][0][4:-2])
 
@@ -543,7 +526,7 @@ class ResultsPageTest(unittest.TestCase):
         for name, longest, partner in [("h16x2_q2_b4_klognormal8192_causal_split64_fp16", 27345.0,
                                         "h16x2_q2_b4_k27345_causal_split64_fp16"),
                                        ("h128_q1_b128_kskew131072", 131072, "h128_q1_b128_k131072")]:
-            self.assertEqual(report.padded_partner(name, longest), partner)
+            self.assertEqual(recordings.padded_partner(name, longest), partner)
 
     def test_combine_and_plan(self):
         plans, combines = self.tables("combine-and-plan")
@@ -628,10 +611,10 @@ class ResultsPageTest(unittest.TestCase):
         data = full_results()
         data["benchmarks"] = [one for one in data["benchmarks"] if not one["name"].startswith("cache")]
         self.record("h200_2026-11-21.json", data)
-        self.assertEqual(self.block("cache"), report.NOT_RECORDED)
+        self.assertEqual(self.block("cache"), recordings.NOT_RECORDED)
         apart = results()
         apart["context"]["commit"] = "of the cache"
-        for key in [*report.REQUIRED_CEILINGS, "wall_s", "suite_table"]:  # the cache's suite has none of these
+        for key in [*recordings.REQUIRED_CEILINGS, "wall_s", "suite_table"]:  # the cache's suite has none of these
             del apart["context"][key]
         apart["benchmarks"] = cache_entries()
         self.record("h200_cache_2026-11-20.json", apart)
@@ -642,7 +625,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.run_report("--table")[0], 0)
 
     def test_service(self):
-        self.assertEqual(self.block("service"), report.NOT_RECORDED)
+        self.assertEqual(self.block("service"), recordings.NOT_RECORDED)
         self.record("h200_service_2026-11-22.json", service())
         self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers",
                                                            "static, 02_shared_tiled, 61 layers"])
@@ -671,20 +654,20 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
 
     def test_a_service_file_is_checked(self):
-        self.assertEqual(report.problems(service(), ""), [])
+        self.assertEqual(recordings.problems(service(), ""), [])
         faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
                   lambda data: data["runs"].clear(), lambda data: data["runs"][0].update(way="other"),
                   lambda data: data["runs"][0].pop("stage")]
-        faults += [lambda data, name=name: data["runs"][1]["figures"].pop(name) for name in report.REQUIRED_FIGURES]
+        faults += [lambda data, name=name: data["runs"][1]["figures"].pop(name) for name in recordings.REQUIRED_FIGURES]
         for number, fault in enumerate(faults):
             data = service()
             fault(data)
-            self.assertEqual(len(report.problems(data, "")), 1, number)
+            self.assertEqual(len(recordings.problems(data, "")), 1, number)
         self.record("h200_service_2026-11-22.json", data)
         self.assertEqual(self.run_report("--check")[0], 2)
 
     def test_peers(self):
-        self.assertEqual(self.block("peers"), report.NOT_RECORDED)
+        self.assertEqual(self.block("peers"), recordings.NOT_RECORDED)
         self.record("peers_h200.json", peers("2026-11-20T05:02:20Z", {"h16_q1_b64_k4096": {"Other": [18.4, None]},
                                                                      "h128_q1_b1_k4096": {"Idle": [None, None]}}))
         self.assertEqual([row[0] for row in self.tables("peers")[0]], ["shape", "16 heads, 64 × 4096"])
@@ -710,8 +693,8 @@ class ResultsPageTest(unittest.TestCase):
         self.record("h200_2026-11-21.json", data)
         self.assertEqual(self.tables("suite-table")[0][0][1:4], ["03", "05", "08"])
         self.assertEqual([row[0] for row in self.tables("suite-table")[0][1:]],
-                         [report.shape_title(shape) for shape in SUITES["table"]])
-        loaded = report.Results(data, "")
+                         [recordings.shape_title(shape) for shape in SUITES["table"]])
+        loaded = recordings.Results(data, "")
         self.assertEqual(loaded.stages, STAGES)
         others = [shape for shape in TIMED if shape not in SUITES["table"]]
         self.assertEqual(loaded.shapes, SUITES["table"] + others[::-1])
@@ -763,6 +746,143 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("needs matplotlib", printed)
 
 
+class ProseTest(unittest.TestCase):
+    """Figures in running text."""
+
+    SHAPE = "h128_q1_b64_k4096"
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        (self.root / "bench" / "results").mkdir(parents=True)
+        (self.root / "docs").mkdir()
+        self.page = self.root / "docs" / "page.md"
+        (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+        self.record("h200_2026-11-21.json", full_results())
+        self.record("peers_h200.json", peers("2026-11-20", {self.SHAPE: {"Other (new)": [118.4, None]}}))
+        self.record("h200_service_2026-11-22.json", service())
+        self.run_report("--update")
+
+    def record(self, name, data):
+        (self.root / "bench" / "results" / name).write_text(json.dumps(data))
+
+    run_report = ReportTest.run_report
+
+    def written(self, what):
+        """What --update writes for an expression."""
+        self.page.write_text(f"# Page\n\nIt is <!--v {what}-->?<!--/v--> µs.\n")
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        text = self.page.read_text()
+        self.assertTrue(text.startswith(f"# Page\n\nIt is <!--v {what}-->") and text.endswith("<!--/v--> µs.\n"), text)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        return text.partition("-->")[2].partition("<!--/v-->")[0]
+
+    def refused(self, line):
+        """What --check says of a page with this line, which no result makes right."""
+        self.page.write_text(f"# Page\n\n{line}\n")
+        before = self.page.read_text()
+        self.assertEqual(self.run_report("--update")[0], 2)
+        self.assertEqual(self.page.read_text(), before)
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 2)
+        self.assertIn("docs/page.md:3: ", printed)
+        return printed
+
+    def test_a_stale_figure_is_found(self):
+        self.written(f"08 {self.SHAPE} cold")
+        self.page.write_text(self.page.read_text().replace(">333<", ">332<"))
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn(f"docs/page.md:3: 332 should be 333 (08 {self.SHAPE} cold)", printed)
+
+    def test_new_results_make_figures_stale(self):
+        self.written(f"08 {self.SHAPE} cold")
+        data = full_results()
+        for one in data["benchmarks"]:
+            if one["name"].startswith(f"08_seesaw/{self.SHAPE}/cold"):
+                one["real_time"] = 400.0
+        self.record("h200_2026-11-21.json", data)
+        self.assertIn("333 should be 400", self.run_report("--check")[1])
+
+    def test_what_is_unknown_is_named(self):
+        for what, expected in [("09 h128_q1_b64_k4096 cold", "no stage '09'"),
+                               ("08 h1_q1_b1_k1 cold", "no shape 'h1_q1_b1_k1'"),
+                               (f"08 {self.SHAPE} warm", "no column 'warm'"),
+                               (f"08 {self.SHAPE} cold.colour", "no column 'cold.colour'"), ("08 cold", "no shape in"),
+                               ("context weather", "no 'weather'"),
+                               ("service chat_1000 paged smiles", "chat_1000 paged smiles"),
+                               ("08 max:weather cold", "no suite 'weather'"), ("@nothing 08 x cold", "nothing.json"),
+                               ("1 / 0", "division by zero"), ("1 +", "a value is missing"), ("( 1", "')' is missing"),
+                               ("1 ) 2", "')' is not expected"), ("1 : wide", "'wide' is no format")]:
+            self.assertIn(expected, self.refused(f"It is <!--v {what}-->1<!--/v-->."), what)
+
+    def test_markers_that_would_be_seen(self):
+        marker = f"<!--v 08 {self.SHAPE} cold-->333<!--/v-->"
+        for begin in ["", "  ", "- ", "> ", "1. "]:
+            self.assertIn("begins a line", self.refused(f"{begin}{marker} µs"), begin)
+        self.assertIn("other half", self.refused(f"It is <!--v 08 {self.SHAPE} cold-->333 µs"))
+        self.page.write_text(f"```\n  takes {marker} µs\n```\n")
+        self.assertIn("page.md:2: a marker in a code block", self.run_report("--check")[1])
+
+    def test_expressions(self):
+        shape = self.SHAPE
+        other = "h16_q1_b64_k4096"  # the second shape: twice the time
+        for what, expected in [
+                (f"08 {shape} cold", "333"), (f"05 {shape} sustained", "550"),
+                (f"05_tensor_core {shape} cold / 08", "1.50"), (f"08 {other} cold / {shape}", "2.00"),
+                (f"08 {shape} sustained / cold", "1.10"), (f"05 {shape} cold - 08 : .1", "166.7"),
+                (f"1 - 08 {shape} cold / 05 : .0%", "33%"), (f"( 05 {shape} cold + 08 ) / 2", "417"),
+                (f"08 {shape} cold x cold.floor_share", "7.00"), (f"08 {shape} cold.floor_us", "7.00"),
+                (f"200 / 08 {shape} cold : 2%", "60%"), (f"08 {shape} cold.own_limit_us", "167"),
+                (f"03 {shape} cold.over_fastest : 2×", "3.0×"), (f"08 {shape} sustained.sm_mhz / 1000", "1.75"),
+                (f"cublas_pipeline {shape} cold", "250"), (f'"Other (new)" {shape} cold', "118"),
+                ("08 min:dtypes cold", "333"), ("08 max:all cold / min:all", f"{len(TIMED)}.0"),
+                ("08 h128_q1_b1_k4096 plan.marginal_us", "3.33"), ("08 h128_q1_b1_k4096 combine.bytes : 2 MB", "7.8 MB"),
+                ("08 h16x2_q4_b2_k256_causal error.rel_l2 : e", "4.3e-03"), ("context ceiling_read_gbps : 4", "4562"),
+                ("service chat_1000 paged tokens_per_s / service chat_1000 static tokens_per_s : 3×", "2.29×"),
+                ("cache append_b128_t1 returned", "5.41"), ("cache memory_stepped bytes.saved_share : 2%", "50%")]:
+            self.assertEqual(self.written(what), expected, what)
+
+    def test_formats(self):
+        for what, expected in [("9.996", "10.0"), ("31177", "31200"), ("31177 : .0", "31177"), ("31177 : ,.0", "31,177"),
+                               ("31177 : ,3", "31,200"), ("0.01234", "0.0123"), ("19302 : 3 ms", "19.3 ms"),
+                               ("2 : .2", "2.00"), ("1 / 3 : 2 TFLOP/s", "0.33 TFLOP/s"), ("0 - 1 / 1000 : .0%", "0%")]:
+            self.assertEqual(self.written(what), expected, what)
+
+    def test_another_recording(self):
+        (self.root / "bench" / "results" / "variants").mkdir()
+        data = full_results()
+        data["benchmarks"][0]["real_time"] = 4321.0
+        self.record("variants/other.json", data)
+        self.assertEqual(self.written(f"@variants/other 03 {self.SHAPE} cold / 03 cold"), "4.32")
+
+    def test_the_seesaws_budget(self):
+        """The chapter's table of shared memory is the kernel's layout."""
+        folder = ROOT / "stages" / "08_seesaw"
+        body = re.search(r"struct (?:Plan|Smem) \{\n(.*?)\n\};", (folder / "kernel.cuh").read_text(), re.S)[1]
+        sizes = {"Box": 8192, "uint4": 16, "float2": 8, "float": 4, "int": 4, "ptx::Mbarrier": 8}
+        counts = {"kBoxes": 9, "kRows": 64, "kParts": 3}
+        members, end = {}, 0
+        for kind, name, dimensions in re.findall(r"^  ([\w:]+) (\w+)((?:\[\w+\])*);", body, re.M):
+            size = sizes[kind] * math.prod(counts.get(one) or int(one) for one in re.findall(r"\w+", dimensions))
+            end = -(-end // min(16, sizes[kind])) * min(16, sizes[kind]) + size
+            members[name] = size
+        end = -(-end // 16) * 16
+        text = (folder / "README.md").read_text()
+        listed = text.partition("**Budget.**")[2].partition("\n\nRegisters")[0]
+        rows = {what: int(size.replace(",", "")) for what, size in
+                re.findall(r"^\| (.*?) \| \**([\d,]+)\** \|$", listed, re.M)}
+        self.assertEqual(rows.pop("`Smem`"), end)
+        self.assertEqual(sum(rows.values()), end)
+        for what, size in rows.items():
+            padding = size - sum(members.pop(name) for name in re.findall(r"`(\w+)`", what))
+            self.assertEqual(padding > 0, "padding" in what, what)
+        self.assertEqual(members, {})
+        self.assertIn(f"there are {232448 - end:,} bytes left", text)
+
+
 class RunScriptTest(unittest.TestCase):
     """bench/run.sh in a folder of its own, with a program that measures nothing in mla_bench's place."""
 
@@ -772,7 +892,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", "report/report.py", "report/plots.py"]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "recordings", "prose", "plots"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")

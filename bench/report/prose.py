@@ -1,0 +1,195 @@
+"""Figures in running text that come from a recording, written in place by bench/report/report.py --update.
+
+A figure stands between two comments, which GitHub does not show and docs/site_links.py takes away:
+
+  <!--v 08 h64_q1_b64_k4096 cold : 3-->86.4<!--/v--> µs
+
+The first one says what the figure is, and after " : " how it is written. An expression is made of numbers, + - x / ( )
+with spaces around them, and references of up to three words; a word that is left out is that of the reference before:
+
+  STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
+                                      "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
+                                      cache append_b128_t1 returned
+                                      08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
+  context KEY                         context ceiling_read_gbps
+  service SCENARIO WAY FIGURE         service chat_100 paged step_ms_mean
+  @FILE and one of the above          @variants/h200_01_uncoalesced 01 h64_q1_b64_k4096 cold
+
+MODE is that of an entry's name, and its time is in µs. COUNTER is any that the entry has, or floor_us, own_limit_us,
+over_fastest (its time over that of the shape's fastest stage). A format is a number of significant digits (3, the
+default), .N for N decimals or e for 1.7e-03, before it a comma for thousands, behind it a unit: % and × are written as
+they are, of ms, s, kB, MB and GB the value (µs, bytes) is scaled.
+"""
+import operator
+import re
+import shlex
+
+from recordings import Error, MEASURED_PEERS, floor_us, load, load_peers, load_service, significant
+
+MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
+BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
+UNITS = {"%": (100, "%"), "×": (1, "×"), "ms": (1e-3, " ms"), "s": (1e-6, " s"), "kB": (1e-3, " kB"),
+         "MB": (1e-6, " MB"), "GB": (1e-9, " GB")}
+OPERATORS = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.truediv}
+DERIVED = {
+    "floor_us": lambda entry, fastest: floor_us(entry),
+    "own_limit_us": lambda entry, fastest: entry["own_limit_share"] * entry["real_time"],
+    "over_fastest": lambda entry, fastest: entry["real_time"] / fastest["real_time"],
+}
+
+
+def written(value, how):
+    match = re.fullmatch(r"(,?)(?:(\.?)(\d+)|(e))\s*(.*)", how)
+    if not match:
+        raise Error(f"'{how}' is no format")
+    comma, point, digits, exponent, unit = match.groups()
+    scale, unit = UNITS.get(unit, (1, unit and f" {unit}"))
+    value *= scale
+    if exponent:
+        return f"{value:.1e}{unit}"
+    if not point:  # rounded first, so that 9.996 is 10.0 and 31177 is 31200
+        value = float(f"{value:.{digits}g}")
+        digits = len(significant(value, int(digits)).partition(".")[2])
+    return f"{round(value, int(digits)) + 0:{comma}.{digits}f}{unit}"  # + 0: no -0
+
+
+class Figures:
+    """The values of expressions, by the recorded results."""
+
+    def __init__(self, root, results):
+        self.root, self.results, self.peers = root, results, load_peers(root, results)
+
+    def text(self, what):
+        """What should stand in a marker."""
+        expression, _, how = what.rpartition(" : ") if " : " in what else (what, "", "3")
+        tokens = shlex.split(expression)
+        self.words = {}
+        value = self.total(tokens)
+        if tokens:
+            raise Error(f"'{tokens[0]}' is not expected")
+        return written(value, how.strip())
+
+    def total(self, tokens, signs="+-"):
+        """A sum of products; takes what it has read from the tokens."""
+        def operand():
+            return self.total(tokens, "x/") if signs == "+-" else self.operand(tokens)
+        value = operand()
+        while tokens and tokens[0] in signs:
+            value = OPERATORS[tokens.pop(0)](value, operand())
+        return value
+
+    def operand(self, tokens):
+        if tokens and tokens[0] == "(":
+            tokens.pop(0)
+            value = self.total(tokens)
+            if not tokens or tokens.pop(0) != ")":
+                raise Error("a ')' is missing")
+            return value
+        words = []
+        while tokens and tokens[0] not in (*OPERATORS, ")"):
+            words.append(tokens.pop(0))
+        if not words:
+            raise Error("a value is missing")
+        if len(words) == 1 and re.fullmatch(r"(0|[1-9]\d*)(\.\d+)?", words[0]):
+            return float(words[0])
+        return self.reference(words)
+
+    def reference(self, words):
+        results = self.results
+        if words[0].startswith("@"):
+            results = load(self.root / "bench" / "results" / f"{words.pop(0)[1:]}.json")
+        if words[0] == "context":
+            if len(words) != 2 or words[1] not in results.context:
+                raise Error(f"the context has no '{' '.join(words[1:])}'")
+            return float(results.context[words[1]])
+        if words[0] == "service":
+            return self.service(*words[1:])
+        stage, shape, column = self.complete(results, words)
+        if shape[:4] in ("min:", "max:"):
+            shapes = results.shapes if shape[4:] == "all" else results.suite(shape[4:])
+            if shapes is None:
+                raise Error(f"no suite '{shape[4:]}'")
+            values = [self.of_entry(results, stage, one, column) for one in shapes if results.measured(stage, one)]
+            return (min if shape[:3] == "min" else max)(values)
+        times = self.peers.shapes.get(shape, {}).get(stage)
+        if times and column in ("cold", "sustained") and times[column == "sustained"]:
+            return times[column == "sustained"]
+        return self.of_entry(results, stage, shape, column)
+
+    def complete(self, results, words):
+        """Stage, shape and column of a reference, what it leaves out from the one before."""
+        names = {name for rows in self.peers.shapes.values() for name in rows} | {"cache", *MEASURED_PEERS}
+        found = dict(self.words)
+        for word in words:
+            stages = [stage for stage in results.stages if re.fullmatch(r"\d\d(_\w*)?", word) and stage.startswith(word)]
+            if word in names or stages:
+                found["stage"] = (stages or [word])[0]
+            elif re.match(r"h\d+(x\d+)?_q|min:|max:", word) or ("cache", word) in {key[:2] for key in results.entries}:
+                found["shape"] = word
+            elif re.fullmatch(r"\d\d(_\w*)?", word):
+                raise Error(f"no stage '{word}'")
+            else:
+                found["column"] = word
+        self.words = found
+        for part in ("stage", "shape", "column"):
+            if part not in found:
+                raise Error(f"no {part} in '{' '.join(words)}'")
+        return found["stage"], found["shape"], found["column"]
+
+    @staticmethod
+    def of_entry(results, stage, shape, column):
+        mode, _, counter = column.partition(".")
+        entry = results.measured(stage, shape, mode)
+        if not entry:
+            if shape not in {key[1] for key in results.entries}:
+                raise Error(f"no shape '{shape}'")
+            raise Error(f"no column '{column}' of {stage}, {shape}")
+        if counter in DERIVED:
+            return DERIVED[counter](entry, results.fastest(shape)[1])
+        if (counter or "real_time") not in entry:
+            raise Error(f"no column '{column}' of {stage}, {shape}")
+        return entry[counter or "real_time"]
+
+    def service(self, *words):
+        service = load_service(self.root, self.results)
+        for run in (service or {}).get("runs", []):
+            if (run["scenario"], run["way"]) == words[:2] and len(words) == 3 and \
+                    run["figures"].get(words[2]) is not None:
+                return run["figures"][words[2]]
+        raise Error(f"no figure '{' '.join(words)}' of the service")
+
+
+def pages(root):
+    return [path for pattern in ("README.md", "docs/*.md", "stages/*/README.md") for path in sorted(root.glob(pattern))]
+
+
+def update(root, results, write):
+    """Brings the figures of all pages up to date (or only looks). (what was stale, each with its place; what is wrong)"""
+    figures, stale, wrong = Figures(root, results), [], []
+    for path in pages(root):
+        lines, fenced = path.read_text(encoding="utf-8").split("\n"), False
+        for number, line in enumerate(lines):
+            fenced ^= line.lstrip().startswith("```")
+            if "<!--v" not in line and "<!--/v" not in line:
+                continue
+            where = f"{path}:{number + 1}"
+
+            def fresh(match):
+                try:
+                    text = figures.text(match["what"])
+                except (Error, KeyError, ValueError, ZeroDivisionError) as error:
+                    wrong.append(f"{where}: {error} ({match['what']})")
+                    return match[0]
+                if text != match["text"]:
+                    stale.append(f"{where}: {match['text'] or 'nothing'} should be {text} ({match['what']})")
+                return match[1] + text + match[4]
+
+            if fenced or BEGINS_LINE.match(line):
+                wrong.append(f"{where}: a marker " + ("in a code block" if fenced else "that begins a line")
+                             + " is not hidden")
+            lines[number] = MARKER.sub(fresh, line)
+            if "<!--v" in MARKER.sub("", line) or "<!--/v" in MARKER.sub("", line):
+                wrong.append(f"{where}: a marker without its other half")
+        if write and not wrong:
+            path.write_text("\n".join(lines), encoding="utf-8")
+    return stale, wrong
