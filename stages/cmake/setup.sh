@@ -1,8 +1,9 @@
-# Sourced by tests/run.sh and bench/run.sh: installs what is missing, and builds. From the project's root.
+# Sourced by tests/run.sh, bench/run.sh and .ci/run: installs what is missing, and builds. From the project's root.
 #
-#   build TARGET...   configures into build/ and builds the targets
+#   build TARGET...                      configures into build/ and builds the targets
+#   install_missing [PACKAGE=WITNESS]... installs what a build needs, and these
 
-# Packages of Debian 12 and Ubuntu 24.04, and what is looked for to know whether they are there.
+# Packages of Debian 12 and Ubuntu 24.04, and what is looked for to know whether they are there: a program or a path.
 install_missing() {
   local missing=() entry
   for entry in g++=c++ cmake=cmake ninja-build=ninja git=git python3=python3 \
@@ -11,7 +12,7 @@ install_missing() {
       libgtest-dev=/usr/include/gtest/gtest.h \
       libbenchmark-dev=/usr/include/benchmark/benchmark.h \
       libcli11-dev=/usr/include/CLI/CLI.hpp \
-      nlohmann-json3-dev=/usr/include/nlohmann/json.hpp; do
+      nlohmann-json3-dev=/usr/include/nlohmann/json.hpp "$@"; do
     local package=${entry%%=*} witness=${entry#*=}
     if [[ $witness == /* ]]; then
       [[ -e $witness ]] || missing+=("$package")

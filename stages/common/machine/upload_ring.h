@@ -32,7 +32,7 @@ class UploadRing {
   struct Slot;
   Machine& machine_;
   std::vector<std::unique_ptr<Slot>> slots_;
-  size_t next_ = 0;
+  [[maybe_unused]] size_t next_ = 0;  // not by the model
 };
 
 }  // namespace mla

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Every relative link in a Markdown page leads to a file that is there and, after a #, to a heading of that page."""
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+def pages():
+    """Markdown files, but not those of builds and of dot folders that belong to a tool."""
+    for path in sorted(ROOT.rglob("*.md")):
+        parts = path.relative_to(ROOT).parts
+        if not parts[0].startswith("build") and (not parts[0].startswith(".") or parts[0] == ".github"):
+            yield path
+
+
+def prose(text):
+    """The text without fenced blocks and code spans, which hold no links; line numbers stay."""
+    text = re.sub(r"^( *)```.*?^ *```", lambda block: "\n" * block.group().count("\n"), text, flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", lambda code: code.group().replace("]", " ").replace("(", " "), text)
+
+
+def anchors(text):
+    """The names that GitHub gives to headings."""
+    found = set()
+    for heading in re.findall(r"^#+ +(.*?) *$", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S), re.M):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        again = 1
+        unique = name
+        while unique in found:
+            unique, again = f"{name}-{again}", again + 1
+        found.add(unique)
+    return found
+
+
+def main():
+    checked, broken = 0, []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for number, line in enumerate(prose(text).splitlines(), 1):
+            for target in LINK.findall(line):
+                if re.match(r"[a-z]+:", target):
+                    continue
+                checked += 1
+                path, _, heading = target.partition("#")
+                aim = (page.parent / path).resolve() if path else page
+                if not aim.exists():
+                    reason = "no such file"
+                elif heading and aim.suffix == ".md" and heading not in anchors(aim.read_text(encoding="utf-8")):
+                    reason = "no such heading"
+                else:
+                    continue
+                broken.append(f"{page.relative_to(ROOT)}:{number}: {target}: {reason}")
+    print("\n".join(broken))
+    print(f"{checked} links, {len(broken)} of them broken")
+    return 1 if broken or not checked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
