@@ -666,7 +666,7 @@ TEST_F(Hopper, ProductOfRegisters) {
   const size_t bytes = sizeof(ProductPlan);
   expect_right(
       128, bytes, [&] { multiply_registers<Registers::kRight>(out.data()); }, check);
-  expect_wrong("A registers were changed while wgmma read them", 128, bytes,
+  expect_wrong("the A registers were changed while wgmma_", 128, bytes,
                [&] { multiply_registers<Registers::kAChanged>(out.data()); });
   expect_wrong("no wgmma_fence names the A registers", 128, bytes,
                [&] { multiply_registers<Registers::kANotFenced>(out.data()); });
@@ -702,7 +702,7 @@ TEST_F(Hopper, DescriptorsAreChecked) {
   expect_wrong("in a warpgroup of fewer than 128 threads", 96, bytes, run(right, right));
   expect_wrong("describes a misaligned address, 64 bytes past a multiple of 1024", 32, bytes,
                [] { ptx::matrix_descriptor(&shared<ProductPlan>()->a[32], 0, 1024); });
-  expect_wrong("with other operands than lane 0", 128, bytes, [=] {
+  expect_wrong("has other operands than in lane 0", 128, bytes, [=] {
     shared<ProductPlan>();
     float d[8][4];
     ptx::wgmma_fence(d);
@@ -1011,7 +1011,7 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
   expect_wrong("but the barrier has not completed since the same thread passed barrier_arrive(1",
                96, bytes, [&] { named_barriers<Named::kTwice>(out.data()); });
   expect_wrong("", 96, bytes, [&] { named_barriers<Named::kPartOfAWarp>(out.data()); });
-  expect_wrong("32 threads, of which thread ", 64, bytes, [] {
+  expect_wrong("32 threads, the first of them thread ", 64, bytes, [] {
     if (threadIdx.x < 32) {
       ptx::barrier_arrive(3, 96);
     } else {

@@ -670,7 +670,8 @@ TEST_F(BadInput, MultiHeadWeightShapes) {
          "value.weight is [16, 64]; it must be [d_model, heads head_dim] = [16, 128]");
   expect([](auto& w) { w.output.weight.resize(16, 128); },
          "output.weight is [16, 128]; it must be [heads head_dim, d_model] = [128, 16]");
-  expect([](auto& w) { w.query.weight.resize(16, 0); }, "query.weight is empty");
+  expect([](auto& w) { w.query.weight.resize(16, 0); },
+         "query.weight is empty; it must be [d_model, heads head_dim]");
 }
 
 TEST_F(BadInput, Calls) {
@@ -683,13 +684,13 @@ TEST_F(BadInput, Calls) {
     expect_invalid(attend_plain(heads_, x, mask, y, options.num_threads), message);
   };
   expect(Matrix<double>(0, 16), {}, {}, &y_, "x has no rows; it must have at least one token");
-  expect(Matrix<double>(5, 15), {}, {}, &y_, "x is [5, 15], must have d_model = 16 columns");
+  expect(Matrix<double>(5, 15), {}, {}, &y_, "x is [5, 15]; it must have d_model = 16 columns");
   expect(x_, Mask::where(nullptr), {}, &y_, "the predicate of mask is empty");
   expect(x_, {}, {.chunk_size = 0}, &y_, "chunk_size = 0 must be at least 1");
   expect(x_, {}, {.num_threads = -1}, &y_, "num_threads = -1 must be at least 0");
   expect(x_, {}, {}, nullptr, "y is null");
   expect_invalid(attend_chunked(fused_, x_, {}, {}, &y_, &y_),
-                 "full_query and y are the same matrix");
+                 "full_query and y are the same matrix; they must differ");
 }
 
 TEST_F(BadInput, WhatAPredicateThrowsReachesTheCaller) {

@@ -208,7 +208,7 @@ class ModelledTable {
       const PageStatistics before = table_.statistics();
       const Status status = table_.append(batch, counts);
       ASSERT_EQ(status.code(), StatusCode::kOutOfMemory);
-      ASSERT_NE(status.message().find("needs " + std::to_string(needed) + " pages, " +
+      ASSERT_NE(status.message().find("needs " + std::to_string(needed) + " pages, but only " +
                                       std::to_string(table_.free_pages())),
                 std::string::npos)
           << status.to_string();
