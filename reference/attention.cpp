@@ -16,25 +16,25 @@ using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 
 /// Rows of the result that are evaluated together, as one matrix: query heads of one KV head, and
 /// query tokens of one sequence that see the same tokens.
-struct RowBlock {
+struct RowTile {
   int sequence;
   int head_kv;
-  int64_t tokens;         ///< The block's rows see tokens 0 ... tokens - 1.
+  int64_t tokens;         ///< The tile's rows see tokens 0 ... tokens - 1.
   int64_t first_request;  ///< Index of the first query token among the requested ones.
   int64_t first_row;      ///< Rows count from (first_request, first head of head_kv), head fastest.
   int64_t num_rows;
 };
 
-constexpr int64_t kRowsABlock = 64;
+constexpr int64_t kRowsPerTile = 64;
 
 /// The tokens that query token `row` sees: a prefix of its sequence.
 int64_t tokens_seen(const Problem& problem, const Tensors& tensors, const QueryRow& row) {
   return std::max<int64_t>(problem.visible_tokens(tensors.seqlens_k[row.sequence], row.query), 0);
 }
 
-std::vector<RowBlock> make_blocks(const Problem& problem, const Tensors& tensors,
-                                  std::span<const QueryRow> requests) {
-  std::vector<RowBlock> blocks;
+std::vector<RowTile> make_tiles(const Problem& problem, const Tensors& tensors,
+                                std::span<const QueryRow> requests) {
+  std::vector<RowTile> tiles;
   const auto count = static_cast<int64_t>(requests.size());
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
     const int sequence = requests[size_t(begin)].sequence;
@@ -45,16 +45,16 @@ std::vector<RowBlock> make_blocks(const Problem& problem, const Tensors& tensors
     }
     const int64_t rows = (end - begin) * problem.group_size();
     for (int head_kv = 0; head_kv < problem.num_heads_kv; ++head_kv) {
-      for (int64_t first = 0; first < rows; first += kRowsABlock) {
-        blocks.push_back(
-            {sequence, head_kv, tokens, begin, first, std::min(kRowsABlock, rows - first)});
+      for (int64_t first = 0; first < rows; first += kRowsPerTile) {
+        tiles.push_back(
+            {sequence, head_kv, tokens, begin, first, std::min(kRowsPerTile, rows - first)});
       }
     }
   }
-  return blocks;
+  return tiles;
 }
 
-/// Evaluates blocks for one element type.
+/// Evaluates tiles for one element type.
 template <typename T>
 class Evaluator {
  public:
@@ -63,10 +63,10 @@ class Evaluator {
             double* out, double* lse)
       : problem_(problem), tensors_(tensors), requests_(requests), out_(out), lse_(lse) {}
 
-  void evaluate(const RowBlock& block) const {
-    if (block.tokens == 0) {
-      for (int64_t r = 0; r < block.num_rows; ++r) {
-        const int64_t row = result_row(block, r);
+  void evaluate(const RowTile& tile) const {
+    if (tile.tokens == 0) {
+      for (int64_t r = 0; r < tile.num_rows; ++r) {
+        const int64_t row = result_row(tile, r);
         std::fill_n(out_ + row * kHeadDimV, kHeadDimV, 0.0);
         lse_[row] = std::numeric_limits<double>::infinity();
       }
@@ -74,36 +74,36 @@ class Evaluator {
     }
 
     // Q [rows, 576]
-    Matrix q(block.num_rows, kHeadDimQK);
-    for (int64_t r = 0; r < block.num_rows; ++r) q.row(r) = load_row(tensors_.q, q_row(block, r));
+    Matrix q(tile.num_rows, kHeadDimQK);
+    for (int64_t r = 0; r < tile.num_rows; ++r) q.row(r) = load_row(tensors_.q, q_row(tile, r));
 
-    // S = scale * Q K^T [rows, tokens], a page of K [64, 576] at a time
+    // S = scale * Q K^T [rows, tokens], one page of K [64, 576] at a time
     const double scale = double{problem_.softmax_scale};
-    Matrix s(block.num_rows, block.tokens);
+    Matrix s(tile.num_rows, tile.tokens);
     Matrix k(kPageSize, kHeadDimQK);
-    for (int64_t t = 0; t < block.tokens; t += kPageSize) {
-      const int64_t n = load_keys(block, t, &k);
+    for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
+      const int64_t n = load_keys(tile, t, &k);
       s.middleCols(t, n).noalias() = scale * (q * k.topRows(n).transpose());
     }
 
     // P = exp(S - max S), in place of S; l = sum of P; lse = max S + ln l
-    Eigen::VectorXd l(block.num_rows);
-    for (int64_t r = 0; r < block.num_rows; ++r) {
+    Eigen::VectorXd l(tile.num_rows);
+    for (int64_t r = 0; r < tile.num_rows; ++r) {
       const double max = s.row(r).maxCoeff();
       // Not Eigen's exp(): it bounds its argument, which would turn a NaN into a number.
       s.row(r) = s.row(r).unaryExpr([max](double logit) { return std::exp(logit - max); });
       l(r) = s.row(r).sum();
-      lse_[result_row(block, r)] = max + std::log(l(r));
+      lse_[result_row(tile, r)] = max + std::log(l(r));
     }
 
     // O = P V / l [rows, 512]; V is the first 512 columns of K
-    Matrix o = Matrix::Zero(block.num_rows, kHeadDimV);
-    for (int64_t t = 0; t < block.tokens; t += kPageSize) {
-      const int64_t n = load_keys(block, t, &k);
+    Matrix o = Matrix::Zero(tile.num_rows, kHeadDimV);
+    for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
+      const int64_t n = load_keys(tile, t, &k);
       o.noalias() += s.middleCols(t, n) * k.topLeftCorner(n, kHeadDimV);
     }
-    for (int64_t r = 0; r < block.num_rows; ++r) {
-      Eigen::Map<Eigen::RowVectorXd>(out_ + result_row(block, r) * kHeadDimV, kHeadDimV) =
+    for (int64_t r = 0; r < tile.num_rows; ++r) {
+      Eigen::Map<Eigen::RowVectorXd>(out_ + result_row(tile, r) * kHeadDimV, kHeadDimV) =
           o.row(r) / l(r);
     }
   }
@@ -115,35 +115,35 @@ class Evaluator {
     return Eigen::Map<const Eigen::Matrix<T, 1, kHeadDimQK>>(values).template cast<double>();
   }
 
-  /// Fills k with the keys of tokens t ... t + n - 1, the page's part of those the block sees;
+  /// Fills k with the keys of tokens t ... t + n - 1, the page's part of those the tile sees;
   /// returns n.
-  int64_t load_keys(const RowBlock& block, int64_t t, Matrix* k) const {
+  int64_t load_keys(const RowTile& tile, int64_t t, Matrix* k) const {
     const int32_t* const table_row =
-        tensors_.block_table + int64_t{block.sequence} * problem_.max_pages_per_seq;
-    const int64_t n = std::min<int64_t>(kPageSize, block.tokens - t);
+        tensors_.block_table + int64_t{tile.sequence} * problem_.max_pages_per_seq;
+    const int64_t n = std::min<int64_t>(kPageSize, tile.tokens - t);
     for (int64_t i = 0; i < n; ++i) {
       k->row(i) = load_row(tensors_.kv_cache,
-                           cache_row(table_row, t + i, problem_.num_heads_kv, block.head_kv));
+                           cache_row(table_row, t + i, problem_.num_heads_kv, tile.head_kv));
     }
     return n;
   }
 
-  int64_t request(const RowBlock& block, int64_t r) const {
-    return block.first_request + (block.first_row + r) / problem_.group_size();
+  int64_t request(const RowTile& tile, int64_t r) const {
+    return tile.first_request + (tile.first_row + r) / problem_.group_size();
   }
-  /// Query head of the block's row r: KV head g serves heads g * group_size ... (g + 1) *
+  /// Query head of the tile's row r: KV head g serves heads g * group_size ... (g + 1) *
   /// group_size - 1.
-  int64_t head(const RowBlock& block, int64_t r) const {
+  int64_t head(const RowTile& tile, int64_t r) const {
     const int group_size = problem_.group_size();
-    return int64_t{block.head_kv} * group_size + (block.first_row + r) % group_size;
+    return int64_t{tile.head_kv} * group_size + (tile.first_row + r) % group_size;
   }
-  int64_t q_row(const RowBlock& block, int64_t r) const {
-    const QueryRow& row = requests_[size_t(request(block, r))];
+  int64_t q_row(const RowTile& tile, int64_t r) const {
+    const QueryRow& row = requests_[size_t(request(tile, r))];
     return (int64_t{row.sequence} * problem_.seqlen_q + row.query) * problem_.num_heads_q +
-           head(block, r);
+           head(tile, r);
   }
-  int64_t result_row(const RowBlock& block, int64_t r) const {
-    return request(block, r) * problem_.num_heads_q + head(block, r);
+  int64_t result_row(const RowTile& tile, int64_t r) const {
+    return request(tile, r) * problem_.num_heads_q + head(tile, r);
   }
 
   const Problem& problem_;
@@ -192,12 +192,12 @@ ReferenceResult evaluate(const Problem& problem, const Tensors& tensors,
   const size_t heads = rows.size() * static_cast<size_t>(problem.num_heads_q);
   result.out.resize(heads * kHeadDimV);
   result.lse.resize(heads);
-  const std::vector<RowBlock> blocks = make_blocks(problem, tensors, rows);
+  const std::vector<RowTile> tiles = make_tiles(problem, tensors, rows);
   visit_dtype(problem.dtype, [&](auto zero) {
     const Evaluator<decltype(zero)> evaluator(problem, tensors, rows, result.out.data(),
                                               result.lse.data());
-    parallel_for(static_cast<int64_t>(blocks.size()), num_threads,
-                 [&](int64_t i) { evaluator.evaluate(blocks[size_t(i)]); });
+    parallel_for(static_cast<int64_t>(tiles.size()), num_threads,
+                 [&](int64_t i) { evaluator.evaluate(tiles[size_t(i)]); });
   });
   return result;
 }
@@ -225,7 +225,8 @@ Status reference_attention_rows(const Problem& problem, const Tensors& tensors,
   try {
     *result = evaluate(problem, tensors, rows, num_threads);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "the reference found no memory for its scores or results"};
+    return {StatusCode::kOutOfMemory,
+            "not enough memory for the scores and results of the reference"};
   }
   return {};
 }
@@ -242,7 +243,8 @@ Status reference_attention(const Problem& problem, const Tensors& tensors, Refer
     whole.lse = transpose_lse(problem, whole.lse);
     *result = std::move(whole);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "the reference found no memory for its scores or results"};
+    return {StatusCode::kOutOfMemory,
+            "not enough memory for the scores and results of the reference"};
   }
   return {};
 }

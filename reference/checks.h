@@ -6,11 +6,11 @@
 
 namespace mla {
 
-/// kInvalidArgument with "name = value must be at least 1", or ok.
+/// @return kInvalidArgument with "name = value must be at least 1", or ok.
 Status check_at_least_one(const char* name, int value);
 
-/// kInvalidArgument, naming the pointer, if it is null or not aligned to 16 bytes. Does not follow
-/// it.
+/// Checks a pointer without following it.
+/// @return kInvalidArgument, naming the pointer, if it is null or not aligned to 16 bytes; or ok.
 Status check_pointer(const char* name, const void* pointer);
 
 }  // namespace mla

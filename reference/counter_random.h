@@ -1,6 +1,6 @@
 /// @file
-/// Random numbers that are a function of (seed, place): the CPU, the GPU model and a GPU draw the
-/// same bits, in any order. Integer arithmetic only.
+/// Random numbers that are a function of (seed, place), in integer arithmetic only: the CPU, the
+/// GPU model and a GPU draw the same bits, in any order.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ MLA_HOST_DEVICE constexpr uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// Where the splitmix64 stream of one row starts. `stream` keeps the draws of different tensors apart.
+/// Where the splitmix64 stream of one row starts. `stream` keeps the draws of different tensors
+/// apart.
 MLA_HOST_DEVICE constexpr uint64_t row_key(uint64_t seed, uint64_t stream, int64_t sequence,
                                            int64_t position, int64_t head) {
   uint64_t key = mix(seed + kStep * stream);

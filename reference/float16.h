@@ -1,7 +1,7 @@
 /// @file
-/// The two 16-bit float types of the project, behind one name each: the CUDA Toolkit's types under nvcc
-/// (so that kernels keep the hardware conversions), Eigen's elsewhere. Both round to nearest even,
-/// and both are plain 16-bit patterns in memory, so tensors cross between the two as `void*`.
+/// The two 16-bit float types of the project, behind one name each: the CUDA Toolkit's types under
+/// nvcc (so that kernels keep the hardware conversions), Eigen's elsewhere. Both round to nearest
+/// even, and both are plain 16-bit patterns in memory, so tensors cross between the two as `void*`.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +31,15 @@ MLA_HOST_DEVICE inline float to_float(float16 x) {
   return __half2float(x);
 }
 #else
+/// 8 bits of exponent, 7 of fraction.
 using bfloat16 = Eigen::bfloat16;
+/// 5 bits of exponent, 10 of fraction.
 using float16 = Eigen::half;
+/// Exact.
 inline float to_float(bfloat16 x) {
   return static_cast<float>(x);
 }
+/// Exact.
 inline float to_float(float16 x) {
   return static_cast<float>(x);
 }
@@ -52,7 +56,7 @@ static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bi
 /// Element type of q, kv_cache and out.
 enum class DType { kBFloat16, kFloat16 };
 
-/// The bit pattern of (a quiet) NaN in `dtype`.
+/// The bit pattern of a quiet NaN in `dtype`.
 MLA_HOST_DEVICE constexpr uint16_t nan_bits(DType dtype) {
   return dtype == DType::kBFloat16 ? 0x7FC0 : 0x7E00;
 }
@@ -62,7 +66,7 @@ inline const char* to_string(DType dtype) {
   return dtype == DType::kBFloat16 ? "bf16" : "fp16";
 }
 
-/// Calls `f(T{})` with the C++ type of `dtype`.
+/// Calls f(T{}), where T is the C++ type of `dtype`, and returns what it returns.
 template <typename F>
 decltype(auto) visit_dtype(DType dtype, F&& f) {
   if (dtype == DType::kBFloat16) return f(bfloat16{});

@@ -1,6 +1,6 @@
 /// @file
-/// Merging attention over parts of the tokens: what a combine kernel does with the parts of a split
-/// sequence, and what context parallelism does with the parts that several devices computed.
+/// Merging attention over disjoint sets of tokens: what a combine kernel does with the parts of a
+/// split sequence, and what context parallelism does with the parts that several devices computed.
 #pragma once
 
 #include <cmath>
@@ -13,13 +13,14 @@ namespace mla {
 /// out = weight_a * out_a + weight_b * out_b.
 template <typename Real>
 struct LseMerge {
-  Real weight_a, weight_b;  ///< They add up to 1, or are both 0 if both parts are empty.
+  Real weight_a, weight_b;  ///< They add up to 1; both are 0 if both parts are empty.
   Real lse;                 ///< Natural log; +inf if both parts are empty.
 };
 
-/// Merges softmax-weighted means over two disjoint sets of tokens. A part that saw no token is one
-/// whose lse is +inf, as decode() writes it, or -inf, as a sum over nothing is; its out is to be
-/// taken as 0, whatever its weight of 0 would be multiplied with. NaN in either lse gives NaN.
+/// Merges softmax-weighted means over two disjoint sets of tokens. A part that saw no token has an
+/// lse of +inf, as decode() writes it, or -inf, the logarithm of a sum over nothing. Its weight is
+/// 0, and its out must be taken as 0, since 0 times whatever it holds may be NaN. NaN in either lse
+/// gives NaN.
 ///
 /// Source: softmax over a union of sets, e.g. arXiv 2205.05198, section 3; natural logarithms.
 template <typename Real>

@@ -97,21 +97,22 @@ Status validate_paging(const Problem& problem, const int32_t* block_table,
   for (int b = 0; b < problem.batch; ++b) {
     const int64_t length = seqlens_k[b];
     if (length < 0 || length > problem.max_seqlen_k()) {
-      return {StatusCode::kOutOfRange,
-              "seqlens_k[" + std::to_string(b) + "] = " + std::to_string(length) +
-                  " must be in [0, " + std::to_string(problem.max_seqlen_k()) +
-                  "], what max_pages_per_seq = " + std::to_string(problem.max_pages_per_seq) +
-                  " pages of " + std::to_string(kPageSize) + " tokens hold"};
+      return {StatusCode::kOutOfRange, "seqlens_k[" + std::to_string(b) +
+                                           "] = " + std::to_string(length) + " must be in [0, " +
+                                           std::to_string(problem.max_seqlen_k()) +
+                                           "], because the block table has max_pages_per_seq = " +
+                                           std::to_string(problem.max_pages_per_seq) +
+                                           " pages of " + std::to_string(kPageSize) + " tokens"};
     }
     const int32_t* const table_row = block_table + int64_t{b} * problem.max_pages_per_seq;
-    for (int64_t slot = 0; slot < pages_for(length); ++slot) {
-      const int32_t page = table_row[slot];
+    for (int64_t entry = 0; entry < pages_for(length); ++entry) {
+      const int32_t page = table_row[entry];
       if (page >= 0 && page < problem.num_pages) continue;
       return {StatusCode::kOutOfRange,
-              "block_table[" + std::to_string(b) + ", " + std::to_string(slot) +
+              "block_table[" + std::to_string(b) + ", " + std::to_string(entry) +
                   "] = " + std::to_string(page) + " must be in [0, " +
                   std::to_string(problem.num_pages) + "): sequence " + std::to_string(b) + " has " +
-                  std::to_string(length) + " tokens, so it uses slot " + std::to_string(slot)};
+                  std::to_string(length) + " tokens, so it uses entry " + std::to_string(entry)};
     }
   }
   return {};

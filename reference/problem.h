@@ -38,18 +38,19 @@ inline constexpr int64_t kMaxRowsPerSeq = int64_t{1} << 30;
 struct Problem {
   DType dtype = DType::kBFloat16;
   int batch = 0;              ///< Sequences, >= 1.
-  int seqlen_q = 1;           ///< Query tokens a sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
+  int seqlen_q = 1;           ///< Query tokens per sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
   int num_heads_q = 0;        ///< Query heads, a multiple of num_heads_kv.
   int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
   int num_pages = 0;          ///< Pages in the cache, >= 1.
   int max_pages_per_seq = 0;  ///< Columns of the block table, >= 1, <= kMaxPagesPerSeq.
-  float softmax_scale =
-      0;  ///< Factor on q.k before the exponential; finite and > 0. The model's, not 576^-1/2.
-  bool causal =
-      false;  ///< Query i of s_q sees tokens 0 ... seqlen_k - s_q + i (aligned bottom-right).
-  /// Batch-invariant mode, for stages that split a sequence over blocks: a sequence is cut every so
-  /// many tokens, a multiple of 64, so that its result does not depend on the rest of the batch, to
-  /// the bit. 0: cut wherever the load is balanced best. Other stages are batch-invariant anyway.
+  /// Factor on q.k before the exponential; finite and > 0. The language model defines it; it is not
+  /// 576^-1/2.
+  float softmax_scale = 0;
+  /// Query i of s_q sees tokens 0 ... seqlen_k - s_q + i (aligned bottom-right).
+  bool causal = false;
+  /// For stages that split a sequence over blocks. A multiple of 64: a sequence is cut after every
+  /// so many tokens, so that its result does not depend on the rest of the batch, to the bit. 0: it
+  /// is cut where that balances the load best. Other stages are batch-invariant anyway.
   int fixed_split_tokens = 0;
 
   /// Query heads that share one KV head.
@@ -57,7 +58,7 @@ struct Problem {
   /// Query rows of one (sequence, KV head): row r is query token r / group_size(), query head
   /// head_kv * group_size() + r % group_size().
   MLA_HOST_DEVICE int rows_per_kv_head() const { return seqlen_q * group_size(); }
-  /// Longest sequence the block table can describe.
+  /// Tokens of the longest sequence that the block table can describe.
   MLA_HOST_DEVICE int64_t max_seqlen_k() const {
     return static_cast<int64_t>(max_pages_per_seq) * kPageSize;
   }
@@ -66,6 +67,7 @@ struct Problem {
     return causal ? seqlen_k - seqlen_q + query + 1 : seqlen_k;
   }
 
+  /// Elements of each tensor, padding included.
   int64_t q_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK; }
   int64_t kv_elements() const { return int64_t{num_pages} * kPageSize * num_heads_kv * kHeadDimQK; }
   int64_t block_table_elements() const { return int64_t{batch} * max_pages_per_seq; }
@@ -80,20 +82,24 @@ struct Tensors {
   const void* q = nullptr;               ///< [batch, seqlen_q, num_heads_q, 576], dtype
   const void* kv_cache = nullptr;        ///< [num_pages, 64, num_heads_kv, 576], dtype
   const int32_t* block_table = nullptr;  ///< [batch, max_pages_per_seq], page ids
-  const int32_t* seqlens_k = nullptr;    ///< [batch], tokens a sequence, 0 ... max_seqlen_k()
+  const int32_t* seqlens_k = nullptr;    ///< [batch], tokens per sequence, 0 ... max_seqlen_k()
   void* out = nullptr;                   ///< [batch, seqlen_q, num_heads_q, 512], dtype
-  float* lse =
-      nullptr;  ///< [batch, num_heads_q, seqlen_q], natural log, +inf for a row that sees nothing
+  /// [batch, num_heads_q, seqlen_q], natural logarithm, +inf for a row that sees nothing
+  float* lse = nullptr;
 };
 
 /// Checks dimensions, dtype and scale. Costs nothing; every entry point calls it.
+/// @return kInvalidArgument, naming the member, its value and what is allowed; or ok.
 Status validate(const Problem& problem);
 
-/// Checks that no tensor is null or misaligned. Does not follow the pointers.
+/// The same, and checks that no tensor is null or misaligned. Does not follow the pointers.
+/// @return kInvalidArgument or ok.
 Status validate(const Problem& problem, const Tensors& tensors);
 
-/// Checks lengths against the table and the page ids of every used slot against the cache. Host
-/// memory only; for device memory see stages/common/cache/paging_check.h.
+/// Checks the lengths against the block table, and the page ids that they use against the cache.
+/// Host memory only; for device memory see stages/common/cache/paging_check.h.
+/// @return kOutOfRange for the first length or page id that does not fit; kInvalidArgument for a
+/// null pointer or a problem that validate() refuses; or ok.
 Status validate_paging(const Problem& problem, const int32_t* block_table,
                        const int32_t* seqlens_k);
 

@@ -32,9 +32,7 @@ bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
     fail([&] { return detail::describe(wait) + why() + ", " + place(self().number); });
   };
   if (source_bytes != 0 && source_bytes != 16) {
-    reject([&] {
-      return " copies " + std::to_string(source_bytes) + " bytes; this project's are 16 or 0";
-    });
+    reject([&] { return ": source_bytes = " + std::to_string(source_bytes) + " must be 0 or 16"; });
   }
   if (const auto past = reinterpret_cast<uintptr_t>(copy.source) % sizeof(Granule); past != 0) {
     reject([&] {

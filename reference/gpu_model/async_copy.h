@@ -9,22 +9,24 @@
 
 namespace gpu_model::detail {
 
-/// One GPU thread's copies, in the order of issue, that it has not waited for. Only that thread
+/// The copies that one GPU thread has issued and not waited for, in that order. Only that thread
 /// makes the vectors grow, so to ThreadSanitizer their memory is its own.
 class CopyQueue {
  public:
+  /// Adds a copy.
   void issue(const Copy& copy) { copies_.push_back(copy); }
+  /// Ends a group.
   void commit() { group_ends_.push_back(copies_.size()); }
   /// See take_copy() in ptx.h.
   bool take(size_t pending, Copy& copy);
 
-  const std::vector<Copy>& copies() const { return copies_; }
+  /// Forgets everything.
   void clear();
 
  private:
   std::vector<Copy> copies_;
   std::vector<size_t> group_ends_;  // of each committed group: the number of copies up to its end
-  size_t taken_ = 0;                // copies that a wait under way has given out
+  size_t taken_ = 0;                // copies that the current wait has given out
 };
 
 }  // namespace gpu_model::detail

@@ -17,9 +17,9 @@ constexpr size_t kGranule = sizeof(Granule);
 constexpr uint64_t kElementsPerGranule = kGranule / 2;
 
 /// Calls function(granule of the box, global address, first column that lies in the tensor, end of
-/// them) for each 16 bytes of a box, the columns counted from the granule's first.
+/// them) for each chunk of 16 bytes of a box, the columns counted from the chunk's first.
 template <typename Function>
-void for_each_piece(const TensorMap& map, const int (&coordinates)[4], Function function) {
+void for_each_chunk(const TensorMap& map, const int (&coordinates)[4], Function function) {
   const size_t row_granules = map.box[0] / kElementsPerGranule;
   size_t row = 0;
   for (uint32_t i3 = 0; i3 < map.box[3]; ++i3) {
@@ -33,14 +33,14 @@ void for_each_piece(const TensorMap& map, const int (&coordinates)[4], Function 
           inside = inside && outer[i] >= 0 && outer[i] < static_cast<int64_t>(map.size[i + 1]);
           if (inside) start += static_cast<uint64_t>(outer[i]) * map.stride_bytes[i + 1];
         }
-        for (size_t piece = 0; piece < row_granules; ++piece) {
+        for (size_t chunk = 0; chunk < row_granules; ++chunk) {
           const int64_t column =
-              int64_t{coordinates[0]} + static_cast<int64_t>(piece * kElementsPerGranule);
+              int64_t{coordinates[0]} + static_cast<int64_t>(chunk * kElementsPerGranule);
           const int64_t end = static_cast<int64_t>(map.size[0]) - column;
           const int64_t count = int64_t{kElementsPerGranule};
           const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
           const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
-          const size_t granule = row * row_granules + (map.swizzle_128b ? piece ^ row % 8 : piece);
+          const size_t granule = row * row_granules + (map.swizzle_128b ? chunk ^ row % 8 : chunk);
           function(granule, start + column * 2, begin, std::max(begin, last));
         }
       }
@@ -58,7 +58,7 @@ void read_global(BulkCopy& copy) {
     }
     return;
   }
-  for_each_piece(copy.map, copy.coordinates,
+  for_each_chunk(copy.map, copy.coordinates,
                  [&](size_t granule, const std::byte* global, int64_t begin, int64_t last) {
                    Granule& to = copy.data[granule];
                    if (begin == 0 && last == int64_t{kElementsPerGranule}) {
@@ -86,7 +86,7 @@ void Multiprocessor::probe(const BulkCopy& copy) {
     touch(copy.global + copy.bytes - 1);
     return;
   }
-  for_each_piece(copy.map, copy.coordinates,
+  for_each_chunk(copy.map, copy.coordinates,
                  [&](size_t, const std::byte* global, int64_t begin, int64_t last) {
                    if (begin >= last) return;
                    touch(global + begin * 2);
@@ -107,8 +107,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
   if (!barrier.fenced) {
     fail([&] {
       return detail::describe(wait) +
-             ": the barrier is used without fence_mbarrier_init in the thread that initialised "
-             "it, " +
+             ": the thread that initialised the barrier has not called fence_mbarrier_init, " +
              place(self().number);
     });
   }
@@ -233,8 +232,8 @@ void Multiprocessor::write_global(BulkCopy& store) {
     }
     return;
   }
-  // Whole pieces, as on a GPU: what pads the end of a row to 16 bytes is overwritten.
-  for_each_piece(store.map, store.coordinates,
+  // Whole chunks, as on a GPU: what pads the end of a row to 16 bytes is overwritten.
+  for_each_chunk(store.map, store.coordinates,
                  [&](size_t granule, std::byte* global, int64_t begin, int64_t last) {
                    if (begin < last) __builtin_memcpy(global, &store.data[granule], kGranule);
                  });
@@ -300,14 +299,15 @@ std::string Multiprocessor::reader(size_t index) {
 
 namespace {
 
-/// The box that a copy of a right map takes, or else an error.
+/// The box that a copy takes, or else an error if the map is not valid.
 BulkCopy box(const TensorMap* map, const int (&coordinates)[4], const Wait& wait) {
   check_tensor_map(wait.what, map, wait.file, wait.line);
   if (coordinates[0] % static_cast<int>(kElementsPerGranule) != 0) {
     Multiprocessor& multiprocessor = Multiprocessor::here();
     multiprocessor.fail([&] {
       return describe(wait) + ": the box begins at column " + std::to_string(coordinates[0]) +
-             ", an illegal instruction where that is no multiple of 8 (16 bytes), " +
+             ", which must be a multiple of 8 (16 bytes): elsewhere it is an illegal "
+             "instruction, " +
              multiprocessor.place(multiprocessor.self().number);
     });
   }
@@ -323,9 +323,10 @@ void check_bytes(int bytes, const void* global, const Wait& wait) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   if (bytes > 0 && bytes % 16 == 0 && reinterpret_cast<uintptr_t>(global) % 16 == 0) return;
   multiprocessor.fail([&] {
-    return describe(wait) + ": " + std::to_string(bytes) + " bytes from or to global address ..." +
+    return describe(wait) + ": bytes = " + std::to_string(bytes) +
+           ", and the global address lies " +
            std::to_string(reinterpret_cast<uintptr_t>(global) % 16) +
-           " (modulo 16): both must be multiples of 16, " +
+           " bytes past a multiple of 16: both must be multiples of 16, " +
            multiprocessor.place(multiprocessor.self().number);
   });
 }
@@ -342,11 +343,16 @@ void check_tensor_map(const char* what, const TensorMap* map, const char* file, 
     });
   };
   require(map != nullptr, "the tensor map is null");
-  require(reinterpret_cast<uintptr_t>(map) % 64 == 0, "the tensor map is not 64-byte aligned");
-  require(map->rank == 4, "the tensor map is not one of rank 4");
-  require(gpu_model::check_tensor_map(*map).empty(), "the tensor map is no right one");
+  require(reinterpret_cast<uintptr_t>(map) % 64 == 0, "the tensor map is not aligned to 64 bytes");
+  require(map->rank == 4, "the tensor map must have rank 4");
+  if (!gpu_model::check_tensor_map(*map).empty()) {
+    multiprocessor.fail([&] {
+      return describe({what, file, line}) + ": " + gpu_model::check_tensor_map(*map) + ", " +
+             multiprocessor.place(multiprocessor.self().number);
+    });
+  }
   require(!map->swizzle_128b || map->box[0] == 64,
-          "a box with a 128-byte swizzle has rows of 128 bytes here");
+          "tensor map: with a 128-byte swizzle box[0] must be 64");
 }
 
 size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
@@ -356,7 +362,8 @@ size_t check_tensor_load(void* destination, const TensorMap* map, const int (&co
   Wait wait{"cp_async_bulk_tensor_4d", file, line};
   if (policy != kEvictFirst && policy != kEvictLast) {
     multiprocessor.fail([&] {
-      return describe(wait) + ": the cache policy is not one of createpolicy, " +
+      return describe(wait) +
+             ": the cache policy is not one that createpolicy_evict_first or _last made, " +
              multiprocessor.place(multiprocessor.self().number);
     });
   }

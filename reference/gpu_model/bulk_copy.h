@@ -13,26 +13,26 @@ namespace gpu_model::detail {
 
 /// One bulk copy, of a tensor's box or of consecutive bytes.
 struct BulkCopy {
-  const char* what = nullptr;
-  const char* file = nullptr;
+  const char* what = nullptr;  ///< The instruction,
+  const char* file = nullptr;  ///< its place
   int line = 0;
-  unsigned thread = 0;
-  bool tensor = false;
-  TensorMap map;
-  int coordinates[4] = {};
-  std::byte* global = nullptr;  ///< Where it is no tensor.
-  size_t offset = 0;            ///< In shared memory.
-  size_t bytes = 0;
-  size_t barrier = 0;     ///< A load's, by its offset.
-  bool begun = false;     ///< A load that may land.
-  bool has_data = false;  ///< Its source has been read.
-  GranuleArray data;      ///< As it lies in shared memory.
+  unsigned thread = 0;          ///< and the number of the thread that issued it.
+  bool tensor = false;          ///< Whether it copies a tensor's box.
+  TensorMap map;                ///< If so: the tensor,
+  int coordinates[4] = {};      ///< and where the box begins, innermost first.
+  std::byte* global = nullptr;  ///< If not: the address in global memory.
+  size_t offset = 0;            ///< In shared memory, in bytes.
+  size_t bytes = 0;             ///< Its size in shared memory.
+  size_t barrier = 0;           ///< A load's mbarrier: its offset in shared memory.
+  bool begun = false;           ///< Whether a load may land.
+  bool has_data = false;        ///< Whether its source has been read.
+  GranuleArray data;            ///< What was read, as it lies in shared memory.
 };
 
-/// One GPU thread's stores, in the order of issue, which may still read shared memory.
+/// The stores of one GPU thread that may still read shared memory, in the order of issue.
 struct StoreQueue {
   std::vector<BulkCopy> stores;
-  std::vector<size_t> group_ends;  ///< Of each committed group: the number of stores to its end.
+  std::vector<size_t> group_ends;  ///< Per committed group: the number of stores up to its end.
 };
 
 }  // namespace gpu_model::detail

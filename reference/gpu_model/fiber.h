@@ -13,9 +13,10 @@
 
 namespace gpu_model::detail {
 
+/// A stack, and the function that runs on it.
 class Fiber {
  public:
-  static constexpr size_t kStackBytes = 256 * 1024;  // touched pages alone cost memory
+  static constexpr size_t kStackBytes = 256 * 1024;  ///< Only pages that are touched cost memory.
 
   /// `number` names the fiber in ThreadSanitizer's reports. Throws std::bad_alloc if there is no
   /// stack.
@@ -42,10 +43,11 @@ class Fiber {
   /// From the scheduler, after a fiber left before its functions returned.
   void discard();
 
+  /// Whether an access to `address` went past the end of this stack.
   bool overflows(const void* address) const;
 
-  /// Calls function(), which ThreadSanitizer attributes to this fiber. From anywhere but inside
-  /// another one's.
+  /// Calls function(), which ThreadSanitizer attributes to this fiber. Not from inside the function
+  /// of another such call.
   template <typename Function>
   void impersonate(Function function);
 

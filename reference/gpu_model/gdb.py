@@ -3,7 +3,7 @@
     (gdb) source reference/gpu_model/gdb.py
     (gdb) gpu threads       which GPU threads there are, and where each waits
     (gdb) gpu thread 5      where in the kernel GPU thread 5 is
-    (gdb) gpu thread 5 bt   its whole backtrace; any gdb command may stand in place of bt
+    (gdb) gpu thread 5 bt   its whole backtrace; any gdb command may take the place of bt
 
 `gpu thread` reads what Boost.Context saves when it leaves a fiber, which it knows for x86-64 alone. It needs a live
 process: gdb cannot set the registers of a core file.

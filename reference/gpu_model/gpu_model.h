@@ -1,9 +1,7 @@
 /// @file
-/// The GPU model, as its callers see it: a launch, the device it pretends to be, the schedule it
-/// draws.
-///
-/// Kernels see simt.h instead. What is modelled, and what is not, stands in
-/// reference/gpu_model/README.md.
+/// The GPU model, as its callers see it: the device it pretends to be, the schedule it draws, its
+/// memory. Kernels see simt.h instead. reference/gpu_model/README.md says what is modelled, and
+/// what is not.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +12,8 @@
 
 namespace gpu_model {
 
-/// The kernel did something a GPU would not survive, or not always: the message says what, in which
-/// block and thread, at which file and line.
+/// The kernel did something that a GPU would not survive, or not always. The message says what, in
+/// which block and thread, at which file and line.
 class KernelError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -23,30 +21,30 @@ class KernelError : public std::runtime_error {
 
 /// The device the model pretends to be. Tests lower a limit to see a stage cope.
 struct Device {
-  int compute_capability = 90;
-  int multiprocessors = 132;
-  size_t max_shared_bytes = 232448;  ///< 227 KiB, a Hopper block's limit
-  unsigned max_grid_x = 2147483647;
-  unsigned max_threads_per_block = 1024;
+  int compute_capability = 90;            ///< 90 for 9.0.
+  int multiprocessors = 132;              ///< What kernels are told; blocks run on the CPU's cores.
+  size_t max_shared_bytes = 232448;       ///< Per block: 227 KiB, Hopper's limit.
+  unsigned max_grid_x = 2147483647;       ///< Blocks.
+  unsigned max_threads_per_block = 1024;  ///< At most 1024.
 };
 /// The device of all launches from now on; assign to change it.
 Device& device();
 
 /// How launches are scheduled from now on.
 struct Schedule {
-  uint64_t seed = 0;   ///< Draws warp priorities, lane order, block order.
-  int os_threads = 0;  ///< Blocks run on this many cores; 0: all.
+  uint64_t seed = 0;   ///< Draws warp priorities, lane order and block order. 0: all in order.
+  int os_threads = 0;  ///< How many cores blocks run on; 0: all.
 };
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
 
-/// Memory that kernels may touch: filled with 0xff (NaN), ending at a guard page, so that an access
-/// past either end is reported. 16-byte aligned at least. Null if there is none.
+/// Memory that kernels may touch, filled with 0xff (NaN), between guard pages, so that an access
+/// past either end is reported. Aligned to at least 16 bytes. Null if there is not enough.
 void* allocate(size_t bytes);
-/// Frees what allocate() gave; null is fine.
+/// Frees what allocate() returned; null is fine.
 void deallocate(void* pointer);
 
-/// Bytes between kernels' allocations and the machine's memory, for reports.
+/// Bytes that allocate() can still give: the machine's memory less what is allocated.
 size_t free_memory();
 
 }  // namespace gpu_model

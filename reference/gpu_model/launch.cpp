@@ -115,7 +115,7 @@ int available_cores() {
 void check(const Launch& launch) {
   const auto require = [](bool holds, const std::string& name, uint64_t value, uint64_t limit) {
     if (holds) return;
-    throw KernelError("launch: " + name + " is " + std::to_string(value) + ", allowed is 1 to " +
+    throw KernelError("launch: " + name + " = " + std::to_string(value) + " must be 1 to " +
                       std::to_string(limit));
   };
   const auto dimension = [&](const char* name, uint64_t value, uint64_t limit) {
@@ -130,9 +130,9 @@ void check(const Launch& launch) {
   dimension("block.x * block.y * block.z", launch.threads(),
             std::min(device().max_threads_per_block, 1024u));
   if (launch.shared_bytes > device().max_shared_bytes) {
-    throw KernelError("launch: " + std::to_string(launch.shared_bytes) +
-                      " bytes of dynamic shared memory, a block may have " +
-                      std::to_string(device().max_shared_bytes));
+    throw KernelError("launch: shared_bytes = " + std::to_string(launch.shared_bytes) +
+                      " must be at most " + std::to_string(device().max_shared_bytes) +
+                      ", the shared memory of a block");
   }
 }
 

@@ -28,24 +28,24 @@ uint64_t Multiprocessor::mbarrier_init(const ptx::Mbarrier* barrier, int count,
   wait.mbarrier = static_cast<int>(offset);
   if (count < 1 || static_cast<unsigned>(count) > kMaxArrivals) {
     fail([&] {
-      return detail::describe(wait) + ": count is " + std::to_string(count) +
-             ", allowed is 1 to 1048575, " + place(self().number);
+      return detail::describe(wait) + ": count = " + std::to_string(count) +
+             " must be 1 to 1048575, " + place(self().number);
     });
   }
   for (unsigned number = 0; number < count_; ++number) {
     const Wait& other = threads_[number]->wait;
     if (other.what == nullptr || other.mbarrier != static_cast<int>(offset)) continue;
     fail([&] {
-      return detail::describe(wait) + ", though " + describe(*threads_[number]) + ", " +
+      return detail::describe(wait) + " while " + describe(*threads_[number]) + ", " +
              place(self().number);
     });
   }
   for (const BulkCopy& load : loads_) {
     if (load.barrier != offset) continue;
     fail([&] {
-      return detail::describe(wait) + ", though " + load.what + " at " +
+      return detail::describe(wait) + " while " + load.what + " at " +
              std::string(relative_path(load.file)) + ":" + std::to_string(load.line) +
-             " is to complete on it, " + place(self().number);
+             " has yet to complete on it, " + place(self().number);
     });
   }
   uint64_t mark = 0;
@@ -84,9 +84,9 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   const auto where = [&] { return running_ != nullptr ? ", " + place(self().number) : ""; };
   if (arrivals > state.pending) {
     reject([&] {
-      return detail::describe(wait) + ": more than the " + std::to_string(state.count) +
-             " arrivals of phase " + std::to_string(state.phase) + ", of which " +
-             std::to_string(state.bytes) + " bytes have not come" + where();
+      return detail::describe(wait) + ": too many arrivals: phase " + std::to_string(state.phase) +
+             " takes " + std::to_string(state.count) + " and still waits for " +
+             std::to_string(state.bytes) + " bytes" + where();
     });
     return;
   }
@@ -95,7 +95,7 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   if (state.bytes > kMaxBytes || state.bytes < -kMaxBytes) {
     reject([&] {
       return detail::describe(wait) + ": phase " + std::to_string(state.phase) + " wants " +
-             std::to_string(state.bytes) + " bytes, more than 1048575 either way" + where();
+             std::to_string(state.bytes) + " bytes, which must be -1048575 to 1048575" + where();
     });
     return;
   }
@@ -120,7 +120,9 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
 
 void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, const Wait& wait) {
   if (wait.parity != 0 && wait.parity != 1) {
-    fail([&] { return detail::describe(wait) + ": parity is 0 or 1, " + place(self().number); });
+    fail([&] {
+      return detail::describe(wait) + ": parity must be 0 or 1, " + place(self().number);
+    });
   }
   MbarrierState& state = mbarrier(mark, wait);
   if (static_cast<int>(state.phase % 2) == wait.parity) {
@@ -130,9 +132,10 @@ void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, 
     const MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
     if (now->phase != phase + 1) {
       fail([&] {
-        return detail::describe(wait) + ": phase " + std::to_string(phase) +
-               " and the next were complete before this thread came to look: it might have missed "
-               "both, " +
+        return detail::describe(wait) + ": phases " + std::to_string(phase) + " and " +
+               std::to_string(phase + 1) +
+               " both ended before this thread looked again: on a GPU it may see neither, and wait "
+               "for ever, " +
                place(self().number);
       });
     }
@@ -147,7 +150,7 @@ std::string Multiprocessor::phase(const Wait& wait) const {
   for (const MbarrierState& state : mbarriers_) {
     if (state.offset != static_cast<size_t>(wait.mbarrier)) continue;
     return ": phase " + std::to_string(state.phase) + " wants " + std::to_string(state.pending) +
-           " of " + std::to_string(state.count) + " arrivals, " + std::to_string(state.bytes) +
+           " of " + std::to_string(state.count) + " arrivals and " + std::to_string(state.bytes) +
            " bytes";
   }
   return {};
@@ -187,7 +190,7 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   tsan_release(const_cast<ptx::Mbarrier*>(barrier));
   if (bytes < 0) {
     multiprocessor.fail([&] {
-      return describe(wait) + " expects " + std::to_string(bytes) + " bytes, " +
+      return describe(wait) + ": bytes = " + std::to_string(bytes) + " must be at least 0, " +
              multiprocessor.place(multiprocessor.self().number);
     });
   }

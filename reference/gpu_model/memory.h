@@ -1,5 +1,5 @@
 /// @file
-/// Memory that ends, and begins, at pages nobody may touch.
+/// Memory that begins and ends at pages that nobody may touch.
 #pragma once
 
 #include <cstddef>
@@ -15,28 +15,30 @@ constexpr size_t kGuardBytes = 64 * 1024;
 /// poisoned like the data.
 class GuardedMemory {
  public:
-  /// Which guard zone the data touches. At the end the data starts at the largest power of two, up
-  /// to a page, that divides its size rounded up to 16.
+  /// Which guard zone the data touches. With kAtEnd the data is aligned to the largest power of
+  /// two, up to a page, that divides its size rounded up to 16.
   enum class Place { kAtEnd, kAtStart };
 
+  /// No memory; not valid.
   GuardedMemory() = default;
-  /// Not valid if the machine has no such memory.
+  /// Not valid if the machine has too little memory.
   GuardedMemory(size_t bytes, Place place);
   GuardedMemory(GuardedMemory&& other) noexcept;
   GuardedMemory& operator=(GuardedMemory&& other) noexcept;
   ~GuardedMemory();
 
-  bool valid() const { return map_ != nullptr; }
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
+  bool valid() const { return map_ != nullptr; }  ///< Whether there is memory.
+  std::byte* data() const { return data_; }       ///< [bytes()]
+  size_t bytes() const { return bytes_; }         ///< As asked for, without padding.
 
   /// Fills data and padding with 0xff, which is NaN in every float format.
   void poison();
   /// A padding byte that the kernel changed, as an offset from data(); 0 if there is none.
   ptrdiff_t damage() const;
 
-  bool contains(const void* address) const;  ///< Guard zones included.
-  /// "4 bytes past the end of 1024 bytes"
+  /// Whether the address is in the data, its padding or a guard zone.
+  bool contains(const void* address) const;
+  /// Where an address outside the data is: "4 bytes past the end of 1024 bytes".
   std::string describe(const void* address) const;
 
  private:
@@ -46,8 +48,8 @@ class GuardedMemory {
   size_t bytes_ = 0;
 };
 
-/// "out-of-bounds global memory access: ..." if gpu_model::allocate gave out memory near `address`,
-/// or else empty.
+/// "out-of-bounds global memory `access`: ..." if gpu_model::allocate gave out memory near
+/// `address`; empty otherwise.
 std::string describe_global(const void* address, const char* access);
 
 }  // namespace gpu_model::detail

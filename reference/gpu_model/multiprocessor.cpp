@@ -107,7 +107,7 @@ void Multiprocessor::run(Launch& launch) {
       if (turn >= launch.blocks() || !run_block(turn)) break;
     }
   } catch (const std::bad_alloc&) {
-    launch.fail(0, "no memory for the stacks or the shared memory of a block");
+    launch.fail(0, "not enough memory for the stacks or the shared memory of a block");
   }
   for (unsigned number = 0; number < std::min<size_t>(launch.threads(), threads_.size());
        ++number) {
@@ -234,13 +234,13 @@ void Multiprocessor::run_thread(void* argument) {
     self->launch_->kernel();
   } catch (const std::exception& exception) {
     error = exception.what();
-    if (error.empty()) error = "exception";
+    if (error.empty()) error = "one without a text";
   } catch (...) {
-    error = "exception of an unknown type";
+    error = "one that is no std::exception";
   }
   if (!error.empty()) {
     self->fail([&] {
-      return "exception out of the kernel: " + std::exchange(error, {}) + ", " +
+      return "the kernel threw an exception: " + std::exchange(error, {}) + ", " +
              self->place(self->self().number);
     });
   }
@@ -261,7 +261,7 @@ void Multiprocessor::finish_thread() {
     const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
     if ((other.wait.mask & bit) == 0) continue;
     thread.finished = false;  // its stack is still in use
-    fail([&] { return place(self().number) + " has returned, though " + describe(other); });
+    fail([&] { return place(self().number) + " has returned while " + describe(other); });
   }
 }
 
@@ -306,9 +306,9 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
     fail([&] {
       const uint3 first_index = threads_[barrier.first]->index;
       return "divergent barrier: " + place(thread.number) + " is in " + detail::describe(wait) +
-             ", though thread " + triple(first_index.x, first_index.y, first_index.z) +
+             " while thread " + triple(first_index.x, first_index.y, first_index.z) +
              (barrier.passed.empty() || barrier.passed.front() != barrier.first ? " waits in "
-                                                                                : " has been in ") +
+                                                                                : " has passed ") +
              detail::describe(others);
     });
   }
@@ -337,11 +337,11 @@ void Multiprocessor::arrive(Wait wait) {
       });
     };
     if (barrier.first_wait.threads != wait.threads) {
-      reject_arrival(", though another thread is in ", barrier.first_wait);
+      reject_arrival(" while another thread is in ", barrier.first_wait);
     }
     for (size_t i = 0; i < barrier.passed.size(); ++i) {
       if (barrier.passed[i] == thread.number) {
-        reject_arrival(", though the barrier is not complete since the same thread was in ",
+        reject_arrival(", but the barrier has not completed since the same thread passed ",
                        barrier.passed_places[i]);
       }
     }
@@ -372,7 +372,7 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
       fail([&] {
         return "divergent barrier: lanes of one warp disagree: " + place(barrier.passed[i]) +
                " is in " + detail::describe(barrier.passed_places[i]) +
-               ", but not all others of its warp";
+               ", but not every other lane of its warp is";
       });
     }
   }
@@ -381,7 +381,7 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
     const Thread& lane_0 = *threads_[number / warpSize * warpSize];
     if ((thread.barrier == id || lane_0.barrier == id) && !same(thread.wait, lane_0.wait)) {
       fail([&] {
-        return "divergent barrier: lanes of one warp disagree: " + describe(thread) + ", though " +
+        return "divergent barrier: lanes of one warp disagree: " + describe(thread) + " while " +
                describe(lane_0);
       });
     }
@@ -446,7 +446,7 @@ inline void Multiprocessor::collect_warp(Wait wait, void* operands, WarpOperatio
   if (warps_[self().number / warpSize].exists != wait.mask) {
     fail([&] {
       return place(self().number) + " calls " + detail::describe(wait) +
-             " in a warp of less than 32 threads";
+             " in a warp of fewer than 32 threads";
     });
   }
   collect(wait, std::bit_cast<uint64_t>(operands), self().number % warpSize, nullptr, false,
@@ -469,7 +469,7 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
   for_each_lane([&](Thread& thread) {
     if (!same(thread.wait, leader.wait)) {
       fail([&] {
-        return "lanes of one warp disagree: " + describe(thread) + ", though " + describe(leader);
+        return "lanes of one warp disagree: " + describe(thread) + " while " + describe(leader);
       });
     }
     if (combine != nullptr) {
@@ -477,8 +477,8 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
       first_operand = false;
     } else if (!ordering && (mask >> thread.source & 1) == 0) {
       fail([&] {
-        return describe(thread) + ", and reads from lane " + std::to_string(thread.source) +
-               ", which takes no part";
+        return describe(thread) + " and reads from lane " + std::to_string(thread.source) +
+               ", which is not in the mask";
       });
     }
   });
@@ -565,15 +565,15 @@ std::string Multiprocessor::deadlock() const {
   }
   for (const Barrier& barrier : barriers_) {
     if (barrier.passed.empty()) continue;
-    text += "; " + std::to_string(barrier.passed.size()) + " threads, of which thread " +
-            std::to_string(barrier.passed.front()) + " was first, have been in " +
+    text += "; " + std::to_string(barrier.passed.size()) + " threads, the first of them thread " +
+            std::to_string(barrier.passed.front()) + ", have passed " +
             detail::describe(barrier.passed_places.front());
   }
   return text;
 }
 
 void Multiprocessor::called_outside() {
-  throw KernelError("called outside a kernel");
+  throw KernelError("a function for kernels was called outside a kernel");
 }
 
 // What simt.h and ptx.h call.
@@ -594,8 +594,9 @@ Wait check_named_barrier(const char* what, int id, int threads, const char* file
              requirement + ", " + multiprocessor.place(multiprocessor.self().number);
     });
   };
-  require(id >= 1 && id <= 15, "a named barrier is 1 to 15");
-  require(threads > 0 && threads % warpSize == 0, "threads must be a multiple of 32");
+  require(id >= 1 && id <= 15, "the barrier's number must be 1 to 15");
+  require(threads > 0 && threads % warpSize == 0,
+          "the number of threads must be a positive multiple of 32");
   return {what, file, line, 0, id, threads};
 }
 }  // namespace

@@ -1,6 +1,6 @@
 /// @file
-/// One OS thread's place for running blocks, one after the other: fibers for the GPU threads,
-/// shared memory, and the scheduler that decides which GPU thread runs next.
+/// What one OS thread needs to run blocks, one after the other: fibers for the GPU threads, shared
+/// memory, and the scheduler that decides which GPU thread runs next.
 #pragma once
 
 #include <array>
@@ -29,21 +29,24 @@ struct Launch {
   Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_);
 
   const dim3 grid, block;
-  const size_t shared_bytes;
-  const std::function<void()>& kernel;
-  const uint64_t seed;
+  const size_t shared_bytes;            ///< Dynamic shared memory per block.
+  const std::function<void()>& kernel;  ///< What every thread runs.
+  const uint64_t seed;                  ///< Schedule::seed at the launch.
 
+  /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
+  /// Blocks of the grid.
   uint64_t blocks() const { return uint64_t{grid.x} * grid.y * grid.z; }
-  /// The block that is run as the `turn`-th.
+  /// The block that runs in this turn, 0 ... blocks() - 1.
   dim3 block_at(uint64_t turn) const;
 
   std::atomic<uint64_t> next_turn = 0;
-  std::atomic<bool> stopped = false;
+  std::atomic<bool> stopped = false;  ///< Whether a block was rejected.
+  /// Rejects the kernel for what the block of this turn did.
   void fail(uint64_t turn, std::string message);
 
   std::mutex mutex;
-  std::string error;  ///< Empty: none. Of several, that of the block whose turn came first.
+  std::string error;  ///< Empty if there is none; of several, that of the earliest turn.
   uint64_t error_turn = UINT64_MAX;
 };
 
@@ -58,32 +61,33 @@ std::string_view relative_path(std::string_view file);
 
 /// What a GPU thread waits for; `what` is null while it waits for nothing.
 struct Wait {
-  const char* what = nullptr;
-  const char* file = nullptr;
+  const char* what = nullptr;  ///< The function,
+  const char* file = nullptr;  ///< and the place of the call.
   int line = 0;
-  unsigned mask = 0;  ///< The lanes that are to meet, or 0 where no mask is given.
-  int barrier = 0;    ///< A named barrier,
-  int threads = 0;    ///< and how many are to meet there; else 0.
-  int mbarrier = -1;  ///< An mbarrier's offset in shared memory,
-  int parity = -1;    ///< and the parity waited for; else -1.
+  unsigned mask = 0;  ///< The lanes that must meet, or 0 if no mask is given.
+  int barrier = 0;    ///< The number of a named barrier, or 0,
+  int threads = 0;    ///< and how many threads must meet there.
+  int mbarrier = -1;  ///< An mbarrier's offset in shared memory, or -1,
+  int parity = -1;    ///< and the parity that is waited for, or -1.
 };
 
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
 std::string describe(const Wait& wait);
 
+/// A GPU thread.
 struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
 
   std::unique_ptr<Fiber> fiber;
-  unsigned number;
-  uint3 index{};
-  bool finished = false;
-  Wait wait;
-  int barrier = -1;  ///< The block barrier it waits at.
-  bool predicate = false;
-  uint64_t operand = 0;  ///< What it brings to a warp function,
-  unsigned source = 0;   ///< the lane it reads from,
-  uint64_t result = 0;   ///< and what it gets, from a warp function or a barrier.
+  unsigned number;         ///< In the block, 0 ... Launch::threads() - 1,
+  uint3 index{};           ///< and as threadIdx.
+  bool finished = false;   ///< Whether it has returned.
+  Wait wait;               ///< What it waits for.
+  int barrier = -1;        ///< The number of the barrier it waits at, or -1,
+  bool predicate = false;  ///< and the predicate it brings there.
+  uint64_t operand = 0;    ///< What it brings to a warp function,
+  unsigned source = 0;     ///< the lane it reads from,
+  uint64_t result = 0;     ///< and what it gets, from a warp function or a barrier.
   CopyQueue copies;
   StoreQueue stores;
   std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
@@ -91,27 +95,30 @@ struct Thread {
   char arrival_tokens[16] = {};  ///< For ThreadSanitizer: what it did before barrier_arrive.
 };
 
+/// The lanes of a warp, as bits, by what they do.
 struct Warp {
   uint32_t exists = 0;
   uint32_t runnable = 0;
   uint32_t finished = 0;
   uint32_t collecting = 0;  ///< Lanes that wait in a warp function.
-  uint64_t priority = 0;
+  uint64_t priority = 0;    ///< Of all warps with runnable lanes, that with the highest one runs.
 };
 
+/// A block barrier: __syncthreads' or a named one.
 struct Barrier {
-  unsigned arrived = 0;
-  unsigned first = 0;               ///< Number of the thread that arrived first,
+  unsigned arrived = 0;             ///< How many threads have arrived since it was last complete.
+  unsigned first = 0;               ///< The number of the thread that arrived first,
   Wait first_wait;                  ///< and where.
   std::vector<unsigned> passed;     ///< Threads that arrived without waiting,
-  std::vector<Wait> passed_places;  ///< and where each did.
+  std::vector<Wait> passed_places;  ///< and where each of them did.
 };
 
+/// Runs blocks on one OS thread.
 class Multiprocessor {
  public:
   Multiprocessor();
 
-  /// The one this OS thread is.
+  /// The one of this OS thread; null if it runs no kernel.
   static Multiprocessor* current() { return current_; }
   /// The same, for GPU threads: an error outside a kernel.
   static Multiprocessor& here() {
@@ -123,19 +130,23 @@ class Multiprocessor {
   void run(Launch& launch);
 
   // The rest is called by GPU threads.
+
+  /// The GPU thread that runs.
   Thread& self() { return *running_; }
   Thread& thread(unsigned number) { return *threads_[number]; }
   bool runs_thread() const { return running_ != nullptr; }
+  /// The block's dynamic shared memory, or an error if it is smaller than `bytes`.
   std::byte* shared_memory(size_t bytes);
 
-  /// Meets `expected` threads at barrier wait.barrier, 0 being __syncthreads'; the count of true
-  /// predicates.
+  /// Meets `expected` threads at barrier wait.barrier, 0 being __syncthreads'. Returns how many of
+  /// them brought a true predicate.
   int meet(unsigned expected, bool predicate, Wait wait);
-  /// Counts this thread among those who meet at named barrier wait.barrier, but does not wait.
+  /// Counts this thread at the named barrier wait.barrier, but does not wait.
   void arrive(Wait wait);
 
-  /// Meets the lanes of wait.mask; gives the combination of their operands, or without `combine`
-  /// the operand of lane `source`. `ordering`: memory is ordered, too.
+  /// Meets the lanes of wait.mask. Returns the combination of their operands, or without `combine`
+  /// the operand of lane `source`. With `ordering` it orders memory, too. The last lane to come
+  /// calls `operation`, if there is one.
   [[gnu::always_inline]] uint64_t collect(Wait wait, uint64_t operand, unsigned source,
                                           Combine combine, bool ordering,
                                           WarpOperation operation = nullptr);
@@ -144,17 +155,18 @@ class Multiprocessor {
 
   // proxy.cpp. Granules are numbered by their offset in shared memory.
 
-  /// The mark of 16 bytes of shared memory that nothing asynchronous writes, or else an error:
-  /// "... `does` a misaligned address".
+  /// The mark of the granule at `address`, or an error if that is misaligned or if something
+  /// asynchronous writes it. `does` is the verb of the message: " reads".
   GranuleMark& granule(const char* does, const void* address, const Wait& wait);
-  /// The same, and nothing asynchronous reads them.
+  /// The same, and an error, too, if something asynchronous reads the granule.
   GranuleMark& granule_to_write(const void* address, const Wait& wait);
   /// This thread has written a granule.
   void mark_written(size_t index, const char* file = nullptr, int line = 0);
   void fence_proxy_async();
+  /// Makes the asynchronous view, if this block has none yet.
   void use_async_view();
-  /// Rejects an asynchronous access to a granule that something else writes, or that ordinary
-  /// stores wrote which are not fenced.
+  /// Rejects an asynchronous access to a granule that something else still writes, or that ordinary
+  /// stores have written since the last fence.
   void check_async_access(size_t index, const char* does, const Wait& wait) {
     if (marks_[index].state != GranuleMark::State::kIdle ||
         !equal(generic_granules()[index], async_.granules[index])) {
@@ -164,7 +176,8 @@ class Multiprocessor {
   /// Rejects an asynchronous write to a granule that something asynchronous reads.
   void check_no_reader(size_t index, const Wait& wait);
   Granule* generic_granules() { return reinterpret_cast<Granule*>(shared_.data()); }
-  /// An address as an offset in shared memory, which `bytes` from there lie in, or else an error.
+  /// The offset of an address in shared memory, or an error if it is misaligned or if `bytes` from
+  /// there are not in shared memory.
   size_t shared_offset(const void* address, size_t bytes, size_t alignment, const char* does,
                        const Wait& wait);
 
@@ -172,9 +185,10 @@ class Multiprocessor {
   uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const Wait& wait);
   void fence_mbarrier_init();
   MbarrierState& mbarrier(uint64_t state, const Wait& wait);
-  /// `arrivals` and completed bytes (negative: expected ones) of the current phase.
+  /// Counts arrivals and completed bytes (negative: expected bytes) of the current phase.
   void mbarrier_update(MbarrierState& state, unsigned arrivals, int64_t bytes, const Wait& wait);
   void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, const Wait& wait);
+  /// The mbarrier at an offset in shared memory, or null.
   MbarrierState* find_mbarrier(size_t offset);
 
   // bulk_copy.cpp.
@@ -189,15 +203,15 @@ class Multiprocessor {
   void fence_registers(void* const* lanes);
   void commit_products(void* const* lanes);
   void wait_products(void* const* lanes);
-  /// All warps of this thread's warpgroup are to execute the same.
+  /// Checks that all warps of this thread's warpgroup execute the same instruction.
   void warpgroup_instruction(WarpgroupInstruction instruction);
 
-  /// Calls function(), which is the scheduler's doing, as ThreadSanitizer sees it.
+  /// Calls function(), which ThreadSanitizer attributes to the scheduler.
   template <typename Function>
   void as_scheduler(Function function) {
     self().fiber->as_scheduler(function);
   }
-  /// See ptx.h.
+  /// As the functions of these names in ptx.h.
   bool issue_copy(const Copy& copy, int source_bytes, Wait wait);
   bool take_copy(size_t pending, Copy& copy);
 
@@ -208,8 +222,8 @@ class Multiprocessor {
   void yield();
   /// yield() at every 64th call: enough to end a wait that spins.
   void scheduling_point();
-  /// yield() now and then, after this thread let others go on without waiting itself: what it does
-  /// next must not depend on its doing so first.
+  /// Called after this thread let others go on without waiting itself. Yields now and then, because
+  /// what it does next must not depend on its doing so first.
   void let_others_overtake();
 
   /// Rejects the kernel, from a GPU thread or not.
@@ -218,11 +232,11 @@ class Multiprocessor {
     if (running_ != nullptr) fail(message);
     if (error_.empty()) error_ = message();
   }
-  /// Rejects the kernel with the text that `message` returns. Nothing on this GPU thread's stack is
+  /// Rejects the kernel with the text that message() returns. Nothing on this GPU thread's stack is
   /// destroyed, so the callers must own nothing; that is why the text is made in here.
   template <typename Message>
   [[noreturn]] void fail(Message message) {
-    tsan_release(this);  // what the message quotes, an exception's text say, this thread wrote
+    tsan_release(this);  // this thread wrote what the message quotes, say an exception's text
     self().fiber->become_scheduler();
     tsan_acquire(this);
     rejected_ = running_;
@@ -249,7 +263,10 @@ class Multiprocessor {
   void check_async_end();
   void publish_stores();
   [[gnu::cold]] void reject_async_access(size_t index, const char* does, const Wait& wait);
+  /// "thread (0,0,0) at stages/06_wgmma/kernel.cuh:41"
   std::string writer(const GranuleMark& mark) const;
+  /// What still writes 16 bytes of shared memory, and why that is not over.
+  std::string pending_write(const GranuleMark& mark) const;
   std::string reader(size_t index);
   /// Lands a bulk load, if any is under way.
   bool land_load();
@@ -260,7 +277,7 @@ class Multiprocessor {
   void read_store(BulkCopy& store);
   void compute_products(unsigned warp, uint64_t end);
   void compute_product(unsigned warp, WarpProduct& product);
-  /// Calls function(granule) for all that a warp's part of a product reads: of A, then of B.
+  /// Calls function(granule) for all granules that a warp's rows of a product need: A's, then B's.
   template <typename Function>
   static void for_each_granule(const Product& product, unsigned warp, Function function);
   void check_registers(Thread& thread, const uint32_t* begin, size_t count, const char* name,

@@ -3,7 +3,8 @@
 // stmatrix are known, so only their own thread's fence publishes them. Other stores are not seen:
 // a fence publishes whatever differs and is not known to be another's. To compare all of shared
 // memory takes microseconds, so it is done once for all fences of a warp's lanes that run in a row,
-// when the last of them has run, except where it is cheap or, under some seeds, dear but exact.
+// when the last of them has run. Where it is cheap it is done at every fence, and so it is under
+// some seeds where it is not.
 #include "reference/gpu_model/proxy.h"
 
 #include <string>
@@ -41,9 +42,15 @@ size_t Multiprocessor::shared_offset(const void* address, size_t bytes, size_t a
 
 std::string Multiprocessor::writer(const GranuleMark& mark) const {
   const uint3 index = threads_[mark.thread]->index;
-  return " of thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
+  return "thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
          std::to_string(index.z) + ") at " + std::string(relative_path(mark.file)) + ":" +
          std::to_string(mark.line);
+}
+
+std::string Multiprocessor::pending_write(const GranuleMark& mark) const {
+  return mark.state == GranuleMark::State::kCopying
+             ? "cp.async of " + writer(mark) + " still writes: the thread has not waited for it"
+             : "a bulk copy of " + writer(mark) + " still writes: it has not arrived";
 }
 
 GranuleMark& Multiprocessor::granule(const char* does, const void* address, const Wait& wait) {
@@ -51,11 +58,8 @@ GranuleMark& Multiprocessor::granule(const char* does, const void* address, cons
   GranuleMark& mark = marks_[offset / sizeof(Granule)];
   if (mark.state == GranuleMark::State::kCopying || mark.state == GranuleMark::State::kLanding) {
     fail([&] {
-      const bool copying = mark.state == GranuleMark::State::kCopying;
-      return detail::describe(wait) + does + " shared memory that " +
-             (copying ? "cp.async" : "a bulk copy") + writer(mark) +
-             (copying ? " writes and has not waited for" : " writes, which has not arrived") +
-             ", " + place(self().number);
+      return detail::describe(wait) + does + " shared memory that " + pending_write(mark) + ", " +
+             place(self().number);
     });
   }
   return mark;
@@ -70,8 +74,8 @@ GranuleMark& Multiprocessor::granule_to_write(const void* address, const Wait& w
 void Multiprocessor::check_no_reader(size_t index, const Wait& wait) {
   if (async_.readers[index] == 0) return;
   fail([&] {
-    return detail::describe(wait) + " writes shared memory, at byte " +
-           std::to_string(index * sizeof(Granule)) + ", that " + reader(index) + " still reads, " +
+    return detail::describe(wait) + " writes shared memory at byte " +
+           std::to_string(index * sizeof(Granule)) + " that " + reader(index) + " still reads, " +
            place(self().number);
   });
 }
@@ -86,13 +90,11 @@ void Multiprocessor::reject_async_access(size_t index, const char* does, const W
   }
   reject([&] {
     const GranuleMark& mark = marks_[index];
-    std::string why = "was written by ordinary stores without fence_proxy_async";
-    if (mark.state == GranuleMark::State::kCopying) {
-      why = "cp.async" + writer(mark) + " writes and has not waited for";
-    } else if (mark.state == GranuleMark::State::kLanding) {
-      why = "a bulk copy" + writer(mark) + " writes, which has not arrived";
-    } else if (mark.state == GranuleMark::State::kWritten) {
-      why = "was written" + writer(mark) + " without fence_proxy_async in that thread";
+    std::string why = "was written by ordinary stores, with no fence_proxy_async since";
+    if (mark.state == GranuleMark::State::kWritten) {
+      why = "was written by " + writer(mark) + ", which has not called fence_proxy_async since";
+    } else if (mark.state != GranuleMark::State::kIdle) {
+      why = pending_write(mark);
     }
     return detail::describe(wait) + does + " shared memory at byte " +
            std::to_string(index * sizeof(Granule)) + " that " + why +
@@ -155,8 +157,8 @@ void Multiprocessor::publish_stores() {
     if (marks_[index].state != GranuleMark::State::kIdle || equal(from[index], to[index])) return;
     // The views agreed when the reader came: it was stored to since. By whom is not known.
     if (async_.readers[index] != 0 && error_.empty()) {
-      error_ = "ordinary stores wrote shared memory, at byte " +
-               std::to_string(index * sizeof(Granule)) + ", that " + reader(index) +
+      error_ = "ordinary stores wrote shared memory at byte " +
+               std::to_string(index * sizeof(Granule)) + " that " + reader(index) +
                " still read, block (" + std::to_string(block_index_.x) + "," +
                std::to_string(block_index_.y) + "," + std::to_string(block_index_.z) + ")";
     }
@@ -208,7 +210,7 @@ void Multiprocessor::check_async_end() {
   };
   const auto under_way = [&](const char* what, const char* file, int line) {
     if (error_.empty()) {
-      error_ = std::string("block ended while ") + what + " at " +
+      error_ = std::string("the block ended while ") + what + " at " +
                std::string(relative_path(file)) + ":" + std::to_string(line) + " was under way" +
                block();
     }
@@ -234,8 +236,8 @@ void Multiprocessor::check_async_end() {
     const WarpgroupInstruction& instruction = warpgroup.instructions.front();
     error_ = std::string(instruction.what) + " at " + std::string(relative_path(instruction.file)) +
              ":" + std::to_string(instruction.line) + " was executed by " +
-             std::to_string(instruction.warps) + " of the 4 warps of a warpgroup, warp " +
-             std::to_string(instruction.first) + " being the first" + block();
+             std::to_string(instruction.warps) + " of the 4 warps of a warpgroup, first by warp " +
+             std::to_string(instruction.first) + block();
   }
   for (BulkCopy& write : writes_) write_global(write);
   writes_.clear();

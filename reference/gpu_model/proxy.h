@@ -1,7 +1,7 @@
 /// @file
-/// What the model knows of every 16 bytes of shared memory: who writes them asynchronously, who
-/// wrote them by ordinary means, who reads them; and the second view of shared memory, that of the
-/// asynchronous proxy.
+/// What the model knows of every 16 bytes of shared memory, a granule: who writes it
+/// asynchronously, who wrote it by ordinary means, who reads it. And the second view of shared
+/// memory, that of the asynchronous proxy.
 #pragma once
 
 #include <cstddef>
@@ -12,22 +12,22 @@
 
 namespace gpu_model::detail {
 
-/// The instruction that has, or had, to do with 16 bytes of shared memory.
+/// The last known write to a granule.
 struct GranuleMark {
   enum class State : uint8_t {
-    kIdle,
-    kCopying,  ///< cp.async writes them, and its thread has not waited for it.
-    kLanding,  ///< A bulk copy writes them.
-    kWritten,  ///< cp.async or stmatrix wrote them, and its thread has not fenced the proxies.
+    kIdle,     ///< Nothing of the following.
+    kCopying,  ///< cp.async writes it, and its thread has not waited for it.
+    kLanding,  ///< A bulk copy writes it.
+    kWritten,  ///< cp.async or stmatrix wrote it, and its thread has not fenced the proxies.
   };
-  const char* file = nullptr;
+  const char* file = nullptr;  ///< Where the write was issued,
   int line = 0;
-  uint16_t thread = 0;
-  uint16_t listed = 0;  ///< One more than the thread whose list of written granules has this.
+  uint16_t thread = 0;  ///< and the number of the thread that did.
+  uint16_t listed = 0;  ///< 1 + the thread whose Thread::written lists this granule; 0: none.
   State state = State::kIdle;
 };
 
-/// Granules. In a class, since a vector drops what their type says of aliasing.
+/// An array of granules. Not a plain vector, which would drop what their type says about aliasing.
 class GranuleArray {
  public:
   void resize(size_t count) { holders_.resize(count); }
@@ -44,13 +44,13 @@ class GranuleArray {
   std::vector<Holder> holders_;
 };
 
-/// Shared memory as wgmma and bulk copies see it: what they wrote themselves, and of ordinary
-/// stores what was fenced. A block that uses none of them has none.
+/// Shared memory as wgmma and bulk copies see it: what they wrote themselves, and those ordinary
+/// stores that were fenced. A block that uses none of these has none.
 struct AsyncView {
   GranuleArray granules;
   std::vector<uint16_t> readers;  ///< How many operations under way read each granule.
-  bool used = false;              ///< By this block.
-  bool fenced = false;            ///< Stores of unknown threads are to be published.
+  bool used = false;              ///< Whether this block has used it.
+  bool fenced = false;            ///< Whether stores of unknown threads have yet to be published.
 };
 
 // The model's own copies. Not memcpy, which ThreadSanitizer would take for an access by whatever

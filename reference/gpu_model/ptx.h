@@ -1,9 +1,9 @@
 /// @file
-/// The PTX instructions that kernels use through stages/common/ptx/ptx.h, on the model. What they do is
-/// documented there; what the model checks, and when a copy arrives, in README.md.
+/// The PTX instructions that kernels use through stages/common/ptx/ptx.h, on the model. What they
+/// do is documented there; what the model checks, and when a copy arrives, in README.md.
 ///
-/// Kernels see these very functions, not wrappers: reports then name the kernel's line. Whatever
-/// reads or writes the kernel's memory stands in this header, compiled with the kernel's flags and
+/// Kernels see these very functions, not wrappers, so that reports name the kernel's line. Whatever
+/// reads or writes the kernel's memory is in this header, compiled with the kernel's flags and
 /// never inlined, so that sanitizers see the access as that thread's, called from that line.
 #pragma once
 
@@ -22,6 +22,7 @@ using Granule [[gnu::vector_size(16), gnu::may_alias]] = uint32_t;
 
 /// What a warp does when all 32 lanes have come, with what each brought.
 using WarpOperation = void (*)(void* const* lanes);
+/// Meets the 32 lanes of the warp; the last to come runs `operation` with the `operands` of all.
 void warp_operation(const char* what, void* operands, WarpOperation operation, const char* file,
                     int line);
 
@@ -39,28 +40,32 @@ struct MatrixOperands {
 void load_matrices(void* const* lanes);
 void load_matrices_transposed(void* const* lanes);
 
-/// Rejects a row that is no 16 aligned bytes of shared memory, or that cp.async still writes.
+/// Rejects a row that is not 16 aligned bytes of shared memory, or that something still writes
+/// asynchronously.
 void check_matrix_row(const char* what, const void* row, const char* file, int line);
 
-/// A cp.async: zeros where there is no source.
+/// A cp.async of 16 bytes. A null source means zeros.
 struct Copy {
   void* destination = nullptr;
   const void* source = nullptr;
 };
-/// Checks and remembers a copy; whether it is to arrive at once.
+/// Checks and remembers a copy. Returns whether it must arrive at once.
 bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line);
+/// Ends a group of copies.
 void commit_copies();
-/// The next copy of those that a wait for all but `pending` groups covers, until there is none:
-/// then false.
+/// Gives the next of the copies that a wait for all but `pending` groups covers; false if there is
+/// none left.
 bool take_copy(int pending, Copy& copy);
 
+/// Copies, or writes zeros.
 inline void carry_out(const Copy& copy) {
   *static_cast<Granule*>(copy.destination) =
       copy.source == nullptr ? Granule{} : *static_cast<const Granule*>(copy.source);
 }
 
-/// The number of true predicates.
+/// Meets `threads` threads at barrier `id`; returns the number of true predicates.
 int named_barrier(int id, int threads, bool predicate, const char* file, int line);
+/// Counts this thread at barrier `id` without waiting.
 void named_barrier_arrive(int id, int threads, const char* file, int line);
 
 }  // namespace detail

@@ -1,9 +1,9 @@
 /// @file
-/// Hopper's instructions that kernels use through stages/common/ptx/ptx_sm90.h, on the model. What they
-/// do is documented there; what the model checks, and when what is asynchronous happens, in
+/// Hopper's instructions that kernels use through stages/common/ptx/ptx_sm90.h, on the model. What
+/// they do is documented there; what the model checks, and when what is asynchronous happens, in
 /// README.md.
 ///
-/// As in ptx.h, whatever reads or writes the kernel's memory for a thread stands in this header, so
+/// As in ptx.h, whatever reads or writes the kernel's memory for a thread is in this header, so
 /// that sanitizers see the access as that thread's.
 #pragma once
 
@@ -17,7 +17,8 @@
 namespace gpu_model {
 namespace ptx {
 
-/// Its state is the model's; here lies only a mark that ordinary stores would destroy.
+/// The model keeps its state elsewhere (MbarrierState); this holds a mark that ordinary stores
+/// would destroy.
 struct alignas(8) Mbarrier {
   uint64_t state;
 };
@@ -26,16 +27,16 @@ struct alignas(8) Mbarrier {
 
 namespace detail {
 
-// mbarrier.cpp. `state` is what the thread read of the barrier.
+// mbarrier.cpp. `state` is what the thread read in the barrier's place.
 
-/// Checks the place; gives what to write there.
+/// Checks the place; returns what to write there.
 uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file, int line);
 void fence_mbarrier_init();
 void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
                      const char* file, int line);
 void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, int parity, const char* file,
                    int line);
-/// An mbarrier's address, aligned and in shared memory, or else an error.
+/// Rejects an address that is not aligned or not in shared memory.
 void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line);
 
 [[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrier* barrier) {
@@ -46,7 +47,7 @@ void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* 
 
 constexpr uint64_t kEvictFirst = 0x12f0000000000000, kEvictLast = 0x14f0000000000000;
 
-/// Checks and remembers a load that begins when begin_load() is called; its bytes.
+/// Checks and remembers a load, which begins when begin_load() is called. Returns its bytes.
 size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
                          const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
                          const char* file, int line);
@@ -60,7 +61,7 @@ void linear_store(void* destination, const void* source, int bytes, const char* 
 void commit_stores();
 void wait_stores(int pending);
 
-/// What a copy is to write must not be taken for what lay there.
+/// Fills memory with NaN, so that what lay there is not taken for what a copy will write.
 inline void poison(void* memory, size_t bytes) {
   auto* granules = static_cast<Granule*>(memory);
   for (size_t i = 0; i < bytes / sizeof(Granule); ++i) granules[i] = ~Granule{};
@@ -87,7 +88,7 @@ struct Product {
   int line;
   int columns;
   bool float16;
-  bool b_transposed;  ///< MN-major.
+  bool b_transposed;  ///< Whether B is MN-major.
   bool accumulate;
   bool a_in_registers;
   uint64_t a, b;  ///< Descriptors.
@@ -99,12 +100,12 @@ struct ProductOperands {
 };
 void issue_product(void* const* lanes);
 
-/// Registers that a statement names.
+/// Registers that a wgmma_fence or wgmma_wait_group names.
 struct NamedRegisters {
   static constexpr int kMax = 8;
   const char* file;
   int line;
-  int pending;  ///< Groups.
+  int pending;  ///< For a wait: the groups that may stay incomplete.
   struct {
     void* begin;
     size_t bytes;
@@ -117,8 +118,8 @@ void redistribute_registers(const char* what, int count, const char* file, int l
 uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes,
                            const char* file, int line);
 
-/// Stands for the arguments that are not there: with defaults for all, the caller's file and line
-/// can be defaults, too, which they cannot be after a pack.
+/// The default of an argument that is not given. Unlike a pack, arguments with defaults can be
+/// followed by the caller's file and line, which are defaults, too.
 struct NoRegisters {};
 inline NoRegisters no_registers;
 

@@ -2,10 +2,10 @@
 /// What a kernel sees when a plain C++ compiler builds it for the GPU model: the names of CUDA C++,
 /// with the meaning the CUDA programming guide gives them.
 ///
-/// Functions that wait take the caller's file and line as last arguments, by default where the call
-/// stands, so that a report can say who waits where. Whatever touches the model's own state is out
-/// of line: this header is compiled with the kernels' flags, sanitizers included, and the model
-/// without.
+/// Functions that wait take the caller's file and line as last arguments, by default those of the
+/// call, so that a report can say who waits where. Whatever touches the model's own state is out of
+/// line: this header is compiled with the kernels' flags, sanitizers included, and the model
+/// without them.
 #pragma once
 
 #include <math.h>
@@ -28,8 +28,9 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
-/// One copy an OS thread, since a block never leaves its OS thread. Only dynamic shared memory is
-/// poisoned before each block, fenced, and held per block: kernels that are to be checked use that.
+/// One copy per OS thread, because a block never leaves its OS thread. Only dynamic shared memory
+/// is poisoned before each block, lies between guard pages and belongs to one block, so kernels
+/// that are to be checked use that.
 #define __shared__ static thread_local
 
 struct uint3 {
@@ -89,8 +90,8 @@ constexpr int warpSize = 32;
 
 namespace gpu_model {
 
-/// Runs `kernel` once for every thread of the grid and returns when all have. Throws KernelError
-/// for the first thing that is wrong; memory the kernel wrote until then stays written.
+/// Runs `kernel` once for every thread of the grid and returns when all have returned. Throws
+/// KernelError for the first thing that is wrong; what the kernel wrote until then stays written.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 /// The block's dynamic shared memory, of which the kernel uses `bytes`; an error if the launch
@@ -99,7 +100,7 @@ void* dynamic_shared_memory(size_t bytes);
 
 namespace detail {
 
-/// Counts the threads whose `predicate` holds; all threads of the block take part.
+/// Meets all threads of the block; returns how many brought a true `predicate`.
 int block_barrier(const char* what, bool predicate, const char* file, int line);
 
 /// __syncwarp: the one warp function that orders memory.
@@ -115,12 +116,14 @@ using Combine = uint64_t (*)(uint64_t, uint64_t);
 uint64_t warp_reduce(const char* what, unsigned mask, uint64_t operand, Combine combine,
                      const char* file, int line);
 
+/// This thread's number in its warp.
 unsigned lane();
 
 /// Lets other threads run now and then: called where a kernel may spin.
 void scheduling_point();
 /// Lets every other runnable thread of the block run first.
 void yield();
+/// Orders this thread's accesses to memory.
 void thread_fence();
 
 template <typename T>
@@ -335,7 +338,7 @@ inline float rsqrtf(float x) {
   return 1 / sqrtf(x);
 }
 
-/// For floating point a NaN loses against a number, as on the GPU.
+/// Of a NaN and a number the number is returned, as on a GPU.
 template <typename A, typename B>
 requires gpu_model::detail::Arithmetic<A, B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

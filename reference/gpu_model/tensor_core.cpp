@@ -1,5 +1,5 @@
 // What a warp does together for mma and ldmatrix: fragments of 32 lanes to matrices and back. The
-// layouts are those of the PTX ISA's figures; tests/reference/gpu_model/fragments_test.cpp holds them to a GPU's.
+// layouts are those of the PTX ISA's figures; fragments_test checks them against a GPU's.
 #include <bit>
 
 #include "reference/gpu_model/ptx.h"

@@ -7,13 +7,14 @@ std::string check_tensor_map(const TensorMap& map) {
     return std::string(field) + "[" + std::to_string(i) + "]";
   };
   const auto wrong = [](const std::string& what, uint64_t value, const char* allowed) {
-    return "tensor map: " + what + " is " + std::to_string(value) + ", allowed is " + allowed;
+    return "tensor map: " + what + " = " + std::to_string(value) + " must be " + allowed;
   };
   if (map.rank < 1 || map.rank > 5) {
     return wrong("rank", static_cast<uint64_t>(map.rank), "1 to 5");
   }
   const auto address = reinterpret_cast<uintptr_t>(map.address);
-  if (address == 0 || address % 16 != 0) return wrong("address", address, "a multiple of 16");
+  if (address == 0 || address % 16 != 0)
+    return wrong("address", address, "a multiple of 16, and not null");
   for (int i = 0; i < map.rank; ++i) {
     if (map.size[i] < 1 || map.size[i] > uint64_t{1} << 32) {
       return wrong(name("size", i), map.size[i], "1 to 2^32");

@@ -1,5 +1,5 @@
 /// @file
-/// The model's tensor maps; see stages/common/ptx/tensor_map.h, whose terms these are.
+/// The model's tensor maps. stages/common/ptx/tensor_map.h explains the terms.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,16 @@ namespace gpu_model {
 
 /// A tensor of 16-bit elements in global memory, and the box of it that one copy takes.
 struct alignas(64) TensorMap {
-  const void* address = nullptr;
-  int rank = 0;
-  uint64_t size[5] = {};
-  uint64_t stride_bytes[5] = {};
-  uint32_t box[5] = {};
-  bool swizzle_128b = false;
+  const void* address = nullptr;  ///< 16-byte aligned.
+  int rank = 0;                   ///< 1 ... 5
+  uint64_t size[5] = {};          ///< Elements, innermost dimension first.
+  uint64_t stride_bytes[5] = {};  ///< Multiples of 16; [0] is not used.
+  uint32_t box[5] = {};           ///< Elements, 1 ... 256.
+  bool swizzle_128b = false;      ///< See TensorShape.
 };
 
-/// What a driver would refuse the map for; empty if nothing.
+/// Why a driver would refuse the map, with the member, its value and what is allowed; empty if it
+/// would not.
 std::string check_tensor_map(const TensorMap& map);
 
 }  // namespace gpu_model

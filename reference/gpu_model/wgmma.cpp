@@ -1,6 +1,6 @@
-// wgmma: what a warp does when it issues products, groups and waits for them. From issue to wait the
-// accumulators' registers hold a NaN, and their values are kept here; the operands in shared memory
-// are read at issue or later, at the latest in the wait.
+// wgmma: what a warp does when it issues products, groups and waits for them. From issue to wait
+// the accumulators' registers hold a NaN, and their values are kept here; the operands in shared
+// memory are read at issue or later, at the latest in the wait.
 #include "reference/gpu_model/wgmma.h"
 
 #include <algorithm>
@@ -110,8 +110,8 @@ void multiply(float* d, const float* a, const float* b, size_t columns) {
 constexpr auto multiply = multiply_baseline;
 #endif
 
-/// Calls function(values, registers) for every two neighbours of a lane's part of [16, columns]: where
-/// they lie there, and in the lane's d.
+/// Calls function(values, registers) for every two neighbours of a lane's part of [16, columns]:
+/// where they lie there, and in the lane's d.
 template <typename Function>
 void for_each_pair(float* values, float* d, size_t lane, size_t columns, Function function) {
   float* upper = values + lane / 4 * columns + lane % 4 * 2;
@@ -200,7 +200,7 @@ void Multiprocessor::for_each_granule(const Product& product, unsigned warp, Fun
     for (size_t k = 0; k < kDepth; ++k) {
       for (size_t box = 0; box < columns / 64; ++box) {
         const size_t address = b.start + box * b.leading + k / 8 * b.stride + k % 8 * 128;
-        for (size_t piece = 0; piece < 8; ++piece) function(swizzled(address + piece * kGranule));
+        for (size_t chunk = 0; chunk < 8; ++chunk) function(swizzled(address + chunk * kGranule));
       }
     }
   } else {
@@ -221,7 +221,7 @@ void Multiprocessor::warpgroup_instruction(WarpgroupInstruction instruction) {
   };
   if (last >= warp_count_ || warps_[last].exists != 0xffffffff) {
     fail([&] {
-      return describe_instruction(instruction) + " in a warpgroup of less than 128 threads, " +
+      return describe_instruction(instruction) + " in a warpgroup of fewer than 128 threads, " +
              place(self().number);
     });
   }
@@ -240,7 +240,7 @@ void Multiprocessor::warpgroup_instruction(WarpgroupInstruction instruction) {
       expected.accumulate != instruction.accumulate) {
     fail([&] {
       return "warps of one warpgroup disagree: " + place(self().number) + " executes " +
-             describe_instruction(instruction) + ", though warp " + std::to_string(expected.first) +
+             describe_instruction(instruction) + " while warp " + std::to_string(expected.first) +
              " executed " + describe_instruction(expected) +
              (same_place ? " with other operands" : "");
     });
@@ -261,7 +261,7 @@ void Multiprocessor::check_registers(Thread& thread, const uint32_t* begin, size
     for (size_t i = 0; i < count; ++i) difference |= registers[i] ^ values[i];
     if (difference == 0) return;
     fail([&] {
-      return detail::describe(at(product)) + ": " + name +
+      return detail::describe(at(product)) + ": the " + name +
              " were written after the last wgmma_fence that names them, " + place(thread.number);
     });
   }
@@ -319,7 +319,7 @@ void Multiprocessor::issue_product(void* const* lanes) {
     if (other.a != product.a || other.b != product.b || other.accumulate != product.accumulate) {
       fail([&] {
         return "lanes of one warp disagree: " + detail::describe(wait) +
-               " with other operands than lane 0, " + place(thread_of(lane).number);
+               " has other operands than in lane 0, " + place(thread_of(lane).number);
       });
     }
   }
@@ -332,7 +332,7 @@ void Multiprocessor::issue_product(void* const* lanes) {
     fail([&] {
       char text[24];
       std::snprintf(text, sizeof text, "0x%016llx", static_cast<unsigned long long>(descriptor));
-      return detail::describe(wait) + ": " + text + " is no descriptor of " + name +
+      return detail::describe(wait) + ": " + text + " is not a descriptor of " + name +
              " with a 128-byte swizzle, " + place(self().number);
     });
   };
@@ -344,7 +344,7 @@ void Multiprocessor::issue_product(void* const* lanes) {
   for_each_granule(product, warp, [&](size_t granule) {
     if (granule >= marks_.size()) {
       fail([&] {
-        return detail::describe(wait) + " reads past shared memory, at byte " +
+        return detail::describe(wait) + " reads past the end of shared memory, at byte " +
                std::to_string(granule * kGranule) + " of " + std::to_string(shared_.bytes()) +
                ", " + place(self().number);
       });
@@ -374,7 +374,8 @@ void Multiprocessor::issue_product(void* const* lanes) {
     if (chained) {
       if (accumulator.d[lane] == d && accumulator.columns == product.columns) continue;
       fail([&] {
-        return detail::describe(wait) + ": the accumulators are part of another product's, " +
+        return detail::describe(wait) +
+               ": some accumulators belong to another product under way, " +
                place(thread_of(lane).number);
       });
     }
@@ -453,10 +454,11 @@ void Multiprocessor::wait_products(void* const* lanes) {
   const size_t groups = products.groups.size() - pending;
   const uint64_t end = products.groups[groups - 1];
   compute_products(warp, end);
-  const auto reject_registers = [&](const Product& product, const char* why, size_t lane) {
+  const auto reject_registers = [&](const char* before, const Product& product, const char* after,
+                                    size_t lane) {
     fail([&] {
       return detail::describe({"wgmma_wait_group", named(lane).file, named(lane).line}) + ": " +
-             why + ", " + detail::describe(at(product)) + ", " +
+             before + detail::describe(at(product)) + after + ", " +
              place(warp * warpSize + static_cast<unsigned>(lane));
     });
   };
@@ -466,11 +468,11 @@ void Multiprocessor::wait_products(void* const* lanes) {
     for (size_t lane = 0; issued.product.a_in_registers && lane < warpSize; ++lane) {
       for (size_t i = 0; i < 4; ++i) {
         if (issued.a_registers[lane][i] == issued.a[lane][i]) continue;
-        reject_registers(issued.product, "A registers were changed while wgmma read them", lane);
+        reject_registers("the A registers were changed while ", issued.product, " read them", lane);
       }
       if (!names(named(lane), issued.a_registers[lane], sizeof issued.a[lane])) {
-        reject_registers(issued.product,
-                         "A registers of a completed wgmma are not among those named", lane);
+        reject_registers("it does not name the A registers of ", issued.product,
+                         ", which it completes", lane);
       }
     }
     Accumulator& accumulator = products.accumulators[issued.accumulator];
@@ -482,12 +484,12 @@ void Multiprocessor::wait_products(void* const* lanes) {
       uint32_t difference = 0;
       for (size_t i = 0; i < columns / 2; ++i) difference |= words[i] ^ kInFlight;
       if (difference != 0) {
-        reject_registers(issued.product, "accumulators were written while wgmma wrote them", lane);
+        reject_registers("the accumulators were written while ", issued.product, " wrote them",
+                         lane);
       }
       if (!names(named(lane), d, columns / 2 * sizeof(float))) {
-        reject_registers(
-            issued.product,
-            "accumulators of a completed wgmma are not among the registers that it names", lane);
+        reject_registers("it does not name the accumulators of ", issued.product,
+                         ", which it completes", lane);
       }
       for_each_pair(accumulator.values.data(), d, lane, columns,
                     [](float* value, float* pair) { copy_pair(pair, value); });
@@ -541,8 +543,9 @@ uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_byt
   const auto fits = [](int bytes) { return bytes >= 0 && bytes < 1 << 18 && bytes % 16 == 0; };
   if (!fits(leading_bytes) || !fits(stride_bytes)) {
     multiprocessor.fail([&] {
-      return describe(wait) + ": " + std::to_string(leading_bytes) + " and " +
-             std::to_string(stride_bytes) + " bytes must be multiples of 16 less than 262144, " +
+      return describe(wait) + ": leading_bytes = " + std::to_string(leading_bytes) +
+             " and stride_bytes = " + std::to_string(stride_bytes) +
+             " must be multiples of 16 from 0 to 262128, " +
              multiprocessor.place(multiprocessor.self().number);
     });
   }

@@ -202,7 +202,7 @@ Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost
   if (form != Form::kAbsorbed && form != Form::kUnabsorbedLatent &&
       form != Form::kUnabsorbedExpanded) {
     return {StatusCode::kInvalidArgument, "form = " + std::to_string(static_cast<int>(form)) +
-                                              " is none of MLA's three (0, 1, 2)"};
+                                              " must be 0, 1 or 2, one of MLA's three"};
   }
   const Amounts amounts(step);
   const double n = amounts.new_tokens, e = amounts.element_bytes;

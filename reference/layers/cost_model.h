@@ -1,7 +1,8 @@
 /// @file
 /// What one attention layer costs, in FLOP, bytes and cache: multi-head and grouped-query
 /// attention, traditional latent attention, and DeepSeek's multi-head latent attention (MLA), not
-/// absorbed and absorbed. The bench takes its work from here; docs/derivation.md has the derivation.
+/// absorbed and absorbed. The bench takes its work from here; docs/derivation.md has the
+/// derivation.
 ///
 /// Conventions, the same for all:
 /// - A multiply-add is 2 FLOP. Only matrix products count. Norms, RoPE, the softmax, biases and
@@ -23,32 +24,32 @@ namespace mla::cost {
 
 /// Standard attention: multi-head (kv_heads = heads), grouped-query, multi-query (kv_heads = 1).
 struct MultiHead {
-  int64_t d_model = 0;
-  int64_t heads = 0;
+  int64_t d_model = 0;   ///< Width of a hidden state.
+  int64_t heads = 0;     ///< Query heads.
   int64_t kv_heads = 0;  ///< Divides heads.
-  int64_t head_dim = 0;
+  int64_t head_dim = 0;  ///< Width of a head's q, k and v.
 };
 
 /// Traditional latent attention: q, k, v as d_model -> d_model, each projected to one latent head
 /// that is shared by all; attention there; back to d_model; an output projection.
 struct TraditionalLatent {
-  int64_t d_model = 0;
-  int64_t latent = 0;  ///< Width D' of the shared head.
+  int64_t d_model = 0;  ///< Width of a hidden state.
+  int64_t latent = 0;   ///< Width D' of the shared head.
 };
 
 /// DeepSeek's layer. The defaults are those of V2, V2-Lite and V3 alike.
 struct Mla {
-  int64_t d_model = 0;
-  int64_t heads = 0;
-  int64_t q_lora = 0;  ///< Rank of the query projection; 0: one direct product (V2-Lite).
-  int64_t kv_lora = 512;
-  int64_t nope = 128;
-  int64_t rope = 64;
-  int64_t v = 128;
+  int64_t d_model = 0;    ///< Width of a hidden state.
+  int64_t heads = 0;      ///< Query heads.
+  int64_t q_lora = 0;     ///< Rank of the query projection; 0: one direct product (V2-Lite).
+  int64_t kv_lora = 512;  ///< Width of the latent c.
+  int64_t nope = 128;     ///< Columns of a head's q and k without a position.
+  int64_t rope = 64;      ///< Columns with one; even.
+  int64_t v = 128;        ///< Columns of a head's v.
 
-  /// Values a token in the cache that all heads share: [c | k_r], 576.
+  /// Values per token in the cache that all heads share: [c | k_r], 576.
   int64_t latent_row() const { return kv_lora + rope; }
-  /// Values a token of keys and values expanded for every head: heads * (192 + 128).
+  /// Values per token of keys and values expanded for every head: heads * (192 + 128).
   int64_t expanded_row() const { return heads * (nope + rope + v); }
 };
 
@@ -58,25 +59,26 @@ Mla deepseek_v3();
 Mla deepseek_v2();
 /// DeepSeek-V2-Lite: d_model 2048, 16 heads, no q_lora.
 Mla deepseek_v2_lite();
-MultiHead mha_32();  ///< 32 heads of 128, d_model 4096: the common 7B layout.
+/// 32 heads of 128, d_model 4096: the common layout of 7 billion parameters.
+MultiHead mha_32();
 
 /// How an MLA layer is computed. All three give the same result.
 enum class Form {
-  kAbsorbed,            ///< Latent cache; W_UK applied to the query, W_UV to the output.
-  kUnabsorbedLatent,    ///< Latent cache; keys and values of the whole context expanded every step.
-  kUnabsorbedExpanded,  ///< Keys and values expanded once, when a token is new, and cached for every
-                        ///< head, k_r among them.
+  kAbsorbed,          ///< Latent cache; W_UK applied to the query, W_UV to the output.
+  kUnabsorbedLatent,  ///< Latent cache; keys and values of the whole context expanded every step.
+  /// Keys and values expanded once, when a token is new, and cached for every head, k_r among them.
+  kUnabsorbedExpanded,
 };
 
 /// One step of one layer.
 struct Step {
-  int64_t batch = 1;
-  int64_t new_tokens = 1;  ///< s_q, a sequence: 1 in plain decode, all of the context in prefill.
-  int64_t context = 0;     ///< s_k, a sequence: tokens attended to, the new ones among them.
-  bool causal = true;
+  int64_t batch = 1;       ///< Sequences.
+  int64_t new_tokens = 1;  ///< s_q per sequence: 1 in plain decode, all of the context in prefill.
+  int64_t context = 0;     ///< s_k per sequence: tokens attended to, the new ones among them.
+  bool causal = true;      ///< Whether new tokens see none after themselves.
   int64_t element_bytes = 2;  ///< Of weights, activations and cache.
 };
-/// One new token a sequence.
+/// One new token per sequence.
 Step decode_step(int64_t context, int64_t batch = 1);
 /// All tokens new.
 Step prefill_step(int64_t tokens, int64_t batch = 1);
@@ -85,7 +87,7 @@ Step prefill_step(int64_t tokens, int64_t batch = 1);
 struct Cost {
   double flop = 0;
   double bytes = 0;
-  double intensity() const { return flop / bytes; }  ///< FLOP a byte
+  double intensity() const { return flop / bytes; }  ///< FLOP per byte
   Cost& operator+=(const Cost& other);
 };
 
@@ -95,9 +97,9 @@ struct LayerCost {
   Cost expansion;    ///< Work with W_UK and W_UV; traditional latent: the latent projections and
                      ///< the reconstruction. Nothing in standard attention.
   Cost core;         ///< q.k and p.v
-  double exponentials = 0;
-  double cache_bytes_per_token = 0;
-  Cost total() const;
+  double exponentials = 0;           ///< Calls of exp() in the softmax.
+  double cache_bytes_per_token = 0;  ///< What one token takes in this layer's cache.
+  Cost total() const;                ///< Sum of the three parts.
 };
 
 /// (query, key) pairs of one sequence that are computed:
@@ -109,10 +111,10 @@ double visible_pairs(double new_tokens, double context, bool causal);
 
 /// An attention core: the shape of q.k and p.v, whatever produced q, k and v.
 struct Core {
-  double heads = 0;
-  double kv_heads = 0;
-  double d_qk = 0;
-  double d_v = 0;
+  double heads = 0;           ///< Query heads.
+  double kv_heads = 0;        ///< Heads of k and v.
+  double d_qk = 0;            ///< Columns of a head's q and k.
+  double d_v = 0;             ///< Columns of a head's v.
   bool value_in_key = false;  ///< V is the first d_v columns of K, so that it is not read again.
 };
 /// `pairs`, `queries` and `tokens` are sums over the sequences of (query, key) pairs, query tokens
@@ -135,9 +137,10 @@ Core core_of(const Mla& model, Form form);
 ///     projections  q: d -> heads D    k, v: d -> kv_heads D each    out: heads D -> d
 ///                  flop = 2 n d D (2 heads + 2 kv_heads)
 ///     core         flop = 2 heads pairs (2 D)
-///     cache        2 kv_heads D values a token
+///     cache        2 kv_heads D values per token
 ///
-/// @return kInvalidArgument, naming the field; `cost` is then untouched. So for all three.
+/// @return kInvalidArgument, naming the field, its value and what is allowed; `cost` is then
+/// untouched. So it is for all three overloads.
 Status layer_cost(const MultiHead& model, const Step& step, LayerCost* cost);
 
 /// Traditional latent attention:
@@ -145,7 +148,7 @@ Status layer_cost(const MultiHead& model, const Step& step, LayerCost* cost);
 ///     projections  q, k, v, out: d -> d             flop = 2 n (4 d d)
 ///     expansion    q, k, v: d -> D'; D' -> d        flop = 2 n (4 d D')
 ///     core         one head                         flop = 2 pairs (2 D')
-///     cache        2 D' values a token
+///     cache        2 D' values per token
 Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* cost);
 
 /// MLA, h = heads. The projections and the cache row of 576 are the same in every form:
@@ -156,7 +159,7 @@ Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* c
 ///
 /// expansion, where m is the number of tokens whose keys and values are expanded:
 ///
-///     absorbed            q~: nope -> kv_lora, o: kv_lora -> v, a head and *new* token
+///     absorbed            q~: nope -> kv_lora, o: kv_lora -> v, per head and *new* token
 ///                         flop  = 2 n h kv_lora (nope + v)
 ///                         bytes = e (h kv_lora (nope + v) + n h (nope + kv_lora + kv_lora + v))
 ///     unabsorbed, latent  m = batch * context
@@ -170,7 +173,7 @@ Status layer_cost(const TraditionalLatent& model, const Step& step, LayerCost* c
 ///     absorbed            flop = 2 h pairs (kv_lora + rope + kv_lora)
 ///     unabsorbed          flop = 2 h pairs (nope + rope + v)
 ///
-/// cache: 576 values a token, or h (nope + rope + v) with kUnabsorbedExpanded.
+/// cache: 576 values per token, or h (nope + rope + v) with kUnabsorbedExpanded.
 Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost);
 
 /// @name Where absorbing pays
@@ -185,8 +188,8 @@ Status layer_cost(const Mla& model, Form form, const Step& step, LayerCost* cost
 /// not larger.
 double pairs_per_expansion(const Mla& model);
 
-/// New tokens a step below which absorbed costs fewer FLOP than kUnabsorbedLatent, in a context of
-/// `context` tokens:
+/// New tokens per step below which absorbed costs fewer FLOP than kUnabsorbedLatent, in a context
+/// of `context` tokens:
 ///
 ///     1 / s_q = 1 / r + 1 / s_k                                         not causal
 ///     s_q = B - sqrt(B B - 2 r s_k),  B = s_k + r + 1/2                 causal

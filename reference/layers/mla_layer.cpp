@@ -61,7 +61,7 @@ Status validate(const CoreCall<T>& call) {
   }
   if (call.q.rows() < 1 || call.q.rows() > call.kv.rows() ||
       call.q.cols() != call.num_heads * call.kv.cols()) {
-    return invalid("q is " + shape(call.q.rows(), call.q.cols()) + "; kv allows [1 ... " +
+    return invalid("q is " + shape(call.q.rows(), call.q.cols()) + "; kv asks for [1 ... " +
                    std::to_string(call.kv.rows()) + ", " +
                    std::to_string(call.num_heads * call.kv.cols()) + "]");
   }
@@ -115,8 +115,8 @@ Status validate(const MlaDims& dims) {
                {"v_head_dim", dims.v_head_dim, 1}};
   for (const auto& size : sizes) {
     if (size.value < size.least || size.value > kLargestDim) {
-      return invalid(std::string(size.name) + " = " + std::to_string(size.value) + " is not in " +
-                     std::to_string(size.least) + " ... " + std::to_string(kLargestDim));
+      return invalid(std::string(size.name) + " = " + std::to_string(size.value) + " must be " +
+                     std::to_string(size.least) + " to " + std::to_string(kLargestDim));
     }
   }
   if (dims.qk_rope_head_dim % 2 != 0) {
@@ -140,7 +140,7 @@ Status validate(const MlaDims& dims) {
   for (const auto& constant : constants) {
     if (!constant.ok || !std::isfinite(constant.value)) {
       return invalid(std::string(constant.name) + " = " + std::to_string(constant.value) +
-                     " is not finite and " + constant.allowed);
+                     " must be finite and " + constant.allowed);
     }
   }
   return {};
@@ -234,7 +234,7 @@ Status MlaCache<T>::create(const MlaDims& dims, int64_t capacity, MlaCache* cach
   if (cache == nullptr) return invalid("cache is null");
   MLA_RETURN_IF_ERROR(validate(dims));
   if (capacity < 1 || capacity > int64_t{kMaxPagesPerSeq} * kPageSize) {
-    return invalid("capacity = " + std::to_string(capacity) + " is not in 1 ... 2^30 tokens");
+    return invalid("capacity = " + std::to_string(capacity) + " must be 1 to 2^30 tokens");
   }
   return guard_memory("the cache", [&]() -> Status {
     MlaCache made;
@@ -252,8 +252,8 @@ Status MlaCache<T>::append(const MlaMatrix<T>& rows) {
   }
   if (rows.rows() > capacity() - length_) {
     return {StatusCode::kOutOfRange,
-            std::to_string(rows.rows()) + " tokens after " + std::to_string(length_) +
-                " pass the cache's capacity of " + std::to_string(capacity())};
+            "appending " + std::to_string(rows.rows()) + " tokens to " + std::to_string(length_) +
+                " exceeds the cache's capacity of " + std::to_string(capacity())};
   }
   rows_.middleRows(length_, rows.rows()) = rows;
   length_ += rows.rows();
@@ -263,7 +263,7 @@ Status MlaCache<T>::append(const MlaMatrix<T>& rows) {
 template <typename T>
 Status MlaCache<T>::truncate(int64_t length) {
   if (length < 0 || length > length_) {
-    return {StatusCode::kOutOfRange, "length = " + std::to_string(length) + " is not in 0 ... " +
+    return {StatusCode::kOutOfRange, "length = " + std::to_string(length) + " must be 0 to " +
                                          std::to_string(length_) + ", the tokens in the cache"};
   }
   length_ = length;

@@ -10,7 +10,7 @@
 ///     unabsorbed   k_i,t = [ W_UK,i c_t | k_r,t ],  v_i,t = W_UV,i c_t
 ///                  o_i   = sum_t softmax_t(scale <q_i, k_i,t>) v_i,t
 ///     absorbed     q~_i  = [ W_UK,i^T q_nope,i | q_rope,i ]
-///                  o~_i  = sum_t softmax_t(scale <q~_i, [c_t | k_r,t]>) c_t      the attention core
+///                  o~_i  = sum_t softmax_t(scale <q~_i, [c_t | k_r,t]>) c_t   the attention core
 ///                  o_i   = W_UV,i o~_i
 ///
 ///     y = W_O [ o_1 | ... | o_h ]
@@ -29,7 +29,7 @@
 
 namespace mla {
 
-/// Row-major, as everything here: a token's, or an output's, values lie side by side.
+/// Row-major, as everything here: the values of a token, or of an output, lie side by side.
 template <typename T>
 using MlaMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 /// A row of values.
@@ -47,11 +47,11 @@ struct MlaDims {
   int v_head_dim = 128;        ///< Columns of a head's v and o.
 
   double norm_eps = 1e-6;              ///< RMSNorm: x / sqrt(mean(x^2) + eps)
-  double rope_theta = 10000;           ///< Base of the angles.
-  double yarn_factor = 40;             ///< By how much YaRN stretches the context; 1: plain RoPE.
-  double yarn_beta_fast = 32;          ///< Turns from which on a pair keeps its speed.
-  double yarn_beta_slow = 1;           ///< Turns up to which it is slowed fully.
-  int yarn_original_positions = 4096;  ///< Context before YaRN.
+  double rope_theta = 10000;           ///< Base of the angles, > 1.
+  double yarn_factor = 40;             ///< How far YaRN stretches the context, >= 1; 1: plain RoPE.
+  double yarn_beta_fast = 32;          ///< A pair that turns this often or more keeps its speed.
+  double yarn_beta_slow = 1;           ///< One that turns this often or less is slowed fully.
+  int yarn_original_positions = 4096;  ///< Context before YaRN, in tokens.
   double yarn_mscale = 1;              ///< Strength of the correction to the softmax scale.
 
   static MlaDims v3();       ///< DeepSeek-V3: 7168 wide, 128 heads
@@ -70,9 +70,11 @@ struct MlaDims {
 
 /// Checks every member: sizes in 1 ... 2^20 (q_lora_rank may be 0), an even rope size, finite
 /// constants in their ranges.
+/// @return kInvalidArgument, naming the member, its value and what is allowed; or ok.
 Status validate(const MlaDims& dims);
 
-/// Angle a position for each pair of columns: theta^(-2i/d), [qk_rope_head_dim / 2], after YaRN.
+/// The angle per position of each pair of columns, in radian: theta^(-2i/d), after YaRN:
+/// [qk_rope_head_dim / 2].
 /// YaRN (arXiv 2309.00071) leaves the pairs that turn more than beta_fast times within the original
 /// context as they are, slows those that turn less than beta_slow times by `factor`, and ramps in
 /// between.
@@ -99,32 +101,39 @@ struct MlaWeights {
 
 /// Weights drawn from N(0, 1/in), so that a hidden state of variance 1 keeps it through every
 /// projection and logits spread over about +-2 (with V3's scale); gains from N(1, 0.1^2). The
-/// same seed draws the same numbers for float and double, but for their rounding.
+/// same seed draws the same numbers for float and double, except for rounding.
+/// @return kInvalidArgument for `dims` or a null `weights`; kOutOfMemory. On an error `weights` is
+/// untouched.
 template <typename T>
 Status random_weights(const MlaDims& dims, uint64_t seed, MlaWeights<T>* weights,
                       int num_threads = 0);
-/// `tokens` >= 0 hidden states from N(0, 1), [tokens, d_model >= 1]. Token i depends on seed and i alone.
+/// Hidden states from N(0, 1), [tokens >= 0, d_model >= 1]. Token i depends on seed and i alone.
 template <typename T>
 MlaMatrix<T> random_hidden_states(int64_t tokens, int d_model, uint64_t seed);
 
-/// One sequence's cache: a row [ c | k_r ] a token, shared by all heads.
+/// One sequence's cache: one row [ c | k_r ] per token, shared by all heads.
 template <typename T>
 class MlaCache {
  public:
+  /// Rows of the cache, [tokens, kv_lora + rope].
   using Rows = Eigen::Map<const MlaMatrix<T>>;
 
+  /// A cache without room for any token.
   MlaCache() = default;
-  /// Room for `capacity` tokens, 1 ... 2^30.
+  /// Makes room for `capacity` tokens, 1 ... 2^30.
+  /// @return kInvalidArgument or kOutOfMemory; `cache` is then untouched.
   static Status create(const MlaDims& dims, int64_t capacity, MlaCache* cache);
 
-  int64_t length() const { return length_; }
-  int64_t capacity() const { return rows_.rows(); }
-  int64_t width() const { return rows_.cols(); }
+  int64_t length() const { return length_; }         ///< Tokens so far.
+  int64_t capacity() const { return rows_.rows(); }  ///< Tokens there is room for.
+  int64_t width() const { return rows_.cols(); }     ///< kv_lora + rope
   /// The tokens so far, [length, kv_lora + rope].
   Rows rows() const { return {rows_.data(), length_, rows_.cols()}; }
-  /// Adds tokens at the end, [n, kv_lora + rope]: all of them, or on an error none.
+  /// Adds tokens at the end, [n, kv_lora + rope].
+  /// @return kInvalidArgument for another width, kOutOfRange past the capacity; then none is added.
   Status append(const MlaMatrix<T>& rows);
   /// Forgets all but the first `length` tokens, as after rejected speculation.
+  /// @return kOutOfRange unless 0 <= length <= length()
   Status truncate(int64_t length);
 
  private:
@@ -132,23 +141,24 @@ class MlaCache {
   int64_t length_ = 0;
 };
 
-/// What the core of absorbed attention is asked: multi-query attention with V = K[:, :kv_lora],
-/// causal, the queries being the sequence's last tokens.
+/// What the core of absorbed attention computes: causal multi-query attention with
+/// V = K[:, :kv_lora]. The queries are the sequence's last tokens.
 template <typename T>
 struct CoreCall {
   const MlaMatrix<T>& q;          ///< [tokens, heads * (kv_lora + rope)]: by head, [ q~ | q_rope ]
-  typename MlaCache<T>::Rows kv;  ///< [length, kv_lora + rope], the tokens of q at its end
+  typename MlaCache<T>::Rows kv;  ///< [length, kv_lora + rope]; its last rows are the tokens of q.
   int num_heads;                  ///< Query heads.
-  int kv_lora_rank;               ///< Columns of a cache row that are value, too.
-  double softmax_scale;           ///< Factor on q.k; the model's.
+  int kv_lora_rank;               ///< Columns of a cache row that are also the value.
+  double softmax_scale;           ///< Factor on q.k; the language model defines it.
 };
 
-/// Computes `latent` [tokens, heads * kv_lora], o~ of every token and head, the heads of a token side
-/// by side. `latent` arrives with that shape. An error is passed on to the layer's caller.
+/// Computes `latent` [tokens, heads * kv_lora], o~ of every token and head; the heads of a token
+/// lie side by side. `latent` arrives with that shape. The layer passes an error on to its caller.
 template <typename T>
 using AttentionCore = std::function<Status(const CoreCall<T>& call, MlaMatrix<T>* latent)>;
 
-/// The core in T, with Eigen: what the layer uses unless it is handed another.
+/// The core in T, with Eigen, on `num_threads` threads (0: all cores): what the layer uses unless
+/// it is handed another.
 template <typename T>
 AttentionCore<T> eigen_core(int num_threads = 0);
 
@@ -159,23 +169,30 @@ enum class MlaForm { kUnabsorbed, kAbsorbed };
 template <typename T>
 class MlaLayer {
  public:
+  /// A layer that create() has yet to make; forward() refuses it.
   MlaLayer() = default;
-  /// Takes the weights over, without a copy; leaves them alone if their shapes do not fit `dims`.
-  /// Uses `num_threads` threads (0: all cores); results do not depend on their number.
+  /// Takes the weights over, without a copy. Uses `num_threads` threads (0: all cores); results do
+  /// not depend on their number.
+  /// @return kInvalidArgument for `dims`, or for weights whose shapes do not fit them; the weights
+  /// are then untouched.
   static Status create(const MlaDims& dims, MlaWeights<T>&& weights, MlaLayer* layer,
                        int num_threads = 0);
 
   const MlaDims& dims() const { return dims_; }
 
-  /// The next tokens of a sequence, causally: appends x's rows to the cache and attends to all of
-  /// it. A prefill is a call on an empty cache, a decode step one on a filled cache; both take any
-  /// number of tokens >= 1. Never holds a score matrix of more than one head and 256 tokens (or one
-  /// token and 32 heads) a thread. On any error cache and y are as they were.
-  /// @param x hidden states, [tokens, d_model], finite: a NaN spoils its token and all later ones, and
-  /// in the unabsorbed form the earlier ones of the same call, too (as 0 * NaN)
+  /// Computes the next tokens of a sequence, causally: appends x's rows to the cache and attends to
+  /// all of it. A prefill is a call on an empty cache, a decode step a call on a filled one; both
+  /// take any number of tokens >= 1. A thread never holds scores of more than one head and 256
+  /// tokens, or of one token and 32 heads.
+  /// @param form which of the two forms computes it
+  /// @param x hidden states, [tokens, d_model], finite: a NaN spoils its token and all later ones,
+  /// and in the unabsorbed form the earlier ones of the same call, too (as 0 * NaN)
+  /// @param cache the sequence's cache, of width kv_lora + rope
   /// @param y [tokens, d_model]; resized
+  /// @return kInvalidArgument for shapes that do not fit, kOutOfRange past the cache's capacity,
+  /// kOutOfMemory. On an error cache and y are as they were.
   Status forward(MlaForm form, const MlaMatrix<T>& x, MlaCache<T>* cache, MlaMatrix<T>* y) const;
-  /// The absorbed form with a core of the caller's.
+  /// The absorbed form with a core of the caller's. Returns the core's error if it has one.
   Status forward(const AttentionCore<T>& core, const MlaMatrix<T>& x, MlaCache<T>* cache,
                  MlaMatrix<T>* y) const;
 
@@ -199,7 +216,7 @@ class MlaLayer {
 
 /// A core call as a decode problem for the stages: rounded to 16 bits and paged. Batch 1.
 struct PagedDecode {
-  Problem problem;
+  Problem problem;                   ///< One sequence, causal, one KV head.
   std::vector<uint16_t> q;           ///< [1, tokens, heads, 576]
   std::vector<uint16_t> kv_cache;    ///< [pages, 64, 1, 576]; NaN past the last token
   std::vector<int32_t> block_table;  ///< [1, pages]: the sequence's pages in reverse order
@@ -213,7 +230,9 @@ struct PagedDecode {
   template <typename T>
   MlaMatrix<T> latent() const;
 };
-/// Rounds and pages. kInvalidArgument if a row is not 512 + 64 wide; `decode` is then untouched.
+/// Makes the decode problem of a core call.
+/// @return kInvalidArgument if a cache row is not 512 + 64 wide, kOutOfMemory; `decode` is then
+/// untouched.
 template <typename T>
 Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode);
 

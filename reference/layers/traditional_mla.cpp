@@ -137,12 +137,12 @@ Status check_linear(const char* name, const Linear<T>& linear, Index in, Index o
                     const char* expected) {
   if (linear.weight.rows() != in || linear.weight.cols() != out) {
     return invalid(std::string(name) + ".weight is " +
-                   shape(linear.weight.rows(), linear.weight.cols()) + ", must be " + expected +
+                   shape(linear.weight.rows(), linear.weight.cols()) + "; it must be " + expected +
                    " = " + shape(in, out));
   }
   if (linear.bias.size() != 0 && linear.bias.size() != out) {
     return invalid(std::string(name) + ".bias has " + std::to_string(linear.bias.size()) +
-                   " values, must have none or " + std::to_string(out));
+                   " values; it must have none or " + std::to_string(out));
   }
   return {};
 }
@@ -151,8 +151,8 @@ template <typename T>
 Status check_weights(const LatentWeights<T>& w) {
   const Index d_model = w.query.weight.rows();
   const Index width = w.latent_query.weight.cols();
-  if (d_model < 1) return invalid("query.weight is empty, d_model must be at least 1");
-  if (width < 1) return invalid("latent_query.weight has no columns, D' must be at least 1");
+  if (d_model < 1) return invalid("query.weight is empty; d_model must be at least 1");
+  if (width < 1) return invalid("latent_query.weight has no columns; D' must be at least 1");
   for (const auto& [name, linear] :
        {std::pair{"query", &w.query}, {"key", &w.key}, {"value", &w.value}}) {
     MLA_RETURN_IF_ERROR(check_linear(name, *linear, d_model, d_model, "[d_model, d_model]"));
@@ -173,7 +173,7 @@ Status check_weights(const FusedLatentWeights<T>& w) {
   const Index d_model = w.reconstruction.weight.cols();
   if (width < 1 || d_model < 1) {
     return invalid("reconstruction.weight is " + shape(width, d_model) +
-                   ", D' and d_model must be at least 1");
+                   "; D' and d_model must be at least 1");
   }
   MLA_RETURN_IF_ERROR(check_linear("projection", w.projection, d_model, d_model + 3 * width,
                                    "[d_model, d_model + 3D']"));
@@ -186,7 +186,9 @@ template <typename T>
 Status check_weights(const MultiHeadWeights<T>& w) {
   const Index d_model = w.query.weight.rows();
   const Index width = w.query.weight.cols();
-  if (d_model < 1 || width < 1) return invalid("query.weight is empty");
+  if (d_model < 1 || width < 1) {
+    return invalid("query.weight is empty; it must be [d_model, heads head_dim]");
+  }
   if (w.num_heads < 1 || width % w.num_heads != 0) {
     return invalid("num_heads = " + std::to_string(w.num_heads) + " must divide the " +
                    std::to_string(width) + " columns of query.weight");
@@ -201,10 +203,10 @@ Status check_weights(const MultiHeadWeights<T>& w) {
 template <typename T>
 Status check_call(Index d_model, const Matrix<T>& x, const Mask& mask, const ChunkOptions& options,
                   const Matrix<T>* y) {
-  if (x.rows() < 1) return invalid("x has no rows, needs at least one token");
+  if (x.rows() < 1) return invalid("x has no rows; it must have at least one token");
   if (x.cols() != d_model) {
     return invalid("x is " + shape(x.rows(), x.cols()) +
-                   ", must have d_model = " + std::to_string(d_model) + " columns");
+                   "; it must have d_model = " + std::to_string(d_model) + " columns");
   }
   MLA_RETURN_IF_ERROR(mask.check());
   if (options.chunk_size < 1) {
@@ -223,7 +225,7 @@ Status catch_bad_alloc(Body&& body) {
   try {
     body();
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "the layer found no memory for its scores or results"};
+    return {StatusCode::kOutOfMemory, "not enough memory for the scores and results of the layer"};
   }
   return {};
 }
@@ -392,7 +394,7 @@ Mask Mask::where(Predicate visible) {
 }
 
 Status Mask::check() const {
-  if (kind_ == Kind::kWhere && !where_) return invalid("mask has an empty predicate");
+  if (kind_ == Kind::kWhere && !where_) return invalid("the predicate of mask is empty");
   return {};
 }
 
@@ -455,7 +457,7 @@ Status attend_chunked(const FusedLatentWeights<T>& weights, const Matrix<T>& x, 
                       const ChunkOptions& options, Matrix<T>* y, Matrix<T>* full_query) {
   MLA_RETURN_IF_ERROR(check_weights(weights));
   MLA_RETURN_IF_ERROR(check_call(weights.projection.weight.rows(), x, mask, options, y));
-  if (full_query == y) return invalid("full_query and y are the same matrix");
+  if (full_query == y) return invalid("full_query and y are the same matrix; they must differ");
   return catch_bad_alloc([&] {
     LatentResult<T> result = evaluate_chunked(weights, x, mask, options, full_query != nullptr);
     *y = std::move(result.y);

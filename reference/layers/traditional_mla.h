@@ -2,9 +2,10 @@
 /// What came before absorbed MLA, on the CPU: the traditional latent attention layer, plain and in
 /// chunks, and standard multi-head attention, the baseline of both. For float and double.
 ///
-/// One sequence of N tokens a call, `x` [N, d_model], one token a row; a batch is a loop. No
-/// positions: without a mask, permuted tokens give permuted outputs. A query that sees no token
-/// attends to nothing: its heads are 0, and its output is what the biases behind them make of 0.
+/// A call takes one sequence of N tokens, `x` [N, d_model], one token per row; a batch is a loop.
+/// There are no positions: without a mask, permuted tokens give permuted outputs. A query that sees
+/// no token attends to nothing: its heads are 0, and its output is what the biases behind them make
+/// of 0.
 ///
 /// The chapter is docs/traditional.md.
 #pragma once
@@ -21,7 +22,7 @@ namespace mla::traditional {
 /// One token, or one row of a weight, is contiguous.
 template <typename T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-/// [1, n]
+/// One row, [1, n].
 template <typename T>
 using RowVector = Eigen::Matrix<T, 1, Eigen::Dynamic, Eigen::RowMajor>;
 
@@ -29,10 +30,11 @@ using RowVector = Eigen::Matrix<T, 1, Eigen::Dynamic, Eigen::RowMajor>;
 template <typename T>
 struct Linear {
   Matrix<T> weight;   ///< [in, out]
-  RowVector<T> bias;  ///< [out], or empty: none
+  RowVector<T> bias;  ///< [out], or empty for no bias
 };
 
-/// Which tokens a query sees. Never a matrix: [N, N] booleans would be the buffer to avoid.
+/// Which tokens a query sees. A function and not a matrix, because [N, N] booleans would be the
+/// very buffer that the chunked forms avoid.
 class Mask {
  public:
   /// Whether `query` sees `token`; both count from 0.
@@ -51,7 +53,7 @@ class Mask {
   bool visible(int64_t query, int64_t token) const {
     return kind_ == Kind::kAll || (kind_ == Kind::kCausal ? token <= query : where_(query, token));
   }
-  /// Of `num_tokens` tokens, `query` sees none from this one on. Later queries may.
+  /// The first of `num_tokens` tokens from which on `query` sees none. Later queries may.
   int64_t end(int64_t query, int64_t num_tokens) const {
     return kind_ == Kind::kCausal && query + 1 < num_tokens ? query + 1 : num_tokens;
   }
@@ -96,13 +98,13 @@ struct LatentWeights {
 
 /// The same layer with its six input and latent projections in one:
 ///
-///     F = [ W_Q | W_Q L_Q | W_K L_K | W_V L_V ]                             [d_model, d_model + 3D']
-///     f = [ b_Q | b_Q L_Q + l_Q | b_K L_K + l_K | b_V L_V + l_V ]           [d_model + 3D']
+///     F = [ W_Q | W_Q L_Q | W_K L_K | W_V L_V ]                      [d_model, d_model + 3D']
+///     f = [ b_Q | b_Q L_Q + l_Q | b_K L_K + l_K | b_V L_V + l_V ]    [d_model + 3D']
 ///
 /// x F + f is then [ Q | q | k | v ], because the two projections of each are linear with nothing
 /// between them. K and V at full width, which only their latents read, do not exist any more. The
-/// first d_model columns carry Q, the query at full width: attention does not read it, either; it is
-/// there for whoever does (a head of another kind beside this one), and made on request only.
+/// first d_model columns are Q, the query at full width. Attention does not read it either; it is
+/// there for other readers (a head of another kind beside this one), and computed on request only.
 template <typename T>
 struct FusedLatentWeights {
   Linear<T> projection;      ///< F, f
@@ -130,8 +132,8 @@ template <typename T>
 Status attend_plain(const LatentWeights<T>& weights, const Matrix<T>& x, const Mask& mask,
                     Matrix<T>* y, int num_threads = 0);
 
-/// The same function, a chunk of queries at a time: scores never exist but for one chunk, and only
-/// for tokens that some query of it can see. Memory: chunked_memory_bound().
+/// The same function, one chunk of queries at a time: scores exist for one chunk only, and only for
+/// tokens that some query of it can see. Memory: chunked_memory_bound().
 /// @param weights What fuse() made.
 /// @param x [N, d_model], N at least 1
 /// @param mask Which tokens a query sees.
@@ -168,7 +170,8 @@ template <typename T>
 Status attend_plain(const MultiHeadWeights<T>& weights, const Matrix<T>& x, const Mask& mask,
                     Matrix<T>* y, int num_threads = 0);
 
-/// The same function, a chunk of queries at a time.
+/// The same function, one chunk of queries at a time. Parameters and errors as for the latent
+/// layer.
 template <typename T>
 Status attend_chunked(const MultiHeadWeights<T>& weights, const Matrix<T>& x, const Mask& mask,
                       const ChunkOptions& options, Matrix<T>* y);
@@ -177,7 +180,7 @@ Status attend_chunked(const MultiHeadWeights<T>& weights, const Matrix<T>& x, co
 /// @name Memory
 /// @{
 
-/// Bytes that attend_chunked() has allocated at any one time, at most, y among them; linear in
+/// The most bytes that attend_chunked() has allocated at any one time, y among them; linear in
 /// num_tokens = N. With c = min(chunk_size, N):
 ///
 ///     sizeof(T) (N d_model + N w + c (N + o + d_model) + threads (b l + n)) + 64 KiB
@@ -187,8 +190,8 @@ Status attend_chunked(const MultiHeadWeights<T>& weights, const Matrix<T>& x, co
 /// | latent | 3D' | D' | max(N d, d_model max(d_model, 3D')) | D' |
 /// | multi-head | 3 heads head_dim | heads head_dim | max(N d, d_model heads head_dim) | head_dim |
 ///
-/// The last term is Eigen's: a matrix product packs blocks of both operands, and need not stop short
-/// of all of the right one, or of the left one's rows, b = max(32, c / (4 threads)) of
+/// The last term is Eigen's: a matrix product packs blocks of both operands. These may be all of
+/// the right operand, and of the left one b = max(32, c / (4 threads)) rows of
 /// l = max(N, d_model, o) values. `full_query` takes sizeof(T) N d_model more.
 template <typename T>
 int64_t chunked_memory_bound(const FusedLatentWeights<T>& weights, int64_t num_tokens,

@@ -10,7 +10,7 @@
 namespace mla {
 namespace {
 
-/// What one block of rows adds to a Comparison. Blocks are of fixed size and merged in order, so
+/// What one task, some rows, adds to a Comparison. Tasks are of fixed size and merged in order, so
 /// that the result does not depend on the number of threads.
 struct Partial {
   int64_t mismatches = 0;
@@ -112,13 +112,13 @@ Comparison compare_all(std::span<const T> actual, std::span<const double> expect
   }
 
   const int64_t rows = result.elements / row_length;
-  const int64_t rows_a_block = std::max<int64_t>(1, (int64_t{1} << 18) / row_length);
-  const int64_t blocks = (rows + rows_a_block - 1) / rows_a_block;
-  std::vector<Partial> partials(static_cast<size_t>(blocks));
-  parallel_for(blocks, 0, [&](int64_t block) {
-    const int64_t first = block * rows_a_block;
-    partials[size_t(block)] =
-        compare_rows(actual.data(), expected.data(), first, std::min(first + rows_a_block, rows),
+  const int64_t rows_per_task = std::max<int64_t>(1, (int64_t{1} << 18) / row_length);
+  const int64_t tasks = (rows + rows_per_task - 1) / rows_per_task;
+  std::vector<Partial> partials(static_cast<size_t>(tasks));
+  parallel_for(tasks, 0, [&](int64_t task) {
+    const int64_t first = task * rows_per_task;
+    partials[size_t(task)] =
+        compare_rows(actual.data(), expected.data(), first, std::min(first + rows_per_task, rows),
                      row_length, tolerance);
   });
 

@@ -1,9 +1,9 @@
 /// @file
-/// When a decode counts as right: the comparison that tests, bench and tools share.
+/// What counts as a right decode: the comparison that tests, bench and tools share.
 ///
 /// Positions of +inf, -inf and NaN must match first. Then every element must be within abs_tol or
-/// rel_tol, the cosine difference of the whole tensor within cos_tol, and that of every row of 512
-/// within 1e-5. All comparisons are written so that NaN fails.
+/// rel_tol, the cosine difference of the whole tensor within cos_tol, and that of every row within
+/// row_cos_tol. All comparisons are written so that NaN fails.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +17,10 @@ namespace mla {
 
 /// |a - r| < abs_tol, or |a - r| / (|r| + 1e-6) < rel_tol; 1 - 2<a,r>/(<a,a> + <r,r>) < cos_tol.
 struct Tolerance {
-  double abs_tol;
-  double rel_tol;
-  double cos_tol;      ///< Of the whole tensor.
-  double row_cos_tol;  ///< Of each row; infinity where rows are not compared.
+  double abs_tol;      ///< Bound on |a - r| ...
+  double rel_tol;      ///< ... or on |a - r| / (|r| + 1e-6), per element.
+  double cos_tol;      ///< Bound on the cosine difference of the whole tensor.
+  double row_cos_tol;  ///< The same per row; infinity where rows are not compared.
 };
 
 /// The production kernels' own tolerances (FlashMLA, tests/test_flash_mla_dense_decoding.py), plus
@@ -31,34 +31,35 @@ inline constexpr Tolerance kLseTolerance{1e-6, 8.01 / 65536, 1e-7, __builtin_hug
 
 /// What a comparison found. Prints as one line.
 struct Comparison {
-  bool ok = false;
-  int64_t elements = 0;
+  bool ok = false;               ///< Whether `actual` counts as right.
+  int64_t elements = 0;          ///< How many were compared.
   int64_t mismatches = 0;        ///< Elements outside tolerance, or special values out of place.
   int64_t first_mismatch = -1;   ///< Flat index, -1 if none.
   double max_abs_error = 0;      ///< Over finite elements.
   double relative_l2 = 0;        ///< |a - r| / |r| over finite elements.
   double cosine_difference = 0;  ///< Of the whole tensor.
-  double worst_row_cosine_difference = 0;
-  int64_t worst_row = -1;
-  std::string failure;  ///< Empty if ok; else what failed, where, with values.
+  double worst_row_cosine_difference = 0;  ///< Over rows; 0 where rows are not compared.
+  int64_t worst_row = -1;                  ///< The row with it, -1 if none.
+  std::string failure;                     ///< Empty if ok; else what failed, where, with values.
 };
 
-/// Compares `actual` (16-bit patterns) with `expected`; rows are runs of `row_length` elements.
+/// Compares `actual` (16-bit patterns) with `expected`, each [rows, row_length].
 Comparison compare(DType dtype, std::span<const uint16_t> actual, std::span<const double> expected,
                    int64_t row_length, const Tolerance& tolerance);
-/// Compares fp32 values with `expected`.
+/// The same for fp32 values.
 Comparison compare(std::span<const float> actual, std::span<const double> expected,
                    int64_t row_length, const Tolerance& tolerance);
 
-/// Compares out and lse of a decode on the host with the reference. ok only if both are.
+/// How out and lse of a decode compare with the reference.
 struct DecodeComparison {
-  Comparison out;
-  Comparison lse;
+  Comparison out;  ///< [batch, seqlen_q, num_heads_q] rows of 512
+  Comparison lse;  ///< [batch, num_heads_q, seqlen_q] rows of 1
+  /// Whether both are right.
   bool ok() const { return out.ok && lse.ok; }
   /// "out: ..." and "lse: ...", for a test's message.
   std::string describe() const;
 };
-/// Compares `out` and `lse` of one decode, each with its own tolerance.
+/// Compares `out` and `lse` of one decode, on the host, each with its own tolerance.
 DecodeComparison compare_decode(DType dtype, std::span<const uint16_t> out,
                                 std::span<const float> lse, const ReferenceResult& expected);
 

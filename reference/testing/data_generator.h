@@ -8,8 +8,8 @@
 /// "N(0,1)/10" is an Irwin-Hall sum: twelve uniform 16-bit draws, minus their mean. Its mean is 0
 /// and its variance 1 (before the division by 10) to one part in 2^32; its excess kurtosis is -0.1
 /// where a normal's is 0, and its tails are lighter: |z| > 3 has probability 2.0e-3
-/// (normal: 2.7e-3), |z| > 4 1.7e-5 (6.3e-5), |z| > 6 none. The clamp to +-1, ten standard
-/// deviations out, therefore never acts and is not in the code.
+/// (normal: 2.7e-3), |z| > 4 has 1.7e-5 (6.3e-5), |z| > 6 never happens. The clamp to +-1,
+/// ten standard deviations out, therefore never acts and is not in the code.
 #pragma once
 
 #include <cstdint>
@@ -24,35 +24,36 @@ namespace mla {
 
 /// What q and the cache hold; see docs/testing.md for why flat data alone proves little.
 enum class DataKind {
-  kFlat,     ///< N(0,1)/10, clamped to +-1: softmax is almost a mean.
-  kNeedles,  ///< The same with a few tokens a sequence that dominate the softmax, so that losing
-             ///< one shows.
+  kFlat,  ///< N(0,1)/10, clamped to +-1: softmax is almost a mean.
+  /// The same, with a few tokens per sequence that dominate the softmax: losing one shows.
+  kNeedles,
   /// Cache columns 0-511 hold +-0, subnormals and huge values (65504 and half of it in fp16, 2^100
   /// and 2^99 in bf16; huge values of one column share a sign, so that sums do not cancel); q is 0
   /// there, and the other 64 columns are flat, so logits are ordinary. s_k * max|V| < 3e38 up to
   /// 2^27 tokens.
   kExtremeValues,
-  /// Columns 512-575 of q are all +2^9 or all -2^9 by row (2^7 for odd seeds, whose scale is
-  /// larger), of the cache +-2^3; q is 0 elsewhere and the cache flat. Logits are then exact in
-  /// fp32 before the scale, spread over +-10923 (+-8863), and differ by 0 or at least 277.
+  /// Columns 512-575: in a row of q all are +2^9, or all are -2^9 (2^7 for odd seeds, whose scale
+  /// is larger); in the cache they are +-2^3. In the other columns q is 0 and the cache flat.
+  /// Logits are then exact in fp32 before the scale, spread over +-10923 (+-8863), and differ by 0
+  /// or at least 277.
   kExtremeLogits,
 };
 
 /// A decode problem by its shape, as test lists name it.
 struct DecodeCase {
-  DType dtype = DType::kBFloat16;
-  int batch = 1;
-  int seqlen_q = 1;
-  int seqlen_k = 64;  ///< Length of every sequence, or the mean if variable_lengths.
-  int num_heads_q = 1;
-  int num_heads_kv = 1;
-  bool variable_lengths = false;  ///< Lengths max(N(seqlen_k, seqlen_k / 2), seqlen_q).
-  double empty_fraction = 0;      ///< Each sequence is empty (length 0) with this probability.
-  bool causal = false;
-  int fixed_split_tokens = 0;  ///< Problem's: batch-invariant if not 0.
-  DataKind data = DataKind::kFlat;
-  uint64_t seed = 0;  ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
-  float softmax_scale = 0;  ///< If not 0: the scale, whatever the seed.
+  DType dtype = DType::kBFloat16;  ///< Of q, the cache and out.
+  int batch = 1;                   ///< Sequences.
+  int seqlen_q = 1;                ///< Query tokens per sequence.
+  int seqlen_k = 64;               ///< Tokens of every sequence, or their mean if variable_lengths.
+  int num_heads_q = 1;             ///< Query heads.
+  int num_heads_kv = 1;            ///< KV heads.
+  bool variable_lengths = false;   ///< Lengths max(N(seqlen_k, seqlen_k / 2), seqlen_q).
+  double empty_fraction = 0;       ///< Each sequence is empty (length 0) with this probability.
+  bool causal = false;             ///< As in Problem.
+  int fixed_split_tokens = 0;      ///< As in Problem: batch-invariant if not 0.
+  DataKind data = DataKind::kFlat;  ///< What q and the cache hold.
+  uint64_t seed = 0;                ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
+  float softmax_scale = 0;          ///< If not 0: the scale, whatever the seed.
   /// If not empty: the lengths themselves; their number is the batch.
   std::vector<int32_t> lengths;
 
@@ -62,21 +63,21 @@ struct DecodeCase {
 
 /// One dominant token.
 struct Needle {
-  int32_t token;
+  int32_t token;  ///< Its place in its sequence.
   uint16_t bits;  ///< Column 575 of its cache row (of every KV head), as a 16-bit pattern.
 };
 
-/// What unused slots of the block table hold: no cache has this page.
+/// What unused entries of the block table hold: no cache has this page.
 inline constexpr int32_t kGarbagePage = 2147480000;
 /// Pages of the cache that no sequence owns.
 inline constexpr int kSparePages = 3;
 
 /// A case with its small tables filled in: everything but q and the cache.
 struct DataSet {
-  DecodeCase spec;
-  Problem problem;
+  DecodeCase spec;                   ///< What it was made from.
+  Problem problem;                   ///< The problem it makes.
   std::vector<int32_t> seqlens_k;    ///< [batch]
-  std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]; unused slots hold kGarbagePage
+  std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]; unused entries: kGarbagePage
   /// [num_pages]: the sequence that owns a page, -1 for an unused one
   std::vector<int32_t> page_sequence;
   /// [num_pages]: which page of that sequence it is, -1 for an unused one
@@ -87,9 +88,9 @@ struct DataSet {
 };
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
-/// more than the sequences need, all of which hold NaN; the block table has at least one unused
-/// slot a sequence. A spec outside the contract gives a `problem` that validate() refuses, and no
-/// tables to generate from.
+/// more than the sequences need; these hold NaN. The block table has at least one unused entry per
+/// sequence. A spec outside the contract gives a `problem` that validate() refuses, and no tables
+/// to generate from.
 DataSet make_data_set(const DecodeCase& spec);
 
 /// The bulk tensors on the host, as 16-bit patterns, with outputs full of NaN.
@@ -104,8 +105,8 @@ struct HostTensors {
   /// Fills out and lse with NaN (again), so that an element a kernel does not write shows.
   void poison_outputs(DType dtype);
 };
-/// Fills the tensors of a data set that validate() accepts, on `num_threads` threads (0: all
-/// cores). Throws std::bad_alloc if memory is short.
+/// Fills the tensors of a data set whose problem validate() accepts, on `num_threads` threads (0:
+/// all cores). Throws std::bad_alloc if memory is short.
 HostTensors generate(const DataSet& data, int num_threads = 0);
 
 /// @name Element functions
@@ -120,7 +121,7 @@ MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kin
                                         int64_t token, int head_kv, int column);
 /// @}
 
-/// The parts of the element functions. Public so that tests can hold each to its definition.
+/// The parts of the element functions. Public so that tests can check each against its definition.
 namespace generator {
 
 /// Which tensor (or table) a draw is for: keeps their streams apart.
@@ -168,8 +169,8 @@ MLA_HOST_DEVICE constexpr uint16_t power_of_two(DType dtype, int exponent, bool 
   return static_cast<uint16_t>(biased | (negative ? 0x8000 : 0));
 }
 
-/// Columns 0-511 of the cache with DataKind::kExtremeValues: a quarter each is the largest value,
-/// half of it, a zero of either sign, and a subnormal of either sign.
+/// Columns 0-511 of the cache with DataKind::kExtremeValues. One quarter holds the largest value,
+/// one half of it, one a zero of either sign, and one a subnormal of either sign.
 MLA_HOST_DEVICE inline uint16_t extreme_value(uint64_t seed, DType dtype, int sequence, int head_kv,
                                               uint64_t key, int column) {
   const uint64_t bits = draw(key, column);
@@ -188,8 +189,8 @@ MLA_HOST_DEVICE inline uint16_t extreme_value(uint64_t seed, DType dtype, int se
 }
 
 /// Columns 512-575 of the cache with DataKind::kExtremeLogits: `level` of the 64 are +8, the others
-/// -8, with `level` uniform in 0 ... 64 and the first positive column drawn, so that q.k = +-2^9 *
-/// 8 * (2 level - 64), always exact.
+/// -8. `level` is uniform in 0 ... 64, and the first positive column is drawn, so that
+/// q.k = +-2^9 * 8 * (2 level - 64), always exact.
 MLA_HOST_DEVICE inline uint16_t extreme_logit_value(DType dtype, uint64_t key, int column) {
   const uint64_t bits = draw(key, 3 * int64_t{kHeadDimQK});  // past every draw of the flat columns
   const int level = static_cast<int>((bits >> 32) % 65);

@@ -48,12 +48,7 @@ Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* 
       result->out.allocate(machine, static_cast<size_t>(problem.out_elements()) * 2));
   MLA_RETURN_IF_ERROR(
       result->lse.allocate(machine, static_cast<size_t>(problem.lse_elements()) * sizeof(float)));
-#ifdef MLA_HAVE_CUDA
-  const auto generate =
-      machine.kind() == MachineKind::kGpu ? gpu::launch_generate : model::launch_generate;
-#else
-  const auto generate = model::launch_generate;
-#endif
+  const auto generate = MLA_ON_MACHINE(machine, launch_generate);
   MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, page_sequence.as<int32_t>(),
                                page_position.as<int32_t>(), needles.as<Needle>(),
                                needle_begin.as<int32_t>(), result->block_table.as<int32_t>(),

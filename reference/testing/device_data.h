@@ -1,5 +1,6 @@
 /// @file
-/// Test data made where it is used: the generator of reference/testing/data_generator.h as a kernel.
+/// Test data made on the machine that uses it: the generator of reference/testing/data_generator.h
+/// as a kernel.
 #pragma once
 
 #include "reference/testing/data_generator.h"
@@ -9,14 +10,17 @@ namespace mla {
 
 /// A data set's tensors in a machine's memory.
 struct DeviceTensors {
-  DeviceBuffer q, kv_cache, block_table, seqlens_k, out, lse;
+  DeviceBuffer q, kv_cache, block_table, seqlens_k, out, lse;  ///< Shapes as in Tensors.
+  /// Pointers to these.
   Tensors tensors() const;
   /// Fills out and lse with NaN.
+  /// @return The machine's errors.
   Status poison_outputs(Machine& machine);
 };
 
-/// Makes q and the cache on the machine, bit-equal to generate(data), and copies the tables.
+/// Makes q and the cache on the machine, equal to generate(data) to the bit, and copies the tables.
 /// Outputs are NaN.
+/// @return validate()'s errors for the problem, or the machine's.
 Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* result);
 
 }  // namespace mla

@@ -1,12 +1,11 @@
 /// @file
-/// What the tests share that replay what a GPU did: arrays of words as text, and numbers to feed in.
+/// Golden data, what a GPU did with single instructions: its text, and numbers to feed them.
 #pragma once
 
 #include <bit>
 #include <cstdint>
-#include <istream>
+#include <iosfwd>
 #include <map>
-#include <ostream>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -18,53 +17,32 @@ namespace mla {
 /// Arrays of words by name.
 using GoldenWords = std::map<std::string, std::vector<uint32_t>>;
 
-// Text: a name and a number of words, then the words in hexadecimal; *N stands for N zeros.
+/// The golden files, as paths from the project's root. make_golden writes them.
+inline constexpr char kFragmentsFile[] = "reference/testing/golden/fragments.txt";
+/// The same for Hopper's instructions.
+inline constexpr char kHopperFragmentsFile[] = "reference/testing/golden/hopper_fragments.txt";
+/// What a test says behind the name of a file that is not what it should be.
+inline constexpr char kGoldenFileHelp[] =
+    " is missing or damaged, or it records other instructions. Run this in the project's root; "
+    "make_golden makes the file on a machine with a GPU";
 
-inline void write_golden_words(std::ostream& out, const GoldenWords& golden) {
-  for (const auto& [name, words] : golden) {
-    out << name << " " << words.size();
-    int column = 0;
-    for (size_t i = 0; i < words.size(); ++column) {
-      out << (column % 8 == 0 ? '\n' : ' ');
-      size_t end = i;
-      while (end < words.size() && words[end] == 0) ++end;
-      if (end > i) {
-        out << '*' << std::dec << end - i;
-        i = end;
-      } else {
-        out << std::hex << words[i++] << std::dec;
-      }
-    }
-    out << "\n";
-  }
-}
+/// Writes, for each array, its name and number of words, then the words in hexadecimal; *N is N
+/// zeros (N in decimal).
+void write_golden_words(std::ostream& out, const GoldenWords& golden);
 
-/// Empty if the file is damaged.
-inline GoldenWords read_golden_words(std::istream& in) {
-  GoldenWords result;
-  std::string name, token;
-  while (in >> std::ws && in.peek() == '#') std::getline(in, name);
-  size_t count = 0;
-  while (in >> name >> count) {
-    std::vector<uint32_t>& words = result[name];
-    while (words.size() < count && in >> token) {
-      if (token[0] == '*') {
-        words.resize(words.size() + std::stoul(token.substr(1)));
-      } else {
-        words.push_back(static_cast<uint32_t>(std::stoul(token, nullptr, 16)));
-      }
-    }
-    if (words.size() != count) return {};
-  }
-  return result;
-}
+/// Reads what write_golden_words wrote, behind any lines that begin with #. Empty if damaged.
+GoldenWords read_golden_words(std::istream& in);
 
+/// The same for the file at `path`. Empty if there is none, or if it is damaged.
+GoldenWords read_golden_file(const char* path);
+
+/// The pattern of `value`, rounded to T.
 template <typename T>
 uint32_t bits_of(float value) {
   return std::bit_cast<uint16_t>(from_float<T>(value));
 }
 
-/// Splitmix64.
+/// Splitmix64: the next word of the sequence that `state` is at.
 inline uint32_t random_word(uint64_t& state) {
   uint64_t z = (state += 0x9e3779b97f4a7c15);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -72,7 +50,7 @@ inline uint32_t random_word(uint64_t& state) {
   return static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
 }
 
-/// Sign and fraction at random; `exponent` is the biased one.
+/// The pattern of a T with random sign and fraction; `exponent` is the biased one.
 template <typename T>
 uint32_t random_value(uint64_t& state, uint32_t exponent) {
   constexpr int kFractionBits = std::is_same_v<T, bfloat16> ? 7 : 10;

@@ -1,82 +1,113 @@
 /// @file
-/// What the instructions of stages/common/ptx/ptx_sm90.h do with registers and memory, as words. Run on
-/// a GPU of compute capability 9.0 once, they are what the model is held to.
+/// What the instructions of stages/common/ptx/ptx_sm90.h do with registers and memory, as words.
+/// What a GPU of compute capability 9.0 did is in golden/hopper_fragments.txt; the model is checked
+/// against it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <iosfwd>
+#include <string>
+#include <vector>
 
 #include "reference/problem.h"
 #include "reference/status.h"
 #include "reference/testing/fragments.h"
+#include "reference/testing/observation.h"
 
 namespace mla {
 
-/// The products of a warpgroup: N, how B lies, and where A is.
+/// The products of a warpgroup: how many columns, how B lies in memory, and where A is.
 enum class WgmmaForm {
-  kM64N32,          ///< Both in shared memory, K-major.
+  kM64N32,          ///< A and B in shared memory, both K-major.
   kM64N64,          ///< The same.
-  kM64N256,         ///< Both in shared memory, B MN-major.
-  kM64N256Register  ///< A in registers.
+  kM64N256,         ///< A and B in shared memory, B MN-major.
+  kM64N256Register  ///< A in registers, B in shared memory, MN-major.
 };
-inline constexpr size_t kWgmmaSteps = 8;  ///< At most, of k = 16 each.
+/// The most steps of one chain, of k = 16 each.
+inline constexpr size_t kWgmmaSteps = 8;
+/// Bytes of the images of A and of B.
 inline constexpr size_t kWgmmaABytes = 32 * 1024, kWgmmaBBytes = 64 * 1024;
 
-/// A chain of products d = (accumulate ? d : 0) + a b + a b + ..., one a step.
+/// A chain of products d = (accumulate ? d : 0) + a b + a b + ..., one product per step.
 struct WgmmaInput {
-  /// A matrix descriptor's fields; in step s it begins `offset[s]` bytes into the image.
+  /// A matrix descriptor's fields, in bytes; in step s the matrix begins `offset[s]` bytes into the
+  /// image.
   struct Walk {
     uint32_t leading_bytes, stride_bytes, offset[kWgmmaSteps];
   };
-  uint32_t steps, accumulate;
+  uint32_t steps;       ///< 1 ... kWgmmaSteps
+  uint32_t accumulate;  ///< Not 0: the first product adds to d.
   Walk a, b;
   uint32_t a_smem[kWgmmaABytes / 4], b_smem[kWgmmaBBytes / 4];  ///< Images of shared memory.
-  uint32_t a_registers[kWgmmaSteps][128][4];
-  float d[128][128];  ///< By thread; N / 2 of each are used.
+  uint32_t a_registers[kWgmmaSteps][128][4];  ///< [step][thread][register], for kM64N256Register.
+  float d[128][128];  ///< [thread][register]; a form of N columns uses N / 2 registers per thread.
 };
+/// [thread][register], as WgmmaInput::d.
 using WgmmaOutput = float[128][128];
 
 /// A tensor of four dimensions of 16-bit elements, and the box of it that one copy takes.
+/// Dimensions innermost first, sizes in elements.
 struct TmaTensor {
   uint64_t size[4], stride_bytes[4];
   uint32_t box[4];
   bool swizzle_128b;
 };
+/// Where a box begins.
 struct TmaBox {
   int32_t start[4];  ///< Coordinates, innermost first.
 };
-inline constexpr size_t kTmaBoxWords = 2048;  ///< At most.
+/// The most words of one box.
+inline constexpr size_t kTmaBoxWords = 2048;
+/// What memory holds where no instruction has written.
 inline constexpr uint32_t kUntouched = 0xabababab;
 
+/// One bulk copy: offsets in source and destination, and its size, all in bytes.
 struct BulkCopy {
-  uint32_t destination, source, bytes;  ///< Where, in bytes.
+  uint32_t destination, source, bytes;
 };
+/// Words of the memory that bulk copies read and write.
 inline constexpr size_t kBulkWords = 1024;
+/// The copies to shared memory, and those from there.
 inline constexpr BulkCopy kBulkLoads[] = {{16, 32, 16}, {64, 0, 272}, {1024, 512, 2048}};
 inline constexpr BulkCopy kBulkStores[] = {{16, 1024, 64}, {256, 48, 1008}, {4080, 4080, 16}};
 
+/// Phases that the mbarrier goes through.
 inline constexpr int kMbarrierPhases = 5;
 
 /// The instructions on one machine; all arrays are in its memory.
 struct HopperFragments {
-  /// in[i] -> out[i]
+  /// [count] Chains: in[i] gives out[i].
   Status (*wgmma)(WgmmaForm form, DType dtype, const WgmmaInput* in, unsigned count,
                   WgmmaOutput* out);
-  /// The boxes, one after the other, through one mbarrier that each time expects the whole box.
+  /// [count] Boxes, one after the other, through one mbarrier, which expects a whole box each time.
   Status (*tma_load)(const TmaTensor& shape, const void* tensor, const TmaBox* boxes, int count,
                      uint32_t (*out)[kTmaBoxWords]);
-  /// Element e of the box in shared memory is kTmaStored + e, whatever the swizzle.
+  /// Stores a box. Element e of it in shared memory is kTmaStored + e, whatever the swizzle.
   Status (*tma_store)(const TmaTensor& shape, void* tensor, TmaBox box);
-  /// kBulkLoads into shared memory of kUntouched, copied to `loaded`; then kBulkStores from there.
+  /// [kBulkWords] kBulkLoads from `in` to shared memory that holds kUntouched, all of which is then
+  /// copied to `loaded`; then kBulkStores from shared memory to `stored`.
   Status (*bulk)(const uint32_t* in, uint32_t* loaded, uint32_t* stored);
-  /// Register i of lane l holds 8 l + 2 i + 1 in its low half, and one more in the high one; the
-  /// lane passes the address of row row_of_lane(l) of 32, which are copied to `out`.
+  /// Lane l holds in register i the number 8 l + 2 i + 1 in the low half, and one more in the high
+  /// half. It passes the address of row row_of_lane(l). All 32 rows are then copied to `out`.
   Status (*stmatrix)(uint32_t (*out)[4]);
-  /// [kMbarrierPhases + 1][128] First 1 of each thread whose wait with parity 1 on the new barrier
-  /// ended; then what each saw after the wait for phase p: the sum of 100 p + 1 ... 100 p + 4.
+  /// [kMbarrierPhases + 1][128] First 1 from each thread whose wait with parity 1 on the new
+  /// barrier ended. Then what each thread saw after the wait for phase p: the sum
+  /// 100 p + 1 ... 100 p + 4.
   Status (*mbarrier)(uint32_t (*out)[128]);
 };
+/// Element 0 of the box that tma_store stores.
 inline constexpr uint32_t kTmaStored = 0x1000;
+
+/// Runs all the instructions on `machine`, and appends an observation of each to `result`. Writes a
+/// line to `log`, unless it is null, as soon as an observation is made, so that a wait that never
+/// ends loses no others.
+/// @return The machine's errors.
+Status record_hopper_fragments(Machine& machine, std::vector<Observation>* result,
+                               std::ostream* log = nullptr);
+
+/// The GPU, if it has these instructions, or else null with the reason.
+Machine* hopper_machine(std::string* why_not);
 
 namespace gpu {
 HopperFragments hopper_fragments();

@@ -1,6 +1,7 @@
 /// @file
-/// A reference fast enough for the full list of cases on a GPU: plain fp64 kernels, one row at a
-/// time, beside the tensors. Held to the Eigen reference by oracle_test.
+/// A reference that is fast enough for the full list of cases on a GPU: plain fp64 kernels, one row
+/// at a time, on the machine that holds the tensors. oracle_test checks it against the Eigen
+/// reference.
 #pragma once
 
 #include <span>
@@ -12,8 +13,13 @@ namespace mla {
 
 /// Decodes `rows` (all heads of each), in double, on the machine that holds `tensors`, whose out
 /// and lse are ignored.
-/// @param result  on the host: out [rows, num_heads_q, 512], lse [rows, num_heads_q], in the order
-/// of `rows`
+/// @param machine  where the tensors are
+/// @param problem  what to decode
+/// @param tensors  as for a decode
+/// @param rows     which rows; each must be in the batch
+/// @param result   on the host: out [rows, num_heads_q, 512], lse [rows, num_heads_q], in the
+///                 order of `rows`
+/// @return validate()'s errors, or the machine's.
 Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& tensors,
                      std::span<const QueryRow> rows, ReferenceResult* result);
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes the dumps beside this script: inputs as a user's model would save them, and what NumPy makes of them.
+"""Writes the dumps beside this script: inputs as a user's model would save them, and what NumPy computes from them.
 
     paged/       bf16 as uint16 patterns, pages of 64 tokens, lengths 5 and 70, DeepSeek-V3's scale
     contiguous/  fp16, no pages, causal with 2 query tokens, lengths 12 and 1: query 0 of sequence 1 sees nothing
 
-Nothing here shares a line with the project: the test that reads these files compares two readings of the formula.
+Nothing here shares a line with the project, so that the test that reads these files compares two independent readings
+of the formula. That is why this is not part of make_golden, which makes the golden files of single instructions.
 """
 import pathlib
 

@@ -182,7 +182,7 @@ class Paging : public testing::Test {
  protected:
   Status check() const { return validate_paging(problem_, block_table_.data(), seqlens_k_.data()); }
 
-  Problem problem_ = valid_problem();  // 2 sequences, 5 pages, 4 slots each
+  Problem problem_ = valid_problem();  // 2 sequences, 5 pages, 4 entries each
   std::vector<int32_t> block_table_ = {4, 2, 2147480000, -1, 0, 1, 3, 4};
   std::vector<int32_t> seqlens_k_ = {65, 256};
 };
@@ -198,28 +198,28 @@ TEST_F(Paging, LengthsMustFitTheTable) {
   seqlens_k_[1] = 257;
   EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
   EXPECT_EQ(check().message(),
-            "seqlens_k[1] = 257 must be in [0, 256], what max_pages_per_seq = 4 pages of 64 tokens "
-            "hold");
+            "seqlens_k[1] = 257 must be in [0, 256], because the block table has "
+            "max_pages_per_seq = 4 pages of 64 tokens");
   seqlens_k_[0] = -1;
   EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
   EXPECT_EQ(check().message(),
-            "seqlens_k[0] = -1 must be in [0, 256], what max_pages_per_seq = 4 pages of 64 tokens "
-            "hold");
+            "seqlens_k[0] = -1 must be in [0, 256], because the block table has "
+            "max_pages_per_seq = 4 pages of 64 tokens");
 }
 
-TEST_F(Paging, UsedSlotsMustNamePages) {
+TEST_F(Paging, UsedEntriesMustNamePages) {
   seqlens_k_[0] = 129;
   EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
   EXPECT_EQ(check().message(),
             "block_table[0, 2] = 2147480000 must be in [0, 5): sequence 0 has 129 tokens, so it "
-            "uses slot 2");
+            "uses entry 2");
   seqlens_k_[0] = 64;
   for (const int page : {5, -1, INT_MIN, INT_MAX}) {
     block_table_[7] = page;
     EXPECT_EQ(check().code(), StatusCode::kOutOfRange);
     EXPECT_EQ(check().message(), "block_table[1, 3] = " + std::to_string(page) +
                                      " must be in [0, 5): sequence 1 has 256 tokens, so it uses "
-                                     "slot 3");
+                                     "entry 3");
   }
 }
 

@@ -1,5 +1,6 @@
-// Kernels with one fault each (mutants.txt): each must be rejected by the model, or give wrong results,
-// under one of ten schedules at least; and the kernels as they are must pass the very same runs.
+// Kernels with one fault each (mutants.txt): each must be rejected by the model, or give wrong
+// results, under one of ten schedules at least; and the kernels as they are must pass the very same
+// runs.
 //
 //   mutant_test [--stage 07] [--name "wait for S"] [--messages] [--table]
 //
@@ -28,8 +29,9 @@ namespace {
 
 constexpr uint64_t kSeeds = 10;
 
-// A factor on the logits. Needles rise by e^4 along a sequence; kernels that leave their maximum where it is
-// until something exceeds it 2^8 times would move it in the first tile alone, and never rescale anything.
+// A factor on the logits. Needles rise by e^4 along a sequence; kernels that leave their maximum
+// where it is until something exceeds it 2^8 times would move it in the first tile alone, and never
+// rescale anything.
 constexpr float kSharpen = 6;
 
 struct Mutant {
@@ -42,9 +44,9 @@ const std::vector<Mutant> kMutants = {
 #include "mutants.inc"
 };
 
-// What a fault can show in: few shapes, but workers that end one sequence and begin the next, odd and
-// even numbers of tiles, tails with NaN behind them, sequences of several workers, maxima that move, and
-// rows of more than one tile. By few multiprocessors, workers get many tiles.
+// What a fault can show in: few shapes, but workers that end one sequence and begin the next, odd
+// and even numbers of tiles, tails with NaN behind them, sequences of several workers, maxima that
+// move, and rows of more than one tile. By few multiprocessors, workers get many tiles.
 struct Case {
   DecodeCase spec;
   int multiprocessors;
@@ -127,7 +129,8 @@ Findings run_all(const Stage& stage, std::deque<Prepared>& prepared) {
   return findings;
 }
 
-// A message without what changes from run to run or does not help: places, threads, numbers of errors.
+// A message without what changes from run to run or does not help: places, threads, numbers of
+// errors.
 std::string shorten(std::string message) {
   const std::pair<const char*, const char*> rules[] = {
       {"^model: ", ""},
@@ -135,7 +138,8 @@ std::string shorten(std::string message) {
       {"^conformance: [^]*", "wrong results"},
       {" at [^ ]*\\.cuh:[0-9]+", ""},
       {",? ?(by |in )?block \\([0-9,]*\\)(, thread \\([0-9,]*\\))?:?", ""},
-      {" of thread \\([0-9,]*\\)| by thread \\([0-9,]*\\)", ""},
+      {" of thread \\([0-9,]*\\)", ""},
+      {" by thread \\([0-9,]*\\)", " by a thread"},
       {"threads [0-9]+-[0-9]+", "threads"},
       {"\n", " "},
   };

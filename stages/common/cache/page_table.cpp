@@ -10,12 +10,14 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{kMaxPagesPerSeq} * kPageSize;
 
 Status no_host_memory() {
-  return {StatusCode::kOutOfMemory, "no host memory for the bookkeeping of the paged cache"};
+  return {StatusCode::kOutOfMemory,
+          "not enough host memory for the bookkeeping of the paged cache"};
 }
 
 Status no_such_sequence(const std::string& name, SequenceId id) {
   return {StatusCode::kInvalidArgument,
-          name + " = " + to_string(id) + " is no sequence of this cache: freed, or never added"};
+          name + " = " + to_string(id) +
+              " is not a sequence of this cache: it was freed, or never added"};
 }
 
 std::string element(const char* name, size_t index) {
@@ -128,8 +130,8 @@ Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPl
   if (find(id) == nullptr) return no_such_sequence(element("sequences", index), id);
   Slot& slot = slots_[id.slot];
   if (slot.batch == batch_) {
-    return {StatusCode::kInvalidArgument,
-            element("sequences", index) + " = " + to_string(id) + " stands twice in the batch"};
+    return {StatusCode::kInvalidArgument, element("sequences", index) + " = " + to_string(id) +
+                                              " is in the batch twice; sequences must differ"};
   }
   slot.batch = batch_;
   if (tokens < 0) {
@@ -139,9 +141,10 @@ Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPl
   const int32_t length = slot.sequence.tokens;
   if (tokens > kMaxTokens - length) {
     return {StatusCode::kOutOfRange, element("tokens", index) + " = " + std::to_string(tokens) +
-                                         " would take " + element("sequences", index) + " from " +
-                                         std::to_string(length) + " tokens past " +
-                                         std::to_string(kMaxTokens) + ", the most it may have"};
+                                         " must be at most " + std::to_string(kMaxTokens - length) +
+                                         ", because " + element("sequences", index) + " has " +
+                                         std::to_string(length) + " tokens already, and may have " +
+                                         std::to_string(kMaxTokens)};
   }
   AppendPlan::Item item{id.slot, length, tokens, -1, false, 0};
   if (length > 0) item.last_page = slot.sequence.pages.back();
@@ -187,7 +190,7 @@ Status PageTable::plan_append(std::span<const SequenceId> sequences,
       return {StatusCode::kOutOfMemory,
               "appending tokens = " + std::to_string(plan->tokens) + " to " +
                   std::to_string(sequences.size()) + " sequences needs " + std::to_string(needed) +
-                  " pages, " + std::to_string(free_pages()) +
+                  " pages, but only " + std::to_string(free_pages()) +
                   " of num_pages = " + std::to_string(statistics_.pages_total) + " are free"};
     }
     plan->pages.assign(free_.rbegin(), free_.rbegin() + needed);

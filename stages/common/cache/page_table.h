@@ -25,7 +25,7 @@ namespace mla {
 /// Names a sequence of a PageTable. No two sequences of a table ever have the same id, so the id of
 /// a freed one is recognised for good. A default id names none.
 struct SequenceId {
-  uint32_t slot = 0;
+  uint32_t slot = 0;        ///< Its place in the table.
   uint32_t generation = 0;  ///< Odd in every id that was given out.
   friend bool operator==(const SequenceId&, const SequenceId&) = default;
   friend auto operator<=>(const SequenceId&, const SequenceId&) = default;
@@ -36,13 +36,13 @@ std::string to_string(SequenceId id);
 
 /// One sequence's tokens and where they are.
 struct Sequence {
-  std::vector<int32_t> pages;  ///< [pages_for(tokens)], page ids: its row of the block table
+  std::vector<int32_t> pages;  ///< [pages_for(tokens)] Page ids: its row of the block table.
   int32_t tokens = 0;          ///< 0 ... 2^30
 };
 
 /// What the pages are used for. A shared page is one page, and its rows are counted once.
 struct PageStatistics {
-  int64_t pages_total = 0;
+  int64_t pages_total = 0;    ///< All pages.
   int64_t pages_used = 0;     ///< Listed by at least one sequence.
   int64_t pages_shared = 0;   ///< Listed by at least two.
   int64_t pages_peak = 0;     ///< The largest pages_used so far (high-water mark).
@@ -65,10 +65,10 @@ struct PageStatistics {
 struct AppendPlan {
   /// One sequence of the batch.
   struct Item {
-    uint32_t slot;
-    int32_t length;     ///< Before the append
+    uint32_t slot;      ///< SequenceId::slot
+    int32_t length;     ///< Tokens before the append
     int32_t tokens;     ///< To be appended
-    int32_t last_page;  ///< -1 for an empty sequence
+    int32_t last_page;  ///< Page id; -1 for an empty sequence
     /// The last page is shared and partly filled: the first of new_pages takes a copy of its
     /// length % 64 rows.
     bool copies_last_page;
@@ -106,25 +106,28 @@ class PageTable {
   /// Appends tokens[i] tokens to sequences[i], for all i or for none.
   /// @param sequences  [batch], all different
   /// @param tokens     [batch], each at least 0
-  /// @return kInvalidArgument: sizes differ, an id names no sequence or stands twice, a negative
-  /// count. kOutOfRange: a sequence would pass 2^30 tokens. kOutOfMemory: too few free pages, with
-  /// both numbers. On an error nothing has changed.
+  /// @return kInvalidArgument if sizes differ, an id names no sequence or is there twice, or a
+  /// count is negative; kOutOfRange if a sequence would have more than 2^30 tokens; kOutOfMemory,
+  /// with both numbers, if too few pages are free. On an error nothing has changed.
   Status append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens);
 
-  /// The first half of append: all its checks, and which pages it will take. Changes nothing that
-  /// can be seen. The plan's memory is reused.
+  /// The first half of append: all its checks, and which pages it will take. Changes nothing that a
+  /// caller can see. Reuses the plan's memory.
+  /// @return append()'s errors.
   Status plan_append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
                      AppendPlan* plan);
-  /// The second half: makes it so.
+  /// The second half: carries out the plan.
   /// @return kInvalidArgument if the table has changed since the plan was made
   Status commit(const AppendPlan& plan);
 
   /// The sequence of this id, or null. Valid until the next change of the table.
   const Sequence* find(SequenceId id) const;
-  /// Sequences that list `page`; 0 for a free one, and for one that is not in [0, num_pages).
+  /// How many sequences list `page`; 0 for a free page, and for an id that is not in
+  /// [0, num_pages).
   int32_t references(int32_t page) const;
+  /// How many pages are free.
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
-  /// Constant time.
+  /// Takes constant time.
   PageStatistics statistics() const { return statistics_; }
 
  private:

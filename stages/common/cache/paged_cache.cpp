@@ -35,7 +35,7 @@ Status check_shape(const CacheShape& shape) {
 }
 
 Status no_host_memory() {
-  return {StatusCode::kOutOfMemory, "no host memory for the tables of the paged cache"};
+  return {StatusCode::kOutOfMemory, "not enough host memory for the tables of the paged cache"};
 }
 
 // Splits consecutive rows into runs.
@@ -71,15 +71,10 @@ void make_runs(const AppendPlan& plan, std::vector<RowRun>* runs) {
   }
 }
 
-Status copy_runs([[maybe_unused]] const Machine& machine, const RowRun* runs, int64_t num_runs,
-                 const void* rows, void* cache, int num_heads_kv, Stream stream) {
-#ifdef MLA_HAVE_CUDA
-  const auto launch =
-      machine.kind() == MachineKind::kGpu ? gpu::launch_copy_runs : model::launch_copy_runs;
-#else
-  const auto launch = model::launch_copy_runs;
-#endif
-  return launch(runs, num_runs, rows, cache, num_heads_kv, stream);
+Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, const void* rows,
+                 void* cache, int num_heads_kv, Stream stream) {
+  return MLA_ON_MACHINE(machine, launch_copy_runs)(runs, num_runs, rows, cache, num_heads_kv,
+                                                   stream);
 }
 
 Status PagedCache::create(Machine& machine, const CacheShape& shape,
@@ -123,7 +118,7 @@ Status PagedCache::write_rows(const void* rows, Stream stream) {
 
 Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
                                 int32_t* block_table, int32_t* seqlens_k, Stream stream) {
-  if (sequences.empty()) return invalid("sequences is empty: a batch has at least one");
+  if (sequences.empty()) return invalid("sequences is empty; there must be at least one");
   MLA_RETURN_IF_ERROR(check_at_least_one("max_pages_per_seq", max_pages_per_seq));
   if (max_pages_per_seq > kMaxPagesPerSeq) {
     return invalid("max_pages_per_seq = " + std::to_string(max_pages_per_seq) +
@@ -135,12 +130,12 @@ Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_p
     const Sequence* sequence = table_.find(sequences[i]);
     const std::string name = "sequences[" + std::to_string(i) + "] = " + to_string(sequences[i]);
     if (sequence == nullptr) {
-      return invalid(name + " is no sequence of this cache: freed, or never added");
+      return invalid(name + " is not a sequence of this cache: it was freed, or never added");
     }
     if (sequence->pages.size() > static_cast<size_t>(max_pages_per_seq)) {
       return {StatusCode::kOutOfRange,
               "max_pages_per_seq = " + std::to_string(max_pages_per_seq) + " must be at least " +
-                  std::to_string(sequence->pages.size()) + ", the pages of " + name};
+                  std::to_string(sequence->pages.size()) + ", the number of pages of " + name};
     }
   }
   const size_t table_elements = sequences.size() * static_cast<size_t>(max_pages_per_seq);

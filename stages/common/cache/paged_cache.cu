@@ -6,16 +6,17 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-// 8 tokens of one head are 576 vectors of 16 bytes: three a thread, all of them under way at once.
-// One token keeps 72 threads busy.
+// 8 tokens of one head are 576 vectors of 16 bytes: three per thread, all of them under way at
+// once. One token keeps 72 threads busy.
 constexpr int kThreads = 192;
 constexpr int kInFlight = 3;
 constexpr int64_t kVectorsPerRow = kHeadDimQK * 2 / sizeof(uint4);
 
-// One block a run, which is contiguous at both ends: neighbouring threads, neighbouring vectors.
-// Rows that are copied within the cache belong to a page that several sequences share. Rows before
-// its end are never written again while it is shared, and at most rows past its end are written in
-// this launch (by the last sharer), so nothing is both read and written: hence __restrict__.
+// One block per run, which is contiguous at both ends: neighbouring threads copy neighbouring
+// vectors. Rows that are copied within the cache belong to a page that several sequences share.
+// Rows before its end are never written again while it is shared, and at most rows past its end are
+// written in this launch (by the last sharer), so nothing is both read and written: hence
+// __restrict__.
 __global__ void __launch_bounds__(kThreads)
     copy_rows(const RowRun* __restrict__ runs, int64_t num_runs, const uint4* __restrict__ rows,
               uint4* cache, int64_t vectors_per_token) {

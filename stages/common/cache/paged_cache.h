@@ -23,40 +23,42 @@ namespace mla {
 
 /// What a cache is made for.
 struct CacheShape {
-  int num_pages = 0;  ///< >= 1; each holds 64 tokens
-  int num_heads_kv = 1;
-  DType dtype = DType::kBFloat16;
-  /// Of one token, all KV heads: num_heads_kv * 576 * 2.
+  int num_pages = 0;               ///< >= 1; each holds 64 tokens.
+  int num_heads_kv = 1;            ///< >= 1
+  DType dtype = DType::kBFloat16;  ///< Of the rows.
+  /// Bytes of one token, all KV heads: num_heads_kv * 576 * 2.
   int64_t token_bytes() const { return int64_t{num_heads_kv} * kHeadDimQK * 2; }
+  /// Bytes of one page.
   int64_t page_bytes() const { return kPageSize * token_bytes(); }
 };
 
 /// Pages, and the bytes they come to.
 struct CacheStatistics {
   PageStatistics pages;
-  int64_t bytes_total = 0;  ///< All pages: what the cache takes of the device
-  int64_t bytes_used = 0;   ///< Used pages
-  int64_t bytes_peak = 0;   ///< The most that were ever used
+  int64_t bytes_total = 0;  ///< Of all pages: what the cache takes of the device.
+  int64_t bytes_used = 0;   ///< Of used pages.
+  int64_t bytes_peak = 0;   ///< The largest bytes_used so far.
 };
 
 /// Consecutive rows that an append writes to one page. Places are counted in tokens.
 struct RowRun {
-  int64_t source;       ///< In `rows`, or in the cache
-  int64_t destination;  ///< In the cache: 64 * page + row
+  int64_t source;       ///< The first row's place in `rows`, or in the cache.
+  int64_t destination;  ///< Its place in the cache: 64 * page + row.
   int32_t tokens;       ///< 1 ... kMaxRunTokens
-  int32_t from_cache;   ///< 1: the source is in the cache, a page that is copied on write
+  int32_t from_cache;   ///< 1: the source is a page of the cache, copied on write. 0: `rows`.
 };
-/// Longest run: what one block of the kernel copies.
+/// Tokens of the longest run, which is what one thread block copies.
 inline constexpr int32_t kMaxRunTokens = 8;
 
-/// The rows that a plan writes: first a sequence's copied rows, then its new ones, sequence by
-/// sequence. No run reads what another one writes. May throw std::bad_alloc.
+/// The rows that a plan writes, sequence by sequence: first the rows that are copied, then the new
+/// ones. No run reads what another one writes. May throw std::bad_alloc.
 void make_runs(const AppendPlan& plan, std::vector<RowRun>* runs);
 
-/// Enqueues the one kernel of an append.
+/// Enqueues the one kernel of an append on `stream`.
 /// @param runs   [num_runs], on the machine
 /// @param rows   [total_tokens, num_heads_kv, 576] on the machine, 16-byte aligned
 /// @param cache  [num_pages, 64, num_heads_kv, 576] on the machine, 16-byte aligned
+/// @return The machine's errors.
 Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, const void* rows,
                  void* cache, int num_heads_kv, Stream stream);
 
@@ -65,7 +67,8 @@ Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, c
 class PagedCache {
  public:
   /// Allocates memory for all pages.
-  /// @return kInvalidArgument for a shape outside the contract; kOutOfMemory
+  /// @return kInvalidArgument for a shape outside the contract, kOutOfMemory; `cache` is then
+  /// untouched.
   static Status create(Machine& machine, const CacheShape& shape,
                        std::unique_ptr<PagedCache>* cache);
 
@@ -77,35 +80,38 @@ class PagedCache {
   Status fork(SequenceId parent, SequenceId* child) { return table_.fork(parent, child); }
   /// @}
 
-  /// Appends tokens[i] rows to sequences[i], for all i or for none: one copy of a small table and
-  /// one kernel on `stream`, whatever the batch. Pages that must be copied first are copied by the
-  /// same kernel.
+  /// Appends tokens[i] rows to sequences[i], for all i or for none. Enqueues one copy of a small
+  /// table and one kernel on `stream`, however large the batch. The same kernel copies pages that
+  /// are copied on write.
   /// @param sequences  [batch], all different
   /// @param tokens     [batch], each at least 0
   /// @param rows       [sum of tokens, num_heads_kv, 576], dtype, on the machine, 16-byte aligned:
   ///                   the rows of sequences[0], then of sequences[1], ... Read in the order of the
   ///                   stream. May be null if the sum is 0.
-  /// @return the errors of PageTable::append; kInvalidArgument for `rows`, and for a stream that is
-  /// being captured; the machine's errors. On an error no sequence has changed.
+  /// @return the errors of PageTable::append; kInvalidArgument for `rows` that are null or
+  /// misaligned, and for a stream that is being captured; the machine's errors. On an error no
+  /// sequence has changed.
   Status append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
                 const void* rows, Stream stream = nullptr);
 
   /// Writes what a decode of these sequences reads, with two copies on `stream`.
-  /// @param sequences          [batch], at least one; the same one may stand twice
+  /// @param sequences          [batch], at least one; the same one may be there twice
   /// @param max_pages_per_seq  columns of the table, at least the pages of the longest sequence
   /// @param block_table        [batch, max_pages_per_seq] on the machine, 16-byte aligned; -1 in
-  ///                           unused slots
+  ///                           unused entries
   /// @param seqlens_k          [batch] on the machine, 16-byte aligned
-  /// @return kInvalidArgument; kOutOfRange for a table narrower than a sequence. Both: nothing is
-  /// written. Else the machine's errors.
+  /// @return kInvalidArgument; kOutOfRange if the table is too narrow for a sequence. Then nothing
+  /// is written. Or the machine's errors.
   Status write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
                       int32_t* block_table, int32_t* seqlens_k, Stream stream = nullptr);
 
   /// [num_pages, 64, num_heads_kv, 576]: Tensors::kv_cache
   void* data() const { return memory_.data(); }
+  /// What it was made for.
   const CacheShape& shape() const { return shape_; }
   /// Lengths, page lists and counts.
   const PageTable& table() const { return table_; }
+  /// The table's statistics, and in bytes. Takes constant time.
   CacheStatistics statistics() const;
 
  private:

@@ -23,12 +23,7 @@ Status check_paging(Machine& machine, const Problem& problem, const int32_t* blo
   DeviceBuffer verdict;
   MLA_RETURN_IF_ERROR(verdict.allocate(machine, sizeof(first)));
   MLA_RETURN_IF_ERROR(machine.fill(verdict.data(), 0xff, sizeof(first), stream));  // kNone
-#ifdef MLA_HAVE_CUDA
-  const auto launch =
-      machine.kind() == MachineKind::kGpu ? gpu::launch_paging_check : model::launch_paging_check;
-#else
-  const auto launch = model::launch_paging_check;
-#endif
+  const auto launch = MLA_ON_MACHINE(machine, launch_paging_check);
   MLA_RETURN_IF_ERROR(
       launch(problem, block_table, seqlens_k, verdict.as<unsigned long long>(), stream));
   MLA_RETURN_IF_ERROR(machine.copy_to_host(&first, verdict.data(), sizeof(first), stream));
@@ -40,16 +35,15 @@ Status check_paging(Machine& machine, const Problem& problem, const int32_t* blo
   if (place == 0) {
     MLA_RETURN_IF_ERROR(machine.copy_to_host(&value, seqlens_k + sequence, sizeof(value), stream));
     return {StatusCode::kOutOfRange, "seqlens_k[" + std::to_string(sequence) +
-                                         "] = " + std::to_string(value) + ", allowed are 0 to " +
-                                         std::to_string(problem.max_seqlen_k())};
+                                         "] = " + std::to_string(value) + " must be in [0, " +
+                                         std::to_string(problem.max_seqlen_k()) + "]"};
   }
   const int64_t slot = place - 1;
   MLA_RETURN_IF_ERROR(machine.copy_to_host(
       &value, block_table + sequence * problem.max_pages_per_seq + slot, sizeof(value), stream));
-  return {StatusCode::kOutOfRange, "block_table[" + std::to_string(sequence) + ", " +
-                                       std::to_string(slot) + "] = " + std::to_string(value) +
-                                       ", allowed are 0 to " +
-                                       std::to_string(problem.num_pages - 1)};
+  return {StatusCode::kOutOfRange,
+          "block_table[" + std::to_string(sequence) + ", " + std::to_string(slot) + "] = " +
+              std::to_string(value) + " must be in [0, " + std::to_string(problem.num_pages) + ")"};
 }
 
 }  // namespace mla

@@ -6,9 +6,9 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// One block a sequence. The verdict is the least of (sequence << 32 | place) over all offenders,
-// place 0 being the length and 1 + s slot s of the table, so the first is reported whatever the
-// schedule.
+// One block per sequence. The verdict is the least (sequence << 32 | place) of all errors, where
+// place 0 is the length and 1 + e is entry e of the table, so the first error is reported whatever
+// the schedule.
 __global__ void check(Problem problem, const int32_t* __restrict__ block_table,
                       const int32_t* __restrict__ seqlens_k, unsigned long long* first_offender) {
   for (int64_t sequence = blockIdx.x; sequence < problem.batch; sequence += gridDim.x) {

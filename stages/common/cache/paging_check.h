@@ -8,10 +8,10 @@
 
 namespace mla {
 
-/// Runs one small kernel over `seqlens_k` and the used slots of `block_table`, waits for it, all in the order of `stream`, and
-/// reports the first offender by sequence and slot.
-/// @param machine  where the tensors live
-/// @return kOutOfRange with the value and what is allowed; validate()'s errors for a bad problem
+/// Checks `seqlens_k`, and the entries of `block_table` that they use, with one small kernel in the
+/// order of `stream`. Waits for it, and reports the first error by sequence and entry.
+/// @return kOutOfRange with the value and what is allowed; kInvalidArgument for a null pointer;
+/// validate()'s errors for a bad problem; the machine's errors.
 Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,
                     const int32_t* seqlens_k, Stream stream = nullptr);
 

@@ -22,12 +22,14 @@ class CudaHandle {
   }
   ~CudaHandle() { reset(); }
 
+  /// The handle, or null.
   Handle get() const { return handle_; }
-  /// Where a creating call of the runtime puts its handle; what was held before is freed.
+  /// Where a call of the runtime that creates a handle puts it. Frees what was held before.
   Handle* receive() {
     reset();
     return &handle_;
   }
+  /// Frees the handle.
   void reset() {
     if (handle_ != nullptr) destroy(std::exchange(handle_, nullptr));
   }
@@ -38,27 +40,27 @@ class CudaHandle {
 
 /// A stream, destroyed with the object.
 using CudaStream = CudaHandle<cudaStream_t, cudaStreamDestroy>;
-/// An event, likewise.
+/// The same for an event.
 using CudaEvent = CudaHandle<cudaEvent_t, cudaEventDestroy>;
-/// A graph as captured, likewise.
+/// The same for a graph as captured.
 using CudaGraph = CudaHandle<cudaGraph_t, cudaGraphDestroy>;
-/// A graph that can be launched, likewise.
+/// The same for a graph that can be launched.
 using CudaGraphExec = CudaHandle<cudaGraphExec_t, cudaGraphExecDestroy>;
 
-/// A stream that does not wait for the default stream.
+/// Makes a stream that does not wait for the default stream.
 inline Status create(CudaStream* stream) {
   return cuda_status(cudaStreamCreateWithFlags(stream->receive(), cudaStreamNonBlocking),
                      "cudaStreamCreateWithFlags");
 }
 
-/// An event that keeps its time.
+/// Makes an event that records its time.
 inline Status create(CudaEvent* event) {
   return cuda_status(cudaEventCreate(event->receive()), "cudaEventCreate");
 }
 
-/// Captures what `enqueue(stream)`, which returns a Status, puts on the stream, ready to be
-/// launched as a graph. Nothing runs. On an error, of `enqueue` included, the stream is out of
-/// capture again.
+/// Captures what enqueue(stream), which returns a Status, puts on the stream, ready to be launched
+/// as a graph. Nothing runs.
+/// @return The error of `enqueue` or of the runtime; the stream is then no longer captured.
 template <typename Enqueue>
 Status capture(cudaStream_t stream, Enqueue&& enqueue, CudaGraphExec* executable) {
   MLA_RETURN_IF_ERROR(cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),

@@ -10,7 +10,7 @@
 
 namespace mla::gpu {
 
-/// ok, or "what: reason", as kOutOfMemory or kCudaError.
+/// @return ok, or kOutOfMemory or kCudaError with "what: reason".
 inline Status cuda_status(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return {};
   const StatusCode code =

@@ -4,7 +4,7 @@
 /// shuffles, ...).
 ///
 /// Kernels live in `namespace mla::MLA_MACHINE::<stage>`, that is mla::gpu or mla::model, so that
-/// both builds of one source can stand in one program.
+/// one program can hold both builds of one source.
 #pragma once
 
 #include "reference/float16.h"

@@ -18,7 +18,9 @@ namespace mla::MLA_MACHINE {
 
 #ifdef __CUDACC__
 
-/// Enqueues kernel(arguments...) on `stream`.
+/// Enqueues kernel(arguments...) on `stream`: `grid` blocks of `block` threads, each block with
+/// `shared_bytes` of dynamic shared memory.
+/// @return kCudaError if the runtime refuses the launch. Errors while it runs come later.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream stream, Arguments... arguments) {
@@ -33,9 +35,10 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
   return cuda_status(cudaGetLastError(), "kernel launch");
 }
 
-/// The same for a kernel of at most 48 KB that may start before the grid ahead of it in `stream` has
-/// ended: as soon as all blocks of that one have called griddepcontrol_launch_dependents() or ended. It
-/// calls griddepcontrol_wait() before it touches anything that grid wrote.
+/// The same for a kernel with at most 48 KB of shared memory that may start before the grid ahead
+/// of it in `stream` has ended: as soon as all blocks of that grid have called
+/// griddepcontrol_launch_dependents() or ended. The kernel must call griddepcontrol_wait() before
+/// it touches anything that grid wrote.
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream stream, Arguments... arguments) {
@@ -55,8 +58,8 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
 
 #else
 
-/// Runs kernel(arguments...) to its end on the model; what the model rejects comes back as
-/// kKernelRejected.
+/// Runs kernel(arguments...) to its end on the model.
+/// @return kKernelRejected with what the model found, or kOutOfMemory.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream /*stream*/, Arguments... arguments) {
@@ -66,12 +69,12 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
   } catch (const gpu_model::KernelError& error) {
     return {StatusCode::kKernelRejected, error.what()};
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "no memory for the GPU model's threads"};
+    return {StatusCode::kOutOfMemory, "not enough memory for the GPU model's threads"};
   }
   return {};
 }
 
-/// The same: launches run one after the other.
+/// The same, because launches on the model run one after the other.
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream stream, Arguments... arguments) {
@@ -80,7 +83,7 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
 
 #endif
 
-/// Limits of the device this machine launches on.
+/// Limits of the device that launch() uses; all zero without a GPU.
 inline DeviceLimits device_limits() {
 #ifdef __CUDACC__
   const Machine* machine = gpu_machine();
@@ -90,7 +93,7 @@ inline DeviceLimits device_limits() {
 #endif
 }
 
-/// Blocks for a grid-stride loop over `items`: one block an item where the grid can be that large.
+/// Blocks for a grid-stride loop over `items`: one per item, or as many as a grid can have.
 inline unsigned grid_for(int64_t items) {
   const int64_t limit = device_limits().max_grid_x;
   return static_cast<unsigned>(std::max<int64_t>(1, std::min(items, limit)));

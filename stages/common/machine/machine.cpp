@@ -148,7 +148,7 @@ Machine* gpu_machine(std::string* why_not) {
       }
       return std::string("no GPU: ") + cudaGetErrorString(error);
     }
-    return std::string(count == 0 ? "no GPU: the driver knows none" : "");
+    return std::string(count == 0 ? "no GPU: the driver finds none" : "");
   }();
   if (reason.empty()) return &machine;
 #else

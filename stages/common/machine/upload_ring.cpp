@@ -73,7 +73,7 @@ Status UploadRing::check(Stream stream) const {
       cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capture), "cudaStreamIsCapturing"));
   if (capture == cudaStreamCaptureStatusNone) return {};
   return {StatusCode::kInvalidArgument,
-          "stream is being captured; append and write_tables must run outside of graphs"};
+          "stream is being captured; append and write_tables must run outside graphs"};
 }
 
 Status UploadRing::copy(void* destination, const void* source, size_t bytes, Stream stream) {

@@ -1,5 +1,5 @@
 /// @file
-/// All PTX of the project: one thin function an instruction, named as in the ISA. Under nvcc each
+/// All PTX of the project: one thin function per instruction, named as in the ISA. Under nvcc each
 /// is inline assembly; on the GPU model it is reference/gpu_model/ptx.h's function of that name.
 ///
 /// The instructions are defined in NVIDIA's PTX ISA,
@@ -20,8 +20,8 @@ namespace mla::MLA_MACHINE::ptx {
 
 #ifdef __CUDACC__
 
-// "memory" where an instruction reads or writes what other code may: the compiler then moves no
-// access past it.
+// An instruction that reads or writes what other code may touch has the clobber "memory", so that
+// the compiler moves no access past it.
 
 /// The address that an instruction for shared memory takes.
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -69,8 +69,9 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "memory");
 }
 
-/// Copies 16 bytes from global to shared memory, both 16-byte aligned, asynchronously and past L1.
-/// With `source_bytes` 0, instead of 16, it writes zeros and reads nothing. Section "cp.async",
+/// Copies 16 bytes from global to shared memory, both 16-byte aligned, asynchronously and not
+/// through L1. With `source_bytes` 0 instead of 16 it writes zeros and reads nothing. Section
+/// "cp.async",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async
 __device__ __forceinline__ void cp_async_16(void* destination_smem, const void* source_gmem,
                                             int source_bytes) {
@@ -80,7 +81,7 @@ __device__ __forceinline__ void cp_async_16(void* destination_smem, const void* 
                  "r"(source_bytes)
                : "memory");
 }
-/// Makes one group of all copies that this thread has issued since the last. Section
+/// Makes one group of all copies that this thread has issued since the last group. Section
 /// "cp.async.commit_group",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-commit-group
 __device__ __forceinline__ void cp_async_commit_group() {
@@ -101,7 +102,8 @@ __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-/// The same, and whether any of the threads brought true. Section "bar, barrier", as barrier_sync.
+/// The same, and returns whether any of the threads brought true. Section "bar, barrier", as
+/// barrier_sync.
 __device__ __forceinline__ bool barrier_sync_or(int id, int threads, bool predicate) {
   int any;
   asm volatile(
@@ -125,8 +127,8 @@ __device__ __forceinline__ float ex2_approx(float x) {
   return result;
 }
 
-/// Lets the grid that was launched to depend on this one start as soon as all blocks have called this
-/// or ended. Before compute capability 9.0 nothing. Section "griddepcontrol",
+/// Lets the grid that was launched to depend on this one start as soon as all blocks have called
+/// this or ended. Before compute capability 9.0 it does nothing. Section "griddepcontrol",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
@@ -134,7 +136,7 @@ __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #endif
 }
 /// Waits until the grids that this one was launched to depend on have ended and what they wrote is
-/// visible. Nothing where it was launched without.
+/// visible. Does nothing in a grid that depends on none, and before compute capability 9.0.
 __device__ __forceinline__ void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -1,12 +1,13 @@
 /// @file
 /// Hopper's PTX: mbarriers, the bulk copy engine (TMA), warpgroup matrix products. As in
-/// ptx.h, one thin function an instruction, named as in the ISA; all need the
-/// target sm_90a. On the GPU model each is reference/gpu_model/ptx_sm90.h's function of that name.
+/// ptx.h, one thin function per instruction, named as in the ISA; all need the target sm_90a. On
+/// the GPU model each is reference/gpu_model/ptx_sm90.h's function of that name.
 ///
-/// Two proxies. Ordinary loads and stores see shared memory through the generic proxy; TMA and wgmma
-/// read and write it through the asynchronous one. What TMA wrote is visible to all who waited for its
-/// mbarrier. What ordinary stores (cp.async and stmatrix among them) wrote is visible to the
-/// asynchronous proxy after fence_proxy_async() in the writing thread and then a barrier.
+/// Two proxies. Ordinary loads and stores see shared memory through the generic proxy; TMA and
+/// wgmma read and write it through the asynchronous one. What TMA wrote is visible to all who
+/// waited for its mbarrier. What ordinary stores (cp.async and stmatrix among them) wrote is
+/// visible to the asynchronous proxy after fence_proxy_async() in the writing thread and then a
+/// barrier.
 #pragma once
 
 #include "stages/common/ptx/ptx.h"
@@ -18,9 +19,10 @@
 
 namespace mla::MLA_MACHINE::ptx {
 
-/// A matrix in shared memory, for wgmma: 128-byte swizzle, 16-bit elements. Boxes of 64 columns are
-/// 8 rows = 1024 bytes an atom; 16-byte piece c of row r lies at piece c ^ (r % 8). Addresses in it
-/// count in 16 bytes, so `descriptor + bytes / 16` begins that much further on.
+/// A matrix in shared memory, for wgmma, with 16-bit elements and a 128-byte swizzle: it consists
+/// of boxes of 64 columns, and a box of atoms of 8 rows = 1024 bytes. Chunk c of row r, 16 bytes,
+/// lies in place c ^ (r % 8). A descriptor counts addresses in units of 16 bytes, so
+/// `descriptor + bytes / 16` is that of the matrix that begins `bytes` further on.
 ///
 /// Read by rows (K-major: k runs along a row), `stride_bytes` lies between groups of 8 rows, and
 /// `leading_bytes` is not used. Read by columns (MN-major, kTransposeB: k runs down a column),
@@ -31,15 +33,15 @@ using MatrixDescriptor = uint64_t;
 
 #ifdef __CUDACC__
 
-/// Counts arrivals, and bytes that TMA is to bring, of one phase after the other. In shared memory.
+/// Counts arrivals, and bytes that TMA brings, of one phase after the other. In shared memory.
 /// Section "mbarrier",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier
 struct alignas(8) Mbarrier {
   uint64_t state;  ///< Opaque.
 };
 
-/// Makes a barrier whose every phase ends with `count` arrivals. By one thread;
-/// fence_mbarrier_init() and a block barrier before others use it.
+/// Makes a barrier whose every phase ends with `count` arrivals. One thread calls it, then
+/// fence_mbarrier_init(); others may use the barrier after a block barrier.
 __device__ __forceinline__ void mbarrier_init(Mbarrier* barrier_smem, int count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;"
                :
@@ -50,22 +52,23 @@ __device__ __forceinline__ void mbarrier_init(Mbarrier* barrier_smem, int count)
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/// One arrival; what this thread did before is visible to those who wait.
+/// Arrives once. What this thread did before is visible to those who wait.
 __device__ __forceinline__ void mbarrier_arrive(Mbarrier* barrier_smem) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];"
                :
                : "r"(shared_address(barrier_smem))
                : "memory");
 }
-/// One arrival, and `bytes` more to come by TMA before the phase ends.
+/// Arrives once, and makes the phase wait for `bytes` more that TMA brings.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(Mbarrier* barrier_smem, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
                :
                : "r"(shared_address(barrier_smem)), "r"(bytes)
                : "memory");
 }
-/// Waits for the end of the phase of this parity: 0 for the first, third, ... phase. With parity 1 it
-/// does not wait on a new barrier. A phase more than one back cannot be waited for.
+/// Waits until the phase of this parity has ended: 0 for the first, third, ... phase. On a new
+/// barrier parity 1 does not wait. A thread that is more than one phase behind waits for the wrong
+/// one.
 __device__ __forceinline__ void mbarrier_wait(Mbarrier* barrier_smem, int parity) {
   asm volatile(
       "{\n"
@@ -103,10 +106,11 @@ __device__ __forceinline__ uint64_t createpolicy_evict_last() {
 __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
 }
-/// Copies the map's box at these coordinates, innermost first, to shared memory, 1024-byte aligned
-/// for a 128-byte swizzle; elements outside the tensor become 0. Completes the box's bytes on the
-/// mbarrier. By one thread. `c0` is a multiple of 8, 16 bytes: on an H200 others, negative or not, end
-/// in an illegal instruction. Section "cp.async.bulk.tensor",
+/// Copies the map's box at these coordinates, innermost first, to shared memory, which is 1024-byte
+/// aligned for a 128-byte swizzle. Elements outside the tensor become 0. Completes the bytes of the
+/// whole box on the mbarrier. One thread calls it. `c0` must be a multiple of 8 (16 bytes),
+/// negative or not: elsewhere an H200 stops with an illegal instruction. Section
+/// "cp.async.bulk.tensor",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
 __device__ __forceinline__ void cp_async_bulk_tensor_4d(void* destination_smem,
                                                         const TensorMap* map, int c0, int c1,
@@ -129,9 +133,9 @@ __device__ __forceinline__ void cp_async_bulk_prefetch_tensor_4d(const TensorMap
                : "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
                : "memory");
 }
-/// Copies a box from shared memory to the tensor, but for the 16-byte pieces that lie outside of it as a
-/// whole: the end of a row is written up to a multiple of 16 bytes. By one thread,
-/// after fence_proxy_async() in the threads that wrote it.
+/// Copies a box from shared memory to the tensor, except for 16-byte chunks that lie wholly outside
+/// it: the end of a row is written up to a multiple of 16 bytes. One thread calls it, after
+/// fence_proxy_async() in the threads that wrote the box and a barrier.
 __device__ __forceinline__ void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1,
                                                               int c2, int c3,
                                                               const void* source_smem) {
@@ -143,7 +147,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_4d_store(const TensorMap* m
       : "memory");
 }
 /// Copies `bytes`, a multiple of 16, from global to shared memory, both 16-byte aligned, and
-/// completes them on the mbarrier. By one thread. Section "cp.async.bulk",
+/// completes them on the mbarrier. One thread calls it. Section "cp.async.bulk",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk
 __device__ __forceinline__ void cp_async_bulk(void* destination_smem, const void* source_gmem,
                                               int bytes, Mbarrier* barrier_smem) {
@@ -154,7 +158,8 @@ __device__ __forceinline__ void cp_async_bulk(void* destination_smem, const void
         "r"(bytes), "r"(shared_address(barrier_smem))
       : "memory");
 }
-/// Copies `bytes`, a multiple of 16, from shared to global memory. By one thread.
+/// Copies `bytes`, a multiple of 16, from shared to global memory, both 16-byte aligned. One thread
+/// calls it.
 __device__ __forceinline__ void cp_async_bulk_store(void* destination_gmem, const void* source_smem,
                                                     int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
@@ -163,18 +168,20 @@ __device__ __forceinline__ void cp_async_bulk_store(void* destination_gmem, cons
                  "r"(bytes)
                : "memory");
 }
-/// Makes one group of this thread's stores since the last.
+/// Makes one group of the stores that this thread has issued since the last group.
 __device__ __forceinline__ void cp_async_bulk_commit_group() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-/// Waits until at most `kPending` of this thread's groups, the newest, may still read shared memory.
+/// Waits until at most `kPending` of this thread's groups, the newest, may still read shared
+/// memory.
 template <int kPending>
 __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" : : "n"(kPending) : "memory");
 }
 
 /// Stores four 8x8 matrices of 16-bit values, matrix i from r[i]: lane l passes the address of row
-/// l % 8 of matrix l / 8, 16 bytes of shared memory; registers as in ldmatrix_x4. Section "stmatrix",
+/// l % 8 of matrix l / 8, 16 bytes of shared memory; registers as in ldmatrix_x4. Section
+/// "stmatrix",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
 __device__ __forceinline__ void stmatrix_x4(void* row_smem, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
@@ -189,22 +196,22 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-/// Gives a warpgroup this many registers a thread; it waits until they are free. Section
+/// Gives a warpgroup this many registers per thread; waits until they are free. Section
 /// "setmaxnreg",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#miscellaneous-instructions-setmaxnreg
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
 }
-/// Leaves a warpgroup this many registers a thread.
+/// Leaves a warpgroup this many registers per thread.
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
 }
 
 namespace detail {
-// A compiler that knows nothing of what an asynchronous product does to these registers is not to move
-// an access to them past this point.
+// The compiler does not know what an asynchronous product does to these registers. This keeps it
+// from moving an access to them past this point.
 /// Pins a register.
 __device__ __forceinline__ void pin(float& value) {
   asm volatile("" : "+f"(value)::"memory");
@@ -221,27 +228,28 @@ __device__ __forceinline__ void pin(T (&values)[kCount]) {
 }
 }  // namespace detail
 
-/// See MatrixDescriptor. `matrix_smem`: 1024-byte aligned; add what lies before the part wanted.
+/// The descriptor of a matrix; see MatrixDescriptor. `matrix_smem` is 1024-byte aligned; to begin
+/// further on, add to the descriptor.
 __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix_smem,
                                                               int leading_bytes, int stride_bytes) {
   return uint64_t{shared_address(matrix_smem)} >> 4 | uint64_t(leading_bytes >> 4) << 16 |
          uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
 }
 
-/// To stand before the first wgmma, and after ordinary code has written `registers` (accumulators, or
-/// an A in registers) before a wgmma takes them. Section "wgmma.fence",
+/// Must come before the first wgmma, and between ordinary code that writes `registers`
+/// (accumulators, or an A in registers) and the wgmma that takes them. Section "wgmma.fence",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
 template <typename... Registers>
 __device__ __forceinline__ void wgmma_fence(Registers&... registers) {
   (detail::pin(registers), ...);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-/// Makes one group of all wgmma that this warp has issued since the last.
+/// Makes one group of all wgmma that this warp has issued since the last group.
 __device__ __forceinline__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-/// Waits until at most `kPending` of this warp's groups, the newest, are incomplete. `registers` are
-/// those, accumulators and A, that the completed ones have used: they may be touched again.
+/// Waits until at most `kPending` of this warp's groups, the newest, are incomplete. `registers`
+/// are the accumulators and A of the completed ones, which may be touched again.
 template <int kPending, typename... Registers>
 __device__ __forceinline__ void wgmma_wait_group(Registers&... registers) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kPending) : "memory");
@@ -249,14 +257,24 @@ __device__ __forceinline__ void wgmma_wait_group(Registers&... registers) {
 }
 
 // D = A B, or D += A B where `accumulate`: 64 rows by N columns, k = 16, of one warpgroup, 16-bit A
-// and B, fp32 D. Lane l of warp w holds of D, in d[n], rows 16 w + l / 4 and 8 more, columns
-// 8 n + 2 (l % 4) and the next: d[n][0], [1] of the first row, [2], [3] of the second. A in registers
-// lies as in mma_m16n8k16, rows 16 w ... 16 w + 15. Until a wait covers a product, nothing may touch
-// its registers. Section "wgmma.mma_async",
+// and B, fp32 D. In d[n] lane l of warp w holds columns 8 n + 2 (l % 4) and the next of D: [0] and
+// [1] in row 16 w + l / 4, [2] and [3] in the eighth row after it. A in registers lies as in
+// mma_m16n8k16, rows 16 w ... 16 w + 15. Until a wait covers a product, nothing may touch its
+// registers. Section "wgmma.mma_async",
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma-async
 #define MLA_WGMMA_D(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define MLA_WGMMA_D4(n) MLA_WGMMA_D(n), MLA_WGMMA_D(n + 1), MLA_WGMMA_D(n + 2), MLA_WGMMA_D(n + 3)
+#define MLA_WGMMA_128_REGISTERS                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "  \
+  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "  \
+  "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "    \
+  "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "   \
+  "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
 
-/// A and B in shared memory, both K-major, B being [32 columns, k].
+/// A and B in shared memory, both K-major; B is [32 columns, k].
 template <typename T>
 __device__ __forceinline__ void wgmma_m64n32k16(float (&d)[4][4], MatrixDescriptor a,
                                                 MatrixDescriptor b, bool accumulate) {
@@ -266,7 +284,7 @@ __device__ __forceinline__ void wgmma_m64n32k16(float (&d)[4][4], MatrixDescript
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
         "%16, %17, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3)
+        : MLA_WGMMA_D4(0)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   } else {
     static_assert(std::is_same_v<T, float16>);
@@ -275,11 +293,11 @@ __device__ __forceinline__ void wgmma_m64n32k16(float (&d)[4][4], MatrixDescript
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
         "%16, %17, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3)
+        : MLA_WGMMA_D4(0)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   }
 }
-/// A and B in shared memory, both K-major, B being [64 columns, k].
+/// A and B in shared memory, both K-major; B is [64 columns, k].
 template <typename T>
 __device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescriptor a,
                                                 MatrixDescriptor b, bool accumulate) {
@@ -290,8 +308,7 @@ __device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescript
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
         "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "%32, %33, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   } else {
     static_assert(std::is_same_v<T, float16>);
@@ -301,109 +318,58 @@ __device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescript
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
         "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "%32, %33, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   }
 }
-/// A in shared memory, K-major; B in shared memory, MN-major, being [k, 256 columns].
+/// A in shared memory, K-major; B in shared memory, MN-major: [k, 256 columns].
 template <typename T>
 __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], MatrixDescriptor a,
                                                          MatrixDescriptor b, bool accumulate) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
-        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
-        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " MLA_WGMMA_128_REGISTERS
         "%128, %129, p, 1, 1, 0, 1;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
-          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
-          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
-          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
-          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
-          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4), MLA_WGMMA_D4(8), MLA_WGMMA_D4(12), MLA_WGMMA_D4(16),
+          MLA_WGMMA_D4(20), MLA_WGMMA_D4(24), MLA_WGMMA_D4(28)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   } else {
     static_assert(std::is_same_v<T, float16>);
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
-        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
-        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 " MLA_WGMMA_128_REGISTERS
         "%128, %129, p, 1, 1, 0, 1;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
-          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
-          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
-          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
-          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
-          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4), MLA_WGMMA_D4(8), MLA_WGMMA_D4(12), MLA_WGMMA_D4(16),
+          MLA_WGMMA_D4(20), MLA_WGMMA_D4(24), MLA_WGMMA_D4(28)
         : "l"(a), "l"(b), "r"(int{accumulate}));
   }
 }
-/// A in registers; B in shared memory, MN-major, being [k, 256 columns].
+/// A in registers; B in shared memory, MN-major: [k, 256 columns].
 template <typename T>
 __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], const uint32_t (&a)[4],
                                                          MatrixDescriptor b, bool accumulate) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
-        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
-        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " MLA_WGMMA_128_REGISTERS
         "{%128, %129, %130, %131}, %132, p, 1, 1, 1;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
-          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
-          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
-          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
-          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
-          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4), MLA_WGMMA_D4(8), MLA_WGMMA_D4(12), MLA_WGMMA_D4(16),
+          MLA_WGMMA_D4(20), MLA_WGMMA_D4(24), MLA_WGMMA_D4(28)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
   } else {
     static_assert(std::is_same_v<T, float16>);
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-        "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "
-        "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "
-        "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 " MLA_WGMMA_128_REGISTERS
         "{%128, %129, %130, %131}, %132, p, 1, 1, 1;\n}"
-        : MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2), MLA_WGMMA_D(3), MLA_WGMMA_D(4),
-          MLA_WGMMA_D(5), MLA_WGMMA_D(6), MLA_WGMMA_D(7), MLA_WGMMA_D(8), MLA_WGMMA_D(9),
-          MLA_WGMMA_D(10), MLA_WGMMA_D(11), MLA_WGMMA_D(12), MLA_WGMMA_D(13), MLA_WGMMA_D(14),
-          MLA_WGMMA_D(15), MLA_WGMMA_D(16), MLA_WGMMA_D(17), MLA_WGMMA_D(18), MLA_WGMMA_D(19),
-          MLA_WGMMA_D(20), MLA_WGMMA_D(21), MLA_WGMMA_D(22), MLA_WGMMA_D(23), MLA_WGMMA_D(24),
-          MLA_WGMMA_D(25), MLA_WGMMA_D(26), MLA_WGMMA_D(27), MLA_WGMMA_D(28), MLA_WGMMA_D(29),
-          MLA_WGMMA_D(30), MLA_WGMMA_D(31)
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4), MLA_WGMMA_D4(8), MLA_WGMMA_D4(12), MLA_WGMMA_D4(16),
+          MLA_WGMMA_D4(20), MLA_WGMMA_D4(24), MLA_WGMMA_D4(28)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
   }
 }
+#undef MLA_WGMMA_128_REGISTERS
+#undef MLA_WGMMA_D4
 #undef MLA_WGMMA_D
 
 #else

@@ -39,7 +39,8 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return {};
   return {StatusCode::kCudaError,
-          "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result))};
+          "cuTensorMapEncodeTiled failed with CUDA driver error " +
+              std::to_string(static_cast<int>(result))};
 #else
   gpu_model::TensorMap made;
   made.address = address;

@@ -1,5 +1,5 @@
 /// @file
-/// Tensor maps: what TMA has to know of a tensor in global memory to copy boxes of it.
+/// Tensor maps: what TMA must know about a tensor in global memory to copy boxes of it.
 #pragma once
 
 #include <cstdint>
@@ -26,18 +26,20 @@ using TensorMap = gpu_model::TensorMap;
 struct TensorShape {
   int rank = 0;                   ///< 1 ... 5
   uint64_t size[5] = {};          ///< Elements.
-  uint64_t stride_bytes[5] = {};  ///< Multiples of 16; [0] is 2.
+  uint64_t stride_bytes[5] = {};  ///< Between neighbours of a dimension. Multiples of 16; [0] is 2.
   uint32_t box[5] = {};           ///< Elements, 1 ... 256.
-  /// Whether 16-byte piece c of a box's row r (rows of 128 bytes) lies at piece c ^ (r % 8).
+  /// Whether chunk c (16 bytes) of row r of a box, whose rows have 128 bytes, lies in place
+  /// c ^ (r % 8).
   bool swizzle_128b = false;
 };
 
-/// Makes a tensor map. `address` is 16-byte aligned. L2 fetches 128 bytes at a time: rows of a cache
-/// are no multiple of 256.
+/// Makes a tensor map. `address` is 16-byte aligned. L2 fetches 128 bytes at a time, because rows
+/// of a cache are no multiple of 256.
+/// @return kCudaError if the driver refuses the map or is too old; on the model kInvalidArgument.
 Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMap* map);
 
-/// The cache of a problem, [576, num_heads_kv, 64, num_pages], in boxes of 64 columns of one head and
-/// page: coordinates (column, head, token of the page, page).
+/// The same for the cache of a problem, [576, num_heads_kv, 64, num_pages], in boxes of 64 columns
+/// of one head and page. Coordinates are (column, head, token of the page, page).
 Status encode_cache_map(const Problem& problem, const void* kv_cache, TensorMap* map);
 
 }  // namespace mla::MLA_MACHINE

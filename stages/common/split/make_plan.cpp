@@ -56,26 +56,14 @@ int64_t interval_begin(int64_t length, int worker, int workers) {
 
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
                  const int32_t* seqlens_k, void* workspace, Stream stream) {
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
-#ifdef MLA_HAVE_CUDA
-  if (machine.kind() == MachineKind::kGpu) {
-    return gpu::launch_make_plan(problem, shape, seqlens_k, split, stream);
-  }
-#endif
-  static_cast<void>(machine);
-  return model::launch_make_plan(problem, shape, seqlens_k, split, stream);
+  return MLA_ON_MACHINE(machine, launch_make_plan)(
+      problem, shape, seqlens_k, split_workspace(problem, shape, workspace), stream);
 }
 
 Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
                      const Tensors& tensors, void* workspace, Stream stream) {
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
-#ifdef MLA_HAVE_CUDA
-  if (machine.kind() == MachineKind::kGpu) {
-    return gpu::launch_combine_again(problem, shape, split, tensors, stream);
-  }
-#endif
-  static_cast<void>(machine);
-  return model::launch_combine_again(problem, shape, split, tensors, stream);
+  return MLA_ON_MACHINE(machine, launch_combine_again)(
+      problem, shape, split_workspace(problem, shape, workspace), tensors, stream);
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,

@@ -350,7 +350,7 @@ TEST_F(Barriers, DifferentLines) {
     }
   });
   EXPECT_EQ(message, "divergent barrier: block (0,0,0), thread (32,0,0) is in __syncthreads at " +
-                         at(second) + ", though thread (0,0,0) waits in __syncthreads at " +
+                         at(second) + " while thread (0,0,0) waits in __syncthreads at " +
                          at(first));
 }
 
@@ -543,7 +543,7 @@ TEST_F(Warps, ShuffleWithAnExitedLane) {
   };
   const std::string message = error_of(1, 32, 0, kernel);
   EXPECT_EQ(message,
-            "block (0,0,0), thread (7,0,0) has returned, though thread (0,0,0) waits in "
+            "block (0,0,0), thread (7,0,0) has returned while thread (0,0,0) waits in "
             "__shfl_sync(mask 0xffffffff) at " +
                 at(line));
   // And the other way round: it returned before the others came.
@@ -555,7 +555,7 @@ TEST_F(Warps, ShuffleWithAnExitedLane) {
 }
 
 TEST_F(Warps, ShuffleFromALaneOutsideTheMask) {
-  expect_rejected("and reads from lane 20, which takes no part", 1, 32, 0, [] {
+  expect_rejected("and reads from lane 20, which is not in the mask", 1, 32, 0, [] {
     if (threadIdx.x < 16) __shfl_sync(0x0000ffff, 1, 20);
   });
 }
@@ -699,8 +699,8 @@ TEST_F(Launches, SeveralHostThreadsMayLaunch) {
 }
 
 TEST_F(Launches, ExceptionOutOfAKernel) {
-  expect_rejected("exception out of the kernel: no such expert, block (1,0,0), thread (33,0,0)", 2,
-                  64, 0, [] {
+  expect_rejected("the kernel threw an exception: no such expert, block (1,0,0), thread (33,0,0)",
+                  2, 64, 0, [] {
                     if (blockIdx.x == 1 && threadIdx.x == 33)
                       throw std::runtime_error("no such expert");
                     __syncthreads();
@@ -719,21 +719,19 @@ TEST_F(Launches, AnErrorStopsTheOtherBlocks) {
 
 TEST_F(Launches, Limits) {
   const auto nothing = [] {};
-  expect_rejected("launch: grid.x is 0, allowed is 1 to 2147483647", 0, 1, 0, nothing);
-  expect_rejected("launch: grid.y is 65536", dim3(1, 65536), 1, 0, nothing);
-  expect_rejected("launch: grid.z is 65536", dim3(1, 1, 65536), 1, 0, nothing);
-  expect_rejected("launch: block.x is 1025, allowed is 1 to 1024", 1, 1025, 0, nothing);
-  expect_rejected("launch: block.z is 65", 1, dim3(1, 1, 65), 0, nothing);
-  expect_rejected("launch: block.x * block.y * block.z is 2048, allowed is 1 to 1024", 1,
-                  dim3(32, 64), 0, nothing);
-  expect_rejected("launch: 232449 bytes of dynamic shared memory, a block may have 232448", 1, 1,
-                  232449, nothing);
+  expect_rejected("launch: grid.x = 0 must be 1 to 2147483647", 0, 1, 0, nothing);
+  expect_rejected("launch: grid.y = 65536", dim3(1, 65536), 1, 0, nothing);
+  expect_rejected("launch: grid.z = 65536", dim3(1, 1, 65536), 1, 0, nothing);
+  expect_rejected("launch: block.x = 1025 must be 1 to 1024", 1, 1025, 0, nothing);
+  expect_rejected("launch: block.z = 65 must", 1, dim3(1, 1, 65), 0, nothing);
+  expect_rejected("launch: block.x * block.y * block.z = 2048 must be 1 to 1024", 1, dim3(32, 64),
+                  0, nothing);
+  expect_rejected("launch: shared_bytes = 232449 must be at most 232448", 1, 1, 232449, nothing);
   EXPECT_EQ(error_of(1, 1024, 232448, nothing), "");
   gpu_model::device().max_grid_x = 10;
-  expect_rejected("launch: grid.x is 11, allowed is 1 to 10", 11, 1, 0, nothing);
+  expect_rejected("launch: grid.x = 11 must be 1 to 10", 11, 1, 0, nothing);
   gpu_model::device().max_threads_per_block = 512;
-  expect_rejected("launch: block.x * block.y * block.z is 513, allowed is 1 to 512", 1, 513, 0,
-                  nothing);
+  expect_rejected("launch: block.x * block.y * block.z = 513 must be 1 to 512", 1, 513, 0, nothing);
 }
 
 TEST_F(Launches, InsideAKernel) {

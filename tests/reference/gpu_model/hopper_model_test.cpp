@@ -244,7 +244,7 @@ struct PipelinePlan {
 constexpr unsigned kTiles = 5;
 int load_line = 0, wait_line = 0, full_wait_line = 0;
 
-/// Where a kernel stands; by one thread, lest it be a race.
+/// Where a kernel is. Only one thread writes it, since it would be a race otherwise.
 void note(unsigned thread, int& line, int value) {
   if (threadIdx.x == thread) line = value;
 }
@@ -391,14 +391,15 @@ TEST_F(HopperPipeline, ReadBeforeItArrives) {
   expect_broken<Break::kNoFullWait>("");
 }
 TEST_F(HopperPipeline, WrongBytes) {
-  expect_broken<Break::kTooManyBytesExpected>(": phase 1 wants 0 of 1 arrivals, 128 bytes");
+  expect_broken<Break::kTooManyBytesExpected>(": phase 1 wants 0 of 1 arrivals and 128 bytes");
   expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kTooManyBytesExpected>()),
                   "wait in mbarrier_wait(barrier at byte 24584, parity 1) at " +
                       at(full_wait_line) + ": phase 1 wants");
   expect_broken<Break::kTooFewBytesExpected>("128 bytes more than were expected in phase 1");
 }
 TEST_F(HopperPipeline, BarrierNotFenced) {
-  expect_broken<Break::kNoInitFence>("used without fence_mbarrier_init");
+  expect_broken<Break::kNoInitFence>(
+      "the thread that initialised the barrier has not called fence_mbarrier_init");
 }
 TEST_F(HopperPipeline, TooManyArrivals) {
   expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveTwice>(), check());
@@ -409,19 +410,18 @@ TEST_F(HopperPipeline, BarrierOverwritten) {
 }
 TEST_F(HopperPipeline, WgmmaFence) {
   expect_broken<Break::kWriteAfterFence>(
-      ": accumulators were written after the last wgmma_fence that names them, block (0,0,0)");
+      ": the accumulators were written after the last wgmma_fence that names them, block (0,0,0)");
   expect_broken<Break::kNeverFenced>(": no wgmma_fence names the accumulators, block (0,0,0)");
 }
 TEST_F(HopperPipeline, Groups) {
   expect_broken<Break::kNoCommit>("");
   expect_broken<Break::kNoWaitGroup>("");
-  expect_broken<Break::kNotNamed>(
-      "accumulators of a completed wgmma are not among the registers that it names");
+  expect_broken<Break::kNotNamed>("it does not name the accumulators of wgmma_");
   expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kNotNamed>()),
                   "wgmma_wait_group at " + at(wait_line));
 }
 TEST_F(HopperPipeline, TouchedInFlight) {
-  expect_broken<Break::kTouchInFlight>("accumulators were written while wgmma wrote them");
+  expect_broken<Break::kTouchInFlight>("the accumulators were written while wgmma_");
   expect_broken<Break::kStoreWhileRead>("");
 }
 TEST_F(HopperPipeline, WarpsDisagree) {
@@ -531,16 +531,17 @@ class HopperProxies : public Hopper {
     expect_right(128, sizeof(TilePlan), kernel<kWriter, Fence::kRight, kUse>(), check);
   }
   template <Writer kWriter, Fence kFence, Use kUse>
-  void expect_unfenced(const std::string& part = "without fence_proxy_async") {
+  void expect_unfenced(const std::string& part = " fence_proxy_async since") {
     expect_wrong(part, 128, sizeof(TilePlan), kernel<kWriter, kFence, kUse>());
   }
   template <Use kUse>
   void expect_all() {
-    const std::string known = "without fence_proxy_async in that thread";
+    const std::string known = ", which has not called fence_proxy_async since";
     expect_right_with_fence<Writer::kPlain, kUse>();
     expect_right_with_fence<Writer::kStmatrix, kUse>();
     expect_right_with_fence<Writer::kCpAsync, kUse>();
-    expect_unfenced<Writer::kPlain, Fence::kNone, kUse>("by ordinary stores without fence");
+    expect_unfenced<Writer::kPlain, Fence::kNone, kUse>(
+        "by ordinary stores, with no fence_proxy_async since");
     expect_unfenced<Writer::kStmatrix, Fence::kNone, kUse>(known);
     expect_unfenced<Writer::kCpAsync, Fence::kNone, kUse>(known);
     expect_unfenced<Writer::kPlain, Fence::kBeforeTheWrite, kUse>();
@@ -665,13 +666,13 @@ TEST_F(Hopper, ProductOfRegisters) {
   const size_t bytes = sizeof(ProductPlan);
   expect_right(
       128, bytes, [&] { multiply_registers<Registers::kRight>(out.data()); }, check);
-  expect_wrong("A registers were changed while wgmma read them", 128, bytes,
+  expect_wrong("the A registers were changed while wgmma_", 128, bytes,
                [&] { multiply_registers<Registers::kAChanged>(out.data()); });
   expect_wrong("no wgmma_fence names the A registers", 128, bytes,
                [&] { multiply_registers<Registers::kANotFenced>(out.data()); });
-  expect_wrong("A registers of a completed wgmma are not among those named", 128, bytes,
+  expect_wrong("it does not name the A registers of wgmma_", 128, bytes,
                [&] { multiply_registers<Registers::kANotNamed>(out.data()); });
-  expect_wrong("ordinary stores wrote shared memory, at byte ", 128, bytes,
+  expect_wrong("ordinary stores wrote shared memory at byte ", 128, bytes,
                [&] { multiply_registers<Registers::kBStoredTo>(out.data()); });
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     gpu_model::schedule().seed = seed;
@@ -693,14 +694,15 @@ TEST_F(Hopper, DescriptorsAreChecked) {
   };
   const uint64_t right = uint64_t{1} << 62 | uint64_t{64} << 32;
   const size_t bytes = sizeof(ProductPlan);
-  expect_wrong("is no descriptor of A with a 128-byte swizzle", 128, bytes, run(64, right));
-  expect_wrong("is no descriptor of B with a 128-byte swizzle", 128, bytes,
+  expect_wrong("is not a descriptor of A with a 128-byte swizzle", 128, bytes, run(64, right));
+  expect_wrong("is not a descriptor of B with a 128-byte swizzle", 128, bytes,
                run(right, right | uint64_t{1} << 49));
-  expect_wrong("reads past shared memory, at byte", 128, bytes, run(right, right | 0x3f00));
-  expect_wrong("in a warpgroup of less than 128 threads", 96, bytes, run(right, right));
+  expect_wrong("reads past the end of shared memory, at byte", 128, bytes,
+               run(right, right | 0x3f00));
+  expect_wrong("in a warpgroup of fewer than 128 threads", 96, bytes, run(right, right));
   expect_wrong("describes a misaligned address, 64 bytes past a multiple of 1024", 32, bytes,
                [] { ptx::matrix_descriptor(&shared<ProductPlan>()->a[32], 0, 1024); });
-  expect_wrong("with other operands than lane 0", 128, bytes, [=] {
+  expect_wrong("has other operands than in lane 0", 128, bytes, [=] {
     shared<ProductPlan>();
     float d[8][4];
     ptx::wgmma_fence(d);
@@ -837,8 +839,9 @@ TEST_F(Hopper, LoadsAreChecked) {
   expect_wrong("writes a misaligned address, 512 bytes past a multiple of 1024", 32, bytes,
                load(&map, 0, 256, policy));
   expect_wrong("the tensor map is null", 32, bytes, load(nullptr, 0, 0, policy));
-  expect_wrong("the tensor map is not one of rank 4", 32, bytes, load(&garbage, 0, 0, policy));
-  expect_wrong("the cache policy is not one of createpolicy", 32, bytes, load(&map, 0, 0, 5));
+  expect_wrong("the tensor map must have rank 4", 32, bytes, load(&garbage, 0, 0, policy));
+  expect_wrong("the cache policy is not one that createpolicy_evict_first or _last made", 32, bytes,
+               load(&map, 0, 0, 5));
   expect_wrong("out-of-bounds global memory read", 32, bytes, load(&beyond, 64, 0, policy));
   expect_wrong("the box begins at column 3", 32, bytes, one_thread([=](LoadPlan& smem) {
                  ptx::mbarrier_arrive_expect_tx(&smem.barrier, 1024);
@@ -864,7 +867,8 @@ TEST_F(Hopper, LoadsAreChecked) {
   expect_wrong("out-of-bounds global memory read", 32, bytes, bulk(272, 0));
   expect_found(32, bytes, bulk(256, 1), [] { return std::string(); });
   expect_found(32, bytes, bulk(256, 2), [] { return std::string(); });
-  expect_wrong("was written by ordinary stores without fence_proxy_async", 32, bytes, bulk(256, 3));
+  expect_wrong("was written by ordinary stores, with no fence_proxy_async since", 32, bytes,
+               bulk(256, 3));
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -929,9 +933,9 @@ TEST_F(Hopper, MbarriersAreChecked) {
     ptx::Mbarrier local;
     ptx::mbarrier_init(&local, 1);
   });
-  expect_wrong("allowed is 1 to 1048575", 32, bytes,
+  expect_wrong("must be 1 to 1048575", 32, bytes,
                [] { ptx::mbarrier_init(&shared<BarrierPlan>()->barrier, 0); });
-  expect_wrong("more than the 1 arrivals of phase 0", 32, bytes, [] {
+  expect_wrong("too many arrivals: phase 0 takes 1 and still waits for", 32, bytes, [] {
     auto& barrier = shared<BarrierPlan>()->barrier;
     if (threadIdx.x != 0) return;
     ptx::mbarrier_init(&barrier, 1);
@@ -949,7 +953,7 @@ TEST_F(Hopper, MbarriersAreChecked) {
     note(0, line, __LINE__ + 1);
     ptx::mbarrier_wait(&barrier, 0);
   };
-  expect_wrong("phase 0 wants 3 of 4 arrivals, 8192 bytes", 32, bytes, deadlock);
+  expect_wrong("phase 0 wants 3 of 4 arrivals and 8192 bytes", 32, bytes, deadlock);
   expect_contains(error_of(1, 32, bytes, deadlock),
                   "deadlock: block (0,0,0): threads 0-31 wait in mbarrier_wait(barrier at byte 0, "
                   "parity 0) at " +
@@ -1004,10 +1008,10 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
                [&] { named_barriers<Named::kNoArrive>(out.data()); });
   expect_wrong("divergent barrier: ", 96, bytes,
                [&] { named_barriers<Named::kWrongCount>(out.data()); });
-  expect_wrong("though the barrier is not complete since the same thread was in barrier_arrive(1",
+  expect_wrong("but the barrier has not completed since the same thread passed barrier_arrive(1",
                96, bytes, [&] { named_barriers<Named::kTwice>(out.data()); });
   expect_wrong("", 96, bytes, [&] { named_barriers<Named::kPartOfAWarp>(out.data()); });
-  expect_wrong("32 threads, of which thread ", 64, bytes, [] {
+  expect_wrong("32 threads, the first of them thread ", 64, bytes, [] {
     if (threadIdx.x < 32) {
       ptx::barrier_arrive(3, 96);
     } else {
@@ -1017,8 +1021,8 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes P
-// for both, each of which multiplies it by half of K's columns; a warp loads.
+// All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes
+// P for both, each of which multiplies it by half of K's columns; a warp loads.
 
 struct AttentionPlan {
   alignas(1024) uint16_t q[8][64 * 64];
@@ -1138,7 +1142,7 @@ TEST_F(Hopper, Attention) {
   const size_t bytes = sizeof(AttentionPlan);
   expect_right(
       288, bytes, [&] { attention<Lack::kNothing>(&q_map, &k_map, out.data()); }, check);
-  expect_wrong("without fence_proxy_async in that thread", 288, bytes,
+  expect_wrong(", which has not called fence_proxy_async since", 288, bytes,
                [&] { attention<Lack::kFence>(&q_map, &k_map, out.data()); });
   expect_found(
       288, bytes, [&] { attention<Lack::kBarrierAfterWrite>(&q_map, &k_map, out.data()); }, check);

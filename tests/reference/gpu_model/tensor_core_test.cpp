@@ -297,12 +297,12 @@ TEST_F(Pipeline, IsAMatrixProduct) {
 TEST_F(Pipeline, WithoutWait) {
   const auto run = runs_without<Without::kWait>();
   const std::string message = run(0);
-  EXPECT_EQ(message, "ldmatrix_x4 at " + at(load_line) +
-                         " reads shared memory that cp.async of thread (0,0,0) at " +
-                         at(copy_line) +
-                         " writes and has not waited for, block (0,0,0), thread (0,0,0)");
+  EXPECT_EQ(message,
+            "ldmatrix_x4 at " + at(load_line) +
+                " reads shared memory that cp.async of thread (0,0,0) at " + at(copy_line) +
+                " still writes: the thread has not waited for it, block (0,0,0), thread (0,0,0)");
   for (uint64_t seed = 1; seed < kSeeds; ++seed) {
-    expect_contains(run(seed), "writes and has not waited for");
+    expect_contains(run(seed), "still writes: the thread has not waited for it");
   }
 }
 
@@ -310,7 +310,7 @@ TEST_F(Pipeline, WithoutWait) {
 TEST_F(Pipeline, WithoutLastWait) {
   const auto run = runs_without<Without::kLastWait>();
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-    expect_contains(run(seed), "writes and has not waited for");
+    expect_contains(run(seed), "still writes: the thread has not waited for it");
   }
 }
 
@@ -323,7 +323,8 @@ TEST_F(Pipeline, WithoutBarrierBeforeRefill) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// cp.async, read by plain loads, which the model does not see: wrong results tell, or ThreadSanitizer.
+// cp.async, read by plain loads, which the model does not see: wrong results tell, or
+// ThreadSanitizer.
 
 class CpAsync : public TensorCore {
  protected:
@@ -549,7 +550,7 @@ TEST_F(Misuse, Copies) {
       [&](char* smem) { ptx::cp_async_16(smem + 1024, in, 16); });
   expect_misuse("writes 16 bytes that are not in the block's dynamic shared memory, block",
                 [&](char*) { ptx::cp_async_16(out_.data(), in, 16); });
-  expect_misuse("copies 8 bytes",
+  expect_misuse("source_bytes = 8 must be 0 or 16",
                 [&](char* smem) { ptx::cp_async_16(smem + threadIdx.x * 16, in, 8); });
   expect_misuse("writes shared memory that cp.async of thread (0,0,0) at ",
                 [&](char* smem) { ptx::cp_async_16(smem, in, 16); });
@@ -582,7 +583,7 @@ TEST_F(Misuse, LessThanAWarp) {
   expect_rejected("thread (32,0,0) calls mma_m16n8k16(mask 0xffffffff) at ", 1, 40, 0, [&] {
     if (threadIdx.x >= 32) mma();
   });
-  expect_rejected("in a warp of less than 32 threads", 1, 16, 0, mma);
+  expect_rejected("in a warp of fewer than 32 threads", 1, 16, 0, mma);
   expect_rejected("has returned", 1, 32, 0, [&] {
     if (threadIdx.x != 7) mma();
   });
@@ -647,7 +648,7 @@ TEST_F(NamedBarriers, CountsMustAgree) {
   const std::string message = error_of(1, 64, 0, kernel);
   EXPECT_EQ(message,
             "divergent barrier: block (0,0,0), thread (32,0,0) is in barrier_sync(1, 96) at " +
-                at(line) + ", though thread (0,0,0) waits in barrier_sync(1, 64) at " + at(line));
+                at(line) + " while thread (0,0,0) waits in barrier_sync(1, 64) at " + at(line));
 }
 
 TEST_F(NamedBarriers, Deadlock) {
@@ -665,11 +666,14 @@ TEST_F(NamedBarriers, WholeWarps) {
   expect_rejected("divergent barrier: lanes of one warp disagree: thread (", 1, 64, 0, [] {
     if (threadIdx.x % 32 < 16) ptx::barrier_sync(1, 32);
   });
-  expect_rejected("barrier_sync(1, 40) at tests/reference/gpu_model/tensor_core_test.cpp:", 1, 64, 0,
-                  [] { ptx::barrier_sync(1, 40); });
-  expect_rejected("threads must be a multiple of 32", 1, 64, 0, [] { ptx::barrier_sync(1, 0); });
-  expect_rejected("a named barrier is 1 to 15", 1, 64, 0, [] { ptx::barrier_sync(0, 64); });
-  expect_rejected("a named barrier is 1 to 15", 1, 64, 0, [] { ptx::barrier_sync(16, 64); });
+  expect_rejected("barrier_sync(1, 40) at tests/reference/gpu_model/tensor_core_test.cpp:", 1, 64,
+                  0, [] { ptx::barrier_sync(1, 40); });
+  expect_rejected("the number of threads must be a positive multiple of 32", 1, 64, 0,
+                  [] { ptx::barrier_sync(1, 0); });
+  expect_rejected("the barrier's number must be 1 to 15", 1, 64, 0,
+                  [] { ptx::barrier_sync(0, 64); });
+  expect_rejected("the barrier's number must be 1 to 15", 1, 64, 0,
+                  [] { ptx::barrier_sync(16, 64); });
 }
 
 }  // namespace

@@ -491,7 +491,7 @@ TEST(CostModel, KnownFigures) {
   EXPECT_EQ(cost.core.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_EQ(cost.core.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
   EXPECT_NEAR(cost.core.intensity(), 228, 1);
-  // The weights: 187 million in V3, each read once and used in one multiply-add a token.
+  // The weights: 187 million in V3, each read once and used in one multiply-add per token.
   ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(1), &cost).ok());
   EXPECT_EQ((cost.projections.flop + cost.expansion.flop) / 2,
             7168.0 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168);
@@ -653,7 +653,7 @@ TEST(CostModel, RefusesWhatIsNoLayer) {
   mla.heads = int64_t{1} << 41;
   expect_refused(layer_cost(mla, Form::kAbsorbed, step, &cost), "heads = 2199023255552");
   expect_refused(layer_cost(deepseek_v3(), static_cast<Form>(3), step, &cost),
-                 "form = 3 is none of MLA's three");
+                 "form = 3 must be 0, 1 or 2");
   expect_refused(layer_cost(mha_32(), step, nullptr), "cost is null");
   EXPECT_EQ(cost.exponentials, 42) << "a refused call leaves its result alone";
 }

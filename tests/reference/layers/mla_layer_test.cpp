@@ -526,14 +526,14 @@ TEST(MlaLayerErrors, Dims) {
     std::function<void(MlaDims&)> spoil;
     std::vector<std::string> message;
   } cases[] = {
-      {[](MlaDims& d) { d.d_model = 0; }, {"d_model = 0", "1 ... 1048576"}},
+      {[](MlaDims& d) { d.d_model = 0; }, {"d_model = 0", "must be 1 to 1048576"}},
       {[](MlaDims& d) { d.d_model = 1 << 21; }, {"d_model = 2097152"}},
       {[](MlaDims& d) { d.num_heads = -2; }, {"num_heads = -2"}},
-      {[](MlaDims& d) { d.q_lora_rank = -1; }, {"q_lora_rank = -1", "0 ..."}},
+      {[](MlaDims& d) { d.q_lora_rank = -1; }, {"q_lora_rank = -1", "must be 0 to"}},
       {[](MlaDims& d) { d.kv_lora_rank = 0; }, {"kv_lora_rank = 0"}},
       {[](MlaDims& d) { d.qk_nope_head_dim = 0; }, {"qk_nope_head_dim = 0"}},
       {[](MlaDims& d) { d.qk_rope_head_dim = 7; }, {"qk_rope_head_dim = 7", "odd", "pairs"}},
-      {[](MlaDims& d) { d.qk_rope_head_dim = 0; }, {"qk_rope_head_dim = 0", "2 ..."}},
+      {[](MlaDims& d) { d.qk_rope_head_dim = 0; }, {"qk_rope_head_dim = 0", "must be 2 to"}},
       {[](MlaDims& d) { d.v_head_dim = 0; }, {"v_head_dim = 0"}},
       {[](MlaDims& d) { d.norm_eps = -1; }, {"norm_eps = -1", ">= 0"}},
       {[](MlaDims& d) { d.rope_theta = 1; }, {"rope_theta = 1", "> 1"}},
@@ -596,7 +596,7 @@ TEST(MlaLayerErrors, Cache) {
   const MlaDims dims = small_dims(0);
   MlaCache<double> cache;
   expect_error(MlaCache<double>::create(dims, 0, &cache), StatusCode::kInvalidArgument,
-               {"capacity = 0", "1 ... 2^30"});
+               {"capacity = 0", "must be 1 to 2^30"});
   expect_error(MlaCache<double>::create(dims, (int64_t{1} << 30) + 1, &cache),
                StatusCode::kInvalidArgument, {"capacity = 1073741825"});
   expect_error(MlaCache<double>::create(dims, 4, nullptr), StatusCode::kInvalidArgument,
@@ -604,9 +604,9 @@ TEST(MlaLayerErrors, Cache) {
   ASSERT_TRUE(MlaCache<double>::create(dims, 4, &cache).ok());
   const Matrix rows = random_hidden_states<double>(3, 48, 1);
   ASSERT_TRUE(cache.append(rows).ok());
-  expect_error(cache.append(rows), StatusCode::kOutOfRange, {"3 tokens after 3", "capacity of 4"});
+  expect_error(cache.append(rows), StatusCode::kOutOfRange, {"3 tokens to 3", "capacity of 4"});
   expect_error(cache.append(rows.leftCols(47)), StatusCode::kInvalidArgument, {"47 columns", "48"});
-  expect_error(cache.truncate(4), StatusCode::kOutOfRange, {"length = 4", "0 ... 3"});
+  expect_error(cache.truncate(4), StatusCode::kOutOfRange, {"length = 4", "must be 0 to 3"});
   expect_error(cache.truncate(-1), StatusCode::kOutOfRange, {"length = -1"});
   EXPECT_EQ(cache.length(), 3);
   EXPECT_EQ(Matrix(cache.rows()), rows);
@@ -633,7 +633,7 @@ TEST(MlaLayerErrors, ForwardChangesNothing) {
                  {"x is [5, 40]", "d_model = 48"});
     expect_error(layer.forward(form, x.topRows(0), &cache, &y), kInvalid, {"x is [0, 48]", ">= 1"});
     expect_error(layer.forward(form, x.topRows(2), &cache, &y), StatusCode::kOutOfRange,
-                 {"2 tokens after 5", "capacity of 6"});
+                 {"2 tokens to 5", "capacity of 6"});
     expect_error(layer.forward(form, x, &narrow, &y), kInvalid, {"40 columns", "48"});
     EXPECT_EQ(narrow.length(), 0);
     expect_error(MlaLayer<double>().forward(form, x, &cache, &y), kInvalid, {"layer is empty"});

@@ -628,19 +628,19 @@ TEST_F(BadInput, LatentWeightShapes) {
     EXPECT_EQ(out.projection.weight.size(), 0);
   };
   expect([](auto& w) { w.query.weight.resize(0, 0); },
-         "query.weight is empty, d_model must be at least 1");
+         "query.weight is empty; d_model must be at least 1");
   expect([](auto& w) { w.key.weight.resize(16, 15); },
-         "key.weight is [16, 15], must be [d_model, d_model] = [16, 16]");
+         "key.weight is [16, 15]; it must be [d_model, d_model] = [16, 16]");
   expect([](auto& w) { w.value.bias.resize(15); },
-         "value.bias has 15 values, must have none or 16");
+         "value.bias has 15 values; it must have none or 16");
   expect([](auto& w) { w.latent_query.weight.resize(16, 0); },
-         "latent_query.weight has no columns, D' must be at least 1");
+         "latent_query.weight has no columns; D' must be at least 1");
   expect([](auto& w) { w.latent_key.weight.resize(16, 3); },
-         "latent_key.weight is [16, 3], must be [d_model, D'] = [16, 4]");
+         "latent_key.weight is [16, 3]; it must be [d_model, D'] = [16, 4]");
   expect([](auto& w) { w.reconstruction.weight.resize(3, 16); },
-         "reconstruction.weight is [3, 16], must be [D', d_model] = [4, 16]");
+         "reconstruction.weight is [3, 16]; it must be [D', d_model] = [4, 16]");
   expect([](auto& w) { w.output.weight.resize(16, 17); },
-         "output.weight is [16, 17], must be [d_model, d_model] = [16, 16]");
+         "output.weight is [16, 17]; it must be [d_model, d_model] = [16, 16]");
   expect_invalid(fuse<double>(weights_, nullptr), "fused is null");
 }
 
@@ -648,11 +648,11 @@ TEST_F(BadInput, FusedWeightShapes) {
   FusedLatentWeights<double> bad = fused_;
   bad.projection.weight.resize(16, 12);
   expect_invalid(attend_chunked(bad, x_, {}, {}, &y_),
-                 "projection.weight is [16, 12], must be [d_model, d_model + 3D'] = [16, 28]");
+                 "projection.weight is [16, 12]; it must be [d_model, d_model + 3D'] = [16, 28]");
   bad = fused_;
   bad.reconstruction.weight.resize(0, 16);
   expect_invalid(attend_chunked(bad, x_, {}, {}, &y_),
-                 "reconstruction.weight is [0, 16], D' and d_model must be at least 1");
+                 "reconstruction.weight is [0, 16]; D' and d_model must be at least 1");
 }
 
 TEST_F(BadInput, MultiHeadWeightShapes) {
@@ -667,10 +667,11 @@ TEST_F(BadInput, MultiHeadWeightShapes) {
   expect([](auto& w) { w.num_heads = 0; },
          "num_heads = 0 must divide the 128 columns of query.weight");
   expect([](auto& w) { w.value.weight.resize(16, 64); },
-         "value.weight is [16, 64], must be [d_model, heads head_dim] = [16, 128]");
+         "value.weight is [16, 64]; it must be [d_model, heads head_dim] = [16, 128]");
   expect([](auto& w) { w.output.weight.resize(16, 128); },
-         "output.weight is [16, 128], must be [heads head_dim, d_model] = [128, 16]");
-  expect([](auto& w) { w.query.weight.resize(16, 0); }, "query.weight is empty");
+         "output.weight is [16, 128]; it must be [heads head_dim, d_model] = [128, 16]");
+  expect([](auto& w) { w.query.weight.resize(16, 0); },
+         "query.weight is empty; it must be [d_model, heads head_dim]");
 }
 
 TEST_F(BadInput, Calls) {
@@ -682,14 +683,14 @@ TEST_F(BadInput, Calls) {
     expect_invalid(attend_plain(weights_, x, mask, y, options.num_threads), message);
     expect_invalid(attend_plain(heads_, x, mask, y, options.num_threads), message);
   };
-  expect(Matrix<double>(0, 16), {}, {}, &y_, "x has no rows, needs at least one token");
-  expect(Matrix<double>(5, 15), {}, {}, &y_, "x is [5, 15], must have d_model = 16 columns");
-  expect(x_, Mask::where(nullptr), {}, &y_, "mask has an empty predicate");
+  expect(Matrix<double>(0, 16), {}, {}, &y_, "x has no rows; it must have at least one token");
+  expect(Matrix<double>(5, 15), {}, {}, &y_, "x is [5, 15]; it must have d_model = 16 columns");
+  expect(x_, Mask::where(nullptr), {}, &y_, "the predicate of mask is empty");
   expect(x_, {}, {.chunk_size = 0}, &y_, "chunk_size = 0 must be at least 1");
   expect(x_, {}, {.num_threads = -1}, &y_, "num_threads = -1 must be at least 0");
   expect(x_, {}, {}, nullptr, "y is null");
   expect_invalid(attend_chunked(fused_, x_, {}, {}, &y_, &y_),
-                 "full_query and y are the same matrix");
+                 "full_query and y are the same matrix; they must differ");
 }
 
 TEST_F(BadInput, WhatAPredicateThrowsReachesTheCaller) {

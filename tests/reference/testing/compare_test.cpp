@@ -302,7 +302,7 @@ TYPED_TEST(Faults, MissingLastToken) {
 }
 
 TYPED_TEST(Faults, SwappedPage) {
-  // Every slot in turn names a page of another sequence.
+  // Every entry of the table in turn names a page of another sequence.
   FaultyDecode& decode = *this->decode();
   const int columns = decode.data.problem.max_pages_per_seq;
   for (const int sequence : {0, 33}) {

@@ -65,7 +65,7 @@ PageTable make_table(int num_pages) {
 
 // A page table next to the simplest thing that says the same: sequences as lists of pages, pages as
 // lists of tokens, shared pages as shared pointers. A token is a number; the runs of each append
-// are carried out on a memory of one number a token.
+// are carried out on a memory of one number per token.
 class ModelledTable {
  public:
   ModelledTable(int num_pages, uint64_t seed)
@@ -208,7 +208,7 @@ class ModelledTable {
       const PageStatistics before = table_.statistics();
       const Status status = table_.append(batch, counts);
       ASSERT_EQ(status.code(), StatusCode::kOutOfMemory);
-      ASSERT_NE(status.message().find("needs " + std::to_string(needed) + " pages, " +
+      ASSERT_NE(status.message().find("needs " + std::to_string(needed) + " pages, but only " +
                                       std::to_string(table_.free_pages())),
                 std::string::npos)
           << status.to_string();
@@ -382,10 +382,12 @@ TEST(PageTable, BadAppendsChangeNothing) {
   expect_error(table.append(Batch{a, c, b}, Counts{1, 1, -2}), kInvalid,
                {"tokens[2] = -2", "at least 0"});
   expect_error(table.append(Batch{b, a}, Counts{1, 1 << 30}), StatusCode::kOutOfRange,
-               {"tokens[1] = 1073741824", "sequences[1]", "70 tokens", "1073741824, the most"});
+               {"tokens[1] = 1073741824", "at most 1073741754", "sequences[1] has 70 tokens",
+                "may have 1073741824"});
   // b: 2 pages; a: a copy, and one more page; c: keeps the page that a left.
-  expect_error(table.append(Batch{b, a, c}, Counts{65, 64, 1}), StatusCode::kOutOfMemory,
-               {"tokens = 130", "3 sequences", "needs 4 pages", "2 of num_pages = 4 are free"});
+  expect_error(
+      table.append(Batch{b, a, c}, Counts{65, 64, 1}), StatusCode::kOutOfMemory,
+      {"tokens = 130", "3 sequences", "needs 4 pages", "but only 2 of num_pages = 4 are free"});
   EXPECT_EQ(table.statistics(), before);
   EXPECT_EQ(table.find(a)->pages, table.find(c)->pages);
   EXPECT_EQ(table.references(table.find(a)->pages[1]), 2);
@@ -792,7 +794,8 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       ASSERT_TRUE(machine_->copy_to_host(host_out.data(), out.data(), out_elements * 2).ok());
       ASSERT_TRUE(machine_->copy_to_host(host_lse.data(), lse.data(), lse_elements * 4).ok());
 
-      // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1 ...
+      // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1
+      // ...
       Problem plain = problem;
       plain.num_pages = problem.batch * problem.max_pages_per_seq;
       std::vector<uint16_t> plain_cache(static_cast<size_t>(plain.kv_elements()), 0);
