@@ -13,10 +13,12 @@ if [[ ${1-} == --limit ]]; then limit=$2; shift 2; fi
 export build=build-clang
 cmake --preset clang -DCMAKE_EXPORT_COMPILE_COMMANDS=ON > /dev/null
 
+base=$(git merge-base HEAD origin/main 2> /dev/null || true)
+if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then base=HEAD~1; fi
+if [[ $# -eq 0 ]] && ! git rev-parse --quiet --verify $base > /dev/null; then set -- all; fi  # a clone without history
+
 files=("$@")
 if [[ $# -eq 0 ]]; then
-  base=$(git merge-base HEAD origin/main 2> /dev/null || true)
-  if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then base=HEAD~1; fi
   mapfile -t files < <(git diff --name-only --diff-filter=d "$base" -- '*.h' '*.cpp' '*.cu' '*.cuh')
 elif [[ $1 == all ]]; then
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
