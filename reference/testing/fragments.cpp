@@ -48,8 +48,9 @@ std::vector<MmaInput> mma_inputs() {
         input.b[i / 2] |= random_value<T>(state, exponent) << i % 2 * 16;
       }
       for (float& c : input.c) {
-        const float value = std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f,
-                                       static_cast<int>(random_word(state) % 16) - 31);
+        // Drawn first by a statement: compilers do not agree on the order of arguments.
+        const int power = static_cast<int>(random_word(state) % 16) - 31;
+        const float value = std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f, power);
         c = subnormal ? 0 : value;
       }
     }

@@ -157,8 +157,9 @@ Matrices wgmma_matrices(const WgmmaCase& wgmma, size_t columns) {
         value = random_value<T>(state, exponent);
       }
       for (float& value : m.d) {
-        value = std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f,
-                           static_cast<int>(random_word(state) % 16) - 31);
+        // Drawn first by a statement: compilers do not agree on the order of arguments.
+        const int power = static_cast<int>(random_word(state) % 16) - 31;
+        value = std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f, power);
       }
   }
   if (wgmma.values == Values::kSpecial) {  // in columns that the file has

@@ -13,14 +13,19 @@ if [[ ${1-} == --limit ]]; then limit=$2; shift 2; fi
 export build=build-clang
 cmake --preset clang -DCMAKE_EXPORT_COMPILE_COMMANDS=ON > /dev/null
 
+base=$(git merge-base HEAD origin/main 2> /dev/null || true)
+if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then base=HEAD~1; fi
+if [[ $# -eq 0 ]] && ! git rev-parse --quiet --verify $base > /dev/null; then set -- all; fi  # a clone without history
+
 files=("$@")
 if [[ $# -eq 0 ]]; then
-  base=$(git merge-base HEAD origin/main 2> /dev/null || true)
-  if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then base=HEAD~1; fi
   mapfile -t files < <(git diff --name-only --diff-filter=d "$base" -- '*.h' '*.cpp' '*.cu' '*.cuh')
 elif [[ $1 == all ]]; then
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 fi
+pattern=$(printf '|%s' "${files[@]}" | sed 's/[.+]/\\&/g')
+export filter="(${pattern:1})\$"  # headers that did not change are not spoken of
+if [[ ${1-} == all ]]; then filter="$PWD/(bench|docs|reference|stages|tests)/"; fi
 
 # What is compiled to read them: a source itself; a header through one source that includes it.
 python3 - $build "${files[@]}" > $build/tidy.txt << 'END'
@@ -68,9 +73,7 @@ if [[ $(wc -w < $build/tidy.txt) -eq 0 ]]; then
 fi
 echo "clang-tidy: $(wc -l < $build/tidy.txt) sources"
 
-# Headers that did not change are not spoken of.
-pattern=$(printf '|%s' "${files[@]}" | sed 's/[.+]/\\&/g')
-export filter="(${pattern:1})\$" end=$(($(date +%s) + limit))
+export end=$(($(date +%s) + limit))
 read_one() {
   if [[ $(date +%s) -ge $end ]]; then
     echo "clang-tidy: no time left for ${1#"$PWD/"}"
