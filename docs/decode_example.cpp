@@ -4,9 +4,9 @@
 //   absorbed     the queries go to the latent space instead                      double
 //   kernel       absorbed, but the attention core is a stage of the ladder       16 bits
 //
-// All three see the same hidden states; each has a cache of its own. The layer is small (256 wide, 4
-// heads), but for the width of its cache rows: 512 + 64, the stages' own. The derivation is in
-// docs/mla.md, the layer in reference/layers/mla_layer.h.
+// All three get the same hidden states; each has a cache of its own. The layer is small (256 wide, 4
+// heads), but its cache rows have the stages' width: 512 + 64. The derivation is in
+// docs/derivation.md, the layer in reference/layers/mla_layer.h.
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
@@ -25,7 +25,7 @@ using Matrix = mla::MlaMatrix<double>;
 constexpr int kPromptTokens = 100;
 constexpr int kNewTokens = 32;  // tokens 100 ... 131: the cache grows into its third page
 
-// The two forms are the same function; what separates them is the rounding of doubles.
+// The two forms are the same function; they differ only by the rounding of doubles.
 constexpr double kFormsAgree = 1e-12;
 // Three roundings to bf16 (q, cache, out) of up to 2^-9 each, seen through the softmax.
 constexpr double kKernelAgrees = 1e-2;
@@ -45,7 +45,7 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
   MLA_RETURN_IF_ERROR(copy(host.kv_cache, &kv_cache));
   MLA_RETURN_IF_ERROR(copy(host.block_table, &block_table));
   MLA_RETURN_IF_ERROR(copy(host.seqlens_k, &seqlens_k));
-  MLA_RETURN_IF_ERROR(copy(host.out, &out));  // full of NaN: what the kernel leaves out would show
+  MLA_RETURN_IF_ERROR(copy(host.out, &out));  // full of NaN: a value that the kernel leaves out shows
   MLA_RETURN_IF_ERROR(copy(host.lse, &lse));
   const size_t bytes = workspace_bytes(stage, host.problem, machine.limits());
   if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
@@ -81,7 +81,7 @@ Status run(mla::Machine& machine, const mla::Stage& stage, bool* agree) {
   for (auto& cache : caches) {
     MLA_RETURN_IF_ERROR(mla::MlaCache<double>::create(dims, kPromptTokens + kNewTokens, &cache));
   }
-  // All three routes with the same hidden states x; a prefill and a decode step are the same call.
+  // Runs all three routes on hidden states x; a prefill and a decode step are the same call.
   Matrix unabsorbed, absorbed, kernel;
   const auto forward = [&](const Matrix& x) -> Status {
     MLA_RETURN_IF_ERROR(layer.forward(MlaForm::kUnabsorbed, x, &caches[0], &unabsorbed));
@@ -107,8 +107,8 @@ Status run(mla::Machine& machine, const mla::Stage& stage, bool* agree) {
     std::printf("%7s  %13.10f  %13.10f  %11.8f  %12.1e  %14.1e%s\n", token.c_str(),
                 unabsorbed(last, 0), absorbed(last, 0), kernel(last, 0), forms, kernels,
                 ok ? "" : "  DISAGREE");
-    // The next hidden state. In a model: the rest of this block, the other layers, a sampled token.
-    // Here: the residual stream, scaled back to variance 1.
+    // The next hidden state. In a model it would come from the rest of this layer, the other layers
+    // and a sampled token. Here it is the residual stream, scaled back to variance 1.
     Matrix next = x.row(last) + unabsorbed.row(last);
     next *= std::sqrt(static_cast<double>(dims.d_model)) / next.norm();
     x = std::move(next);
