@@ -7,12 +7,12 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-struct LdmatrixPlan {
+struct LdmatrixSmem {
   alignas(16) uint16_t rows[32][8];
 };
 
 __global__ void ldmatrix_fragments(uint32_t (*out)[32][4]) {
-  LdmatrixPlan& smem = shared_memory<LdmatrixPlan>();
+  LdmatrixSmem& smem = shared_memory<LdmatrixSmem>();
   const unsigned lane = threadIdx.x;
   for (unsigned i = 0; i < 8; ++i) smem.rows[lane][i] = static_cast<uint16_t>(lane * 8 + i);
   __syncthreads();
@@ -33,12 +33,12 @@ __global__ void mma_fragments(const MmaInput (*in)[32], float (*out)[32][4]) {
   for (int i = 0; i < 4; ++i) out[blockIdx.x][threadIdx.x][i] = d[i];
 }
 
-struct CopyPlan {
+struct CopySmem {
   alignas(16) uint32_t words[32][4];
 };
 
 __global__ void cp_async_fragments(const uint32_t (*in)[4], uint32_t (*out)[4]) {
-  CopyPlan& smem = shared_memory<CopyPlan>();
+  CopySmem& smem = shared_memory<CopySmem>();
   const unsigned lane = threadIdx.x;
   for (int i = 0; i < 4; ++i) smem.words[lane][i] = 0xabababab;
   __syncthreads();
@@ -52,12 +52,12 @@ __global__ void cp_async_fragments(const uint32_t (*in)[4], uint32_t (*out)[4]) 
 
 Status launch_fragments(const FragmentBuffers& buffers) {
   MLA_RETURN_IF_ERROR(
-      launch(ldmatrix_fragments, 1, 32, sizeof(LdmatrixPlan), nullptr, buffers.ldmatrix));
+      launch(ldmatrix_fragments, 1, 32, sizeof(LdmatrixSmem), nullptr, buffers.ldmatrix));
   MLA_RETURN_IF_ERROR(launch(mma_fragments<bfloat16>, buffers.mma_count, 32, 0, nullptr,
                              buffers.bfloat16_in, buffers.bfloat16_out));
   MLA_RETURN_IF_ERROR(launch(mma_fragments<float16>, buffers.mma_count, 32, 0, nullptr,
                              buffers.float16_in, buffers.float16_out));
-  return launch(cp_async_fragments, 1, 32, sizeof(CopyPlan), nullptr, buffers.copy_in,
+  return launch(cp_async_fragments, 1, 32, sizeof(CopySmem), nullptr, buffers.copy_in,
                 buffers.copy_out);
 }
 

@@ -8,7 +8,7 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-struct WgmmaPlan {
+struct WgmmaSmem {
   alignas(1024) uint32_t a[kWgmmaABytes / 4];
   alignas(1024) uint32_t b[kWgmmaBBytes / 4];
 };
@@ -16,7 +16,7 @@ struct WgmmaPlan {
 template <typename T, WgmmaForm form>
 __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, WgmmaOutput* out) {
   constexpr int kColumns = form == WgmmaForm::kM64N32 ? 32 : form == WgmmaForm::kM64N64 ? 64 : 256;
-  WgmmaPlan& smem = shared_memory<WgmmaPlan>();
+  WgmmaSmem& smem = shared_memory<WgmmaSmem>();
   const WgmmaInput& input = in[blockIdx.x];
   const unsigned thread = threadIdx.x;
   for (unsigned i = thread; i < kWgmmaABytes / 4; i += 128) smem.a[i] = input.a_smem[i];
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, Wgm
 template <typename T>
 Status launch_wgmma(WgmmaForm form, const WgmmaInput* in, unsigned count, WgmmaOutput* out) {
   const auto run = [&](auto kernel) {
-    return launch(kernel, count, 128, sizeof(WgmmaPlan), nullptr, in, out);
+    return launch(kernel, count, 128, sizeof(WgmmaSmem), nullptr, in, out);
   };
   switch (form) {
     case WgmmaForm::kM64N32:
@@ -82,14 +82,14 @@ Status wgmma(WgmmaForm form, DType dtype, const WgmmaInput* in, unsigned count, 
                                    : launch_wgmma<float16>(form, in, count, out);
 }
 
-struct TmaPlan {
+struct TmaSmem {
   alignas(1024) uint32_t box[kTmaBoxWords];
   ptx::Mbarrier full;
 };
 
 __global__ void tma_load_fragments(const __grid_constant__ TensorMap map, const TmaBox* boxes,
                                    int count, int box_bytes, uint32_t (*out)[kTmaBoxWords]) {
-  TmaPlan& smem = shared_memory<TmaPlan>();
+  TmaSmem& smem = shared_memory<TmaSmem>();
   const unsigned thread = threadIdx.x;
   if (thread == 0) {
     ptx::prefetch_tensormap(&map);
@@ -116,7 +116,7 @@ __global__ void tma_load_fragments(const __grid_constant__ TensorMap map, const 
 }
 
 __global__ void tma_store_fragments(const __grid_constant__ TensorMap map, TmaBox box) {
-  TmaPlan& smem = shared_memory<TmaPlan>();
+  TmaSmem& smem = shared_memory<TmaSmem>();
   for (unsigned word = threadIdx.x; word < kTmaBoxWords; word += 128) {
     smem.box[word] = (kTmaStored + 2 * word + 1) << 16 | (kTmaStored + 2 * word);
   }
@@ -148,17 +148,17 @@ Status tma_load(const TmaTensor& shape, const void* tensor, const TmaBox* boxes,
   MLA_RETURN_IF_ERROR(encode(shape, tensor, &map));
   const auto box_bytes =
       static_cast<int>(2 * shape.box[0] * shape.box[1] * shape.box[2] * shape.box[3]);
-  return launch(tma_load_fragments, 1, 128, sizeof(TmaPlan), nullptr, map, boxes, count, box_bytes,
+  return launch(tma_load_fragments, 1, 128, sizeof(TmaSmem), nullptr, map, boxes, count, box_bytes,
                 out);
 }
 
 Status tma_store(const TmaTensor& shape, void* tensor, TmaBox box) {
   TensorMap map;
   MLA_RETURN_IF_ERROR(encode(shape, tensor, &map));
-  return launch(tma_store_fragments, 1, 128, sizeof(TmaPlan), nullptr, map, box);
+  return launch(tma_store_fragments, 1, 128, sizeof(TmaSmem), nullptr, map, box);
 }
 
-struct BulkPlan {
+struct BulkSmem {
   alignas(16) uint32_t words[kBulkWords];
   ptx::Mbarrier full;
 };
@@ -170,7 +170,7 @@ struct BulkCopies {
 
 __global__ void bulk_fragments(BulkCopies copies, const uint32_t* in, uint32_t* loaded,
                                uint32_t* stored) {
-  BulkPlan& smem = shared_memory<BulkPlan>();
+  BulkSmem& smem = shared_memory<BulkSmem>();
   const unsigned thread = threadIdx.x;
   if (thread == 0) {
     ptx::mbarrier_init(&smem.full, 1);
@@ -206,15 +206,15 @@ Status bulk(const uint32_t* in, uint32_t* loaded, uint32_t* stored) {
     copies.load[i] = kBulkLoads[i];
     copies.store[i] = kBulkStores[i];
   }
-  return launch(bulk_fragments, 1, 128, sizeof(BulkPlan), nullptr, copies, in, loaded, stored);
+  return launch(bulk_fragments, 1, 128, sizeof(BulkSmem), nullptr, copies, in, loaded, stored);
 }
 
-struct StmatrixPlan {
+struct StmatrixSmem {
   alignas(16) uint32_t rows[32][4];
 };
 
 __global__ void stmatrix_fragments(uint32_t (*out)[4]) {
-  StmatrixPlan& smem = shared_memory<StmatrixPlan>();
+  StmatrixSmem& smem = shared_memory<StmatrixSmem>();
   const unsigned lane = threadIdx.x;
   for (int i = 0; i < 4; ++i) smem.rows[lane][i] = kUntouched;
   __syncthreads();
@@ -229,16 +229,16 @@ __global__ void stmatrix_fragments(uint32_t (*out)[4]) {
 }
 
 Status stmatrix(uint32_t (*out)[4]) {
-  return launch(stmatrix_fragments, 1, 32, sizeof(StmatrixPlan), nullptr, out);
+  return launch(stmatrix_fragments, 1, 32, sizeof(StmatrixSmem), nullptr, out);
 }
 
-struct MbarrierPlan {
+struct MbarrierSmem {
   ptx::Mbarrier barrier;
   uint32_t values[4];
 };
 
 __global__ void mbarrier_fragments(uint32_t (*out)[128]) {
-  MbarrierPlan& smem = shared_memory<MbarrierPlan>();
+  MbarrierSmem& smem = shared_memory<MbarrierSmem>();
   const unsigned thread = threadIdx.x;
   if (thread == 0) {
     ptx::mbarrier_init(&smem.barrier, 4);
@@ -267,7 +267,7 @@ __global__ void mbarrier_fragments(uint32_t (*out)[128]) {
 }
 
 Status mbarrier(uint32_t (*out)[128]) {
-  return launch(mbarrier_fragments, 1, 128, sizeof(MbarrierPlan), nullptr, out);
+  return launch(mbarrier_fragments, 1, 128, sizeof(MbarrierSmem), nullptr, out);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Plan {
+struct Smem {
   double q[kHeadDimQK];
   double reduce[kThreads];
 };
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
     decode_row(Problem problem, Tensors tensors, const QueryRow* __restrict__ rows,
                int64_t num_items, double* __restrict__ scores, double* __restrict__ out,
                double* __restrict__ lse) {
-  Plan& smem = shared_memory<Plan>();
+  Smem& smem = shared_memory<Smem>();
   double* s = scores + blockIdx.x * problem.max_seqlen_k();
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const QueryRow row = rows[item / problem.num_heads_q];
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
 Status launch_oracle(const Problem& problem, const Tensors& tensors, const QueryRow* rows,
                      int64_t num_items, unsigned grid, double* scores, double* out, double* lse) {
   return visit_dtype(problem.dtype, [&](auto zero) {
-    return launch(decode_row<decltype(zero)>, grid, kThreads, sizeof(Plan), nullptr, problem,
+    return launch(decode_row<decltype(zero)>, grid, kThreads, sizeof(Smem), nullptr, problem,
                   tensors, rows, num_items, scores, out, lse);
   });
 }

@@ -1,8 +1,8 @@
 // 01_naive: three kernels, as the formula reads. Scores go to global memory and come back twice.
 //
-//   scores   S[row, t] = scale * <q_row, k_t>         one warp a score
-//   softmax  P[row, t] = exp(S - max) / sum           one block a row, in place
-//   values   O[row, :] = sum_t P[row, t] * v_t        one thread an output element
+//   scores   S[row, t] = scale * <q_row, k_t>         one warp per score
+//   softmax  P[row, t] = exp(S - max) / sum           one block per row, in place
+//   values   O[row, :] = sum_t P[row, t] * v_t        one thread per output element
 //
 // A row is one query head of one query token: row = query * num_heads_q + head.
 #pragma once
@@ -87,14 +87,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// What the block's warps tell each other: one value a warp.
-struct SoftmaxPlan {
+// What the block's warps tell each other: one value per warp.
+struct SoftmaxSmem {
   float of_warp[kWarps];
 };
 
 // The sum or the maximum of `value` over the block, in every thread.
 template <typename Combine>
-__device__ float block_reduce(SoftmaxPlan& smem, float value, Combine combine) {
+__device__ float block_reduce(SoftmaxSmem& smem, float value, Combine combine) {
   for (int offset = 16; offset > 0; offset /= 2) {
     value = combine(value, __shfl_xor_sync(0xffffffff, value, offset));
   }
@@ -110,7 +110,7 @@ __device__ float block_reduce(SoftmaxPlan& smem, float value, Combine combine) {
 __global__ void __launch_bounds__(kThreads)
     softmax(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
             float* __restrict__ scores_gmem) {
-  SoftmaxPlan& smem = shared_memory<SoftmaxPlan>();
+  SoftmaxSmem& smem = shared_memory<SoftmaxSmem>();
   const int64_t rows = int64_t{problem.seqlen_q} * problem.num_heads_q;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const Row row(problem, tensors, first_sequence + static_cast<int>(item / rows), item % rows);

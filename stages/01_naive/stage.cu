@@ -46,7 +46,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, c
       const int64_t pages = rows * problem.max_pages_per_seq;
       MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream, problem,
                                  tensors, first, pages, scores_gmem));
-      MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kThreads, sizeof(SoftmaxPlan), stream,
+      MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kThreads, sizeof(SoftmaxSmem), stream,
                                  problem, tensors, first, rows, scores_gmem));
       MLA_RETURN_IF_ERROR(launch(values<T>, grid_for(rows), kThreads, 0, stream, problem, tensors,
                                  first, rows, scores_gmem));

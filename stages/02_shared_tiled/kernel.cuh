@@ -3,7 +3,7 @@
 // times.
 //
 //   scores   S[rows, 128 tokens]  = scale * Q K^T     over 576 columns, 32 at a time
-//   softmax  P[row, :] = exp(S - max) / sum           one block a row, in place
+//   softmax  P[row, :] = exp(S - max) / sum           one block per row, in place
 //   values   O[rows, 128 columns] = P V               over the tokens, 16 at a time
 //
 // Rows are packed: the query heads that share a KV head, times the query tokens, are the rows of
@@ -17,7 +17,7 @@ namespace mla::MLA_MACHINE::shared_tiled {
 
 constexpr int kThreads = 128;
 constexpr int kTileN = 128;          // tokens of `scores`, columns of `values`
-constexpr int kTileK = 32;           // columns a step of `scores`
+constexpr int kTileK = 32;           // columns per step of `scores`
 constexpr int kPadded = kTileK + 4;  // row stride in floats: neighbouring rows start 4 banks apart
 
 // How kRows x 128 results are spread over 4 warps, and a warp's share over its 4 x 8 lanes. Results
@@ -25,18 +25,18 @@ constexpr int kPadded = kTileK + 4;  // row stride in floats: neighbouring rows 
 // shared memory: no bank conflicts.
 template <int kRows>
 struct Tile {
-  static constexpr int kWarpsM = kRows == 64 ? 2 : 1;
-  static constexpr int kWarpsN = 4 / kWarpsM;
-  static constexpr int kLaneM = kRows / kWarpsM / 4;   // rows a lane
-  static constexpr int kLaneN = kTileN / kWarpsN / 8;  // tokens or columns a lane
+  static constexpr int kRowWarps = kRows == 64 ? 2 : 1;
+  static constexpr int kColumnWarps = 4 / kRowWarps;
+  static constexpr int kLaneRows = kRows / kRowWarps / 4;         // rows per lane
+  static constexpr int kLaneColumns = kTileN / kColumnWarps / 8;  // per lane; of S: tokens
   static_assert(kRows == 64 || kRows == 16, "lane shares are 8 x 8 or 4 x 4");
 
-  int row, n;  // first row of this lane; its place among the 8 lanes along N, plus its warp's first
-               // token or column
+  int row;     // the lane's first
+  int column;  // its place among the 8 lanes of a row, plus its warp's first column
   __device__ Tile() {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    row = warp / kWarpsN * (kRows / kWarpsM) + lane / 8;
-    n = warp % kWarpsN * (kTileN / kWarpsN) + lane % 8;
+    row = warp / kColumnWarps * (kRows / kRowWarps) + lane / 8;
+    column = warp % kColumnWarps * (kTileN / kColumnWarps) + lane % 8;
   }
 };
 
@@ -76,7 +76,7 @@ __device__ __forceinline__ uint4 load_or_zero(const T* row_gmem, int column) {
 }
 
 template <int kRows>
-struct ScoresPlan {
+struct ScoresSmem {
   float q[kRows][kPadded];
   float k[kTileN][kPadded];
 };
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     scores(Problem problem, Tensors tensors, int first_sequence, int64_t row_tiles,
            int64_t num_items, float* __restrict__ scores_gmem) {
   using Share = Tile<kRows>;
-  ScoresPlan<kRows>& smem = shared_memory<ScoresPlan<kRows>>();
+  ScoresSmem<kRows>& smem = shared_memory<ScoresSmem<kRows>>();
   const Share share;
   const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
 
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(kThreads, 4)
                        item / (row_tiles * token_tiles) * row_tiles + row_tile, kRows);
     if (token_begin >= tile.visible) continue;  // the whole block agrees
 
-    // Each thread brings a part of one row of Q and one token of K, the same in every step. Rows
+    // Each thread brings chunks of one row of Q and one token of K, the same in every step. Rows
     // past the end and tokens past the end: 0.
-    constexpr int kRowThreads = kThreads / kRows, kParts = kTileK / 8;
+    constexpr int kRowThreads = kThreads / kRows, kChunks = kTileK / 8;
     const int q_row = threadIdx.x / kRowThreads, k_token = threadIdx.x;
     const T* q_gmem = nullptr;  // [576]
     const T* k_gmem = nullptr;  // [576]
@@ -119,32 +119,33 @@ __global__ void __launch_bounds__(kThreads, 4)
           cache_row(table, token_begin + k_token, problem.num_heads_kv, tile.head_kv) * kHeadDimQK;
     }
 
-    float s_rmem[Share::kLaneM][Share::kLaneN] = {};
+    float s_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
     for (int column = 0; column < kHeadDimQK; column += kTileK) {
-      // Q [kRows, 32] and K [128, 32] to shared memory, 8 values a turn, converted to fp32 once.
+      // Q [kRows, 32] and K [128, 32] to shared memory, 8 values per turn, converted to fp32 once.
 #pragma unroll
-      for (int part = threadIdx.x % kRowThreads; part < kParts; part += kRowThreads) {
-        store_as_float<T>(load_or_zero(q_gmem, column + 8 * part), &smem.q[q_row][8 * part]);
+      for (int chunk = threadIdx.x % kRowThreads; chunk < kChunks; chunk += kRowThreads) {
+        store_as_float<T>(load_or_zero(q_gmem, column + 8 * chunk), &smem.q[q_row][8 * chunk]);
       }
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        store_as_float<T>(load_or_zero(k_gmem, column + 8 * part), &smem.k[k_token][8 * part]);
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        store_as_float<T>(load_or_zero(k_gmem, column + 8 * chunk), &smem.k[k_token][8 * chunk]);
       }
       __syncthreads();  // the tiles are filled
 
-      // S += Q K^T, four columns a step: kLaneM + kLaneN 16-byte reads for 4 kLaneM kLaneN FMAs
+      // S += Q K^T, four columns per step: kLaneRows + kLaneColumns 16-byte reads for
+      // 4 kLaneRows kLaneColumns FMAs
 #pragma unroll 1
       for (int k = 0; k < kTileK; k += 4) {
-        float4 q_rmem[Share::kLaneM];
+        float4 q_rmem[Share::kLaneRows];
 #pragma unroll
-        for (int i = 0; i < Share::kLaneM; ++i) {
+        for (int i = 0; i < Share::kLaneRows; ++i) {
           q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
         }
 #pragma unroll
-        for (int j = 0; j < Share::kLaneN; ++j) {
-          const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.n + 8 * j][k]);
+        for (int j = 0; j < Share::kLaneColumns; ++j) {
+          const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.column + 8 * j][k]);
 #pragma unroll
-          for (int i = 0; i < Share::kLaneM; ++i) {
+          for (int i = 0; i < Share::kLaneRows; ++i) {
             s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
             s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
             s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
@@ -156,14 +157,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
 
 #pragma unroll
-    for (int i = 0; i < Share::kLaneM; ++i) {
+    for (int i = 0; i < Share::kLaneRows; ++i) {
       const int row = tile.begin + share.row + 4 * i;
       if (row >= tile.end) continue;
       float* s_gmem =
           scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
 #pragma unroll
-      for (int j = 0; j < Share::kLaneN; ++j) {
-        const int token = token_begin + share.n + 8 * j;
+      for (int j = 0; j < Share::kLaneColumns; ++j) {
+        const int token = token_begin + share.column + 8 * j;
         if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
       }
     }
@@ -172,14 +173,14 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 constexpr int kSoftmaxThreads = 256;
 
-// What the block's warps tell each other: one value a warp.
-struct SoftmaxPlan {
+// What the block's warps tell each other: one value per warp.
+struct SoftmaxSmem {
   float of_warp[kSoftmaxThreads / 32];
 };
 
 // The sum or the maximum of `value` over the block, in every thread.
 template <typename Combine>
-__device__ float block_reduce(SoftmaxPlan& smem, float value, Combine combine) {
+__device__ float block_reduce(SoftmaxSmem& smem, float value, Combine combine) {
   for (int offset = 16; offset > 0; offset /= 2) {
     value = combine(value, __shfl_xor_sync(0xffffffff, value, offset));
   }
@@ -197,7 +198,7 @@ __device__ float block_reduce(SoftmaxPlan& smem, float value, Combine combine) {
 __global__ void __launch_bounds__(kSoftmaxThreads)
     softmax(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
             float* __restrict__ scores_gmem) {
-  SoftmaxPlan& smem = shared_memory<SoftmaxPlan>();
+  SoftmaxSmem& smem = shared_memory<SoftmaxSmem>();
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const RowTile row(problem, tensors, first_sequence, item, 1);
     float* s_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
@@ -233,7 +234,7 @@ constexpr int kStepTokens =
     16;  // of `values`: 32 would keep so many loads in flight that registers spill
 
 template <int kRows>
-struct ValuesPlan {
+struct ValuesSmem {
   float p[kRows][kStepTokens + 4];
   float v[kStepTokens][kTileN];
 };
@@ -244,10 +245,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     values(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
            const float* __restrict__ scores_gmem) {
   using Share = Tile<kRows>;
-  ValuesPlan<kRows>& smem = shared_memory<ValuesPlan<kRows>>();
+  ValuesSmem<kRows>& smem = shared_memory<ValuesSmem<kRows>>();
   const Share share;
   // Here a lane's columns come in fours, 32 apart: one 16-byte read each.
-  const int lane_column = share.n / 8 * 8 + share.n % 8 * 4;
+  const int lane_column = share.column / 8 * 8 + share.column % 8 * 4;
   constexpr int kColumnTiles = kHeadDimV / kTileN;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const RowTile tile(problem, tensors, first_sequence, item / kColumnTiles, kRows);
     const int32_t* table = tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
 
-    // Each thread brings a part of one row of P, the same in every step, and of one token of V.
+    // Each thread brings chunks of one row of P, the same in every step, and of one token of V.
     constexpr int kRowThreads = kThreads / kRows, kTokenThreads = kThreads / kStepTokens;
     const int p_row = threadIdx.x / kRowThreads;
     const int v_token = threadIdx.x / kTokenThreads;
@@ -268,20 +269,20 @@ __global__ void __launch_bounds__(kThreads, 4)
           tensors.seqlens_k[tile.sequence], (tile.begin + p_row) / problem.group_size()));
     }
 
-    float o_rmem[Share::kLaneM][Share::kLaneN] = {};
+    float o_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
     for (int token_begin = 0; token_begin < tile.visible; token_begin += kStepTokens) {
       // P [kRows, 16], as it is; what a row may not see was never written, and counts 0.
 #pragma unroll
-      for (int part = threadIdx.x % kRowThreads; part < kStepTokens / 4; part += kRowThreads) {
-        const int token = token_begin + 4 * part;
+      for (int chunk = threadIdx.x % kRowThreads; chunk < kStepTokens / 4; chunk += kRowThreads) {
+        const int token = token_begin + 4 * chunk;
         float4 p = make_float4(0, 0, 0, 0);
         if (token < p_visible) p = *reinterpret_cast<const float4*>(p_gmem + token);
         if (token + 1 >= p_visible) p.y = 0;
         if (token + 2 >= p_visible) p.z = 0;
         if (token + 3 >= p_visible) p.w = 0;
-        *reinterpret_cast<float4*>(&smem.p[p_row][4 * part]) = p;
+        *reinterpret_cast<float4*>(&smem.p[p_row][4 * chunk]) = p;
       }
-      // V [16, 128 columns] as fp32. Tokens past the end: 0, for 0 * NaN would be NaN.
+      // V [16, 128 columns] as fp32. Tokens past the end: 0, because 0 * NaN would be NaN.
       const T* v_gmem = nullptr;  // [128]
       if (token_begin + v_token < tile.visible) {
         v_gmem = static_cast<const T*>(tensors.kv_cache) +
@@ -290,31 +291,31 @@ __global__ void __launch_bounds__(kThreads, 4)
                  column_begin;
       }
 #pragma unroll
-      for (int part = threadIdx.x % kTokenThreads; part < kTileN / 8; part += kTokenThreads) {
-        store_as_float<T>(load_or_zero(v_gmem, 8 * part), &smem.v[v_token][8 * part]);
+      for (int chunk = threadIdx.x % kTokenThreads; chunk < kTileN / 8; chunk += kTokenThreads) {
+        store_as_float<T>(load_or_zero(v_gmem, 8 * chunk), &smem.v[v_token][8 * chunk]);
       }
       __syncthreads();  // the tiles are filled
 
-      // O += P V, two tokens a step: four would not fit the registers
+      // O += P V, two tokens per step: four would not fit the registers
 #pragma unroll 1
       for (int k = 0; k < kStepTokens; k += 2) {
-        float4 v_rmem[2][Share::kLaneN / 4];
+        float4 v_rmem[2][Share::kLaneColumns / 4];
 #pragma unroll
         for (int depth = 0; depth < 2; ++depth) {
 #pragma unroll
-          for (int j = 0; j < Share::kLaneN / 4; ++j) {
+          for (int j = 0; j < Share::kLaneColumns / 4; ++j) {
             v_rmem[depth][j] =
                 *reinterpret_cast<const float4*>(&smem.v[k + depth][lane_column + 32 * j]);
           }
         }
 #pragma unroll
-        for (int i = 0; i < Share::kLaneM; ++i) {
+        for (int i = 0; i < Share::kLaneRows; ++i) {
           const float2 p2 = *reinterpret_cast<const float2*>(&smem.p[share.row + 4 * i][k]);
           const float p_rmem[2] = {p2.x, p2.y};
 #pragma unroll
           for (int depth = 0; depth < 2; ++depth) {
 #pragma unroll
-            for (int j = 0; j < Share::kLaneN / 4; ++j) {
+            for (int j = 0; j < Share::kLaneColumns / 4; ++j) {
               o_rmem[i][4 * j + 0] += p_rmem[depth] * v_rmem[depth][j].x;
               o_rmem[i][4 * j + 1] += p_rmem[depth] * v_rmem[depth][j].y;
               o_rmem[i][4 * j + 2] += p_rmem[depth] * v_rmem[depth][j].z;
@@ -327,12 +328,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
 
 #pragma unroll
-    for (int i = 0; i < Share::kLaneM; ++i) {
+    for (int i = 0; i < Share::kLaneRows; ++i) {
       const int row = tile.begin + share.row + 4 * i;
       if (row >= tile.end) continue;
       T* out_gmem = static_cast<T*>(tensors.out) + tile.offset(problem, row, kHeadDimV);
 #pragma unroll
-      for (int j = 0; j < Share::kLaneN; j += 4) {
+      for (int j = 0; j < Share::kLaneColumns; j += 4) {
         const float o[4] = {o_rmem[i][j], o_rmem[i][j + 1], o_rmem[i][j + 2], o_rmem[i][j + 3]};
         store_rounded(o, out_gmem + column_begin + lane_column + 8 * j);
       }

@@ -47,14 +47,14 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, float* score
         int64_t{std::min(at_once, problem.batch - first)} * problem.num_heads_kv;
     const int64_t tiles = matrices * row_tiles;
     MLA_RETURN_IF_ERROR(launch(scores<T, kRows>, grid_for(tiles * token_tiles), kThreads,
-                               sizeof(ScoresPlan<kRows>), stream, problem, tensors, first,
+                               sizeof(ScoresSmem<kRows>), stream, problem, tensors, first,
                                row_tiles, tiles * token_tiles, scores_gmem));
     const int64_t rows = matrices * problem.rows_per_kv_head();
-    MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kSoftmaxThreads, sizeof(SoftmaxPlan),
+    MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kSoftmaxThreads, sizeof(SoftmaxSmem),
                                stream, problem, tensors, first, rows, scores_gmem));
     const int64_t outputs = tiles * (kHeadDimV / kTileN);
     MLA_RETURN_IF_ERROR(launch(values<T, kRows>, grid_for(outputs), kThreads,
-                               sizeof(ValuesPlan<kRows>), stream, problem, tensors, first, outputs,
+                               sizeof(ValuesSmem<kRows>), stream, problem, tensors, first, outputs,
                                scores_gmem));
   }
   return {};

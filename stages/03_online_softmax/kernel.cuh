@@ -15,17 +15,18 @@
 
 #include "stages/common/machine/device.h"
 #include "stages/common/machine/vector8.h"
+#include "stages/common/softmax.h"
 
 namespace mla::MLA_MACHINE::online_softmax {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTokens = 16;                // tokens a tile: a quarter of a page
+constexpr int kTokens = 16;                // of a tile: a quarter of a page
 constexpr int kStrideQK = kHeadDimQK + 4;  // row strides in floats; + 4 lets 8 neighbouring rows
 constexpr int kStrideS = kTokens + 4;      //   be read (or written) without a bank conflict
 
 template <int kRows>
-struct Plan {
+struct Smem {
   float q[kRows][kStrideQK];
   float kv[kTokens][kStrideQK];              // K; its first 512 columns are V
   float partial_s[kWarps][kRows][kStrideS];  // each warp's share of S
@@ -34,7 +35,7 @@ struct Plan {
 };
 
 // The 16-bit values of a tile on their way from global memory, fetched while the tile before is
-// worked on: 16 threads a token, 16 bytes a thread and turn.
+// worked on: 16 threads per token, one chunk of 16 bytes per thread and turn.
 constexpr int kTokenThreads = kThreads / kTokens;
 constexpr int kTurns = (kHeadDimQK / 8 + kTokenThreads - 1) / kTokenThreads;
 struct Fetch {
@@ -42,7 +43,7 @@ struct Fetch {
 };
 
 // `token_gmem` is this thread's token of the tile [576]; null past the end, where the cache may
-// hold anything: such tokens become 0, for 0 * NaN would be NaN.
+// hold anything: such tokens become 0, because 0 * NaN would be NaN.
 template <typename T>
 __device__ __forceinline__ void fetch_token(const T* token_gmem, Fetch& fetch) {
 #pragma unroll
@@ -57,7 +58,7 @@ __device__ __forceinline__ void fetch_token(const T* token_gmem, Fetch& fetch) {
 
 // The fetched token to shared memory, converted to fp32 once for all rows.
 template <typename T, int kRows>
-__device__ __forceinline__ void store_token(const Fetch& fetch, Plan<kRows>& smem) {
+__device__ __forceinline__ void store_token(const Fetch& fetch, Smem<kRows>& smem) {
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int column = (turn * kTokenThreads + threadIdx.x % kTokenThreads) * 8;
@@ -71,7 +72,7 @@ __device__ __forceinline__ void store_token(const Fetch& fetch, Plan<kRows>& sme
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     decode(Problem problem, Tensors tensors, int64_t num_items) {
-  Plan<kRows>& smem = shared_memory<Plan<kRows>>();
+  Smem<kRows>& smem = shared_memory<Smem<kRows>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   // Who holds what. Lanes are numbered so that a read of shared memory finds the same place in lanes
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   const int group = problem.group_size();
   const int rows = problem.rows_per_kv_head();
   const int row_tiles = (rows + kRows - 1) / kRows;
-  const float scale_log2 = problem.softmax_scale * 1.44269504f;
+  const float scale_log2 = problem.softmax_scale * kLog2e;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int row_begin = static_cast<int>(item % row_tiles) * kRows;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     const int own_visible = visible(row_begin + own_row);
     const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    // Row r of the tile in q or out, in vectors.
+    // Where row r of the tile lies in q and in out, in rows.
     const auto gmem_row = [&](int r) {
       const int row = row_begin + r;
       return (int64_t{sequence} * problem.seqlen_q + row / group) * problem.num_heads_q +
@@ -123,20 +124,19 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     fetch_token(token_gmem(0), fetch);
 
     // Q [kRows, 576] as fp32, for all tiles. Rows past the end: 0.
-    for (int piece = threadIdx.x; piece < kRows * kHeadDimQK / 8; piece += kThreads) {
-      const int row = piece / (kHeadDimQK / 8), part = piece % (kHeadDimQK / 8) * 8;
+    for (int chunk = threadIdx.x; chunk < kRows * kHeadDimQK / 8; chunk += kThreads) {
+      const int r = chunk / (kHeadDimQK / 8), column = chunk % (kHeadDimQK / 8) * 8;
       uint4 packed = make_uint4(0, 0, 0, 0);
-      if (row_begin + row < row_end) {
+      if (row_begin + r < row_end) {
         packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
-                                                 gmem_row(row) * kHeadDimQK + part);
+                                                 gmem_row(r) * kHeadDimQK + column);
       }
-      store_as_float<T>(packed, &smem.q[row][part]);
+      store_as_float<T>(packed, &smem.q[r][column]);
     }
 
     float o_rmem[kOutRows][8] = {};
-    float m =
-        -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
-    float l = 0;   // this thread's part of the row sum
+    float m = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet, not NaN
+    float l = 0;         // of this thread's tokens
 
     for (int token_begin = 0; token_begin < tokens; token_begin += kTokens) {
       store_token<T>(fetch, smem);
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
         const int64_t head =
             int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
         tensors.lse[head * problem.seqlen_q + row / group] =
-            saw_something ? 0.693147181f * (m + log2f(l)) : INFINITY;
+            saw_something ? kLn2 * (m + log2f(l)) : INFINITY;
       }
     }
     __syncthreads();  // 1 / l is there

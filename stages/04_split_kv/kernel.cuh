@@ -1,11 +1,11 @@
 // 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns a sequence. It is a
 // *worker*, and a plan made on the GPU (stages/common/split/plan.h) tells it which tokens of which
-// sequences are its share:
+// sequences are its pieces:
 //
 //   for each piece of the worker: tokens [begin, end) of a sequence
 //     (m, l, O) over these tokens, as in stage 03
 //     the whole sequence:   out = O / l, lse = ln 2 (m + log2 l)
-//     a part of it:         the same in fp32, with lse = -inf for nothing, to a slot of the workspace
+//     less than that:       the same in fp32, with lse = -inf for nothing, to a slot of the workspace
 //
 // and a second kernel (stages/common/split/split_combine.cu) weighs the parts of a sequence by their lse.
 #pragma once
@@ -13,19 +13,21 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
-#include "stages/common/split/piece_cursor.h"
 #include "stages/common/machine/vector8.h"
+#include "stages/common/softmax.h"
+#include "stages/common/split/piece_cursor.h"
+#include "stages/common/split/split_items.h"
 
 namespace mla::MLA_MACHINE::split_kv {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTokens = 16;                // tokens a tile: a quarter of a page
+constexpr int kTokens = 16;                // of a tile: a quarter of a page
 constexpr int kStrideQK = kHeadDimQK + 4;  // row strides in floats; + 4 lets 8 neighbouring rows
 constexpr int kStrideS = kTokens + 4;      //   be read (or written) without a bank conflict
 
 template <int kRows>
-struct Plan {
+struct Smem {
   float q[kRows][kStrideQK];
   float kv[kTokens][kStrideQK];              // K; its first 512 columns are V
   float partial_s[kWarps][kRows][kStrideS];  // each warp's share of S
@@ -35,7 +37,7 @@ struct Plan {
 };
 
 // The 16-bit values of a tile on their way from global memory, fetched while the tile before is
-// worked on: 16 threads a token, 16 bytes a thread and turn.
+// worked on: 16 threads per token, one chunk of 16 bytes per thread and turn.
 constexpr int kTokenThreads = kThreads / kTokens;
 constexpr int kTurns = (kHeadDimQK / 8 + kTokenThreads - 1) / kTokenThreads;
 struct Fetch {
@@ -43,7 +45,7 @@ struct Fetch {
 };
 
 // `token_gmem` is this thread's token of the tile [576]; null past the end, where the cache may
-// hold anything: such tokens become 0, for 0 * NaN would be NaN.
+// hold anything: such tokens become 0, because 0 * NaN would be NaN.
 template <typename T>
 __device__ __forceinline__ void fetch_token(const T* token_gmem, Fetch& fetch) {
 #pragma unroll
@@ -58,7 +60,7 @@ __device__ __forceinline__ void fetch_token(const T* token_gmem, Fetch& fetch) {
 
 // The fetched token to shared memory, converted to fp32 once for all rows.
 template <typename T, int kRows>
-__device__ __forceinline__ void store_token(const Fetch& fetch, Plan<kRows>& smem) {
+__device__ __forceinline__ void store_token(const Fetch& fetch, Smem<kRows>& smem) {
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int column = (turn * kTokenThreads + threadIdx.x % kTokenThreads) * 8;
@@ -68,21 +70,11 @@ __device__ __forceinline__ void store_token(const Fetch& fetch, Plan<kRows>& sme
   }
 }
 
-// What blocks have to do, divided out by the host: registers are few.
-struct Items {
-  int group;         // query heads that share a KV head
-  int rows;          // query rows of a KV head
-  int row_tiles;     // tiles of kRows rows, of a KV head
-  unsigned tiles;    // of all KV heads
-  unsigned first;    // item of the grid's first block
-  float scale_log2;  // softmax_scale log2(e)
-};
-
 // One item: a worker, for one tile of kRows packed rows of a KV head.
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
-    decode(Problem problem, Tensors tensors, SplitWorkspace split, Items items) {
-  Plan<kRows>& smem = shared_memory<Plan<kRows>>();
+    decode(Problem problem, Tensors tensors, SplitWorkspace split, SplitItems items) {
+  Smem<kRows>& smem = shared_memory<Smem<kRows>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   // Who holds what. Lanes are numbered so that a read of shared memory finds the same place in lanes
@@ -97,33 +89,19 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   constexpr int kOutRows = kRows / 4;
   const int out_y = lane / 16 * 2 + lane % 2, out_column = warp * 64 + lane / 2 % 8 * 4;
 
-  const unsigned item = items.first + blockIdx.x;
-  // Row tiles first: blocks that run side by side read the same pages.
-  const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
-  const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
-  const int row_end = min(row_begin + kRows, items.rows);
+  const RowTile rows(problem, items, kRows);
 
-  for (PieceCursor at(problem, tensors, split, item / items.tiles); at.more(); at.next()) {
-    const int sequence = at.sequence;
-    const auto visible = [&](int row) {
-      return static_cast<int>(problem.visible_tokens(at.seqlen_k, row / items.group));
-    };
-    const int tokens = min(at.token_end(), visible(row_end - 1));  // the last row sees most
-    const int own_visible = visible(row_begin + own_row);
-    // Row r of the tile in q or out, in vectors.
-    const auto gmem_row = [&](int r) {
-      const int row = row_begin + r;
-      return (int64_t{sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
-             head_kv * items.group + row % items.group;
-    };
+  for (PieceCursor at(problem, tensors, split, rows.worker); at.more(); at.next()) {
+    const int tokens = min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
+    const int own_visible = rows.visible(at.seqlen_k, own_row);
 
     // This thread's token of the tile at `token_begin`.
     const auto token_gmem = [&](int token_begin) -> const T* {
       const int token = token_begin + threadIdx.x / kTokenThreads;
       if (token >= at.token_end()) return nullptr;
-      const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
+      const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
       return static_cast<const T*>(tensors.kv_cache) +
-             cache_row(table, token, problem.num_heads_kv, head_kv) * kHeadDimQK;
+             cache_row(table, token, problem.num_heads_kv, rows.head_kv) * kHeadDimQK;
     };
 
     Fetch fetch;
@@ -131,20 +109,19 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
 
     // Q [kRows, 576] as fp32, for all tiles. Rows past the end: 0.
 #pragma unroll 1
-    for (int piece = threadIdx.x; piece < kRows * kHeadDimQK / 8; piece += kThreads) {
-      const int row = piece / (kHeadDimQK / 8), part = piece % (kHeadDimQK / 8) * 8;
+    for (int chunk = threadIdx.x; chunk < kRows * kHeadDimQK / 8; chunk += kThreads) {
+      const int r = chunk / (kHeadDimQK / 8), column = chunk % (kHeadDimQK / 8) * 8;
       uint4 packed = make_uint4(0, 0, 0, 0);
-      if (row_begin + row < row_end) {
+      if (rows.exists(r)) {
         packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
-                                                 gmem_row(row) * kHeadDimQK + part);
+                                                 rows.place(at.sequence, r) * kHeadDimQK + column);
       }
-      store_as_float<T>(packed, &smem.q[row][part]);
+      store_as_float<T>(packed, &smem.q[r][column]);
     }
 
     float o_rmem[kOutRows][8] = {};
-    float m =
-        -FLT_MAX;  // finite, so that a row without a visible token yet gives 2^(m - m) = 1, not NaN
-    float l = 0;   // this thread's part of the row sum
+    float m = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet, not NaN
+    float l = 0;         // of this thread's tokens
 
     for (int token_begin = at.token_begin(); token_begin < tokens; token_begin += kTokens) {
       store_token<T>(fetch, smem);
@@ -249,8 +226,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       __syncthreads();  // K, P and a have been read: the next tile may overwrite them
     }
 
-    // O / l and ln 2 (m + log2 l): final, or this piece's part. A row that saw nothing: out = 0, lse =
-    // +inf, or -inf in a part.
+    // out = O / l, lse = ln 2 (m + log2 l): final, or a part. A row that saw nothing: out = 0, lse = +inf,
+    // or -inf in a part.
 #pragma unroll
     for (int offset = 1; offset < kRowThreads; offset *= 2) {
       l += __shfl_xor_sync(0xffffffff, l, offset);
@@ -258,27 +235,23 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     const int slot = at.slot();
     if (threadIdx.x % kRowThreads == 0) {
       const bool saw_something = own_visible > at.token_begin();
-      const float lse = 0.693147181f * (m + log2f(l));
-      const int row = row_begin + own_row;
+      const float lse = kLn2 * (m + log2f(l));
       smem.rescale[own_row] = saw_something ? 1 / l : 0;
       smem.out_row[own_row] = -1;
-      if (row < row_end && slot >= 0) {
-        const int64_t slot_row =
-            (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
-        split.lse_partial[slot_row] = saw_something ? lse : -INFINITY;
-        smem.out_row[own_row] = slot_row;
-      } else if (row < row_end) {
-        const int64_t head =
-            int64_t{sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
-        tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
-        smem.out_row[own_row] = gmem_row(own_row);
+      if (rows.exists(own_row) && slot >= 0) {
+        const int64_t place = rows.slot_place(slot, own_row);
+        split.lse_partial[place] = saw_something ? lse : -INFINITY;
+        smem.out_row[own_row] = place;
+      } else if (rows.exists(own_row)) {
+        tensors.lse[rows.lse_place(at.sequence, own_row)] = saw_something ? lse : INFINITY;
+        smem.out_row[own_row] = rows.place(at.sequence, own_row);
       }
     }
     __syncthreads();  // 1 / l and the rows' places are there
 #pragma unroll
     for (int i = 0; i < kOutRows; ++i) {
-      const int64_t place = smem.out_row[out_y + 4 * i] * kHeadDimV + out_column;
-      if (place < 0) continue;
+      const int64_t first = smem.out_row[out_y + 4 * i] * kHeadDimV + out_column;
+      if (first < 0) continue;
       const float inverse_l = smem.rescale[out_y + 4 * i];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -286,10 +259,10 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
                             o_rmem[i][4 * half + 2] * inverse_l,
                             o_rmem[i][4 * half + 3] * inverse_l};
         if (slot >= 0) {
-          *reinterpret_cast<float4*>(split.out_partial + place + 32 * half) =
+          *reinterpret_cast<float4*>(split.out_partial + first + 32 * half) =
               make_float4(o[0], o[1], o[2], o[3]);
         } else {
-          store_rounded(o, static_cast<T*>(tensors.out) + place + 32 * half);
+          store_rounded(o, static_cast<T*>(tensors.out) + first + 32 * half);
         }
       }
     }

@@ -13,16 +13,16 @@ namespace kernel = split_kv;
 static_assert(kPageSize % kernel::kTokens == 0, "a tile lies in one page");
 static_assert(kHeadDimQK % (4 * kernel::kWarps) == 0, "S is split over the warps in whole float4s");
 static_assert(kHeadDimV == 64 * kernel::kWarps, "O is split over the warps by 64 columns");
-static_assert(sizeof(kernel::Plan<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
-static_assert(sizeof(kernel::Plan<32>) <= 166912, "32 rows fit sm_80's");
-static_assert(sizeof(kernel::Plan<16>) <= 101376, "16 rows fit any device's from sm_80 on");
+static_assert(sizeof(kernel::Smem<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
+static_assert(sizeof(kernel::Smem<32>) <= 166912, "32 rows fit sm_80's");
+static_assert(sizeof(kernel::Smem<16>) <= 101376, "16 rows fit any device's from sm_80 on");
 
 // Rows a block: the fewest that hold all rows of a KV head, as far as the device's shared memory
 // goes.
 int rows_per_tile(const Problem& problem, const DeviceLimits& limits) {
   const int rows = problem.rows_per_kv_head();
-  if (rows > 32 && sizeof(kernel::Plan<64>) <= limits.max_shared_bytes) return 64;
-  if (rows > 16 && sizeof(kernel::Plan<32>) <= limits.max_shared_bytes) return 32;
+  if (rows > 32 && sizeof(kernel::Smem<64>) <= limits.max_shared_bytes) return 64;
+  if (rows > 16 && sizeof(kernel::Smem<32>) <= limits.max_shared_bytes) return 32;
   return 16;
 }
 
@@ -38,18 +38,10 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, void* worksp
                     const DeviceLimits& limits, Stream stream) {
   const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
-  kernel::Items items;
-  items.group = problem.group_size();
-  items.rows = problem.rows_per_kv_head();
-  items.row_tiles = shape.row_tiles / problem.num_heads_kv;
-  items.tiles = static_cast<unsigned>(shape.row_tiles);
-  items.scale_log2 = problem.softmax_scale * 1.44269504f;
-  const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
-  for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
-    MLA_RETURN_IF_ERROR(launch(kernel::decode<T, kRows>, grid_for(count - items.first),
-                               kernel::kThreads, sizeof(kernel::Plan<kRows>), stream, problem,
-                               tensors, split, items));
-  }
+  MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
+    return launch(kernel::decode<T, kRows>, grid, kernel::kThreads, sizeof(kernel::Smem<kRows>),
+                  stream, problem, tensors, split, items);
+  }));
   return launch_combine(problem, shape, split, tensors, stream);
 }
 

@@ -18,10 +18,10 @@ using Rows16 = Tiling<16, 32, 1, 4, 1>;      // any device from sm_80 on; two bl
 using Rows32 = Tiling<32, 32, 2, 2, 1>;      // sm_80; two blocks on Hopper
 using Rows64 = Tiling<64, 32, 2, 2, 2>;      // sm_80
 using Rows64Wide = Tiling<64, 64, 2, 2, 2>;  // Hopper
-static_assert(sizeof(kernel::Plan<Rows16>) <= 101376, "99 KB");
-static_assert(sizeof(kernel::Plan<Rows32>) <= 115712, "two blocks in 228 KB");
-static_assert(sizeof(kernel::Plan<Rows64>) <= 166912, "163 KB");
-static_assert(sizeof(kernel::Plan<Rows64Wide>) <= 232448, "227 KB");
+static_assert(sizeof(kernel::Smem<Rows16>) <= 101376, "99 KB");
+static_assert(sizeof(kernel::Smem<Rows32>) <= 115712, "two blocks in 228 KB");
+static_assert(sizeof(kernel::Smem<Rows64>) <= 166912, "163 KB");
+static_assert(sizeof(kernel::Smem<Rows64Wide>) <= 232448, "227 KB");
 
 template <typename Tile>
 constexpr int kBlocks = Tile::kRows <= 32 ? 2 : 1;  // that registers leave room for
@@ -32,9 +32,9 @@ template <typename F>
 auto visit_tiling(const Problem& problem, const DeviceLimits& limits, F&& f) {
   const int rows = problem.rows_per_kv_head();
   const auto fits = [&](size_t bytes) { return bytes <= limits.max_shared_bytes; };
-  if (rows > 32 && fits(sizeof(kernel::Plan<Rows64Wide>))) return f(Rows64Wide{});
-  if (rows > 32 && fits(sizeof(kernel::Plan<Rows64>))) return f(Rows64{});
-  if (rows > 16 && fits(sizeof(kernel::Plan<Rows32>))) return f(Rows32{});
+  if (rows > 32 && fits(sizeof(kernel::Smem<Rows64Wide>))) return f(Rows64Wide{});
+  if (rows > 32 && fits(sizeof(kernel::Smem<Rows64>))) return f(Rows64{});
+  if (rows > 16 && fits(sizeof(kernel::Smem<Rows32>))) return f(Rows32{});
   return f(Rows16{});
 }
 
@@ -42,7 +42,7 @@ template <typename Tile>
 PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
   constexpr size_t kReserved = 1024;  // of shared memory, for every block
   const size_t resident =
-      (limits.max_shared_bytes + kReserved) / (sizeof(kernel::Plan<Tile>) + kReserved);
+      (limits.max_shared_bytes + kReserved) / (sizeof(kernel::Smem<Tile>) + kReserved);
   const int tiles = row_tiles_of(problem, Tile::kRows);
   const int blocks = std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>);
   return {.row_tiles = tiles,
@@ -59,23 +59,14 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
               const DeviceLimits& limits, Stream stream) {
   const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
-  kernel::Items items;
-  items.group = problem.group_size();
-  items.rows = problem.rows_per_kv_head();
-  items.row_tiles = shape.row_tiles / problem.num_heads_kv;
-  items.tiles = static_cast<unsigned>(shape.row_tiles);
-  items.scale_log2 = problem.softmax_scale * 1.44269504f;
-  const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
-  for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
-    MLA_RETURN_IF_ERROR(visit_dtype(problem.dtype, [&](auto zero) {
-      using T = decltype(zero);
+  MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
+    return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
-        return launch(kernel::decode<T, Tile, kBlocks<Tile>>, grid_for(count - items.first),
-                      Tile::kThreads, sizeof(kernel::Plan<Tile>), stream, problem, tensors, split,
-                      items);
+        return launch(kernel::decode<decltype(zero), Tile, kBlocks<Tile>>, grid, Tile::kThreads,
+                      sizeof(kernel::Smem<Tile>), stream, problem, tensors, split, items);
       });
-    }));
-  }
+    });
+  }));
   return launch_combine(problem, shape, split, tensors, stream);
 }
 

@@ -1,72 +1,58 @@
 // 06_wgmma: both products by wgmma, which reads shared memory itself: Q, K, P and V lie there in the
 // swizzled layout that it knows, and no warp loads a fragment any more. Two warpgroups share a tile:
 //
-//   S = Q K^T      [64, 64]   a warpgroup has all 64 rows and 32 of the 64 tokens
+//   S = Q K^T      [64, 64]   per warpgroup all 64 rows and 32 of the 64 tokens
 //   P = 2^(scale log2(e) S - m), l = l + rowsum P;  m is seldom moved, and then O = a O, l = a l
-//   O = O + P V    [64, 512]  a warpgroup has all 64 rows and 256 of the 512 columns
+//   O = O + P V    [64, 512]  per warpgroup all 64 rows and 256 of the 512 columns
 //
 // Both need all of P, so it goes through shared memory. K comes by cp.async into one of two buffers;
 // the plan, the combine and the seldom moved m are those of stages 04 and 05.
 #pragma once
 
 #include <cfloat>
-#include <type_traits>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx_sm90.h"
-#include "stages/common/split/split_items.h"
+#include "stages/common/softmax.h"
 #include "stages/common/split/piece_cursor.h"
+#include "stages/common/split/split_items.h"
 
 namespace mla::MLA_MACHINE::wgmma {
 
 constexpr int kThreads = 256;            // two warpgroups
 constexpr int kRows = 64, kTokens = 64;  // of a tile
 constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
-constexpr int kColumns = kHeadDimV / 2;  // of O, a warpgroup
-constexpr int kOwnTokens = kTokens / 2;  // of S, a warpgroup
+constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
+constexpr int kOwnTokens = kTokens / 2;  // of S, per warpgroup
 constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
 static_assert(kTokens == kPageSize, "a tile is a page");
 
-// A box: rows of 128 bytes. Piece c of row r, 16 bytes, lies where piece c ^ (r % 8) would: wgmma's
+// A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
 // 128-byte swizzle.
 using Box = uint4[64][8];
 
-struct Plan {
+struct Smem {
   Box q[kBoxes];
   Box kv[2][kBoxes];        // K; its first 8 boxes are V
   Box p;                    // [64 rows, 64 tokens]
   float row_max[2][kRows];  // of a warpgroup's tokens
   float row_sum[2][kRows];
 };
-static_assert(sizeof(Plan) <= 232448, "227 KB");
+static_assert(sizeof(Smem) <= 232448, "227 KB");
 
-// See stage 05.
-template <typename T>
-constexpr float kLargestP = std::is_same_v<T, float16> ? 15 : 0;
-constexpr float kHeadroom = 8;
-
-// Two floats as two 16-bit values of one register, the first one low.
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t packed;
-  T* value = reinterpret_cast<T*>(&packed);
-  value[0] = from_float<T>(low);
-  value[1] = from_float<T>(high);
-  return packed;
-}
-
-// Starts copying 64 rows of 576 values to boxes: row(r) is where row r is, null for zeros. 8 threads a
-// row, 128 bytes a turn.
+// Starts copying 64 rows of 576 values to boxes: row(r) is where row r is, null for zeros. 8 threads per
+// row, 128 bytes per turn.
 template <typename Row>
 __device__ __forceinline__ void copy_rows(Box* boxes_smem, const void* any_gmem, const Row& row) {
-  const int piece = threadIdx.x % 8;
+  const int chunk = threadIdx.x % 8;
 #pragma unroll 1
   for (int r = threadIdx.x / 8; r < 64; r += kThreads / 8) {
     const uint4* source = row(r);
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
-      ptx::cp_async_16(&boxes_smem[box][r][piece ^ r % 8],
-                       source == nullptr ? any_gmem : source + box * 8 + piece,
+      ptx::cp_async_16(&boxes_smem[box][r][chunk ^ r % 8],
+                       source == nullptr ? any_gmem : source + box * 8 + chunk,
                        source == nullptr ? 0 : 16);
     }
   }
@@ -76,48 +62,45 @@ __device__ __forceinline__ void copy_rows(Box* boxes_smem, const void* any_gmem,
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(Problem problem, Tensors tensors, SplitWorkspace split, SplitItems items) {
-  constexpr float kBound = kLargestP<T> == 15 ? 32768 : 1;  // 2^kLargestP
-  auto& smem = shared_memory<Plan>();
+  auto& smem = shared_memory<Smem>();
   const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
   const int own_token = warpgroup * kOwnTokens + lane % 4 * 2;
-
-  const unsigned item = items.first + blockIdx.x;
-  // Row tiles first: blocks that run side by side read the same pages.
-  const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
-  const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
-  PieceCursor at(problem, tensors, split, item / items.tiles);
-
-  // Row r of the tile in q or out.
-  const auto gmem_row = [&](int r) {
-    const int row = row_begin + r;
-    return (int64_t{at.sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
-           head_kv * items.group + row % items.group;
+  const RowTile rows(problem, items, kRows);
+  PieceCursor at(problem, tensors, split, rows.worker);
+  const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
+  const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
+    return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
-  const auto visible = [&](int r) {  // tokens that row r of the tile sees
-    return static_cast<int>(problem.visible_tokens(at.seqlen_k, (row_begin + r) / items.group));
-  };
+  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
+  const ptx::MatrixDescriptor p = ptx::matrix_descriptor(smem.p, 0, 1024);
+
+  // Of the piece:
+  float o_rmem[kColumns / 8][4];  // [64, kColumns]
+  float m[2] = {};
+  float l[2] = {};     // of this thread's tokens
+  int own_visible[2];  // tokens that the thread's two rows see
+  int all_visible;     // tokens that all rows see
+  int buffer;          // of the tile
+
+  // Rows past the last become 0.
   const auto copy_q = [&] {
     copy_rows(smem.q, tensors.q, [&](int r) -> const uint4* {
-      if (row_begin + r >= items.rows) return nullptr;
-      return static_cast<const uint4*>(tensors.q) + gmem_row(r) * (kHeadDimQK / 8);
+      if (!rows.exists(r)) return nullptr;
+      return static_cast<const uint4*>(tensors.q) + rows.place(at.sequence, r) * (kHeadDimQK / 8);
     });
   };
   // Tokens past the end become 0: the cache may hold anything there, and 0 * NaN would be NaN.
-  const auto copy_kv = [&](int token_begin, int buffer) {
+  const auto copy_kv = [&](int token_begin, int to) {
     const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
     const uint4* tile_gmem =
         static_cast<const uint4*>(tensors.kv_cache) +
-        cache_row(table, token_begin, problem.num_heads_kv, head_kv) * (kHeadDimQK / 8);
-    copy_rows(smem.kv[buffer], tensors.kv_cache, [&](int r) -> const uint4* {
+        cache_row(table, token_begin, problem.num_heads_kv, rows.head_kv) * (kHeadDimQK / 8);
+    copy_rows(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
       if (token_begin + r >= at.seqlen_k) return nullptr;
       return tile_gmem + int64_t{r} * problem.num_heads_kv * (kHeadDimQK / 8);
     });
-  };
-  // The last row sees most: tokens that some row of the tile sees.
-  const auto visible_end = [&] {
-    return min(at.token_end(), visible(min(kRows, items.rows - row_begin) - 1));
   };
   const auto begin_piece = [&] {
     if (at.more() && at.token_begin() < visible_end()) {
@@ -126,133 +109,106 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::cp_async_commit_group();
   };
-
-  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
-  const ptx::MatrixDescriptor p = ptx::matrix_descriptor(smem.p, 0, 1024);
-
-  begin_piece();
-  while (at.more()) {
-    float o_rmem[kColumns / 8][4] = {};
-    float m[2] = {-FLT_MAX, -FLT_MAX};  // finite: 2^(m - m) is 1 for a row that sees nothing yet
-    float l[2] = {0, 0};                // of this thread's tokens
-    const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
-    const int all_visible = min(at.token_end(), visible(0));  // tokens that all rows see
-    const int end = visible_end();
-
-    int buffer = 0;
-    for (int token_begin = at.token_begin(); token_begin < end; token_begin += kTokens) {
-      // What cp.async wrote, wgmma reads through the asynchronous proxy: each thread fences its own
-      // part, and then all meet.
-      ptx::cp_async_wait_group<0>();
-      ptx::fence_proxy_async();
-      __syncthreads();  // the tile is there; the other buffer and P have been read
-
-      // S = Q K^T  [64, kOwnTokens], 16 columns a step
-      const auto& kv = smem.kv[buffer];
-      const ptx::MatrixDescriptor k =
-          ptx::matrix_descriptor(kv[0][warpgroup * kOwnTokens], 0, 1024);
-      float s_rmem[kOwnTokens / 8][4];
-      ptx::wgmma_fence(s_rmem);
+  // S = Q K^T  [64, kOwnTokens], 16 columns per step. To be waited for.
+  const auto issue_qk = [&](float(&s_rmem)[kOwnTokens / 8][4]) {
+    const ptx::MatrixDescriptor k =
+        ptx::matrix_descriptor(smem.kv[buffer][0][warpgroup * kOwnTokens], 0, 1024);
+    ptx::wgmma_fence(s_rmem);
 #pragma unroll
-      for (int step = 0; step < kHeadDimQK / 16; ++step) {
-        const int offset = (step / 4 * kBoxBytes + step % 4 * 32) / 16;
-        ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, step > 0);
-      }
-      ptx::wgmma_commit_group();
-      buffer ^= 1;
-      if (token_begin + kTokens < end) copy_kv(token_begin + kTokens, buffer);  // meanwhile
-      ptx::cp_async_commit_group();
-      ptx::wgmma_wait_group<0>(s_rmem);
-
-      // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction
-      // of m below: else the largest S of a row might exceed the m made of it, and P its bound, for ever.
-#pragma unroll
-      for (int n = 0; n < kOwnTokens / 8; ++n) {
-        for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
-      }
-      if (token_begin + kTokens > all_visible) {
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; ++n) {
-          for (int j = 0; j < 4; ++j) {
-            const int token = token_begin + own_token + n * 8 + j % 2;
-            if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
-          }
-        }
-      }
-
-      // P = 2^(S - m); l = l + rowsum P. m stays as long as no P exceeds the bound; when one does, as in
-      // the first tile, m moves, and P is made again.
-      for (;;) {
-        bool exceeds = false;
-        float sum[2] = {0, 0};
-        uint32_t p_rmem[kOwnTokens / 8][2];
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
-            const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
-            exceeds |= p0 > kBound || p1 > kBound;
-            sum[i] += p0 + p1;
-            p_rmem[n][i] = pack<T>(p0, p1);
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; n += 2) {  // 16 rows, 16 tokens
-          const uint32_t four[4] = {p_rmem[n][0], p_rmem[n][1], p_rmem[n + 1][0], p_rmem[n + 1][1]};
-          const int row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-          const int piece = warpgroup * (kOwnTokens / 8) + n + lane / 16;
-          ptx::stmatrix_x4(&smem.p[row][piece ^ row % 8], four);
-        }
-        ptx::fence_proxy_async();
-        if (!__syncthreads_or(exceeds)) {  // also: P is there, for wgmma
-          l[0] += sum[0];
-          l[1] += sum[1];
-          break;
-        }
-        // m' = max(m, rowmax S + kHeadroom - kLargestP); a = 2^(m - m'); l = a l; O = a O
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float largest = -INFINITY;
-          for (int n = 0; n < kOwnTokens / 8; ++n) {
-            largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
-          }
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-          if (lane % 4 == 0) smem.row_max[warpgroup][own_row + 8 * i] = largest;
-        }
-        __syncthreads();  // the maxima of both warpgroups are there
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float largest =
-              fmaxf(smem.row_max[0][own_row + 8 * i], smem.row_max[1][own_row + 8 * i]);
-          const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
-          const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
-          m[i] = m_new;
-          l[i] *= a;
-#pragma unroll
-          for (int n = 0; n < kColumns / 8; ++n) {
-            o_rmem[n][2 * i] *= a;
-            o_rmem[n][2 * i + 1] *= a;
-          }
-        }
-      }
-
-      // O = O + P V  [64, kColumns], 16 tokens a step
-      const ptx::MatrixDescriptor v =
-          ptx::matrix_descriptor(kv[warpgroup * (kColumns / 64)], kBoxBytes, 1024);
-      ptx::wgmma_fence(o_rmem);
-#pragma unroll
-      for (int t = 0; t < kTokens; t += 16) {
-        ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p + t * 2 / 16, v + t * 128 / 16, true);
-      }
-      ptx::wgmma_commit_group();
-      ptx::wgmma_wait_group<0>(o_rmem);
+    for (int step = 0; step < kHeadDimQK / 16; ++step) {
+      const int offset = (step / 4 * kBoxBytes + step % 4 * 32) / 16;
+      ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, step > 0);
     }
-
-    // Row sums of both warpgroups. Without a tile there was no barrier yet behind the reads of the sums of
-    // the piece before.
-    if (at.token_begin() >= end) __syncthreads();
+    ptx::wgmma_commit_group();
+  };
+  // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m:
+  // else the largest S of a row might exceed the m made of it, and P its bound, for ever.
+  const auto scale_and_mask = [&](float(&s_rmem)[kOwnTokens / 8][4], int token_begin) {
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
+    }
+    if (token_begin + kTokens <= all_visible) return;
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) {
+        const int token = token_begin + own_token + n * 8 + j % 2;
+        if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
+      }
+    }
+  };
+  // P = 2^(S - m), l = l + rowsum P. False, with l as it was, if some P of any thread exceeds the bound.
+  const auto softmax = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
+    bool exceeds = false;
+    float sum[2] = {0, 0};
+    uint32_t p_rmem[kOwnTokens / 8][2];
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
+        const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
+        exceeds |= p0 > kBound<T> || p1 > kBound<T>;
+        sum[i] += p0 + p1;
+        p_rmem[n][i] = pack<T>(p0, p1);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; n += 2) {  // 16 rows, 16 tokens
+      const uint32_t four[4] = {p_rmem[n][0], p_rmem[n][1], p_rmem[n + 1][0], p_rmem[n + 1][1]};
+      const int row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+      const int chunk = warpgroup * (kOwnTokens / 8) + n + lane / 16;
+      ptx::stmatrix_x4(&smem.p[row][chunk ^ row % 8], four);
+    }
+    ptx::fence_proxy_async();
+    if (__syncthreads_or(exceeds)) return false;  // also: P is there, for wgmma
+    l[0] += sum[0];
+    l[1] += sum[1];
+    return true;
+  };
+  // m' = max(m, rowmax S + kHeadroom - kLargestP), a = 2^(m - m'), l = a l, O = a O
+  const auto rescale = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float largest = -INFINITY;
+      for (int n = 0; n < kOwnTokens / 8; ++n) {
+        largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+      if (lane % 4 == 0) smem.row_max[warpgroup][own_row + 8 * i] = largest;
+    }
+    __syncthreads();  // the maxima of both warpgroups are there
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float largest =
+          fmaxf(smem.row_max[0][own_row + 8 * i], smem.row_max[1][own_row + 8 * i]);
+      const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
+      const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+      m[i] = m_new;
+      l[i] *= a;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        o_rmem[n][2 * i] *= a;
+        o_rmem[n][2 * i + 1] *= a;
+      }
+    }
+  };
+  // O = O + P V  [64, kColumns], 16 tokens per step. To be waited for.
+  const auto issue_pv = [&] {
+    const ptx::MatrixDescriptor v =
+        ptx::matrix_descriptor(smem.kv[buffer][warpgroup * (kColumns / 64)], kBoxBytes, 1024);
+    ptx::wgmma_fence(o_rmem);
+#pragma unroll
+    for (int t = 0; t < kTokens; t += 16) {
+      ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p + t * 2 / 16, v + t * 128 / 16, true);
+    }
+    ptx::wgmma_commit_group();
+  };
+  // lse = ln 2 (m + log2 l), with l the sum of both warpgroups' tokens; and, of the thread's two rows,
+  // 1 / l and the place in out or out_partial, -1 for none. A row that saw nothing: out = 0, lse = +inf,
+  // or -inf in a part.
+  const auto write_lse = [&](float(&inverse_l)[2], int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
@@ -260,33 +216,28 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
     }
     __syncthreads();  // the sums are there; Q and K have been read
-    float inverse_l[2];
-    int64_t place[2];  // of the row in out or out_partial, in rows; -1: nowhere
-    const int slot = at.slot();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int r = own_row + 8 * i, row = row_begin + r;
+      const int r = own_row + 8 * i;
       const float sum = smem.row_sum[0][r] + smem.row_sum[1][r];
       const bool saw_something = own_visible[i] > at.token_begin();
       inverse_l[i] = saw_something ? 1 / sum : 0;
-      const float lse = 0.693147181f * (m[i] + log2f(sum));  // ln 2 (m + log2 l)
+      const float lse = kLn2 * (m[i] + log2f(sum));
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
       place[i] = -1;
-      // A row that saw nothing: out = 0, lse = +inf, or -inf in a part.
-      if (row < items.rows && slot >= 0) {
-        place[i] = (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
+      if (rows.exists(r) && slot >= 0) {
+        place[i] = rows.slot_place(slot, r);
         if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
-      } else if (row < items.rows) {
-        place[i] = gmem_row(r);
-        const int64_t head =
-            int64_t{at.sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
+      } else if (rows.exists(r)) {
+        place[i] = rows.place(at.sequence, r);
         if (writes_lse) {
-          tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
+          tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
         }
       }
     }
-    at.next();
-    begin_piece();  // the next piece's Q and K come while O is written
+  };
+  // out = O / l
+  const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
@@ -303,6 +254,51 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
+  };
+
+  begin_piece();
+  while (at.more()) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      for (int j = 0; j < 4; ++j) o_rmem[n][j] = 0;
+    }
+    m[0] = m[1] = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet
+    l[0] = l[1] = 0;
+    own_visible[0] = visible(own_row);
+    own_visible[1] = visible(own_row + 8);
+    all_visible = min(at.token_end(), visible(0));
+    const int end = visible_end();
+    buffer = 0;
+
+    for (int token_begin = at.token_begin(); token_begin < end;
+         token_begin += kTokens, buffer ^= 1) {
+      float s_rmem[kOwnTokens / 8][4];
+      // What cp.async wrote, wgmma reads through the asynchronous proxy: each thread fences what it
+      // copied itself, and then all meet.
+      ptx::cp_async_wait_group<0>();
+      ptx::fence_proxy_async();
+      __syncthreads();  // the tile is there; the other buffer and P have been read
+      issue_qk(s_rmem);
+      if (token_begin + kTokens < end) copy_kv(token_begin + kTokens, buffer ^ 1);  // meanwhile
+      ptx::cp_async_commit_group();
+      ptx::wgmma_wait_group<0>(s_rmem);
+      scale_and_mask(s_rmem, token_begin);
+      // m stays as long as no P exceeds the bound; when one does, as in the first tile, m moves, and P is
+      // made again.
+      while (!softmax(s_rmem)) rescale(s_rmem);
+      issue_pv();
+      ptx::wgmma_wait_group<0>(o_rmem);
+    }
+
+    // Without a tile there was no barrier yet behind the reads of the sums of the piece before.
+    if (at.token_begin() >= end) __syncthreads();
+    float inverse_l[2];
+    int64_t place[2];
+    const int slot = at.slot();
+    write_lse(inverse_l, place, slot);
+    at.next();
+    begin_piece();  // the next piece's Q and K come while O is written
+    write_out(inverse_l, place, slot);
   }
 }
 

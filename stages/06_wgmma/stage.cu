@@ -22,7 +22,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
   const SplitWorkspace split = split_workspace(problem, shape, workspace);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads, sizeof(kernel::Plan),
+      return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads, sizeof(kernel::Smem),
                     stream, problem, tensors, split, items);
     });
   }));

@@ -1,4 +1,4 @@
-// 07_tma_pipeline: K comes by TMA, sent for by a thread of its own. Nine boxes of 64 columns a tile, each
+// 07_tma_pipeline: K comes by TMA, sent for by a thread of its own. Nine boxes of 64 columns per tile, each
 // with an mbarrier, so that S begins when the first box is there; two tiles, each with an mbarrier by
 // which the warpgroups say that it has been read.
 //
@@ -10,85 +10,61 @@
 #pragma once
 
 #include <cfloat>
-#include <type_traits>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx_sm90.h"
-#include "stages/common/split/split_items.h"
+#include "stages/common/softmax.h"
 #include "stages/common/split/piece_cursor.h"
+#include "stages/common/split/split_items.h"
 #include "stages/common/timeline.h"
 
 namespace mla::MLA_MACHINE::tma_pipeline {
 
 constexpr int kConsumers = 256;             // two warpgroups
 constexpr int kThreads = kConsumers + 128;  // and the producer's
-// Registers a thread. A block starts with 168 for each of its 384 threads, and asking for more than there
-// are in all would wait for ever.
+// Registers per thread. A block starts with 168 for each of its 384 threads, and asking for more than
+// there are in all would wait for ever.
 constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
 static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= 168 * kThreads);
 constexpr int kRows = 64, kTokens = 64;  // of a tile
 constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
-constexpr int kColumns = kHeadDimV / 2;  // of O, a warpgroup
-constexpr int kOwnTokens = kTokens / 2;  // of S, a warpgroup
+constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
+constexpr int kOwnTokens = kTokens / 2;  // of S, per warpgroup
 constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
 static_assert(kTokens == kPageSize, "a tile is a page");
 
-// A box: rows of 128 bytes. Piece c of row r, 16 bytes, lies where piece c ^ (r % 8) would: wgmma's
+// A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
 // 128-byte swizzle.
 using Box = uint4[64][8];
 
-struct Plan {
+struct Smem {
   Box q[kBoxes];
   Box kv[2][kBoxes];        // K; its first 8 boxes are V
   Box p;                    // [64 rows, 64 tokens]
   float row_max[2][kRows];  // of a warpgroup's tokens
   float row_sum[2][kRows];
-  ptx::Mbarrier full[2]
-                    [kBoxes];  // 1 arrival, the producer's, and the box's bytes: the box is there
-  ptx::Mbarrier empty[2];      // 8 arrivals, the consumers' warps: the tile has been read
+  ptx::Mbarrier full[2][kBoxes];  // 1 arrival, the producer's, and a box's bytes: the box is there
+  ptx::Mbarrier empty[2];         // 8 arrivals, the consumers' warps: the tile has been read
 };
-static_assert(sizeof(Plan) <= 232448, "227 KB");
+static_assert(sizeof(Smem) <= 232448, "227 KB");
 
 constexpr int kAllConsumers = 1;  // named barrier: 256 sync
-
-// See stage 05.
-template <typename T>
-constexpr float kLargestP = std::is_same_v<T, float16> ? 15 : 0;
-constexpr float kHeadroom = 8;
-
-// Two floats as two 16-bit values of one register, the first one low.
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t packed;
-  T* value = reinterpret_cast<T*>(&packed);
-  value[0] = from_float<T>(low);
-  value[1] = from_float<T>(high);
-  return packed;
-}
 
 // One item: a worker, for one tile of rows of a KV head.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
            SplitWorkspace split, SplitItems items) {
-  constexpr float kBound = kLargestP<T> == 15 ? 32768 : 1;  // 2^kLargestP
-  auto& smem = shared_memory<Plan>();
+  auto& smem = shared_memory<Smem>();
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int lane = threadIdx.x % 32;
-
-  const unsigned item = items.first + blockIdx.x;
-  // Row tiles first: blocks that run side by side read the same pages.
-  const int head_kv = static_cast<int>(item % items.tiles) / items.row_tiles;
-  const int row_begin = static_cast<int>(item % items.tiles) % items.row_tiles * kRows;
-  PieceCursor at(problem, tensors, split, item / items.tiles);
-
-  const auto visible = [&](int r) {  // tokens that row r of the tile sees
-    return static_cast<int>(problem.visible_tokens(at.seqlen_k, (row_begin + r) / items.group));
-  };
-  // The last row sees most: tokens that some row of the tile sees.
-  const auto visible_end = [&] {
-    return min(at.token_end(), visible(min(kRows, items.rows - row_begin) - 1));
+  const RowTile rows(problem, items, kRows);
+  PieceCursor at(problem, tensors, split, rows.worker);
+  const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
+  const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
+    return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
 
   if (threadIdx.x == kConsumers) {
@@ -102,13 +78,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   using timeline::Phase;
   const auto track = static_cast<timeline::Track>(warpgroup);
-
+  int buffer = 0;
   if (warpgroup == 2) {  // the producer
     ptx::setmaxnreg_dec<kProducerRegisters>();
     if (threadIdx.x != kConsumers) return;
     timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
-    int buffer = 0, parity = 1;  // of empty: new barriers let the first copies pass
+    int parity = 1;  // of empty: new barriers let the first copies pass
     for (; at.more(); at.next()) {
       const int end = visible_end();
       const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
@@ -119,8 +95,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         timeline::enter(track, Phase::kIssueCopy);
         for (int box = 0; box < kBoxes; ++box) {
           ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, head_kv, 0, page,
-                                       &smem.full[buffer][box], policy);
+          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, rows.head_kv, 0,
+                                       page, &smem.full[buffer][box], policy);
         }
         parity ^= buffer;
         buffer ^= 1;
@@ -135,179 +111,161 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
   const int own_token = warpgroup * kOwnTokens + lane % 4 * 2;
+  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
+  const ptx::MatrixDescriptor p = ptx::matrix_descriptor(smem.p, 0, 1024);
+  int parity = 0;  // of full
 
-  // Row r of the tile in q or out.
-  const auto gmem_row = [&](int r) {
-    const int row = row_begin + r;
-    return (int64_t{at.sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
-           head_kv * items.group + row % items.group;
-  };
-  // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads a row.
+  // Of the piece:
+  float o_rmem[kColumns / 8][4];  // [64, kColumns]
+  float m[2] = {};
+  float l[2] = {};     // of this thread's tokens
+  int own_visible[2];  // tokens that the thread's two rows see
+  int all_visible;     // tokens that all rows see
+
+  // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads per row.
   const auto copy_q = [&] {
     if (at.more() && at.token_begin() < visible_end()) {
-      const int piece = threadIdx.x % 8;
+      const int chunk = threadIdx.x % 8;
 #pragma unroll 1
       for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
-        const bool exists = row_begin + r < items.rows;
+        const bool exists = rows.exists(r);
         const uint4* source = static_cast<const uint4*>(tensors.q);
-        if (exists) source += gmem_row(r) * (kHeadDimQK / 8) + piece;
+        if (exists) source += rows.place(at.sequence, r) * (kHeadDimQK / 8) + chunk;
 #pragma unroll
         for (int box = 0; box < kBoxes; ++box) {
-          ptx::cp_async_16(&smem.q[box][r][piece ^ r % 8], exists ? source + box * 8 : source,
+          ptx::cp_async_16(&smem.q[box][r][chunk ^ r % 8], exists ? source + box * 8 : source,
                            exists ? 16 : 0);
         }
       }
     }
     ptx::cp_async_commit_group();
   };
-
-  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
-  const ptx::MatrixDescriptor p = ptx::matrix_descriptor(smem.p, 0, 1024);
-  int buffer = 0, parity = 0;  // of full
-
-  copy_q();
-  while (at.more()) {
-    float o_rmem[kColumns / 8][4] = {};
-    float m[2] = {-FLT_MAX, -FLT_MAX};  // finite: 2^(m - m) is 1 for a row that sees nothing yet
-    float l[2] = {0, 0};                // of this thread's tokens
-    const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
-    const int all_visible = min(at.token_end(), visible(0));  // tokens that all rows see
-    const int end = visible_end();
-
-    ptx::cp_async_wait_group<0>();
-    ptx::fence_proxy_async();
-    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma
-
-    for (int token_begin = at.token_begin(); token_begin < end; token_begin += kTokens) {
-      auto& kv = smem.kv[buffer];
-      // The cache may hold anything behind a sequence's end, and 0 * NaN would be NaN: V becomes 0 there.
-      if (const int tokens = at.seqlen_k - token_begin; tokens < kTokens) {
-        for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_wait(&smem.full[buffer][box], parity);
-        for (int i = tokens * 8 + threadIdx.x; i < kTokens * 8; i += kConsumers) {
-          for (int box = 0; box < kHeadDimV / 64; ++box) {
-            kv[box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
-          }
-        }
-        ptx::fence_proxy_async();
-        ptx::barrier_sync(kAllConsumers, kConsumers);  // all zeros are there
+  // S = Q K^T  [64, kOwnTokens], box by box, 16 columns per step. To be waited for.
+  const auto issue_qk = [&](float(&s_rmem)[kOwnTokens / 8][4]) {
+    const ptx::MatrixDescriptor k =
+        ptx::matrix_descriptor(smem.kv[buffer][0][warpgroup * kOwnTokens], 0, 1024);
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      if (box == 0) timeline::enter(track, Phase::kWaitCopy);
+      ptx::mbarrier_wait(&smem.full[buffer][box], parity);
+      if (box == 0) {
+        timeline::enter(track, Phase::kQk);
+        ptx::wgmma_fence(s_rmem);
+      } else {
+        ptx::wgmma_fence();  // after each wait: ptxas would insert it
       }
-
-      // S = Q K^T  [64, kOwnTokens], box by box, 16 columns a step
-      const ptx::MatrixDescriptor k =
-          ptx::matrix_descriptor(kv[0][warpgroup * kOwnTokens], 0, 1024);
-      float s_rmem[kOwnTokens / 8][4];
 #pragma unroll
-      for (int box = 0; box < kBoxes; ++box) {
-        if (box == 0) timeline::enter(track, Phase::kWaitCopy);
-        ptx::mbarrier_wait(&smem.full[buffer][box], parity);
-        if (box == 0) {
-          timeline::enter(track, Phase::kQk);
-          ptx::wgmma_fence(s_rmem);
-        } else {
-          ptx::wgmma_fence();  // after each wait: ptxas would insert it
-        }
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          const int offset = (box * kBoxBytes + step * 32) / 16;
-          ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, box + step > 0);
-        }
+      for (int step = 0; step < 4; ++step) {
+        const int offset = (box * kBoxBytes + step * 32) / 16;
+        ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, box + step > 0);
       }
-      ptx::wgmma_commit_group();
-      ptx::barrier_sync(kAllConsumers, kConsumers);  // P of the tile before has been read
-      ptx::wgmma_wait_group<0>(s_rmem);
-
-      timeline::enter(track, Phase::kSoftmax);
-      // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction
-      // of m below: else the largest S of a row might exceed the m made of it, and P its bound, for ever.
-#pragma unroll
-      for (int n = 0; n < kOwnTokens / 8; ++n) {
-        for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
-      }
-      if (token_begin + kTokens > all_visible) {
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; ++n) {
-          for (int j = 0; j < 4; ++j) {
-            const int token = token_begin + own_token + n * 8 + j % 2;
-            if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
-          }
-        }
-      }
-
-      // P = 2^(S - m); l = l + rowsum P. m stays as long as no P exceeds the bound; when one does, as in
-      // the first tile, m moves, and P is made again.
-      for (;;) {
-        bool exceeds = false;
-        float sum[2] = {0, 0};
-        uint32_t p_rmem[kOwnTokens / 8][2];
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
-            const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
-            exceeds |= p0 > kBound || p1 > kBound;
-            sum[i] += p0 + p1;
-            p_rmem[n][i] = pack<T>(p0, p1);
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kOwnTokens / 8; n += 2) {  // 16 rows, 16 tokens
-          const uint32_t four[4] = {p_rmem[n][0], p_rmem[n][1], p_rmem[n + 1][0], p_rmem[n + 1][1]};
-          const int row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-          const int piece = warpgroup * (kOwnTokens / 8) + n + lane / 16;
-          ptx::stmatrix_x4(&smem.p[row][piece ^ row % 8], four);
-        }
-        ptx::fence_proxy_async();
-        if (!ptx::barrier_sync_or(kAllConsumers, kConsumers, exceeds)) {  // also: P is there
-          l[0] += sum[0];
-          l[1] += sum[1];
-          break;
-        }
-        // m' = max(m, rowmax S + kHeadroom - kLargestP); a = 2^(m - m'); l = a l; O = a O
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float largest = -INFINITY;
-          for (int n = 0; n < kOwnTokens / 8; ++n) {
-            largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
-          }
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-          if (lane % 4 == 0) smem.row_max[warpgroup][own_row + 8 * i] = largest;
-        }
-        ptx::barrier_sync(kAllConsumers, kConsumers);  // the maxima of both warpgroups are there
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float largest =
-              fmaxf(smem.row_max[0][own_row + 8 * i], smem.row_max[1][own_row + 8 * i]);
-          const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
-          const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
-          m[i] = m_new;
-          l[i] *= a;
-#pragma unroll
-          for (int n = 0; n < kColumns / 8; ++n) {
-            o_rmem[n][2 * i] *= a;
-            o_rmem[n][2 * i + 1] *= a;
-          }
-        }
-      }
-
-      // O = O + P V  [64, kColumns], 16 tokens a step
-      const ptx::MatrixDescriptor v =
-          ptx::matrix_descriptor(kv[warpgroup * (kColumns / 64)], kBoxBytes, 1024);
-      timeline::enter(track, Phase::kPv);
-      ptx::wgmma_fence(o_rmem);
-#pragma unroll
-      for (int t = 0; t < kTokens; t += 16) {
-        ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p + t * 2 / 16, v + t * 128 / 16, true);
-      }
-      ptx::wgmma_commit_group();
-      ptx::wgmma_wait_group<0>(o_rmem);
-      if (lane == 0) ptx::mbarrier_arrive(&smem.empty[buffer]);  // this warp has read it
-      parity ^= buffer;
-      buffer ^= 1;
     }
-
-    // Row sums of both warpgroups
+    ptx::wgmma_commit_group();
+  };
+  // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m:
+  // else the largest S of a row might exceed the m made of it, and P its bound, for ever.
+  const auto scale_and_mask = [&](float(&s_rmem)[kOwnTokens / 8][4], int token_begin) {
+    timeline::enter(track, Phase::kSoftmax);
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
+    }
+    if (token_begin + kTokens <= all_visible) return;
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) {
+        const int token = token_begin + own_token + n * 8 + j % 2;
+        if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
+      }
+    }
+  };
+  // P = 2^(S - m), l = l + rowsum P. False, with l as it was, if some P of any thread exceeds the bound.
+  const auto softmax = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
+    bool exceeds = false;
+    float sum[2] = {0, 0};
+    uint32_t p_rmem[kOwnTokens / 8][2];
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
+        const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
+        exceeds |= p0 > kBound<T> || p1 > kBound<T>;
+        sum[i] += p0 + p1;
+        p_rmem[n][i] = pack<T>(p0, p1);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kOwnTokens / 8; n += 2) {  // 16 rows, 16 tokens
+      const uint32_t four[4] = {p_rmem[n][0], p_rmem[n][1], p_rmem[n + 1][0], p_rmem[n + 1][1]};
+      const int row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+      const int chunk = warpgroup * (kOwnTokens / 8) + n + lane / 16;
+      ptx::stmatrix_x4(&smem.p[row][chunk ^ row % 8], four);
+    }
+    ptx::fence_proxy_async();
+    if (ptx::barrier_sync_or(kAllConsumers, kConsumers, exceeds))
+      return false;  // also: P is there, for wgmma
+    l[0] += sum[0];
+    l[1] += sum[1];
+    return true;
+  };
+  // m' = max(m, rowmax S + kHeadroom - kLargestP), a = 2^(m - m'), l = a l, O = a O
+  const auto rescale = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float largest = -INFINITY;
+      for (int n = 0; n < kOwnTokens / 8; ++n) {
+        largest = fmaxf(largest, fmaxf(s_rmem[n][2 * i], s_rmem[n][2 * i + 1]));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+      if (lane % 4 == 0) smem.row_max[warpgroup][own_row + 8 * i] = largest;
+    }
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // the maxima of both warpgroups are there
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float largest =
+          fmaxf(smem.row_max[0][own_row + 8 * i], smem.row_max[1][own_row + 8 * i]);
+      const float m_new = fmaxf(m[i], largest + (kHeadroom - kLargestP<T>));
+      const float a = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+      m[i] = m_new;
+      l[i] *= a;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        o_rmem[n][2 * i] *= a;
+        o_rmem[n][2 * i + 1] *= a;
+      }
+    }
+  };
+  // V = 0 past a sequence's end: the cache may hold anything there, and 0 * NaN would be NaN.
+  const auto clear_tail = [&](int token_begin) {
+    const int tokens = at.seqlen_k - token_begin;
+    if (tokens >= kTokens) return;
+    for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_wait(&smem.full[buffer][box], parity);
+    for (int i = tokens * 8 + threadIdx.x; i < kTokens * 8; i += kConsumers) {
+      for (int box = 0; box < kHeadDimV / 64; ++box) {
+        smem.kv[buffer][box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+      }
+    }
+    ptx::fence_proxy_async();
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // all zeros are there
+  };
+  // O = O + P V  [64, kColumns], 16 tokens per step. To be waited for.
+  const auto issue_pv = [&] {
+    const ptx::MatrixDescriptor v =
+        ptx::matrix_descriptor(smem.kv[buffer][warpgroup * (kColumns / 64)], kBoxBytes, 1024);
+    timeline::enter(track, Phase::kPv);
+    ptx::wgmma_fence(o_rmem);
+#pragma unroll
+    for (int t = 0; t < kTokens; t += 16) {
+      ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p + t * 2 / 16, v + t * 128 / 16, true);
+    }
+    ptx::wgmma_commit_group();
+  };
+  // lse = ln 2 (m + log2 l), with l the sum of both warpgroups' tokens; and, of the thread's two rows,
+  // 1 / l and the place in out or out_partial, -1 for none. A row that saw nothing: out = 0, lse = +inf,
+  // or -inf in a part.
+  const auto write_lse = [&](float(&inverse_l)[2], int64_t(&place)[2], int slot) {
     timeline::enter(track, Phase::kWriteOut);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -316,33 +274,28 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
     }
     ptx::barrier_sync(kAllConsumers, kConsumers);  // the sums are there; Q has been read
-    float inverse_l[2];
-    int64_t place[2];  // of the row in out or out_partial, in rows; -1: nowhere
-    const int slot = at.slot();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int r = own_row + 8 * i, row = row_begin + r;
+      const int r = own_row + 8 * i;
       const float sum = smem.row_sum[0][r] + smem.row_sum[1][r];
       const bool saw_something = own_visible[i] > at.token_begin();
       inverse_l[i] = saw_something ? 1 / sum : 0;
-      const float lse = 0.693147181f * (m[i] + log2f(sum));  // ln 2 (m + log2 l)
+      const float lse = kLn2 * (m[i] + log2f(sum));
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
       place[i] = -1;
-      // A row that saw nothing: out = 0, lse = +inf, or -inf in a part.
-      if (row < items.rows && slot >= 0) {
-        place[i] = (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + row;
+      if (rows.exists(r) && slot >= 0) {
+        place[i] = rows.slot_place(slot, r);
         if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
-      } else if (row < items.rows) {
-        place[i] = gmem_row(r);
-        const int64_t head =
-            int64_t{at.sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
+      } else if (rows.exists(r)) {
+        place[i] = rows.place(at.sequence, r);
         if (writes_lse) {
-          tensors.lse[head * problem.seqlen_q + row / items.group] = saw_something ? lse : INFINITY;
+          tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
         }
       }
     }
-    at.next();
-    copy_q();  // the next piece's Q comes while O is written
+  };
+  // out = O / l
+  const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
@@ -359,6 +312,49 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
+  };
+
+  copy_q();
+  while (at.more()) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      for (int j = 0; j < 4; ++j) o_rmem[n][j] = 0;
+    }
+    m[0] = m[1] = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet
+    l[0] = l[1] = 0;
+    own_visible[0] = visible(own_row);
+    own_visible[1] = visible(own_row + 8);
+    all_visible = min(at.token_end(), visible(0));
+    const int end = visible_end();
+
+    ptx::cp_async_wait_group<0>();
+    ptx::fence_proxy_async();
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma
+
+    for (int token_begin = at.token_begin(); token_begin < end; token_begin += kTokens) {
+      float s_rmem[kOwnTokens / 8][4];
+      clear_tail(token_begin);
+      issue_qk(s_rmem);
+      ptx::barrier_sync(kAllConsumers, kConsumers);  // P of the tile before has been read
+      ptx::wgmma_wait_group<0>(s_rmem);
+      scale_and_mask(s_rmem, token_begin);
+      // m stays as long as no P exceeds the bound; when one does, as in the first tile, m moves, and P is
+      // made again.
+      while (!softmax(s_rmem)) rescale(s_rmem);
+      issue_pv();
+      ptx::wgmma_wait_group<0>(o_rmem);
+      if (lane == 0) ptx::mbarrier_arrive(&smem.empty[buffer]);  // this warp has read it
+      parity ^= buffer;
+      buffer ^= 1;
+    }
+
+    float inverse_l[2];
+    int64_t place[2];
+    const int slot = at.slot();
+    write_lse(inverse_l, place, slot);
+    at.next();
+    copy_q();  // the next piece's Q comes while O is written
+    write_out(inverse_l, place, slot);
   }
   timeline::end(track);
 }

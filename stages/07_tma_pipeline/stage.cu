@@ -25,7 +25,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads,
-                    sizeof(kernel::Plan) + timeline::kSharedBytes, stream, cache_map, problem,
+                    sizeof(kernel::Smem) + timeline::kSharedBytes, stream, cache_map, problem,
                     tensors, split, items);
     });
   }));

@@ -75,7 +75,7 @@ using mla::timeline::Track;
 
 #ifndef MLA_TIMELINE
 
-/// What a launch asks for on top of sizeof(Plan).
+/// What a launch asks for on top of sizeof(Smem).
 inline constexpr size_t kSharedBytes = 0;
 /// Once a track, before its first enter(). As enter(), called by every thread of a warpgroup, or by
 /// the one thread that issues copies.

@@ -1,6 +1,6 @@
 // A stage of your own: copy this folder to stages/NN_name, give the namespace a name, and change the kernel.
 //
-// As it stands: one block a row, one pass, the softmax kept running (stages/03_online_softmax has the derivation).
+// As it stands: one block per row, one pass, the softmax kept running (stages/03_online_softmax has the derivation).
 // Simple, right on every case of the contract, and slow.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace mla::MLA_MACHINE::my_stage {
 constexpr int kThreads = 128;
 
 // All of the block's shared memory, as one struct: on the GPU model it starts as NaN and ends at a guard page.
-struct Plan {
+struct Smem {
   float q[kHeadDimQK];
   float scores[kPageSize];
 };
@@ -20,7 +20,7 @@ struct Plan {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     decode(Problem problem, Tensors tensors, int64_t num_items) {
-  Plan& smem = shared_memory<Plan>();
+  Smem& smem = shared_memory<Smem>();
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {  // any grid limit
     const int head = static_cast<int>(item % problem.num_heads_q);
     const int64_t row = item / problem.num_heads_q;  // query token of the batch

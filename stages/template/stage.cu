@@ -17,7 +17,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* /*workspace*
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
   return visit_dtype(problem.dtype, [&](auto zero) {
     return launch(kernel::decode<decltype(zero)>, grid_for(items), kernel::kThreads,
-                  sizeof(kernel::Plan), stream, problem, tensors, items);
+                  sizeof(kernel::Smem), stream, problem, tensors, items);
   });
 }
 

@@ -20,15 +20,15 @@
 
 namespace mla::MLA_MACHINE {
 
-/// The block's dynamic shared memory as one typed plan: a struct that lays out every array of the
-/// kernel. The launch must ask for sizeof(Plan) bytes.
-template <typename Plan>
-__device__ __forceinline__ Plan& shared_memory() {
+/// The block's dynamic shared memory as one struct, which lays out every array of the kernel. The
+/// launch must ask for sizeof(Smem) bytes.
+template <typename Smem>
+__device__ __forceinline__ Smem& shared_memory() {
 #ifdef __CUDACC__
   extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
-  return *reinterpret_cast<Plan*>(dynamic_shared_memory);
+  return *reinterpret_cast<Smem*>(dynamic_shared_memory);
 #else
-  return *static_cast<Plan*>(gpu_model::dynamic_shared_memory(sizeof(Plan)));
+  return *static_cast<Smem*>(gpu_model::dynamic_shared_memory(sizeof(Smem)));
 #endif
 }
 

@@ -1,5 +1,5 @@
 /// @file
-/// How a kernel walks its worker's pieces of a plan (split_plan.h):
+/// How a kernel walks its worker's pieces of a plan (plan.h):
 ///
 ///     for (PieceCursor at(problem, tensors, split, worker); at.more(); at.next()) {
 ///       ... tokens at.token_begin() to at.token_end() of sequence at.sequence ...
@@ -23,29 +23,29 @@ class PieceCursor {
       : problem_(problem), tensors_(tensors), split_(split), worker_(worker) {
     const int4 begin = worker_begin(worker);
     sequence = begin.x;
-    block_ = begin.y;
+    page_ = begin.y;
     find_end([&] { return begin.w; });
   }
 
-  __device__ __forceinline__ bool more() const { return block_ < block_end_; }
+  __device__ __forceinline__ bool more() const { return page_ < page_end_; }
 
   __device__ __forceinline__ void next() {
-    if (block_end_ < blocks()) {
-      block_ = block_end_;
+    if (page_end_ < pages()) {
+      page_ = page_end_;
     } else {
       ++sequence;
-      block_ = 0;
+      page_ = 0;
     }
     find_end([&] { return tensors_.seqlens_k[sequence]; });
   }
 
-  __device__ __forceinline__ int token_begin() const { return block_ * kPageSize; }
+  __device__ __forceinline__ int token_begin() const { return page_ * kPageSize; }
   /// Past the last; token_begin() or less for an empty sequence.
-  __device__ __forceinline__ int token_end() const { return min(seqlen_k, block_end_ * kPageSize); }
+  __device__ __forceinline__ int token_end() const { return min(seqlen_k, page_end_ * kPageSize); }
 
   /// Where partial results go; -1 if the piece is the whole sequence and its results are final.
   __device__ __forceinline__ int slot() const {
-    if (block_ == 0 && block_end_ == blocks()) return -1;
+    if (page_ == 0 && page_end_ == pages()) return -1;
     const int4 begin = worker_begin(worker_);
     int index = sequence == begin.x ? begin.z : 0;  // pieces of the sequence before this one
     if (problem_.fixed_split_tokens > 0) index = token_begin() / problem_.fixed_split_tokens;
@@ -56,19 +56,19 @@ class PieceCursor {
   __device__ __forceinline__ int4 worker_begin(unsigned worker) const {
     return reinterpret_cast<const int4*>(split_.worker_begin)[worker];
   }
-  __device__ __forceinline__ int blocks() const {
+  __device__ __forceinline__ int pages() const {
     return max(1, static_cast<int>(pages_for(seqlen_k)));
   }
-  // Of the piece that begins at block_; block_ if the worker is done.
+  // Of the piece that begins at page_; page_ if the worker is done.
   template <typename Length>
   __device__ __forceinline__ void find_end(const Length& length) {
     const int4 end = worker_begin(worker_ + 1);
-    block_end_ = block_;
-    if (sequence > end.x || (sequence == end.x && block_ >= end.y)) return;
+    page_end_ = page_;
+    if (sequence > end.x || (sequence == end.x && page_ >= end.y)) return;
     seqlen_k = length();
-    block_end_ = sequence == end.x ? min(blocks(), end.y) : blocks();
+    page_end_ = sequence == end.x ? min(pages(), end.y) : pages();
     if (problem_.fixed_split_tokens > 0) {
-      block_end_ = min(block_end_, block_ + problem_.fixed_split_tokens / kPageSize);
+      page_end_ = min(page_end_, page_ + problem_.fixed_split_tokens / kPageSize);
     }
   }
 
@@ -76,7 +76,7 @@ class PieceCursor {
   const Tensors& tensors_;
   const SplitWorkspace& split_;
   const unsigned worker_;
-  int block_, block_end_;
+  int page_, page_end_;
 };
 
 }  // namespace mla::MLA_MACHINE

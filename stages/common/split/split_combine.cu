@@ -3,8 +3,8 @@
 // has in flight.
 #include "stages/common/split/split_combine.h"
 
-#include "stages/common/ptx/ptx.h"
 #include "stages/common/machine/vector8.h"
+#include "stages/common/ptx/ptx.h"
 
 namespace mla::MLA_MACHINE {
 namespace {
@@ -12,40 +12,54 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// Many splits a row: a block has a quarter of one row's columns, and its warps share the splits.
+// Many splits per row: a block has a quarter of one row's columns, and its warps share the splits.
 constexpr int kWays = kWarps;
 constexpr int kColumns = 4 * 32;
-constexpr int kParts = kHeadDimV / kColumns;
+constexpr int kQuarters = kHeadDimV / kColumns;
 
-struct CombineMemory {
+struct Smem {
   float warp_max[kWarps], warp_sum[kWarps];
   float weight[kThreads];  // of as many splits at a time
   float4 sum[kWays][32];
 };
 
-// num_items: split sequences the plan may have x rows of a sequence x parts of the columns.
+// KV head by KV head, packed as the stages pack them: where a row of a sequence lies in q and in out, in
+// rows, and in lse.
+struct Place {
+  int64_t out, lse;
+};
+__device__ __forceinline__ Place place_of(const Problem& problem, int sequence, int64_t row) {
+  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
+  const int packed = static_cast<int>(row % rows_per_head);
+  const int query = packed / group;
+  const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
+  return {(int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head,
+          (int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query};
+}
+
+// num_items: split sequences the plan may have x rows of a sequence x quarters of the columns.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
-  auto& smem = shared_memory<CombineMemory>();
+  auto& smem = shared_memory<Smem>();
   constexpr int kAhead = 8;  // loads in flight
   static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
   const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
-  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
-    const int part = static_cast<int>(item % kParts);
-    const int64_t row = item / kParts % rows;  // KV head by KV head, packed as the stages pack them
-    const int64_t index = item / kParts / rows;
+    const int quarter = static_cast<int>(item % kQuarters);
+    const int64_t row = item / kQuarters % rows;
+    const int64_t index = item / kQuarters / rows;
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
-    const float* out_partial = split.out_partial + place * kHeadDimV + part * kColumns + lane * 4;
+    const float* out_partial =
+        split.out_partial + place * kHeadDimV + quarter * kColumns + lane * 4;
 
     // The first loads need no weights, so they do not wait for them.
     float4 value[kAhead];
@@ -128,17 +142,12 @@ __global__ void __launch_bounds__(kThreads)
         out.z += more.z;
         out.w += more.w;
       }
-      const int packed = static_cast<int>(row % rows_per_head);
-      const int query = packed / group;
-      const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
-      T* out_gmem =
-          static_cast<T*>(tensors.out) +
-          ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+      const Place to = place_of(problem, sequence, row);
+      T* out_gmem = static_cast<T*>(tensors.out) + to.out * kHeadDimV;
       const float rounded[4] = {out.x, out.y, out.z, out.w};
-      store_rounded(rounded, out_gmem + part * kColumns + lane * 4);
-      if (part == 0 && lane == 0) {
-        tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
-            lse == -INFINITY ? INFINITY : lse;
+      store_rounded(rounded, out_gmem + quarter * kColumns + lane * 4);
+      if (quarter == 0 && lane == 0) {
+        tensors.lse[to.lse] = lse == -INFINITY ? INFINITY : lse;
       }
     }
     __syncthreads();  // all has been read: the next item may overwrite it
@@ -147,12 +156,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // Where a row has two splits, what counts is how many rows are under way. (sm_80 would spill.)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr int kFewBlocks = 4;  // a multiprocessor
+constexpr int kFewBlocks = 4;  // per multiprocessor
 #else
 constexpr int kFewBlocks = 1;
 #endif
 
-// Few splits a row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
+// Few splits per row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
@@ -160,8 +169,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   constexpr int kAhead = 2;  // splits whose loads are in flight
   static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
   const int lane = threadIdx.x % 32;
-  const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
-  const int64_t rows = int64_t{rows_per_head} * problem.num_heads_kv;
+  const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
   const int num_split = split.header->num_split_sequences;
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
@@ -224,12 +232,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
     const float inverse_sum = sum == 0 ? 0 : 1 / sum;
 
-    const int packed = static_cast<int>(row % rows_per_head);
-    const int query = packed / group;
-    const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
-    T* out_gmem =
-        static_cast<T*>(tensors.out) +
-        ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * kHeadDimV;
+    const Place to = place_of(problem, sequence, row);
+    T* out_gmem = static_cast<T*>(tensors.out) + to.out * kHeadDimV;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,
@@ -237,8 +241,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       store_rounded(rounded, out_gmem + v * kColumns + lane * 4);
     }
     if (lane == 0) {
-      tensors.lse[(int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query] =
-          lse == -INFINITY ? INFINITY : lse;
+      tensors.lse[to.lse] = lse == -INFINITY ? INFINITY : lse;
     }
   }
 }
@@ -249,7 +252,7 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
                       const Tensors& tensors, Stream stream, CombineStart start) {
   const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
   if (rows == 0) return {};
-  // Few sequences on many workers have many splits a row. With fixed splits the order of summation
+  // Few sequences on many workers have many splits per row. With fixed splits the order of summation
   // must not depend on the batch.
   const bool many = problem.fixed_split_tokens == 0 && shape.workers >= int64_t{16} * problem.batch;
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
@@ -261,8 +264,8 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (many) {
-      return start_kernel(combine_many<T>, grid_for(rows * kParts), sizeof(CombineMemory),
-                          rows * kParts);
+      return start_kernel(combine_many<T>, grid_for(rows * kQuarters), sizeof(Smem),
+                          rows * kQuarters);
     }
     // Fixed splits leave room for many more split sequences than there mostly are.
     const int64_t enough = int64_t{64} * device_limits().multiprocessors;

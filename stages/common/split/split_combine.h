@@ -21,7 +21,7 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
                       const Tensors& tensors, Stream stream,
                       CombineStart start = CombineStart::kAfter);
 
-/// The same once more, on partial results that a decode left: combine_again() of split_plan.h.
+/// The same once more, on partial results that a decode left: combine_again() of plan.h.
 Status launch_combine_again(const Problem& problem, const PlanShape& shape,
                             const SplitWorkspace& split, const Tensors& tensors, Stream stream);
 

@@ -1,9 +1,11 @@
 /// @file
 /// What the blocks of a split decode have to do: an item is one worker's pieces for one tile of query
-/// rows of one KV head.
+/// rows of one KV head. The host counts and launches the items; a block finds its own, and the places
+/// of its rows in every tensor.
 #pragma once
 
 #include "stages/common/machine/launch.h"
+#include "stages/common/softmax.h"
 #include "stages/common/split/plan.h"
 
 namespace mla::MLA_MACHINE {
@@ -18,8 +20,8 @@ struct SplitItems {
   float scale_log2;  ///< softmax_scale log2(e)
 };
 
-/// Calls launch_part(items, grid) for as many grids as it takes to have a block an item: one, on any
-/// device there is.
+/// Calls launch_part(items, grid) for as many grids as it takes to have one block per item: one, on
+/// any device there is.
 template <typename LaunchPart>
 Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&& launch_part) {
   SplitItems items;
@@ -27,12 +29,61 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
   items.rows = problem.rows_per_kv_head();
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
-  items.scale_log2 = problem.softmax_scale * 1.44269504f;
+  items.scale_log2 = problem.softmax_scale * kLog2e;
   const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
   for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
     MLA_RETURN_IF_ERROR(launch_part(items, grid_for(count - items.first)));
   }
   return {};
 }
+
+/// The tile of query rows that this block's item has. Row r of the tile is row `begin` + r of KV head
+/// `head_kv`; rows past the last may lie in the tile, but not in any tensor.
+struct RowTile {
+  const Problem& problem;
+  const SplitItems& items;
+  const unsigned worker;  ///< That has the item.
+  const int head_kv;
+  const int begin;
+
+  // Row tiles first: blocks that run side by side read the same pages.
+  __device__ __forceinline__ RowTile(const Problem& problem_, const SplitItems& items_,
+                                     int tile_rows)
+      : problem(problem_),
+        items(items_),
+        worker((items.first + blockIdx.x) / items.tiles),
+        head_kv(static_cast<int>((items.first + blockIdx.x) % items.tiles) / items.row_tiles),
+        begin(static_cast<int>((items.first + blockIdx.x) % items.tiles) % items.row_tiles *
+              tile_rows) {}
+
+  __device__ __forceinline__ bool exists(int r) const { return begin + r < items.rows; }
+
+  /// Tokens that row r sees of a sequence; 0 or less: none.
+  __device__ __forceinline__ int visible(int seqlen_k, int r) const {
+    return static_cast<int>(problem.visible_tokens(seqlen_k, (begin + r) / items.group));
+  }
+  /// Tokens that some row of the tile sees: the last row sees most.
+  __device__ __forceinline__ int visible_to_any(int seqlen_k, int tile_rows) const {
+    return visible(seqlen_k, min(tile_rows, items.rows - begin) - 1);
+  }
+
+  /// Where row r of a sequence lies in q and in out, in rows.
+  __device__ __forceinline__ int64_t place(int sequence, int r) const {
+    const int row = begin + r;
+    return (int64_t{sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
+           head_kv * items.group + row % items.group;
+  }
+  /// Where row r of a sequence lies in lse.
+  __device__ __forceinline__ int64_t lse_place(int sequence, int r) const {
+    const int row = begin + r;
+    const int64_t head =
+        int64_t{sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
+    return head * problem.seqlen_q + row / items.group;
+  }
+  /// Where row r of a slot lies in out_partial, in rows, and in lse_partial.
+  __device__ __forceinline__ int64_t slot_place(int slot, int r) const {
+    return (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + begin + r;
+  }
+};
 
 }  // namespace mla::MLA_MACHINE

@@ -97,7 +97,7 @@ TensorMap matrix_map(const T* values, size_t rows, size_t columns, unsigned box_
 // ---------------------------------------------------------------------------------------------------------------
 // Products: D[64, columns] = A[64, 64] B, of one warpgroup, operands brought by TMA.
 
-struct ProductPlan {
+struct ProductSmem {
   alignas(1024) uint16_t a[64 * 64];
   alignas(1024) uint16_t b[256 * 64];
   ptx::Mbarrier full;
@@ -108,7 +108,7 @@ enum class Form { kN32, kN64, kN256Shared, kN256Registers };
 template <typename T, Form kForm>
 __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T* a_global,
                          float* out) {
-  auto& smem = *shared<ProductPlan>();
+  auto& smem = *shared<ProductSmem>();
   constexpr bool kTransposed = kForm == Form::kN256Shared || kForm == Form::kN256Registers;
   constexpr int kColumns = kForm == Form::kN32 ? 32 : kForm == Form::kN64 ? 64 : 256;
   if (threadIdx.x == 0) {
@@ -190,7 +190,7 @@ class HopperProduct : public Hopper {
       return {};
     };
     expect_right(
-        128, sizeof(ProductPlan), [&] { multiply<T, kForm>(&a_map, &b_map, a.data(), out.data()); },
+        128, sizeof(ProductSmem), [&] { multiply<T, kForm>(&a_map, &b_map, a.data(), out.data()); },
         check);
   }
 };
@@ -236,7 +236,7 @@ enum class Break {
   kArriveBeforeWait,
 };
 
-struct PipelinePlan {
+struct PipelineSmem {
   alignas(1024) uint16_t a[2][64 * 64];
   alignas(1024) uint16_t b[64 * 64];
   ptx::Mbarrier full[2], empty[2];
@@ -251,7 +251,7 @@ void note(unsigned thread, int& line, int value) {
 
 template <Break kBreak>
 __global__ void pipeline(const TensorMap* a_map, const TensorMap* b_map, float* out) {
-  auto& smem = *shared<PipelinePlan>();
+  auto& smem = *shared<PipelineSmem>();
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&smem.full[i], 1);
@@ -360,7 +360,7 @@ class HopperPipeline : public Hopper {
   }
   template <Break kBreak>
   void expect_broken(const std::string& part) {
-    expect_wrong(part, 256, sizeof(PipelinePlan), kernel<kBreak>());
+    expect_wrong(part, 256, sizeof(PipelineSmem), kernel<kBreak>());
   }
   auto check() {
     return [this]() -> std::string {
@@ -381,18 +381,18 @@ class HopperPipeline : public Hopper {
 };
 
 TEST_F(HopperPipeline, Right) {
-  expect_right(256, sizeof(PipelinePlan), kernel<Break::kNothing>(), check());
+  expect_right(256, sizeof(PipelineSmem), kernel<Break::kNothing>(), check());
 }
 TEST_F(HopperPipeline, StageOverwrittenTooSoon) {
-  expect_found(256, sizeof(PipelinePlan), kernel<Break::kNoEmptyWait>(), check());
-  expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveBeforeWait>(), check());
+  expect_found(256, sizeof(PipelineSmem), kernel<Break::kNoEmptyWait>(), check());
+  expect_found(256, sizeof(PipelineSmem), kernel<Break::kArriveBeforeWait>(), check());
 }
 TEST_F(HopperPipeline, ReadBeforeItArrives) {
   expect_broken<Break::kNoFullWait>("");
 }
 TEST_F(HopperPipeline, WrongBytes) {
   expect_broken<Break::kTooManyBytesExpected>(": phase 1 wants 0 of 1 arrivals and 128 bytes");
-  expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kTooManyBytesExpected>()),
+  expect_contains(error_of(1, 256, sizeof(PipelineSmem), kernel<Break::kTooManyBytesExpected>()),
                   "wait in mbarrier_wait(barrier at byte 24584, parity 1) at " +
                       at(full_wait_line) + ": phase 1 wants");
   expect_broken<Break::kTooFewBytesExpected>("128 bytes more than were expected in phase 1");
@@ -402,7 +402,7 @@ TEST_F(HopperPipeline, BarrierNotFenced) {
       "the thread that initialised the barrier has not called fence_mbarrier_init");
 }
 TEST_F(HopperPipeline, TooManyArrivals) {
-  expect_found(256, sizeof(PipelinePlan), kernel<Break::kArriveTwice>(), check());
+  expect_found(256, sizeof(PipelineSmem), kernel<Break::kArriveTwice>(), check());
 }
 TEST_F(HopperPipeline, BarrierOverwritten) {
   expect_broken<Break::kBarrierOverwritten>(
@@ -417,7 +417,7 @@ TEST_F(HopperPipeline, Groups) {
   expect_broken<Break::kNoCommit>("");
   expect_broken<Break::kNoWaitGroup>("");
   expect_broken<Break::kNotNamed>("it does not name the accumulators of wgmma_");
-  expect_contains(error_of(1, 256, sizeof(PipelinePlan), kernel<Break::kNotNamed>()),
+  expect_contains(error_of(1, 256, sizeof(PipelineSmem), kernel<Break::kNotNamed>()),
                   "wgmma_wait_group at " + at(wait_line));
 }
 TEST_F(HopperPipeline, TouchedInFlight) {
@@ -619,7 +619,7 @@ enum class Registers { kRight, kAChanged, kANotFenced, kANotNamed, kReadTooEarly
 /// P[64, 64] times the same V for two accumulators, the second group's wait after the first's.
 template <Registers kBreak>
 __global__ void multiply_registers(float* out) {
-  auto& smem = *shared<ProductPlan>();
+  auto& smem = *shared<ProductSmem>();
   for (unsigned i = threadIdx.x; i < 256 * 64; i += 128) {
     smem.b[i] = std::bit_cast<uint16_t>(from_float<bfloat16>(1));
   }
@@ -663,7 +663,7 @@ TEST_F(Hopper, ProductOfRegisters) {
     out.fill(NAN);
     return {};
   };
-  const size_t bytes = sizeof(ProductPlan);
+  const size_t bytes = sizeof(ProductSmem);
   expect_right(
       128, bytes, [&] { multiply_registers<Registers::kRight>(out.data()); }, check);
   expect_wrong("the A registers were changed while wgmma_", 128, bytes,
@@ -686,14 +686,14 @@ TEST_F(Hopper, ProductOfRegisters) {
 TEST_F(Hopper, DescriptorsAreChecked) {
   const auto run = [](uint64_t a, uint64_t b) {
     return [=] {
-      shared<ProductPlan>();
+      shared<ProductSmem>();
       float d[8][4];
       ptx::wgmma_fence(d);
       ptx::wgmma_m64n64k16<bfloat16>(d, a, b, false);
     };
   };
   const uint64_t right = uint64_t{1} << 62 | uint64_t{64} << 32;
-  const size_t bytes = sizeof(ProductPlan);
+  const size_t bytes = sizeof(ProductSmem);
   expect_wrong("is not a descriptor of A with a 128-byte swizzle", 128, bytes, run(64, right));
   expect_wrong("is not a descriptor of B with a 128-byte swizzle", 128, bytes,
                run(right, right | uint64_t{1} << 49));
@@ -701,9 +701,9 @@ TEST_F(Hopper, DescriptorsAreChecked) {
                run(right, right | 0x3f00));
   expect_wrong("in a warpgroup of fewer than 128 threads", 96, bytes, run(right, right));
   expect_wrong("describes a misaligned address, 64 bytes past a multiple of 1024", 32, bytes,
-               [] { ptx::matrix_descriptor(&shared<ProductPlan>()->a[32], 0, 1024); });
+               [] { ptx::matrix_descriptor(&shared<ProductSmem>()->a[32], 0, 1024); });
   expect_wrong("has other operands than in lane 0", 128, bytes, [=] {
-    shared<ProductPlan>();
+    shared<ProductSmem>();
     float d[8][4];
     ptx::wgmma_fence(d);
     ptx::wgmma_m64n64k16<bfloat16>(d, right, right, threadIdx.x == 67);
@@ -1164,7 +1164,7 @@ TEST_F(Hopper, DISABLED_Cost) {
     std::printf("%s: %.1f us\n", what, elapsed / count);
   };
   const auto zero = [] {
-    auto& smem = *shared<ProductPlan>();
+    auto& smem = *shared<ProductSmem>();
     for (unsigned i = threadIdx.x; i < 64 * 64; i += 128) smem.a[i] = 0;
     for (unsigned i = threadIdx.x; i < 256 * 64; i += 128) smem.b[i] = 0;
     ptx::fence_proxy_async();
@@ -1174,7 +1174,7 @@ TEST_F(Hopper, DISABLED_Cost) {
   const auto products = [&](const char* what, auto form) {
     constexpr uint64_t kProducts = decltype(form)::value == 64 ? 36 : 8;  // in a group
     time(what, 100 * kProducts, 232448, [&] {
-      ProductPlan& smem = *zero();
+      ProductSmem& smem = *zero();
       float d[decltype(form)::value == 64 ? 8 : 32][4];
       const uint64_t a = ptx::matrix_descriptor(smem.a, 0, 1024);
       const uint64_t b = ptx::matrix_descriptor(smem.b, 8192, 1024);
@@ -1205,7 +1205,7 @@ TEST_F(Hopper, DISABLED_Cost) {
   GlobalArray<bfloat16> values(64 * 64);
   const TensorMap map = matrix_map(values.data(), 64, 64, 64);
   time("8 KiB load", 2000, 232448, [&] {
-    auto& smem = *shared<PipelinePlan>();
+    auto& smem = *shared<PipelineSmem>();
     if (threadIdx.x != 0) return;
     ptx::mbarrier_init(&smem.full[0], 1);
     ptx::fence_mbarrier_init();
