@@ -164,19 +164,19 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. Here are the kernels of stages 06 to 08 with one fault
-each, mostly a synchronisation removed, weakened or misplaced, and who notices: the
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08 with one fault
+each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
-reference, because *results* are wrong or change with the schedule. Each runs on four small batches under ten schedules;
-the last column says under how many of these it was found, and the message is one of those, without its places. The
-kernels as they are pass the same runs.
+reference, because *results* are wrong or change with the schedule. Each kernel runs on four small batches under ten
+schedules. The last column says under how many of these the fault was found; the message is from one of them, without the
+places in the source. The kernels without a fault pass the same runs.
 
-The faults stand in `stages/mutants/mutants.txt`, as texts of the kernels and what replaces them, so that they follow the
-kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md` makes this
-page. With a dash stand those that nobody finds, for the model knows nothing of what they break.
+The faults are listed in `stages/mutants/mutants.txt`, each as a text of the kernel and its replacement, so that they
+follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
+writes this page. A dash marks the faults that nothing finds, because the model knows nothing of what they break.
 
-Six of them are exercises: `stages/exercise begin 07 1` takes the line out and shows what the model says; find what is
-missing, and `stages/exercise check 07 1` tells whether you did. There are three each of stages 07 and 08.
+Six of the faults are exercises, three in stage 07 and three in stage 08: `stages/exercise begin 07 1` takes the line out
+and shows what the model says. Find what is missing; `stages/exercise check 07 1` tells whether you did.
 
 | stage | fault | found by | message | seeds |
 |---|---|---|---|---|
