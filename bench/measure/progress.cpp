@@ -7,7 +7,7 @@
 namespace mla::bench {
 
 Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1) {
-  ticker_ = std::jthread([this](std::stop_token stop) {
+  ticker_ = std::jthread([this](const std::stop_token& stop) {
     std::unique_lock lock(mutex_);
     while (!stop.stop_requested()) {
       changed_.wait_for(lock, stop, std::chrono::milliseconds(500), [] { return false; });
