@@ -203,10 +203,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
       }
     }
   };
-  // P = 2^(S - m), l = l + rowsum P. False, with l as it was, if some P of any thread exceeds the bound.
-  const auto softmax = [&](const float(&s)[kTokenTiles][4]) {
+  // P = 2^(S - m), sum = rowsum P of this thread's tokens. False if some P of any thread exceeds the bound.
+  const auto softmax = [&](const float(&s)[kTokenTiles][4], float(&sum)[2]) {
     bool exceeds = false;
-    float sum[2] = {0, 0};
+    sum[0] = sum[1] = 0;
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
 #pragma unroll
@@ -218,10 +218,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         *reinterpret_cast<uint32_t*>(&smem.p[own_row + 8 * i][own_token + n * 8]) = pack<T>(p0, p1);
       }
     }
-    if (__syncthreads_or(exceeds)) return false;  // also: P is there
-    l[0] += sum[0];
-    l[1] += sum[1];
-    return true;
+    return !__syncthreads_or(exceeds);  // also: P is there
   };
   // m' = max(m, rowmax S + kHeadroom - kLargestP), a = 2^(m - m'), l = a l, O = a O
   const auto rescale = [&](const float(&s)[kTokenTiles][4]) {
@@ -365,7 +362,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
       if (token_begin + kTokens < end) copy_kv(token_begin + kTokens, buffer ^ 1);
       ptx::cp_async_commit_group();
       float s_rmem[kDepth][kTokenTiles][4] = {};
-      float s[kTokenTiles][4];
+      float s[kTokenTiles][4], sum[2];
       issue_qk(s_rmem);
       exchange(s_rmem, s);
       scale_and_mask(s, token_begin);
@@ -374,7 +371,9 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
       }
       // Any m will do on which P, l and O agree. It stays as long as no P exceeds the bound; when one
       // does, as in the first tile, m moves, and P is made again.
-      while (!softmax(s)) rescale(s);
+      while (!softmax(s, sum)) rescale(s);
+      l[0] += sum[0];
+      l[1] += sum[1];
       issue_pv();
     }
 

@@ -137,10 +137,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   };
-  // P = 2^(S - m), l = l + rowsum P. False, with l as it was, if some P of any thread exceeds the bound.
-  const auto softmax = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
+  // P = 2^(S - m), sum = rowsum P of this thread's tokens. False if some P of any thread exceeds the bound.
+  const auto softmax = [&](const float(&s_rmem)[kOwnTokens / 8][4], float(&sum)[2]) {
     bool exceeds = false;
-    float sum[2] = {0, 0};
+    sum[0] = sum[1] = 0;
     uint32_t p_rmem[kOwnTokens / 8][2];
 #pragma unroll
     for (int n = 0; n < kOwnTokens / 8; ++n) {
@@ -161,10 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::stmatrix_x4(&smem.p[row][chunk ^ row % 8], four);
     }
     ptx::fence_proxy_async();
-    if (__syncthreads_or(exceeds)) return false;  // also: P is there, for wgmma
-    l[0] += sum[0];
-    l[1] += sum[1];
-    return true;
+    return !__syncthreads_or(exceeds);  // also: P is there, for wgmma
   };
   // m' = max(m, rowmax S + kHeadroom - kLargestP), a = 2^(m - m'), l = a l, O = a O
   const auto rescale = [&](const float(&s_rmem)[kOwnTokens / 8][4]) {
@@ -272,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     for (int token_begin = at.token_begin(); token_begin < end;
          token_begin += kTokens, buffer ^= 1) {
-      float s_rmem[kOwnTokens / 8][4];
+      float s_rmem[kOwnTokens / 8][4], sum[2];
       // What cp.async wrote, wgmma reads through the asynchronous proxy: each thread fences what it
       // copied itself, and then all meet.
       ptx::cp_async_wait_group<0>();
@@ -285,7 +282,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       scale_and_mask(s_rmem, token_begin);
       // m stays as long as no P exceeds the bound; when one does, as in the first tile, m moves, and P is
       // made again.
-      while (!softmax(s_rmem)) rescale(s_rmem);
+      while (!softmax(s_rmem, sum)) rescale(s_rmem);
+      l[0] += sum[0];
+      l[1] += sum[1];
       issue_pv();
       ptx::wgmma_wait_group<0>(o_rmem);
     }
