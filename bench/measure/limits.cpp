@@ -12,12 +12,8 @@ Work work_of(const Problem& problem, int64_t total_tokens) {
   const double query_rows =
       static_cast<double>(problem.batch) * problem.seqlen_q * problem.num_heads_q;
   return {2.0 * problem.seqlen_q * problem.num_heads_q * tokens * (kHeadDimQK + kHeadDimV),
-          kBytesPerElement * (tokens * problem.num_heads_kv * kHeadDimQK +
-                              query_rows * (kHeadDimQK + kHeadDimV))};
-}
-
-const char* to_string(Mode mode) {
-  return mode == Mode::kCold ? "cold" : "sustained";
+          kBytesPerElement *
+              (tokens * problem.num_heads_kv * kHeadDimQK + query_rows * (kHeadDimQK + kHeadDimV))};
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "bench/measure/protocol.h"
 #include "bench/measure/statistics.h"
 #include "reference/problem.h"
 #include "stages/common/stage.h"
@@ -31,11 +32,6 @@ struct Ceilings {
   double launch = kUnknown;                  ///< s, a graph of one empty kernel
   std::string matrix_note;                   ///< Why there is no matrix rate, if there is none
 };
-
-/// Cold: one run after the L2 was filled with other data. Sustained: back to back after 0.2 s (from
-/// stage 05 on 1.2 s) of the same work.
-enum class Mode { kCold, kSustained };
-const char* to_string(Mode mode);
 
 /// Least time for the work, in s: max(bytes / read rate, launch + FLOP / matrix rate). The same for
 /// all stages.

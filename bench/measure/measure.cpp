@@ -243,8 +243,8 @@ class ShapeRun {
                      &result_.stages[i].plan.alone, nullptr);
   }
 
-  /// Times an operation warm, and then cold if there is a place for that, as often as the runner
-  /// plans for its time.
+  /// Times an operation warm, and then cold if there is a place for that, as often as is due for
+  /// its time.
   Status time_warm(const Operation& operation, std::vector<double>* warm,
                    std::vector<double>* cold) {
     Runner& runner = bench_.runner;
@@ -252,10 +252,10 @@ class ShapeRun {
     MLA_RETURN_IF_ERROR(runner.prepare(operation, &handle));
     std::vector<double> unused;
     MLA_RETURN_IF_ERROR(runner.run_warm(handle, 1, &unused));
-    const Plan runs = runner.plan(unused.front());
-    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.warmups, &unused));
-    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.rounds * runs.runs, warm));
-    return cold == nullptr ? Status() : runner.run_cold(handle, runs.rounds * runs.runs, cold);
+    const RunCounts due = runner.run_counts(unused.front());
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.warmups, &unused));
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.rounds * due.runs, warm));
+    return cold == nullptr ? Status() : runner.run_cold(handle, due.rounds * due.runs, cold);
   }
 
   /// Times the combining kernel alone, on what a decode left: it gives the decode's bits again.

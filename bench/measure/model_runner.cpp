@@ -7,8 +7,8 @@ namespace {
 
 class ModelRunner final : public Runner {
  public:
-  Plan plan(double microseconds) const override {
-    return {.warmups = 0, .rounds = microseconds < 1.5e6 ? 3 : 1, .runs = 1, .sustained = false};
+  RunCounts run_counts(double microseconds) const override {
+    return model_run_counts(microseconds);
   }
 
   Status prepare(const Operation& operation, int* handle) override {

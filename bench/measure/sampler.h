@@ -1,5 +1,5 @@
 /// @file
-/// The order of runs: which contender runs when, how often, and what is kept.
+/// The order of runs: which contender runs when, and what is kept.
 #pragma once
 
 #include <functional>
@@ -11,36 +11,22 @@
 
 namespace mla::bench {
 
-/// A run that takes longer is shown once: 4 cold runs, no sustained ones.
-inline constexpr double kOnceMicroseconds = 200e3;
-
-/// A stage that is predicted to take longer is left out: a suite must not take an hour for its sake.
-inline constexpr double kLeaveOutMicroseconds = 2e6;
-
-/// Long enough back to back for the power limit to act, in s.
-inline constexpr double kLongWarmupSeconds = 1.2;
-
-/// How long a stage, or a peer, runs back to back before its sustained runs, in s: from stage 05 on,
-/// on the tensor cores, the above. The cuBLAS pipeline, bound by memory, is a peer that needs less.
-double sustained_warmup_seconds(const std::string& stage);
-
 /// One operation to be timed against others, and its samples.
 struct Contender {
   std::string name;
   int handle = 0;
-  double expected_us = 0;           ///< Of a run made before, not the first
-  double sustained_warmup_s = 0.2;  ///< sustained_warmup_seconds()
-  bool only_cold = false;           ///< No sustained runs.
-  std::vector<double> cold;         ///< us, in the order taken
-  std::vector<double> sustained;    ///< us, in the order taken; empty if none were due
-  Readings readings;                ///< Of the sustained runs
-  bool once = false;                ///< Over kOnceMicroseconds
-  Status status;                    ///< Not ok: it dropped out, and has no samples
+  double expected_us = 0;  ///< Of a run made before, not the first
+  double sustained_warmup_s = kShortWarmupSeconds;
+  bool only_cold = false;         ///< No sustained runs.
+  std::vector<double> cold;       ///< us, in the order taken
+  std::vector<double> sustained;  ///< us, in the order taken; empty if none were due
+  Readings readings;              ///< Of the sustained runs
+  bool once = false;              ///< Over kOnceMicroseconds
+  Status status;                  ///< Not ok: it dropped out, and has no samples
 };
 
 /// Warm-ups, then interleaved rounds (A, B, A, B, ...) of cold runs, then each contender's sustained
-/// ones, as many as `runner` plans for its expected time. The sustained ones have one round, for
-/// each would have to be warmed up anew. Calls `progress` before each step.
+/// ones, as often as the runner says for its expected time. Calls `progress` before each step.
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress);
 

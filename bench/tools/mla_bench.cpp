@@ -11,13 +11,15 @@
 #include <iostream>
 #include <map>
 
+#include "bench/explain/explain_input.h"
 #include "bench/measure/cache_suite.h"
+#include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
 #include "bench/measure/cublas_pipeline.h"
-#include "bench/explain/explain_input.h"
 #include "bench/measure/google.h"
 #include "bench/measure/present.h"
 #include "bench/measure/table.h"
+#include "bench/tools/save_inputs.h"
 
 namespace mla::bench {
 namespace {
@@ -30,7 +32,9 @@ struct Options {
   DType dtype = DType::kBFloat16;
   std::string out;
   std::string samples;
+  std::string save;  // a folder
   bool list = false;
+  bool json = false;
   bool print_gpu = false;
   bool show_google = false;
   bool quick = false;  // of suite paged
@@ -62,6 +66,12 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     chosen->push_back(stage);
   }
   return {};
+}
+
+std::vector<const Stage*> all_stages(MachineKind machine) {
+  std::vector<const Stage*> chosen;
+  for (const Stage& stage : stages(machine)) chosen.push_back(&stage);
+  return chosen;
 }
 
 void print_list(MachineKind machine) {
@@ -239,6 +249,12 @@ int run(int argc, char** argv) {
                "after each shape say what binds it, and what could be done");
   app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
   app.add_flag("--list", options.list, "list stages, suites and their shapes");
+  app.add_flag("--json", options.json,
+               "with --list: as JSON, with the protocol, the tolerances, and what each shape of "
+               "--suite or --shapes (by default all) spells and costs");
+  app.add_option("--save-inputs", options.save,
+                 "write the inputs of one shape of --shapes into this folder as .npy files that "
+                 "mla_run reads, and what they should give; measure nothing");
   app.add_flag("--print-gpu", options.print_gpu,
                "print a file name for the GPU and exit; without one say why and exit with 1");
   app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
@@ -265,13 +281,20 @@ int run(int argc, char** argv) {
   if (gpu == nullptr && options.machine == "gpu")
     return complain({StatusCode::kUnavailable, why_not});
   Machine& machine = gpu != nullptr ? *gpu : model_machine();
-  if (options.list) return print_list(machine.kind()), 0;
-  if (options.machine == "auto" && gpu == nullptr) {
+  if (options.json && !options.list) {
+    return complain({StatusCode::kInvalidArgument, "--json goes with --list"});
+  }
+  if (options.list && !options.json) return print_list(machine.kind()), 0;
+  const bool quiet = options.list || !options.save.empty();
+  if (options.machine == "auto" && gpu == nullptr && !quiet) {
     std::cout << why_not << ": running on the CPU model of a GPU\n";
   }
-  if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
   std::vector<Shape> shapes;
-  if (options.suite == kPagedSuite) {
+  const bool whole_list = options.list && options.suite.empty() && options.shapes.empty();
+  if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
+  if (whole_list) {
+    shapes = every_shape();
+  } else if (options.suite == kPagedSuite) {
     if (!options.shapes.empty()) {
       return complain({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
     }
@@ -279,6 +302,16 @@ int run(int argc, char** argv) {
                  select_shapes(options.suite, options.shapes, options.dtype, &shapes);
              !status.ok()) {
     return complain(status);
+  }
+  if (options.list) return std::cout << catalogue(all_stages(machine.kind()), shapes), 0;
+  if (!options.save.empty()) {
+    if (shapes.size() != 1) {
+      return complain(
+          {StatusCode::kInvalidArgument, "--save-inputs needs --shapes with one shape; " +
+                                             std::to_string(shapes.size()) + " chosen"});
+    }
+    const Status status = save_inputs(machine, shapes.front().spec, options.save);
+    return status.ok() ? 0 : complain(status);
   }
   for (const std::string& file : {options.out, options.samples}) {
     if (const Status status = check_writable(file); !status.ok()) return complain(status);
