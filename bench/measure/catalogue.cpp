@@ -93,7 +93,7 @@ Json describe_tolerance(const Tolerance& tolerance) {
 
 }  // namespace
 
-std::string catalogue(const std::vector<const Stage*>& stages, const std::vector<Shape>& shapes) {
+std::string catalogue(MachineKind machine, const std::vector<Shape>& shapes) {
   Json all{
       {"schema", "flashmla_stages/catalogue/1"},
       {"stages", Json::array()},
@@ -102,8 +102,8 @@ std::string catalogue(const std::vector<const Stage*>& stages, const std::vector
       {"protocol", describe_protocol()},
       {"tolerances",
        {{"out", describe_tolerance(kOutTolerance)}, {"lse", describe_tolerance(kLseTolerance)}}}};
-  for (const Stage* stage : stages) {
-    all["stages"] += {{"slug", stage->slug}, {"idea", stage->idea}};
+  for (const Stage& stage : stages(machine)) {
+    all["stages"] += {{"slug", stage.slug}, {"idea", stage.idea}};
   }
   for (const Suite& suite : suites()) {
     all["suites"] += {{"name", suite.name},

@@ -7,14 +7,12 @@
 #include <vector>
 
 #include "bench/measure/shapes.h"
-
-namespace mla {
-struct Stage;
-}
+#include "stages/common/machine/machine.h"
 
 namespace mla::bench {
 
-/// The JSON text, for these shapes: catalogue.cpp says what its fields mean.
-std::string catalogue(const std::vector<const Stage*>& stages, const std::vector<Shape>& shapes);
+/// The JSON text, for the stages on such a machine and for these shapes: catalogue.cpp says what its
+/// fields mean.
+std::string catalogue(MachineKind machine, const std::vector<Shape>& shapes);
 
 }  // namespace mla::bench

@@ -1,5 +1,7 @@
 #include "bench/measure/measure.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -132,9 +134,8 @@ class ShapeRun {
       const size_t there = bench_.machine.free_memory() + held;
       if (needed <= there) return;
       drop_if_error(entry,
-                    {StatusCode::kOutOfMemory, "needs " + std::to_string(needed >> 20) +
-                                                   " MiB of workspace, " +
-                                                   std::to_string(there >> 20) + " are free"},
+                    {StatusCode::kOutOfMemory, fmt::format("needs {} MiB of workspace, {} are free",
+                                                           needed >> 20, there >> 20)},
                     "");
     };
     const auto grow = [&](DeviceBuffer& buffer, size_t needed) -> Status {
@@ -321,8 +322,8 @@ class ShapeRun {
       if (is_in(entry)) derive(entry, *stages_[i]);
     }
     if (!gpu) return;
-    result_.cold_floor = floor_seconds(result_.work, bench_.ceilings, Mode::kCold);
-    result_.sustained_floor = floor_seconds(result_.work, bench_.ceilings, Mode::kSustained);
+    result_.cold_floor = floor_of(result_.work, bench_.ceilings, Mode::kCold).seconds();
+    result_.sustained_floor = floor_of(result_.work, bench_.ceilings, Mode::kSustained).seconds();
   }
 
   void derive(StageResult& entry, const Stage& stage) {

@@ -1,9 +1,11 @@
 #include "bench/measure/shapes.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdlib>
+#include <map>
 #include <optional>
 #include <regex>
 #include <sstream>
@@ -96,7 +98,7 @@ bool take_lengths(std::string_view* text, Shape* shape) {
 }
 
 Status bad_shape(std::string_view name, const std::string& why) {
-  return {StatusCode::kInvalidArgument, "shape '" + std::string(name) + "' " + why};
+  return {StatusCode::kInvalidArgument, fmt::format("shape '{}' {}", name, why)};
 }
 
 }  // namespace
@@ -134,20 +136,17 @@ const char* to_string(Lengths lengths) {
 }
 
 std::string Shape::title() const {
-  std::ostringstream text;
-  text << "h_q=" << spec.num_heads_q;
-  if (spec.num_heads_kv != 1) text << " h_kv=" << spec.num_heads_kv;
-  text << " s_q=" << spec.seqlen_q << (spec.causal ? " causal" : "") << ", " << spec.batch << " x ";
-  if (lengths == Lengths::kLogNormal) text << "log-normal ";
-  if (lengths == Lengths::kStepped) text << "stepped to ";
-  if (lengths == Lengths::kSkew) text << "512, one ";
-  if (lengths == Lengths::kVaried) text << "varied ";
-  if (lengths == Lengths::kListed) text << "up to ";
-  text << spec.seqlen_k;
-  if (spec.fixed_split_tokens > 0) text << " split every " << spec.fixed_split_tokens;
-  if (peak > 0) text << ", logits of deviation " << peak;
-  text << ", " << mla::to_string(spec.dtype);
-  return text.str();
+  static const std::map<Lengths, const char*> kinds{
+      {Lengths::kEqual, ""},         {Lengths::kLogNormal, "log-normal "},
+      {Lengths::kSkew, "512, one "}, {Lengths::kStepped, "stepped to "},
+      {Lengths::kListed, "up to "},  {Lengths::kVaried, "varied "}};
+  std::string text = fmt::format("h_q={}", spec.num_heads_q);
+  if (spec.num_heads_kv != 1) text += fmt::format(" h_kv={}", spec.num_heads_kv);
+  text += fmt::format(" s_q={}{}, {} x {}{}", spec.seqlen_q, spec.causal ? " causal" : "",
+                      spec.batch, kinds.at(lengths), spec.seqlen_k);
+  if (spec.fixed_split_tokens > 0) text += fmt::format(" split every {}", spec.fixed_split_tokens);
+  if (peak > 0) text += fmt::format(", logits of deviation {}", peak);
+  return text + ", " + mla::to_string(spec.dtype);
 }
 
 Status parse_shape(std::string_view name, Shape* shape) {
@@ -183,14 +182,14 @@ Status parse_shape(std::string_view name, Shape* shape) {
         "heads, a split is a multiple of 64, and lengths are k4096, klognormal8192, "
         "kstepped32768, kskew131072, kvaried256 or a list such as k256+512+1024, without _b or "
         "with _b3" +
-            (rest.empty() ? "" : ": stuck at '" + std::string(rest) + "'"));
+            (rest.empty() ? "" : fmt::format(": stuck at '{}'", rest)));
   }
   if (result.lengths == Lengths::kListed) {
     const auto count = static_cast<int>(spec.lengths.size());
     if (counted && spec.batch != count) {
-      return bad_shape(name, "lists " + std::to_string(count) + " lengths for " +
-                                 std::to_string(spec.batch) +
-                                 " sequences; leave out _b, or say _b" + std::to_string(count));
+      return bad_shape(
+          name, fmt::format("lists {0} lengths for {1} sequences; leave out _b, or say _b{0}",
+                            count, spec.batch));
     }
     spec.batch = count;
   }
@@ -373,10 +372,8 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
                      std::vector<Shape>* shapes) {
   const Suite* chosen_suite = find_suite(suite_name);
   if (chosen_suite == nullptr) {
-    std::string known;
-    for (const std::string& name : suite_names()) known += (known.empty() ? "" : ", ") + name;
     return {StatusCode::kInvalidArgument,
-            "suite '" + std::string(suite_name) + "' is none of " + known};
+            fmt::format("suite '{}' is none of {}", suite_name, fmt::join(suite_names(), ", "))};
   }
   const std::vector<std::string>& names = chosen_suite->shapes;
   std::vector<std::string> chosen = filter.empty() ? names : std::vector<std::string>{};
@@ -398,9 +395,9 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
               "'" + item + "' is neither a shape nor a regular expression: " + error.what()};
     }
     if (chosen.size() == before) {
-      return {StatusCode::kInvalidArgument, "no shape of suite '" + std::string(suite_name) +
-                                                "' matches '" + item + "', and " +
-                                                status.message()};
+      return {StatusCode::kInvalidArgument,
+              fmt::format("no shape of suite '{}' matches '{}', and {}", suite_name, item,
+                          status.message())};
     }
   }
   shapes->clear();

@@ -16,6 +16,13 @@ namespace mla::bench {
 inline constexpr double kWholeCheckFlop = 50e9;
 inline constexpr int kCheckedRows = 64;
 
+/// Copies a buffer of a machine to the host.
+template <typename T>
+Status fetch(Machine& machine, const DeviceBuffer& buffer, std::vector<T>* values) {
+  values->resize(buffer.bytes() / sizeof(T));
+  return machine.copy_to_host(values->data(), buffer.data(), buffer.bytes());
+}
+
 /// The rows to check: empty if all are. The longest sequence is always among them.
 std::vector<QueryRow> checked_rows(const DataSet& data, double flop);
 

@@ -1,9 +1,9 @@
 /// @file
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +19,7 @@
 #include "bench/measure/google.h"
 #include "bench/measure/present.h"
 #include "bench/measure/table.h"
+#include "bench/tools/program.h"
 #include "bench/tools/save_inputs.h"
 
 namespace mla::bench {
@@ -45,9 +46,8 @@ struct Options {
 /// Beside those of shapes.h: the paged cache. "all" has it, too.
 constexpr const char* kPagedSuite = "paged";
 
-int complain(const Status& status) {
-  std::cerr << "mla_bench: " << status.to_string() << "\n";
-  return 2;
+int refuse(const Status& status) {
+  return complain("mla_bench", status);
 }
 
 /// The stages of the registry that were asked for, by slug or number.
@@ -68,12 +68,6 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
   return {};
 }
 
-std::vector<const Stage*> all_stages(MachineKind machine) {
-  std::vector<const Stage*> chosen;
-  for (const Stage& stage : stages(machine)) chosen.push_back(&stage);
-  return chosen;
-}
-
 void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
@@ -91,19 +85,14 @@ void print_list(MachineKind machine) {
 Context describe_suites() {
   Context context;
   for (const Suite& suite : suites()) {
-    std::string names;
-    for (const std::string& shape : suite.shapes) names += (names.empty() ? "" : ",") + shape;
-    if (suite.name != "all") context.emplace_back("suite_" + suite.name, names);
+    if (suite.name == "all") continue;
+    context.emplace_back("suite_" + suite.name, fmt::format("{}", fmt::join(suite.shapes, ",")));
   }
   return context;
 }
 
 bool has_paged_suite(const Options& options) {
   return options.shapes.empty() && (options.suite == kPagedSuite || options.suite == "all");
-}
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 /// Times that Ctrl-C was pressed. What is measured by the first is kept; the third ends the program
@@ -117,7 +106,7 @@ void on_interrupt(int signal) {
 /// Measures, prints a table a shape, writes the files. The exit code.
 int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
             std::vector<std::string> google_arguments) {
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = WallClock::now();
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Progress progress;
   std::unique_ptr<Runner> runner = make_model_runner();
@@ -125,7 +114,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   Ceilings ceilings;
   Context context = describe_environment(machine);
   if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
-    return complain(status);
+    return refuse(status);
   }
   const bool nothing_to_do =
       !shapes.empty() &&
@@ -134,15 +123,15 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
       std::none_of(chosen.begin(), chosen.end(),
                    [](const Stage* stage) { return stage->plan_shape != nullptr; });
   if (nothing_to_do) {
-    return complain({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
+    return refuse({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
   }
   if (gpu) {
     Status status = make_gpu_runner(&runner);
-    if (!status.ok()) return complain(status);
+    if (!status.ok()) return refuse(status);
     status = measure_ceilings(
         *runner, [&](const std::string& text) { progress.step(text); }, &ceilings);
     progress.clear();
-    if (!status.ok()) return complain(status);
+    if (!status.ok()) return refuse(status);
     const Context measured = describe_ceilings(ceilings);
     context.insert(context.end(), measured.begin(), measured.end());
   }
@@ -204,7 +193,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   if (!options.samples.empty()) {
     std::ofstream file(options.samples);
     write_samples(results, file);
-    if (!file) return complain({StatusCode::kFileError, options.samples + ": cannot be written"});
+    if (!file) return refuse({StatusCode::kFileError, options.samples + ": cannot be written"});
   }
   if (failed) std::cout << "\nFAILED: see above\n";
   if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
@@ -260,13 +249,12 @@ int run(int argc, char** argv) {
   app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
   app.allow_extras();  // Google Benchmark's own flags
   app.footer("Google Benchmark's flags (--benchmark_filter=...) are passed on.");
-  CLI11_PARSE(app, argc, argv);
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
 
   std::vector<std::string> google_arguments{argv[0]};
   for (const std::string& extra : app.remaining()) {
     if (!extra.starts_with("--benchmark_")) {
-      return complain(
-          {StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
+      return refuse({StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
     }
     google_arguments.push_back(extra);
   }
@@ -279,10 +267,10 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (gpu == nullptr && options.machine == "gpu")
-    return complain({StatusCode::kUnavailable, why_not});
+    return refuse({StatusCode::kUnavailable, why_not});
   Machine& machine = gpu != nullptr ? *gpu : model_machine();
   if (options.json && !options.list) {
-    return complain({StatusCode::kInvalidArgument, "--json goes with --list"});
+    return refuse({StatusCode::kInvalidArgument, "--json goes with --list"});
   }
   if (options.list && !options.json) return print_list(machine.kind()), 0;
   const bool quiet = options.list || !options.save.empty();
@@ -296,25 +284,25 @@ int run(int argc, char** argv) {
     shapes = every_shape();
   } else if (options.suite == kPagedSuite) {
     if (!options.shapes.empty()) {
-      return complain({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
+      return refuse({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
     }
   } else if (const Status status =
                  select_shapes(options.suite, options.shapes, options.dtype, &shapes);
              !status.ok()) {
-    return complain(status);
+    return refuse(status);
   }
-  if (options.list) return std::cout << catalogue(all_stages(machine.kind()), shapes), 0;
+  if (options.list) return std::cout << catalogue(machine.kind(), shapes), 0;
   if (!options.save.empty()) {
     if (shapes.size() != 1) {
-      return complain(
-          {StatusCode::kInvalidArgument, "--save-inputs needs --shapes with one shape; " +
-                                             std::to_string(shapes.size()) + " chosen"});
+      return refuse(
+          {StatusCode::kInvalidArgument,
+           fmt::format("--save-inputs needs --shapes with one shape; {} chosen", shapes.size())});
     }
     const Status status = save_inputs(machine, shapes.front().spec, options.save);
-    return status.ok() ? 0 : complain(status);
+    return status.ok() ? 0 : refuse(status);
   }
   for (const std::string& file : {options.out, options.samples}) {
-    if (const Status status = check_writable(file); !status.ok()) return complain(status);
+    if (const Status status = check_writable(file); !status.ok()) return refuse(status);
   }
   return measure(machine, options, shapes, std::move(google_arguments));
 }
@@ -323,5 +311,5 @@ int run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  return mla::bench::run(argc, argv);
+  return mla::bench::run_program("mla_bench", mla::bench::run, argc, argv);
 }

@@ -9,16 +9,6 @@
 #include "bench/tools/npy.h"
 
 namespace mla::bench {
-namespace {
-
-/// Copies a device's buffer to the host.
-Status fetch(Machine& machine, const DeviceBuffer& buffer, std::vector<std::byte>* bytes) {
-  bytes->resize(buffer.bytes());
-  return machine.copy_to_host(bytes->data(), buffer.data(), buffer.bytes());
-}
-
-}  // namespace
-
 Status save_inputs(Machine& machine, const DecodeCase& spec, const std::string& folder) {
   const DataSet data = make_data_set(spec);
   const Problem& problem = data.problem;

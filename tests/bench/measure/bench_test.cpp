@@ -214,7 +214,7 @@ TEST(Protocol, RunsAreCountedByTime) {
 }
 
 TEST(Catalogue, HasWhatTheScriptsNeed) {
-  const auto json = nlohmann::json::parse(catalogue({}, every_shape()));
+  const auto json = nlohmann::json::parse(catalogue(MachineKind::kModel, every_shape()));
   for (const Suite& suite : suites()) {
     for (const std::string& name : suite.shapes) EXPECT_TRUE(json["shapes"].contains(name)) << name;
   }
@@ -256,15 +256,15 @@ TEST(Limits, SharesTakeTheLargestTerm) {
   const OwnLimit limit = own_limit(prediction, ceilings, Mode::kCold);
   EXPECT_DOUBLE_EQ(limit.seconds(), 2e-3);
   EXPECT_STREQ(limit.name(), "fp32");
-  EXPECT_DOUBLE_EQ(floor_seconds({80e9, 1e6}, ceilings, Mode::kCold), 3e-6 + 1e-4);
-  EXPECT_DOUBLE_EQ(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold), 1e-3);
+  EXPECT_DOUBLE_EQ(floor_of({80e9, 1e6}, ceilings, Mode::kCold).seconds(), 3e-6 + 1e-4);
+  EXPECT_DOUBLE_EQ(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds(), 1e-3);
 }
 
 TEST(Limits, AMissingCeilingIsNotGuessed) {
   Ceilings ceilings;
   ceilings.read = 4e12;
   ceilings.launch = 3e-6;
-  EXPECT_TRUE(std::isnan(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold)));
+  EXPECT_TRUE(std::isnan(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds()));
   Prediction prediction;
   prediction.dram_bytes = 4e8;
   EXPECT_DOUBLE_EQ(own_limit(prediction, ceilings, Mode::kCold).seconds(), 1e-4);
