@@ -1,7 +1,10 @@
 #include "bench/explain/explain.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "bench/measure/table.h"
@@ -23,7 +26,7 @@ std::string us(double seconds) {
 }
 
 std::string count(int64_t n, const std::string& what) {
-  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
 }
 
 std::string bytes_text(double bytes) {
@@ -63,9 +66,11 @@ std::string wrap(const std::string& first, const std::string& text) {
 // What rules look at -----------------------------------------------------------------------------
 
 double total_of(const std::vector<int32_t>& seqlens_k) {
-  double sum = 0;
-  for (const int32_t length : seqlens_k) sum += length;
-  return sum;
+  return std::accumulate(seqlens_k.begin(), seqlens_k.end(), 0.0);
+}
+
+double flop_of(const StageFacts& stage) {
+  return stage.prediction.fp32_flop + stage.prediction.matrix_flop;
 }
 
 double rows_of(const Problem& problem) {
@@ -111,7 +116,6 @@ struct Case {
   /// Bytes of the cache that a decode must read.
   double cache_read() const { return tokens * kRowBytes * problem.num_heads_kv; }
   bool is(Floor::Bound bound) const { return floor.bound() == bound; }
-  double padded_flop() const { return stage->prediction.fp32_flop + stage->prediction.matrix_flop; }
 };
 
 /// Where times are from; in one word if the ceilings, named before, are from there.
@@ -157,14 +161,16 @@ std::string faster_stage(const Case& c) {
   }
   if (best == nullptr) return "";
   if (timed) {
-    return c.stage->slug + " takes " + times(c.stage->cold.median / best->cold.median) +
-           " as long as " + best->slug + ": " + microseconds(c.stage->cold.median) + " and " +
-           microseconds(best->cold.median) + " µs, cold, " + times_origin(c.input) + ".";
+    return fmt::format("{} takes {} as long as {}: {} and {} µs, cold, {}.", c.stage->slug,
+                       times(c.stage->cold.median / best->cold.median), best->slug,
+                       microseconds(c.stage->cold.median), microseconds(best->cold.median),
+                       times_origin(c.input));
   }
-  const double seconds = limit_of(*best, c.input.ceilings).seconds();
-  return best->slug + " should be faster, by its own limit: " + us(seconds) + ", that of " +
-         c.stage->slug + " is " + us(c.limit.seconds()) +
-         ". No times of this shape are known here.";
+  return fmt::format(
+      "{} should be faster, by its own limit: {}, that of {} is {}. No times of this shape "
+      "are known here.",
+      best->slug, us(limit_of(*best, c.input.ceilings).seconds()), c.stage->slug,
+      us(c.limit.seconds()));
 }
 
 std::string does_not_split(const Case& c) {
@@ -177,10 +183,11 @@ std::string does_not_split(const Case& c) {
       !(first->prediction.busy_fraction > kNoticeable * c.stage->prediction.busy_fraction)) {
     return "";
   }
-  return c.stage->slug +
-         " cuts no sequence over blocks: " + percent(c.stage->prediction.busy_fraction) +
-         " of the multiprocessors have work. From " + first->slug +
-         " on sequences are split by a plan: " + percent(first->prediction.busy_fraction) + ".";
+  return fmt::format(
+      "{} cuts no sequence over blocks: {} of the multiprocessors have work. From {} on "
+      "sequences are split by a plan: {}.",
+      c.stage->slug, percent(c.stage->prediction.busy_fraction), first->slug,
+      percent(first->prediction.busy_fraction));
 }
 
 /// The least batch of sequences of the mean length whose plan gives (nearly) all multiprocessors
@@ -202,16 +209,18 @@ std::string too_short_to_fill(const Case& c) {
   if (!c.plan || c.tokens <= 0 || !(c.plan->busy * kNoticeable < 1)) return "";
   if (c.plan->blocks == int64_t{c.plan->shape.row_tiles} * c.plan->shape.workers) return "";
   if (c.free_plan && c.free_plan->busy > kNoticeable * c.plan->busy) return "";  // the cuts' fault
-  std::string text = count(c.memory.pages, "page") + " of 64 tokens × " +
-                     count(c.plan->shape.row_tiles, "row tile") + " give " +
-                     count(c.plan->blocks, "block") + " of the kernel, " + percent(c.plan->busy) +
-                     " of " + std::to_string(c.input.limits.multiprocessors) + " multiprocessors: ";
-  text += c.plan->pieces == 0
-              ? "sequences stay whole, which costs less than combining their parts."
-              : "a worker gets " + count(c.plan->shape.min_pages, "page") + " at least.";
+  std::string text = fmt::format(
+      "{} of 64 tokens × {} give {} of the kernel, {} of {} multiprocessors: {}",
+      count(c.memory.pages, "page"), count(c.plan->shape.row_tiles, "row tile"),
+      count(c.plan->blocks, "block"), percent(c.plan->busy), c.input.limits.multiprocessors,
+      c.plan->pieces == 0
+          ? "sequences stay whole, which costs less than combining their parts."
+          : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_pages, "page")));
   if (const int batch = filling_batch(c); batch > 0) {
-    text += " With " + count(batch, "sequence") +
-            " of this mean length all have work; until then more of them meet idle ones.";
+    text += fmt::format(
+        " With {} of this mean length all have work; until then more of them meet idle "
+        "ones.",
+        count(batch, "sequence"));
   }
   return text;
 }
@@ -221,8 +230,8 @@ std::string memory_bound(const Case& c) {
   // cache + s q = launch + s matrix, in s, for s times as many query rows
   const double cache = c.cache_read() / c.input.ceilings.read;
   const double q = c.floor.memory - cache;
-  std::string text = "Reading the cache takes " + us(cache) + ", q and out " + us(q) +
-                     ", the products " + us(c.floor.matrix) + ". ";
+  std::string text = fmt::format("Reading the cache takes {}, q and out {}, the products {}. ",
+                                 us(cache), us(q), us(c.floor.matrix));
   if (!(c.floor.matrix > q)) {
     return text +
            "Contexts are so short that q and out are more than the products: no number of "
@@ -234,35 +243,39 @@ std::string memory_bound(const Case& c) {
     return text + "The ridge is near: with one query token more the matrix rate binds.";
   }
   const double grown = static_cast<double>(most) / c.problem.seqlen_q;
-  text += "More query rows use what is read anyway: up to " + std::to_string(most) +
-          " query tokens a sequence (speculative decoding), or " + times(grown) +
-          " the heads, memory binds. The floor is then " + us(cache + q * grown) + ", for " +
-          times(grown) + " the work.";
+  text += fmt::format(
+      "More query rows use what is read anyway: up to {} query tokens a sequence "
+      "(speculative decoding), or {} the heads, memory binds. The floor is then {}, for "
+      "{} the work.",
+      most, times(grown), us(cache + q * grown), times(grown));
   const std::string own = c.limit.name();
   if (own != "DRAM") {
-    text += " Not so " + c.stage->slug + ": its own limit is its " + own +
-            " work, which grows by tiles of rows.";
+    text += fmt::format(" Not so {}: its own limit is its {} work, which grows by tiles of rows.",
+                        c.stage->slug, own);
   }
   return text;
 }
 
 std::string compute_bound(const Case& c) {
   if (!c.is(Floor::Bound::kMatrix)) return "";
-  return "The floor is the matrix rate's, " + us(c.floor.matrix / c.problem.batch) +
-         " a sequence. A larger batch adds as much for each sequence and makes none of them "
-         "cheaper; nor do more query tokens a step.";
+  return fmt::format(
+      "The floor is the matrix rate's, {} a sequence. A larger batch adds as much for each "
+      "sequence and makes none of them cheaper; nor do more query tokens a step.",
+      us(c.floor.matrix / c.problem.batch));
 }
 
 std::string launch_bound(const Case& c) {
   if (!c.is(Floor::Bound::kLaunch)) return "";
-  std::string text = "An empty launch, " + us(c.floor.launch) + ", is more than reading (" +
-                     us(c.floor.memory) + ") and products (" + us(c.floor.matrix) +
-                     ") take, and latency, which no ceiling counts, comes on top.";
+  std::string text = fmt::format(
+      "An empty launch, {}, is more than reading ({}) and products ({}) take, and latency, "
+      "which no ceiling counts, comes on top.",
+      us(c.floor.launch), us(c.floor.memory), us(c.floor.matrix));
   const double each = std::max(c.floor.memory, c.floor.matrix) / c.problem.batch;
   const auto most = static_cast<int64_t>(c.floor.launch / each);
   if (most > c.problem.batch) {
-    text += " Up to " + count(most, "sequence") +
-            " of this length the rest takes no longer than the launch: batch them.";
+    text += fmt::format(
+        " Up to {} of this length the rest takes no longer than the launch: batch them.",
+        count(most, "sequence"));
   }
   return text +
          " One plan serves all layers of a step, and plan and decodes may be captured in one CUDA "
@@ -276,57 +289,54 @@ std::string sustained_clocks(const Case& c) {
   const bool waits = c.stage->cold.n > 0 && 1e6 * c.limit.seconds() < 0.7 * c.stage->cold.median;
   if (waits) return "";
   const Floor sustained = floor_of(c.work, c.input.ceilings, Mode::kSustained);
-  return "Back to back the tensor cores draw so much power that clocks sink: " +
-         number(c.input.ceilings.matrix_sustained / 1e12) + " TFLOP/s, not " +
-         number(c.input.ceilings.matrix_cold / 1e12) + "; the floor is then " +
-         us(sustained.seconds()) + ". Hold a step of a model to that one.";
+  return fmt::format(
+      "Back to back the tensor cores draw so much power that clocks sink: {} TFLOP/s, not "
+      "{}; the floor is then {}. Compare a step of a model with that one.",
+      number(c.input.ceilings.matrix_sustained / 1e12), number(c.input.ceilings.matrix_cold / 1e12),
+      us(sustained.seconds()));
 }
 
 std::string far_from_its_limit(const Case& c) {
   if (c.stage->cold.n == 0 || c.is(Floor::Bound::kLaunch)) return "";
   if (!(2e6 * c.limit.seconds() < c.stage->cold.median)) return "";
-  return "More than half of the time is in no limit: " + us(c.limit.seconds()) + " of " +
-         microseconds(c.stage->cold.median) +
-         " µs. It waits: for memory, between phases, at beginnings and ends of pieces. Chapters "
-         "say "
-         "for what; mla_timeline shows it, of stages 07 and 08.";
+  return fmt::format(
+      "More than half of the time is in no limit: {} of {} µs. It waits: for memory, "
+      "between phases, at beginnings and ends of pieces. Chapters say for what; "
+      "mla_timeline shows it, of stages 07 and 08.",
+      us(c.limit.seconds()), microseconds(c.stage->cold.median));
 }
 
 std::string padded_rows(const Case& c) {
-  const double padding = c.padded_flop() / std::max(c.work.flop, 1.0);
+  const double padding = flop_of(*c.stage) / std::max(c.work.flop, 1.0);
   if (!(padding > kNoticeable)) return "";
   const int rows = c.problem.rows_per_kv_head();
-  std::string text = c.stage->slug + " computes " + times(padding) +
-                     " the FLOP of the answer: " + count(rows, "query row") +
-                     " for a KV head stand" + (rows == 1 ? "s" : "") + " in tiles of " +
-                     std::to_string(std::lround(rows * padding)) + " rows in all.";
+  const int64_t padded = std::lround(rows * padding);
+  std::string text = fmt::format(
+      "{} computes {} the FLOP of the answer: {} for a KV head {} in tiles of {} rows in all.",
+      c.stage->slug, times(padding), count(rows, "query row"), rows == 1 ? "lies" : "lie", padded);
   const double seconds = c.limit.seconds();
   if (seconds == seconds && std::string(c.limit.name()) == "DRAM") {
-    text += " Memory hides it here: products " + us(c.limit.matrix + c.limit.fp32) + ", DRAM " +
-            us(c.limit.dram) + ".";
+    text += fmt::format(" Memory hides it here: products {}, DRAM {}.",
+                        us(c.limit.matrix + c.limit.fp32), us(c.limit.dram));
   }
-  text += " Up to " + std::to_string(std::lround(rows * padding)) +
-          " rows, by more query tokens or heads, cost it no product more.";
+  text += fmt::format(" Up to {} rows, by more query tokens or heads, cost it no product more.",
+                      padded);
   const StageFacts* leaner = nullptr;
   for (const StageFacts& stage : c.input.stages) {
-    const double flop = stage.prediction.fp32_flop + stage.prediction.matrix_flop;
     const bool same_cores =
         (stage.prediction.matrix_flop > 0) == (c.stage->prediction.matrix_flop > 0);
-    if (!stage.device.ok() || !same_cores || !(flop * kNoticeable < c.padded_flop())) continue;
-    if (leaner == nullptr || flop < leaner->prediction.fp32_flop + leaner->prediction.matrix_flop) {
-      leaner = &stage;
-    }
+    if (!stage.device.ok() || !same_cores) continue;
+    if (!(flop_of(stage) * kNoticeable < flop_of(*c.stage))) continue;
+    if (leaner == nullptr || flop_of(stage) < flop_of(*leaner)) leaner = &stage;
   }
-  if (leaner != nullptr) {
-    const double flop = leaner->prediction.fp32_flop + leaner->prediction.matrix_flop;
-    text += " The tiles of " + leaner->slug + " fit better: " + times(flop / c.work.flop);
-    if (leaner->cold.n > 0 && c.stage->cold.n > 0) {
-      text += ", at " + microseconds(leaner->cold.median) + " µs to " +
-              microseconds(c.stage->cold.median);
-    }
-    text += ".";
+  if (leaner == nullptr) return text;
+  text += fmt::format(" The tiles of {} fit better: {}", leaner->slug,
+                      times(flop_of(*leaner) / c.work.flop));
+  if (leaner->cold.n > 0 && c.stage->cold.n > 0) {
+    text += fmt::format(", at {} µs to {}", microseconds(leaner->cold.median),
+                        microseconds(c.stage->cold.median));
   }
-  return text;
+  return text + ".";
 }
 
 std::string fixed_cuts_ignored(const Case& c) {
@@ -338,15 +348,14 @@ std::string fixed_cuts_ignored(const Case& c) {
 
 std::string batch_invariant_cost(const Case& c) {
   if (!c.free_plan) return "";
-  std::string text = "Cuts every " + std::to_string(c.problem.fixed_split_tokens) +
-                     " tokens leave " + count(c.plan->pieces, "part") + ", " +
-                     bytes_text(c.plan->partial_bytes) + " each way; free cuts " +
-                     std::to_string(c.free_plan->pieces) + ", " +
-                     bytes_text(c.free_plan->partial_bytes) + ". ";
+  std::string text = fmt::format("Cuts every {} tokens leave {}, {} each way; free cuts {}, {}. ",
+                                 c.problem.fixed_split_tokens, count(c.plan->pieces, "part"),
+                                 bytes_text(c.plan->partial_bytes), c.free_plan->pieces,
+                                 bytes_text(c.free_plan->partial_bytes));
   const double more = double(c.plan->largest) / double(std::max<int64_t>(c.free_plan->largest, 1));
   if (more > 1) {
-    text +=
-        "The largest load grows " + number(more) + "×, and the time with it; parts come on top. ";
+    text += fmt::format("The largest load grows {}×, and the time with it; parts come on top. ",
+                        number(more));
   }
   return text + "Leave it off where results need not be the same bits in every batch.";
 }
@@ -361,50 +370,55 @@ std::string fixed_split_too_small(const Case& c) {
   const auto tokens =
       static_cast<int64_t>(std::ceil(even_split_tokens(c.problem) / kPageSize) * kPageSize);
   if (c.problem.fixed_split_tokens >= tokens) return "";
-  return "Parts, written and read, are " + bytes_text(2 * c.plan->partial_bytes) + ", the cache " +
-         bytes_text(c.cache_read()) + ". With " + count(c.problem.rows_per_kv_head(), "row") +
-         " a KV head they break even at cuts every " + number(even_split_tokens(c.problem), 3) +
-         " tokens: take " + std::to_string(tokens) + " or more.";
+  return fmt::format(
+      "Parts, written and read, are {}, the cache {}. With {} a KV head they break even at "
+      "cuts every {} tokens: take {} or more.",
+      bytes_text(2 * c.plan->partial_bytes), bytes_text(c.cache_read()),
+      count(c.problem.rows_per_kv_head(), "row"), number(even_split_tokens(c.problem), 3), tokens);
 }
 
 std::string fixed_split_too_large(const Case& c) {
   if (!c.free_plan || !(c.plan->blocks * kNoticeable < c.free_plan->blocks)) return "";
   const int64_t blocks = std::max<int64_t>(1, c.memory.pages / c.plan->shape.workers);
   if (blocks * kPageSize >= c.problem.fixed_split_tokens) return "";
-  return count(c.plan->blocks, "block") + " of the kernel get a piece, where free cuts keep " +
-         std::to_string(c.free_plan->blocks) + " at work. Cuts every " +
-         std::to_string(blocks * kPageSize) + " tokens would give each of them one.";
+  return fmt::format(
+      "{} of the kernel get a piece, where free cuts keep {} at work. Cuts every {} tokens "
+      "would give each of them one.",
+      count(c.plan->blocks, "block"), c.free_plan->blocks, blocks * kPageSize);
 }
 
 std::string imbalance(const Case& c) {
   // Where multiprocessors are without work, that is the finding.
   if (!c.plan || c.plan->busy * kNoticeable < 1 || !(c.plan->imbalance() > kNoticeable)) return "";
-  const std::string loads = "The largest load is " + std::to_string(c.plan->largest) +
-                            " pages of 64 tokens, the mean " + number(c.plan->mean) + ": " +
-                            times(c.plan->imbalance()) + ". All wait for the last. ";
+  const std::string loads =
+      fmt::format("The largest load is {} pages, the mean {}: {}. All wait for the last. ",
+                  c.plan->largest, number(c.plan->mean), times(c.plan->imbalance()));
   if (c.free_plan) {
-    return loads + "Workers get whole pieces of " + std::to_string(c.problem.fixed_split_tokens) +
-           " tokens; free cuts come to " + times(c.free_plan->imbalance()) +
-           ", closer cuts to something between.";
+    return loads + fmt::format(
+                       "Workers get whole pieces of {} tokens; free cuts come to {}, closer cuts "
+                       "to something between.",
+                       c.problem.fixed_split_tokens, times(c.free_plan->imbalance()));
   }
   if (c.plan->pieces == 0) {
-    return loads + "Sequences stay whole, which is let pass up to " +
-           count(c.plan->shape.combine_pages, "page") +
-           " and a beginning over the mean, for nothing has to be combined then.";
+    return loads + fmt::format(
+                       "Sequences stay whole, which is let pass up to {} and a beginning over the "
+                       "mean, because then nothing has to be combined.",
+                       count(c.plan->shape.combine_pages, "page"));
   }
   return loads +
-         "With free cuts it is at most a block and a beginning over the mean: loads are "
-         "short, and longer sequences or a larger batch even them out.";
+         "With free cuts it is at most a page and a beginning over the mean: loads are short, and "
+         "longer sequences or a larger batch even them out.";
 }
 
 std::string parts_exceed_cache(const Case& c) {
   if (!c.plan || c.free_plan || !(2 * c.plan->partial_bytes > c.cache_read())) return "";
-  return count(c.plan->pieces, "part") + ", " + bytes_text(2 * c.plan->partial_bytes) +
-         " written and read, are more bytes than the cache, " + bytes_text(c.cache_read()) +
-         ": what it costs to have " + percent(c.plan->busy) +
-         " of the multiprocessors at work on so few tokens. A part pays for itself from " +
-         number(even_split_tokens(c.problem), 3) + " tokens on; here it has " +
-         number(c.tokens / static_cast<double>(std::max<int64_t>(c.plan->pieces, 1)), 3) + ".";
+  return fmt::format(
+      "{}, {} written and read, are more bytes than the cache, {}: what it costs to have {} "
+      "of the multiprocessors at work on so few tokens. A part pays for itself from {} "
+      "tokens on; here it has {}.",
+      count(c.plan->pieces, "part"), bytes_text(2 * c.plan->partial_bytes),
+      bytes_text(c.cache_read()), percent(c.plan->busy), number(even_split_tokens(c.problem), 3),
+      number(c.tokens / static_cast<double>(std::max<int64_t>(c.plan->pieces, 1)), 3));
 }
 
 std::string causal_mask(const Case& c) {
@@ -416,10 +430,10 @@ std::string causal_mask(const Case& c) {
     }
   }
   const double hidden = 1 - visible / (c.problem.seqlen_q * c.tokens);
-  std::string text =
-      "The causal mask hides " + percent(hidden) +
-      " of the pairs and is not deducted, neither from FLOP nor from limits. Kernels "
-      "skip tokens that no row of a tile sees, and compute all others.";
+  std::string text = fmt::format(
+      "The causal mask hides {} of the pairs and is not deducted, neither from FLOP nor from "
+      "limits. Kernels skip tokens that no row of a tile sees, and compute all others.",
+      percent(hidden));
   if (c.plan) text += " The plan counts whole sequences for every tile.";
   return text;
 }
@@ -435,25 +449,27 @@ std::string fp16(const Case& c) {
 
 std::string ragged_lengths(const Case& c) {
   if (!(c.memory.contiguous > 2 * c.memory.cache)) return "";
-  return "Lengths are so uneven that pages pay: buffers as long as the longest sequence, " +
-         count(c.longest, "token") + ", would take " + bytes_text(c.memory.contiguous) + ", " +
-         times(c.memory.contiguous / c.memory.cache) + " as much as the pages, " +
-         bytes_text(c.memory.cache) + ".";
+  return fmt::format(
+      "Lengths are so uneven that pages pay: buffers as long as the longest sequence, {}, "
+      "would take {}, {} as much as the pages, {}.",
+      count(c.longest, "token"), bytes_text(c.memory.contiguous),
+      times(c.memory.contiguous / c.memory.cache), bytes_text(c.memory.cache));
 }
 
 std::string below_a_page(const Case& c) {
   if (c.tokens <= 0 || c.longest >= kPageSize) return "";
-  return "No sequence fills a page. A page is the least that is stored or given to a block: " +
-         percent(c.memory.padding / c.memory.cache) +
-         " of the cache is padding, and there is "
-         "nothing to split.";
+  return fmt::format(
+      "No sequence fills a page. A page is the least that is stored or given to a block: {} "
+      "of the cache is padding, and there is nothing to split.",
+      percent(c.memory.padding / c.memory.cache));
 }
 
 std::string large_workspace(const Case& c) {
   const auto workspace = static_cast<double>(c.stage->workspace_bytes);
   if (!(workspace > c.memory.cache)) return "";
-  std::string text = c.stage->slug + " needs a workspace of " + bytes_text(workspace) +
-                     ", more than the cache it reads, " + bytes_text(c.memory.cache) + ". ";
+  const std::string text =
+      fmt::format("{} needs a workspace of {}, more than the cache it reads, {}. ", c.stage->slug,
+                  bytes_text(workspace), bytes_text(c.memory.cache));
   if (!c.plan) return text + "It holds scores; from 03_online_softmax on there are none.";
   return text +
          "It has room for as many parts as shapes allow, whatever the lengths; layers that "
@@ -495,23 +511,24 @@ constexpr Rule kRules[] = {
 std::string ceilings_line(const ExplainInput& input) {
   const Ceilings& ceilings = input.ceilings;
   if (std::isnan(ceilings.read) && std::isnan(ceilings.matrix_cold)) {
-    return "none (" + input.ceilings_origin +
-           "): no times below, and no limits. On a GPU, mla_bench --explain measures them.";
+    return fmt::format(
+        "none ({}): no times below, and no limits. On a GPU, mla_bench --explain measures "
+        "them.",
+        input.ceilings_origin);
   }
-  return "read " + number(ceilings.read / 1e9, 4) + " GB/s, matrix " +
-         number(ceilings.matrix_cold / 1e12) + " TFLOP/s, launch " + us(ceilings.launch) + " (" +
-         input.ceilings_origin + ")";
+  return fmt::format("read {} GB/s, matrix {} TFLOP/s, launch {} ({})",
+                     number(ceilings.read / 1e9, 4), number(ceilings.matrix_cold / 1e12),
+                     us(ceilings.launch), input.ceilings_origin);
 }
 
 std::string work_line(const Case& c) {
-  std::string text = number(c.work.flop / 1e9) + " GFLOP, " + bytes_text(c.work.bytes) +
-                     " each once: " + number(c.work.intensity()) + " FLOP a byte";
+  const std::string text =
+      fmt::format("{} GFLOP, {} each once: {} FLOP a byte", number(c.work.flop / 1e9),
+                  bytes_text(c.work.bytes), number(c.work.intensity()));
   const double ridge = c.input.ceilings.matrix_cold / c.input.ceilings.read;
-  if (ridge == ridge) {
-    text += c.work.intensity() < ridge ? ", below" : ", above";
-    text += " the ridge of " + number(ridge);
-  }
-  return text;
+  if (std::isnan(ridge)) return text;
+  return fmt::format("{}, {} the ridge of {}", text, c.work.intensity() < ridge ? "below" : "above",
+                     number(ridge));
 }
 
 std::string floor_line(const Case& c) {
@@ -519,12 +536,12 @@ std::string floor_line(const Case& c) {
   const Floor::Bound bound = c.floor.bound();
   if (bound == Floor::Bound::kNone) return "not known";
   const bool memory = bound == Floor::Bound::kMemory;
-  const std::string reading = "reading" + std::string(memory ? " " : ", ") + us(c.floor.memory);
-  const std::string products = "launch and products" + std::string(memory ? ", " : " ") +
-                               microseconds(1e6 * c.floor.launch) + " + " + us(c.floor.matrix);
-  return us(c.floor.seconds()) + ", set by " + names[static_cast<int>(bound)] + ": " +
-         (memory ? reading : products) + ", " + times(c.floor.lead()) + " as long as " +
-         (memory ? products : reading);
+  const std::string reading = fmt::format("reading{} {}", memory ? "" : ",", us(c.floor.memory));
+  const std::string products = fmt::format("launch and products{} {} + {}", memory ? "," : "",
+                                           microseconds(1e6 * c.floor.launch), us(c.floor.matrix));
+  return fmt::format("{}, set by {}: {}, {} as long as {}", us(c.floor.seconds()),
+                     names[static_cast<int>(bound)], memory ? reading : products,
+                     times(c.floor.lead()), memory ? products : reading);
 }
 
 std::string limit_text(const OwnLimit& limit) {
@@ -556,9 +573,9 @@ std::string stage_lines(const Case& c) {
   }
   std::string time = "of this shape not known";
   if (stage.cold.n > 0) {
-    time = spread(stage.cold) + " µs cold, " + times_origin(c.input) + ": floor share " +
-           percent(1e6 * c.floor.seconds() / stage.cold.median) + ", own-limit share " +
-           percent(1e6 * seconds / stage.cold.median);
+    time = fmt::format("{} µs cold, {}: floor share {}, own-limit share {}", spread(stage.cold),
+                       times_origin(c.input), percent(1e6 * c.floor.seconds() / stage.cold.median),
+                       percent(1e6 * seconds / stage.cold.median));
     if (!std::isnan(stage.sustained_us)) {
       time += "; sustained " + microseconds(stage.sustained_us) + " µs";
     }
@@ -599,52 +616,34 @@ std::string stage_table(const Case& c) {
 std::string plan_line(const Case& c) {
   if (!c.plan) return "none: " + c.stage->slug + " splits no sequence";
   const Balance& plan = *c.plan;
-  std::string text = (c.input.stage.empty() ? c.stage->slug + ": " : "") +
-                     count(plan.shape.row_tiles, "row tile") + " × " +
-                     count(plan.shape.workers, "worker") + ": " + count(plan.blocks, "block") +
-                     " with work, on " + percent(plan.busy) + " of " +
-                     count(c.input.limits.multiprocessors, "multiprocessor") + "; largest load " +
-                     std::to_string(plan.largest) + " pages of 64 tokens";
+  std::string text = fmt::format(
+      "{}{} × {}: {} with work, on {} of {}; largest load {} pages",
+      c.input.stage.empty() ? c.stage->slug + ": " : "", count(plan.shape.row_tiles, "row tile"),
+      count(plan.shape.workers, "worker"), count(plan.blocks, "block"), percent(plan.busy),
+      count(c.input.limits.multiprocessors, "multiprocessor"), plan.largest);
   // Of a mean with idle workers in it nothing can be seen.
-  if (plan.busy * kNoticeable >= 1) text += ", " + percent(plan.imbalance()) + " of the mean";
+  if (plan.busy * kNoticeable >= 1)
+    text += fmt::format(", {} of the mean", percent(plan.imbalance()));
   if (plan.pieces == 0) return text + "; no sequence is cut";
-  return text + "; " + std::to_string(plan.cut_sequences) + " of " +
-         count(c.problem.batch, "sequence") + " cut, into " + count(plan.pieces, "part") + ": " +
-         bytes_text(plan.partial_bytes) + " written, and read again";
+  return text + fmt::format("; {} of {} cut, into {}: {} written, and read again",
+                            plan.cut_sequences, count(c.problem.batch, "sequence"),
+                            count(plan.pieces, "part"), bytes_text(plan.partial_bytes));
 }
 
 std::string memory_line(const Case& c) {
   const MemoryUse& memory = c.memory;
-  return "cache " + bytes_text(memory.cache) + " in " + count(memory.pages, "page") + ", " +
-         percent(memory.cache > 0 ? memory.padding / memory.cache : 0) +
-         " of it padding; buffers of the longest length " + bytes_text(memory.contiguous) +
-         "; keys and values of every head " + bytes_text(memory.expanded) +
-         (memory.cache > 0 ? " (" + times(memory.expanded / memory.cache) + ")" : "") +
-         "; workspace of " + c.stage->slug + " " +
-         bytes_text(static_cast<double>(c.stage->workspace_bytes));
+  return fmt::format(
+      "cache {} in {}, {} of it padding; buffers of the longest length {}; keys and values of "
+      "every "
+      "head {}{}; workspace of {} {}",
+      bytes_text(memory.cache), count(memory.pages, "page"),
+      percent(memory.cache > 0 ? memory.padding / memory.cache : 0), bytes_text(memory.contiguous),
+      bytes_text(memory.expanded),
+      memory.cache > 0 ? fmt::format(" ({})", times(memory.expanded / memory.cache)) : "",
+      c.stage->slug, bytes_text(static_cast<double>(c.stage->workspace_bytes)));
 }
 
 }  // namespace
-
-Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode) {
-  const double rate = mode == Mode::kCold ? ceilings.matrix_cold : ceilings.matrix_sustained;
-  return {work.bytes / ceilings.read, work.flop / rate, ceilings.launch};
-}
-
-double Floor::seconds() const {
-  if (std::isnan(memory) || std::isnan(launch + matrix)) return kUnknown;
-  return std::max(memory, launch + matrix);
-}
-
-Floor::Bound Floor::bound() const {
-  if (std::isnan(seconds())) return Bound::kNone;
-  if (memory > launch + matrix) return Bound::kMemory;
-  return launch > matrix ? Bound::kLaunch : Bound::kMatrix;
-}
-
-double Floor::lead() const {
-  return seconds() / std::min(memory, launch + matrix);
-}
 
 double Balance::imbalance() const {
   return static_cast<double>(largest) / mean;

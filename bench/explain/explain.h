@@ -17,26 +17,13 @@
 
 namespace mla::bench {
 
-/// The floor in its parts, in s; kUnknown without ceilings, and its bound kNone.
-struct Floor {
-  enum class Bound { kNone, kMemory, kMatrix, kLaunch };
-  double memory = kUnknown;  ///< Unique bytes at the read rate
-  double matrix = kUnknown;  ///< FLOP at the matrix rate
-  double launch = kUnknown;  ///< An empty kernel
-  double seconds() const;    ///< max(memory, launch + matrix), as floor_seconds() has it
-  /// Which side is the larger one; of launch + matrix, the larger of the two.
-  Bound bound() const;
-  double lead() const;  ///< seconds() over the other side
-};
-Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode);
-
 /// A plan's worth: who has work, how evenly, and what cutting costs.
 struct Balance {
   PlanShape shape;
   int64_t blocks = 0;        ///< Blocks of the kernel that have work: workers with a piece, for
                              ///< all row tiles
   double busy = 0;           ///< Share of the multiprocessors that have such a block
-  int64_t largest = 0;       ///< Largest load: pages of 64 tokens, beginnings of pieces included
+  int64_t largest = 0;       ///< Largest load: pages, beginnings of pieces included
   double mean = 0;           ///< Mean over all workers, idle ones too
   int cut_sequences = 0;     ///< Sequences of more than one piece
   int64_t pieces = 0;        ///< Pieces of those: each leaves partial results

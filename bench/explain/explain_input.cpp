@@ -1,6 +1,9 @@
 #include "bench/explain/explain_input.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -25,9 +28,7 @@ std::vector<StageFacts> facts_of(MachineKind machine, const DeviceLimits& limits
 }
 
 int64_t total(const std::vector<int32_t>& seqlens_k) {
-  int64_t sum = 0;
-  for (const int32_t length : seqlens_k) sum += length;
-  return sum;
+  return std::accumulate(seqlens_k.begin(), seqlens_k.end(), int64_t{0});
 }
 
 /// The model's limits as long as this lives.
@@ -48,9 +49,9 @@ class PretendedDevice {
 };
 
 std::string describe(const std::string& name, const DeviceLimits& limits) {
-  return name + ", compute capability " + std::to_string(limits.compute_capability / 10) + "." +
-         std::to_string(limits.compute_capability % 10) + ", " +
-         std::to_string(limits.multiprocessors) + " multiprocessors";
+  return fmt::format("{}, compute capability {}.{}, {} multiprocessors", name,
+                     limits.compute_capability / 10, limits.compute_capability % 10,
+                     limits.multiprocessors);
 }
 
 std::string context_of(const Recorded& recorded, const std::string& key) {
@@ -88,9 +89,10 @@ Status recorded_limits(const Recorded& recorded, DeviceLimits* limits) {
   const std::string capability = context_of(recorded, "compute_capability");
   const auto found = known.find(capability);
   if (found == known.end() || recorded.multiprocessors == 0) {
-    return {StatusCode::kUnsupported, recorded.file + ": compute capability '" + capability +
-                                          "' and " + std::to_string(recorded.multiprocessors) +
-                                          " multiprocessors are no device that is known"};
+    return {StatusCode::kUnsupported,
+            fmt::format("{}: compute capability '{}' and {} multiprocessors are no device that is "
+                        "known",
+                        recorded.file, capability, recorded.multiprocessors)};
   }
   limits->compute_capability = found->second.first;
   limits->multiprocessors = recorded.multiprocessors;

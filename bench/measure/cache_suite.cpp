@@ -1,7 +1,6 @@
 #include "bench/measure/cache_suite.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <iostream>
 #include <numeric>
@@ -14,13 +13,12 @@
 namespace mla::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Batch = std::vector<SequenceId>;
 using Counts = std::vector<int32_t>;
 using Entries = std::vector<GoogleEntry>;
 
-double nanoseconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
+double nanoseconds_since(WallClock::time_point begin) {
+  return 1e9 * seconds_since(begin);
 }
 
 /// `count` new, empty sequences.
@@ -60,16 +58,16 @@ Status time_pages(int rounds, std::vector<HostOperation>* results) {
   const Counts prompt{kPromptTokens};
   for (int round = 0; round < rounds; ++round) {
     MLA_RETURN_IF_ERROR(add_sequences(table, kSequences, &batch));
-    auto begin = Clock::now();
+    auto begin = WallClock::now();
     for (const SequenceId id : batch) MLA_RETURN_IF_ERROR(table.append({&id, 1}, prompt));
     allocate.samples.push_back(nanoseconds_since(begin) / (kSequences * kPromptPages));
-    begin = Clock::now();
+    begin = WallClock::now();
     for (size_t i = 0; i < kSequences; ++i) MLA_RETURN_IF_ERROR(table.fork(batch[i], &forks[i]));
     fork.samples.push_back(nanoseconds_since(begin) / kSequences);
-    begin = Clock::now();
+    begin = WallClock::now();
     MLA_RETURN_IF_ERROR(free_sequences(table, forks));
     free_fork.samples.push_back(nanoseconds_since(begin) / kSequences);
-    begin = Clock::now();
+    begin = WallClock::now();
     MLA_RETURN_IF_ERROR(free_sequences(table, batch));
     free.samples.push_back(nanoseconds_since(begin) / (kSequences * kPromptPages));
   }
@@ -96,7 +94,7 @@ Status time_appends(size_t batch_size, int rounds, std::vector<HostOperation>* r
     std::iota(prompts.begin(), prompts.end(), 100);
     for (int32_t& tokens : prompts) tokens = 100 + tokens % kPageSize;
     MLA_RETURN_IF_ERROR(table.append(batch, prompts));
-    const auto begin = Clock::now();
+    const auto begin = WallClock::now();
     for (int step = 0; step < kSteps; ++step) MLA_RETURN_IF_ERROR(table.append(batch, one));
     append.samples.push_back(nanoseconds_since(begin) / kSteps);
     MLA_RETURN_IF_ERROR(free_sequences(table, batch));
@@ -217,7 +215,7 @@ Status time_calls(Machine& machine, const AppendCase& spec, int rounds,
     MLA_RETURN_IF_ERROR(add_sequences(*cache, size, &batch));
     MLA_RETURN_IF_ERROR(cache->append(batch, context, rows.data()));
     MLA_RETURN_IF_ERROR(machine.synchronize());
-    const auto begin = Clock::now();
+    const auto begin = WallClock::now();
     for (int step = 0; step < steps; ++step) {
       MLA_RETURN_IF_ERROR(cache->append(batch, tokens, rows.data()));
     }

@@ -1,5 +1,7 @@
 #include "bench/measure/environment.h"
 
+#include <fmt/chrono.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -9,6 +11,7 @@
 
 #include "bench/measure/build_info.h"
 #include "bench/measure/nvml.h"
+#include "bench/measure/recorded.h"
 #include "bench/measure/table.h"
 
 #ifdef MLA_HAVE_CUDA
@@ -17,15 +20,6 @@
 
 namespace mla::bench {
 namespace {
-
-std::string date_utc() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
 
 void add_known(Context* context, const char* key, double value, int significant) {
   if (!std::isnan(value)) context->emplace_back(key, number(value, significant));
@@ -72,14 +66,15 @@ void add_gpu(Context*) {}
 
 Context describe_environment(const Machine& machine) {
   const bool gpu = machine.kind() == MachineKind::kGpu;
-  Context context{{"schema", "flashmla_stages/2"},
+  Context context{{"schema", kResultsSchema},
                   {"machine", gpu ? "gpu" : "model"},
                   {"machine_description", machine.description()}};
   if (gpu) add_gpu(&context);
   context.emplace_back("nvcc", kCudaCompiler);
   context.emplace_back("host_compiler", kHostCompiler);
   context.emplace_back("commit", kCommit);
-  context.emplace_back("date_utc", date_utc());
+  context.emplace_back("date_utc",
+                       fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))));
   return context;
 }
 

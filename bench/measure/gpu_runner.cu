@@ -19,11 +19,7 @@ class GpuRunner final : public Runner {
     return wait_for_stream();
   }
 
-  Plan plan(double microseconds) const override {
-    if (microseconds < 1e3) return {.warmups = 10, .rounds = 4, .runs = 25, .sustained = true};
-    if (microseconds < 20e3) return {.warmups = 2, .rounds = 4, .runs = 9, .sustained = true};
-    return {.warmups = 0, .rounds = 4, .runs = 1, .sustained = true};
-  }
+  RunCounts run_counts(double microseconds) const override { return gpu_run_counts(microseconds); }
 
   Status prepare(const Operation& operation, int* handle) override {
     // Once without a graph: kernels are loaded at their first launch, which neither a capture nor a
@@ -145,7 +141,8 @@ class GpuRunner final : public Runner {
     const double passed = std::chrono::duration<double>(now.time - mark->time).count();
     if (passed < kLeastEnergySeconds || chunks_since == 0) return {};
     readings->watts = (now.joules - mark->joules) / passed;
-    readings->joules_a_run = (now.joules - mark->joules) / (static_cast<double>(chunks_since) * chunk);
+    readings->joules_a_run =
+        (now.joules - mark->joules) / (static_cast<double>(chunks_since) * chunk);
     return {};
   }
 

@@ -15,8 +15,6 @@ using gpu::cuda_status;
 using gpu::CudaEvent;
 using gpu::CudaStream;
 
-/// What is read before each cold run: far more than any L2.
-inline constexpr size_t kFlushBytes = size_t{256} << 20;
 /// No single step of the bench takes this long; a kernel that does is taken for hung.
 inline constexpr auto kHangLimit = std::chrono::seconds(120);
 

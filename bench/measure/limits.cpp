@@ -12,12 +12,8 @@ Work work_of(const Problem& problem, int64_t total_tokens) {
   const double query_rows =
       static_cast<double>(problem.batch) * problem.seqlen_q * problem.num_heads_q;
   return {2.0 * problem.seqlen_q * problem.num_heads_q * tokens * (kHeadDimQK + kHeadDimV),
-          kBytesPerElement * (tokens * problem.num_heads_kv * kHeadDimQK +
-                              query_rows * (kHeadDimQK + kHeadDimV))};
-}
-
-const char* to_string(Mode mode) {
-  return mode == Mode::kCold ? "cold" : "sustained";
+          kBytesPerElement *
+              (tokens * problem.num_heads_kv * kHeadDimQK + query_rows * (kHeadDimQK + kHeadDimV))};
 }
 
 namespace {
@@ -40,11 +36,23 @@ std::pair<double, const char*> largest(const OwnLimit& limit) {
 
 }  // namespace
 
-double floor_seconds(const Work& work, const Ceilings& ceilings, Mode mode) {
-  const double memory = work.bytes / ceilings.read;
-  const double matrix = ceilings.launch + work.flop / matrix_rate(ceilings, mode);
-  if (std::isnan(memory) || std::isnan(matrix)) return kUnknown;
-  return std::max(memory, matrix);
+Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode) {
+  return {work.bytes / ceilings.read, work.flop / matrix_rate(ceilings, mode), ceilings.launch};
+}
+
+double Floor::seconds() const {
+  if (std::isnan(memory) || std::isnan(launch + matrix)) return kUnknown;
+  return std::max(memory, launch + matrix);
+}
+
+Floor::Bound Floor::bound() const {
+  if (std::isnan(seconds())) return Bound::kNone;
+  if (memory > launch + matrix) return Bound::kMemory;
+  return launch > matrix ? Bound::kLaunch : Bound::kMatrix;
+}
+
+double Floor::lead() const {
+  return seconds() / std::min(memory, launch + matrix);
 }
 
 OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode mode) {

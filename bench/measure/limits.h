@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "bench/measure/protocol.h"
 #include "bench/measure/statistics.h"
 #include "reference/problem.h"
 #include "stages/common/stage.h"
@@ -32,14 +33,19 @@ struct Ceilings {
   std::string matrix_note;                   ///< Why there is no matrix rate, if there is none
 };
 
-/// Cold: one run after the L2 was filled with other data. Sustained: back to back after 0.2 s (from
-/// stage 05 on 1.2 s) of the same work.
-enum class Mode { kCold, kSustained };
-const char* to_string(Mode mode);
-
-/// Least time for the work, in s: max(bytes / read rate, launch + FLOP / matrix rate). The same for
-/// all stages.
-double floor_seconds(const Work& work, const Ceilings& ceilings, Mode mode);
+/// Least time for the work in its parts, in s, the same for all stages; kUnknown without ceilings,
+/// and its bound kNone.
+struct Floor {
+  enum class Bound { kNone, kMemory, kMatrix, kLaunch };
+  double memory = kUnknown;  ///< Unique bytes at the read rate
+  double matrix = kUnknown;  ///< FLOP at the matrix rate
+  double launch = kUnknown;  ///< An empty kernel
+  double seconds() const;    ///< max(memory, launch + matrix)
+  /// Which side is the larger one; of launch + matrix, the larger of the two.
+  Bound bound() const;
+  double lead() const;  ///< seconds() over the other side
+};
+Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode);
 
 /// The terms of a stage's own limit, in s; those of the multiprocessors are divided by the share of
 /// them that have work.

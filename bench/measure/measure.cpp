@@ -1,5 +1,7 @@
 #include "bench/measure/measure.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -132,9 +134,8 @@ class ShapeRun {
       const size_t there = bench_.machine.free_memory() + held;
       if (needed <= there) return;
       drop_if_error(entry,
-                    {StatusCode::kOutOfMemory, "needs " + std::to_string(needed >> 20) +
-                                                   " MiB of workspace, " +
-                                                   std::to_string(there >> 20) + " are free"},
+                    {StatusCode::kOutOfMemory, fmt::format("needs {} MiB of workspace, {} are free",
+                                                           needed >> 20, there >> 20)},
                     "");
     };
     const auto grow = [&](DeviceBuffer& buffer, size_t needed) -> Status {
@@ -241,8 +242,8 @@ class ShapeRun {
                      &result_.stages[i].plan.alone, nullptr);
   }
 
-  /// Times an operation warm, and then cold if there is a place for that, as often as the runner
-  /// plans for its time.
+  /// Times an operation warm, and then cold if there is a place for that, as often as is due for
+  /// its time.
   Status time_warm(const Operation& operation, std::vector<double>* warm,
                    std::vector<double>* cold) {
     Runner& runner = bench_.runner;
@@ -250,10 +251,10 @@ class ShapeRun {
     MLA_RETURN_IF_ERROR(runner.prepare(operation, &handle));
     std::vector<double> unused;
     MLA_RETURN_IF_ERROR(runner.run_warm(handle, 1, &unused));
-    const Plan runs = runner.plan(unused.front());
-    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.warmups, &unused));
-    MLA_RETURN_IF_ERROR(runner.run_warm(handle, runs.rounds * runs.runs, warm));
-    return cold == nullptr ? Status() : runner.run_cold(handle, runs.rounds * runs.runs, cold);
+    const RunCounts due = runner.run_counts(unused.front());
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.warmups, &unused));
+    MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.rounds * due.runs, warm));
+    return cold == nullptr ? Status() : runner.run_cold(handle, due.rounds * due.runs, cold);
   }
 
   /// Times the combining kernel alone, on what a decode left: it gives the decode's bits again.
@@ -318,8 +319,8 @@ class ShapeRun {
       if (is_in(entry)) derive(entry, *stages_[i]);
     }
     if (!gpu) return;
-    result_.cold_floor = floor_seconds(result_.work, bench_.ceilings, Mode::kCold);
-    result_.sustained_floor = floor_seconds(result_.work, bench_.ceilings, Mode::kSustained);
+    result_.cold_floor = floor_of(result_.work, bench_.ceilings, Mode::kCold).seconds();
+    result_.sustained_floor = floor_of(result_.work, bench_.ceilings, Mode::kSustained).seconds();
   }
 
   void derive(StageResult& entry, const Stage& stage) {

@@ -1,5 +1,3 @@
-#include <chrono>
-
 #include "bench/measure/runner.h"
 
 namespace mla::bench {
@@ -7,8 +5,8 @@ namespace {
 
 class ModelRunner final : public Runner {
  public:
-  Plan plan(double microseconds) const override {
-    return {.warmups = 0, .rounds = microseconds < 1.5e6 ? 3 : 1, .runs = 1, .sustained = false};
+  RunCounts run_counts(double microseconds) const override {
+    return model_run_counts(microseconds);
   }
 
   Status prepare(const Operation& operation, int* handle) override {
@@ -19,11 +17,9 @@ class ModelRunner final : public Runner {
 
   Status run_cold(int handle, int runs, std::vector<double>* samples) override {
     for (int i = 0; i < runs; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
+      const auto begin = WallClock::now();
       MLA_RETURN_IF_ERROR(operations_[static_cast<size_t>(handle)](nullptr));
-      const std::chrono::duration<double, std::micro> time =
-          std::chrono::steady_clock::now() - begin;
-      samples->push_back(time.count());
+      samples->push_back(1e6 * seconds_since(begin));
     }
     return {};
   }

@@ -4,18 +4,16 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
 
 namespace mla::bench {
 namespace {
 
 using Json = nlohmann::json;
 
-/// A schema this reads: results of mla_bench, of either version.
+/// Whether these are results of mla_bench.
 bool is_results(const Json& file) {
-  static const std::set<std::string> schemas{"flashmla_stages/1", "flashmla_stages/2"};
   return file.is_object() && file.contains("context") && file["context"].is_object() &&
-         schemas.count(file["context"].value("schema", "")) > 0;
+         file["context"].value("schema", "") == kResultsSchema;
 }
 
 double number_in(const std::map<std::string, std::string>& context, const std::string& key,

@@ -11,6 +11,9 @@
 
 namespace mla::bench {
 
+/// The schema of the results that mla_bench writes.
+inline constexpr const char* kResultsSchema = "flashmla_stages/2";
+
 /// One entry of a results file.
 struct RecordedEntry {
   std::string stage;  ///< Slug

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "bench/measure/protocol.h"
 #include "bench/measure/statistics.h"
 #include "stages/common/machine/machine.h"
 
@@ -13,14 +14,6 @@ namespace mla::bench {
 
 /// What to time: enqueues the operation, and nothing else, on the stream it is given.
 using Operation = std::function<Status(Stream)>;
-
-/// How often an operation is run.
-struct Plan {
-  int warmups = 0;         ///< Before the first round
-  int rounds = 1;          ///< Over all contenders in turn
-  int runs = 1;            ///< A round
-  bool sustained = false;  ///< Back-to-back series as well
-};
 
 /// What the device said of itself while it ran back to back; kUnknown where it says nothing.
 struct Readings {
@@ -33,7 +26,7 @@ class Runner {
  public:
   virtual ~Runner() = default;
   /// How often to run what takes `microseconds`.
-  virtual Plan plan(double microseconds) const = 0;
+  virtual RunCounts run_counts(double microseconds) const = 0;
   /// Makes the operation ready to be run, for which it may run it; `handle` names it from now on.
   virtual Status prepare(const Operation& operation, int* handle) = 0;
   /// Runs it `runs` times, each time after other data went through the caches; adds the times in us

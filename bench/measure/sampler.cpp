@@ -6,13 +6,13 @@ namespace mla::bench {
 
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
-  std::vector<Plan> plans;
+  std::vector<RunCounts> counts;
   int rounds = 0;
   for (Contender& contender : contenders) {
     contender.once = contender.expected_us > kOnceMicroseconds;
-    plans.push_back(runner.plan(contender.expected_us));
-    if (contender.once || contender.only_cold) plans.back().sustained = false;
-    rounds = std::max(rounds, plans.back().rounds);
+    counts.push_back(runner.run_counts(contender.expected_us));
+    if (contender.once || contender.only_cold) counts.back().sustained = false;
+    rounds = std::max(rounds, counts.back().rounds);
   }
   // Runs `step` of contender i, unless it dropped out or the device is gone.
   const auto attempt = [&](size_t i, const std::string& what, auto&& step) {
@@ -23,29 +23,29 @@ void sample(Runner& runner, std::span<Contender> contenders,
       return;
     }
     progress(contender.name + ": " + what);
-    contender.status = step(contender, plans[i]);
+    contender.status = step(contender, counts[i]);
   };
   for (size_t i = 0; i < contenders.size(); ++i) {
-    attempt(i, "warm-up", [&](Contender& contender, const Plan& plan) -> Status {
+    attempt(i, "warm-up", [&](Contender& contender, const RunCounts& due) -> Status {
       std::vector<double> unused;
-      return runner.run_cold(contender.handle, plan.warmups, &unused);
+      return runner.run_cold(contender.handle, due.warmups, &unused);
     });
   }
   for (int round = 0; round < rounds; ++round) {
     const std::string what =
         "cold round " + std::to_string(round + 1) + " of " + std::to_string(rounds);
     for (size_t i = 0; i < contenders.size(); ++i) {
-      if (round >= plans[i].rounds) continue;
-      attempt(i, what, [&](Contender& contender, const Plan& plan) {
-        return runner.run_cold(contender.handle, plan.runs, &contender.cold);
+      if (round >= counts[i].rounds) continue;
+      attempt(i, what, [&](Contender& contender, const RunCounts& due) {
+        return runner.run_cold(contender.handle, due.runs, &contender.cold);
       });
     }
   }
   for (size_t i = 0; i < contenders.size(); ++i) {
-    if (!plans[i].sustained) continue;
-    attempt(i, "sustained", [&](Contender& contender, const Plan& plan) {
+    if (!counts[i].sustained) continue;
+    attempt(i, "sustained", [&](Contender& contender, const RunCounts& due) {
       return runner.run_sustained(contender.handle, contender.expected_us,
-                                  contender.sustained_warmup_s, plan.rounds * plan.runs,
+                                  contender.sustained_warmup_s, due.rounds * due.runs,
                                   &contender.sustained, &contender.readings);
     });
   }

@@ -1,5 +1,5 @@
 /// @file
-/// The order of runs: which contender runs when, how often, and what is kept.
+/// The order of runs: which contender runs when, and what is kept.
 #pragma once
 
 #include <functional>
@@ -11,29 +11,22 @@
 
 namespace mla::bench {
 
-/// A run that takes longer is shown once: 4 cold runs, no sustained ones.
-inline constexpr double kOnceMicroseconds = 200e3;
-
-/// A stage that is predicted to take longer is left out: a suite must not take an hour for its sake.
-inline constexpr double kLeaveOutMicroseconds = 2e6;
-
 /// One operation to be timed against others, and its samples.
 struct Contender {
   std::string name;
   int handle = 0;
-  double expected_us = 0;           ///< Of a run made before, not the first
+  double expected_us = 0;  ///< Of a run made before, not the first
   double sustained_warmup_s = 0.2;  ///< Stage::sustained_warmup_s
-  bool only_cold = false;           ///< No sustained runs.
-  std::vector<double> cold;         ///< us, in the order taken
-  std::vector<double> sustained;    ///< us, in the order taken; empty if none were due
-  Readings readings;                ///< Of the sustained runs
-  bool once = false;                ///< Over kOnceMicroseconds
-  Status status;                    ///< Not ok: it dropped out, and has no samples
+  bool only_cold = false;         ///< No sustained runs.
+  std::vector<double> cold;       ///< us, in the order taken
+  std::vector<double> sustained;  ///< us, in the order taken; empty if none were due
+  Readings readings;              ///< Of the sustained runs
+  bool once = false;              ///< Over kOnceMicroseconds
+  Status status;                  ///< Not ok: it dropped out, and has no samples
 };
 
 /// Warm-ups, then interleaved rounds (A, B, A, B, ...) of cold runs, then each contender's sustained
-/// ones, as many as `runner` plans for its expected time. The sustained ones have one round, for
-/// each would have to be warmed up anew. Calls `progress` before each step.
+/// ones, as often as the runner says for its expected time. Calls `progress` before each step.
 void sample(Runner& runner, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress);
 

@@ -1,9 +1,11 @@
 #include "bench/measure/shapes.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdlib>
+#include <map>
 #include <optional>
 #include <regex>
 #include <sstream>
@@ -29,9 +31,9 @@ std::vector<int32_t> log_normal_lengths(int batch, double mean) {
 }
 
 /// Reads "128" off the front of `text`.
-bool take_number(std::string_view* text, int* value) {
+bool take_number(std::string_view* text, int* value, int least = 1) {
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), *value);
-  if (error != std::errc() || *value <= 0) return false;
+  if (error != std::errc() || *value < least) return false;
   text->remove_prefix(static_cast<size_t>(end - text->data()));
   return true;
 }
@@ -42,47 +44,109 @@ bool take(std::string_view* text, std::string_view prefix) {
   return true;
 }
 
-/// "[lognormal|stepped|skew|varied]4096", by which the lengths are set.
-bool take_lengths(std::string_view* text, DecodeCase* spec) {
-  const bool log_normal = take(text, "lognormal");
-  const bool stepped = !log_normal && take(text, "stepped");
-  const bool skew = !log_normal && !stepped && take(text, "skew");
-  const bool varied = !log_normal && !stepped && !skew && take(text, "varied");
-  if (!take_number(text, &spec->seqlen_k)) return false;
-  if (log_normal) spec->lengths = log_normal_lengths(spec->batch, spec->seqlen_k);
-  if (stepped) {
-    for (int64_t i = 1; i <= spec->batch; ++i) {
-      spec->lengths.push_back(
-          static_cast<int32_t>((spec->seqlen_k * i + spec->batch - 1) / spec->batch));
+/// "256+0+1024", at least two.
+bool take_list(std::string_view* text, std::vector<int32_t>* lengths) {
+  std::string_view rest = *text;
+  do {
+    if (!take_number(&rest, &lengths->emplace_back(), /*least=*/0)) return false;
+  } while (take(&rest, "+"));
+  if (lengths->size() < 2) return false;
+  *text = rest;
+  return true;
+}
+
+/// "[lognormal|stepped|skew|varied]4096", or a list, by which the lengths are set. Those of a batch
+/// are made for `spec->batch` sequences.
+bool take_lengths(std::string_view* text, Shape* shape) {
+  DecodeCase& spec = shape->spec;
+  if (std::vector<int32_t> listed; take_list(text, &listed)) {
+    shape->lengths = Lengths::kListed;
+    spec.seqlen_k = *std::max_element(listed.begin(), listed.end());
+    spec.lengths = std::move(listed);
+    return true;
+  }
+  for (const Lengths kind :
+       {Lengths::kLogNormal, Lengths::kStepped, Lengths::kSkew, Lengths::kVaried}) {
+    if (take(text, to_string(kind))) {
+      shape->lengths = kind;
+      break;
     }
   }
-  if (skew) {
-    spec->lengths.assign(static_cast<size_t>(spec->batch), 512);
-    spec->lengths.back() = spec->seqlen_k;
+  if (!take_number(text, &spec.seqlen_k)) return false;
+  switch (shape->lengths) {
+    case Lengths::kLogNormal:
+      spec.lengths = log_normal_lengths(spec.batch, spec.seqlen_k);
+      break;
+    case Lengths::kStepped:
+      for (int64_t i = 1; i <= spec.batch; ++i) {
+        spec.lengths.push_back(
+            static_cast<int32_t>((spec.seqlen_k * i + spec.batch - 1) / spec.batch));
+      }
+      break;
+    case Lengths::kSkew:
+      spec.lengths.assign(static_cast<size_t>(spec.batch), 512);
+      spec.lengths.back() = spec.seqlen_k;
+      break;
+    case Lengths::kVaried:
+      spec.variable_lengths = true;
+      spec.empty_fraction = 0.125;
+      break;
+    default:
+      break;
   }
-  spec->variable_lengths = varied;
-  spec->empty_fraction = varied ? 0.125 : 0;
   return true;
+}
+
+Status bad_shape(std::string_view name, const std::string& why) {
+  return {StatusCode::kInvalidArgument, fmt::format("shape '{}' {}", name, why)};
 }
 
 }  // namespace
 
-std::string Shape::title() const {
-  std::ostringstream text;
-  text << "h_q=" << spec.num_heads_q;
-  if (spec.num_heads_kv != 1) text << " h_kv=" << spec.num_heads_kv;
-  text << " s_q=" << spec.seqlen_q << (spec.causal ? " causal" : "") << ", " << spec.batch << " x ";
-  if (name.find("klognormal") != std::string::npos) text << "log-normal ";
-  if (name.find("kstepped") != std::string::npos) text << "stepped to ";
-  if (name.find("kskew") != std::string::npos) text << "512, one ";
-  if (spec.variable_lengths) text << "varied ";
-  text << spec.seqlen_k;
-  if (spec.fixed_split_tokens > 0) text << " split every " << spec.fixed_split_tokens;
-  if (const size_t peak = name.find("_peak"); peak != std::string::npos) {
-    text << ", logits of deviation " << std::atoi(name.c_str() + peak + 5);
+const char* to_string(Measure measure) {
+  switch (measure) {
+    case Measure::kTimes:
+      return "times";
+    case Measure::kEnergy:
+      return "energy";
+    case Measure::kPlans:
+      return "plans";
+    case Measure::kErrors:
+      return "errors";
   }
-  text << ", " << to_string(spec.dtype);
-  return text.str();
+  return "unknown";
+}
+
+const char* to_string(Lengths lengths) {
+  switch (lengths) {
+    case Lengths::kEqual:
+      return "equal";
+    case Lengths::kLogNormal:
+      return "lognormal";
+    case Lengths::kStepped:
+      return "stepped";
+    case Lengths::kSkew:
+      return "skew";
+    case Lengths::kVaried:
+      return "varied";
+    case Lengths::kListed:
+      return "listed";
+  }
+  return "unknown";
+}
+
+std::string Shape::title() const {
+  static const std::map<Lengths, const char*> kinds{
+      {Lengths::kEqual, ""},         {Lengths::kLogNormal, "log-normal "},
+      {Lengths::kSkew, "512, one "}, {Lengths::kStepped, "stepped to "},
+      {Lengths::kListed, "up to "},  {Lengths::kVaried, "varied "}};
+  std::string text = fmt::format("h_q={}", spec.num_heads_q);
+  if (spec.num_heads_kv != 1) text += fmt::format(" h_kv={}", spec.num_heads_kv);
+  text += fmt::format(" s_q={}{}, {} x {}{}", spec.seqlen_q, spec.causal ? " causal" : "",
+                      spec.batch, kinds.at(lengths), spec.seqlen_k);
+  if (spec.fixed_split_tokens > 0) text += fmt::format(" split every {}", spec.fixed_split_tokens);
+  if (peak > 0) text += fmt::format(", logits of deviation {}", peak);
+  return text + ", " + mla::to_string(spec.dtype);
 }
 
 Status parse_shape(std::string_view name, Shape* shape) {
@@ -91,10 +155,12 @@ Status parse_shape(std::string_view name, Shape* shape) {
   DecodeCase& spec = result.spec;
   std::string_view rest = name;
   const bool heads = take(&rest, "h") && take_number(&rest, &spec.num_heads_q) &&
-                     (!take(&rest, "x") || take_number(&rest, &spec.num_heads_kv));
-  const bool sizes = heads && take(&rest, "_q") && take_number(&rest, &spec.seqlen_q) &&
-                     take(&rest, "_b") && take_number(&rest, &spec.batch) && take(&rest, "_k") &&
-                     take_lengths(&rest, &spec);
+                     (!take(&rest, "x") || take_number(&rest, &spec.num_heads_kv)) &&
+                     take(&rest, "_q") && take_number(&rest, &spec.seqlen_q);
+  const bool counted = heads && take(&rest, "_b");
+  const bool sizes = heads && (!counted || take_number(&rest, &spec.batch)) && take(&rest, "_k") &&
+                     take_lengths(&rest, &result) &&
+                     (counted || result.lengths == Lengths::kListed);
   if (sizes) {
     spec.causal = take(&rest, "_causal");
     std::string_view split = rest;
@@ -103,17 +169,29 @@ Status parse_shape(std::string_view name, Shape* shape) {
       rest = split;
     }
     std::string_view peak = rest;
-    if (int deviation = 0; take(&peak, "_peak") && take_number(&peak, &deviation)) {
-      spec.softmax_scale = static_cast<float>(deviation / kFlatProductDeviation);
+    if (take(&peak, "_peak") && take_number(&peak, &result.peak)) {
+      spec.softmax_scale = static_cast<float>(result.peak / kFlatProductDeviation);
       rest = peak;
     }
     if (take(&rest, "_fp16")) spec.dtype = DType::kFloat16;
   }
   if (!sizes || !rest.empty()) {
-    return {StatusCode::kInvalidArgument,
-            "shape '" + std::string(name) +
-                "' is not of the form h128_q1_b64_k4096[_causal][_split1024][_peak4][_fp16]" +
-                (rest.empty() ? "" : ": stuck at '" + std::string(rest) + "'")};
+    return bad_shape(
+        name,
+        "is not of the form h128_q1_b64_k4096[_causal][_split1024][_peak4][_fp16]; h16x2 has 2 KV "
+        "heads, a split is a multiple of 64, and lengths are k4096, klognormal8192, "
+        "kstepped32768, kskew131072, kvaried256 or a list such as k256+512+1024, without _b or "
+        "with _b3" +
+            (rest.empty() ? "" : fmt::format(": stuck at '{}'", rest)));
+  }
+  if (result.lengths == Lengths::kListed) {
+    const auto count = static_cast<int>(spec.lengths.size());
+    if (counted && spec.batch != count) {
+      return bad_shape(
+          name, fmt::format("lists {0} lengths for {1} sequences; leave out _b, or say _b{0}",
+                            count, spec.batch));
+    }
+    spec.batch = count;
   }
   *shape = std::move(result);
   return {};
@@ -282,29 +360,32 @@ std::vector<std::string> suite_names() {
 std::string padded(const std::string& shape_name) {
   Shape shape;
   if (!parse_shape(shape_name, &shape).ok() || shape.spec.lengths.empty()) return shape_name;
-  const size_t begin = shape_name.find("_k") + 2;
-  const size_t end = std::min(shape_name.find('_', begin), shape_name.size());
+  const size_t lengths = shape_name.find("_k");
+  const size_t end = std::min(shape_name.find('_', lengths + 1), shape_name.size());
   const auto longest = std::max_element(shape.spec.lengths.begin(), shape.spec.lengths.end());
-  return shape_name.substr(0, begin) + std::to_string(*longest) + shape_name.substr(end);
+  return shape_name.substr(0, std::min(shape_name.find("_b"), lengths)) + "_b" +
+         std::to_string(shape.spec.batch) + "_k" + std::to_string(*longest) +
+         shape_name.substr(end);
 }
 
 Status select_shapes(std::string_view suite_name, const std::string& filter, DType dtype,
                      std::vector<Shape>* shapes) {
   const Suite* chosen_suite = find_suite(suite_name);
   if (chosen_suite == nullptr) {
-    std::string known;
-    for (const std::string& name : suite_names()) known += (known.empty() ? "" : ", ") + name;
     return {StatusCode::kInvalidArgument,
-            "suite '" + std::string(suite_name) + "' is none of " + known};
+            fmt::format("suite '{}' is none of {}", suite_name, fmt::join(suite_names(), ", "))};
   }
   const std::vector<std::string>& names = chosen_suite->shapes;
   std::vector<std::string> chosen = filter.empty() ? names : std::vector<std::string>{};
   std::istringstream items(filter);
   for (std::string item; std::getline(items, item, ',');) {
-    if (Shape named; parse_shape(item, &named).ok()) {
+    Shape named;
+    const Status status = parse_shape(item, &named);
+    if (status.ok()) {
       chosen.push_back(item);
       continue;
     }
+    const size_t before = chosen.size();
     try {
       const std::regex pattern(item);
       std::copy_if(names.begin(), names.end(), std::back_inserter(chosen),
@@ -312,6 +393,11 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
     } catch (const std::regex_error& error) {
       return {StatusCode::kInvalidArgument,
               "'" + item + "' is neither a shape nor a regular expression: " + error.what()};
+    }
+    if (chosen.size() == before) {
+      return {StatusCode::kInvalidArgument,
+              fmt::format("no shape of suite '{}' matches '{}', and {}", suite_name, item,
+                          status.message())};
     }
   }
   shapes->clear();
@@ -324,11 +410,21 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
     MLA_RETURN_IF_ERROR(parse_shape(name, &shapes->emplace_back()));
     shapes->back().measure = measure;
   }
-  if (shapes->empty()) {
-    return {StatusCode::kInvalidArgument,
-            "no shape of suite '" + std::string(suite_name) + "' matches '" + filter + "'"};
-  }
   return {};
+}
+
+std::vector<Shape> every_shape() {
+  std::vector<Shape> shapes;
+  for (const char* suite : {"all", "smoke"}) {
+    std::vector<Shape> some;
+    static_cast<void>(select_shapes(suite, "", DType::kBFloat16, &some));  // suites' names parse
+    for (Shape& shape : some) {
+      const bool known = std::any_of(shapes.begin(), shapes.end(),
+                                     [&](const Shape& one) { return one.name == shape.name; });
+      if (!known) shapes.push_back(std::move(shape));
+    }
+  }
+  return shapes;
 }
 
 }  // namespace mla::bench

@@ -10,6 +10,9 @@
 ///     kstepped32768    evenly from 32768 / b to 32768: 256, 512, ... for 128 sequences
 ///     kskew131072      one sequence of 131072 tokens, all others 512
 ///     kvaried256       normal, mean 256, standard deviation 128, about one in eight empty
+///     k256+0+1024      these three; 0 is an empty sequence
+///
+/// Where lengths are listed, `_b3` may be left out; if it is there, it must be their number.
 #pragma once
 
 #include <string>
@@ -25,12 +28,21 @@ enum class Measure {
   kTimes,   ///< Decodes are checked and timed, and plans beside them.
   kEnergy,  ///< The same, all stages back to back as long as those on tensor cores.
   kPlans,   ///< Only plans are timed: no cache is made.
-  kErrors,  ///< Decodes are held to the reference, and not timed.
+  kErrors,  ///< Decodes are checked against the reference, and not timed.
 };
+/// "times", "energy", "plans", "errors"
+const char* to_string(Measure measure);
+
+/// How a name spells lengths.
+enum class Lengths { kEqual, kLogNormal, kStepped, kSkew, kVaried, kListed };
+/// "equal", "lognormal", "stepped", "skew", "varied", "listed"
+const char* to_string(Lengths lengths);
 
 struct Shape {
   std::string name;
-  DecodeCase spec;  ///< Flat data, seed 0.
+  DecodeCase spec;  ///< Flat data, seed 0. `seqlen_k` is the name's number, or the longest listed.
+  Lengths lengths = Lengths::kEqual;
+  int peak = 0;  ///< Standard deviation of the logits; 0: as the usual scale gives it
   Measure measure = Measure::kTimes;
   /// "h_q=128 s_q=2 causal, 128 x 4096, bf16"
   std::string title() const;
@@ -63,5 +75,8 @@ std::string padded(const std::string& shape_name);
 /// suite, and of regular expressions over the suite's names; empty: the whole suite.
 Status select_shapes(std::string_view suite_name, const std::string& filter, DType dtype,
                      std::vector<Shape>* shapes);
+
+/// The shapes of every suite, each once.
+std::vector<Shape> every_shape();
 
 }  // namespace mla::bench

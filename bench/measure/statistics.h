@@ -2,6 +2,7 @@
 /// What is reported of a series of samples.
 #pragma once
 
+#include <chrono>
 #include <limits>
 #include <vector>
 
@@ -9,6 +10,12 @@ namespace mla::bench {
 
 /// A figure that was not measured.
 inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
+using WallClock = std::chrono::steady_clock;
+/// Wall time, in s.
+inline double seconds_since(WallClock::time_point begin) {
+  return std::chrono::duration<double>(WallClock::now() - begin).count();
+}
 
 /// Value below which the share `q` (0 ... 1) of the samples lies, linear between neighbours;
 /// kUnknown of nothing.

@@ -1,19 +1,14 @@
 #include "bench/measure/table.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 namespace mla::bench {
 namespace {
 
 constexpr const char* kDash = "—";
-
-std::string format(const char* pattern, int precision, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, pattern, precision, value);
-  return text;
-}
 
 }  // namespace
 
@@ -55,22 +50,22 @@ std::string Table::to_string() const {
 std::string number(double value, int significant) {
   if (std::isnan(value)) return kDash;
   const double magnitude = value == 0 ? 0 : std::floor(std::log10(std::fabs(value)));
-  return format("%.*f", std::max(0, significant - 1 - static_cast<int>(magnitude)), value);
+  return fmt::format("{:.{}f}", value, std::max(0, significant - 1 - static_cast<int>(magnitude)));
 }
 
 std::string microseconds(double value) {
   if (std::isnan(value)) return kDash;
-  return format("%.*f", value < 10 ? 2 : value < 1000 ? 1 : 0, value);
+  return fmt::format("{:.{}f}", value, value < 10 ? 2 : value < 1000 ? 1 : 0);
 }
 
 std::string spread(const Summary& summary) {
   if (summary.n == 0) return kDash;
-  return microseconds(summary.median) + " (" + microseconds(summary.p10) + "–" +
-         microseconds(summary.p90) + ")";
+  return fmt::format("{} ({}–{})", microseconds(summary.median), microseconds(summary.p10),
+                     microseconds(summary.p90));
 }
 
 std::string percent(double share) {
-  return std::isnan(share) ? kDash : format("%.*f%%", share < 0.0995 ? 1 : 0, 100 * share);
+  return std::isnan(share) ? kDash : fmt::format("{:.{}f}%", 100 * share, share < 0.0995 ? 1 : 0);
 }
 
 std::string factor(double value) {
@@ -78,7 +73,7 @@ std::string factor(double value) {
 }
 
 std::string error(double value) {
-  return std::isnan(value) ? kDash : format("%.*e", 1, value);
+  return std::isnan(value) ? kDash : fmt::format("{:.1e}", value);
 }
 
 }  // namespace mla::bench

@@ -1,7 +1,6 @@
 #include "bench/measure/truth.h"
 
 #include <algorithm>
-#include <chrono>
 #include <random>
 
 #include "bench/measure/statistics.h"
@@ -16,10 +15,8 @@ struct Outputs {
   std::vector<float> lse;
 
   Status fetch(Machine& machine, const DeviceTensors& tensors) {
-    out.resize(tensors.out.bytes() / sizeof(uint16_t));
-    lse.resize(tensors.lse.bytes() / sizeof(float));
-    MLA_RETURN_IF_ERROR(machine.copy_to_host(out.data(), tensors.out.data(), tensors.out.bytes()));
-    return machine.copy_to_host(lse.data(), tensors.lse.data(), tensors.lse.bytes());
+    MLA_RETURN_IF_ERROR(bench::fetch(machine, tensors.out, &out));
+    return bench::fetch(machine, tensors.lse, &lse);
   }
 
   uint64_t fingerprint() const {
@@ -57,18 +54,6 @@ struct Outputs {
 /// Whole results of up to kCheckedRows rows may exceed kWholeCheckFlop; the CPU does so much and no
 /// more.
 constexpr double kReferenceFlop = 80e9;
-
-/// The inputs on the host.
-struct Inputs {
-  std::vector<uint16_t> q, kv_cache;
-
-  Status fetch(Machine& machine, const DeviceTensors& tensors) {
-    q.resize(tensors.q.bytes() / sizeof(uint16_t));
-    kv_cache.resize(tensors.kv_cache.bytes() / sizeof(uint16_t));
-    MLA_RETURN_IF_ERROR(machine.copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
-    return machine.copy_to_host(kv_cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes());
-  }
-};
 
 }  // namespace
 
@@ -109,20 +94,20 @@ Status Truth::evaluate(Machine& machine, const DataSet& data, const DeviceTensor
     if (rows_.empty()) return oracle_decode(machine, data.problem, tensors.tensors(), &expected_);
     return oracle_decode(machine, data.problem, tensors.tensors(), rows_, &expected_);
   }
-  Inputs inputs;
-  MLA_RETURN_IF_ERROR(inputs.fetch(machine, tensors));
+  std::vector<uint16_t> q, kv_cache;
+  MLA_RETURN_IF_ERROR(fetch(machine, tensors.q, &q));
+  MLA_RETURN_IF_ERROR(fetch(machine, tensors.kv_cache, &kv_cache));
   Tensors host;
-  host.q = inputs.q.data();
-  host.kv_cache = inputs.kv_cache.data();
+  host.q = q.data();
+  host.kv_cache = kv_cache.data();
   host.block_table = data.block_table.data();
   host.seqlens_k = data.seqlens_k.data();
   if (!rows_.empty()) {
     return reference_attention_rows(data.problem, host, rows_, &expected_);
   }
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = WallClock::now();
   MLA_RETURN_IF_ERROR(reference_attention(data.problem, host, &expected_));
-  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-  reference_seconds_ = time.count();
+  reference_seconds_ = seconds_since(begin);
   return {};
 }
 

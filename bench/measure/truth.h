@@ -16,6 +16,13 @@ namespace mla::bench {
 inline constexpr double kWholeCheckFlop = 50e9;
 inline constexpr int kCheckedRows = 64;
 
+/// Copies a buffer of a machine to the host.
+template <typename T>
+Status fetch(Machine& machine, const DeviceBuffer& buffer, std::vector<T>* values) {
+  values->resize(buffer.bytes() / sizeof(T));
+  return machine.copy_to_host(values->data(), buffer.data(), buffer.bytes());
+}
+
 /// The rows to check: empty if all are. The longest sequence is always among them.
 std::vector<QueryRow> checked_rows(const DataSet& data, double flop);
 
@@ -36,13 +43,15 @@ class Truth {
 
   /// Whether the whole result is checked.
   bool whole() const { return rows_.empty(); }
+  /// The rows that are checked; empty: all.
+  const std::vector<QueryRow>& rows() const { return rows_; }
+  /// What they should give.
+  const ReferenceResult& expected() const { return expected_; }
   /// Wall time of the CPU reference over the whole result; kUnknown if it was not run so.
   double reference_seconds() const { return reference_seconds_; }
 
  private:
-  bool whole_ = true;
-  std::vector<QueryRow>
-      rows_;  ///< What expected_ holds; empty: the whole result, in its own layout
+  std::vector<QueryRow> rows_;  ///< What expected_ holds; empty: the whole, in its own layout
   ReferenceResult expected_;
   double reference_seconds_ = 0;
 };

@@ -5,8 +5,9 @@
     python3 bench/report/peers.py --out peers.json
     python3 bench/report/peers.py --shapes h128_q1_b64_k4096,h16_q1_b64_k4096 --peers eager,triton --out peers.json
 
-Needs PyTorch and an NVIDIA GPU; a peer whose package is not installed is named with the reason. The file is of the
-schema of bench/results/peers_h200.json; "spread" and "absent" come on top.
+Needs PyTorch, an NVIDIA GPU and a built mla_bench, which says what a shape's name spells, how often to run, and when a
+result is right, and which makes the inputs. A peer whose package is not installed is named with the reason. The file is
+of the schema of bench/results/peers_h200.json; "spread" and "absent" come on top.
 """
 import argparse
 import datetime
@@ -17,16 +18,19 @@ import importlib.util
 import json
 import math
 import os
-import random
 import re
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 try:
+    import numpy
     import torch
-except ImportError:  # --list, shapes and the schema need none
+except ImportError:  # --list and the schema need none
     torch = None
 try:
     import triton
@@ -34,36 +38,14 @@ try:
 except ImportError:
     triton = None
 
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "flashmla_stages/peers/1"
 PAGE = 64
 D_QK, D_V = 576, 512
-SCALE = 1 / 24  # 576^-1/2, what data of seed 0 have
-GARBAGE_PAGE = 2147480000  # in unused slots of the block table: no cache has this page
-SPARE_PAGES = 3
-FLUSH_BYTES = 256 << 20
-ONCE_US = 200e3
-LEAVE_OUT_US = 2e6
-SUSTAINED_WARMUP_S = 1.2
-SUSTAINED_ROUNDS = 2
-CHECKED_ROWS = 64
-ABS_TOL, REL_TOL, COS_TOL, ROW_COS_TOL = 8e-4, 2.01 / 128, 5e-6, 1e-5  # reference/testing/compare.h, kOutTolerance
-
-SUITES = {  # bench/measure/shapes.cpp
-    "main": ["h128_q1_b1_k4096", "h128_q1_b16_k4096", "h128_q1_b64_k4096", "h128_q1_b128_k4096", "h128_q1_b128_k8192",
-             "h128_q2_b128_k4096_causal", "h64_q1_b64_k4096", "h16_q1_b1_k8192", "h16_q1_b16_k4096",
-             "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h128_q1_b128_klognormal8192", "h128_q1_b128_kskew131072"],
-}
-
-PROTOCOL = (
-    "mla_bench's inputs (flat data of seed 0, pages of 64 tokens, randomly permuted); one operation captured in a CUDA "
-    "graph, between CUDA events; median of interleaved rounds of all peers (under 1 ms: 10 warm-ups, 4 x 25; under 20 "
-    "ms: 2, 4 x 9; else 4 x 1); cold: 256 MB read through the L2 before each run; sustained: back to back after 1.2 s "
-    "of the same work, as many runs in 2 rounds, none over 200 ms; outputs full of NaN checked against float64 before "
-    "and after, 64 rows (sequence, query) with all heads")
 NOTES = (
     "PyTorch eager and SDPA gather the pages inside the operation, padded to the longest sequence, and read what is "
     "past a sequence's end before they mask it. What serves all layers of a model, a split plan or a mask, is made "
-    "before, outside the time. Another permutation of pages than mla_bench's.")
+    "before, outside the time.")
 
 
 class Refusal(Exception):
@@ -74,93 +56,19 @@ class Left(Exception):
     """Why a peer has no time on a shape."""
 
 
-# --- Shapes -----------------------------------------------------------------------------------------------------------
-
-MASK64 = (1 << 64) - 1
-STEP = 0x9E3779B97F4A7C15
-MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-EVEN_FIELDS = 0x0000FFFF0000FFFF
-STREAM_Q, STREAM_CACHE, STREAM_LENGTH, STREAM_EMPTY = 1, 2, 4, 5
-
-
-def mix(x):
-    """generator::mix on Python's integers."""
-    x = ((x ^ (x >> 30)) * MIX_1) & MASK64
-    x = ((x ^ (x >> 27)) * MIX_2) & MASK64
-    return x ^ (x >> 31)
-
-
-def row_key(seed, stream, sequence, position, head):
-    key = mix((seed + STEP * stream) & MASK64)
-    for part in (sequence, position, head):
-        key = mix((key + STEP * (part + 1)) & MASK64)
-    return key
-
-
-def draw(key, index):
-    return mix((key + STEP * index) & MASK64)
-
-
-def normal(key, column):
-    sums = 0
-    for j in range(3):
-        bits = draw(key, 3 * column + j)
-        sums += (bits & EVEN_FIELDS) + ((bits >> 16) & EVEN_FIELDS)
-    return (sums & 0xFFFFFFFF) + (sums >> 32) - 6 * 65535
-
-
-def log_normal_lengths(batch, mean):
-    def uniform(counter):
-        return ((mix(((counter + 1) * STEP) & MASK64) >> 11) + 0.5) / 9007199254740992.0
-
-    variance = math.log(1 + 0.25)
-    lengths = []
-    for i in range(batch):
-        z = math.sqrt(-2 * math.log(uniform(2 * i))) * math.cos(2 * math.pi * uniform(2 * i + 1))
-        length = mean * math.exp(math.sqrt(variance) * z - variance / 2)
-        below = math.floor(length)
-        lengths.append(max(1, below + (length - below >= 0.5)))  # std::round
-    return lengths
-
-
-def varied_lengths(batch, mean, queries):
-    lengths = []
-    for i in range(batch):
-        z = normal(row_key(0, STREAM_LENGTH, i, 0, 0), 0) / 65536.0
-        length = max(math.floor(mean + z * mean / 2), queries)
-        empty = (draw(row_key(0, STREAM_EMPTY, i, 0, 0), 0) >> 11) * 2.0**-53 < 0.125
-        lengths.append(0 if empty else length)
-    return lengths
-
+# --- What mla_bench knows ---------------------------------------------------------------------------------------------
 
 class Shape:
-    """What a name like h128x2_q2_b64_klognormal4096_causal_fp16 spells."""
-    FORM = re.compile(r"h(\d+)(?:x(\d+))?_q(\d+)_b(\d+)_k(lognormal|skew|varied|stepped)?(\d+)(_causal)?"
-                      r"(_split\d+)?(_fp16)?", re.ASCII)
+    """What a shape's name spells: bench/measure/catalogue.cpp says what the fields mean."""
 
-    def __init__(self, name):
-        match = self.FORM.fullmatch(name)
-        if not match:
-            raise Refusal(f"shape '{name}' is not of the form h128_q1_b64_k4096[_causal][_fp16]")
-        if match[8]:
-            raise Refusal(f"shape '{name}': {match[8]} asks for batch-invariant mode, which peers do not have")
+    def __init__(self, name, fields):
+        if fields["split"]:
+            raise Refusal(f"shape '{name}' asks for batch-invariant mode, which peers do not have")
         self.name = name
-        self.h_q, self.h_kv, self.s_q, self.b, k = (int(match[i] or 1) for i in (1, 2, 3, 4, 6))
-        if min(self.h_q, self.h_kv, self.s_q, self.b, k) < 1 or max(self.h_q, self.s_q, k) > 1 << 30 or self.b > 65535:
-            raise Refusal(f"shape '{name}': a size is zero or too large")
-        if self.h_q % self.h_kv:
-            raise Refusal(f"shape '{name}': {self.h_kv} KV heads do not divide {self.h_q} query heads")
-        self.causal, self.dtype = bool(match[7]), "fp16" if match[9] else "bf16"
-        if match[5] == "lognormal":
-            self.lengths = log_normal_lengths(self.b, k)
-        elif match[5] == "skew":
-            self.lengths = [512] * (self.b - 1) + [k]
-        elif match[5] == "varied":
-            self.lengths = varied_lengths(self.b, k, self.s_q)
-        elif match[5] == "stepped":
-            self.lengths = [max(1, (2 * k * (i + 1) + self.b) // (2 * self.b)) for i in range(self.b)]
-        else:
-            self.lengths = [k] * self.b
+        self.h_q, self.h_kv, self.s_q, self.b = (fields[key] for key in ("h_q", "h_kv", "s_q", "b"))
+        self.causal, self.dtype, self.scale = fields["causal"], fields["dtype"], fields["softmax_scale"]
+        self.lengths, self.tokens, self.longest = fields["seqlens_k"], fields["tokens"], fields["longest"]
+        self.flop, self.bytes = fields["flop"], fields["bytes"]
 
     @property
     def group(self):
@@ -181,95 +89,96 @@ class Shape:
         """The longest sequence, in whole pages: what a padded batch has for each."""
         return PAGE * max(1, max(self.pages))
 
-    def flop(self, tokens=None):
-        tokens = sum(self.lengths) if tokens is None else tokens
-        return 2 * self.s_q * self.h_q * tokens * (D_QK + D_V)
+
+class Bench:
+    """The program mla_bench."""
+
+    def __init__(self, program, machine="auto"):
+        self.command = [str(program), "--machine", machine]
+        self.protocol, self.tolerances = None, None
+
+    def run(self, *arguments):
+        try:
+            done = subprocess.run([*self.command, *arguments], capture_output=True, text=True)
+        except OSError as error:
+            raise Refusal(f"needs a built mla_bench: {error}; cmake --build build --target mla_bench, or --bench PATH")
+        if done.returncode:
+            raise Refusal(done.stderr.strip().removeprefix("mla_bench: ") or done.stdout.strip())
+        return done.stdout
+
+    def shapes(self, names=None, suite=None, dtype="bf16"):
+        """The shapes of a suite, or those that `names` spells or picks by expressions; protocol and tolerances, too."""
+        chosen = ["--suite", suite or "main", "--dtype", dtype, *(["--shapes", names] if names else [])]
+        listed = json.loads(self.run("--list", "--json", *chosen))
+        self.protocol, self.tolerances = listed["protocol"], listed["tolerances"]
+        return [Shape(name, fields) for name, fields in listed["shapes"].items()]
+
+    def run_counts(self, us):
+        """How often to run what takes so long: warm-ups, rounds, runs per round."""
+        return next(one for one in self.protocol["run_counts"] if one["below_us"] is None or us < one["below_us"])
+
+    def describe_protocol(self):
+        counts = "; ".join(
+            (f"under {one['below_us'] / 1e3:g} ms" if one["below_us"] else "else") +
+            f": {one['warmups']} warm-ups, {one['rounds']} x {one['runs']}" for one in self.protocol["run_counts"])
+        return ("mla_bench's inputs (flat data of seed 0, pages of 64 tokens, randomly permuted); one operation captured"
+                f" in a CUDA graph, between CUDA events; median of interleaved rounds of all peers ({counts}); cold: "
+                f"{self.protocol['flush_bytes'] >> 20} MiB read through the L2 before each run; sustained: as many runs "
+                f"back to back after {self.protocol['long_warmup_s']} s of the same work, none over "
+                f"{self.protocol['once_us'] / 1e3:g} ms; outputs full of NaN checked against float64 before and after, "
+                f"{self.protocol['checked_rows']} rows (sequence, query) with all heads")
+
+    def context(self):
+        """What mla_bench writes of the machine, and the ceilings that it measures."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "context.json"
+            self.run("--shapes", "h16_q1_b1_k64", "--stages", "01", "--no-peers", "--out", str(path))
+            return json.loads(path.read_text())["context"]
+
+    def data(self, shape, device="cuda"):
+        """Inputs and what they should give."""
+        memory = "/dev/shm"  # quicker than a disk, where it is large enough
+        roomy = os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * shape.bytes + (64 << 20)
+        with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
+            self.run("--save-inputs", folder, "--shapes", shape.name)
+            files = {path.stem: torch.from_numpy(array.view(numpy.int16) if array.dtype == numpy.uint16 else array)
+                     for path in Path(folder).iterdir() for array in [numpy.load(path, mmap_mode="c")]}
+            inputs = Inputs(shape, files, device)
+            return inputs, Truth(inputs, files["rows"], files["out"], self.tolerances["out"])
 
 
-def select_shapes(text, suite, dtype):
-    names = [name for name in text.split(",") if name] if text else SUITES[suite]
-    names = [name + "_fp16" if dtype == "fp16" and not name.endswith("_fp16") else name for name in names]
-    return [Shape(name) for name in dict.fromkeys(names)]
+def describe_ceilings(context):
+    """Rates of this run, in words."""
+    texts = [text.format(*(context[key] for key in keys)) for text, keys in [
+        ("read {} GB/s", ["ceiling_read_gbps"]),
+        ("cuBLAS bf16 8192^3 {} TFLOP/s cold, {} sustained",
+         ["ceiling_matrix_cold_tflops", "ceiling_matrix_sustained_tflops"]),
+        ("empty kernel {} us", ["ceiling_launch_us"]), ("{}", ["ceiling_matrix_note"])] if context.keys() >= set(keys)]
+    return "in this run: " + "; ".join(texts)
 
 
 # --- Inputs -----------------------------------------------------------------------------------------------------------
 
-def signed(x):
-    """A 64-bit pattern as the int64 that torch computes with."""
-    return (x & MASK64) - (1 << 64 if x & (1 << 63) else 0)
-
-
-def mix_tensor(x):
-    def shifted(x, n):  # logical; torch's is arithmetic
-        return (x >> n) & ((1 << (64 - n)) - 1)
-
-    x = (x ^ shifted(x, 30)) * signed(MIX_1)
-    x = (x ^ shifted(x, 27)) * signed(MIX_2)
-    return x ^ shifted(x, 31)
-
-
-def flat_rows(stream, sequence, position, head, dtype):
-    """Rows of 576 values of flat data, seed 0, as generator::normal_tenth makes them. Index tensors of one shape."""
-    key = torch.full_like(sequence, signed(mix((STEP * stream) & MASK64)))
-    for part in (sequence, position, head):
-        key = mix_tensor(key + (part + 1) * signed(STEP))
-    key = key[..., None]
-    column = torch.arange(D_QK, device=key.device)
-    sums = 0
-    for j in range(3):
-        bits = mix_tensor(key + (3 * column + j) * signed(STEP))
-        sums = sums + (bits & EVEN_FIELDS) + ((bits >> 16) & EVEN_FIELDS)
-    value = (sums & 0xFFFFFFFF) + (sums >> 32) - 6 * 65535
-    # Exact, then one rounded product, then one rounding to 16 bits; the factor is float32's 0.1 over 2^16.
-    return (value.to(torch.float32) * (0.100000001490116119384765625 / 65536)).to(dtype)
-
-
 class Inputs:
-    """q, cache and tables of a shape on a device. The values are mla_bench's, bit by bit; the pages' order is not."""
-    CHUNK_ELEMENTS = 1 << 24
+    """q, cache and tables of a shape on a device, from what mla_bench saved."""
 
-    def __init__(self, shape, device="cuda"):
+    def __init__(self, shape, files, device):
         self.shape, self.device = shape, device
         self.dtype = torch.float16 if shape.dtype == "fp16" else torch.bfloat16
-        pages = shape.pages
-        order = torch.randperm(sum(pages) + SPARE_PAGES, generator=torch.Generator().manual_seed(0), dtype=torch.int64)
-        used = order[:sum(pages)]
-        columns = max(pages) + 1
-        owner = torch.repeat_interleave(torch.arange(shape.b), torch.tensor(pages))
-        begin = torch.tensor([0] + pages).cumsum(0)
-        place = torch.arange(sum(pages)) - begin[owner]
-        table = torch.full((shape.b, columns), GARBAGE_PAGE, dtype=torch.int32)
-        table[owner, place] = used.to(torch.int32)
-        safe = table.clone()
-        safe[safe == GARBAGE_PAGE] = int(order[-1])
+        self.q, self.kv = (files[name].view(self.dtype).to(device) for name in ("q", "cache"))
+        table = files["block_table"]
+        pages = torch.tensor(shape.pages)
+        owned = torch.zeros(len(self.kv), PAGE, dtype=torch.bool)
+        for i, length in enumerate(shape.lengths):
+            own = table[i, :pages[i]].long()
+            owned[own] = (torch.arange(len(own) * PAGE) < length).view(-1, PAGE)
+        self.unused = (~owned).flatten().nonzero().flatten().to(device)
+        spare = int((~owned.any(1)).nonzero()[0])
+        used = torch.arange(table.shape[1]) < pages[:, None]
         self.table = table.to(device)
-        self.safe_table = safe.to(device)  # unused slots name a page that no sequence owns
-        self.lengths = torch.tensor(shape.lengths, dtype=torch.int32, device=device)
-
-        self.kv = torch.empty(len(order), PAGE, shape.h_kv, D_QK, dtype=self.dtype, device=device)
-        page_sequence = torch.full((len(order),), -1)
-        page_sequence[used] = owner
-        page_place = torch.zeros(len(order), dtype=torch.int64)
-        page_place[used] = place
-        sequence = page_sequence.repeat_interleave(PAGE)
-        token = page_place.repeat_interleave(PAGE) * PAGE + torch.arange(PAGE).repeat(len(order))
-        owned = (sequence >= 0) & (token < torch.tensor(shape.lengths)[sequence.clamp(min=0)])
-        rows = owned.nonzero().flatten()
-        self.unused = (~owned).nonzero().flatten().to(device)
-        flat = self.kv.view(-1, shape.h_kv, D_QK)
-        heads = torch.arange(shape.h_kv, device=device)
-        for part in rows.split(max(1, self.CHUNK_ELEMENTS // (shape.h_kv * D_QK))):
-            of, at = sequence[part].to(device)[:, None], token[part].to(device)[:, None]
-            of, at, head = torch.broadcast_tensors(of, at, heads)
-            flat[part.to(device)] = flat_rows(STREAM_CACHE, of, at, head, self.dtype)
-        self.fill_unused(float("nan"))
-
-        grid = torch.meshgrid(torch.arange(shape.b, device=device), torch.arange(shape.s_q, device=device),
-                              torch.arange(shape.h_q, device=device), indexing="ij")
-        self.q = torch.empty(shape.b, shape.s_q, shape.h_q, D_QK, dtype=self.dtype, device=device)
-        step = max(1, self.CHUNK_ELEMENTS // (shape.s_q * shape.h_q * D_QK))
-        for i in range(0, shape.b, step):
-            self.q[i:i + step] = flat_rows(STREAM_Q, *(index[i:i + step] for index in grid), self.dtype)
+        self.safe_table = table.where(used, spare).to(device)  # unused slots name a page that no sequence owns
+        self.page_ids = table[used].to(device)  # of all sequences, one after the other
+        self.lengths = files["seqlens"].to(device)
 
     def fill_unused(self, value):
         """Rows past every sequence's end, and pages that no sequence owns."""
@@ -278,11 +187,6 @@ class Inputs:
     def new_out(self):
         shape = self.shape
         return torch.full((shape.b, shape.s_q, shape.h_q, D_V), float("nan"), dtype=self.dtype, device=self.device)
-
-    def tokens(self, sequence):
-        """The cache rows of a sequence, in order: [s_k, h_kv, 576]."""
-        pages = self.table[sequence, :self.shape.pages[sequence]].long()
-        return self.kv[pages].flatten(0, 1)[:self.shape.lengths[sequence]]
 
     def limits(self):
         """[b, s_q]: how many tokens a query sees; not positive: none."""
@@ -298,39 +202,23 @@ class Verdict:
 
 
 class Truth:
-    """The float64 result in some (sequence, query) rows, all heads; the longest sequence is always among them."""
+    """The float64 result in some (sequence, query) rows, all heads: rows [n, 2], expected [n, h_q, 512]."""
 
-    def __init__(self, inputs):
-        shape = inputs.shape
-        self.shape = shape
-        every = [(i, j) for i in range(shape.b) for j in range(shape.s_q)]
-        longest = (max(range(shape.b), key=lambda i: shape.lengths[i]), shape.s_q - 1)
-        rows = every if len(every) <= CHECKED_ROWS else [longest] + random.Random(1).sample(
-            [row for row in every if row != longest], CHECKED_ROWS - 1)
-        self.rows = sorted(rows)
-        self.index = tuple(torch.tensor(part, device=inputs.device) for part in zip(*self.rows))
-        expected = []
-        for i, j in self.rows:
-            seen = shape.lengths[i] - shape.s_q + 1 + j if shape.causal else shape.lengths[i]
-            row = torch.zeros(shape.h_kv, shape.group, D_V, dtype=torch.float64, device=inputs.device)
-            if seen > 0:
-                keys = inputs.tokens(i)[:seen].double()
-                q = inputs.q[i, j].double().view(shape.h_kv, shape.group, D_QK)
-                for head in range(shape.h_kv):
-                    weights = torch.softmax(SCALE * (q[head] @ keys[:, head].T), dim=-1)
-                    row[head] = weights @ keys[:, head, :D_V]
-            expected.append(row.view(shape.h_q, D_V))
-        self.expected = torch.stack(expected)
+    def __init__(self, inputs, rows, expected, tolerance):
+        self.shape, self.tolerance = inputs.shape, tolerance
+        self.rows = [tuple(row) for row in rows.tolist()]
+        self.index = tuple(rows.T.long().to(inputs.device))
+        self.expected = expected.view(len(rows), -1, D_V).to(inputs.device)
 
     def compare(self, out):
         """reference/testing/compare.h on these rows. Written so that NaN fails."""
-        shape = self.shape
+        shape, tolerance = self.shape, self.tolerance
         want = (shape.b, shape.s_q, shape.h_q, D_V)
         if tuple(out.shape) != want:
             return Verdict(False, None, f"output of shape {tuple(out.shape)}, expected {want}")
         actual = out[self.index].double()
         error = (actual - self.expected).abs()
-        good = (error < ABS_TOL) | (error / (self.expected.abs() + 1e-6) < REL_TOL)
+        good = (error < tolerance["abs"]) | (error / (self.expected.abs() + 1e-6) < tolerance["rel"])
         wrong = int((~good).sum())
         dd, aa, rr = ((x * x).sum(-1) for x in (error, actual, self.expected))
 
@@ -345,10 +233,10 @@ class Truth:
             i, j = self.rows[place]
             why = (f"wrong: out[{i}, {j}, {head}, {column}] is {float(actual[place, head, column]):.6g}, expected "
                    f"{float(self.expected[place, head, column]):.6g}; {wrong} of {good.numel()} elements mismatch")
-        elif not whole < COS_TOL:
-            why = f"wrong: cosine difference {whole:.3g} is not less than {COS_TOL:g}"
-        elif not row < ROW_COS_TOL:
-            why = f"wrong: cosine difference {row:.3g} of a row is not less than {ROW_COS_TOL:g}"
+        elif not whole < tolerance["cos"]:
+            why = f"wrong: cosine difference {whole:.3g} is not less than {tolerance['cos']:g}"
+        elif not row < tolerance["row_cos"]:
+            why = f"wrong: cosine difference {row:.3g} of a row is not less than {tolerance['row_cos']:g}"
         return Verdict(why is None, l2, why)
 
 
@@ -403,13 +291,13 @@ class Padded(Peer):
     chunk_bytes = 16 << 30
 
     def predicted_seconds(self, shape):
-        return shape.flop(shape.b * shape.padded) / 4e12
+        return shape.flop * shape.b * shape.padded / max(1, shape.tokens) / 4e12
 
     def sequence_bytes(self, shape):
         """Temporaries for one sequence: K (in float32 too), logits and weights."""
         return shape.padded * (shape.h_kv * D_QK * 12 + shape.h_q * shape.s_q * 10)
 
-    def attend(self, q, k, mask):
+    def attend(self, q, k, mask, scale):
         """q [n, h_kv, rows, 576], k [n, h_kv, s_max, 576], mask [n, 1, 1 or rows, s_max] or None; the result's elements
         in the order [n, h_kv, rows, 512]."""
         raise NotImplementedError
@@ -432,7 +320,8 @@ class Padded(Peer):
             own = slice(first, min(first + step, shape.b))
             n = own.stop - own.start
             k = inputs.kv[table[own]].view(n, -1, shape.h_kv, D_QK).transpose(1, 2)
-            out = self.attend(q[own].reshape(n, shape.h_kv, shape.rows, D_QK), k, None if mask is None else mask[own])
+            out = self.attend(q[own].reshape(n, shape.h_kv, shape.rows, D_QK), k, None if mask is None else mask[own],
+                              shape.scale)
             out = out.reshape(n, shape.h_kv, shape.s_q, shape.group, D_V).transpose(1, 2)
             out = out.reshape(n, shape.s_q, shape.h_q, D_V)
             return out if blind is None else out.masked_fill(blind[own], 0)
@@ -447,10 +336,10 @@ class Padded(Peer):
 class Eager(Padded):
     name, key = "PyTorch eager with gather", "eager"
 
-    def attend(self, q, k, mask):
+    def attend(self, q, k, mask, scale):
         n, h_kv, rows, _ = q.shape
         k = k.reshape(n * h_kv, -1, D_QK)
-        logits = torch.bmm(q.reshape(n * h_kv, rows, D_QK), k.transpose(1, 2)).mul_(SCALE)
+        logits = torch.bmm(q.reshape(n * h_kv, rows, D_QK), k.transpose(1, 2)).mul_(scale)
         if mask is not None:  # finite: a row that sees nothing must not be NaN
             logits.view(n, h_kv, rows, -1).masked_fill_(~mask, torch.finfo(logits.dtype).min)
         weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
@@ -461,18 +350,18 @@ class Sdpa(Padded):
     """Heads that share a KV head are folded into the query dimension, so K and V need no copy for each."""
     name, key = "PyTorch SDPA with gather", "sdpa"
 
-    def attend(self, q, k, mask):
+    def attend(self, q, k, mask, scale):
         v = k[..., :D_V]
         if mask is not None:
             mask = mask.expand(-1, q.shape[1], q.shape[2], -1)
         if "backend" not in self.note:
-            self.note = "; ".join(filter(None, ["backend " + self.backend(q, k, v, mask), self.note]))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=SCALE)
+            self.note = "; ".join(filter(None, ["backend " + self.backend(q, k, v, mask, scale), self.note]))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
     @staticmethod
-    def backend(q, k, v, mask):
+    def backend(q, k, v, mask, scale):
         try:  # what scaled_dot_product_attention asks, too
-            choice = torch._fused_sdp_choice(q, k, v, attn_mask=mask, scale=SCALE)
+            choice = torch._fused_sdp_choice(q, k, v, attn_mask=mask, scale=scale)
             return torch.nn.attention.SDPBackend(choice).name
         except Exception as error:
             return f"unknown ({explain(error)})"
@@ -572,15 +461,6 @@ if triton is not None:
         out_row = (sequence.to(tl.int64) * s_q + row // group) * (H_KV * group) + head_kv * group + row % group
         tl.store(OUT + out_row * 512 + column, acc.to(OUT.dtype.element_ty))
 
-    @triton.jit
-    def read_words(X, LARGEST, BLOCK: tl.constexpr):
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        tl.store(LARGEST + tl.program_id(0), tl.max(tl.load(X + place), 0))
-
-    @triton.jit
-    def nothing(X):
-        pass
-
 
 class Triton(Peer):
     """Split-KV decode of a paged cache, tuned a little: for a shape, the fastest of a few block sizes and splits."""
@@ -595,12 +475,12 @@ class Triton(Peer):
         """Tokens a split, for one, two and four blocks a multiprocessor."""
         on_gpu = torch.cuda.is_available()
         processors = torch.cuda.get_device_properties(0).multi_processor_count if on_gpu else 4
-        work = sum(shape.lengths) * shape.h_kv * -(-shape.rows // tile)
+        work = shape.tokens * shape.h_kv * -(-shape.rows // tile)
         found = []
         for waves in (1, 2, 4):
             chunk = max(1, -(-work // (processors * waves)))
-            splits = max(1, round(max(shape.lengths) / chunk))
-            found.append(PAGE * max(1, -(-max(shape.lengths) // (splits * PAGE))))
+            splits = max(1, round(shape.longest / chunk))
+            found.append(PAGE * max(1, -(-shape.longest // (splits * PAGE))))
         return list(dict.fromkeys(found))
 
     def launcher(self, inputs, tile, step, warps, stages, chunk, out):
@@ -617,7 +497,7 @@ class Triton(Peer):
 
         def operation():
             mla_decode[grid](inputs.q, inputs.kv, inputs.table, inputs.lengths, first, target, part, part_lse,
-                             SCALE * math.log2(math.e), *sizes, inputs.table.shape[1], chunk, H_KV=shape.h_kv,
+                             shape.scale * math.log2(math.e), *sizes, inputs.table.shape[1], chunk, H_KV=shape.h_kv,
                              CAUSAL=shape.causal, BLOCK_M=tile, BLOCK_N=step, WIDEN=interpreted,
                              num_warps=warps, num_stages=stages)
             if sum(slots):
@@ -675,7 +555,7 @@ class FlashMla(Peer):
         # Newer packages plan in the first call, and keep it.
         plan, splits = get_mla_metadata(inputs.lengths, shape.rows, shape.h_kv)
         return lambda: flash_mla_with_kvcache(inputs.q, inputs.kv, inputs.safe_table, inputs.lengths, D_V, plan, splits,
-                                              softmax_scale=SCALE, causal=shape.causal)[0]
+                                              softmax_scale=shape.scale, causal=shape.causal)[0]
 
 
 class FlashInfer(Peer):
@@ -688,12 +568,10 @@ class FlashInfer(Peer):
         from flashinfer.mla import BatchMLAPagedAttentionWrapper
         shape = inputs.shape
         wrapper = BatchMLAPagedAttentionWrapper(torch.empty(128 << 20, dtype=torch.int8, device=inputs.device))
-        pages = torch.tensor(shape.pages)
-        used = torch.arange(inputs.table.shape[1]) < pages[:, None]
         wrapper.plan(torch.arange(shape.b + 1, dtype=torch.int32, device=inputs.device) * shape.s_q,
                      torch.tensor([0] + shape.pages).cumsum(0).to(inputs.device, torch.int32),
-                     inputs.table[used.to(inputs.device)], inputs.lengths, shape.h_q, D_V, D_QK - D_V, PAGE,
-                     shape.causal, SCALE, inputs.dtype, inputs.dtype)
+                     inputs.page_ids, inputs.lengths, shape.h_q, D_V, D_QK - D_V, PAGE,
+                     shape.causal, shape.scale, inputs.dtype, inputs.dtype)
         self.note = "backend " + str(getattr(wrapper, "_backend", "unknown"))
         q, kv, out = inputs.q.flatten(0, 1), inputs.kv[:, :, 0], inputs.new_out()
 
@@ -718,8 +596,8 @@ class FlashAttention3(Peer):
         def operation():
             out = flash_attn_interface.flash_attn_with_kvcache(
                 inputs.q[..., D_V:], inputs.kv[..., D_V:], inputs.kv[..., :D_V], qv=inputs.q[..., :D_V],
-                cache_seqlens=inputs.lengths, page_table=inputs.safe_table, softmax_scale=SCALE, causal=shape.causal,
-                **extra)
+                cache_seqlens=inputs.lengths, page_table=inputs.safe_table, softmax_scale=shape.scale,
+                causal=shape.causal, **extra)
             return out[0] if isinstance(out, (tuple, list)) else out
 
         return operation
@@ -741,20 +619,10 @@ def select_peers(text):
 
 # --- Timing -----------------------------------------------------------------------------------------------------------
 
-def plan(microseconds):
-    """Warm-ups, rounds, runs a round: bench/measure/gpu_runner.cu."""
-    if microseconds < 1e3:
-        return 10, 4, 25
-    return (2, 4, 9) if microseconds < 20e3 else (0, 4, 1)
-
-
-def quantile(samples, q):
-    """Linear between neighbours: bench/measure/statistics.cpp."""
-    samples = sorted(samples)
-    place = q * (len(samples) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(samples) - 1)
-    return samples[below] + (place - below) * (samples[above] - samples[below])
+def tenths(samples):
+    """The value below which 10, 50 and 90 % of the samples lie, linear between neighbours."""
+    every = statistics.quantiles(samples, n=10, method="inclusive") if len(samples) > 1 else samples * 9
+    return every[0], every[4], every[8]
 
 
 def explain(error):
@@ -784,8 +652,8 @@ class Handle:
 class GpuRunner:
     """CUDA graphs timed by CUDA events: bench/measure/gpu_runner.cu in Python."""
 
-    def __init__(self):
-        self.other_data = torch.empty(FLUSH_BYTES // 4, device="cuda").uniform_(1, 2)
+    def __init__(self, protocol):
+        self.other_data = torch.empty(protocol["flush_bytes"] // 4, device="cuda").uniform_(1, 2)
         self.events = []
         torch.cuda.synchronize()
 
@@ -879,20 +747,21 @@ class Result:
         def spread(samples):
             if not samples:
                 return None
-            return [round(quantile(samples, 0.1), 2), round(quantile(samples, 0.9), 2), len(samples)]
+            low, _, high = tenths(samples)
+            return [round(low, 2), round(high, 2), len(samples)]
 
         note = "; ".join(([self.reason] if self.reason else []) + self.notes)
         return {"cold": spread(self.cold), "sustained": spread(self.sustained), "checked": self.rel_l2, "note": note}
 
     def times(self):
-        return [round(quantile(samples, 0.5), 2) if samples else None for samples in (self.cold, self.sustained)]
+        return [round(tenths(samples)[1], 2) if samples else None for samples in (self.cold, self.sustained)]
 
 
 class Measurement:
     """All peers on one shape: each checked, then timed in rounds. `lost` says that the device is gone."""
 
-    def __init__(self, inputs, peers, runner, truth, say=lambda text: None):
-        self.inputs, self.runner, self.truth, self.say = inputs, runner, truth, say
+    def __init__(self, bench, inputs, peers, runner, truth, say=lambda text: None):
+        self.bench, self.inputs, self.runner, self.truth, self.say = bench, inputs, runner, truth, say
         self.results = [Result(peer) for peer in peers]
         self.lost = False
 
@@ -900,18 +769,16 @@ class Measurement:
         for result in self.results:
             self.attempt(result, "check", lambda: self.check(result))
         self.fill_unused(0.0)  # for all alike while they are timed
-        plans = {id(result): plan(result.expected_us or 0) for result in self.results}
-        for result in self.results:
-            warmups, rounds, runs = plans[id(result)]
-            self.attempt(result, "warm-up", lambda: self.runner.run_cold(result.handle, warmups))
-        for _ in range(4):
-            for result in self.results:
-                runs = plans[id(result)][2]
-                self.attempt(result, "cold", lambda: result.cold.extend(self.runner.run_cold(result.handle, runs)))
-        for _ in range(SUSTAINED_ROUNDS):
-            for result in self.results:
-                _, rounds, runs = plans[id(result)]
-                self.attempt(result, "sustained", lambda: self.sustain(result, rounds * runs // SUSTAINED_ROUNDS))
+        counts = [self.bench.run_counts(result.expected_us or 0) for result in self.results]
+        for result, due in zip(self.results, counts):
+            self.attempt(result, "warm-up", lambda: self.runner.run_cold(result.handle, due["warmups"]))
+        for turn in range(max((due["rounds"] for due in counts), default=0)):
+            for result, due in zip(self.results, counts):
+                if turn < due["rounds"]:
+                    self.attempt(result, "cold",
+                                 lambda: result.cold.extend(self.runner.run_cold(result.handle, due["runs"])))
+        for result, due in zip(self.results, counts):
+            self.attempt(result, "sustained", lambda: self.sustain(result, due["rounds"] * due["runs"]))
         for result in self.results:
             self.attempt(result, "check again", lambda: self.check_again(result))
             result.handle = None
@@ -947,8 +814,8 @@ class Measurement:
         refusal = peer.refuses(shape)
         if refusal:
             raise Left(refusal)
-        seconds = peer.predicted_seconds(shape)
-        if seconds * 1e6 > LEAVE_OUT_US:
+        seconds, protocol = peer.predicted_seconds(shape), self.bench.protocol
+        if seconds * 1e6 > protocol["leave_out_us"]:
             raise Left(f"left out: a run is predicted to take up to {seconds:.1f} s")
         self.fill_unused(0.0 if peer.reads_past_end else float("nan"))
         peer.note = ""
@@ -966,73 +833,21 @@ class Measurement:
             raise Left(verdict.why)
         result.rel_l2 = float(f"{verdict.rel_l2:.3g}")
         result.expected_us = self.runner.run_cold(result.handle, 1)[0]
-        if result.expected_us > LEAVE_OUT_US:
+        if result.expected_us > protocol["leave_out_us"]:
             raise Left(f"left out: a run takes {result.expected_us * 1e-6:.1f} s")
-        if result.expected_us > ONCE_US:
-            result.notes.append("over 200 ms: cold only")
+        if result.expected_us > protocol["once_us"]:
+            result.notes.append(f"over {protocol['once_us'] / 1e3:g} ms: cold only")
 
     def sustain(self, result, runs):
-        if result.expected_us <= ONCE_US:
+        protocol = self.bench.protocol
+        if result.expected_us <= protocol["once_us"]:
             result.sustained.extend(
-                self.runner.run_sustained(result.handle, result.expected_us, SUSTAINED_WARMUP_S, runs))
+                self.runner.run_sustained(result.handle, result.expected_us, protocol["long_warmup_s"], runs))
 
     def check_again(self, result):
         verdict = self.truth.compare(self.runner.run_poisoned(result.handle))
         if not verdict.ok:
             raise Left("after timing: " + verdict.why)
-
-
-def measure_ceilings(runner):
-    """Rates of this run, in words. What fails is said, and loses no other."""
-    def matrix():
-        a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        handle = runner.prepare(lambda: torch.matmul(a, b))
-        expected = quantile(runner.run_cold(handle, 3), 0.5)
-        cold = quantile(runner.run_cold(handle, 36), 0.5)
-        sustained = quantile(runner.run_sustained(handle, expected, SUSTAINED_WARMUP_S, 36), 0.5)
-        return "torch.matmul bf16 8192^3 {:.0f} TFLOP/s cold, {:.0f} sustained".format(
-            *(2 * 8192**3 / us * 1e-6 for us in (cold, sustained)))
-
-    def read():
-        words = torch.randint(-2**31, 2**31 - 1, ((1208 << 20) // 4,), dtype=torch.int32, device="cuda")
-        block = 16384
-        largest = torch.empty(len(words) // block, dtype=torch.int32, device="cuda")
-
-        def rate(operation):
-            handle = runner.prepare(operation)
-            runner.run_cold(handle, 2)
-            return words.nbytes / quantile(runner.run_cold(handle, 36), 0.5) * 1e-3
-
-        try:
-            grid = (len(largest),)
-            return f"read {rate(lambda: read_words[grid](words, largest, BLOCK=block, num_warps=8)):.0f} GB/s"
-        except Exception as error:
-            torch.cuda.synchronize()
-            numbers = words.view(torch.float32).nan_to_num_()
-            return f"read {rate(lambda: numbers.sum()):.0f} GB/s (by torch.sum; no Triton: {explain(error)})"
-
-    def launch():
-        word = torch.zeros(1, device="cuda")
-        try:
-            handle, what = runner.prepare(lambda: nothing[(1,)](word)), "empty kernel"
-        except Exception:
-            torch.cuda.synchronize()
-            handle, what = runner.prepare(lambda: word.zero_()), "kernel that clears one word"
-        if handle.graph is None:
-            what += " (no graph)"
-        runner.run_cold(handle, 10)
-        return f"{what} {quantile(runner.run_cold(handle, 100), 0.5):.1f} us"
-
-    texts = []
-    for step in (read, matrix, launch):
-        try:
-            texts.append(step())
-        except Exception as error:
-            if not runner.survives():
-                raise Refusal(f"the device was lost while its {step.__name__} rate was measured: {explain(error)}")
-            texts.append(f"no {step.__name__} rate: {explain(error)}")
-        tidy()
-    return "in this run: " + "; ".join(texts)
 
 
 def tidy():
@@ -1043,30 +858,22 @@ def tidy():
 
 # --- Output -----------------------------------------------------------------------------------------------------------
 
-def output_of(command):
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def new_report(gpu, peers, ceilings):
-    driver = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()
-    root = Path(__file__).resolve().parents[2]
+def new_report(bench, machine, peers):
+    """`machine` is the context that mla_bench writes."""
     absent = {peer.name: peer.available() for peer in peers if peer.available()}
     context = {
         "schema": SCHEMA,
-        "gpu": gpu,
-        "driver": driver[0] if driver else "unknown",
+        "gpu": machine["gpu"],
+        "driver": machine.get("driver", "unknown"),
         "cuda": (torch.version.cuda if torch else None) or "unknown",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "values": "median us, [cold, sustained]; null: not measured",
-        "protocol": PROTOCOL,
+        "protocol": bench.describe_protocol(),
         "notes": NOTES,
-        "ceilings": ceilings,
+        "ceilings": describe_ceilings(machine),
         "torch": torch.__version__ if torch else "none",
         "triton": triton.__version__ if triton else "none",
-        "commit": output_of(["git", "-C", str(root), "rev-parse", "--short", "HEAD"]) or "unknown",
+        "commit": machine.get("commit", "unknown"),
     }
     for peer in peers:
         if peer.package not in (None, "torch", "triton") and peer.name not in absent:
@@ -1097,27 +904,27 @@ def table(shape, results):
     def cell(samples):
         if not samples:
             return "-"
-        median, low, high = (f"{quantile(samples, q):.1f}" for q in (0.5, 0.1, 0.9))
+        low, median, high = (f"{us:.1f}" for us in tenths(samples))
         return f"{median} ({low}-{high})"
 
     for result in results:
         entry = result.entry()
-        rate = f"{shape.flop() / quantile(result.cold, 0.5) * 1e-6:.1f}" if result.cold else "-"
+        rate = f"{shape.flop / tenths(result.cold)[1] * 1e-6:.1f}" if result.cold else "-"
         checked = "-" if entry["checked"] is None else f"{entry['checked']:.1e}"
         lines.append(f"  {result.peer.name:20} {cell(result.cold):>27} {cell(result.sustained):>27} {rate:>8} "
                      f"{checked:>8}  {entry['note']}")
     return "\n".join(lines)
 
 
-def show_list(peers):
+def show_list(peers, shapes):
     print("peers:")
     for peer in peers:
         reason = peer.available()
         state = reason if reason else f"available, {peer.package} {peer.version()}"
         print(f"  {peer.key:12} {peer.name:20} {state}")
-    print("default shapes:")
-    for name in SUITES["main"]:
-        print(f"  {name}")
+    print("shapes:")
+    for shape in shapes:
+        print(f"  {shape.name}")
 
 
 def progress(text):
@@ -1125,19 +932,19 @@ def progress(text):
         print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
 
 
-def measure_shapes(shapes, peers, runner, report, path, make_inputs, make_truth):
+def measure_shapes(bench, shapes, peers, runner, report, path):
     """Writes after every shape, so that what ends the run loses no figure. True if the device survived."""
     for shape in shapes:
         progress(f"{shape.name}: making data")
         try:
-            inputs = make_inputs(shape)
-            truth = make_truth(inputs)
+            inputs, truth = bench.data(shape)
         except Exception as error:
             results, lost = [Result(peer) for peer in peers], not runner.survives()
             for result in results:
                 result.reason = f"no data: {explain(error)}"
         else:
-            measurement = Measurement(inputs, peers, runner, truth, lambda text: progress(f"{shape.name}: {text}"))
+            measurement = Measurement(bench, inputs, peers, runner, truth,
+                                      lambda text: progress(f"{shape.name}: {text}"))
             results = measurement.run()
             lost = measurement.lost
             del measurement
@@ -1158,17 +965,20 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Times other implementations of MLA decoding by mla_bench's protocol.")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--shapes", help="names, separated by commas, as mla_bench has them")
-    chosen.add_argument("--suite", choices=sorted(SUITES), help="of shapes; the default is main")
+    chosen.add_argument("--suite", help="of mla_bench's shapes; the default is main")
     parser.add_argument("--peers", help="keys of --list, separated by commas; the default is all")
     parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
     parser.add_argument("--out", help="the JSON file to write")
-    parser.add_argument("--list", action="store_true", help="show peers, whether each can run here, and default shapes")
+    parser.add_argument("--list", action="store_true", help="show peers, whether each can run here, and shapes")
+    parser.add_argument("--bench", default=os.environ.get("MLA_BENCH", ROOT / "build" / "bench" / "mla_bench"),
+                        help="the program mla_bench; the default is build/bench/mla_bench")
     options = parser.parse_args(arguments)
+    bench = Bench(options.bench)
     try:
-        shapes = select_shapes(options.shapes, options.suite or "main", options.dtype)
+        shapes = bench.shapes(options.shapes, options.suite, options.dtype)
         peers = select_peers(options.peers)
         if options.list:
-            show_list(peers)
+            show_list(peers, shapes)
             return 0
         if not options.out:
             raise Refusal("--out FILE is missing")
@@ -1178,24 +988,23 @@ def main(arguments=None):
             raise Refusal("needs PyTorch, which this Python does not have: pip install torch")
         if not torch.cuda.is_available():
             raise Refusal("needs an NVIDIA GPU; PyTorch sees none")
-        runner = GpuRunner()
-        gpu = torch.cuda.get_device_name()
         progress("ceilings")
-        report = new_report(gpu, peers, measure_ceilings(runner))
+        report = new_report(bench, bench.context(), peers)
+        runner = GpuRunner(bench.protocol)
     except Refusal as refusal:
         progress("")
         print(f"peers.py: {refusal}", file=sys.stderr)
         return 2
     progress("")
     context = report["context"]
-    print(f"{gpu}, driver {context['driver']}, CUDA {context['cuda']}, torch {context['torch']}, triton "
+    print(f"{context['gpu']}, driver {context['driver']}, CUDA {context['cuda']}, torch {context['torch']}, triton "
           f"{context['triton']}\n{context['ceilings']}")
     for name, reason in report["absent"].items():
         print(f"absent: {name}: {reason}")
     print(flush=True)
     here = [peer for peer in peers if peer.name not in report["absent"]]
     write_report(report, options.out)
-    survived = measure_shapes(shapes, here, runner, report, options.out, Inputs, Truth)
+    survived = measure_shapes(bench, shapes, here, runner, report, options.out)
     print(f"{options.out} written")
     if not survived:
         print("peers.py: the device was lost; the file has what was measured before", file=sys.stderr)

@@ -1,19 +1,20 @@
 /// @file
 /// mla_service: a decode service in miniature. Requests arrive, are batched over a paged cache and
 /// decoded by a stage's kernels; beside it the traditional way, static batches in padded buffers.
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <functional>
 #include <iostream>
 #include <memory>
-#include <new>
-#include <sstream>
 
 #include "bench/measure/progress.h"
+#include "bench/measure/table.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
-#include "bench/measure/table.h"
+#include "bench/tools/program.h"
 
 namespace mla::bench {
 namespace {
@@ -24,13 +25,6 @@ constexpr const char* kScope =
     "data.\n";
 
 constexpr int64_t kMostOnModel = int64_t{256} << 20;  // bytes of caches that the model is for
-
-/// What the command line replaces in every scenario chosen.
-struct Overrides {
-  std::optional<double> rate, prompt_mean, prompt_sd, output_mean, output_sd, cache_gib, seconds;
-  std::optional<int64_t> pages, max_length, max_queue, requests, under_way;
-  std::optional<int> heads, layers, max_batch;
-};
 
 struct Options {
   std::string scenario = "service";
@@ -44,38 +38,12 @@ struct Options {
   std::string out;
   bool explain_model = false;
   bool list = false;
-  Overrides overrides;
+  /// What the command line replaces in every scenario chosen.
+  std::vector<std::function<void(Scenario*)>> changes;
 };
 
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
-}
-
-void replace(const auto& value, auto* target) {
-  if (value) *target = *value;
-}
-
-Status apply(const Overrides& overrides, Scenario* scenario) {
-  replace(overrides.rate, &scenario->workload.rate);
-  replace(overrides.prompt_mean, &scenario->workload.prompt.mean);
-  replace(overrides.prompt_sd, &scenario->workload.prompt.sd);
-  replace(overrides.output_mean, &scenario->workload.output.mean);
-  replace(overrides.output_sd, &scenario->workload.output.sd);
-  replace(overrides.heads, &scenario->heads);
-  replace(overrides.layers, &scenario->layers);
-  replace(overrides.max_batch, &scenario->max_batch);
-  replace(overrides.max_length, &scenario->max_length);
-  replace(overrides.seconds, &scenario->seconds);
-  replace(overrides.requests, &scenario->requests);
-  replace(overrides.under_way, &scenario->under_way);
-  replace(overrides.cache_gib, &scenario->cache_gib);
-  if (overrides.cache_gib) scenario->pages = 0;
-  replace(overrides.pages, &scenario->pages);
-  if (overrides.pages && *overrides.pages < 1) {
-    return invalid("pages = " + std::to_string(*overrides.pages) + " must be at least 1");
-  }
-  if (overrides.max_queue) scenario->max_queue = overrides.max_queue;
-  return validate(*scenario);
 }
 
 /// How steps are done, and how long they take: made once, engines scenario by scenario.
@@ -114,9 +82,10 @@ class RealClock final : public Clock {
     const auto pages = static_cast<int>(scenario.num_pages());
     const int64_t bytes = layer_bytes(pages) * scenario.layers;
     if (!gpu() && bytes > kMostOnModel) {
-      return invalid("scenario " + scenario.name + " has " + std::to_string(bytes >> 20) +
-                     " MiB of caches, the GPU model is for at most " +
-                     std::to_string(kMostOnModel >> 20) + ": take tiny, or --engine simulated");
+      return invalid(
+          fmt::format("scenario {} has {} MiB of caches, the GPU model is for at most {}: "
+                      "take tiny, or --engine simulated",
+                      scenario.name, bytes >> 20, kMostOnModel >> 20));
     }
     if (caches_ == nullptr || caches_->num_pages() != pages ||
         caches_->layers() != scenario.layers) {
@@ -187,15 +156,12 @@ class SimulatedClock final : public Clock {
     TimeModel model;
     MLA_RETURN_IF_ERROR(fit_time_model(recorded_, stage, scenario.heads, &model));
     *slug = model.stage;
-    const std::string text = model.describe();
-    if (explain_) {
-      std::cout << text;
-    } else {
-      std::cout << "fit of " << model.stage << ", " << scenario.heads
-                << " heads: relative error median " << percent(model.decode.median_error)
-                << ", worst " << percent(model.decode.worst_error) << " of " << model.decode.shapes
-                << " shapes\n";
-    }
+    const DecodeFit& fit = model.decode;
+    std::cout << (explain_ ? model.describe()
+                           : fmt::format("fit of {}, {} heads: relative error median {}, worst {} "
+                                         "of {} shapes\n",
+                                         model.stage, scenario.heads, percent(fit.median_error),
+                                         percent(fit.worst_error), fit.shapes));
     *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
     return {};
   }
@@ -222,24 +188,16 @@ Status make_clock(const Options& options, std::unique_ptr<Clock>* clock) {
   return {};
 }
 
-std::string describe(const TokenDistribution& tokens) {
-  std::ostringstream text;
-  text << tokens.mean << " (sd " << tokens.sd << ")";
-  return text.str();
-}
-
 std::string describe(const Scenario& scenario) {
-  const Workload& workload = scenario.workload;
-  std::string text =
-      scenario.name + ": " + scenario.what + "; " + number(workload.rate) +
-      " requests/s, prompts " + describe(workload.prompt) + ", outputs " +
-      describe(workload.output) + " tokens\n" + std::to_string(scenario.heads) + " heads, " +
-      std::to_string(scenario.layers) + " layers, " + std::to_string(scenario.num_pages()) +
-      " pages: " + number(double(scenario.num_pages() * scenario.page_bytes()) / 1e9) +
-      " GB of cache; batch up to " + std::to_string(scenario.max_batch) + ", length up to " +
-      std::to_string(scenario.max_length);
-  if (scenario.max_queue) text += ", queue up to " + std::to_string(*scenario.max_queue);
-  return text + "\n";
+  const auto& [rate, prompt, output] = scenario.workload;
+  return fmt::format(
+      "{}: {}; {} requests/s, prompts {:g} (sd {:g}), outputs {:g} (sd {:g}) tokens\n"
+      "{} heads, {} layers, {} pages: {} GB of cache; batch up to {}, length up to {}{}\n",
+      scenario.name, scenario.what, number(rate), prompt.mean, prompt.sd, output.mean, output.sd,
+      scenario.heads, scenario.layers, scenario.num_pages(),
+      number(double(scenario.num_pages() * scenario.page_bytes()) / 1e9), scenario.max_batch,
+      scenario.max_length,
+      scenario.max_queue ? fmt::format(", queue up to {}", *scenario.max_queue) : "");
 }
 
 Status serve(const Scenario& scenario, const Options& options, Clock& clock, Progress& progress,
@@ -309,10 +267,13 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
 Status serve_all(const Options& options) {
   std::vector<Scenario> chosen;
   MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &chosen));
-  for (Scenario& scenario : chosen) MLA_RETURN_IF_ERROR(apply(options.overrides, &scenario));
+  for (Scenario& scenario : chosen) {
+    for (const auto& change : options.changes) change(&scenario);
+    MLA_RETURN_IF_ERROR(validate(scenario));
+  }
   if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
-    return invalid("static tolerance = " + std::to_string(options.static_tolerance) +
-                   " must be at least 0 and below 1");
+    return invalid(fmt::format("static tolerance = {:g} must be at least 0 and below 1",
+                               options.static_tolerance));
   }
   MLA_RETURN_IF_ERROR(check_writable(options.out));
   std::unique_ptr<Clock> clock;
@@ -336,12 +297,7 @@ Status serve_all(const Options& options) {
   return served;
 }
 
-void list_scenarios() {
-  for (const Scenario& scenario : scenarios()) std::cout << describe(scenario);
-}
-
 void add_options(CLI::App& app, Options* options) {
-  Overrides& change = options->overrides;
   app.add_option("--scenario", options->scenario, "names, comma-separated; or all (but tiny)")
       ->capture_default_str();
   app.add_flag("--list", options->list, "show the scenarios");
@@ -367,25 +323,31 @@ void add_options(CLI::App& app, Options* options) {
   app.add_option("--seed", options->seed, "of the requests")->capture_default_str();
   app.add_option("--out", options->out, "write JSON here");
   app.add_flag("--explain-model", options->explain_model, "show what the simulated clock is");
-  const char* group = "In place of what the scenario says";
-  app.add_option("--rate", change.rate, "requests a second")->group(group);
-  app.add_option("--prompt-mean", change.prompt_mean, "tokens")->group(group);
-  app.add_option("--prompt-sd", change.prompt_sd, "tokens")->group(group);
-  app.add_option("--output-mean", change.output_mean, "tokens")->group(group);
-  app.add_option("--output-sd", change.output_sd, "tokens")->group(group);
-  app.add_option("--heads", change.heads, "query heads")->group(group);
-  app.add_option("--layers", change.layers, "that are appended to and decoded")->group(group);
-  app.add_option("--cache-gib", change.cache_gib, "of all layers")->group(group);
-  app.add_option("--pages", change.pages, "of a layer, instead of --cache-gib")->group(group);
-  app.add_option("--max-batch", change.max_batch, "sequences in a step")->group(group);
-  app.add_option("--max-length", change.max_length, "prompt and output, tokens")->group(group);
-  app.add_option("--max-queue", change.max_queue, "requests; else unbounded")->group(group);
-  app.add_option("--seconds", change.seconds, "virtual; 0: no limit")->group(group);
-  app.add_option("--requests", change.requests, "arrivals, run until all have ended; -1: no limit")
-      ->group(group);
-  app.add_option("--under-way", change.under_way,
-                 "requests half-way at the beginning; -1: as many as in balance")
-      ->group(group);
+  const auto replace = [&](const char* name, const char* what, auto place) {
+    using Value = std::remove_pointer_t<decltype(place(std::declval<Scenario&>()))>;
+    const auto change = [options, place](const Value& value) {
+      options->changes.push_back([place, value](Scenario* scenario) { *place(*scenario) = value; });
+    };
+    app.add_option_function<Value>(name, change, what)->group("In place of what the scenario says");
+  };
+  using S = Scenario&;
+  replace("--rate", "requests a second", [](S s) { return &s.workload.rate; });
+  replace("--prompt-mean", "tokens", [](S s) { return &s.workload.prompt.mean; });
+  replace("--prompt-sd", "tokens", [](S s) { return &s.workload.prompt.sd; });
+  replace("--output-mean", "tokens", [](S s) { return &s.workload.output.mean; });
+  replace("--output-sd", "tokens", [](S s) { return &s.workload.output.sd; });
+  replace("--heads", "query heads", [](S s) { return &s.heads; });
+  replace("--layers", "that are appended to and decoded", [](S s) { return &s.layers; });
+  replace("--cache-gib", "of all layers", [](S s) { return s.pages.reset(), &s.cache_gib; });
+  replace("--pages", "of a layer, instead of --cache-gib", [](S s) { return &s.pages.emplace(); });
+  replace("--max-batch", "sequences in a step", [](S s) { return &s.max_batch; });
+  replace("--max-length", "prompt and output, tokens", [](S s) { return &s.max_length; });
+  replace("--max-queue", "requests; else unbounded", [](S s) { return &s.max_queue.emplace(); });
+  replace("--seconds", "virtual; 0: no limit", [](S s) { return &s.seconds; });
+  replace("--requests", "arrivals, run until all have ended; -1: no limit",
+          [](S s) { return &s.requests; });
+  replace("--under-way", "requests half-way at the beginning; -1: as many as in balance",
+          [](S s) { return &s.under_way; });
 }
 
 int run(int argc, char** argv) {
@@ -397,29 +359,18 @@ int run(int argc, char** argv) {
                "  mla_service --scenario chat_1000 --static-stage 08\n"
                "  mla_service --engine model --scenario tiny"};
   add_options(app, &options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (options.list) {
-    list_scenarios();
+    for (const Scenario& scenario : scenarios()) std::cout << describe(scenario);
     return 0;
   }
-  Status status;
-  try {
-    status = serve_all(options);
-  } catch (const std::bad_alloc&) {
-    status = {StatusCode::kOutOfMemory, "no host memory for the run"};
-  }
-  if (status.ok()) return 0;
-  std::cerr << "mla_service: " << status.to_string() << "\n";
-  return 2;
+  const Status status = serve_all(options);
+  return status.ok() ? 0 : complain("mla_service", status);
 }
 
 }  // namespace
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  return mla::bench::run(argc, argv);
+  return mla::bench::run_program("mla_service", mla::bench::run, argc, argv);
 }

@@ -1,9 +1,10 @@
 #include "bench/service/real_engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
+#include "bench/measure/statistics.h"
+#include "bench/service/checks.h"
 #include "reference/testing/data_generator.h"
 
 namespace mla::bench {
@@ -49,12 +50,6 @@ Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer) {
   return buffer->allocate(machine, std::max(bytes, buffer->bytes() * 3 / 2));
 }
 
-Status check_count(const char* name, int value, int most) {
-  if (value >= 1 && value <= most) return {};
-  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
-                                            " must be in 1 ... " + std::to_string(most)};
-}
-
 }  // namespace
 
 std::vector<uint16_t> pool_row(int64_t row) {
@@ -68,20 +63,19 @@ std::vector<uint16_t> pool_row(int64_t row) {
 Status LayerCaches::create(Machine& machine, int num_pages, int layers, int distinct,
                            std::unique_ptr<LayerCaches>* caches) {
   constexpr int kMost = (1 << 30) / kPageSize;  // rows are counted in 32 bits here and there
-  MLA_RETURN_IF_ERROR(check_count("pages", num_pages, kMost));
-  MLA_RETURN_IF_ERROR(check_count("layers", layers, 10000));
-  if (distinct != 0) MLA_RETURN_IF_ERROR(check_count("distinct caches", distinct, layers));
+  MLA_RETURN_IF_ERROR(check_in("pages", num_pages, 1, kMost));
+  MLA_RETURN_IF_ERROR(check_in("layers", layers, 1, 10000));
+  if (distinct != 0) MLA_RETURN_IF_ERROR(check_in("distinct caches", distinct, 1, layers));
   const auto bytes = static_cast<size_t>(layer_bytes(num_pages));
   const size_t reserve = machine.kind() == MachineKind::kGpu ? kReserveOfGpu : kReserveOfModel;
   const size_t free = machine.free_memory();
   const size_t fit = free > reserve ? (free - reserve) / bytes : 0;
   if (distinct == 0) distinct = static_cast<int>(std::min<size_t>(fit, size_t(layers)));
   if (distinct == 0 || static_cast<size_t>(distinct) > fit) {
-    return {StatusCode::kOutOfMemory, "a layer's cache of " + std::to_string(num_pages) +
-                                          " pages takes " + std::to_string(bytes >> 20) +
-                                          " MiB; of " + std::to_string(free >> 20) +
-                                          " MiB free, less " + std::to_string(reserve >> 20) +
-                                          " for the rest, " + std::to_string(fit) + " fit"};
+    return {StatusCode::kOutOfMemory,
+            fmt::format("a layer's cache of {} pages takes {} MiB; of {} MiB free, less {} for the "
+                        "rest, {} fit",
+                        num_pages, bytes >> 20, free >> 20, reserve >> 20, fit)};
   }
   std::unique_ptr<LayerCaches> result(new LayerCaches(num_pages, layers));
   for (int i = 0; i < distinct; ++i) {
@@ -125,7 +119,7 @@ Status LayerCaches::fill(Machine& machine) {
 Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCaches& caches,
                           int heads, std::unique_ptr<RealEngine>* engine) {
   MLA_RETURN_IF_ERROR(check_device(stage, machine.limits()));
-  MLA_RETURN_IF_ERROR(check_count("heads", heads, 1 << 20));
+  MLA_RETURN_IF_ERROR(check_in("heads", heads, 1, 1 << 20));
   std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches));
   result->problem_ = {.dtype = kType,
                       .num_heads_q = heads,
@@ -222,9 +216,9 @@ Status RealEngine::step(const StepWork& work, double* seconds) {
   if (work.empty()) return {StatusCode::kInvalidArgument, "a step decodes at least one sequence"};
   make_tables(work);
   MLA_RETURN_IF_ERROR(make_room());
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = WallClock::now();
   MLA_RETURN_IF_ERROR(run());
-  *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  *seconds = seconds_since(begin);
   return {};
 }
 

@@ -13,8 +13,8 @@
 
 #include "bench/service/engine.h"
 #include "stages/common/cache/paged_cache.h"
-#include "stages/common/stage.h"
 #include "stages/common/machine/upload_ring.h"
+#include "stages/common/stage.h"
 
 namespace mla::bench {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 #include "bench/measure/draws.h"
+#include "bench/service/checks.h"
 
 namespace mla::bench {
 namespace {
@@ -13,7 +13,8 @@ constexpr double kLongest = 1e12;  // tokens: far beyond every limit, far below 
 
 /// Where the draws of one kind begin.
 uint64_t key_of(uint64_t seed, uint64_t kind) {
-  return counter_random::mix(counter_random::mix(seed + counter_random::kStep) + kind * counter_random::kStep);
+  return counter_random::mix(counter_random::mix(seed + counter_random::kStep) +
+                             kind * counter_random::kStep);
 }
 
 /// @param biased  in proportion to the length: again log-normal, its logarithm's mean one variance
@@ -29,24 +30,20 @@ int64_t tokens(const TokenDistribution& distribution, double z, int64_t least,
   return std::max(least, static_cast<int64_t>(std::llround(std::min(value, kLongest))));
 }
 
-Status check_range(const char* name, double value, double least, bool above) {
-  if (std::isfinite(value) && value <= kLongest && (above ? value > least : value >= least)) {
-    return {};
-  }
-  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
-                                            " must be " + (above ? "above " : "at least ") +
-                                            std::to_string(static_cast<int>(least)) +
-                                            " and at most 1e12"};
-}
-
 }  // namespace
 
 Status validate(const Workload& workload) {
-  MLA_RETURN_IF_ERROR(check_range("rate", workload.rate, 0, true));
-  MLA_RETURN_IF_ERROR(check_range("prompt mean", workload.prompt.mean, 0, false));
-  MLA_RETURN_IF_ERROR(check_range("prompt sd", workload.prompt.sd, 0, false));
-  MLA_RETURN_IF_ERROR(check_range("output mean", workload.output.mean, 1, false));
-  return check_range("output sd", workload.output.sd, 0, false);
+  const auto check = [](const char* name, double value, double least) {
+    const char* range = least == 0 ? "at least 0 and at most 1e12" : "at least 1 and at most 1e12";
+    return check_number(name, value, value >= least && value <= kLongest, range);
+  };
+  MLA_RETURN_IF_ERROR(check_number("rate", workload.rate,
+                                   workload.rate > 0 && workload.rate <= kLongest,
+                                   "above 0 and at most 1e12"));
+  MLA_RETURN_IF_ERROR(check("prompt mean", workload.prompt.mean, 0));
+  MLA_RETURN_IF_ERROR(check("prompt sd", workload.prompt.sd, 0));
+  MLA_RETURN_IF_ERROR(check("output mean", workload.output.mean, 1));
+  return check("output sd", workload.output.sd, 0);
 }
 
 RequestStream::RequestStream(const Workload& workload, uint64_t seed, int64_t first_id)

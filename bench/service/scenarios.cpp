@@ -4,14 +4,11 @@
 #include <cmath>
 #include <sstream>
 
+#include "bench/service/checks.h"
 #include "stages/common/cache/paged_cache.h"
 
 namespace mla::bench {
 namespace {
-
-Status out_of_range(const std::string& name, const std::string& value, const std::string& range) {
-  return {StatusCode::kInvalidArgument, name + " = " + value + " must be " + range};
-}
 
 /// `users` who send a request a minute each, on average.
 Scenario chat(int users) {
@@ -68,7 +65,7 @@ int64_t Scenario::page_bytes() const {
 }
 
 int64_t Scenario::num_pages() const {
-  if (pages > 0) return pages;
+  if (pages) return *pages;
   return static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
 }
 
@@ -95,31 +92,25 @@ Status select_scenarios(const std::string& list, std::vector<Scenario>* chosen) 
 
 Status validate(const Scenario& scenario) {
   MLA_RETURN_IF_ERROR(validate(scenario.workload));
-  const auto check = [](const char* name, int64_t value, int64_t least, int64_t most) -> Status {
-    if (value >= least && value <= most) return {};
-    return out_of_range(name, std::to_string(value),
-                        std::to_string(least) + " ... " + std::to_string(most));
-  };
-  MLA_RETURN_IF_ERROR(check("heads", scenario.heads, 1, 1024));
-  MLA_RETURN_IF_ERROR(check("layers", scenario.layers, 1, 10000));
-  if (scenario.pages == 0 && !(scenario.cache_gib > 0 && scenario.cache_gib <= 1e6)) {
-    return out_of_range("cache", std::to_string(scenario.cache_gib) + " GiB", "above 0");
+  MLA_RETURN_IF_ERROR(check_in("heads", scenario.heads, 1, 1024));
+  MLA_RETURN_IF_ERROR(check_in("layers", scenario.layers, 1, 10000));
+  if (!scenario.pages) {
+    const double gib = scenario.cache_gib;
+    MLA_RETURN_IF_ERROR(
+        check_number("cache", gib, gib > 0 && gib <= 1e6, "above 0 and at most 1e6 GiB"));
+    MLA_RETURN_IF_ERROR(
+        check_number("cache", gib, scenario.num_pages() > 0, "at least a page of every layer"));
   }
-  if (scenario.pages == 0 && scenario.num_pages() == 0) {
-    return out_of_range(
-        "cache", std::to_string(scenario.cache_gib) + " GiB",
-        "at least a page of every layer, " + std::to_string(scenario.page_bytes()) + " bytes");
-  }
-  MLA_RETURN_IF_ERROR(check("pages", scenario.num_pages(), 1, (1 << 30) / kPageSize));
-  if (!(scenario.seconds >= 0 && scenario.seconds <= 1e9)) {
-    return out_of_range("seconds", std::to_string(scenario.seconds), "0 ... 1e9");
-  }
-  MLA_RETURN_IF_ERROR(check("requests", scenario.requests, -1, INT64_MAX));
+  MLA_RETURN_IF_ERROR(check_in("pages", scenario.num_pages(), 1, (1 << 30) / kPageSize));
+  MLA_RETURN_IF_ERROR(check_number("seconds", scenario.seconds,
+                                   scenario.seconds >= 0 && scenario.seconds <= 1e9,
+                                   "in 0 ... 1e9"));
+  MLA_RETURN_IF_ERROR(check_in("requests", scenario.requests, -1, INT64_MAX));
   if (scenario.seconds == 0 && scenario.requests < 0) {
     return {StatusCode::kInvalidArgument,
             "seconds = 0 is no limit, and requests has none either: the run would not end"};
   }
-  MLA_RETURN_IF_ERROR(check("under way", scenario.under_way, -1, 1000000));
+  MLA_RETURN_IF_ERROR(check_in("under way", scenario.under_way, -1, 1000000));
   return validate(limits_of(scenario));
 }
 

@@ -19,8 +19,8 @@ struct Scenario {
   Workload workload;
   int heads = 128;
   int layers = 61;
-  double cache_gib = 64;  ///< Of all layers; ignored if `pages` is set
-  int64_t pages = 0;      ///< Of a layer. 0: as many as cache_gib holds
+  double cache_gib = 64;           ///< Of all layers; ignored if `pages` is set
+  std::optional<int64_t> pages{};  ///< Of a layer; else as many as cache_gib holds
   int max_batch = 256;
   int64_t max_length = 16384;
   std::optional<int64_t> max_queue{};

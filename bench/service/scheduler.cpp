@@ -6,17 +6,12 @@
 #include <numeric>
 #include <string>
 
+#include "bench/service/checks.h"
+
 namespace mla::bench {
 namespace {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
-
-Status check_limit(const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value >= least && value <= most) return {};
-  return {StatusCode::kInvalidArgument, std::string(name) + " = " + std::to_string(value) +
-                                            " must be in " + std::to_string(least) + " ... " +
-                                            std::to_string(most)};
-}
 
 Status no_host_memory() {
   return {StatusCode::kOutOfMemory, "no host memory for the scheduler"};
@@ -44,10 +39,10 @@ const char* to_string(Rejection reason) {
 
 Status validate(const SchedulerLimits& limits) {
   constexpr int64_t kInt = (int64_t{1} << 31) - 1;
-  MLA_RETURN_IF_ERROR(check_limit("pages", limits.num_pages, 1, kInt));
-  MLA_RETURN_IF_ERROR(check_limit("max batch", limits.max_batch, 1, kInt));
-  MLA_RETURN_IF_ERROR(check_limit("max length", limits.max_length, 1, kMaxTokens));
-  return check_limit("max queue", limits.max_queue.value_or(1), 1, INT64_MAX);
+  MLA_RETURN_IF_ERROR(check_in("pages", limits.num_pages, 1, kInt));
+  MLA_RETURN_IF_ERROR(check_in("max batch", limits.max_batch, 1, kInt));
+  MLA_RETURN_IF_ERROR(check_in("max length", limits.max_length, 1, kMaxTokens));
+  return check_in("max queue", limits.max_queue.value_or(1), 1, INT64_MAX);
 }
 
 int64_t RequestCounts::rejected_total() const {
@@ -206,8 +201,8 @@ Status StaticScheduler::create(const SchedulerLimits& limits,
   const int64_t slots = std::min<int64_t>(limits.max_batch, limits.num_pages / pages_a_slot);
   if (slots == 0) {
     return {StatusCode::kInvalidArgument,
-            "pages = " + std::to_string(limits.num_pages) + " do not hold one buffer of " +
-                std::to_string(limits.max_length) + " tokens, the largest length"};
+            fmt::format("pages = {} do not hold one buffer of {} tokens, the largest length",
+                        limits.num_pages, limits.max_length)};
   }
   try {
     std::unique_ptr<StaticScheduler> result(new StaticScheduler(limits));

@@ -1,9 +1,10 @@
 #include "bench/service/service.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <string>
 #include <unordered_map>
 
 namespace mla::bench {
@@ -122,7 +123,7 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
     MLA_RETURN_IF_ERROR(engine.step(work, &seconds));
     if (!(seconds > 0) || std::isinf(seconds)) {
       return {StatusCode::kInvalidArgument,
-              "a step took " + std::to_string(seconds) + " s, which is no time"};
+              fmt::format("a step took {} s, which is no time", seconds)};
     }
     arrive_until(ledger.now() + seconds);
     MLA_RETURN_IF_ERROR(scheduler.end_step(&tokens));

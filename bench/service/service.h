@@ -6,10 +6,10 @@
 #include <limits>
 #include <span>
 
+#include "bench/measure/statistics.h"
 #include "bench/service/engine.h"
 #include "bench/service/requests.h"
 #include "bench/service/scheduler.h"
-#include "bench/measure/statistics.h"
 
 namespace mla::bench {
 

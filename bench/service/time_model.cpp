@@ -1,11 +1,15 @@
 #include "bench/service/time_model.h"
 
+#include <fmt/format.h>
+
+#include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
 #include <optional>
 #include <set>
+#include <tuple>
 
 #include "bench/measure/shapes.h"
 #include "bench/measure/table.h"
@@ -17,40 +21,6 @@ using Columns = std::vector<std::vector<double>>;
 
 constexpr int64_t kRunRows = 8;  // kMaxRunTokens: what a block of an append copies
 
-/// Solves A x = b, symmetric and positive definite, by Cholesky's factors. False if A is singular.
-bool solve(Columns a, std::vector<double> b, std::vector<double>* x) {
-  const size_t n = b.size();
-  for (size_t j = 0; j < n; ++j) {
-    for (size_t k = 0; k < j; ++k) a[j][j] -= a[j][k] * a[j][k];
-    if (a[j][j] < 1e-10) return false;
-    a[j][j] = std::sqrt(a[j][j]);
-    for (size_t i = j + 1; i < n; ++i) {
-      for (size_t k = 0; k < j; ++k) a[i][j] -= a[i][k] * a[j][k];
-      a[i][j] /= a[j][j];
-    }
-  }
-  for (size_t i = 0; i < n; ++i) {
-    for (size_t k = 0; k < i; ++k) b[i] -= a[i][k] * b[k];
-    b[i] /= a[i][i];
-  }
-  for (size_t i = n; i-- > 0;) {
-    for (size_t k = i + 1; k < n; ++k) b[i] -= a[k][i] * b[k];
-    b[i] /= a[i][i];
-  }
-  *x = std::move(b);
-  return true;
-}
-
-double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
-}
-
-std::vector<double> column(const std::vector<DecodeTime>& times, auto value) {
-  std::vector<double> result;
-  for (const DecodeTime& time : times) result.push_back(value(time));
-  return result;
-}
-
 double squared_errors(const DecodeFit& fit, const std::vector<DecodeTime>& times) {
   double sum = 0;
   for (const DecodeTime& time : times) {
@@ -60,48 +30,26 @@ double squared_errors(const DecodeFit& fit, const std::vector<DecodeTime>& times
   return sum;
 }
 
-std::vector<double> times_of(const std::vector<DecodeTime>& times) {
-  return column(times, [](const DecodeTime& time) { return time.us; });
-}
-
-DecodeFit fit_sum(const std::vector<DecodeTime>& times) {
-  const auto x = fit_non_negative({std::vector<double>(times.size(), 1.0),
-                                   column(times, [](auto& time) { return time.shape.sequences; }),
-                                   column(times, [](auto& time) { return time.shape.tokens; }),
-                                   column(times, [](auto& time) { return time.shape.longest; })},
-                                  times_of(times));
-  DecodeFit fit;
-  fit.a = x[0];
-  fit.b = x[1];
-  fit.c = x[2];
-  fit.d = x[3];
-  return fit;
-}
-
-/// For every place where the largest term may change from the longest sequence to all tokens.
-DecodeFit fit_largest(const std::vector<DecodeTime>& times) {
-  std::set<double> thresholds;
-  for (const DecodeTime& time : times) thresholds.insert(time.shape.tokens / time.shape.longest);
-  DecodeFit best;
-  for (const double threshold : thresholds) {
-    const auto all = [&](const DecodeTime& time) {
-      return time.shape.tokens / time.shape.longest > threshold ? 1.0 : 0.0;
-    };
-    const auto x = fit_non_negative(
-        {std::vector<double>(times.size(), 1.0),
-         column(times, [&](auto& time) { return all(time) * time.shape.sequences; }),
-         column(times, [&](auto& time) { return all(time) * time.shape.tokens; }),
-         column(times, [&](auto& time) { return (1 - all(time)) * time.shape.longest; })},
-        times_of(times));
-    DecodeFit fit;
-    fit.largest = true;
-    fit.a = x[0];
-    fit.b = x[1];
-    fit.c = x[2];
-    fit.d = x[3];
-    if (!best.largest || squared_errors(fit, times) < squared_errors(best, times)) best = fit;
+/// The sum of all terms; or the largest, which is the longest sequence's up to so many mean lengths
+/// of it, and all tokens' beyond.
+DecodeFit fit_form(const std::vector<DecodeTime>& times, std::optional<double> threshold) {
+  Columns columns(4);
+  std::vector<double> us;
+  for (const DecodeTime& time : times) {
+    const DecodeShape& shape = time.shape;
+    const bool all = !threshold || shape.tokens / shape.longest > *threshold;
+    const bool longest = !threshold || !all;
+    columns[0].push_back(1);
+    columns[1].push_back(all ? shape.sequences : 0);
+    columns[2].push_back(all ? shape.tokens : 0);
+    columns[3].push_back(longest ? shape.longest : 0);
+    us.push_back(time.us);
   }
-  return best;
+  const std::vector<double> x = fit_non_negative(columns, us);
+  DecodeFit fit;
+  fit.largest = threshold.has_value();
+  std::tie(fit.a, fit.b, fit.c, fit.d) = std::tie(x[0], x[1], x[2], x[3]);
+  return fit;
 }
 
 /// The shape of an entry that counts: of this mode, these heads (0: any), one query token, one KV head.
@@ -161,43 +109,48 @@ double DecodeFit::us(const DecodeShape& shape) const {
 }
 
 std::vector<double> fit_non_negative(const Columns& columns, std::span<const double> times) {
+  const auto rows = static_cast<Eigen::Index>(times.size());
+  const auto count = static_cast<Eigen::Index>(columns.size());
   // Relative errors: rows over their time, to be 1. Columns of length 1, so that none is "small".
-  Columns scaled = columns;
-  std::vector<double> norms;
-  for (std::vector<double>& one : scaled) {
-    for (size_t i = 0; i < times.size(); ++i) one[i] /= times[i];
-    norms.push_back(std::sqrt(dot(one, one)));
-    for (double& value : one) value /= norms.back() > 0 ? norms.back() : 1;
+  Eigen::MatrixXd scaled(rows, count);
+  Eigen::VectorXd norms(count);
+  for (Eigen::Index j = 0; j < count; ++j) {
+    const Eigen::Map<const Eigen::ArrayXd> values(columns[size_t(j)].data(), rows);
+    const Eigen::Map<const Eigen::ArrayXd> us(times.data(), rows);
+    scaled.col(j) = (values / us).matrix();
+    norms(j) = scaled.col(j).norm();
+    if (norms(j) > 0) scaled.col(j) /= norms(j);
   }
-  const std::vector<double> ones(times.size(), 1.0);
-  std::vector<double> best(columns.size(), 0.0);
-  double best_error = static_cast<double>(times.size());
-  for (unsigned subset = 1; subset < 1u << columns.size(); ++subset) {
-    std::vector<size_t> chosen;
-    for (size_t j = 0; j < columns.size(); ++j) {
+  const Eigen::VectorXd ones = Eigen::VectorXd::Ones(rows);
+  Eigen::VectorXd best = Eigen::VectorXd::Zero(count);
+  double best_error = static_cast<double>(rows);
+  for (unsigned subset = 1; subset < 1u << count; ++subset) {
+    std::vector<Eigen::Index> chosen;
+    for (Eigen::Index j = 0; j < count; ++j) {
       if ((subset >> j & 1) != 0) chosen.push_back(j);
     }
-    Columns products(chosen.size(), std::vector<double>(chosen.size()));
-    std::vector<double> right, x;
-    for (size_t j = 0; j < chosen.size(); ++j) {
-      for (size_t k = 0; k < chosen.size(); ++k) {
-        products[j][k] = dot(scaled[chosen[j]], scaled[chosen[k]]);
-      }
-      right.push_back(dot(scaled[chosen[j]], ones));
-    }
-    if (!solve(products, right, &x) || *std::min_element(x.begin(), x.end()) < 0) continue;
-    const double error = static_cast<double>(times.size()) - dot(x, right);  // |A x - 1|^2
-    if (error >= best_error) continue;
+    const Eigen::MatrixXd part = scaled(Eigen::all, chosen);
+    auto factors = part.colPivHouseholderQr();
+    factors.setThreshold(1e-5);
+    if (factors.rank() < part.cols()) continue;
+    const Eigen::VectorXd x = factors.solve(ones);
+    const double error = (part * x - ones).squaredNorm();
+    if (x.minCoeff() < 0 || error >= best_error) continue;
     best_error = error;
-    std::fill(best.begin(), best.end(), 0.0);
-    for (size_t j = 0; j < chosen.size(); ++j) best[chosen[j]] = x[j] / norms[chosen[j]];
+    best.setZero();
+    best(chosen) = x.cwiseQuotient(norms(chosen));
   }
-  return best;
+  return {best.begin(), best.end()};
 }
 
 DecodeFit fit_decode(const std::vector<DecodeTime>& times) {
-  const DecodeFit sum = fit_sum(times), largest = fit_largest(times);
-  DecodeFit fit = squared_errors(largest, times) < squared_errors(sum, times) ? largest : sum;
+  DecodeFit fit = fit_form(times, {});
+  std::set<double> thresholds;
+  for (const DecodeTime& time : times) thresholds.insert(time.shape.tokens / time.shape.longest);
+  for (const double threshold : thresholds) {
+    const DecodeFit other = fit_form(times, threshold);
+    if (squared_errors(other, times) < squared_errors(fit, times)) fit = other;
+  }
   std::vector<double> errors;
   for (const DecodeTime& time : times) {
     errors.push_back(std::abs(fit.us(time.shape) / time.us - 1));
@@ -228,18 +181,16 @@ std::string TimeModel::describe() const {
   const auto term = [](double factor, const char* what) {
     return factor > 0 ? " + " + number(factor) + " " + what : std::string();
   };
-  std::string text =
-      stage + ", " + std::to_string(heads) + " heads: decode of a layer, us = " + number(decode.a);
   const std::string all = term(decode.b, "sequences") + term(decode.c, "tokens");
   const std::string one = term(decode.d, "longest");
-  if (decode.largest && !all.empty() && !one.empty()) {
-    text += " + max(" + all.substr(3) + ", " + one.substr(3) + ")";
-  } else {
-    text += all + one;
-  }
-  text += "\n  fitted to " + std::to_string(decode.shapes) + " sustained times of " + origin +
-          ": relative error median " + percent(decode.median_error) + ", worst " +
-          percent(decode.worst_error) + " (" + decode.worst_shape + ")\n";
+  const bool of_two = decode.largest && !all.empty() && !one.empty();
+  std::string text = fmt::format(
+      "{}, {} heads: decode of a layer, us = {}{}\n"
+      "  fitted to {} sustained times of {}: relative error median {}, worst {} ({})\n",
+      stage, heads, number(decode.a),
+      of_two ? fmt::format(" + max({}, {})", all.substr(3), one.substr(3)) : all + one,
+      decode.shapes, origin, percent(decode.median_error), percent(decode.worst_error),
+      decode.worst_shape);
   if (plan_us[0] + plan_us[1] > 0) {
     text += "  plan of a step, us = " + number(plan_us[0]) + term(plan_us[1], "sequences") + "\n";
   }
@@ -266,9 +217,9 @@ Status fit_time_model(const Recorded& recorded, const std::string& stage, int he
   }
   if (times.size() < 4) {
     return {StatusCode::kInvalidArgument,
-            "the simulated clock has " + std::to_string(times.size()) +
-                " recorded times of stage " + stage + " with " + std::to_string(heads) +
-                " heads, and needs 4 (" + recorded.origin() + ")"};
+            fmt::format("the simulated clock has {} recorded times of stage {} with {} heads, and "
+                        "needs 4 ({})",
+                        times.size(), stage, heads, recorded.origin())};
   }
   result.decode = fit_decode(times);
   fit_plan(recorded, &result);

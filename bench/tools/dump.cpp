@@ -1,5 +1,7 @@
 #include "bench/tools/dump.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <climits>
@@ -30,8 +32,7 @@ Status blame(const std::string& paths, const Status& status) {
 
 Status to_int(const std::string& path, const char* name, int64_t value, int* result) {
   if (value > INT_MAX) {
-    return file_error(path, std::string(name) + " = " + std::to_string(value) + " found; at most " +
-                                std::to_string(INT_MAX) + " allowed");
+    return file_error(path, fmt::format("{} = {} found; at most {} allowed", name, value, INT_MAX));
   }
   *result = static_cast<int>(value);
   return {};
@@ -77,9 +78,8 @@ Status load_patterns(const std::string& path, DType dtype, Patterns* patterns,
     }
   });
   if (overflows > 0) {
-    notes->push_back(path + ": " + std::to_string(overflows) + " of " +
-                     std::to_string(values.size()) + " values are too large for " +
-                     to_string(dtype) + " and became infinite");
+    notes->push_back(fmt::format("{}: {} of {} values are too large for {} and became infinite",
+                                 path, overflows, values.size(), to_string(dtype)));
   }
   return {};
 }
@@ -101,8 +101,8 @@ Status load_int32(const std::string& path, std::vector<int32_t>* result, Used us
     if (values[i] >= INT_MIN && values[i] <= INT_MAX) {
       (*result)[i] = static_cast<int32_t>(values[i]);
     } else if (used(i)) {
-      return file_error(path, std::to_string(values[i]) + " found at element " + std::to_string(i) +
-                                  "; a value that fits int32 needed");
+      return file_error(path, fmt::format("{} found at element {}; a value that fits int32 needed",
+                                          values[i], i));
     }
   }
   return {};
@@ -138,7 +138,7 @@ struct Headers {
     MLA_RETURN_IF_ERROR(to_int(files.q, "b", batch, &problem->batch));
     MLA_RETURN_IF_ERROR(to_int(files.q, "s_q", q.shape[1], &problem->seqlen_q));
     MLA_RETURN_IF_ERROR(to_int(files.q, "h_q", q.shape[2], &problem->num_heads_q));
-    const std::string b_of_q = "(b = " + std::to_string(batch) + " of " + files.q + ")";
+    const std::string b_of_q = fmt::format("(b = {} of {})", batch, files.q);
 
     const bool one_head = cache.shape.size() == 3;  // no axis for KV heads
     Status fits;
@@ -217,10 +217,9 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
     const int64_t tokens = headers.cache.shape[1];
     for (size_t b = 0; b < dump->seqlens_k.size(); ++b) {
       if (dump->seqlens_k[b] > tokens) {
-        return {StatusCode::kOutOfRange, files.seqlens + ": seqlens_k[" + std::to_string(b) +
-                                             "] = " + std::to_string(dump->seqlens_k[b]) + "; " +
-                                             files.cache + " has " + std::to_string(tokens) +
-                                             " tokens a sequence"};
+        return {StatusCode::kOutOfRange,
+                fmt::format("{}: seqlens_k[{}] = {}; {} has {} tokens a sequence", files.seqlens, b,
+                            dump->seqlens_k[b], files.cache, tokens)};
       }
     }
     page_cache(tokens, dump);

@@ -1,9 +1,9 @@
 /// @file
 /// The benchmark: every stage over a list of shapes, checked, timed, side by side.
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -11,13 +11,16 @@
 #include <iostream>
 #include <map>
 
+#include "bench/explain/explain_input.h"
 #include "bench/measure/cache_suite.h"
+#include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
 #include "bench/measure/cublas_pipeline.h"
-#include "bench/explain/explain_input.h"
 #include "bench/measure/google.h"
 #include "bench/measure/present.h"
 #include "bench/measure/table.h"
+#include "bench/tools/program.h"
+#include "bench/tools/save_inputs.h"
 
 namespace mla::bench {
 namespace {
@@ -30,7 +33,9 @@ struct Options {
   DType dtype = DType::kBFloat16;
   std::string out;
   std::string samples;
+  std::string save;  // a folder
   bool list = false;
+  bool json = false;
   bool print_gpu = false;
   bool show_google = false;
   bool quick = false;  // of suite paged
@@ -41,9 +46,8 @@ struct Options {
 /// Beside those of shapes.h: the paged cache. "all" has it, too.
 constexpr const char* kPagedSuite = "paged";
 
-int complain(const Status& status) {
-  std::cerr << "mla_bench: " << status.to_string() << "\n";
-  return 2;
+int refuse(const Status& status) {
+  return complain("mla_bench", status);
 }
 
 /// The stages of the registry that were asked for, by slug or number.
@@ -81,19 +85,14 @@ void print_list(MachineKind machine) {
 Context describe_suites() {
   Context context;
   for (const Suite& suite : suites()) {
-    std::string names;
-    for (const std::string& shape : suite.shapes) names += (names.empty() ? "" : ",") + shape;
-    if (suite.name != "all") context.emplace_back("suite_" + suite.name, names);
+    if (suite.name == "all") continue;
+    context.emplace_back("suite_" + suite.name, fmt::format("{}", fmt::join(suite.shapes, ",")));
   }
   return context;
 }
 
 bool has_paged_suite(const Options& options) {
   return options.shapes.empty() && (options.suite == kPagedSuite || options.suite == "all");
-}
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 /// Times that Ctrl-C was pressed. What is measured by the first is kept; the third ends the program
@@ -107,7 +106,7 @@ void on_interrupt(int signal) {
 /// Measures, prints a table a shape, writes the files. The exit code.
 int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
             std::vector<std::string> google_arguments) {
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = WallClock::now();
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Progress progress;
   std::unique_ptr<Runner> runner = make_model_runner();
@@ -115,7 +114,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   Ceilings ceilings;
   Context context = describe_environment(machine);
   if (const Status status = select_stages(machine.kind(), options.stages, &chosen); !status.ok()) {
-    return complain(status);
+    return refuse(status);
   }
   const bool nothing_to_do =
       !shapes.empty() &&
@@ -124,15 +123,15 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
       std::none_of(chosen.begin(), chosen.end(),
                    [](const Stage* stage) { return stage->plan_shape != nullptr; });
   if (nothing_to_do) {
-    return complain({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
+    return refuse({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
   }
   if (gpu) {
     Status status = make_gpu_runner(&runner);
-    if (!status.ok()) return complain(status);
+    if (!status.ok()) return refuse(status);
     status = measure_ceilings(
         *runner, [&](const std::string& text) { progress.step(text); }, &ceilings);
     progress.clear();
-    if (!status.ok()) return complain(status);
+    if (!status.ok()) return refuse(status);
     const Context measured = describe_ceilings(ceilings);
     context.insert(context.end(), measured.begin(), measured.end());
   }
@@ -194,7 +193,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   if (!options.samples.empty()) {
     std::ofstream file(options.samples);
     write_samples(results, file);
-    if (!file) return complain({StatusCode::kFileError, options.samples + ": cannot be written"});
+    if (!file) return refuse({StatusCode::kFileError, options.samples + ": cannot be written"});
   }
   if (failed) std::cout << "\nFAILED: see above\n";
   if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
@@ -239,18 +238,23 @@ int run(int argc, char** argv) {
                "after each shape say what binds it, and what could be done");
   app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
   app.add_flag("--list", options.list, "list stages, suites and their shapes");
+  app.add_flag("--json", options.json,
+               "with --list: as JSON, with the protocol, the tolerances, and what each shape of "
+               "--suite or --shapes (by default all) spells and costs");
+  app.add_option("--save-inputs", options.save,
+                 "write the inputs of one shape of --shapes into this folder as .npy files that "
+                 "mla_run reads, and what they should give; measure nothing");
   app.add_flag("--print-gpu", options.print_gpu,
                "print a file name for the GPU and exit; without one say why and exit with 1");
   app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
   app.allow_extras();  // Google Benchmark's own flags
   app.footer("Google Benchmark's flags (--benchmark_filter=...) are passed on.");
-  CLI11_PARSE(app, argc, argv);
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
 
   std::vector<std::string> google_arguments{argv[0]};
   for (const std::string& extra : app.remaining()) {
     if (!extra.starts_with("--benchmark_")) {
-      return complain(
-          {StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
+      return refuse({StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
     }
     google_arguments.push_back(extra);
   }
@@ -263,25 +267,42 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (gpu == nullptr && options.machine == "gpu")
-    return complain({StatusCode::kUnavailable, why_not});
+    return refuse({StatusCode::kUnavailable, why_not});
   Machine& machine = gpu != nullptr ? *gpu : model_machine();
-  if (options.list) return print_list(machine.kind()), 0;
-  if (options.machine == "auto" && gpu == nullptr) {
+  if (options.json && !options.list) {
+    return refuse({StatusCode::kInvalidArgument, "--json goes with --list"});
+  }
+  if (options.list && !options.json) return print_list(machine.kind()), 0;
+  const bool quiet = options.list || !options.save.empty();
+  if (options.machine == "auto" && gpu == nullptr && !quiet) {
     std::cout << why_not << ": running on the CPU model of a GPU\n";
   }
-  if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
   std::vector<Shape> shapes;
-  if (options.suite == kPagedSuite) {
+  const bool whole_list = options.list && options.suite.empty() && options.shapes.empty();
+  if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
+  if (whole_list) {
+    shapes = every_shape();
+  } else if (options.suite == kPagedSuite) {
     if (!options.shapes.empty()) {
-      return complain({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
+      return refuse({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
     }
   } else if (const Status status =
                  select_shapes(options.suite, options.shapes, options.dtype, &shapes);
              !status.ok()) {
-    return complain(status);
+    return refuse(status);
+  }
+  if (options.list) return std::cout << catalogue(machine.kind(), shapes), 0;
+  if (!options.save.empty()) {
+    if (shapes.size() != 1) {
+      return refuse(
+          {StatusCode::kInvalidArgument,
+           fmt::format("--save-inputs needs --shapes with one shape; {} chosen", shapes.size())});
+    }
+    const Status status = save_inputs(machine, shapes.front().spec, options.save);
+    return status.ok() ? 0 : refuse(status);
   }
   for (const std::string& file : {options.out, options.samples}) {
-    if (const Status status = check_writable(file); !status.ok()) return complain(status);
+    if (const Status status = check_writable(file); !status.ok()) return refuse(status);
   }
   return measure(machine, options, shapes, std::move(google_arguments));
 }
@@ -290,5 +311,5 @@ int run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  return mla::bench::run(argc, argv);
+  return mla::bench::run_program("mla_bench", mla::bench::run, argc, argv);
 }

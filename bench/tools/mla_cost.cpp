@@ -1,6 +1,5 @@
 /// @file
 /// mla_cost: what a layer costs in every form of attention, and where absorbing pays.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <iostream>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "bench/measure/table.h"
+#include "bench/tools/program.h"
 #include "reference/layers/cost_model.h"
 
 namespace mla::bench {
@@ -48,11 +48,6 @@ struct Options {
   bool picture = false;
   std::map<std::string, int64_t> dimensions;  // given on the command line, over the model's
 };
-
-int complain(const Status& status) {
-  std::cerr << "mla_cost: " << status.to_string() << "\n";
-  return 2;
-}
 
 /// 4K, 1000
 std::string tokens(int64_t count) {
@@ -312,7 +307,7 @@ int run(int argc, char** argv) {
            "in place of the model's")
         ->group("Dimensions");
   }
-  CLI11_PARSE(app, argc, argv);
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (!contexts.empty()) {
     options.contexts.clear();
     // A length past 2^63 turns negative here and is refused as such.
@@ -320,12 +315,14 @@ int run(int argc, char** argv) {
       options.contexts.push_back(static_cast<int64_t>(context));
   }
   if (app.count("--new-tokens") > 0 && options.new_tokens < 1) {
-    return complain({StatusCode::kInvalidArgument,
+    return complain("mla_cost",
+                    {StatusCode::kInvalidArgument,
                      "new-tokens = " + std::to_string(options.new_tokens) + " must be at least 1"});
   }
   if (const auto layers = options.dimensions.find("layers");
       layers != options.dimensions.end() && layers->second < 1) {
-    return complain({StatusCode::kInvalidArgument,
+    return complain("mla_cost",
+                    {StatusCode::kInvalidArgument,
                      "layers = " + std::to_string(layers->second) + " must be at least 1"});
   }
   std::cout << "A multiply-add is 2 FLOP; " << options.element_bytes
@@ -334,7 +331,7 @@ int run(int argc, char** argv) {
   for (const std::string& name : options.models) {
     if (const Status status = print(customised(model_named(name), options), options);
         !status.ok()) {
-      return complain(status);
+      return complain("mla_cost", status);
     }
   }
   return 0;
@@ -344,5 +341,5 @@ int run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  return mla::bench::run(argc, argv);
+  return mla::bench::run_program("mla_cost", mla::bench::run, argc, argv);
 }

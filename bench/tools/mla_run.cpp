@@ -3,13 +3,12 @@
 //
 // Exit code: 0 all right; 1 a run failed or disagreed; 2 nothing was run: bad input, or no such
 // machine.
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -20,10 +19,11 @@
 #include "bench/measure/statistics.h"
 #include "bench/tools/dump.h"
 #include "bench/tools/npy.h"
+#include "bench/tools/program.h"
 #include "reference/attention.h"
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"
-#include "reference/testing/data_generator.h"
+#include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
 
 namespace mla::bench {
@@ -80,31 +80,19 @@ struct Options {
 };
 
 int refuse(const Status& status, int exit_code = kNothingRun) {
-  std::fflush(stdout);
-  std::fprintf(stderr, "mla_run: %s\n", status.to_string().c_str());
-  return exit_code;
+  return complain("mla_run", status, exit_code);
 }
 
 /// Says what is going on, before something that takes seconds.
 void progress(const std::string& what) {
   std::fflush(stdout);
-  std::fprintf(stderr, "... %s\n", what.c_str());
-}
-
-std::string number(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
+  fmt::print(stderr, "... {}\n", what);
 }
 
 std::string duration(double seconds) {
-  if (seconds < 1e-3) return number("%.1f us", seconds * 1e6);
-  if (seconds < 1) return number("%.1f ms", seconds * 1e3);
-  return number("%.2f s", seconds);
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (seconds < 1e-3) return fmt::format("{:.1f} us", seconds * 1e6);
+  if (seconds < 1) return fmt::format("{:.1f} ms", seconds * 1e3);
+  return fmt::format("{:.2f} s", seconds);
 }
 
 /// A stage on the machine it is to run on, or why it cannot.
@@ -160,15 +148,15 @@ std::vector<Placement> place(const std::string& name, const std::string& machine
 
 int list_stages() {
   for (const Stage& stage : stages(MachineKind::kModel)) {
-    std::printf("%-20s %s\n", stage.slug.c_str(), stage.idea.c_str());
+    fmt::print("{:<20} {}\n", stage.slug, stage.idea);
     for (const char* machine : {"gpu", "model"}) {
       const Placement placement = place(stage.slug, machine).front();
-      std::printf("%-20s   %-5s  %s\n", "", machine,
-                  placement.why_not.ok() ? placement.machine->description().c_str()
-                                         : placement.why_not.message().c_str());
+      fmt::print(
+          "{:<20}   {:<5}  {}\n", "", machine,
+          placement.why_not.ok() ? placement.machine->description() : placement.why_not.message());
     }
   }
-  std::printf("%-20s %s\n", "reference", "float64 on the CPU: the truth");
+  fmt::print("{:<20} {}\n", "reference", "float64 on the CPU: the truth");
   return kRight;
 }
 
@@ -176,19 +164,15 @@ std::string describe(const Dump& dump) {
   const Problem& problem = dump.problem;
   const auto [shortest, longest] =
       std::minmax_element(dump.seqlens_k.begin(), dump.seqlens_k.end());
-  std::string text = std::string(to_string(problem.dtype)) + ", b=" + std::to_string(problem.batch);
-  text += " s_q=" + std::to_string(problem.seqlen_q) +
-          " h_q=" + std::to_string(problem.num_heads_q) +
-          " h_kv=" + std::to_string(problem.num_heads_kv);
-  text += ", " + std::to_string(*shortest);
-  if (*shortest != *longest) text += " to " + std::to_string(*longest);
-  text += " tokens in " + std::to_string(problem.num_pages) + " pages";
-  text += number(", scale %g", problem.softmax_scale);
-  text += problem.causal ? ", causal" : ", not causal";
-  if (problem.fixed_split_tokens > 0) {
-    text += ", split every " + std::to_string(problem.fixed_split_tokens) + " tokens";
-  }
-  return text;
+  return fmt::format(
+      "{}, b={} s_q={} h_q={} h_kv={}, {}{} tokens in {} pages, scale {:g}, {}causal{}",
+      to_string(problem.dtype), problem.batch, problem.seqlen_q, problem.num_heads_q,
+      problem.num_heads_kv, *shortest,
+      *shortest != *longest ? fmt::format(" to {}", *longest) : std::string(), problem.num_pages,
+      problem.softmax_scale, problem.causal ? "" : "not ",
+      problem.fixed_split_tokens > 0
+          ? fmt::format(", split every {} tokens", problem.fixed_split_tokens)
+          : std::string());
 }
 
 /// What a stage expects to spend, one "name value" a line.
@@ -200,7 +184,7 @@ int print_predictions(const std::vector<Placement>& placements, const Dump& dump
     const Work work = work_of(problem, dump.total_tokens());
     const Prediction prediction =
         stage.predict(problem, dump.total_tokens(), placement.machine->limits());
-    std::printf("stage %s\n", stage.slug.c_str());
+    fmt::print("stage {}\n", stage.slug);
     const std::pair<const char*, double> terms[] = {
         {"batch", problem.batch},
         {"seqlen_q", problem.seqlen_q},
@@ -217,7 +201,7 @@ int print_predictions(const std::vector<Placement>& placements, const Dump& dump
         {"shared_bytes", prediction.shared_bytes},
         {"dram_bytes", prediction.dram_bytes},
         {"busy_fraction", prediction.busy_fraction}};
-    for (const auto& [name, value] : terms) std::printf("%s %.15g\n", name, value);
+    for (const auto& [name, value] : terms) fmt::print("{} {:.15g}\n", name, value);
   }
   return kRight;
 }
@@ -249,10 +233,9 @@ int print_plans(const std::vector<Placement>& placements, const Dump& dump) {
     }
     if (!status.ok()) return refuse(status, kWrong);
     const PlanShape shape = stage.plan_shape(dump.problem, machine.limits());
-    std::printf("%s%s, plan made on: %s\n%s\nrow tiles: %d, workers for each: %d\n%s",
-                printed > 0 ? "\n" : "", stage.slug.c_str(), machine.description().c_str(),
-                describe(dump).c_str(), shape.row_tiles, shape.workers,
-                describe_plan(plan).c_str());
+    fmt::print("{}{}, plan made on: {}\n{}\nrow tiles: {}, workers for each: {}\n{}",
+               printed > 0 ? "\n" : "", stage.slug, machine.description(), describe(dump),
+               shape.row_tiles, shape.workers, describe_plan(plan));
     ++printed;
   }
   return printed > 0 ? kRight : refuse(none);
@@ -268,7 +251,7 @@ int print_explanation(const Options& options, const Dump& dump) {
   ExplainInput input =
       explain_on(machine != nullptr ? *machine : model_machine(), dump.problem, dump.seqlens_k);
   if (options.stage != "all") input.stage = find_stage(MachineKind::kModel, options.stage)->slug;
-  std::printf("%s\n%s", describe(dump).c_str(), explain(input).c_str());
+  fmt::print("{}\n{}", describe(dump), explain(input));
   return kRight;
 }
 
@@ -289,14 +272,15 @@ class Runner {
     const auto bytes = [](int64_t elements, size_t size) {
       return static_cast<size_t>(elements) * size;
     };
-    MLA_RETURN_IF_ERROR(q_.assign(*machine_, host.q, bytes(problem_.q_elements(), 2)));
+    MLA_RETURN_IF_ERROR(device_.q.assign(*machine_, host.q, bytes(problem_.q_elements(), 2)));
     MLA_RETURN_IF_ERROR(
-        kv_cache_.assign(*machine_, host.kv_cache, bytes(problem_.kv_elements(), 2)));
-    MLA_RETURN_IF_ERROR(block_table_.assign(*machine_, host.block_table,
-                                            bytes(problem_.block_table_elements(), 4)));
-    MLA_RETURN_IF_ERROR(seqlens_k_.assign(*machine_, host.seqlens_k, bytes(problem_.batch, 4)));
-    MLA_RETURN_IF_ERROR(out_.allocate(*machine_, bytes(problem_.out_elements(), 2)));
-    MLA_RETURN_IF_ERROR(lse_.allocate(*machine_, bytes(problem_.lse_elements(), 4)));
+        device_.kv_cache.assign(*machine_, host.kv_cache, bytes(problem_.kv_elements(), 2)));
+    MLA_RETURN_IF_ERROR(device_.block_table.assign(*machine_, host.block_table,
+                                                   bytes(problem_.block_table_elements(), 4)));
+    MLA_RETURN_IF_ERROR(
+        device_.seqlens_k.assign(*machine_, host.seqlens_k, bytes(problem_.batch, 4)));
+    MLA_RETURN_IF_ERROR(device_.out.allocate(*machine_, bytes(problem_.out_elements(), 2)));
+    MLA_RETURN_IF_ERROR(device_.lse.allocate(*machine_, bytes(problem_.lse_elements(), 4)));
     const size_t lent = workspace_bytes(*stage_, problem_, machine_->limits());
     if (lent > 0) MLA_RETURN_IF_ERROR(workspace_.allocate(*machine_, lent));
     return {};
@@ -304,31 +288,27 @@ class Runner {
 
   /// One decode into outputs full of NaN, by the host's clock, waiting included.
   Status run(double* seconds) {
-    MLA_RETURN_IF_ERROR(machine_->fill(out_.data(), 0xff, out_.bytes()));
-    MLA_RETURN_IF_ERROR(machine_->fill(lse_.data(), 0xff, lse_.bytes()));
+    MLA_RETURN_IF_ERROR(device_.poison_outputs(*machine_));
     MLA_RETURN_IF_ERROR(machine_->synchronize());
-    const Tensors tensors{
-        q_.data(),   kv_cache_.data(), block_table_.as<int32_t>(), seqlens_k_.as<int32_t>(),
-        out_.data(), lse_.as<float>()};
-    const auto start = std::chrono::steady_clock::now();
-    MLA_RETURN_IF_ERROR(decode(*stage_, problem_, tensors, workspace_));
+    const auto start = WallClock::now();
+    MLA_RETURN_IF_ERROR(
+        decode(*stage_, problem_, device_.tensors(), workspace_));
     MLA_RETURN_IF_ERROR(machine_->synchronize());
     *seconds = seconds_since(start);
     return {};
   }
 
   Status fetch(Output* output) const {
-    output->out.resize(static_cast<size_t>(problem_.out_elements()));
-    output->lse.resize(static_cast<size_t>(problem_.lse_elements()));
-    MLA_RETURN_IF_ERROR(machine_->copy_to_host(output->out.data(), out_.data(), out_.bytes()));
-    return machine_->copy_to_host(output->lse.data(), lse_.data(), lse_.bytes());
+    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.out, &output->out));
+    return bench::fetch(*machine_, device_.lse, &output->lse);
   }
 
  private:
   const Stage* stage_ = nullptr;
   Machine* machine_ = nullptr;
   Problem problem_;
-  DeviceBuffer q_, kv_cache_, block_table_, seqlens_k_, out_, lse_, workspace_;
+  DeviceTensors device_;
+  DeviceBuffer workspace_;
 };
 
 /// What came of a stage's runs.
@@ -375,7 +355,7 @@ Result run_stage(const Placement& placement, const Dump& dump, const ReferenceRe
     }
     if (!status.ok()) result.failure = status.to_string();
     if (on_model && schedules > 1 && !result.failure.empty()) {
-      result.failure = "schedule " + std::to_string(i) + ": " + result.failure;
+      result.failure = fmt::format("schedule {}: {}", i, result.failure);
     }
   }
   if (!status.ok() && result.failure.empty()) result.failure = status.to_string();
@@ -385,21 +365,20 @@ Result run_stage(const Placement& placement, const Dump& dump, const ReferenceRe
 }
 
 void print_table_head() {
-  std::printf("%-20s %-8s %12s  %9s %9s %9s %9s\n", "", "machine", "time", "max error", "rel. L2",
-              "1 - cos", "lse error");
+  fmt::print("{:<20} {:<8} {:>12}  {:>9} {:>9} {:>9} {:>9}\n", "", "machine", "time", "max error",
+             "rel. L2", "1 - cos", "lse error");
 }
 
 /// One line of the table; what is not known is a dash.
 void print_row(const std::string& what, const char* machine, const std::string& time,
                const Comparison* out, const Comparison* lse, const char* verdict) {
   const auto cell = [](const Comparison* comparison, double Comparison::*member) {
-    return comparison ? number("%.2e", comparison->*member) : std::string("-");
+    return comparison ? fmt::format("{:.2e}", comparison->*member) : std::string("-");
   };
-  std::printf("%-20s %-8s %12s  %9s %9s %9s %9s  %s\n", what.c_str(), machine, time.c_str(),
-              cell(out, &Comparison::max_abs_error).c_str(),
-              cell(out, &Comparison::relative_l2).c_str(),
-              cell(out, &Comparison::cosine_difference).c_str(),
-              cell(lse, &Comparison::max_abs_error).c_str(), verdict);
+  fmt::print("{:<20} {:<8} {:>12}  {:>9} {:>9} {:>9} {:>9}  {}\n", what, machine, time,
+             cell(out, &Comparison::max_abs_error), cell(out, &Comparison::relative_l2),
+             cell(out, &Comparison::cosine_difference), cell(lse, &Comparison::max_abs_error),
+             verdict);
   std::fflush(stdout);
 }
 
@@ -420,8 +399,8 @@ Status write_output(const Options& options, const Problem& problem,
   }
   MLA_RETURN_IF_ERROR(npy::write(outputs));
   for (const npy::Output& output : outputs) {
-    std::printf("wrote %s: %s %s\n", output.path.c_str(), to_string(output.type),
-                npy::to_string(output.shape).c_str());
+    fmt::print("wrote {}: {} {}\n", output.path, to_string(output.type),
+               npy::to_string(output.shape));
   }
   return {};
 }
@@ -434,7 +413,7 @@ bool check_users_results(const std::vector<float>& out, const std::vector<float>
   const auto report = [&](const char* flag, const Comparison& comparison, bool is_out) {
     print_row(flag, "-", "-", is_out ? &comparison : nullptr, is_out ? nullptr : &comparison,
               comparison.ok ? "PASS" : "FAIL");
-    if (!comparison.ok) std::printf("    %s\n", comparison.failure.c_str());
+    if (!comparison.ok) fmt::print("    {}\n", comparison.failure);
     right &= comparison.ok;
   };
   if (!options.check_out.empty()) {
@@ -576,15 +555,15 @@ int run(const Options& options) {
   for (const Placement& placement : placements) any_can_run |= placement.why_not.ok();
   if (!any_can_run) return refuse(placements.front().why_not);
 
-  std::printf("%s\n", describe(dump).c_str());
-  for (const std::string& note : dump.notes) std::printf("note: %s\n", note.c_str());
+  fmt::print("{}\n", describe(dump));
+  for (const std::string& note : dump.notes) fmt::print("note: {}\n", note);
   if (options.shape.empty() && std::abs(dump.problem.softmax_scale - 1.0F / 24) < 1e-6F) {
-    std::printf("note: --scale is 576^-1/2, which no DeepSeek model uses; see --help\n");
+    fmt::print("note: --scale is 576^-1/2, which no DeepSeek model uses; see --help\n");
   }
   const double flop = work_of(dump.problem, dump.total_tokens()).flop;
-  if (flop > 4e9) progress("float64 reference, " + number("%.0f", flop / 1e9) + " GFLOP");
+  if (flop > 4e9) progress(fmt::format("float64 reference, {:.0f} GFLOP", flop / 1e9));
   ReferenceResult expected;
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = WallClock::now();
   if (Status status = reference_attention(dump.problem, dump.tensors(), &expected); !status.ok()) {
     return refuse(status, kWrong);
   }
@@ -604,13 +583,13 @@ int run(const Options& options) {
   for (const Placement& placement : placements) {
     if (!placement.why_not.ok()) {
       print_row(placement.slug, options.machine.c_str(), "-", nullptr, nullptr, "cannot run here");
-      std::printf("    %s\n", placement.why_not.message().c_str());
+      fmt::print("    {}\n", placement.why_not.message());
       continue;
     }
     const bool model = placement.machine->kind() == MachineKind::kModel;
     if (model && flop * options.schedules > 1e9) {
-      progress(placement.slug + " on the GPU model, " + number("%.0f", flop / 1e9) + " GFLOP x " +
-               std::to_string(options.schedules));
+      progress(fmt::format("{} on the GPU model, {:.0f} GFLOP x {}", placement.slug, flop / 1e9,
+                           options.schedules));
     }
     const Result result = run_stage(placement, dump, expected, options.schedules);
     const std::string time =
@@ -619,7 +598,7 @@ int run(const Options& options) {
     print_row(
         placement.slug, model ? "model" : "gpu", time, compared ? &result.comparison.out : nullptr,
         compared ? &result.comparison.lse : nullptr, result.failure.empty() ? "PASS" : "FAIL");
-    if (!result.failure.empty()) std::printf("    %s\n", result.failure.c_str());
+    if (!result.failure.empty()) fmt::print("    {}\n", result.failure);
     right &= result.failure.empty();
     on_model |= model;
     on_gpu |= !model;
@@ -631,13 +610,13 @@ int run(const Options& options) {
     }
   }
   if (on_model) {
-    std::printf("* time of the CPU that plays the GPU; it says nothing about a GPU");
     const std::string& why = placements.front().fallback;
-    std::printf("%s\n", why.empty() ? "" : (" (" + why + ")").c_str());
+    fmt::print("* time of the CPU that plays the GPU; it says nothing about a GPU{}\n",
+               why.empty() ? "" : " (" + why + ")");
   }
   if (on_gpu) {
-    std::printf("gpu: %s; median of 5 by the host's clock, launch and wait included\n",
-                gpu_machine()->description().c_str());
+    fmt::print("gpu: {}; median of 5 by the host's clock, launch and wait included\n",
+               gpu_machine()->description());
   }
   return right ? kRight : kWrong;
 }
@@ -682,7 +661,7 @@ int parse_and_run(int argc, char** argv) {
 
   const char* const generated = "Or generated tensors";
   app.add_option("--shape", options.shape,
-                 "As in h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal, h16_q1_b1_k8192_split1024")
+                 "As in h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal, h16_q1_k256+512+1024")
       ->group(generated);
   app.add_option("--data", options.data, "needles (a few tokens dominate) or flat")
       ->check(CLI::IsMember({"needles", "flat"}))
@@ -720,11 +699,7 @@ int parse_and_run(int argc, char** argv) {
          "named")
       ->group(results);
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kRight : kNothingRun;
-  }
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (!layout.empty()) {
     options.files.layout = layout == "paged" ? CacheLayout::kPaged : CacheLayout::kContiguous;
   }
@@ -739,10 +714,5 @@ int parse_and_run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  try {
-    return mla::bench::parse_and_run(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "mla_run: %s\n", error.what());
-    return mla::bench::kNothingRun;
-  }
+  return mla::bench::run_program("mla_run", mla::bench::parse_and_run, argc, argv);
 }

@@ -1,12 +1,11 @@
 // Shows who does what when inside one launch of a stage that says so (stages/common/timeline.h).
 //
 // Exit code: 0 all right; 1 the run failed; 2 nothing was run: bad input, or no such machine.
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
 
 #include "bench/measure/shapes.h"
+#include "bench/tools/program.h"
 #include "bench/tools/timeline.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
@@ -24,7 +23,7 @@ Status write(const std::string& path, const std::string& text) {
   std::ofstream file(path);
   file << text;
   if (!file.flush()) return {StatusCode::kInvalidArgument, "cannot write " + path};
-  std::printf("wrote %s\n", path.c_str());
+  std::cout << "wrote " << path << "\n";
   return {};
 }
 
@@ -61,8 +60,7 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
 }
 
 int refuse(const Status& status, int code = 2) {
-  std::fprintf(stderr, "mla_timeline: %s\n", status.to_string().c_str());
-  return code;
+  return complain("mla_timeline", status, code);
 }
 
 int run(const Options& options) {
@@ -95,8 +93,8 @@ int run(const Options& options) {
 
   const std::string title = stage->slug + ", " + shape.name + ", " + machine->description() +
                             (on_gpu ? "" : "; a clock of the model is one event");
-  std::printf("%s\n", title.c_str());
-  for (const BlockTimeline& timeline : timelines) std::printf("%s", summary(timeline).c_str());
+  std::cout << title << "\n";
+  for (const BlockTimeline& timeline : timelines) std::cout << summary(timeline);
   if (!options.trace.empty()) status = write(options.trace, chrome_trace(timelines, title));
   if (status.ok() && !options.picture.empty()) {
     status = write(options.picture, svg(timelines, title));
@@ -121,11 +119,7 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--to-us", options.to_us, "Show what comes before");
   app.add_option("--trace", options.trace, "Write a Chrome trace here (.json)");
   app.add_option("--svg", options.picture, "Write a picture here (.svg)");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
   return run(options);
 }
 
@@ -133,10 +127,5 @@ int parse_and_run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  try {
-    return mla::bench::parse_and_run(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "mla_timeline: %s\n", error.what());
-    return 2;
-  }
+  return mla::bench::run_program("mla_timeline", mla::bench::parse_and_run, argc, argv);
 }

@@ -1,11 +1,13 @@
 #include "bench/tools/npy.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <cstdio>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -60,13 +62,8 @@ using File = std::unique_ptr<std::FILE, CloseFile>;
 std::string printable(std::string_view bytes) {
   std::string text;
   for (const unsigned char c : bytes) {
-    if (c >= 0x20 && c < 0x7f) {
-      text += static_cast<char>(c);
-    } else {
-      char escaped[5];
-      std::snprintf(escaped, sizeof escaped, "\\x%02x", c);
-      text += escaped;
-    }
+    const bool letter = c >= 0x20 && c < 0x7f;
+    text += letter ? std::string(1, static_cast<char>(c)) : fmt::format("\\x{:02x}", c);
   }
   return text;
 }
@@ -235,14 +232,14 @@ Status open(const std::string& path, File* file, Header* header, uint64_t* data_
     return file_error(path, message);
   }
   const auto truncated_header = [&](uint64_t needed) {
-    return file_error(path, "truncated in its header: " + std::to_string(file_bytes) +
-                                " bytes found, " + std::to_string(needed) + " needed");
+    return file_error(path, fmt::format("truncated in its header: {} bytes found, {} needed",
+                                        file_bytes, needed));
   };
   if (read_bytes < 8) return truncated_header(10);
   const int major = prefix[6], minor = prefix[7];
   if (major < 1 || major > 3 || minor != 0) {
-    return file_error(path, "format version " + std::to_string(major) + "." +
-                                std::to_string(minor) + " found; 1.0, 2.0 or 3.0 needed");
+    return file_error(
+        path, fmt::format("format version {}.{} found; 1.0, 2.0 or 3.0 needed", major, minor));
   }
   const size_t length_bytes = major == 1 ? 2 : 4;
   if (std::fread(prefix.data() + 8, 1, length_bytes, file->get()) != length_bytes) {
@@ -253,8 +250,8 @@ Status open(const std::string& path, File* file, Header* header, uint64_t* data_
   const uint64_t data_begin = 8 + length_bytes + header_bytes;
   if (data_begin > file_bytes) return truncated_header(data_begin);
   if (header_bytes > kMaxHeaderBytes) {
-    return file_error(path, "header of " + std::to_string(header_bytes) + " bytes found; at most " +
-                                std::to_string(kMaxHeaderBytes) + " make sense");
+    return file_error(path, fmt::format("header of {} bytes found; at most {} make sense",
+                                        header_bytes, kMaxHeaderBytes));
   }
   std::string text(header_bytes, '\0');
   if (std::fread(text.data(), 1, text.size(), file->get()) != text.size()) {
@@ -273,10 +270,9 @@ Status open(const std::string& path, File* file, Header* header, uint64_t* data_
   }
   const uint64_t found = file_bytes - data_begin;
   if (found != needed) {
-    return file_error(path, (found < needed ? "truncated: " : "too long: ") +
-                                std::to_string(found) + " bytes of data found, " +
-                                std::to_string(needed) + " needed for " +
-                                npy::to_string(parsed.type) + " " + to_string(parsed.shape));
+    return file_error(path, fmt::format("{}: {} bytes of data found, {} needed for {} {}",
+                                        found < needed ? "truncated" : "too long", found, needed,
+                                        npy::to_string(parsed.type), to_string(parsed.shape)));
   }
   *header = std::move(parsed);
   *data_bytes = needed;
@@ -296,13 +292,9 @@ Status guarded(const std::string& path, Body&& body) {
 }
 
 std::string header_text(const Output& output) {
-  std::string shape = "(";
-  for (const int64_t size : output.shape) shape += std::to_string(size) + ", ";
-  if (output.shape.size() > 1) shape.resize(shape.size() - 2);
-  if (output.shape.size() == 1) shape.pop_back();  // "(3,)"
-  shape += ")";
-  std::string text = std::string("{'descr': '") + to_string(output.type) +
-                     "', 'fortran_order': False, 'shape': " + shape + ", }";
+  std::string text = fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{}), }}",
+                                 to_string(output.type), fmt::join(output.shape, ", "),
+                                 output.shape.size() == 1 ? "," : "");  // "(3,)"
   // Magic, version, length, text and a line feed end on a multiple of 64, so that the data are
   // aligned.
   text.append(63 - (10 + text.size()) % 64, ' ');
@@ -340,9 +332,7 @@ size_t size_of(Type type) {
 }
 
 std::string to_string(std::span<const int64_t> shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
+  return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
 int64_t Header::elements() const {

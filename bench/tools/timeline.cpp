@@ -1,10 +1,10 @@
 #include "bench/tools/timeline.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 namespace mla::bench {
 namespace {
@@ -21,23 +21,17 @@ constexpr Look kLooks[timeline::kPhases] = {
     {"issue copy", "#1aa3a3"}, {"wait for slot", "#6b7785"}};
 constexpr const char* kTrackNames[timeline::kTracks] = {"warpgroup 0", "warpgroup 1", "TMA"};
 
-/// printf onto a string.
-[[gnu::format(printf, 2, 3)]] void print(std::string* text, const char* format, ...) {
-  char buffer[512];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(buffer, sizeof buffer, format, arguments);
-  va_end(arguments);
-  *text += buffer;
+/// Appends to a string.
+template <typename... Values>
+void print(std::string* text, fmt::format_string<Values...> format, Values&&... values) {
+  fmt::format_to(std::back_inserter(*text), format, std::forward<Values>(values)...);
 }
 
-std::string escape(const std::string& text, bool json) {
+/// For XML.
+std::string escape(const std::string& text) {
   std::string result;
   for (const char c : text) {
-    if (json && (c == '"' || c == '\\')) {
-      result += '\\';
-      result += c;
-    } else if (!json && (c == '&' || c == '<' || c == '>')) {
+    if (c == '&' || c == '<' || c == '>') {
       result += c == '&' ? "&amp;" : c == '<' ? "&lt;" : "&gt;";
     } else if (static_cast<unsigned char>(c) >= ' ') {
       result += c;
@@ -148,56 +142,57 @@ BlockTimeline cut(const BlockTimeline& timeline, double from_us, double to_us) {
 }
 
 std::string chrome_trace(const std::vector<BlockTimeline>& timelines, const std::string& title) {
-  std::string text = "{\"displayTimeUnit\":\"ns\",\"otherData\":{\"title\":\"" +
-                     escape(title, true) + "\"},\"traceEvents\":[";
-  const char* separator = "\n";
+  using Json = nlohmann::ordered_json;
+  Json events = Json::array();
+  const auto name = [&](const char* what, int block, const std::string& text) -> Json& {
+    events.push_back({{"ph", "M"}, {"name", what}, {"pid", block}, {"args", {{"name", text}}}});
+    return events.back();
+  };
+  const auto us_of = [](const BlockTimeline& timeline, uint64_t clocks) {
+    return std::round(1e4 * double(clocks) / timeline.clocks_per_us) / 1e4;
+  };
   for (const BlockTimeline& timeline : timelines) {
-    print(&text,
-          "%s{\"ph\":\"M\",\"name\":\"process_name\",\"pid\":%d,\"args\":{\"name\":\"block %d, "
-          "multiprocessor %d\"}}",
-          separator, timeline.block, timeline.block, timeline.multiprocessor);
-    separator = ",\n";
+    name("process_name", timeline.block,
+         fmt::format("block {}, multiprocessor {}", timeline.block, timeline.multiprocessor));
     for (int i = 0; i < timeline::kTracks; ++i) {
-      print(&text,
-            ",\n{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":%d,\"tid\":%d,\"args\":{\"name\":\"%"
-            "s\"}}",
-            timeline.block, i, kTrackNames[i]);
+      name("thread_name", timeline.block, kTrackNames[i])["tid"] = i;
     }
     for (const Interval& interval : timeline.intervals) {
-      print(&text,
-            ",\n{\"ph\":\"X\",\"name\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%.4f,\"dur\":%.4f,"
-            "\"args\":{\"clock\":%llu,\"clocks\":%llu%s}}",
-            name_of(interval.phase), timeline.block, static_cast<int>(interval.track),
-            timeline.start_us + double(interval.begin) / timeline.clocks_per_us,
-            double(interval.end - interval.begin) / timeline.clocks_per_us,
-            static_cast<unsigned long long>(interval.begin),
-            static_cast<unsigned long long>(interval.end - interval.begin),
-            interval.in_flight ? ",\"product in flight\":true" : "");
+      const uint64_t clocks = interval.end - interval.begin;
+      Json arguments{{"clock", interval.begin}, {"clocks", clocks}};
+      if (interval.in_flight) arguments["product in flight"] = true;
+      events.push_back({{"ph", "X"},
+                        {"name", name_of(interval.phase)},
+                        {"pid", timeline.block},
+                        {"tid", static_cast<int>(interval.track)},
+                        {"ts", timeline.start_us + us_of(timeline, interval.begin)},
+                        {"dur", us_of(timeline, clocks)},
+                        {"args", std::move(arguments)}});
     }
   }
-  return text + "\n]}\n";
+  const Json trace{
+      {"displayTimeUnit", "ns"}, {"otherData", {{"title", title}}}, {"traceEvents", events}};
+  return trace.dump() + "\n";
 }
 
 std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& title) {
   constexpr double kLeft = 100, kWidth = 1300, kLane = 30, kTop = 66;
   constexpr double kBlock = timeline::kTracks * kLane + 76;
-  std::string text;
-  print(&text,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" "
-        "font-family=\"sans-serif\" font-size=\"12\">\n",
-        kLeft + kWidth + 30, kTop + kBlock * double(timelines.size()));
-  text +=
-      "<style>svg{background:#fff} text{fill:#222} .l{stroke:#8884}\n"
-      "@media (prefers-color-scheme:dark){svg{background:#111} text{fill:#ddd}}";
-  for (int i = 0; i < timeline::kPhases; ++i) print(&text, " .p%d{fill:%s}", i, kLooks[i].colour);
-  text +=
-      "</style>\n<text x=\"10\" y=\"22\" font-size=\"15\">" + escape(title, false) + "</text>\n";
+  std::string text = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {:.0f} {:.0f}\" "
+      "font-family=\"sans-serif\" font-size=\"12\">\n"
+      "<style>svg{{background:#fff}} text{{fill:#222}} .l{{stroke:#8884}}\n"
+      "@media (prefers-color-scheme:dark){{svg{{background:#111}} text{{fill:#ddd}}}}",
+      kLeft + kWidth + 30, kTop + kBlock * double(timelines.size()));
+  for (int i = 0; i < timeline::kPhases; ++i) {
+    print(&text, " .p{}{{fill:{}}}", i, kLooks[i].colour);
+  }
+  print(&text, "</style>\n<text x=\"10\" y=\"22\" font-size=\"15\">{}</text>\n", escape(title));
   for (int i = 1; i < timeline::kPhases; ++i) {
-    const double x = 10 + 140 * (i - 1);
     print(&text,
-          "<rect class=\"p%d\" x=\"%.0f\" y=\"34\" width=\"12\" height=\"12\"/>"
-          "<text x=\"%.0f\" y=\"44\">%s</text>\n",
-          i, x, x + 17, kLooks[i].name);
+          "<rect class=\"p{0}\" x=\"{1}\" y=\"34\" width=\"12\" height=\"12\"/>"
+          "<text x=\"{2}\" y=\"44\">{3}</text>\n",
+          i, 140 * i - 130, 140 * i - 113, kLooks[i].name);
   }
   double top = kTop;
   for (const BlockTimeline& timeline : timelines) {
@@ -206,26 +201,25 @@ std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& 
     const auto place = [&](double clock) {
       return kLeft + (clock - double(first)) / length * kWidth;
     };
-    print(&text, "<text x=\"10\" y=\"%.0f\">block %d, multiprocessor %d, %.0f MHz</text>\n",
+    print(&text, "<text x=\"10\" y=\"{:.0f}\">block {}, multiprocessor {}, {:.0f} MHz</text>\n",
           top + 12, timeline.block, timeline.multiprocessor, timeline.clocks_per_us);
     top += 20;
     for (int i = 0; i < timeline::kTracks; ++i) {
-      print(&text, "<text x=\"10\" y=\"%.0f\">%s</text>\n", top + i * kLane + 19, kTrackNames[i]);
+      print(&text, "<text x=\"10\" y=\"{:.0f}\">{}</text>\n", top + i * kLane + 19, kTrackNames[i]);
     }
     for (const Interval& interval : timeline.intervals) {
-      const double x = place(double(interval.begin));
-      print(&text,
-            "<rect class=\"p%d\" x=\"%.2f\" y=\"%.0f\" width=\"%.2f\" height=\"%.0f\"><title>"
-            "%s: %llu clocks, %llu to %llu</title></rect>\n",
-            static_cast<int>(interval.phase), x, top + static_cast<int>(interval.track) * kLane + 3,
-            place(double(interval.end)) - x, kLane - 6, name_of(interval.phase),
-            static_cast<unsigned long long>(interval.end - interval.begin),
-            static_cast<unsigned long long>(interval.begin),
-            static_cast<unsigned long long>(interval.end));
+      const double x = place(double(interval.begin)), wide = place(double(interval.end)) - x;
+      const double lane = top + static_cast<int>(interval.track) * kLane;
+      print(
+          &text,
+          "<rect class=\"p{}\" x=\"{:.2f}\" y=\"{:.0f}\" width=\"{:.2f}\" height=\"{:.0f}\"><title>"
+          "{}: {} clocks, {} to {}</title></rect>\n",
+          static_cast<int>(interval.phase), x, lane + 3, wide, kLane - 6, name_of(interval.phase),
+          interval.end - interval.begin, interval.begin, interval.end);
       if (interval.in_flight) {  // a line below, in the colour of a product
-        print(&text, "<rect class=\"p2\" x=\"%.2f\" y=\"%.0f\" width=\"%.2f\" height=\"3\"/>\n", x,
-              top + static_cast<int>(interval.track) * kLane + kLane - 3,
-              place(double(interval.end)) - x);
+        print(&text,
+              "<rect class=\"p2\" x=\"{:.2f}\" y=\"{:.0f}\" width=\"{:.2f}\" height=\"3\"/>\n", x,
+              lane + kLane - 3, wide);
       }
     }
     top += timeline::kTracks * kLane;
@@ -234,15 +228,17 @@ std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& 
       const double unit = us ? timeline.clocks_per_us : 1;
       const double tick = tick_of(length / unit, 10);
       const double y = us ? top + 32 : top + 16;
-      print(&text, "<text x=\"10\" y=\"%.0f\">%s</text>\n", y, us ? "µs" : "clocks");
+      print(&text, "<text x=\"10\" y=\"{:.0f}\">{}</text>\n", y, us ? "µs" : "clocks");
       for (double t = std::ceil(double(first) / unit / tick) * tick;
            t * unit <= double(first) + length; t += tick) {
         const double x = place(t * unit);
         if (!us) {
-          print(&text, "<line class=\"l\" x1=\"%.2f\" x2=\"%.2f\" y1=\"%.0f\" y2=\"%.0f\"/>\n", x,
+          print(&text,
+                "<line class=\"l\" x1=\"{0:.2f}\" x2=\"{0:.2f}\" y1=\"{1:.0f}\" y2=\"{2:.0f}\"/>\n",
                 x, top - timeline::kTracks * kLane, top + 4);
         }
-        print(&text, "<text x=\"%.2f\" y=\"%.0f\" text-anchor=\"middle\">%g</text>\n", x, y, t);
+        print(&text, "<text x=\"{:.2f}\" y=\"{:.0f}\" text-anchor=\"middle\">{:g}</text>\n", x, y,
+              t);
       }
     }
     top += kBlock - 20 - timeline::kTracks * kLane;
@@ -269,8 +265,9 @@ std::string summary(const BlockTimeline& timeline) {
   std::string text;
   const uint64_t first = timeline.intervals.empty() ? 0 : first_clock(timeline);
   const double length = std::max(1.0, double(timeline.clocks) - double(first));
-  print(&text, "block %d, multiprocessor %d: %.0f clocks, %.2f us at %.0f MHz\n", timeline.block,
-        timeline.multiprocessor, length, length / timeline.clocks_per_us, timeline.clocks_per_us);
+  print(&text, "block {}, multiprocessor {}: {:.0f} clocks, {:.2f} us at {:.0f} MHz\n",
+        timeline.block, timeline.multiprocessor, length, length / timeline.clocks_per_us,
+        timeline.clocks_per_us);
   for (int i = 0; i < timeline::kTracks; ++i) {
     double spent[timeline::kPhases] = {};
     std::vector<uint64_t> tiles;  // where Q K^T begins
@@ -279,10 +276,10 @@ std::string summary(const BlockTimeline& timeline) {
       spent[static_cast<int>(interval.phase)] += double(interval.end - interval.begin);
       if (interval.phase == Phase::kQk) tiles.push_back(interval.begin);
     }
-    print(&text, "  %-12s", kTrackNames[i]);
+    print(&text, "  {:12}", kTrackNames[i]);
     for (int phase = 1; phase < timeline::kPhases; ++phase) {
       if (spent[phase] > 0) {
-        print(&text, " %s %.1f%%,", kLooks[phase].name, 100 * spent[phase] / length);
+        print(&text, " {} {:.1f}%,", kLooks[phase].name, 100 * spent[phase] / length);
       }
     }
     for (size_t n = 0; n + 1 < tiles.size(); ++n) tiles[n] = tiles[n + 1] - tiles[n];
@@ -290,19 +287,17 @@ std::string summary(const BlockTimeline& timeline) {
       tiles.pop_back();
       std::nth_element(tiles.begin(), tiles.begin() + std::ptrdiff_t(tiles.size() / 2),
                        tiles.end());
-      print(&text, " a tile every %llu clocks,",
-            static_cast<unsigned long long>(tiles[tiles.size() / 2]));
+      print(&text, " a tile every {} clocks,", tiles[tiles.size() / 2]);
     }
     text.back() = '\n';
   }
   uint64_t window = 0;
   const uint64_t bubble = bubble_clocks(timeline, &window);
-  print(&text, "  no product in flight: %llu of %llu clocks, %.1f%%\n",
-        static_cast<unsigned long long>(bubble), static_cast<unsigned long long>(window),
+  print(&text, "  no product in flight: {} of {} clocks, {:.1f}%\n", bubble, window,
         window > 0 ? 100 * double(bubble) / double(window) : 0.0);
   if (timeline.lost > 0) {
-    print(&text, "  %llu events were lost: a record holds %d a track\n",
-          static_cast<unsigned long long>(timeline.lost), timeline::Record::kCapacity);
+    print(&text, "  {} events were lost: a record holds {} a track\n", timeline.lost,
+          static_cast<int>(timeline::Record::kCapacity));
   }
   return text;
 }

@@ -12,6 +12,7 @@ install_missing() {
       libgtest-dev=/usr/include/gtest/gtest.h \
       libbenchmark-dev=/usr/include/benchmark/benchmark.h \
       libcli11-dev=/usr/include/CLI/CLI.hpp \
+      libfmt-dev=/usr/include/fmt/format.h \
       nlohmann-json3-dev=/usr/include/nlohmann/json.hpp "$@"; do
     local package=${entry%%=*} witness=${entry#*=}
     if [[ $witness == /* ]]; then

@@ -5,13 +5,16 @@
 #include <bit>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "bench/measure/catalogue.h"
 #include "bench/measure/limits.h"
 #include "bench/measure/sampler.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/statistics.h"
 #include "bench/measure/table.h"
+#include "reference/testing/compare.h"
 
 namespace mla::bench {
 namespace {
@@ -46,6 +49,23 @@ TEST(Shapes, NamesSayEverything) {
   EXPECT_EQ(shape.spec.fixed_split_tokens, 0);
 }
 
+TEST(Shapes, LengthsCanBeListed) {
+  for (const char* name : {"h16_q2_k256+0+1024_causal", "h16_q2_b3_k256+0+1024_causal"}) {
+    Shape shape;
+    ASSERT_TRUE(parse_shape(name, &shape).ok());
+    EXPECT_EQ(shape.spec.batch, 3);
+    EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{256, 0, 1024}));
+    EXPECT_EQ(shape.spec.seqlen_k, 1024);
+    EXPECT_TRUE(shape.spec.causal);
+    EXPECT_EQ(shape.title(), "h_q=16 s_q=2 causal, 3 x up to 1024, bf16");
+    EXPECT_EQ(make_data_set(shape.spec).seqlens_k, shape.spec.lengths);
+    EXPECT_EQ(padded(name), "h16_q2_b3_k1024_causal");
+  }
+  Shape shape;
+  const Status status = parse_shape("h16_q1_b2_k1+2+3", &shape);
+  EXPECT_NE(status.message().find("lists 3 lengths for 2 sequences"), std::string::npos);
+}
+
 TEST(Shapes, ASplitReachesTheProblem) {
   Shape shape;
   ASSERT_TRUE(parse_shape("h16_q2_b3_k2000_causal_split1024_fp16", &shape).ok());
@@ -73,11 +93,17 @@ TEST(Shapes, WrongNamesAreNamed) {
   for (const char* name :
        {"", "h128", "h128_q1_b64_k", "h0_q1_b64_k4096", "h128_q1_b64_k4096_casual",
         "h128_q1_b99999999999_k1", "h128_q1_b64_k4096_split100", "h128_q1_b64_k4096_split0",
-        "h128_q1_b64_k4096_fp16_split64"}) {
+        "h128_q1_b64_k4096_fp16_split64", "h128_q1_k4096", "h128_q1_k1+", "h128_q1_b1_k0",
+        "h128_q1_kskew1+2"}) {
     Shape shape;
     const Status status = parse_shape(name, &shape);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name;
     EXPECT_NE(status.message().find(name), std::string::npos);
+    for (const char* form :
+         {"h128_q1_b64_k4096", "h16x2", "klognormal8192", "kstepped32768", "kskew131072",
+          "kvaried256", "k256+512+1024", "_causal", "_split1024", "_peak4", "_fp16"}) {
+      EXPECT_NE(status.message().find(form), std::string::npos) << form;
+    }
   }
 }
 
@@ -173,12 +199,37 @@ TEST(Shapes, SelectionTakesNamesAndExpressions) {
   ASSERT_TRUE(select_shapes("main", "h16_.*k8192,h3_q1_b1_k20", DType::kFloat16, &shapes).ok());
   ASSERT_EQ(shapes.size(), 3u);
   EXPECT_EQ(shapes[2].name, "h3_q1_b1_k20_fp16");
-  EXPECT_EQ(select_shapes("main", "nothing", DType::kBFloat16, &shapes).code(),
+  EXPECT_EQ(select_shapes("main", "h16_.*k8192,nothing", DType::kBFloat16, &shapes).code(),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(select_shapes("main", "(", DType::kBFloat16, &shapes).code(),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(select_shapes("mane", "", DType::kBFloat16, &shapes).code(),
             StatusCode::kInvalidArgument);
+}
+
+TEST(Protocol, RunsAreCountedByTime) {
+  EXPECT_EQ(gpu_run_counts(999).runs, 25);
+  EXPECT_EQ(gpu_run_counts(1000).runs, 9);
+  EXPECT_EQ(gpu_run_counts(1e9).runs, 1);
+}
+
+TEST(Catalogue, HasWhatTheScriptsNeed) {
+  const auto json = nlohmann::json::parse(catalogue(MachineKind::kModel, every_shape()));
+  for (const Suite& suite : suites()) {
+    for (const std::string& name : suite.shapes) EXPECT_TRUE(json["shapes"].contains(name)) << name;
+  }
+  const auto& shape = json["shapes"]["h128_q2_b128_k4096_causal"];
+  EXPECT_EQ(shape["h_q"], 128);
+  EXPECT_EQ(shape["tokens"], 128 * 4096);
+  EXPECT_EQ(shape["flop"], 2.0 * 2 * 128 * 128 * 4096 * 1088);
+  EXPECT_EQ(shape["suites"].dump(), R"(["main","table","compute","causal","all"])");
+  const auto& uneven = json["shapes"]["h16_q2_b2_kvaried256_causal"];
+  EXPECT_EQ(uneven["lengths"], "varied");
+  EXPECT_EQ(uneven["seqlens_k"].size(), 2u);
+  EXPECT_EQ(json["shapes"]["h16_q1_b2_k256_peak4_fp16"]["peak"], 4);
+  EXPECT_EQ(json["protocol"]["run_counts"][0]["below_us"], 1000);
+  EXPECT_TRUE(json["protocol"]["run_counts"][2]["below_us"].is_null());
+  EXPECT_EQ(json["tolerances"]["out"]["abs"], kOutTolerance.abs_tol);
 }
 
 TEST(Limits, WorkOfTheFlagshipShape) {
@@ -205,15 +256,15 @@ TEST(Limits, SharesTakeTheLargestTerm) {
   const OwnLimit limit = own_limit(prediction, ceilings, Mode::kCold);
   EXPECT_DOUBLE_EQ(limit.seconds(), 2e-3);
   EXPECT_STREQ(limit.name(), "fp32");
-  EXPECT_DOUBLE_EQ(floor_seconds({80e9, 1e6}, ceilings, Mode::kCold), 3e-6 + 1e-4);
-  EXPECT_DOUBLE_EQ(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold), 1e-3);
+  EXPECT_DOUBLE_EQ(floor_of({80e9, 1e6}, ceilings, Mode::kCold).seconds(), 3e-6 + 1e-4);
+  EXPECT_DOUBLE_EQ(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds(), 1e-3);
 }
 
 TEST(Limits, AMissingCeilingIsNotGuessed) {
   Ceilings ceilings;
   ceilings.read = 4e12;
   ceilings.launch = 3e-6;
-  EXPECT_TRUE(std::isnan(floor_seconds({1e9, 4e9}, ceilings, Mode::kCold)));
+  EXPECT_TRUE(std::isnan(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds()));
   Prediction prediction;
   prediction.dram_bytes = 4e8;
   EXPECT_DOUBLE_EQ(own_limit(prediction, ceilings, Mode::kCold).seconds(), 1e-4);
@@ -248,7 +299,7 @@ TEST(Table, Numbers) {
 /// Writes down what it is asked to run.
 class RecordingRunner final : public Runner {
  public:
-  Plan plan(double us) const override {
+  RunCounts run_counts(double us) const override {
     if (us > 1000) return {.warmups = 0, .rounds = 2, .runs = 1, .sustained = true};
     return {.warmups = 3, .rounds = 2, .runs = 4, .sustained = true};
   }

@@ -27,7 +27,7 @@ class RecordedTest : public testing::Test {
 
   /// A results file with one time, one failed entry and one of a plan.
   static std::string results(const std::string& date, const std::string& machine = "gpu") {
-    return R"({"context": {"schema": "flashmla_stages/1", "machine": ")" + machine +
+    return R"({"context": {"schema": "flashmla_stages/2", "machine": ")" + machine +
            R"(", "gpu": "NVIDIA H200", "commit": "abc1234", "date_utc": ")" + date +
            R"(", "multiprocessors": "132", "ceiling_read_gbps": "4547",
                "ceiling_launch_us": "3.7", "num_cpus": 16},

@@ -1,17 +1,15 @@
-"""bench/report/peers.py: shapes, the port of the data generator, the protocol on a false clock, what is written; and, where
-PyTorch is installed, its peers (Triton's under its interpreter) and the check that every peer must pass."""
+"""bench/report/peers.py on what mla_bench says (the program that MLA_BENCH names): shapes, the protocol on a false clock,
+what is written; and, where PyTorch is installed, its peers (Triton's under its interpreter) on inputs that mla_bench
+saved, and the check that every peer must pass."""
 import contextlib
 import io
 import json
 import os
-import re
-import struct
 import sys
 import tempfile
 import types
 import unittest
 import warnings
-import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -21,54 +19,43 @@ sys.path.insert(0, str(ROOT / "bench" / "report"))
 import peers  # noqa: E402
 import report  # noqa: E402
 
+bench = peers.Bench(os.environ.get("MLA_BENCH", ROOT / "build" / "bench" / "mla_bench"), "model")
+bench.shapes()  # for the protocol and the tolerances
 torch = peers.torch
 needs_torch = unittest.skipIf(torch is None, "PyTorch is not installed")
 
 
+def shape_of(name):
+    return bench.shapes(name)[0]
+
+
+def data_of(name):
+    return bench.data(shape_of(name), "cpu")
+
+
 class ShapeTest(unittest.TestCase):
-    def test_names(self):
-        shape = peers.Shape("h128x2_q3_b5_k4096_causal_fp16")
+    def test_fields(self):
+        shape = shape_of("h128x2_q3_b5_k4097_causal_peak4_fp16")
         self.assertEqual((shape.h_q, shape.h_kv, shape.s_q, shape.b), (128, 2, 3, 5))
         self.assertEqual((shape.causal, shape.dtype, shape.group, shape.rows), (True, "fp16", 64, 192))
-        self.assertEqual(shape.lengths, [4096] * 5)
-        shape = peers.Shape("h16_q1_b64_k4097")
-        self.assertEqual((shape.h_kv, shape.causal, shape.dtype, shape.padded), (1, False, "bf16", 4160))
-        self.assertEqual(peers.Shape("h128_q1_b64_k4096").flop(), 2 * 64 * 128 * 4096 * 1088)
-
-    def test_lengths_are_those_of_shapes_cpp(self):
-        # From parse_shape and make_data_set: CRC-32 of the lengths as little-endian int32, and the first few.
-        for name, crc, first in [
-                ("h128_q1_b128_klognormal8192", 0xCF46DEF1, [5916, 25628, 4593, 8255, 15602, 7661]),
-                ("h16_q1_b6_klognormal4096", 0xA85DA1E9, [2958, 12814, 2297, 4128, 7801, 3830]),
-                ("h128_q1_b8192_klognormal2048", 0xE2AB75FB, [1479, 6407, 1148]),
-                ("h16_q2_b16_kvaried256_causal", 0xFBFAEEB2, [516, 262, 267, 258, 424, 309, 0, 402]),
-                ("h16_q1_b1000_kvaried300", 0xE3F55412, [604, 307, 313]),
-                ("h128_q1_b5_kskew131072", 0x2E22E687, [512, 512, 512, 512, 131072])]:
-            lengths = peers.Shape(name).lengths
-            self.assertEqual(lengths[:len(first)], first, name)
-            self.assertEqual(zlib.crc32(struct.pack(f"<{len(lengths)}i", *lengths)), crc, name)
-
-    def test_stepped_lengths(self):
-        self.assertEqual(peers.Shape("h128_q1_b128_kstepped32768").lengths, [256 * (i + 1) for i in range(128)])
-        self.assertEqual(peers.Shape("h1_q1_b3_kstepped10").lengths, [3, 7, 10])
-        self.assertEqual(peers.Shape("h1_q1_b8_kstepped2").lengths, [1, 1, 1, 1, 1, 2, 2, 2])
+        self.assertEqual((shape.lengths, shape.tokens, shape.longest), ([4097] * 5, 5 * 4097, 4097))
+        self.assertEqual((shape.pages, shape.padded), ([65] * 5, 4160))
+        self.assertAlmostEqual(shape.scale, 4 / 0.24, places=5)
+        self.assertEqual(shape_of("h128_q1_b64_k4096").flop, 2 * 64 * 128 * 4096 * 1088)
+        self.assertEqual(shape_of("h1_q1_k0+1+65").lengths, [0, 1, 65])
 
     def test_refusals(self):
-        for name, why in [("h128_q1_b1", "is not of the form"), ("h128_q1_b1_k4096_fp16_causal", "is not of the form"),
-                          ("h128_q1_b1_k4096_split64", "batch-invariant"), ("h3x2_q1_b1_k1", "do not divide"),
-                          ("h0_q1_b1_k1", "zero or too large"), ("h1_q1_b1_k99999999999", "zero or too large"),
-                          ("h١_q1_b1_k1", "is not of the form")]:
+        for name, why in [("h7_q1_b1", "is not of the form"), ("h128_q1_b1_k4096_split64", "batch-invariant"),
+                          ("h1_q1_b2_k1+2+3", "lists 3 lengths for 2 sequences")]:
             with self.assertRaisesRegex(peers.Refusal, why):
-                peers.Shape(name)
-
-    def test_default_is_the_main_suite(self):
-        main = re.search(r'\{"main",\s*"[^"]*",\s*\{(.*?)\}\}', (ROOT / "bench" / "measure" / "shapes.cpp").read_text(), re.DOTALL)[1]
-        self.assertEqual(re.findall(r'"(.*?)"', main), peers.SUITES["main"])
-        self.assertEqual([shape.name for shape in peers.select_shapes(None, "main", "bf16")], peers.SUITES["main"])
+                bench.shapes(name)
+        with self.assertRaisesRegex(peers.Refusal, "needs a built mla_bench"):
+            peers.Bench("/nowhere/mla_bench").shapes()
 
     def test_selection(self):
-        shapes = peers.select_shapes("h1_q1_b1_k1,h2_q1_b1_k1_fp16,h1_q1_b1_k1", "main", "fp16")
+        shapes = bench.shapes("h1_q1_b1_k1,h2_q1_b1_k1_fp16,h1_q1_b1_k1", dtype="fp16")
         self.assertEqual([shape.name for shape in shapes], ["h1_q1_b1_k1_fp16", "h2_q1_b1_k1_fp16"])
+        self.assertIn("h128_q1_b64_k4096", [shape.name for shape in bench.shapes()])
         self.assertEqual([peer.key for peer in peers.select_peers("eager,Triton")], ["triton", "eager"])
         self.assertEqual(len(peers.select_peers(None)), len(peers.PEERS))
         with self.assertRaisesRegex(peers.Refusal, "'fa9' is none of flashmla, "):
@@ -109,12 +96,18 @@ class FakeInputs:
 
 
 class FakeTruth:
-    def __init__(self, inputs):
-        pass
-
     def compare(self, output):
         ok = output != "wrong"
         return peers.Verdict(ok, 1.5e-3 if ok else float("nan"), None if ok else "wrong: out[0] is nan")
+
+
+class FakeBench:
+    """The real protocol, on inputs that are none."""
+    protocol, run_counts, describe_protocol = bench.protocol, bench.run_counts, bench.describe_protocol
+
+    @staticmethod
+    def data(shape):
+        return FakeInputs(shape), FakeTruth()
 
 
 class FakeRunner:
@@ -151,11 +144,11 @@ class FakeRunner:
 
 
 class ProtocolTest(unittest.TestCase):
-    shape = peers.Shape("h16_q1_b2_k64")
+    shape = shape_of("h16_q1_b2_k64")
 
     def measure(self, *fakes):
         self.runner = FakeRunner()
-        results = peers.Measurement(FakeInputs(self.shape), fakes, self.runner, FakeTruth(None)).run()
+        results = peers.Measurement(FakeBench, FakeInputs(self.shape), fakes, self.runner, FakeTruth()).run()
         return {result.peer.name: result for result in results}
 
     def test_rounds_are_interleaved(self):
@@ -163,15 +156,20 @@ class ProtocolTest(unittest.TestCase):
         check = [("cold", name, 1) for name in "abc"]
         warm = [("cold", "a", 10), ("cold", "b", 2), ("cold", "c", 0)]
         cold = [("cold", "a", 25), ("cold", "b", 9), ("cold", "c", 1)] * 4
-        sustained = [("sustained", "a", 50), ("sustained", "b", 18), ("sustained", "c", 2)] * 2
+        sustained = [("sustained", "a", 100), ("sustained", "b", 36), ("sustained", "c", 4)]
         self.assertEqual(self.runner.log, check + warm + cold + sustained)
-        self.assertEqual(results["a"].times(), [112.0, 124.5])
-        self.assertEqual(results["b"].entry(), {"cold": [2000.5, 2007.5, 36], "sustained": [2001.5, 2015.5, 36],
+        self.assertEqual(results["a"].times(), [112.0, 149.5])
+        self.assertEqual(results["b"].entry(), {"cold": [2000.5, 2007.5, 36], "sustained": [2003.5, 2031.5, 36],
                                                 "checked": 0.0015, "note": ""})
 
-    def test_quantiles_are_those_of_statistics_cpp(self):
-        self.assertEqual([peers.quantile([4, 1, 2, 3], q) for q in (0, 0.1, 0.5, 0.9, 1)], [1, 1.3, 2.5, 3.7, 4])
-        self.assertEqual(peers.quantile([7], 0.9), 7)
+    def test_tenths_are_the_quantiles_of_statistics_cpp(self):
+        self.assertEqual([round(value, 9) for value in peers.tenths([4, 1, 2, 3])], [1.3, 2.5, 3.7])
+        self.assertEqual(peers.tenths([7]), (7, 7, 7))
+
+    def test_run_counts(self):
+        self.assertEqual([bench.run_counts(us)["runs"] for us in (999, 1000, 1e9)], [25, 9, 1])
+        self.assertIn("under 1 ms: 10 warm-ups, 4 x 25; under 20 ms: 2 warm-ups, 4 x 9; else: 0 warm-ups, 4 x 1",
+                      bench.describe_protocol())
 
     def test_what_is_wrong_gets_no_time_but_the_reason(self):
         results = self.measure(FakePeer("wrong", outputs=["wrong"]), FakePeer("late", outputs=["right", "wrong"]),
@@ -180,7 +178,7 @@ class ProtocolTest(unittest.TestCase):
             self.assertEqual(results[name].times(), [None, None])
             self.assertIn(why, results[name].entry()["note"])
         self.assertNotIn("wrong", [name for _, name, _ in self.runner.log])
-        self.assertEqual(results["right"].times(), [112.0, 124.5])
+        self.assertEqual(results["right"].times(), [112.0, 149.5])
 
     def test_nan_past_the_end(self):
         results = self.measure(FakePeer("masks after", outputs=["spreads NaN"]), FakePeer("masks before"),
@@ -203,31 +201,33 @@ class ProtocolTest(unittest.TestCase):
         self.assertEqual(results["a"].reason, "ValueError: no such kernel")
         self.assertEqual(results["b"].reason, "RuntimeError: CUDA error: misaligned address")
         self.assertEqual(results["b"].times(), [None, None])
-        self.assertEqual(results["c"].times(), [112.0, 124.5])
+        self.assertEqual(results["c"].times(), [112.0, 149.5])
 
     def test_a_lost_device_ends_the_run_and_what_is_there_is_written(self):
         fakes = [FakePeer("a"), FakePeer("b", raises="lost"), FakePeer("c")]
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as shown:
             path = Path(folder) / "out.json"
-            file = peers.new_report("NVIDIA H200", [], "none")
-            shapes = [self.shape, peers.Shape("h16_q1_b3_k64")]
-            survived = peers.measure_shapes(shapes, fakes, FakeRunner(), file, path, FakeInputs, FakeTruth)
+            file = peers.new_report(FakeBench, {"gpu": "NVIDIA H200"}, [])
+            shapes = [self.shape, shape_of("h16_q1_b3_k64")]
+            survived = peers.measure_shapes(FakeBench, shapes, fakes, FakeRunner(), file, path)
             written = json.loads(path.read_text())
         self.assertFalse(survived)
-        self.assertEqual(written["shapes"], {self.shape.name: {"a": [112.0, 124.5], "c": [112.0, None]}})
+        self.assertEqual(written["shapes"], {self.shape.name: {"a": [112.0, 149.5], "c": [112.0, None]}})
         self.assertIn("the device is lost with it", written["spread"][self.shape.name]["b"]["note"])
         self.assertIn("lost in the run of b", written["spread"][self.shape.name]["c"]["note"])
         self.assertIn(f"The run ended at {self.shape.name}", written["context"]["notes"])
         self.assertIn("112.0 (", shown.getvalue())
 
     def test_no_data(self):
-        def no_inputs(shape):
-            raise MemoryError("no memory")
+        class NoData(FakeBench):
+            @staticmethod
+            def data(shape):
+                raise MemoryError("no memory")
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            file = peers.new_report("NVIDIA H200", [], "none")
-            self.assertTrue(peers.measure_shapes([self.shape], [FakePeer("a")], FakeRunner(), file,
-                                                 Path(folder) / "out.json", no_inputs, FakeTruth))
+            file = peers.new_report(FakeBench, {"gpu": "NVIDIA H200"}, [])
+            self.assertTrue(peers.measure_shapes(NoData, [self.shape], [FakePeer("a")], FakeRunner(), file,
+                                                 Path(folder) / "out.json"))
         self.assertEqual(file["shapes"], {})
         self.assertEqual(file["spread"][self.shape.name]["a"]["note"], "no data: MemoryError: no memory")
 
@@ -240,10 +240,11 @@ class OutputTest(unittest.TestCase):
             root = Path(folder)
             (root / "bench" / "results").mkdir(parents=True)
             path = root / "bench" / "results" / "peers_new.json"
-            file = peers.new_report("NVIDIA H200", [absent], "in this run: read 4562 GB/s")
-            shapes = peers.select_shapes("h16_q1_b2_k64,h16_q1_b2_k128", "main", "bf16")
+            machine = {"gpu": "NVIDIA H200", "ceiling_read_gbps": "4562", "ceiling_launch_us": "3.0"}
+            file = peers.new_report(FakeBench, machine, [absent])
+            shapes = bench.shapes("h16_q1_b2_k64,h16_q1_b2_k128")
             fakes = [FakePeer("a", note="64 tokens a split"), FakePeer("b")]
-            peers.measure_shapes(shapes, fakes, FakeRunner(), file, path, FakeInputs, FakeTruth)
+            peers.measure_shapes(FakeBench, shapes, fakes, FakeRunner(), file, path)
             text = path.read_text()
             written, = report.load_peers(root, types.SimpleNamespace(context={"gpu": "NVIDIA H200"})).files
             self.assertEqual(os.listdir(path.parent), [path.name])
@@ -252,14 +253,15 @@ class OutputTest(unittest.TestCase):
         self.assertLessEqual(set(recorded["context"]), set(written["context"]))
         self.assertEqual(written["context"]["schema"], recorded["context"]["schema"])
         self.assertLessEqual({"torch", "triton", "commit"}, set(written["context"]))
+        self.assertEqual(written["context"]["ceilings"], "in this run: read 4562 GB/s; empty kernel 3.0 us")
         self.assertRegex(written["context"]["date"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
-        self.assertEqual(written["shapes"]["h16_q1_b2_k64"], {"a": [112.0, 124.5], "b": [112.0, 124.5]})
+        self.assertEqual(written["shapes"]["h16_q1_b2_k64"], {"a": [112.0, 149.5], "b": [112.0, 149.5]})
         self.assertEqual(written["spread"]["h16_q1_b2_k128"]["b"],
-                         {"cold": [102.0, 122.0, 100], "sustained": [104.9, 144.1, 100], "checked": 0.0015, "note": ""})
+                         {"cold": [102.0, 122.0, 100], "sustained": [109.9, 189.1, 100], "checked": 0.0015, "note": ""})
         self.assertEqual([written["spread"][shape.name]["a"]["note"] for shape in shapes], ["64 tokens a split"] * 2)
         self.assertEqual(shown.getvalue().count("1.5e-03  64 tokens a split\n"), 2)
         self.assertEqual(written["absent"], {"absent": "package x is not installed"})
-        self.assertIn('"a": [112.0, 124.5]', text)
+        self.assertIn('"a": [112.0, 149.5]', text)
 
     def test_peers_that_are_not_there(self):
         for peer in peers.select_peers("flashmla,flashinfer,fa3"):
@@ -291,15 +293,15 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(status, 0)
         for peer in peers.PEERS:
             self.assertIn(f" {peer.name} ", out)
-        for shape in peers.SUITES["main"]:
-            self.assertIn(f"  {shape}\n", out)
+        for shape in bench.shapes():
+            self.assertIn(f"  {shape.name}\n", out)
 
     def test_messages(self):
         no_gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "x.json")
             for arguments, module, why in [
-                    (["--shapes", "h1"], None, "shape 'h1' is not of the form"),
+                    (["--shapes", "h1_"], None, "shape 'h1_' is not of the form"),
                     (["--peers", "x"], None, "'x' is none of"), ([], None, "--out FILE is missing"),
                     (["--out", path + "/y.json"], None, "there is no such folder"),
                     (["--suite", "main", "--shapes", "h1_q1_b1_k1"], None, "not allowed with"),
@@ -311,80 +313,34 @@ class CommandLineTest(unittest.TestCase):
             self.assertEqual(os.listdir(folder), [])
 
 
-def shape_of(name, lengths):
-    shape = peers.Shape(name)
-    assert len(lengths) == shape.b
-    shape.lengths = lengths
-    return shape
-
-
 @needs_torch
 class DataTest(unittest.TestCase):
-    # From q_bits and kv_bits, seed 0, flat: CRC-32 of q [3, 2, 5, 576] and of 130 tokens of 3 sequences, 2 KV heads.
-    PINNED = {
-        "bf16": (0x604C7F53, [0xBD53, 0xBCD4, 0x3B4A, 0xBCF3, 0x3E04, 0x3DB2],
-                 0x85B41E7D, [0xBDD0, 0xBDDD, 0x3C99, 0xBC56, 0x3DF1, 0xBDA0], 0xBC63, 0x3BAB, 0x3DED),
-        "fp16": (0x3AF6E35A, [0xAA97, 0xA6A1, 0x1A51, 0xA795, 0x3022, 0x2D93],
-                 0xEB510869, [0xAE7C, 0xAEEA, 0x24C6, 0xA2B4, 0x2F85, 0xAD00], 0xA314, 0x1D56, 0x2F67),
-    }
-
-    @staticmethod
-    def bits(tensor):
-        return [x & 0xFFFF for x in tensor.contiguous().view(torch.int16).flatten().tolist()]
-
-    def crc(self, tensor):
-        bits = self.bits(tensor)
-        return zlib.crc32(struct.pack(f"<{len(bits)}H", *bits))
-
-    def test_values_are_those_of_data_generator_h(self):
-        for name, (q_crc, q, kv_crc, kv, *single) in self.PINNED.items():
-            inputs = peers.Inputs(peers.Shape(f"h5_q2_b3_k1{'_fp16' if name == 'fp16' else ''}"), "cpu")
-            self.assertEqual(self.bits(inputs.q)[:6], q)
-            self.assertEqual(self.crc(inputs.q), q_crc)
-            i, t, h = torch.meshgrid(torch.arange(3), torch.arange(130), torch.arange(2), indexing="ij")
-            rows = peers.flat_rows(peers.STREAM_CACHE, i, t, h, inputs.dtype)
-            self.assertEqual(self.bits(rows)[:6], kv)
-            self.assertEqual(self.crc(rows), kv_crc)
-
-            def element(stream, *place):
-                *place, column = place
-                row = peers.flat_rows(stream, *(torch.tensor([x]) for x in place), inputs.dtype)
-                return self.bits(row)[column]
-
-            self.assertEqual([element(peers.STREAM_CACHE, 127, 131071, 0, 575),
-                              element(peers.STREAM_CACHE, 5, 8191, 1, 0),
-                              element(peers.STREAM_Q, 127, 1, 127, 575)], single)
-
     def test_the_cache_holds_each_sequence_by_its_table_and_nan_elsewhere(self):
-        shape = shape_of("h4x2_q1_b4_k1", [0, 1, 65, 130])
-        with mock.patch.object(peers.Inputs, "CHUNK_ELEMENTS", 40 * 2 * 576):
-            inputs = peers.Inputs(shape, "cpu")
-        for i, length in enumerate(shape.lengths):
-            rows = inputs.tokens(i)
-            self.assertEqual(tuple(rows.shape), (length, 2, 576))
-            t, h = torch.meshgrid(torch.arange(length), torch.arange(2), indexing="ij")
-            expected = peers.flat_rows(peers.STREAM_CACHE, torch.full_like(t, i), t, h, inputs.dtype)
-            self.assertTrue(torch.equal(rows, expected))
-        self.assertEqual(inputs.kv.shape[0], 6 + peers.SPARE_PAGES)
-        self.assertEqual(int((~inputs.kv.isnan()).sum()), sum(shape.lengths) * 2 * 576)
-        self.assertTrue(bool((inputs.table[0] == peers.GARBAGE_PAGE).all()))
-        used = inputs.table[inputs.table != peers.GARBAGE_PAGE]
-        self.assertEqual(len(set(used.tolist())), 6)
-        unused = inputs.safe_table[inputs.table == peers.GARBAGE_PAGE]
-        self.assertFalse(set(unused.tolist()) & set(used.tolist()))
+        inputs, truth = data_of("h4x2_q1_k0+1+65+130")
+        lengths = inputs.shape.lengths
+        self.assertEqual((tuple(inputs.q.shape), inputs.q.dtype), ((4, 1, 4, 576), torch.bfloat16))
+        self.assertEqual(inputs.lengths.tolist(), lengths)
+        rows = [inputs.kv[inputs.table[i, :n].long()].flatten(0, 1) for i, n in enumerate(inputs.shape.pages)]
+        for row, length in zip(rows, lengths):
+            self.assertFalse(bool(row[:length].isnan().any()))
+        self.assertEqual(int((~inputs.kv.isnan()).sum()), sum(lengths) * 2 * 576)
+        self.assertEqual(len(set(inputs.page_ids.tolist())), 6)
+        unused = [page for i, n in enumerate(inputs.shape.pages) for page in inputs.safe_table[i, n:].tolist()]
+        self.assertFalse(set(unused) & set(inputs.page_ids.tolist()))
+        self.assertLess(max(unused), len(inputs.kv))
         inputs.fill_unused(0.0)
         self.assertFalse(bool(inputs.kv.isnan().any()))
+        self.assertEqual(truth.rows, [(i, 0) for i in range(4)])
+
+    def test_fp16(self):
+        inputs, _ = data_of("h1_q1_b1_k1_fp16")
+        self.assertEqual(inputs.q.dtype, torch.float16)
+        self.assertLess(float(inputs.q.abs().max()), 1)
 
 
 CASES = [  # of every way that Triton's row tiles go; rows that see nothing; both types
-    ("h16_q1_b4_k1", [0, 1, 65, 130]),
-    ("h16_q1_b3_k64_fp16", [64, 64, 64]),
-    ("h16x2_q2_b4_k1_causal", [0, 1, 65, 200]),
-    ("h8_q3_b2_k1_causal_fp16", [2, 129]),
-    ("h40_q1_b1_k1", [100]),
-    ("h128_q1_b1_k1_fp16", [65]),
-    ("h4_q1_b1_k1", [0]),
-]
+    "h16_q1_k0+1+65+130", "h16_q1_b3_k64_fp16", "h16x2_q2_k0+1+65+200_causal", "h8_q3_k2+129_causal_fp16",
+    "h40_q1_b1_k100", "h128_q1_b1_k65_fp16", "h4_q1_k0+0", "h4_q1_b1_k65_peak1_fp16"]
 
 
 def triton_or_skip(test):
@@ -393,7 +349,7 @@ def triton_or_skip(test):
     if peers.triton is None:
         test.skipTest("Triton is not installed")
     try:
-        peers.Triton().prepare(peers.Inputs(peers.Shape("h1_q1_b1_k1"), "cpu"))()
+        peers.Triton().prepare(data_of("h1_q1_b1_k1")[0])()
     except Exception as error:
         if "0-dimensional arrays" in str(error):
             test.skipTest(f"Triton {peers.triton.__version__}'s interpreter does not work with this NumPy: {error}")
@@ -404,15 +360,14 @@ def triton_or_skip(test):
 @needs_torch
 class PeersTest(unittest.TestCase):
     def hold(self, peer):
-        for name, lengths in CASES:
-            inputs = peers.Inputs(shape_of(name, lengths), "cpu")
+        for name in CASES:
+            inputs, truth = data_of(name)
             inputs.fill_unused(0.0 if peer.reads_past_end else float("nan"))
             operation = peer.prepare(inputs)
-            truth = peers.Truth(inputs)
             for _ in range(2):  # an operation is run again and again
                 out = operation()
                 verdict = truth.compare(out)
-                self.assertTrue(verdict.ok, f"{peer.name}, {name} {lengths}: {verdict.why}")
+                self.assertTrue(verdict.ok, f"{peer.name}, {name}: {verdict.why}")
                 out.fill_(float("nan"))
 
     def test_eager(self):
@@ -425,14 +380,14 @@ class PeersTest(unittest.TestCase):
 
     def test_in_chunks(self):
         for peer in (peers.Eager(), peers.Sdpa()):
-            peer.chunk_bytes = 2 * peer.sequence_bytes(shape_of("h16x2_q2_b4_k1_causal", [0, 1, 65, 200]))
+            peer.chunk_bytes = 2 * peer.sequence_bytes(shape_of("h16x2_q2_k0+1+65+200_causal"))
             self.hold(peer)
 
     def test_triton(self):
         peer = triton_or_skip(self)
         self.hold(peer)
-        inputs = peers.Inputs(shape_of("h20_q1_b2_k1", [300, 64]), "cpu")
-        truth, out = peers.Truth(inputs), inputs.new_out()
+        inputs, truth = data_of("h20_q1_k300+64")
+        out = inputs.new_out()
         for tile, step in sorted({config[:2] for config in peer.MANY + peer.SOME + peer.FEW}):
             for chunk in (64, 320):
                 verdict = truth.compare(peer.launcher(inputs, tile, step, 4, 2, chunk, out.fill_(float("nan")))())
@@ -442,7 +397,7 @@ class PeersTest(unittest.TestCase):
         peer = peers.Triton()
         for name in ["h128_q1_b1_k4096", "h16_q1_b128_k8192", "h128_q1_b128_kskew131072", "h16_q1_b1_k1",
                      "h128_q1_b128_klognormal8192"]:
-            shape = peers.Shape(name)
+            shape = shape_of(name)
             chunks = peer.chunks(shape, 64)
             self.assertTrue(chunks and all(chunk > 0 and chunk % 64 == 0 for chunk in chunks), (name, chunks))
 
@@ -469,9 +424,9 @@ class AdaptorTest(unittest.TestCase):
 
     def hold(self, peer, modules):
         with mock.patch.dict(sys.modules, modules):
-            for name, lengths in [("h16_q1_b3_k1", [1, 65, 130]), ("h8_q2_b2_k1_causal_fp16", [2, 129])]:
-                inputs = peers.Inputs(shape_of(name, lengths), "cpu")
-                verdict = peers.Truth(inputs).compare(peer.prepare(inputs)())
+            for name in ("h16_q1_k1+65+130", "h8_q2_k2+129_causal_fp16"):
+                inputs, truth = data_of(name)
+                verdict = truth.compare(peer.prepare(inputs)())
                 self.assertTrue(verdict.ok, verdict.why)
 
     def test_flash_mla(self):
@@ -529,15 +484,14 @@ class AdaptorTest(unittest.TestCase):
         peer = peers.FlashInfer()
         self.hold(peer, {"flashinfer": types.SimpleNamespace(mla=mla), "flashinfer.mla": mla})
         self.assertEqual(peer.note, "backend fa3")
-        self.assertEqual(peer.refuses(peers.Shape("h4x2_q1_b1_k1")), "one KV head only")
+        self.assertEqual(peer.refuses(shape_of("h4x2_q1_b1_k1")), "one KV head only")
 
 
 @needs_torch
 class TruthTest(unittest.TestCase):
     def setUp(self):
-        self.inputs = peers.Inputs(shape_of("h8_q1_b3_k1", [65, 40, 300]), "cpu")
+        self.inputs, self.truth = data_of("h8_q1_k65+40+300")
         self.inputs.fill_unused(0.0)
-        self.truth = peers.Truth(self.inputs)
         self.out = peers.Eager().prepare(self.inputs)()
         self.assertTrue(self.truth.compare(self.out).ok)
 
@@ -555,8 +509,8 @@ class TruthTest(unittest.TestCase):
         self.assertFalse(self.truth.compare(self.out).ok)
 
     def test_a_dropped_token(self):
-        for short in ([64, 40, 300], [65, 40, 299]):  # values are functions of place: only the last token is gone
-            inputs = peers.Inputs(shape_of("h8_q1_b3_k1", short), "cpu")
+        for short in ("64+40+300", "65+40+299"):  # values are functions of place: only the last token is gone
+            inputs, _ = data_of(f"h8_q1_k{short}")
             inputs.fill_unused(0.0)
             self.assertFalse(self.truth.compare(peers.Eager().prepare(inputs)()).ok, short)
 
@@ -568,11 +522,9 @@ class TruthTest(unittest.TestCase):
         self.assertIn("output of shape (3, 1, 8, 576)", self.truth.compare(self.inputs.q).why)
 
     def test_rows(self):
-        shape = shape_of("h1_q2_b40_k1_causal", [1] * 17 + [3] + [1] * 22)
-        truth = peers.Truth(peers.Inputs(shape, "cpu"))
-        self.assertEqual(len(set(truth.rows)), peers.CHECKED_ROWS)
+        _, truth = data_of(f"h1_q2_k{'+'.join(['1'] * 17 + ['3'] + ['1'] * 22)}_causal")
+        self.assertEqual(len(set(truth.rows)), bench.protocol["checked_rows"])
         self.assertIn((17, 1), truth.rows)
-        self.assertEqual(truth.rows, peers.Truth(peers.Inputs(shape, "cpu")).rows)
 
 
 if __name__ == "__main__":

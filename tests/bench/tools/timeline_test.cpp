@@ -84,8 +84,8 @@ TEST(Timeline, WritesTheTraceInMicrosecondsAndClocks) {
   const std::string trace = chrome_trace(read(one_block()), "a \"title\"");
   EXPECT_NE(trace.find("\"title\":\"a \\\"title\\\"\""), std::string::npos) << trace;
   EXPECT_NE(
-      trace.find("{\"ph\":\"X\",\"name\":\"softmax\",\"pid\":0,\"tid\":0,\"ts\":0.1500,\"dur\":"
-                 "0.1000,\"args\":{\"clock\":300,\"clocks\":200}}"),
+      trace.find("{\"ph\":\"X\",\"name\":\"softmax\",\"pid\":0,\"tid\":0,\"ts\":0.15,\"dur\":0.1,"
+                 "\"args\":{\"clock\":300,\"clocks\":200}}"),
       std::string::npos)
       << trace;
   EXPECT_NE(svg(read(one_block()), "a < b").find("a &lt; b"), std::string::npos);
