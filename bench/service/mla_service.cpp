@@ -14,7 +14,7 @@
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
-#include "bench/tools/program.h"
+#include "bench/measure/program.h"
 
 namespace mla::bench {
 namespace {

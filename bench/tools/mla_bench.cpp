@@ -19,7 +19,7 @@
 #include "bench/measure/google.h"
 #include "bench/measure/present.h"
 #include "bench/measure/table.h"
-#include "bench/tools/program.h"
+#include "bench/measure/program.h"
 #include "bench/tools/save_inputs.h"
 
 namespace mla::bench {

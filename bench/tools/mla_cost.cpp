@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bench/measure/table.h"
-#include "bench/tools/program.h"
+#include "bench/measure/program.h"
 #include "reference/layers/cost_model.h"
 
 namespace mla::bench {

@@ -19,7 +19,7 @@
 #include "bench/measure/statistics.h"
 #include "bench/tools/dump.h"
 #include "bench/tools/npy.h"
-#include "bench/tools/program.h"
+#include "bench/measure/program.h"
 #include "reference/attention.h"
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"

@@ -5,7 +5,7 @@
 #include <fstream>
 
 #include "bench/measure/shapes.h"
-#include "bench/tools/program.h"
+#include "bench/measure/program.h"
 #include "bench/tools/timeline.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"

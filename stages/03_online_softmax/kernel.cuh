@@ -15,7 +15,7 @@
 
 #include "stages/common/machine/device.h"
 #include "stages/common/machine/vector8.h"
-#include "stages/common/softmax.h"
+#include "stages/common/machine/softmax.h"
 
 namespace mla::MLA_MACHINE::online_softmax {
 

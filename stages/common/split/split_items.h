@@ -5,7 +5,7 @@
 #pragma once
 
 #include "stages/common/machine/launch.h"
-#include "stages/common/softmax.h"
+#include "stages/common/machine/softmax.h"
 #include "stages/common/split/plan.h"
 
 namespace mla::MLA_MACHINE {

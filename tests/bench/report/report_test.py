@@ -861,17 +861,17 @@ class ProseTest(unittest.TestCase):
     def test_the_seesaws_budget(self):
         """The chapter's table of shared memory is the kernel's layout."""
         folder = ROOT / "stages" / "08_seesaw"
-        body = re.search(r"struct (?:Plan|Smem) \{\n(.*?)\n\};", (folder / "kernel.cuh").read_text(), re.S)[1]
+        body = re.search(r"struct Smem \{\n(.*?)\n\};", (folder / "kernel.cuh").read_text(), re.S)[1]
         sizes = {"Box": 8192, "uint4": 16, "float2": 8, "float": 4, "int": 4, "ptx::Mbarrier": 8}
-        counts = {"kBoxes": 9, "kRows": 64, "kParts": 3}
+        counts = {"kBoxes": 9, "kRows": 64, "kRegions": 3}
         members, end = {}, 0
-        for kind, name, dimensions in re.findall(r"^  ([\w:]+) (\w+)((?:\[\w+\])*);", body, re.M):
+        for kind, name, dimensions in re.findall(r"^  ([\w:]+) (\w+)((?:\s*\[\w+\])*);", body, re.M):
             size = sizes[kind] * math.prod(counts.get(one) or int(one) for one in re.findall(r"\w+", dimensions))
             end = -(-end // min(16, sizes[kind])) * min(16, sizes[kind]) + size
             members[name] = size
         end = -(-end // 16) * 16
         text = (folder / "README.md").read_text()
-        listed = text.partition("**Budget.**")[2].partition("\n\nRegisters")[0]
+        listed = text.partition("### Budget\n")[2].partition("\n\nRegisters")[0]
         rows = {what: int(size.replace(",", "")) for what, size in
                 re.findall(r"^\| (.*?) \| \**([\d,]+)\** \|$", listed, re.M)}
         self.assertEqual(rows.pop("`Smem`"), end)
