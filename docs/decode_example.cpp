@@ -45,7 +45,8 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
   MLA_RETURN_IF_ERROR(copy(host.kv_cache, &kv_cache));
   MLA_RETURN_IF_ERROR(copy(host.block_table, &block_table));
   MLA_RETURN_IF_ERROR(copy(host.seqlens_k, &seqlens_k));
-  MLA_RETURN_IF_ERROR(copy(host.out, &out));  // full of NaN: a value that the kernel leaves out shows
+  MLA_RETURN_IF_ERROR(
+      copy(host.out, &out));  // full of NaN: a value that the kernel leaves out shows
   MLA_RETURN_IF_ERROR(copy(host.lse, &lse));
   const size_t bytes = workspace_bytes(stage, host.problem, machine.limits());
   if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));

@@ -201,8 +201,8 @@ Status measure_matrix(Runner& runner, Ceilings* ceilings) {
   int handle = 0;
   std::vector<double> samples;
   MLA_RETURN_IF_ERROR(runner.prepare(multiply, &handle));
-  MLA_RETURN_IF_ERROR(runner.run_sustained(handle, 1e6 * seconds, kTensorCoreWarmup, 36, &samples,
-                                           &unused));
+  MLA_RETURN_IF_ERROR(
+      runner.run_sustained(handle, 1e6 * seconds, kTensorCoreWarmup, 36, &samples, &unused));
   ceilings->matrix_sustained = kFlop / (1e-6 * summarize(samples).median);
   return {};
 }

@@ -15,14 +15,14 @@ namespace mla::bench {
 struct Contender {
   std::string name;
   int handle = 0;
-  double expected_us = 0;  ///< Of a run made before, not the first
+  double expected_us = 0;           ///< Of a run made before, not the first
   double sustained_warmup_s = 0.2;  ///< Stage::sustained_warmup_s
-  bool only_cold = false;         ///< No sustained runs.
-  std::vector<double> cold;       ///< us, in the order taken
-  std::vector<double> sustained;  ///< us, in the order taken; empty if none were due
-  Readings readings;              ///< Of the sustained runs
-  bool once = false;              ///< Over kOnceMicroseconds
-  Status status;                  ///< Not ok: it dropped out, and has no samples
+  bool only_cold = false;           ///< No sustained runs.
+  std::vector<double> cold;         ///< us, in the order taken
+  std::vector<double> sustained;    ///< us, in the order taken; empty if none were due
+  Readings readings;                ///< Of the sustained runs
+  bool once = false;                ///< Over kOnceMicroseconds
+  Status status;                    ///< Not ok: it dropped out, and has no samples
 };
 
 /// Warm-ups, then interleaved rounds (A, B, A, B, ...) of cold runs, then each contender's sustained

@@ -8,13 +8,13 @@
 #include <iostream>
 #include <memory>
 
+#include "bench/measure/program.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
-#include "bench/measure/program.h"
 
 namespace mla::bench {
 namespace {

@@ -18,8 +18,8 @@
 #include "bench/measure/cublas_pipeline.h"
 #include "bench/measure/google.h"
 #include "bench/measure/present.h"
-#include "bench/measure/table.h"
 #include "bench/measure/program.h"
+#include "bench/measure/table.h"
 #include "bench/tools/save_inputs.h"
 
 namespace mla::bench {

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "bench/measure/table.h"
 #include "bench/measure/program.h"
+#include "bench/measure/table.h"
 #include "reference/layers/cost_model.h"
 
 namespace mla::bench {

@@ -15,11 +15,11 @@
 
 #include "bench/explain/explain_input.h"
 #include "bench/measure/limits.h"
+#include "bench/measure/program.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/statistics.h"
 #include "bench/tools/dump.h"
 #include "bench/tools/npy.h"
-#include "bench/measure/program.h"
 #include "reference/attention.h"
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"
@@ -291,8 +291,7 @@ class Runner {
     MLA_RETURN_IF_ERROR(device_.poison_outputs(*machine_));
     MLA_RETURN_IF_ERROR(machine_->synchronize());
     const auto start = WallClock::now();
-    MLA_RETURN_IF_ERROR(
-        decode(*stage_, problem_, device_.tensors(), workspace_));
+    MLA_RETURN_IF_ERROR(decode(*stage_, problem_, device_.tensors(), workspace_));
     MLA_RETURN_IF_ERROR(machine_->synchronize());
     *seconds = seconds_since(start);
     return {};

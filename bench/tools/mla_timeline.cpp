@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <fstream>
 
-#include "bench/measure/shapes.h"
 #include "bench/measure/program.h"
+#include "bench/measure/shapes.h"
 #include "bench/tools/timeline.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"

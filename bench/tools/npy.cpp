@@ -8,7 +8,6 @@
 #include <bit>
 #include <cerrno>
 #include <cstdio>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>

@@ -50,7 +50,8 @@ std::vector<MmaInput> mma_inputs() {
       for (float& c : input.c) {
         // Drawn first by a statement: compilers do not agree on the order of arguments.
         const int power = static_cast<int>(random_word(state) % 16) - 31;
-        const float value = std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f, power);
+        const float value =
+            std::ldexp(static_cast<float>(random_word(state) >> 8) - 0x1p23f, power);
         c = subnormal ? 0 : value;
       }
     }

@@ -14,8 +14,8 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
-#include "stages/common/machine/vector8.h"
 #include "stages/common/machine/softmax.h"
+#include "stages/common/machine/vector8.h"
 
 namespace mla::MLA_MACHINE::online_softmax {
 

@@ -14,9 +14,9 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/softmax.h"
 #include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx.h"
-#include "stages/common/machine/softmax.h"
 #include "stages/common/split/piece_cursor.h"
 #include "stages/common/split/split_items.h"
 

@@ -12,9 +12,9 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/softmax.h"
 #include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx_sm90.h"
-#include "stages/common/machine/softmax.h"
 #include "stages/common/split/piece_cursor.h"
 #include "stages/common/split/split_items.h"
 #include "stages/common/timeline.h"

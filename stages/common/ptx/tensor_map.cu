@@ -38,9 +38,8 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
       shape.swizzle_128b ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return {};
-  return {StatusCode::kCudaError,
-          "cuTensorMapEncodeTiled failed with CUDA driver error " +
-              std::to_string(static_cast<int>(result))};
+  return {StatusCode::kCudaError, "cuTensorMapEncodeTiled failed with CUDA driver error " +
+                                      std::to_string(static_cast<int>(result))};
 #else
   gpu_model::TensorMap made;
   made.address = address;

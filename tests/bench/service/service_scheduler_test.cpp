@@ -318,8 +318,8 @@ class Observer {
 void run_at_random(uint64_t seed, int64_t* preemptions) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const auto random = [&](int64_t index, int64_t least, int64_t most) {
-    return least +
-           int64_t(generator::draw(counter_random::mix(seed + 1), index) % uint64_t(most - least + 1));
+    return least + int64_t(generator::draw(counter_random::mix(seed + 1), index) %
+                           uint64_t(most - least + 1));
   };
   SchedulerLimits limits{.num_pages = int(random(1, 1, 40)),
                          .max_batch = int(random(2, 1, 20)),
