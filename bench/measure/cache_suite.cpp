@@ -154,12 +154,12 @@ class KernelCase {
     const CacheShape shape{.num_pages = spec.pages(1)};
     PageTable table;
     Batch batch;
-    AppendPlan plan;
+    PreparedAppend plan;
     const auto size = static_cast<size_t>(spec.batch);
     MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, &table));
     MLA_RETURN_IF_ERROR(add_sequences(table, size, &batch));
     MLA_RETURN_IF_ERROR(table.append(batch, Counts(size, spec.context)));
-    MLA_RETURN_IF_ERROR(table.plan_append(batch, Counts(size, spec.tokens), &plan));
+    MLA_RETURN_IF_ERROR(table.prepare_append(batch, Counts(size, spec.tokens), &plan));
     make_runs(plan, &host_runs_);
     host_rows_.resize(static_cast<size_t>(spec.total_tokens() * kRowBytes / 8));
     for (size_t i = 0; i < host_rows_.size(); ++i) host_rows_[i] = counter_random::mix(i + 1);

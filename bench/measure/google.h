@@ -17,7 +17,7 @@ struct GoogleEntry {
   double us = 0;
   std::map<std::string, double> counters;  ///< kUnknown ones are left out
   std::string label;
-  std::string why_not;  ///< Empty, or the error that stands in place of a time
+  std::string why_not;  ///< Empty, or the error that takes the place of a time
 };
 
 /// Every result as entries "stage/shape/cold", ".../sustained", ".../plan", ".../combine" (medians) and

@@ -20,7 +20,7 @@ struct ServiceRun {
 };
 
 /// The ways of one scenario side by side; with two of them, the second over the first.
-/// @param clock  "simulated clock": stands in the header, so that no figure travels without it
+/// @param clock  "simulated clock": printed in the header, so that no figure travels without it
 std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock);
 
 /// Writes "flashmla_stages/service/1": context, and runs with their figures. Unknown figures are

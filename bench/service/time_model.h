@@ -2,7 +2,7 @@
 /// The simulated clock: what a step takes on a GPU that is not here, from times that were recorded
 /// on it.
 ///
-/// A layer of a step is an append and a decode; before the layers stands the plan. Each is a sum of
+/// A layer of a step is an append and a decode; the plan comes before the layers. Each is a sum of
 /// terms with coefficients that are not negative, fitted to recorded sustained times so that the
 /// sum of squared relative errors is least.
 #pragma once

@@ -79,7 +79,7 @@ struct Output {
 };
 
 /// ok if `path` could be written now: its folder exists and may be written to, and nothing but a
-/// regular file stands there.
+/// regular file is there.
 Status check_writable(const std::string& path);
 
 /// Writes version 1 files, each beside its place under another name; only when all are complete are

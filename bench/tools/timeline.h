@@ -48,7 +48,7 @@ BlockTimeline cut(const BlockTimeline& timeline, double from_us, double to_us);
 /// For chrome://tracing and Perfetto: a process a block, a thread a track.
 std::string chrome_trace(const std::vector<BlockTimeline>& timelines, const std::string& title);
 
-/// A picture that stands alone: a lane a track, clocks and us below.
+/// A picture complete in itself: one lane per track, clocks and us below.
 std::string svg(const std::vector<BlockTimeline>& timelines, const std::string& title);
 
 /// Shares of the phases, a tile's period, and how long no warpgroup had a product in flight.

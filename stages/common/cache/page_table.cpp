@@ -126,7 +126,8 @@ Status PageTable::fork(SequenceId parent, SequenceId* child) {
   return {};
 }
 
-Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPlan* plan) {
+Status PageTable::prepare_one(size_t index, SequenceId id, int32_t tokens,
+                              PreparedAppend* prepared) {
   if (find(id) == nullptr) return no_such_sequence(element("sequences", index), id);
   Slot& slot = slots_[id.slot];
   if (slot.batch == batch_) {
@@ -146,7 +147,7 @@ Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPl
                                          std::to_string(length) + " tokens already, and may have " +
                                          std::to_string(kMaxTokens)};
   }
-  AppendPlan::Item item{id.slot, length, tokens, -1, false, 0};
+  PreparedAppend::Item item{id.slot, length, tokens, -1, false, 0};
   if (length > 0) item.last_page = slot.sequence.pages.back();
   item.new_pages =
       static_cast<int32_t>(pages_for(int64_t{length} + tokens) - pages_for(int64_t{length}));
@@ -156,45 +157,45 @@ Status PageTable::plan_one(size_t index, SequenceId id, int32_t tokens, AppendPl
     ++item.new_pages;
     --references_[static_cast<size_t>(item.last_page)];
   }
-  plan->items.push_back(item);
-  plan->tokens += tokens;
+  prepared->items.push_back(item);
+  prepared->tokens += tokens;
   return {};
 }
 
-Status PageTable::plan_append(std::span<const SequenceId> sequences,
-                              std::span<const int32_t> tokens, AppendPlan* plan) {
+Status PageTable::prepare_append(std::span<const SequenceId> sequences,
+                                 std::span<const int32_t> tokens, PreparedAppend* prepared) {
   if (sequences.size() != tokens.size()) {
     return {StatusCode::kInvalidArgument,
             "tokens has " + std::to_string(tokens.size()) + " elements, sequences has " +
                 std::to_string(sequences.size()) + ": there must be one for each sequence"};
   }
   try {
-    plan->items.clear();
-    plan->pages.clear();
-    plan->tokens = 0;
-    plan->version = version_;
-    plan->items.reserve(sequences.size());
+    prepared->items.clear();
+    prepared->pages.clear();
+    prepared->tokens = 0;
+    prepared->version = version_;
+    prepared->items.reserve(sequences.size());
 
     ++batch_;
     Status status;
     for (size_t i = 0; i < sequences.size() && status.ok(); ++i) {
-      status = plan_one(i, sequences[i], tokens[i], plan);
+      status = prepare_one(i, sequences[i], tokens[i], prepared);
     }
     int64_t needed = 0;
-    for (const AppendPlan::Item& item : plan->items) {
+    for (const PreparedAppend::Item& item : prepared->items) {
       needed += item.new_pages;
       if (item.copies_last_page) ++references_[static_cast<size_t>(item.last_page)];  // as it was
     }
     MLA_RETURN_IF_ERROR(status);
     if (needed > free_pages()) {
       return {StatusCode::kOutOfMemory,
-              "appending tokens = " + std::to_string(plan->tokens) + " to " +
+              "appending tokens = " + std::to_string(prepared->tokens) + " to " +
                   std::to_string(sequences.size()) + " sequences needs " + std::to_string(needed) +
                   " pages, but only " + std::to_string(free_pages()) +
                   " of num_pages = " + std::to_string(statistics_.pages_total) + " are free"};
     }
-    plan->pages.assign(free_.rbegin(), free_.rbegin() + needed);
-    for (const AppendPlan::Item& item : plan->items) {  // so that commit() needs no memory
+    prepared->pages.assign(free_.rbegin(), free_.rbegin() + needed);
+    for (const PreparedAppend::Item& item : prepared->items) {  // so that commit() needs no memory
       std::vector<int32_t>& pages = slots_[item.slot].sequence.pages;
       const size_t size = pages.size() + static_cast<size_t>(item.new_pages);
       if (size > pages.capacity()) pages.reserve(std::max(size, 2 * pages.capacity()));
@@ -205,15 +206,15 @@ Status PageTable::plan_append(std::span<const SequenceId> sequences,
   return {};
 }
 
-Status PageTable::commit(const AppendPlan& plan) {
-  if (plan.version != version_) {
+Status PageTable::commit(const PreparedAppend& prepared) {
+  if (prepared.version != version_) {
     return {StatusCode::kInvalidArgument,
-            "plan was made for version " + std::to_string(plan.version) +
+            "prepared was made for version " + std::to_string(prepared.version) +
                 " of the page table, which is at version " + std::to_string(version_)};
   }
-  free_.resize(free_.size() - plan.pages.size());
-  auto page = plan.pages.begin();
-  for (const AppendPlan::Item& item : plan.items) {
+  free_.resize(free_.size() - prepared.pages.size());
+  auto page = prepared.pages.begin();
+  for (const PreparedAppend::Item& item : prepared.items) {
     Sequence& sequence = slots_[item.slot].sequence;
     const auto end = page + item.new_pages;
     if (item.copies_last_page) {
@@ -228,16 +229,16 @@ Status PageTable::commit(const AppendPlan& plan) {
     }
     sequence.tokens += item.tokens;
   }
-  statistics_.tokens += plan.tokens;
-  statistics_.tokens_stored += plan.tokens;
+  statistics_.tokens += prepared.tokens;
+  statistics_.tokens_stored += prepared.tokens;
   statistics_.pages_peak = std::max(statistics_.pages_peak, statistics_.pages_used);
   ++version_;
   return {};
 }
 
 Status PageTable::append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) {
-  MLA_RETURN_IF_ERROR(plan_append(sequences, tokens, &plan_));
-  return commit(plan_);
+  MLA_RETURN_IF_ERROR(prepare_append(sequences, tokens, &prepared_));
+  return commit(prepared_);
 }
 
 const Sequence* PageTable::find(SequenceId id) const {

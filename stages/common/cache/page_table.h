@@ -8,8 +8,8 @@
 /// are constant time: the free pages are a stack.
 ///
 /// Not thread-safe, on purpose: one scheduler decides what is admitted, appended and freed, and a
-/// plan is valid only until the next change. Callers with several threads hold one lock around
-/// plan and commit together.
+/// prepared append is valid only until the next change. Callers with several threads hold one lock around
+/// both halves together.
 #pragma once
 
 #include <cstdint>
@@ -61,8 +61,8 @@ struct PageStatistics {
   friend bool operator==(const PageStatistics&, const PageStatistics&) = default;
 };
 
-/// What an append will do, in the order of its batch. Made by PageTable::plan_append.
-struct AppendPlan {
+/// What an append will do, in the order of its batch. Made by PageTable::prepare_append.
+struct PreparedAppend {
   /// One sequence of the batch.
   struct Item {
     uint32_t slot;      ///< SequenceId::slot
@@ -112,13 +112,13 @@ class PageTable {
   Status append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens);
 
   /// The first half of append: all its checks, and which pages it will take. Changes nothing that a
-  /// caller can see. Reuses the plan's memory.
+  /// caller can see. Reuses the memory of `prepared`.
   /// @return append()'s errors.
-  Status plan_append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
-                     AppendPlan* plan);
-  /// The second half: carries out the plan.
-  /// @return kInvalidArgument if the table has changed since the plan was made
-  Status commit(const AppendPlan& plan);
+  Status prepare_append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
+                        PreparedAppend* prepared);
+  /// The second half: carries out what was prepared.
+  /// @return kInvalidArgument if the table has changed since the append was prepared
+  Status commit(const PreparedAppend& prepared);
 
   /// The sequence of this id, or null. Valid until the next change of the table.
   const Sequence* find(SequenceId id) const;
@@ -135,12 +135,12 @@ class PageTable {
     Sequence sequence;
     uint32_t generation = 0;  // odd: in use
     uint32_t next_free = 0;
-    uint64_t batch = 0;  // the last plan that named it, to find duplicates
+    uint64_t batch = 0;  // the last append that named it, to find duplicates
   };
 
   uint32_t free_slot();         // makes one if there is none; may throw std::bad_alloc
   SequenceId take_free_slot();  // the one that free_slot() named
-  Status plan_one(size_t index, SequenceId id, int32_t tokens, AppendPlan* plan);
+  Status prepare_one(size_t index, SequenceId id, int32_t tokens, PreparedAppend* prepared);
   void add_reference(int32_t page);
   void drop_reference(int32_t page);
 
@@ -152,7 +152,7 @@ class PageTable {
   uint32_t first_free_slot_ = kNoSlot;  // a list through Slot::next_free
   uint64_t batch_ = 0;
   uint64_t version_ = 1;
-  AppendPlan plan_;  // append()'s
+  PreparedAppend prepared_;  // append()'s
   PageStatistics statistics_;
 };
 

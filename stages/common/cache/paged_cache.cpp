@@ -49,11 +49,11 @@ void add_runs(int64_t source, int64_t destination, int32_t tokens, bool from_cac
 
 }  // namespace
 
-void make_runs(const AppendPlan& plan, std::vector<RowRun>* runs) {
+void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs) {
   runs->clear();
   int64_t source = 0;
-  auto next_page = plan.pages.begin();
-  for (const AppendPlan::Item& item : plan.items) {
+  auto next_page = prepared.pages.begin();
+  for (const PreparedAppend::Item& item : prepared.items) {
     int64_t page = item.last_page;
     int32_t row = item.length % kPageSize;  // the first one to write
     if (item.copies_last_page) {
@@ -94,15 +94,15 @@ Status PagedCache::create(Machine& machine, const CacheShape& shape,
 
 Status PagedCache::append(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
                           const void* rows, Stream stream) {
-  MLA_RETURN_IF_ERROR(table_.plan_append(sequences, tokens, &plan_));
-  if (plan_.tokens > 0) MLA_RETURN_IF_ERROR(write_rows(rows, stream));
-  return table_.commit(plan_);
+  MLA_RETURN_IF_ERROR(table_.prepare_append(sequences, tokens, &prepared_));
+  if (prepared_.tokens > 0) MLA_RETURN_IF_ERROR(write_rows(rows, stream));
+  return table_.commit(prepared_);
 }
 
 Status PagedCache::write_rows(const void* rows, Stream stream) {
   MLA_RETURN_IF_ERROR(check_pointer("rows", rows));
   try {
-    make_runs(plan_, &runs_);
+    make_runs(prepared_, &runs_);
   } catch (const std::bad_alloc&) {
     return no_host_memory();
   }

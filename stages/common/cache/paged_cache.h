@@ -50,9 +50,9 @@ struct RowRun {
 /// Tokens of the longest run, which is what one thread block copies.
 inline constexpr int32_t kMaxRunTokens = 8;
 
-/// The rows that a plan writes, sequence by sequence: first the rows that are copied, then the new
+/// The rows that a prepared append writes, sequence by sequence: first the rows that are copied, then the new
 /// ones. No run reads what another one writes. May throw std::bad_alloc.
-void make_runs(const AppendPlan& plan, std::vector<RowRun>* runs);
+void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs);
 
 /// Enqueues the one kernel of an append on `stream`.
 /// @param runs   [num_runs], on the machine
@@ -123,7 +123,7 @@ class PagedCache {
   CacheShape shape_;
   DeviceBuffer memory_;
   PageTable table_;
-  AppendPlan plan_;
+  PreparedAppend prepared_;
   std::vector<RowRun> runs_;
   DeviceBuffer device_runs_;
   std::vector<int32_t> host_tables_;  // [batch, max_pages_per_seq], then [batch]

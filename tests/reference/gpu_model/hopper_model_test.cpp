@@ -441,13 +441,13 @@ enum class Writer { kPlain, kStmatrix, kCpAsync };
 enum class Fence { kRight, kNone, kBeforeTheWrite, kOneThread };
 enum class Use { kTensorStore, kStore, kProduct };
 
-struct TilePlan {
+struct TileSmem {
   alignas(1024) uint16_t tile[64 * 64];
 };
 
 template <Writer kWriter, Fence kFence, Use kUse>
 __global__ void write_and_use(const uint16_t* in, uint16_t* out, const TensorMap* out_map) {
-  auto& smem = *shared<TilePlan>();
+  auto& smem = *shared<TileSmem>();
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto place = [&](unsigned row, unsigned piece) {
     return &smem.tile[row * 64 + (piece ^ row % 8) * 8];
@@ -528,11 +528,11 @@ class HopperProxies : public Hopper {
       out_.fill(0xffff);
       return {};
     };
-    expect_right(128, sizeof(TilePlan), kernel<kWriter, Fence::kRight, kUse>(), check);
+    expect_right(128, sizeof(TileSmem), kernel<kWriter, Fence::kRight, kUse>(), check);
   }
   template <Writer kWriter, Fence kFence, Use kUse>
   void expect_unfenced(const std::string& part = " fence_proxy_async since") {
-    expect_wrong(part, 128, sizeof(TilePlan), kernel<kWriter, kFence, kUse>());
+    expect_wrong(part, 128, sizeof(TileSmem), kernel<kWriter, kFence, kUse>());
   }
   template <Use kUse>
   void expect_all() {
@@ -568,7 +568,7 @@ TEST_F(HopperProxies, Product) {
 enum class StoreBreak { kNothing, kNoWait, kNoCommit, kOverwritten, kOverwrittenPlainly };
 template <StoreBreak kBreak>
 __global__ void store_and_reuse(uint16_t* out) {
-  auto& smem = *shared<TilePlan>();
+  auto& smem = *shared<TileSmem>();
   uint32_t r[4] = {1, 2, 3, 4};
   for (int i = 0; i < 2; ++i) {
     ptx::stmatrix_x4(&smem.tile[threadIdx.x * 8], r);
@@ -600,15 +600,15 @@ TEST_F(HopperProxies, StoreIsWaitedFor) {
   };
   uint16_t* out = out_.data();
   expect_right(
-      32, sizeof(TilePlan), [=] { store_and_reuse<StoreBreak::kNothing>(out); }, check);
-  expect_wrong("block ended while cp_async_bulk_store", 32, sizeof(TilePlan),
+      32, sizeof(TileSmem), [=] { store_and_reuse<StoreBreak::kNothing>(out); }, check);
+  expect_wrong("block ended while cp_async_bulk_store", 32, sizeof(TileSmem),
                [=] { store_and_reuse<StoreBreak::kNoWait>(out); });
-  expect_wrong("that cp_async_bulk_store at ", 32, sizeof(TilePlan),
+  expect_wrong("that cp_async_bulk_store at ", 32, sizeof(TileSmem),
                [=] { store_and_reuse<StoreBreak::kNoCommit>(out); });
-  expect_wrong("still reads, block (0,0,0)", 32, sizeof(TilePlan),
+  expect_wrong("still reads, block (0,0,0)", 32, sizeof(TileSmem),
                [=] { store_and_reuse<StoreBreak::kOverwritten>(out); });
   expect_found(
-      32, sizeof(TilePlan), [=] { store_and_reuse<StoreBreak::kOverwrittenPlainly>(out); }, check);
+      32, sizeof(TileSmem), [=] { store_and_reuse<StoreBreak::kOverwrittenPlainly>(out); }, check);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -727,7 +727,7 @@ TEST_F(Hopper, RegistersAreRedistributedByWarpgroups) {
 // ---------------------------------------------------------------------------------------------------------------
 // Loads: boxes at a tensor's edges, and what is wrong with them.
 
-struct LoadPlan {
+struct LoadSmem {
   alignas(1024) uint16_t box[3 * 2 * 5 * 64];
   ptx::Mbarrier barrier;
 };
@@ -735,7 +735,7 @@ struct LoadPlan {
 /// Copies a box; without swizzle to read it, with to write it back.
 __global__ void load_box(const TensorMap* map, int c0, int c1, int c2, int c3, uint16_t* out,
                          const TensorMap* out_map) {
-  auto& smem = *shared<LoadPlan>();
+  auto& smem = *shared<LoadSmem>();
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&smem.barrier, 1);
     ptx::fence_mbarrier_init();
@@ -757,7 +757,7 @@ __global__ void load_box(const TensorMap* map, int c0, int c1, int c2, int c3, u
 TEST_F(Hopper, BoxesAtEdges) {
   constexpr int64_t kSize[4] = {100, 7, 3, 4}, kRowElements = 104;
   GlobalArray<uint16_t> tensor(kRowElements * 7 * 3 * 4), copy(kRowElements * 7 * 3 * 4);
-  GlobalArray<uint16_t> out(sizeof(LoadPlan::box) / 2);
+  GlobalArray<uint16_t> out(sizeof(LoadSmem::box) / 2);
   for (size_t i = 0; i < kRowElements * 7 * 3 * 4; ++i) tensor[i] = static_cast<uint16_t>(i + 1);
   TensorShape shape;
   shape.rank = 4;
@@ -801,7 +801,7 @@ TEST_F(Hopper, BoxesAtEdges) {
         return {};
       };
       expect_right(
-          32, sizeof(LoadPlan),
+          32, sizeof(LoadSmem),
           [&] { load_box(&map, c[0], c[1], c[2], c[3], out.data(), &copy_map); }, check);
     }
   }
@@ -811,7 +811,7 @@ TEST_F(Hopper, BoxesAtEdges) {
 template <typename Function>
 auto one_thread(Function function) {
   return [function] {
-    auto& smem = *shared<LoadPlan>();
+    auto& smem = *shared<LoadSmem>();
     if (threadIdx.x != 0) return;
     ptx::mbarrier_init(&smem.barrier, 1);
     ptx::fence_mbarrier_init();
@@ -827,14 +827,14 @@ TEST_F(Hopper, LoadsAreChecked) {
   TensorMap garbage = map;
   garbage.rank = 77;
   const auto load = [](const TensorMap* of, int row, size_t element, uint64_t policy) {
-    return one_thread([=](LoadPlan& smem) {
+    return one_thread([=](LoadSmem& smem) {
       ptx::mbarrier_arrive_expect_tx(&smem.barrier, 1024);
       ptx::cp_async_bulk_tensor_4d(&smem.box[element], of, 0, row, 0, 0, &smem.barrier, policy);
       ptx::mbarrier_wait(&smem.barrier, 0);
     });
   };
   const uint64_t policy = ptx::createpolicy_evict_first();
-  const size_t bytes = sizeof(LoadPlan);
+  const size_t bytes = sizeof(LoadSmem);
   expect_right(32, bytes, load(&map, 0, 0, policy));
   expect_wrong("writes a misaligned address, 512 bytes past a multiple of 1024", 32, bytes,
                load(&map, 0, 256, policy));
@@ -843,14 +843,14 @@ TEST_F(Hopper, LoadsAreChecked) {
   expect_wrong("the cache policy is not one that createpolicy_evict_first or _last made", 32, bytes,
                load(&map, 0, 0, 5));
   expect_wrong("out-of-bounds global memory read", 32, bytes, load(&beyond, 64, 0, policy));
-  expect_wrong("the box begins at column 3", 32, bytes, one_thread([=](LoadPlan& smem) {
+  expect_wrong("the box begins at column 3", 32, bytes, one_thread([=](LoadSmem& smem) {
                  ptx::mbarrier_arrive_expect_tx(&smem.barrier, 1024);
                  ptx::cp_async_bulk_tensor_4d(smem.box, &map, 3, 0, 0, 0, &smem.barrier, policy);
                }));
   expect_wrong("that are not in the block's dynamic shared memory", 32, bytes,
                load(&map, 0, size_t{1} << 20, policy));
   const auto bulk = [&](int count, int again) {
-    return one_thread([=, source = floats.data()](LoadPlan& smem) {
+    return one_thread([=, source = floats.data()](LoadSmem& smem) {
       ptx::mbarrier_arrive_expect_tx(&smem.barrier, count);
       ptx::cp_async_bulk(smem.box, source, count, &smem.barrier);
       if (again == 1) ptx::cp_async_bulk(smem.box, source, count, &smem.barrier);
@@ -874,7 +874,7 @@ TEST_F(Hopper, LoadsAreChecked) {
 // ---------------------------------------------------------------------------------------------------------------
 // Barriers.
 
-struct BarrierPlan {
+struct BarrierSmem {
   ptx::Mbarrier barrier;
   int values[128];
 };
@@ -882,7 +882,7 @@ struct BarrierPlan {
 /// Every phase, all threads but the last warp write, and the last warp adds up.
 template <bool kWaits>
 __global__ void phases(int* out) {
-  auto& smem = *shared<BarrierPlan>();
+  auto& smem = *shared<BarrierSmem>();
   auto* barriers = reinterpret_cast<ptx::Mbarrier*>(&smem.values[96]);
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&barriers[0], 96);
@@ -914,19 +914,19 @@ TEST_F(Hopper, MbarrierPhases) {
     return {};
   };
   expect_right(
-      128, sizeof(BarrierPlan), [&] { phases<true>(out.data()); }, check);
+      128, sizeof(BarrierSmem), [&] { phases<true>(out.data()); }, check);
   expect_found(
-      128, sizeof(BarrierPlan), [&] { phases<false>(out.data()); }, check);
+      128, sizeof(BarrierSmem), [&] { phases<false>(out.data()); }, check);
 }
 
 TEST_F(Hopper, MbarriersAreChecked) {
-  const size_t bytes = sizeof(BarrierPlan);
+  const size_t bytes = sizeof(BarrierSmem);
   expect_wrong("mbarrier_arrive(barrier at byte 0) at ", 32, bytes,
-               [] { ptx::mbarrier_arrive(&shared<BarrierPlan>()->barrier); });
+               [] { ptx::mbarrier_arrive(&shared<BarrierSmem>()->barrier); });
   expect_wrong("the barrier is not initialised", 32, bytes,
-               [] { ptx::mbarrier_wait(&shared<BarrierPlan>()->barrier, 0); });
+               [] { ptx::mbarrier_wait(&shared<BarrierSmem>()->barrier, 0); });
   expect_wrong("mbarrier_init at ", 32, bytes, [] {
-    auto* byte = reinterpret_cast<std::byte*>(shared<BarrierPlan>());
+    auto* byte = reinterpret_cast<std::byte*>(shared<BarrierSmem>());
     ptx::mbarrier_init(reinterpret_cast<ptx::Mbarrier*>(byte + 4), 1);
   });
   expect_wrong("not in the block's dynamic shared memory", 32, bytes, [] {
@@ -934,9 +934,9 @@ TEST_F(Hopper, MbarriersAreChecked) {
     ptx::mbarrier_init(&local, 1);
   });
   expect_wrong("must be 1 to 1048575", 32, bytes,
-               [] { ptx::mbarrier_init(&shared<BarrierPlan>()->barrier, 0); });
+               [] { ptx::mbarrier_init(&shared<BarrierSmem>()->barrier, 0); });
   expect_wrong("too many arrivals: phase 0 takes 1 and still waits for", 32, bytes, [] {
-    auto& barrier = shared<BarrierPlan>()->barrier;
+    auto& barrier = shared<BarrierSmem>()->barrier;
     if (threadIdx.x != 0) return;
     ptx::mbarrier_init(&barrier, 1);
     ptx::mbarrier_arrive_expect_tx(&barrier, 64);
@@ -944,7 +944,7 @@ TEST_F(Hopper, MbarriersAreChecked) {
   });
   int line = 0;
   const auto deadlock = [&line] {
-    auto& barrier = shared<BarrierPlan>()->barrier;
+    auto& barrier = shared<BarrierSmem>()->barrier;
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&barrier, 4);
       ptx::mbarrier_arrive_expect_tx(&barrier, 8192);
@@ -959,7 +959,7 @@ TEST_F(Hopper, MbarriersAreChecked) {
                   "parity 0) at " +
                       at(line) + ": phase 0 wants");
   expect_wrong("mbarrier_init(barrier at byte 0)", 64, bytes, [] {
-    auto& barrier = shared<BarrierPlan>()->barrier;
+    auto& barrier = shared<BarrierSmem>()->barrier;
     if (threadIdx.x == 0) ptx::mbarrier_init(&barrier, 1);
     __syncthreads();
     if (threadIdx.x == 32) ptx::mbarrier_wait(&barrier, 0);
@@ -973,7 +973,7 @@ enum class Named { kRight, kNoArrive, kWrongCount, kTwice, kPartOfAWarp };
 /// A warp writes what two others read, in turn.
 template <Named kBreak>
 __global__ void named_barriers(int* out) {
-  auto& smem = *shared<BarrierPlan>();
+  auto& smem = *shared<BarrierSmem>();
   int sum = 0;
   for (int turn = 0; turn < 4; ++turn) {
     if (threadIdx.x < 32) {
@@ -1001,7 +1001,7 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
     out.fill(0);
     return {};
   };
-  const size_t bytes = sizeof(BarrierPlan);
+  const size_t bytes = sizeof(BarrierSmem);
   expect_right(
       96, bytes, [&] { named_barriers<Named::kRight>(out.data()); }, check);
   expect_wrong("deadlock: block (0,0,0): ", 96, bytes,
@@ -1024,7 +1024,7 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
 // All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes
 // P for both, each of which multiplies it by half of K's columns; a warp loads.
 
-struct AttentionPlan {
+struct AttentionSmem {
   alignas(1024) uint16_t q[8][64 * 64];
   alignas(1024) uint16_t k[2][8][64 * 64];
   alignas(1024) uint16_t p[64 * 64];
@@ -1035,7 +1035,7 @@ enum class Lack { kNothing, kFence, kBarrierAfterWrite, kBarrierBeforeWrite, kLa
 
 template <Lack kLack>
 __global__ void attention(const TensorMap* q_map, const TensorMap* k_map, float* out) {
-  auto& smem = *shared<AttentionPlan>();
+  auto& smem = *shared<AttentionSmem>();
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&smem.full[i], 1);
@@ -1139,7 +1139,7 @@ TEST_F(Hopper, Attention) {
     out.fill(NAN);
     return right ? "" : "wrong";
   };
-  const size_t bytes = sizeof(AttentionPlan);
+  const size_t bytes = sizeof(AttentionSmem);
   expect_right(
       288, bytes, [&] { attention<Lack::kNothing>(&q_map, &k_map, out.data()); }, check);
   expect_wrong(", which has not called fence_proxy_async since", 288, bytes,

@@ -159,12 +159,12 @@ TYPED_TEST(Mma, ConvertsEveryValue) {
   }
 }
 
-struct MatricesPlan {
+struct MatricesSmem {
   alignas(16) uint16_t rows[32][24];  // of which 8 are a matrix's
 };
 
 __global__ void load_matrices(uint32_t* plain, uint32_t* transposed) {
-  auto& smem = *shared<MatricesPlan>();
+  auto& smem = *shared<MatricesSmem>();
   const unsigned lane = threadIdx.x;
   for (unsigned i = 0; i < 8; ++i) smem.rows[lane][8 + i] = static_cast<uint16_t>(lane * 8 + i);
   __syncwarp();
@@ -194,7 +194,7 @@ TEST_F(TensorCore, LdmatrixDistributesRows) {
     }
     return {};
   };
-  expect_right(runs(32, sizeof(MatricesPlan), kernel, check));
+  expect_right(runs(32, sizeof(MatricesSmem), kernel, check));
 }
 
 TEST_F(TensorCore, Ex2) {
@@ -208,7 +208,7 @@ TEST_F(TensorCore, Ex2) {
 
 enum class Without { kNothing, kWait, kLastWait, kBarrierAfterWait, kBarrierBeforeRefill };
 
-struct PipelinePlan {
+struct PipelineSmem {
   struct Tile {
     alignas(16) bfloat16 a[16][16];
     alignas(16) bfloat16 b[16][64];
@@ -219,11 +219,11 @@ int copy_line = 0, load_line = 0;  // where the kernel copies, and where it read
 
 template <Without kWithout>
 __global__ void pipeline(const bfloat16* a, const bfloat16* b, int depth, float* out) {
-  auto& smem = *shared<PipelinePlan>();
+  auto& smem = *shared<PipelineSmem>();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tiles = (depth + 15) / 16;
   const auto copy_tile = [&](int t) {  // zeros past the depth
-    PipelinePlan::Tile& tile = smem.tiles[t % 2];
+    PipelineSmem::Tile& tile = smem.tiles[t % 2];
     const int row = thread / 8, column = thread % 8 * 8, k = t * 16 + row;
     ptx::cp_async_16(&tile.b[row][column], b + k * 64 + column, k < depth ? 16 : 0);
     if (thread < 32) {
@@ -245,7 +245,7 @@ __global__ void pipeline(const bfloat16* a, const bfloat16* b, int depth, float*
       ptx::cp_async_wait_group<0>();
     }
     if constexpr (kWithout != Without::kBarrierAfterWait) __syncthreads();
-    const PipelinePlan::Tile& tile = smem.tiles[t % 2];
+    const PipelineSmem::Tile& tile = smem.tiles[t % 2];
     uint32_t a_registers[4], b_registers[4];
     if (thread == 0) load_line = __LINE__ + 1;
     ptx::ldmatrix_x4(a_registers, &tile.a[lane % 16][lane / 16 * 8]);
@@ -280,7 +280,7 @@ class Pipeline : public TensorCore {
   template <Without kWithout>
   auto runs_without() {
     return runs(
-        128, sizeof(PipelinePlan),
+        128, sizeof(PipelineSmem),
         [this] { pipeline<kWithout>(a.data(), b.data(), kDepth, out.data()); },
         [this] { return check(); });
   }

@@ -216,17 +216,17 @@ class ModelledTable {
       ++refused_for_pages;
       return;
     }
-    const Status planned = table_.plan_append(batch, counts, &plan_);
+    const Status planned = table_.prepare_append(batch, counts, &prepared_);
     ASSERT_TRUE(planned.ok()) << planned.to_string();
-    ASSERT_EQ(static_cast<int64_t>(plan_.pages.size()), needed);
+    ASSERT_EQ(static_cast<int64_t>(prepared_.pages.size()), needed);
     std::vector<uint32_t> rows;
     for (size_t i = 0; i < batch.size(); ++i) append_to_model(batch[i], counts[i], &rows);
-    make_runs(plan_, &runs_);
+    make_runs(prepared_, &runs_);
     for (const RowRun& run : runs_) {
       const uint32_t* source = (run.from_cache ? memory_ : rows).data() + run.source;
       std::copy(source, source + run.tokens, memory_.begin() + run.destination);
     }
-    ASSERT_TRUE(table_.commit(plan_).ok());
+    ASSERT_TRUE(table_.commit(prepared_).ok());
     peak_ = std::max(peak_, num_pages_ - table_.free_pages());
     for (const SequenceId id : batch) check_one(id);
   }
@@ -326,7 +326,7 @@ class ModelledTable {
   uint32_t most_slots_ = 0;
   int64_t tokens_ = 0, peak_ = 0;
   uint32_t last_token_ = 0;
-  AppendPlan plan_;
+  PreparedAppend prepared_;
   std::vector<RowRun> runs_;
 };
 
@@ -407,8 +407,8 @@ TEST(PageTable, BadSizesAreRefused) {
 TEST(PageTable, APlanIsValidUntilTheNextChange) {
   PageTable table = make_table(4);
   const SequenceId a = add(table);
-  AppendPlan plan;
-  ASSERT_TRUE(table.plan_append(Batch{a}, Counts{65}, &plan).ok());
+  PreparedAppend plan;
+  ASSERT_TRUE(table.prepare_append(Batch{a}, Counts{65}, &plan).ok());
   EXPECT_EQ(table.statistics().tokens, 0);
   EXPECT_EQ(table.free_pages(), 4);
   ASSERT_TRUE(table.append(Batch{a}, Counts{1}).ok());

@@ -9,14 +9,14 @@ namespace mla::MLA_MACHINE::ping_pong {
 constexpr int kThreads = 288;
 constexpr int kTiles = 3;
 
-struct Plan {
+struct Smem {
   int turns[2];
 };
 
 __global__ void __launch_bounds__(kThreads) decode(float* out) {
   using timeline::Phase;
   using timeline::Track;
-  Plan& smem = shared_memory<Plan>();
+  Smem& smem = shared_memory<Smem>();
   const unsigned warpgroup = threadIdx.x / 128;
   if (warpgroup == 2) {
     if (threadIdx.x % 128 != 0) return;

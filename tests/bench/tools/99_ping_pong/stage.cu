@@ -12,7 +12,7 @@ size_t workspace_bytes(const Problem&, const DeviceLimits&) {
 
 Status decode(const Problem&, const Tensors&, void* workspace, const DeviceLimits&, Stream stream) {
   return launch(ping_pong::decode, 4, ping_pong::kThreads,
-                sizeof(ping_pong::Plan) + timeline::kSharedBytes, stream,
+                sizeof(ping_pong::Smem) + timeline::kSharedBytes, stream,
                 static_cast<float*>(workspace));
 }
 
