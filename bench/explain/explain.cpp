@@ -244,7 +244,7 @@ std::string memory_bound(const Case& c) {
   }
   const double grown = static_cast<double>(most) / c.problem.seqlen_q;
   text += fmt::format(
-      "More query rows use what is read anyway: up to {} query tokens a sequence "
+      "More query rows use what is read anyway: up to {} query tokens per sequence "
       "(speculative decoding), or {} the heads, memory binds. The floor is then {}, for "
       "{} the work.",
       most, times(grown), us(cache + q * grown), times(grown));
@@ -260,7 +260,7 @@ std::string compute_bound(const Case& c) {
   if (!c.is(Floor::Bound::kMatrix)) return "";
   return fmt::format(
       "The floor is the matrix rate's, {} a sequence. A larger batch adds as much for each "
-      "sequence and makes none of them cheaper; nor do more query tokens a step.",
+      "sequence and makes none of them cheaper; nor do more query tokens per step.",
       us(c.floor.matrix / c.problem.batch));
 }
 
@@ -523,7 +523,7 @@ std::string ceilings_line(const ExplainInput& input) {
 
 std::string work_line(const Case& c) {
   const std::string text =
-      fmt::format("{} GFLOP, {} each once: {} FLOP a byte", number(c.work.flop / 1e9),
+      fmt::format("{} GFLOP, {} each once: {} FLOP per byte", number(c.work.flop / 1e9),
                   bytes_text(c.work.bytes), number(c.work.intensity()));
   const double ridge = c.input.ceilings.matrix_cold / c.input.ceilings.read;
   if (std::isnan(ridge)) return text;

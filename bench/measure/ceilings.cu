@@ -26,7 +26,7 @@ constexpr size_t kSharedWords = size_t{2} * kSharedThreads;
 
 __global__ void empty_kernel() {}
 
-/// out[thread] = sum of its chains, each kFmaSteps of x = x * factor + term. 2 FLOP a step: the
+/// out[thread] = sum of its chains, each kFmaSteps of x = x * factor + term. 2 FLOP per step: the
 /// host repeats a few threads' chains with fmaf and compares bits, so every one of them was
 /// executed.
 __global__ void __launch_bounds__(kFmaThreads, kFmaBlocks)

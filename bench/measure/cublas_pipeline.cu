@@ -18,7 +18,7 @@ constexpr int kRowVectors = kHeadDimQK * 2 / 16;  // a cache row in 16-byte word
 /// Sizes of one call.
 struct Sizes {
   int64_t tokens;  ///< A sequence, padded
-  int64_t rows;    ///< Query rows a sequence
+  int64_t rows;    ///< Query rows per sequence
   int64_t chunk;   ///< Sequences at a time
   explicit Sizes(const Problem& problem)
       : tokens(problem.max_seqlen_k()),

@@ -90,7 +90,7 @@ Table error_table(const ShapeResult& result) {
   return table;
 }
 
-/// "412 W, 1.35 GHz, 49.1 mJ a run, 0.767 mJ a query token", a line a stage, of those whose energy was
+/// "412 W, 1.35 GHz, 49.1 mJ per run, 0.767 mJ per query token", a line a stage, of those whose energy was
 /// read.
 std::string energy_lines(const ShapeResult& result) {
   std::string text;
@@ -100,8 +100,8 @@ std::string energy_lines(const ShapeResult& result) {
     const double millijoules = 1e3 * readings.joules_a_run;
     const double tokens = double(result.shape.spec.batch) * result.shape.spec.seqlen_q;
     text += entry.stage + ": sustained " + number(readings.watts) + " W, " +
-            number(readings.sm_mhz / 1e3) + " GHz, " + number(millijoules) + " mJ a run, " +
-            number(millijoules / tokens) + " mJ a query token\n";
+            number(readings.sm_mhz / 1e3) + " GHz, " + number(millijoules) + " mJ per run, " +
+            number(millijoules / tokens) + " mJ per query token\n";
   }
   return text;
 }

@@ -272,7 +272,7 @@ def draw_roofline(data):
     axes.set_xticks([c["intensity"] for c in columns],
                     [f"{parse_shape(c['shape']).heads} heads\n{c['intensity']:.0f}" for c in columns])
     axes.minorticks_off()
-    axes.set_xlabel(f"FLOP a byte that must move, {shape_title(columns[0]['shape']).split(', ', 1)[1]}")
+    axes.set_xlabel(f"FLOP per byte that must move, {shape_title(columns[0]['shape']).split(', ', 1)[1]}")
     axes.set_ylabel("TFLOP/s, cold")
     for c in columns:
         for dot, text in clusters(axes, c["intensity"], c["dots"]):
@@ -332,7 +332,7 @@ def draw_sweep(data, x_label, title):
 
 
 def draw_length(data):
-    return draw_sweep(data, "tokens a sequence", lambda panel: f"{panel['heads']} heads, {panel['batch']} sequence"
+    return draw_sweep(data, "tokens per sequence", lambda panel: f"{panel['heads']} heads, {panel['batch']} sequence"
                       + ("s" if panel["batch"] > 1 else ""))
 
 

@@ -390,8 +390,8 @@ def resources_block(results):
                    ("W", lambda one: significant(one[1]["power_w"])),
                    ("SM GHz", lambda one: f"{one[1]['sm_mhz'] / 1000:.2f}"),
                    ("µs sustained", lambda one: us(median(one[1]))),
-                   ("mJ a run", lambda one: significant(one[1]["energy_mj"])),
-                   ("mJ a query token", lambda one: significant(one[1]["energy_mj"] / (shape.batch * shape.queries)))]
+                   ("mJ per run", lambda one: significant(one[1]["energy_mj"])),
+                   ("mJ per query token", lambda one: significant(one[1]["energy_mj"] / (shape.batch * shape.queries)))]
         if any(entry for _, entry in rows):
             parts += [f"{shape_title(name)}:", table(columns, [one for one in rows if one[1]])]
     return parts + ["Of the sustained runs; a run is one layer."] if parts else []
@@ -433,7 +433,7 @@ def cache_block(results, cache):
 SERVICE_ROWS = [  # title, figures, how to write them: None is three digits
     ("requests finished / arrived", ["finished", "arrived"], "{:.0f} / {:.0f}"),
     ("rejected; queued, running at the end", ["rejected", "queued", "running"], "{:.0f}; {:.0f}, {:.0f}"),
-    ("tokens a second", ["tokens_per_s"], None),
+    ("tokens per second", ["tokens_per_s"], None),
     ("sequences in a step, mean", ["batch_mean"], "{:.1f}"),
     ("a step, ms: mean, p50, p99", ["step_ms_mean", "step_ms_p50", "step_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
     ("a token, ms: mean, p50, p99", ["token_ms_mean", "token_ms_p50", "token_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
@@ -462,7 +462,7 @@ def service_block(service):
             figures = [last.get((scenario, way)) for way in ("paged", "static")]
             return " / ".join(service_cell(one, names, how) if one else DASH for one in figures)
         return cell
-    columns = [("scenario", lambda scenario: scenario), ("tokens a second", both(["tokens_per_s"], None)),
+    columns = [("scenario", lambda scenario: scenario), ("tokens per second", both(["tokens_per_s"], None)),
                ("ratio", lambda scenario: times_x(last[scenario, "static"]["tokens_per_s"],
                                                   last[scenario, "paged"]["tokens_per_s"])),
                ("a token, ms, mean", both(["token_ms_mean"], "{:.2f}")),

@@ -10,10 +10,10 @@
 namespace mla::bench {
 namespace {
 
-/// `users` who send a request a minute each, on average.
+/// `users` who send a request per minute each, on average.
 Scenario chat(int users) {
   return {.name = "chat_" + std::to_string(users),
-          .what = std::to_string(users) + " users, a request a minute each",
+          .what = std::to_string(users) + " users, a request per minute each",
           .workload = {users / 60.0, {1024, 1024}, {200, 100}},
           .max_length = 8192};
 }

@@ -170,7 +170,7 @@ Status print_picture(const Model& model, const Options& options) {
   std::cout << "\n"
             << model.title << ": where absorbing pays, batch " << options.batch
             << (options.causal ? ", causal\n" : ", not causal\n")
-            << "      new tokens a sequence (up), context (right); nothing where new > context\n\n"
+            << "      new tokens per sequence (up), context (right); nothing where new > context\n\n"
             << "      absorbed against expanding each step     least time at "
             << number(options.tflops) << " TFLOP/s, " << number(options.gbps, 4) << " GB/s\n\n";
   for (int64_t new_tokens = kMostNew; new_tokens >= 1; new_tokens /= 2) {

@@ -641,7 +641,7 @@ int parse_and_run(int argc, char** argv) {
       ->group(inputs);
   app.add_option("--block-table", options.files.block_table, "[b, max_pages], page ids, <i4 or <i8")
       ->group(inputs);
-  app.add_option("--seqlens", options.files.seqlens, "[b], tokens a sequence, <i4 or <i8")
+  app.add_option("--seqlens", options.files.seqlens, "[b], tokens per sequence, <i4 or <i8")
       ->group(inputs);
   app.add_option("--layout", layout,
                  "paged or contiguous; by default paged if there is a block table")

@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
         }
       }
 
-      // O += P V  [kRows, 512], this warp's 64 columns, four tokens a step
+      // O += P V  [kRows, 512], this warp's 64 columns, four tokens per step
 #pragma unroll 1
       for (int t = 0; t < kTokens; t += 4) {
         float4 v_rmem[4][2];

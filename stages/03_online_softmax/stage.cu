@@ -60,7 +60,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
   // Passes of shared memory a tile, at 128 bytes each (README.md, "Prediction"): every read of 16
-  // bytes a lane takes 2; then the shares of S, and the tile's own way in.
+  // bytes per lane takes 2; then the shares of S, and the tile's own way in.
   const double passes = kernel::kWarps * 18 * 2 * (4 + tile_rows / 8.0) +
                         kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
                         tile_rows;

@@ -1,4 +1,4 @@
-// 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns a sequence. It is a
+// 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns per sequence. It is a
 // *worker*, and a plan made on the GPU (stages/common/split/plan.h) tells it which tokens of which
 // sequences are its pieces:
 //
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
         }
       }
 
-      // O += P V  [kRows, 512], this warp's 64 columns, four tokens a step
+      // O += P V  [kRows, 512], this warp's 64 columns, four tokens per step
 #pragma unroll 1
       for (int t = 0; t < kTokens; t += 4) {
         float4 v_rmem[4][2];

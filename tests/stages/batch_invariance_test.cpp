@@ -1,4 +1,4 @@
-// With Problem::fixed_split_tokens a sequence's result is the same bits whatever else is in the
+// With Problem::fixed_split_tokens per sequence's result is the same bits whatever else is in the
 // batch: for every stage, alone and among others, at another place, with a narrower block table.
 // Without it, stages that plan over the whole batch differ, or this test would prove nothing.
 #include <gtest/gtest.h>

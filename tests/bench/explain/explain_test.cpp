@@ -234,7 +234,7 @@ TEST(Explain, WithoutCeilingsItSaysWhatItCan) {
   for (const char* stage : {"", "08_seesaw", "01_naive"}) {
     input.stage = stage;
     const std::string text = explain(input);
-    for (const char* needed : {"none (no recorded results of a GPU)", "235 FLOP a byte",
+    for (const char* needed : {"none (no recorded results of a GPU)", "235 FLOP per byte",
                                "floor     not known", "16384 pages"}) {
       EXPECT_NE(text.find(needed), std::string::npos) << needed << "\n" << text;
     }

@@ -20,7 +20,7 @@ except ImportError:
     matplotlib = None
 
 SVG = "{http://www.w3.org/2000/svg}"
-TEXTS = {"ladder": "128 heads, 128 × 8192: 1333 µs", "roofline": "read 4562 GB/s", "length": "tokens a sequence",
+TEXTS = {"ladder": "128 heads, 128 × 8192: 1333 µs", "roofline": "read 4562 GB/s", "length": "tokens per sequence",
          "batch": "sequences", "cold_sustained": "08_seesaw", "varlen": "128 heads, 128 × stepped 256 to 32768"}
 
 

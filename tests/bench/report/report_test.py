@@ -629,9 +629,9 @@ class ResultsPageTest(unittest.TestCase):
         self.record("h200_service_2026-11-22.json", service())
         self.assertEqual(self.cells("service", " ")[1:], ["paged, 08_seesaw, 61 layers",
                                                            "static, 02_shared_tiled, 61 layers"])
-        self.assertEqual(self.cells("service", "tokens a second")[1:], ["9876", "4321"])
+        self.assertEqual(self.cells("service", "tokens per second")[1:], ["9876", "4321"])
         self.assertEqual(self.tables("service")[0],
-                         [["scenario", "tokens a second", "ratio", "a token, ms, mean", "a token, ms, p99",
+                         [["scenario", "tokens per second", "ratio", "a token, ms, mean", "a token, ms, p99",
                            "held rows wasted", "requests finished"],
                           ["chat_1000", "9876 / 4321", "2.29×", "20.00 / 20.00", "22.00 / 22.00", "3100.0% / 3100.0%",
                            "11 of 10 / 11 of 10"]])
@@ -703,7 +703,7 @@ class ResultsPageTest(unittest.TestCase):
     def test_every_part_is_in_the_terminal_too(self):
         self.record("h200_service_2026-11-22.json", service())
         printed = self.run_report("--table")[1]
-        for expected in ["logits' deviation", "mJ a query token", "Combining alone", "GB contiguous", "allocate",
+        for expected in ["logits' deviation", "mJ per query token", "Combining alone", "GB contiguous", "allocate",
                          "9876"]:
             self.assertIn(expected, printed)
 

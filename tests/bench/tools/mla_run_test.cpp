@@ -276,7 +276,7 @@ TEST_F(MlaRunTest, RefusesLengthsAndPagesOutOfRange) {
   expect_refused(
       "--stage 02 " + replaced(kContiguous, "tests/data/contiguous/seqlens.npy", path("bad.npy")),
       path("bad.npy") +
-          ": seqlens_k[0] = 13; tests/data/contiguous/cache.npy has 12 tokens a sequence");
+          ": seqlens_k[0] = 13; tests/data/contiguous/cache.npy has 12 tokens per sequence");
 }
 
 TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {

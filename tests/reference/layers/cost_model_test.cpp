@@ -486,7 +486,7 @@ TEST(CostModel, KnownFigures) {
   EXPECT_EQ(cost.cache_bytes_per_token, 16384);
   EXPECT_NEAR(cost.core.intensity(), 1, 1e-3);  // a multiply-add for every 2-byte element
 
-  // Decode of V3, 64 x 4096: 1.89 h_q FLOP a byte of cache, less for q and out.
+  // Decode of V3, 64 x 4096: 1.89 h_q FLOP per byte of cache, less for q and out.
   ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(4096, 64), &cost).ok());
   EXPECT_EQ(cost.core.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_EQ(cost.core.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
