@@ -218,8 +218,8 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
     for (size_t b = 0; b < dump->seqlens_k.size(); ++b) {
       if (dump->seqlens_k[b] > tokens) {
         return {StatusCode::kOutOfRange,
-                fmt::format("{}: seqlens_k[{}] = {}; {} has {} tokens per sequence", files.seqlens, b,
-                            dump->seqlens_k[b], files.cache, tokens)};
+                fmt::format("{}: seqlens_k[{}] = {}; {} has {} tokens per sequence", files.seqlens,
+                            b, dump->seqlens_k[b], files.cache, tokens)};
       }
     }
     page_cache(tokens, dump);

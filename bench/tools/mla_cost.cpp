@@ -167,12 +167,13 @@ Status print_picture(const Model& model, const Options& options) {
   const auto context_of = [](int column) {
     return static_cast<int64_t>(std::lround(256 * std::exp2(column / 2.0)));
   };
-  std::cout << "\n"
-            << model.title << ": where absorbing pays, batch " << options.batch
-            << (options.causal ? ", causal\n" : ", not causal\n")
-            << "      new tokens per sequence (up), context (right); nothing where new > context\n\n"
-            << "      absorbed against expanding each step     least time at "
-            << number(options.tflops) << " TFLOP/s, " << number(options.gbps, 4) << " GB/s\n\n";
+  std::cout
+      << "\n"
+      << model.title << ": where absorbing pays, batch " << options.batch
+      << (options.causal ? ", causal\n" : ", not causal\n")
+      << "      new tokens per sequence (up), context (right); nothing where new > context\n\n"
+      << "      absorbed against expanding each step     least time at " << number(options.tflops)
+      << " TFLOP/s, " << number(options.gbps, 4) << " GB/s\n\n";
   for (int64_t new_tokens = kMostNew; new_tokens >= 1; new_tokens /= 2) {
     std::string work, time;
     for (int column = 0; column < kColumns; ++column) {
