@@ -198,7 +198,7 @@ Status print_picture(const Model& model, const Options& options) {
   }
   std::string axis(2 * kColumns + 10, ' ');
   for (int column = 0; column < kColumns; column += 4) {
-    axis.replace(static_cast<size_t>(2 * column), tokens(context_of(column)).size(),
+    axis.replace(2 * static_cast<size_t>(column), tokens(context_of(column)).size(),
                  tokens(context_of(column)));
   }
   axis.resize(2 * kColumns - 1 + 3, ' ');

@@ -49,10 +49,12 @@ Status record_fragments(Machine& machine, GoldenWords* result);
 std::vector<double> mma_magnitudes(DType dtype);
 
 namespace gpu {
+/// Runs all the instructions on the GPU. `buffers` are in its memory.
 Status launch_fragments(const FragmentBuffers& buffers);
-}
+}  // namespace gpu
 namespace model {
+/// The same on the GPU model.
 Status launch_fragments(const FragmentBuffers& buffers);
-}
+}  // namespace model
 
 }  // namespace mla

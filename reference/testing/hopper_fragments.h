@@ -110,10 +110,12 @@ Status record_hopper_fragments(Machine& machine, std::vector<Observation>* resul
 Machine* hopper_machine(std::string* why_not);
 
 namespace gpu {
+/// What runs the instructions on the GPU.
 HopperFragments hopper_fragments();
-}
+}  // namespace gpu
 namespace model {
+/// The same on the GPU model.
 HopperFragments hopper_fragments();
-}
+}  // namespace model
 
 }  // namespace mla
