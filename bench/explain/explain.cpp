@@ -101,7 +101,7 @@ struct Case {
     memory = memory_of(problem, input.seqlens_k);
     stage = subject_of(input);
     if (stage == nullptr) return;
-    limit = own_limit(stage->prediction, input.ceilings, Mode::kCold);
+    limit = limit_of(*stage);
     if (!stage->plan) return;
     plan = balance(problem);
     if (problem.fixed_split_tokens == 0) return;
@@ -110,6 +110,9 @@ struct Case {
     free_plan = balance(unbound);
   }
 
+  OwnLimit limit_of(const StageFacts& one) const {
+    return own_limit(one.prediction, work, input.ceilings, Mode::kCold);
+  }
   Balance balance(const Problem& of) const {
     return balance_of(of, *stage->plan, input.seqlens_k, input.limits.multiprocessors);
   }
@@ -122,10 +125,6 @@ struct Case {
 std::string times_origin(const ExplainInput& input) {
   const std::string& origin = input.times_origin;
   return origin == input.ceilings_origin ? origin.substr(0, origin.find(':')) : origin;
-}
-
-OwnLimit limit_of(const StageFacts& stage, const Ceilings& ceilings) {
-  return own_limit(stage.prediction, ceilings, Mode::kCold);
 }
 
 // Rules ------------------------------------------------------------------------------------------
@@ -154,9 +153,9 @@ std::string faster_stage(const Case& c) {
       if (stage.cold.n == 0 || !(stage.cold.p90 < c.stage->cold.p10)) continue;
       if (best == nullptr || stage.cold.median < best->cold.median) best = &stage;
     } else {
-      const double seconds = limit_of(stage, c.input.ceilings).seconds();
+      const double seconds = c.limit_of(stage).seconds();
       if (c.is(Floor::Bound::kLaunch) || !(seconds * kNoticeable < c.limit.seconds())) continue;
-      if (best == nullptr || seconds < limit_of(*best, c.input.ceilings).seconds()) best = &stage;
+      if (best == nullptr || seconds < c.limit_of(*best).seconds()) best = &stage;
     }
   }
   if (best == nullptr) return "";
@@ -169,8 +168,7 @@ std::string faster_stage(const Case& c) {
   return fmt::format(
       "{} should be faster, by its own limit: {}, that of {} is {}. No times of this shape "
       "are known here.",
-      best->slug, us(limit_of(*best, c.input.ceilings).seconds()), c.stage->slug,
-      us(c.limit.seconds()));
+      best->slug, us(c.limit_of(*best).seconds()), c.stage->slug, us(c.limit.seconds()));
 }
 
 std::string does_not_split(const Case& c) {
@@ -316,7 +314,7 @@ std::string padded_rows(const Case& c) {
       c.stage->slug, times(padding), count(rows, "query row"), rows == 1 ? "lies" : "lie", padded);
   const double seconds = c.limit.seconds();
   if (seconds == seconds && std::string(c.limit.name()) == "DRAM") {
-    text += fmt::format(" Memory hides it here: products {}, DRAM {}.",
+    text += fmt::format(" Memory hides it here: launch and products {}, DRAM {}.",
                         us(c.limit.matrix + c.limit.fp32), us(c.limit.dram));
   }
   text += fmt::format(" Up to {} rows, by more query tokens or heads, cost it no product more.",
@@ -559,9 +557,9 @@ std::string stage_lines(const Case& c) {
     limit += ": own limit not known";
   } else {
     limit += ": own limit " + us(seconds) + ", by its";
-    const std::pair<const char*, double> terms[] = {{"fp32", c.limit.fp32},
-                                                    {"matrix", c.limit.matrix},
-                                                    {"shared memory", c.limit.shared},
+    const std::pair<const char*, double> terms[] = {{"launch and fp32", c.limit.fp32},
+                                                    {"launch and matrix", c.limit.matrix},
+                                                    {"launch and shared memory", c.limit.shared},
                                                     {"DRAM", c.limit.dram}};
     for (const auto& [name, term] : terms) {
       if (term == seconds) limit += " " + std::string(name);
@@ -593,7 +591,7 @@ std::string stage_table(const Case& c) {
       table.add({stage.slug, "—", "—", "—", "—", "—", "—", stage.device.message()});
       continue;
     }
-    const OwnLimit limit = limit_of(stage, c.input.ceilings);
+    const OwnLimit limit = c.limit_of(stage);
     double busy = stage.prediction.busy_fraction;
     std::string parts = "—";
     if (stage.plan) {
@@ -696,6 +694,9 @@ const StageFacts* subject_of(const ExplainInput& input) {
                   [](const StageFacts& stage) { return stage.device.ok() && stage.cold.n > 0; });
   const Work work = work_of(input.problem, static_cast<int64_t>(total_of(input.seqlens_k)));
   const Floor::Bound bound = floor_of(work, input.ceilings, Mode::kCold).bound();
+  const auto limit_of = [&](const StageFacts& stage) {
+    return own_limit(stage.prediction, work, input.ceilings, Mode::kCold).seconds();
+  };
   // Own limits tell stages apart where the launch is not the most of them.
   const bool ranked = bound == Floor::Bound::kMemory || bound == Floor::Bound::kMatrix;
   for (const StageFacts& stage : input.stages) {
@@ -705,10 +706,8 @@ const StageFacts* subject_of(const ExplainInput& input) {
     }
     if (!stage.device.ok() || (timed && stage.cold.n == 0)) continue;
     const bool better =
-        best == nullptr ||
-        (timed ? stage.cold.median < best->cold.median
-               : !ranked || !(limit_of(stage, input.ceilings).seconds() >
-                              kNoticeable * limit_of(*best, input.ceilings).seconds()));
+        best == nullptr || (timed ? stage.cold.median < best->cold.median
+                                  : !ranked || !(limit_of(stage) > kNoticeable * limit_of(*best)));
     if (better) best = &stage;
   }
   return best;

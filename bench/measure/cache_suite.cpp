@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iostream>
 #include <numeric>
 
@@ -15,10 +16,9 @@ namespace {
 
 using Batch = std::vector<SequenceId>;
 using Counts = std::vector<int32_t>;
-using Entries = std::vector<GoogleEntry>;
 
-double nanoseconds_since(WallClock::time_point begin) {
-  return 1e9 * seconds_since(begin);
+double microseconds_since(WallClock::time_point begin) {
+  return 1e6 * seconds_since(begin);
 }
 
 /// `count` new, empty sequences.
@@ -35,96 +35,122 @@ Status free_sequences(auto& cache, const Batch& batch) {
 
 // ---- host: bookkeeping alone ----
 
-/// Samples of one operation, in ns.
-struct HostOperation {
-  std::string name;
-  std::string what;
-  std::vector<double> samples;
-};
-
 constexpr int kPromptTokens = 4096;
 constexpr size_t kPromptPages = kPromptTokens / kPageSize;
 
+/// us for one page or sequence.
+struct PageTimes {
+  double allocate, fork, free_fork, free;
+};
+
 /// Prompts of 64 pages are appended, forked and freed.
-Status time_pages(int rounds, std::vector<HostOperation>* results) {
+Status time_pages(PageTable& table, PageTimes* us) {
   constexpr size_t kSequences = 256;
-  HostOperation allocate{"allocate", "a page, by appends of 64 pages to a sequence", {}};
-  HostOperation fork{"fork", "a sequence of 64 pages", {}};
-  HostOperation free_fork{"free_of_fork", "a sequence of 64 pages that another one shares", {}};
-  HostOperation free{"free", "a page, by sequences of 64 pages", {}};
-  PageTable table;
-  MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(kSequences * kPromptPages), &table));
   Batch batch, forks(kSequences);
   const Counts prompt{kPromptTokens};
-  for (int round = 0; round < rounds; ++round) {
-    MLA_RETURN_IF_ERROR(add_sequences(table, kSequences, &batch));
-    auto begin = WallClock::now();
-    for (const SequenceId id : batch) MLA_RETURN_IF_ERROR(table.append({&id, 1}, prompt));
-    allocate.samples.push_back(nanoseconds_since(begin) / (kSequences * kPromptPages));
-    begin = WallClock::now();
-    for (size_t i = 0; i < kSequences; ++i) MLA_RETURN_IF_ERROR(table.fork(batch[i], &forks[i]));
-    fork.samples.push_back(nanoseconds_since(begin) / kSequences);
-    begin = WallClock::now();
-    MLA_RETURN_IF_ERROR(free_sequences(table, forks));
-    free_fork.samples.push_back(nanoseconds_since(begin) / kSequences);
-    begin = WallClock::now();
-    MLA_RETURN_IF_ERROR(free_sequences(table, batch));
-    free.samples.push_back(nanoseconds_since(begin) / (kSequences * kPromptPages));
-  }
-  for (HostOperation* operation : {&allocate, &free, &fork, &free_fork}) {
-    results->push_back(std::move(*operation));
-  }
+  MLA_RETURN_IF_ERROR(add_sequences(table, kSequences, &batch));
+  auto begin = WallClock::now();
+  for (const SequenceId id : batch) MLA_RETURN_IF_ERROR(table.append({&id, 1}, prompt));
+  us->allocate = microseconds_since(begin) / (kSequences * kPromptPages);
+  begin = WallClock::now();
+  for (size_t i = 0; i < kSequences; ++i) MLA_RETURN_IF_ERROR(table.fork(batch[i], &forks[i]));
+  us->fork = microseconds_since(begin) / kSequences;
+  begin = WallClock::now();
+  MLA_RETURN_IF_ERROR(free_sequences(table, forks));
+  us->free_fork = microseconds_since(begin) / kSequences;
+  begin = WallClock::now();
+  MLA_RETURN_IF_ERROR(free_sequences(table, batch));
+  us->free = microseconds_since(begin) / (kSequences * kPromptPages);
   return {};
 }
 
 /// One token to each of a batch, again and again: every 64th append of a sequence takes a page.
-Status time_appends(size_t batch_size, int rounds, std::vector<HostOperation>* results) {
+Status time_appends(PageTable& table, size_t batch_size, double* us) {
   constexpr int kSteps = 128;
-  HostOperation append{"append_b" + std::to_string(batch_size),
-                       "one token to each of " + std::to_string(batch_size),
-                       {}};
-  PageTable table;
-  MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(batch_size) * 8, &table));
   const Counts one(batch_size, 1);
-  for (int round = 0; round < rounds; ++round) {
-    Batch batch;
-    MLA_RETURN_IF_ERROR(add_sequences(table, batch_size, &batch));
-    // Sequences at every place of their last page.
-    Counts prompts(batch_size);
-    std::iota(prompts.begin(), prompts.end(), 100);
-    for (int32_t& tokens : prompts) tokens = 100 + tokens % kPageSize;
-    MLA_RETURN_IF_ERROR(table.append(batch, prompts));
-    const auto begin = WallClock::now();
-    for (int step = 0; step < kSteps; ++step) MLA_RETURN_IF_ERROR(table.append(batch, one));
-    append.samples.push_back(nanoseconds_since(begin) / kSteps);
-    MLA_RETURN_IF_ERROR(free_sequences(table, batch));
-  }
-  results->push_back(std::move(append));
-  return {};
+  Batch batch;
+  MLA_RETURN_IF_ERROR(add_sequences(table, batch_size, &batch));
+  // Sequences at every place of their last page.
+  Counts prompts(batch_size);
+  std::iota(prompts.begin(), prompts.end(), 100);
+  for (int32_t& tokens : prompts) tokens = 100 + tokens % kPageSize;
+  MLA_RETURN_IF_ERROR(table.append(batch, prompts));
+  const auto begin = WallClock::now();
+  for (int step = 0; step < kSteps; ++step) MLA_RETURN_IF_ERROR(table.append(batch, one));
+  *us = microseconds_since(begin) / kSteps;
+  return free_sequences(table, batch);
 }
 
-Status measure_host(bool quick, Entries* entries) {
-  const int rounds = quick ? 3 : 51;
-  std::vector<HostOperation> operations;
-  MLA_RETURN_IF_ERROR(time_pages(rounds, &operations));
-  for (const size_t batch : {1, 128, 1024}) {
-    MLA_RETURN_IF_ERROR(time_appends(batch, rounds, &operations));
+/// A bookkeeping operation, whose table lives as long as it.
+struct HostOperation {
+  std::string name;
+  std::string what;
+  int pages;  ///< Of its table
+  std::function<Status(PageTable& table, double* us)> time;
+
+  std::string benchmark() const { return "cache/host_" + name + "/wall"; }
+};
+
+std::vector<HostOperation> host_operations() {
+  constexpr int kPages = 256 * kPromptPages;
+  const auto part = [](double PageTimes::*which) {
+    return [which](PageTable& table, double* us) -> Status {
+      PageTimes times;
+      MLA_RETURN_IF_ERROR(time_pages(table, &times));
+      *us = times.*which;
+      return {};
+    };
+  };
+  std::vector<HostOperation> operations{
+      {"allocate", "a page, by appends of 64 pages to a sequence", kPages,
+       part(&PageTimes::allocate)},
+      {"free", "a page, by sequences of 64 pages", kPages, part(&PageTimes::free)},
+      {"fork", "a sequence of 64 pages", kPages, part(&PageTimes::fork)},
+      {"free_of_fork", "a sequence of 64 pages that another one shares", kPages,
+       part(&PageTimes::free_fork)}};
+  for (const int batch : {1, 128, 1024}) {
+    operations.push_back({"append_b" + std::to_string(batch),
+                          "one token to each of " + std::to_string(batch), batch * 8,
+                          [batch](PageTable& table, double* us) {
+                            return time_appends(table, static_cast<size_t>(batch), us);
+                          }});
   }
+  return operations;
+}
+
+Status measure_host(GoogleBenchmark& google, bool quick) {
   Table table({"bookkeeping", "ns (p10–p90)", "million/s", "of"});
-  for (const HostOperation& operation : operations) {
-    const Summary ns = summarize(operation.samples);
+  bool any = false;
+  for (const HostOperation& operation : host_operations()) {
+    if (!google.is_chosen(operation.benchmark())) continue;
+    any = true;
+    PageTable pages;
+    MLA_RETURN_IF_ERROR(PageTable::create(operation.pages, &pages));
+    const auto measure = [&](int count, std::vector<double>* us) -> Status {
+      for (int i = 0; i < count; ++i) {
+        MLA_RETURN_IF_ERROR(operation.time(pages, &us->emplace_back()));
+      }
+      return {};
+    };
+    std::vector<double> samples;
+    const GoogleRun run{operation.benchmark(), quick ? 1 : 17, 3, measure, {}, &samples};
+    MLA_RETURN_IF_ERROR(google.run({&run, 1}).front());
+    for (double& sample : samples) sample *= 1e3;
+    const Summary ns = summarize(samples);
     table.add({operation.name, spread(ns), number(1e3 / ns.median), operation.what});
-    entries->push_back({"cache/host_" + operation.name + "/wall",
-                        ns.median / 1e3,
-                        {{"ns", ns.median},
-                         {"p10_ns", ns.p10},
-                         {"p90_ns", ns.p90},
-                         {"n", ns.n},
-                         {"per_second", 1e9 / ns.median}},
-                        operation.what,
-                        ""});
+    google.add({{operation.benchmark(),
+                 ns.median / 1e3,
+                 {{"ns", ns.median},
+                  {"p10_ns", ns.p10},
+                  {"p90_ns", ns.p90},
+                  {"n", ns.n},
+                  {"per_second", 1e9 / ns.median}},
+                 operation.what,
+                 ""}});
   }
-  std::cout << "\nHost: wall time, one thread, no device\n" << table.to_string() << std::flush;
+  if (any) {
+    std::cout << "\nHost: wall time, one thread, no device\n" << table.to_string() << std::flush;
+  }
   return {};
 }
 
@@ -135,8 +161,8 @@ struct AppendCase {
   int batch;
   int tokens;   ///< A sequence
   int context;  ///< A sequence, before
-  std::string name() const {
-    return "append_b" + std::to_string(batch) + "_t" + std::to_string(tokens);
+  std::string name(const std::string& mode) const {
+    return "cache/append_b" + std::to_string(batch) + "_t" + std::to_string(tokens) + "/" + mode;
   }
   int64_t total_tokens() const { return int64_t{batch} * tokens; }
   int pages(int steps) const {
@@ -197,77 +223,113 @@ class KernelCase {
 
 /// PagedCache::append as a server calls it: bookkeeping, the copy of the runs, the kernel. One call
 /// after the other, without waiting; then once for all of them.
-/// @param returned_us  until the call has returned
+/// @param returned_us  per call, until it has returned
 /// @param all_us       the device's work included
-Status time_calls(Machine& machine, const AppendCase& spec, int rounds,
-                  std::vector<double>* returned_us, std::vector<double>* all_us) {
-  const int steps = spec.tokens > 1 ? 1 : machine.kind() == MachineKind::kGpu ? 64 : 2;
+Status time_calls(Machine& machine, const AppendCase& spec, PagedCache& cache, const void* rows,
+                  int steps, double* returned_us, double* all_us) {
+  const auto size = static_cast<size_t>(spec.batch);
+  const Counts tokens(size, spec.tokens), context(size, spec.context);
+  Batch batch;
+  MLA_RETURN_IF_ERROR(add_sequences(cache, size, &batch));
+  MLA_RETURN_IF_ERROR(cache.append(batch, context, rows));
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  const auto begin = WallClock::now();
+  for (int step = 0; step < steps; ++step) {
+    MLA_RETURN_IF_ERROR(cache.append(batch, tokens, rows));
+  }
+  *returned_us = microseconds_since(begin) / steps;
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  *all_us = microseconds_since(begin) / steps;
+  return free_sequences(cache, batch);
+}
+
+/// Samples of one append, in us.
+struct AppendTimes {
+  Contender kernel;
+  std::vector<double> returned, all;
+};
+
+Status measure_kernel(Machine& machine, Runner& runner, GoogleBenchmark& google, Progress& progress,
+                      const AppendCase& spec, Contender* contender) {
+  KernelCase kernel;
+  MLA_RETURN_IF_ERROR(kernel.create(machine, spec));
+  contender->cold_name = spec.name("cold");
+  if (machine.kind() == MachineKind::kGpu) contender->sustained_name = spec.name("sustained");
+  MLA_RETURN_IF_ERROR(runner.prepare([&](Stream stream) { return kernel.enqueue(machine, stream); },
+                                     &contender->handle));
+  std::vector<double> first;
+  MLA_RETURN_IF_ERROR(runner.run_cold(contender->handle, 1, &first));
+  MLA_RETURN_IF_ERROR(kernel.check(machine));
+  contender->expected_us = first.front();
+  sample(runner, google, {contender, 1}, [&](const std::string& text) { progress.step(text); });
+  runner.clear();
+  return contender->status;
+}
+
+Status measure_calls(Machine& machine, GoogleBenchmark& google, bool quick, const AppendCase& spec,
+                     AppendTimes* times) {
+  const bool gpu = machine.kind() == MachineKind::kGpu;
+  const int steps = spec.tokens > 1 ? 1 : gpu ? 64 : 2;
   std::unique_ptr<PagedCache> cache;
   MLA_RETURN_IF_ERROR(PagedCache::create(machine, {.num_pages = spec.pages(steps)}, &cache));
-  const auto size = static_cast<size_t>(spec.batch);
   DeviceBuffer rows;  // whatever they hold
   MLA_RETURN_IF_ERROR(rows.allocate(
       machine,
       static_cast<size_t>(int64_t{spec.batch} * std::max(spec.tokens, spec.context) * kRowBytes)));
-  const Counts tokens(size, spec.tokens), context(size, spec.context);
-  for (int round = -1; round < rounds; ++round) {  // the first one is a warm-up
-    Batch batch;
-    MLA_RETURN_IF_ERROR(add_sequences(*cache, size, &batch));
-    MLA_RETURN_IF_ERROR(cache->append(batch, context, rows.data()));
-    MLA_RETURN_IF_ERROR(machine.synchronize());
-    const auto begin = WallClock::now();
-    for (int step = 0; step < steps; ++step) {
-      MLA_RETURN_IF_ERROR(cache->append(batch, tokens, rows.data()));
-    }
-    const double returned = nanoseconds_since(begin) / 1e3 / steps;
-    MLA_RETURN_IF_ERROR(machine.synchronize());
-    const double all = nanoseconds_since(begin) / 1e3 / steps;
-    MLA_RETURN_IF_ERROR(free_sequences(*cache, batch));
-    if (round < 0) continue;
-    returned_us->push_back(returned);
-    all_us->push_back(all);
+  double warm_up[2];
+  MLA_RETURN_IF_ERROR(
+      time_calls(machine, spec, *cache, rows.data(), steps, &warm_up[0], &warm_up[1]));
+  for (const bool whole : {false, true}) {
+    const auto measure = [&](int count, std::vector<double>* us) -> Status {
+      for (int i = 0; i < count; ++i) {
+        double returned = 0, all = 0;
+        MLA_RETURN_IF_ERROR(time_calls(machine, spec, *cache, rows.data(), steps, &returned, &all));
+        us->push_back(whole ? all : returned);
+      }
+      return {};
+    };
+    const GoogleRun run{spec.name(whole ? "all" : "returned"),
+                        quick ? 1
+                        : gpu ? 7
+                              : 2,
+                        quick ? 2
+                        : gpu ? 4
+                              : 3,
+                        measure,
+                        {},
+                        whole ? &times->all : &times->returned};
+    MLA_RETURN_IF_ERROR(google.run({&run, 1}).front());
   }
   return {};
 }
 
-Status measure_append(Machine& machine, Runner& runner, Progress& progress, bool quick,
-                      const AppendCase& spec, Table* table, Entries* entries) {
+Status measure_append(Machine& machine, Runner& runner, GoogleBenchmark& google, Progress& progress,
+                      bool quick, const AppendCase& spec, Table* table) {
   const bool gpu = machine.kind() == MachineKind::kGpu;
-  KernelCase kernel;
-  progress.step(spec.name());
-  MLA_RETURN_IF_ERROR(kernel.create(machine, spec));
-  Contender contender;
-  contender.name = spec.name();
-  MLA_RETURN_IF_ERROR(runner.prepare([&](Stream stream) { return kernel.enqueue(machine, stream); },
-                                     &contender.handle));
-  std::vector<double> first;
-  MLA_RETURN_IF_ERROR(runner.run_cold(contender.handle, 1, &first));
-  MLA_RETURN_IF_ERROR(kernel.check(machine));
-  contender.expected_us = first.front();
-  sample(runner, {&contender, 1}, [&](const std::string& text) { progress.step(text); });
-  MLA_RETURN_IF_ERROR(contender.status);
-  runner.clear();
-
-  std::vector<double> returned_us, all_us;
-  MLA_RETURN_IF_ERROR(time_calls(machine, spec, quick ? 2 : gpu ? 25 : 5, &returned_us, &all_us));
+  AppendTimes times;
+  progress.step(spec.name("cold"));
+  MLA_RETURN_IF_ERROR(measure_kernel(machine, runner, google, progress, spec, &times.kernel));
+  progress.step(spec.name("all"));
+  MLA_RETURN_IF_ERROR(measure_calls(machine, google, quick, spec, &times));
   progress.clear();
 
   const double bytes = 2.0 * static_cast<double>(spec.total_tokens() * kRowBytes);
-  const auto add = [&](const std::string& what, const std::vector<double>& samples) {
+  const auto add = [&](const std::string& mode, const std::vector<double>& samples) {
     const Summary us = summarize(samples);
     if (us.n == 0) return us;
-    GoogleEntry& entry = entries->emplace_back();
-    entry.name = "cache/" + spec.name() + "/" + what;
+    GoogleEntry entry;
+    entry.name = spec.name(mode);
     entry.us = us.median;
     entry.counters = {{"p10_us", us.p10}, {"p90_us", us.p90}, {"n", us.n}, {"bytes", bytes}};
     if (gpu) entry.counters["GBps"] = bytes / us.median / 1e3;
     entry.label = gpu ? "" : "wall time on the GPU model, not a GPU's";
+    google.add({entry});
     return us;
   };
-  const Summary cold = add("cold", contender.cold);
-  const Summary sustained = add("sustained", contender.sustained);
-  const Summary returned = add("returned", returned_us);
-  const Summary all = add("all", all_us);
+  const Summary cold = add("cold", times.kernel.cold);
+  const Summary sustained = add("sustained", times.kernel.sustained);
+  const Summary returned = add("returned", times.returned);
+  const Summary all = add("all", times.all);
   std::vector<std::string> cells{std::to_string(spec.batch) + " × " + std::to_string(spec.tokens),
                                  number(bytes / 1e3), spread(cold)};
   if (gpu) {
@@ -279,17 +341,30 @@ Status measure_append(Machine& machine, Runner& runner, Progress& progress, bool
   return {};
 }
 
-Status measure_appends(Machine& machine, Runner& runner, Progress& progress, bool quick,
-                       Entries* entries) {
+std::vector<std::string> modes_of_append(MachineKind machine) {
+  if (machine == MachineKind::kGpu) return {"cold", "sustained", "returned", "all"};
+  return {"cold", "returned", "all"};
+}
+
+Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google,
+                       Progress& progress, bool quick) {
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Table table =
       gpu ? Table({"append", "kB moved", "kernel, cold µs (p10–p90)", "GB/s",
                    "sustained µs (p10–p90)", "GB/s", "call returns µs (p10–p90)",
                    "call and its work, back to back µs (p10–p90)"})
           : Table({"append", "kB moved", "kernel, wall µs (p10–p90)", "call, wall µs (p10–p90)"});
+  bool any = false;
   for (const AppendCase& spec : kAppendCases) {
-    MLA_RETURN_IF_ERROR(measure_append(machine, runner, progress, quick, spec, &table, entries));
+    const std::vector<std::string> modes = modes_of_append(machine.kind());
+    if (std::none_of(modes.begin(), modes.end(),
+                     [&](const std::string& mode) { return google.is_chosen(spec.name(mode)); })) {
+      continue;
+    }
+    any = true;
+    MLA_RETURN_IF_ERROR(measure_append(machine, runner, google, progress, quick, spec, &table));
   }
+  if (!any) return {};
   std::cout << "\nAppend: sequences × new tokens, 1 KV head, 16 bits; rows are read and written\n";
   if (!gpu) std::cout << "Wall time of the CPU that plays the GPU; it says nothing about a GPU\n";
   std::cout << table.to_string() << std::flush;
@@ -298,10 +373,12 @@ Status measure_appends(Machine& machine, Runner& runner, Progress& progress, boo
 
 // ---- memory ----
 
-struct Lengths {
+struct BatchOfLengths {
   std::string name;
   std::string what;
   Counts lengths;
+
+  std::string benchmark() const { return "cache/memory_" + name + "/bytes"; }
 };
 
 constexpr int kMemoryBatch = 128;
@@ -316,7 +393,7 @@ Counts lengths_of(const std::string& shape_name) {
 }
 
 /// Those of suite varlen.
-std::vector<Lengths> distributions() {
+std::vector<BatchOfLengths> distributions() {
   return {{"uniform", "all 8192", lengths_of("k8192")},
           {"stepped", "256, 512, ..., 32768", lengths_of("kstepped32768")},
           {"lognormal2048", "log-normal, mean 2048, standard deviation 1024",
@@ -326,41 +403,60 @@ std::vector<Lengths> distributions() {
           {"skewed", "127 × 512, 1 × 131072", lengths_of("kskew131072")}};
 }
 
-Status measure_memory(Entries* entries) {
+/// Bytes of the batch, paged and contiguous, as counters and as a row of the table.
+Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) {
   const CacheShape shape;
+  const Counts& lengths = batch.lengths;
+  const int32_t longest = *std::max_element(lengths.begin(), lengths.end());
+  int64_t num_pages = 0;
+  for (const int32_t length : lengths) num_pages += pages_for(length);
+  PageTable pages;
+  Batch sequences;
+  MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(num_pages), &pages));
+  MLA_RETURN_IF_ERROR(add_sequences(pages, lengths.size(), &sequences));
+  MLA_RETURN_IF_ERROR(pages.append(sequences, lengths));
+  const PageStatistics statistics = pages.statistics();
+  const auto size = static_cast<double>(lengths.size());
+  const double contiguous = size * longest * static_cast<double>(shape.token_bytes());
+  const double block_table = size * static_cast<double>(pages_for(longest)) * sizeof(int32_t);
+  const double paged =
+      static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
+  const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal
+  table->add({batch.name, number(contiguous / 1e6, 4), number(paged / 1e6, 4),
+              percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.fragmentation()),
+              batch.what});
+  *entry = {batch.benchmark(),
+            0,
+            {{"bytes_contiguous", contiguous},
+             {"bytes_paged", paged},
+             {"bytes_block_table", block_table},
+             {"saved_share", saved},
+             {"fragmentation", statistics.fragmentation()},
+             {"pages", static_cast<double>(statistics.pages_used)},
+             {"tokens", static_cast<double>(statistics.tokens)}},
+            batch.what,
+            ""};
+  return {};
+}
+
+Status measure_memory(GoogleBenchmark& google) {
   Table table(
       {"128 sequences", "contiguous MB", "paged MB", "saved", "fragmentation", "their lengths"});
-  for (const auto& [name, what, lengths] : distributions()) {
-    const int32_t longest = *std::max_element(lengths.begin(), lengths.end());
-    int64_t num_pages = 0;
-    for (const int32_t length : lengths) num_pages += pages_for(length);
-    PageTable pages;
-    Batch batch;
-    MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(num_pages), &pages));
-    MLA_RETURN_IF_ERROR(add_sequences(pages, lengths.size(), &batch));
-    MLA_RETURN_IF_ERROR(pages.append(batch, lengths));
-    const PageStatistics statistics = pages.statistics();
-    const auto size = static_cast<double>(lengths.size());
-    const double contiguous = size * longest * static_cast<double>(shape.token_bytes());
-    const double block_table = size * static_cast<double>(pages_for(longest)) * sizeof(int32_t);
-    const double paged =
-        static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
-    const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal
-    table.add({name, number(contiguous / 1e6, 4), number(paged / 1e6, 4),
-               percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.fragmentation()),
-               what});
-    entries->push_back({"cache/memory_" + name + "/bytes",
-                        0,
-                        {{"bytes_contiguous", contiguous},
-                         {"bytes_paged", paged},
-                         {"bytes_block_table", block_table},
-                         {"saved_share", saved},
-                         {"fragmentation", statistics.fragmentation()},
-                         {"pages", static_cast<double>(statistics.pages_used)},
-                         {"tokens", static_cast<double>(statistics.tokens)}},
-                        what,
-                        ""});
+  bool any = false;
+  for (const BatchOfLengths& batch : distributions()) {
+    if (!google.is_chosen(batch.benchmark())) continue;
+    any = true;
+    GoogleEntry entry;
+    MLA_RETURN_IF_ERROR(memory_of(batch, &entry, &table));
+    const auto timeless = [](int count, std::vector<double>* us) -> Status {
+      us->resize(static_cast<size_t>(count));
+      return {};
+    };
+    const GoogleRun run{batch.benchmark(), 1, 1, timeless};
+    MLA_RETURN_IF_ERROR(google.run({&run, 1}).front());
+    google.add({entry});
   }
+  if (!any) return {};
   std::cout
       << "\nMemory: 1 KV head, 16 bits; contiguous buffers are padded to the longest sequence; "
          "paged counts the block table\n"
@@ -370,11 +466,21 @@ Status measure_memory(Entries* entries) {
 
 }  // namespace
 
-Status measure_cache(Machine& machine, Runner& runner, Progress& progress, bool quick,
-                     std::vector<GoogleEntry>* entries) {
-  MLA_RETURN_IF_ERROR(measure_host(quick, entries));
-  MLA_RETURN_IF_ERROR(measure_appends(machine, runner, progress, quick, entries));
-  return measure_memory(entries);
+std::vector<std::string> cache_benchmark_names(MachineKind machine) {
+  std::vector<std::string> names;
+  for (const HostOperation& operation : host_operations()) names.push_back(operation.benchmark());
+  for (const AppendCase& spec : kAppendCases) {
+    for (const std::string& mode : modes_of_append(machine)) names.push_back(spec.name(mode));
+  }
+  for (const BatchOfLengths& batch : distributions()) names.push_back(batch.benchmark());
+  return names;
+}
+
+Status measure_cache(Machine& machine, Runner& runner, GoogleBenchmark& google, Progress& progress,
+                     bool quick) {
+  MLA_RETURN_IF_ERROR(measure_host(google, quick));
+  MLA_RETURN_IF_ERROR(measure_appends(machine, runner, google, progress, quick));
+  return measure_memory(google);
 }
 
 }  // namespace mla::bench

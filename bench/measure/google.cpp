@@ -1,135 +1,72 @@
 #include "bench/measure/google.h"
 
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <sstream>
-
-#include "bench/measure/present.h"
+#include <unordered_map>
 
 namespace mla::bench {
 namespace {
 
-using Counters = std::map<std::string, double>;
-using Entries = std::vector<GoogleEntry>;
+using Run = benchmark::BenchmarkReporter::Run;
 
-void register_entry(const GoogleEntry& entry) {
-  benchmark::RegisterBenchmark(entry.name.c_str(),
-                               [entry](benchmark::State& state) {
-                                 if (!entry.why_not.empty()) {
-                                   state.SkipWithError(entry.why_not.c_str());
-                                   return;
-                                 }
-                                 for ([[maybe_unused]] auto _ : state)
-                                   state.SetIterationTime(1e-6 * entry.us);
-                                 for (const auto& [key, value] : entry.counters) {
-                                   if (!std::isnan(value)) state.counters[key] = value;
-                                 }
-                                 state.SetLabel(entry.label);
-                               })
-      ->UseManualTime()
-      ->Iterations(1)
-      ->Unit(benchmark::kMicrosecond);
+Status invalid(const std::string& message) {
+  return {StatusCode::kInvalidArgument, message};
 }
 
-void add_figures(const ShapeResult& result, double us, Counters* counters) {
-  (*counters)["TFLOPs"] = result.work.flop / us / 1e6;
-  (*counters)["GBps"] = result.work.bytes / us / 1e3;
-  (*counters)["checked_whole"] = result.checked_whole ? 1 : 0;
-  (*counters)["tokens"] = static_cast<double>(result.total_tokens);
-  (*counters)["longest"] = result.longest;
+/// "--benchmark_NAME=VALUE"
+struct Flag {
+  std::string name;
+  std::string value;
+  bool has_value = false;
+};
+
+Flag parse_flag(const std::string& argument) {
+  constexpr size_t kPrefix = std::string_view("--benchmark_").size();
+  const size_t equals = argument.find('=');
+  if (equals == std::string::npos) return {argument.substr(kPrefix), "", false};
+  return {argument.substr(kPrefix, equals - kPrefix), argument.substr(equals + 1), true};
 }
 
-void add_errors(const StageResult& entry, Counters* counters) {
-  (*counters)["rel_l2"] = entry.check.out.relative_l2;
-  (*counters)["max_abs"] = entry.check.out.max_abs_error;
-  (*counters)["cosine_difference"] = entry.check.out.cosine_difference;
-  (*counters)["lse_max_abs"] = entry.check.lse.max_abs_error;
+bool is_number(const std::string& text, double least) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [last, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && last == end && value >= least;
 }
 
-/// "cannot run here: needs ..."
-std::string reason(const StageResult& entry) {
-  const bool failed = entry.outcome == StageResult::Outcome::kFailed;
-  return (failed ? "failed" : outcome_name(entry.outcome)) + ": " + entry.reason;
+/// true, 1, yes, on, or nothing; false, 0, no, off.
+std::optional<bool> truth_of(const Flag& flag) {
+  const auto is_one_of = [&](std::initializer_list<const char*> words) {
+    return std::find(words.begin(), words.end(), flag.value) != words.end();
+  };
+  if (!flag.has_value || is_one_of({"true", "1", "yes", "on"})) return true;
+  if (is_one_of({"false", "0", "no", "off"})) return false;
+  return std::nullopt;
 }
 
-void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu,
-               Entries* entries) {
-  const bool cold = mode == Mode::kCold;
-  const std::string name = entry.stage + "/" + result.shape.name + "/" + to_string(mode);
-  if (entry.outcome != StageResult::Outcome::kMeasured) {
-    if (cold) entries->push_back({name, 0, {}, "", reason(entry)});
-    return;
+/// What cannot be honoured, and why.
+constexpr std::pair<const char*, const char*> kRefused[] = {
+    {"format", "the listing that --google prints is text; JSON goes to --benchmark_out"},
+    {"time_unit", "every time is in microseconds"},
+    {"perf_counters", "they count the host's events, not a GPU's"},
+    {"dry_run", "a benchmark that does not run has nothing to show"},
+};
+
+/// A regular expression that matches one of these names and nothing else, whatever the library
+/// appends ("/iterations:25/manual_time").
+std::string pattern_of(std::span<const GoogleRun> runs) {
+  std::string names;
+  for (const GoogleRun& run : runs) {
+    if (!names.empty()) names += '|';
+    for (const char c : run.name)
+      names += c == '+' || c == '.' ? fmt::format("[{}]", c) : std::string(1, c);
   }
-  const Summary& times = cold ? entry.cold : entry.sustained;
-  if (times.n == 0) return;
-  const OwnLimit& limit = cold ? entry.cold_limit : entry.sustained_limit;
-  Counters counters{{"p10_us", times.p10}, {"p90_us", times.p90}, {"n", times.n}};
-  add_errors(entry, &counters);
-  add_figures(result, times.median, &counters);
-  counters["speedup"] = cold ? entry.cold_speedup : entry.sustained_speedup;
-  if (gpu) {
-    counters["once"] = entry.times.once ? 1 : 0;
-    const double floor = cold ? result.cold_floor : result.sustained_floor;
-    counters["floor_share"] = 1e6 * floor / times.median;
-    counters["own_limit_share"] = 1e6 * limit.seconds() / times.median;
-    counters["limit_fp32_us"] = 1e6 * limit.fp32;
-    counters["limit_matrix_us"] = 1e6 * limit.matrix;
-    counters["limit_shared_us"] = 1e6 * limit.shared;
-    counters["limit_dram_us"] = 1e6 * limit.dram;
-    if (!cold) {
-      counters["sm_mhz"] = entry.times.readings.sm_mhz;
-      counters["power_w"] = entry.times.readings.watts;
-      counters["energy_mj"] = 1e3 * entry.times.readings.joules_a_run;
-    }
-  }
-  entries->push_back({name, times.median, counters, entry.idea, ""});
-}
-
-/// What the plan takes alone, warm; what it adds to a decode, cold.
-void add_plan(const ShapeResult& result, const StageResult& entry, Entries* entries) {
-  const std::string name = entry.stage + "/" + result.shape.name + "/plan";
-  if (entry.outcome != StageResult::Outcome::kMeasured) {
-    if (result.shape.measure == Measure::kPlans)
-      entries->push_back({name, 0, {}, "", reason(entry)});
-    return;
-  }
-  const Summary times = summarize(entry.plan.alone);
-  if (times.n == 0) return;
-  entries->push_back({name,
-                      times.median,
-                      {{"p10_us", times.p10},
-                       {"p90_us", times.p90},
-                       {"n", times.n},
-                       {"with_decode_us", summarize(entry.plan.with_decode.cold).median},
-                       {"marginal_us", entry.plan.marginal_us}},
-                      "",
-                      ""});
-}
-
-/// The combining kernel alone.
-void add_combine(const ShapeResult& result, const StageResult& entry, Entries* entries) {
-  const Summary times = summarize(entry.combine.warm);
-  if (entry.outcome != StageResult::Outcome::kMeasured || times.n == 0) return;
-  entries->push_back({entry.stage + "/" + result.shape.name + "/combine",
-                      times.median,
-                      {{"p10_us", times.p10},
-                       {"p90_us", times.p90},
-                       {"n", times.n},
-                       {"cold_us", summarize(entry.combine.cold).median},
-                       {"slots", entry.combine.slots},
-                       {"bytes", entry.combine.bytes}},
-                      "",
-                      ""});
-}
-
-/// The result against the reference; no time.
-void add_error(const ShapeResult& result, const StageResult& entry, Entries* entries) {
-  const bool measured = entry.outcome == StageResult::Outcome::kMeasured;
-  Counters counters;
-  if (measured) add_errors(entry, &counters);
-  entries->push_back({entry.stage + "/" + result.shape.name + "/error", 0, counters, "",
-                      measured ? "" : reason(entry)});
+  return "^(" + names + ")(/|$)";
 }
 
 /// Google Benchmark's JSON, less what names the machine's owner: host name and path of the program.
@@ -150,66 +87,289 @@ class JsonReporter final : public benchmark::JSONReporter {
   }
 };
 
-class NoReporter final : public benchmark::BenchmarkReporter {
+/// Takes what the library prints when it only lists.
+class Lister final : public benchmark::BenchmarkReporter {
  public:
+  Lister() {
+    SetOutputStream(&names);
+    SetErrorStream(&errors);
+  }
   bool ReportContext(const Context&) override { return true; }
   void ReportRuns(const std::vector<Run>&) override {}
+
+  std::stringstream names, errors;
 };
 
 }  // namespace
 
-std::vector<GoogleEntry> google_entries(const std::vector<ShapeResult>& results,
-                                        MachineKind machine) {
-  Entries entries;
-  const bool gpu = machine == MachineKind::kGpu;
-  for (const ShapeResult& result : results) {
-    if (!std::isnan(result.reference_seconds)) {
-      const double us = 1e6 * result.reference_seconds;
-      Counters counters{{"n", 1}};
-      add_figures(result, us, &counters);
-      entries.push_back(
-          {"reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", ""});
+Status read_google_flags(const std::vector<std::string>& arguments, GoogleFlags* flags) {
+  GoogleFlags result;
+  for (const std::string& argument : arguments) {
+    const Flag flag = parse_flag(argument);
+    for (const auto& [name, why] : kRefused) {
+      if (flag.name == name) return invalid(argument + " cannot be honoured: " + why);
     }
-    for (const StageResult& entry : result.stages) {
-      if (result.shape.measure == Measure::kErrors) {
-        add_error(result, entry, &entries);
-        continue;
+    const bool on_or_off = flag.name == "list_tests" || flag.name == "display_aggregates_only" ||
+                           flag.name == "report_aggregates_only" ||
+                           flag.name == "enable_random_interleaving" ||
+                           flag.name == "counters_tabular";
+    const std::optional<bool> on = truth_of(flag);
+    if (on_or_off && !on) return invalid(argument + ": true or false is needed");
+    if (!on_or_off && flag.value.empty()) return invalid(argument + ": a value is missing");
+    const std::string digits = flag.value.substr(0, flag.value.find_last_not_of("sx") + 1);
+    if (flag.name == "list_tests") {
+      result.list = *on;
+    } else if (flag.name == "display_aggregates_only") {
+      result.display_aggregates_only = *on;
+    } else if (flag.name == "out") {
+      result.out = flag.value;
+    } else if (flag.name == "out_format") {
+      if (flag.value != "json") return invalid(argument + " cannot be honoured: json alone is");
+    } else if (flag.name == "repetitions") {
+      if (!is_number(flag.value, 1) || flag.value.find('.') != std::string::npos) {
+        return invalid(argument + ": a whole number from 1 on is needed");
       }
-      if (result.shape.measure != Measure::kPlans) {
-        add_stage(result, entry, Mode::kCold, gpu, &entries);
-        add_stage(result, entry, Mode::kSustained, gpu, &entries);
-      }
-      add_plan(result, entry, &entries);
-      add_combine(result, entry, &entries);
+      result.repetitions = std::stoi(flag.value);
+    } else if (flag.name == "min_time" || flag.name == "min_warmup_time") {
+      if (!is_number(digits, 0)) return invalid(argument + ": a time in seconds is needed");
+      result.own_iterations |= flag.name == "min_time";
+      result.for_the_library.push_back(argument);
+    } else if (on_or_off || flag.name == "filter" || flag.name == "color" ||
+               flag.name == "context" || flag.name == "v") {
+      result.for_the_library.push_back(argument);
+    } else {
+      return invalid(argument + " is no flag that this program knows, see --help");
     }
   }
-  return entries;
+  *flags = std::move(result);
+  return {};
 }
 
-bool run_google_benchmark(const std::vector<GoogleEntry>& entries, const Context& context,
-                          std::vector<std::string> arguments, const std::string& out, bool show) {
-  if (!out.empty()) {
-    arguments.push_back("--benchmark_out=" + out);
-    arguments.push_back("--benchmark_out_format=json");
+/// The library's global state, and what it reported so far.
+class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
+ public:
+  Library(const std::vector<std::string>& names, const GoogleFlags& flags, bool show)
+      : flags_(flags) {
+    for (const std::string& name : names) {
+      if (benchmarks_.contains(name)) continue;
+      Benchmark& one = benchmarks_[name];
+      one.index = static_cast<int64_t>(order_.size());
+      order_.push_back(name);
+      one.registered = benchmark::RegisterBenchmark(
+          name.c_str(), [this, &one](benchmark::State& state) { iterate(one, state); });
+      one.registered->UseManualTime()->Unit(benchmark::kMicrosecond);
+    }
+    if (show) display_.reset(benchmark::CreateDefaultDisplayReporter());
   }
-  std::vector<char*> argv;
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  auto argc = static_cast<int>(argv.size());
-  benchmark::Initialize(&argc, argv.data());
-  if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return false;
+  ~Library() override { benchmark::ClearRegisteredBenchmarks(); }
 
-  for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
-  for (const GoogleEntry& entry : entries) register_entry(entry);
-  JsonReporter json;
-  NoReporter nothing;
-  benchmark::BenchmarkReporter* display = show ? nullptr : &nothing;  // null: the library's own
-  if (out.empty()) {
-    benchmark::RunSpecifiedBenchmarks(display);
-  } else {
-    benchmark::RunSpecifiedBenchmarks(display, &json);
+  Status choose() {
+    Lister lister;
+    initialize(/*list=*/true, 1);
+    benchmark::RunSpecifiedBenchmarks(&lister);
+    listing_ = lister.names.str();
+    for (std::string line; std::getline(lister.names, line);) {
+      benchmarks_.at(line.substr(0, line.rfind("/manual_time"))).chosen = true;
+      longest_ = std::max(longest_, line.size());
+    }
+    if (!listing_.empty()) return {};
+    std::string why = lister.errors.str();
+    while (!why.empty() && why.back() == '\n') why.pop_back();
+    return invalid(why.empty() ? "there is no benchmark to run" : why);
   }
-  benchmark::Shutdown();
-  return true;
+
+  std::vector<Status> run(std::span<const GoogleRun> runs) {
+    std::vector<GoogleRun> turn;
+    for (const GoogleRun& one : runs) {
+      if (is_chosen(one.name)) turn.push_back(one);
+    }
+    if (turn.empty()) return std::vector<Status>(runs.size());
+    int rounds = flags_.repetitions.value_or(0);
+    if (!flags_.repetitions) {
+      for (const GoogleRun& one : turn) rounds = std::max(rounds, one.rounds);
+    }
+    for (GoogleRun& one : turn) {
+      Benchmark& known = benchmarks_.at(one.name);
+      known.turn = &one;
+      known.status = {};
+      known.calls.clear();
+      if (!flags_.own_iterations) known.registered->Iterations(one.iterations);
+      if (flags_.repetitions) one.rounds = rounds;
+      if (one.rounds != rounds) known.registered->Repetitions(one.rounds);
+    }
+    initialize(/*list=*/false, rounds);
+    benchmark::RunSpecifiedBenchmarks(this, pattern_of(turn));
+    for (const GoogleRun& one : turn) {
+      Benchmark& known = benchmarks_.at(one.name);
+      known.turn = nullptr;
+      if (one.us == nullptr || !known.status.ok()) continue;
+      // Those before were the library's way to find out how often to run.
+      const size_t counted = std::min(known.calls.size(), static_cast<size_t>(one.rounds));
+      const size_t first = known.calls.size() - counted;
+      for (size_t i = first; i < known.calls.size(); ++i) {
+        one.us->insert(one.us->end(), known.calls[i].begin(), known.calls[i].end());
+      }
+    }
+    std::vector<Status> statuses;
+    for (const GoogleRun& one : runs) {
+      statuses.push_back(is_chosen(one.name) ? benchmarks_.at(one.name).status : Status());
+    }
+    return statuses;
+  }
+
+  void add(const GoogleEntry& entry) {
+    if (!is_chosen(entry.name)) return;
+    Benchmark& one = benchmarks_.at(entry.name);
+    if (!entry.why_not.empty()) {
+      const GoogleRun failing{entry.name, 1, 1, [&](int, std::vector<double>*) {
+                                return Status(StatusCode::kUnavailable, entry.why_not);
+                              }};
+      run({&failing, 1});
+      return;
+    }
+    if (one.reported.empty()) return;
+    Run samples = one.reported.front();
+    samples.run_type = Run::RT_Aggregate;
+    samples.aggregate_name = "samples";
+    samples.aggregate_unit = benchmark::kTime;
+    samples.iterations = 1;
+    samples.real_accumulated_time = 1e-6 * entry.us;
+    samples.cpu_accumulated_time = 0;
+    samples.report_label = entry.label;
+    samples.counters.clear();
+    for (const auto& [key, value] : entry.counters) {
+      if (!std::isnan(value)) samples.counters[key] = value;
+    }
+    one.reported.push_back(std::move(samples));
+  }
+
+  void forget(const std::string& name) {
+    if (is_chosen(name)) benchmarks_.at(name).reported.clear();
+  }
+
+  std::string json(const mla::bench::Context& context) const {
+    for (const auto& [key, value] : context) benchmark::AddCustomContext(key, value);
+    std::ostringstream text;
+    JsonReporter reporter;
+    reporter.SetOutputStream(&text);
+    reporter.ReportContext(benchmark::BenchmarkReporter::Context());
+    for (const std::string& name : order_) {
+      const std::vector<Run>& reported = benchmarks_.at(name).reported;
+      if (!reported.empty()) reporter.ReportRuns(reported);
+    }
+    reporter.Finalize();
+    return text.str();
+  }
+
+  const std::string& listing() const { return listing_; }
+  bool is_chosen(const std::string& name) const {
+    const auto found = benchmarks_.find(name);
+    return found != benchmarks_.end() && found->second.chosen;
+  }
+
+  // The library's reports, of every call to it as if it were one.
+  bool ReportContext(const Context& context) override {
+    if (display_ == nullptr || context_shown_) return true;
+    context_shown_ = true;
+    Context wide = context;
+    wide.name_field_width = longest_ + std::string("/iterations:100_median").size();
+    return display_->ReportContext(wide);
+  }
+  void ReportRuns(const std::vector<Run>& runs) override {
+    if (runs.empty()) return;
+    Benchmark& one = benchmarks_.at(runs.front().run_name.function_name);
+    for (const Run& run : runs) {
+      Run& kept = one.reported.emplace_back(run);
+      kept.family_index = one.index;
+      kept.per_family_instance_index = 0;
+    }
+    const bool aggregates = runs.front().run_type == Run::RT_Aggregate;
+    const bool hidden =
+        flags_.display_aggregates_only && !aggregates && runs.front().repetitions > 1;
+    if (display_ != nullptr && !hidden) display_->ReportRuns(runs);
+  }
+
+ private:
+  struct Benchmark {
+    int64_t index = 0;
+    benchmark::internal::Benchmark* registered = nullptr;
+    bool chosen = false;
+    const GoogleRun* turn = nullptr;         ///< While it runs
+    Status status;                           ///< Of its turn
+    std::vector<std::vector<double>> calls;  ///< us, by the library's calls
+    std::vector<Run> reported;
+  };
+
+  /// Sets the library's flags. What stands later wins, also over its environment variables.
+  void initialize(bool list, int repetitions) {
+    std::vector<std::string> arguments{"mla_bench", "--benchmark_out=", "--benchmark_filter=.",
+                                       "--benchmark_enable_random_interleaving=true"};
+    arguments.insert(arguments.end(), flags_.for_the_library.begin(), flags_.for_the_library.end());
+    arguments.push_back(fmt::format("--benchmark_repetitions={}", repetitions));
+    arguments.push_back(fmt::format("--benchmark_list_tests={}", list));
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    auto argc = static_cast<int>(argv.size());
+    benchmark::Initialize(&argc, argv.data());
+  }
+
+  /// What the library calls for so many iterations: measures all of them, then hands out a time per
+  /// iteration.
+  static void iterate(Benchmark& one, benchmark::State& state) {
+    std::vector<double> us;
+    if (one.status.ok()) {
+      one.status = one.turn->measure(static_cast<int>(state.max_iterations), &us);
+    }
+    if (!one.status.ok()) {
+      state.SkipWithError(one.status.message().c_str());
+      return;
+    }
+    size_t next = 0;
+    for ([[maybe_unused]] auto _ : state) state.SetIterationTime(1e-6 * us.at(next++));
+    for (const auto& [name, amount] : one.turn->per_iteration) {
+      state.counters[name] =
+          benchmark::Counter(amount, benchmark::Counter::kIsIterationInvariantRate);
+    }
+    one.calls.push_back(std::move(us));
+  }
+
+  const GoogleFlags flags_;
+  std::vector<std::string> order_;
+  std::unordered_map<std::string, Benchmark> benchmarks_;  ///< Its elements stay where they are
+  std::string listing_;
+  size_t longest_ = 0;  ///< Of the listed names
+  std::unique_ptr<benchmark::BenchmarkReporter> display_;
+  bool context_shown_ = false;
+};
+
+GoogleBenchmark::GoogleBenchmark(std::unique_ptr<Library> library) : library_(std::move(library)) {}
+GoogleBenchmark::~GoogleBenchmark() = default;
+
+Status GoogleBenchmark::create(const std::vector<std::string>& names, const GoogleFlags& flags,
+                               bool show, std::unique_ptr<GoogleBenchmark>* result) {
+  auto library = std::make_unique<Library>(names, flags, show);
+  MLA_RETURN_IF_ERROR(library->choose());
+  result->reset(new GoogleBenchmark(std::move(library)));
+  return {};
+}
+
+const std::string& GoogleBenchmark::listing() const {
+  return library_->listing();
+}
+bool GoogleBenchmark::is_chosen(const std::string& name) const {
+  return library_->is_chosen(name);
+}
+std::vector<Status> GoogleBenchmark::run(std::span<const GoogleRun> runs) {
+  return library_->run(runs);
+}
+void GoogleBenchmark::add(const std::vector<GoogleEntry>& entries) {
+  for (const GoogleEntry& entry : entries) library_->add(entry);
+}
+void GoogleBenchmark::forget(const std::string& name) {
+  library_->forget(name);
+}
+std::string GoogleBenchmark::json(const Context& context) const {
+  return library_->json(context);
 }
 
 }  // namespace mla::bench

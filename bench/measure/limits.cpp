@@ -55,15 +55,15 @@ double Floor::lead() const {
   return seconds() / std::min(memory, launch + matrix);
 }
 
-OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode mode) {
+OwnLimit own_limit(const Prediction& prediction, const Work& work, const Ceilings& ceilings,
+                   Mode mode) {
   const auto term = [&](double amount, double rate) {
-    return amount == 0 ? 0.0 : amount / rate / prediction.busy_fraction;
+    return amount == 0 ? 0.0 : ceilings.launch + amount / rate / prediction.busy_fraction;
   };
   return {term(prediction.fp32_flop, ceilings.fp32),
           term(prediction.matrix_flop, matrix_rate(ceilings, mode)),
           term(prediction.shared_bytes, ceilings.shared),
-          // Half of the multiprocessors can keep all of the memory busy.
-          prediction.dram_bytes == 0 ? 0.0 : prediction.dram_bytes / ceilings.read};
+          std::max(prediction.dram_bytes, work.bytes) / ceilings.read};
 }
 
 double OwnLimit::seconds() const {

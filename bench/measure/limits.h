@@ -47,16 +47,18 @@ struct Floor {
 };
 Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode);
 
-/// The terms of a stage's own limit, in s; those of the multiprocessors are divided by the share of
-/// them that have work.
+/// The terms of a stage's own limit, in s; 0 for what it does not use. It is never below the floor.
 struct OwnLimit {
+  // Launch and work, that divided by the share of the multiprocessors that have any.
   double fp32 = 0;
   double matrix = 0;
   double shared = 0;
-  double dram = 0;
+  double dram = 0;           ///< Half of the multiprocessors can keep all of the memory busy
   double seconds() const;    ///< The largest; kUnknown if one that counts has no ceiling.
   const char* name() const;  ///< Which one is the largest.
 };
-OwnLimit own_limit(const Prediction& prediction, const Ceilings& ceilings, Mode mode);
+/// `work`: what every design must do; the bytes count that a prediction leaves out, q and out.
+OwnLimit own_limit(const Prediction& prediction, const Work& work, const Ceilings& ceilings,
+                   Mode mode);
 
 }  // namespace mla::bench

@@ -6,12 +6,36 @@
 #include <cstdint>
 #include <memory>
 
+#include "bench/measure/entries.h"
 #include "bench/measure/table.h"
 
 namespace mla::bench {
 namespace {
 
 using Outcome = StageResult::Outcome;
+
+/// The benchmarks of a stage or peer on a shape.
+std::vector<std::string> names_of(const Stage& stage, const Shape& shape, MachineKind machine) {
+  std::vector<std::string> modes;
+  switch (shape.measure) {
+    case Measure::kErrors:
+      modes = {"error"};
+      break;
+    case Measure::kPlans:
+      if (stage.plan_shape != nullptr) modes = {"plan"};
+      break;
+    case Measure::kTimes:
+    case Measure::kEnergy:
+      modes = {"cold"};
+      if (machine == MachineKind::kGpu) modes.push_back("sustained");
+      if (stage.plan_shape != nullptr) {
+        modes.insert(modes.end(), {"plan_and_decode", "plan", "combine", "combine_cold"});
+      }
+      break;
+  }
+  for (std::string& mode : modes) mode = stage.slug + "/" + shape.name + "/" + mode;
+  return modes;
+}
 
 /// Data, truth and stages of one shape, on the machine.
 class ShapeRun {
@@ -41,12 +65,26 @@ class ShapeRun {
         break;
     }
     bench_.runner.clear();
-    return std::move(result_);
+    return result_;
+  }
+
+  /// Lets no time of a stage be reported whose result turned out wrong later.
+  void forget_failures() const {
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      if (is_in(result_.stages[i])) continue;
+      for (const std::string& name : names_of(*stages_[i], result_.shape, bench_.machine.kind())) {
+        bench_.google.forget(name);
+      }
+    }
   }
 
  private:
   void add(const Stage& stage, bool peer) {
-    if (result_.shape.measure == Measure::kPlans && stage.plan_shape == nullptr) return;
+    const std::vector<std::string> names = names_of(stage, result_.shape, bench_.machine.kind());
+    const bool chosen = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+      return bench_.google.is_chosen(name);
+    });
+    if (!chosen) return;
     stages_.push_back(&stage);
     StageResult& entry = result_.stages.emplace_back();
     entry.stage = stage.slug;
@@ -91,7 +129,8 @@ class ShapeRun {
       if (!is_in(entry) || !validate(data_.problem).ok()) continue;
       const Prediction prediction =
           stages_[i]->predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
-      const double us = 2e6 * own_limit(prediction, bench_.ceilings, Mode::kCold).seconds();
+      const Work work = work_of(data_.problem, data_.total_tokens());
+      const double us = 2e6 * own_limit(prediction, work, bench_.ceilings, Mode::kCold).seconds();
       if (!(us > kLeaveOutMicroseconds)) continue;  // on the model there is no limit
       entry.outcome = Outcome::kLeftOut;
       entry.reason = "a run is predicted to take about " + number(1e-6 * us, 2) + " s";
@@ -102,7 +141,8 @@ class ShapeRun {
   /// False if nothing can run.
   bool check_on(const DecodeCase& spec, const std::string& what) {
     bench_.runner.clear();
-    if (std::none_of(result_.stages.begin(), result_.stages.end(), is_in)) return false;
+    const bool asked = bench_.google.is_chosen(reference_name());
+    if (!asked && std::none_of(result_.stages.begin(), result_.stages.end(), is_in)) return false;
     data_ = make_data_set(spec);
     const int64_t tokens = data_.total_tokens();
     result_.work = work_of(data_.problem, tokens);
@@ -113,16 +153,55 @@ class ShapeRun {
     Status status = generate_on_device(bench_.machine, data_, &tensors_);
     if (status.ok()) status = allocate_workspaces();
     if (status.ok()) step("fp64 reference on " + what);
-    if (status.ok()) status = truth_.evaluate(bench_.machine, data_, tensors_, result_.work.flop);
+    if (status.ok()) status = evaluate_truth(timed);
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry)) continue;
       step(entry.stage + " on " + what);
-      drop_if_error(entry, status.ok() ? check_one(i) : status, what + ": ");
+      drop_if_error(entry, status.ok() ? check_driven(i) : status, what + ": ");
     }
     result_.checked_whole = truth_.whole();
     if (timed) result_.reference_seconds = truth_.reference_seconds();
     return status.ok();
+  }
+
+  /// `timed`: as the benchmark of the CPU reference, if it is one that is chosen.
+  Status evaluate_truth(bool timed) {
+    const auto evaluate = [&] {
+      return truth_.evaluate(bench_.machine, data_, tensors_, result_.work.flop);
+    };
+    if (!timed || !bench_.google.is_chosen(reference_name())) return evaluate();
+    return run_driven(reference_name(), [&](std::vector<double>* us) -> Status {
+      MLA_RETURN_IF_ERROR(evaluate());
+      us->push_back(1e6 * truth_.reference_seconds());
+      return {};
+    });
+  }
+
+  /// Of a shape of errors alone, the checked run is the benchmark.
+  Status check_driven(size_t i) {
+    if (result_.shape.measure != Measure::kErrors) return check_one(i);
+    return run_driven(name(i, "error"), [&](std::vector<double>* us) -> Status {
+      MLA_RETURN_IF_ERROR(check_one(i));
+      us->push_back(result_.stages[i].times.expected_us);
+      return {};
+    });
+  }
+
+  /// One benchmark, once unless a flag says otherwise.
+  Status run_driven(const std::string& name,
+                    const std::function<Status(std::vector<double>*)>& measure_one) {
+    const auto measure = [&](int count, std::vector<double>* us) -> Status {
+      for (int run = 0; run < count; ++run) MLA_RETURN_IF_ERROR(measure_one(us));
+      return {};
+    };
+    const GoogleRun run{name, 1, 1, measure};
+    return bench_.google.run({&run, 1}).front();
+  }
+
+  std::string reference_name() const { return "reference/" + result_.shape.name + "/wall"; }
+  std::string name(size_t i, const std::string& mode) const {
+    return result_.stages[i].stage + "/" + result_.shape.name + "/" + mode;
   }
 
   /// One workspace for all stages that make no plan: they run one after the other. A plan lies in
@@ -229,6 +308,7 @@ class ShapeRun {
     if (bench_.runner.lost()) {
       return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
     }
+    if (!bench_.google.is_chosen(name(i, "plan"))) return {};
     step(stages_[i]->slug + ": plan alone");
     MLA_RETURN_IF_ERROR(renew_workspace(i));
     HostPlan plan;
@@ -238,14 +318,14 @@ class ShapeRun {
                                     data_.seqlens_k))) {
       return {StatusCode::kKernelRejected, "another plan than the host's"};
     }
-    return time_warm([this, i](Stream stream) { return make_plan(i, stream); },
-                     &result_.stages[i].plan.alone, nullptr);
+    return time_apart([this, i](Stream stream) { return make_plan(i, stream); }, name(i, "plan"),
+                      &result_.stages[i].plan.alone, "", nullptr);
   }
 
-  /// Times an operation warm, and then cold if there is a place for that, as often as is due for
-  /// its time.
-  Status time_warm(const Operation& operation, std::vector<double>* warm,
-                   std::vector<double>* cold) {
+  /// Times an operation warm, and then cold if that has a name, as often as is due for its time.
+  Status time_apart(const Operation& operation, const std::string& warm_name,
+                    std::vector<double>* warm, const std::string& cold_name,
+                    std::vector<double>* cold) {
     Runner& runner = bench_.runner;
     int handle = 0;
     MLA_RETURN_IF_ERROR(runner.prepare(operation, &handle));
@@ -253,14 +333,33 @@ class ShapeRun {
     MLA_RETURN_IF_ERROR(runner.run_warm(handle, 1, &unused));
     const RunCounts due = runner.run_counts(unused.front());
     MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.warmups, &unused));
-    MLA_RETURN_IF_ERROR(runner.run_warm(handle, due.rounds * due.runs, warm));
-    return cold == nullptr ? Status() : runner.run_cold(handle, due.rounds * due.runs, cold);
+    const GoogleRun runs[] = {
+        {warm_name,
+         due.runs,
+         due.rounds,
+         [&](int count, std::vector<double>* us) { return runner.run_warm(handle, count, us); },
+         {},
+         warm},
+        {cold_name,
+         due.runs,
+         due.rounds,
+         [&](int count, std::vector<double>* us) { return runner.run_cold(handle, count, us); },
+         {},
+         cold}};
+    for (const GoogleRun& run : runs) {
+      MLA_RETURN_IF_ERROR(bench_.google.run({&run, 1}).front());
+    }
+    return {};
   }
 
   /// Times the combining kernel alone, on what a decode left: it gives the decode's bits again.
   Status time_combine(size_t i) {
     const Stage& stage = *stages_[i];
     CombineTimes& times = result_.stages[i].combine;
+    if (!bench_.google.is_chosen(name(i, "combine")) &&
+        !bench_.google.is_chosen(name(i, "combine_cold"))) {
+      return {};
+    }
     HostPlan plan;
     MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, workspace(i), &plan));
     if (plan.header.num_slots == 0) return {};
@@ -274,7 +373,8 @@ class ShapeRun {
                            stages_[i]->plan_shape(data_.problem, bench_.machine.limits()),
                            tensors_.tensors(), workspace(i).data(), stream);
     };
-    MLA_RETURN_IF_ERROR(time_warm(combine, &times.warm, &times.cold));
+    MLA_RETURN_IF_ERROR(
+        time_apart(combine, name(i, "combine"), &times.warm, name(i, "combine_cold"), &times.cold));
     return check_bits(i, "combined once more: ");
   }
 
@@ -295,17 +395,19 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry)) continue;
-      entry.times.name = result_.shape.name + ": " + entry.stage;
+      entry.times.cold_name = name(i, "cold");
+      entry.times.sustained_name = gpu ? name(i, "sustained") : "";
+      entry.times.per_iteration = {{"FLOP", result_.work.flop}, {"bytes", result_.work.bytes}};
       const bool energy = result_.shape.measure == Measure::kEnergy;
       entry.times.sustained_warmup_s = energy ? kTensorCoreWarmup : stages_[i]->sustained_warmup_s;
       places.push_back(&entry.times);
       if (!plans(i)) continue;
-      entry.plan.with_decode.name = entry.times.name + " with its plan";
-      entry.plan.with_decode.only_cold = true;
+      entry.plan.with_decode.cold_name = name(i, "plan_and_decode");
       places.push_back(&entry.plan.with_decode);
     }
     for (Contender* place : places) contenders.push_back(std::move(*place));
-    sample(bench_.runner, contenders, [&](const std::string& text) { bench_.progress.step(text); });
+    sample(bench_.runner, bench_.google, contenders,
+           [&](const std::string& text) { bench_.progress.step(text); });
     for (size_t c = 0; c < contenders.size(); ++c) *places[c] = std::move(contenders[c]);
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
@@ -329,8 +431,8 @@ class ShapeRun {
     entry.plan.marginal_us = summarize(entry.plan.with_decode.cold).median - entry.cold.median;
     const Prediction prediction =
         stage.predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
-    entry.cold_limit = own_limit(prediction, bench_.ceilings, Mode::kCold);
-    entry.sustained_limit = own_limit(prediction, bench_.ceilings, Mode::kSustained);
+    entry.cold_limit = own_limit(prediction, result_.work, bench_.ceilings, Mode::kCold);
+    entry.sustained_limit = own_limit(prediction, result_.work, bench_.ceilings, Mode::kSustained);
   }
 
   void derive_speedups() {
@@ -349,7 +451,7 @@ class ShapeRun {
   void check_again() {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
-      if (!is_in(entry) || entry.times.cold.empty()) continue;
+      if (!is_in(entry)) continue;
       Status status = run_poisoned(entry.times);
       if (status.ok()) status = check_bits(i, "");
       drop_if_error(entry, status, "after timing: ");
@@ -384,9 +486,29 @@ class ShapeRun {
 
 }  // namespace
 
+std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape,
+                                         std::span<const Stage* const> stages,
+                                         std::span<const Stage* const> peers) {
+  std::vector<std::string> names;
+  const DataSet data = make_data_set(shape.spec);
+  const double flop = work_of(data.problem, data.total_tokens()).flop;
+  if (shape.measure != Measure::kPlans && Truth::by_reference(machine, data, flop)) {
+    names.push_back("reference/" + shape.name + "/wall");
+  }
+  for (const auto& contenders : {stages, peers}) {
+    for (const Stage* stage : contenders) {
+      const std::vector<std::string> more = names_of(*stage, shape, machine);
+      names.insert(names.end(), more.begin(), more.end());
+    }
+  }
+  return names;
+}
+
 ShapeResult measure_shape(const Bench& bench, const Shape& shape) {
   auto run = std::make_unique<ShapeRun>(bench, shape);
   ShapeResult result = run->run();
+  run->forget_failures();
+  bench.google.add(google_entries(result, bench.machine.kind()));
   bench.progress.clear();
   // Freeing memory waits for all kernels: not for one that never ends.
   if (bench.runner.lost()) static_cast<void>(run.release());

@@ -2,9 +2,11 @@
 /// Everything that is done for one shape: data, checks, times, shares.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
+#include "bench/measure/google.h"
 #include "bench/measure/limits.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/sampler.h"
@@ -73,12 +75,22 @@ struct Bench {
   std::vector<const Stage*> peers;  ///< Other implementations as stages: checked and timed alike
   Ceilings ceilings;
   Progress& progress;
+  GoogleBenchmark& google;  ///< Knows the names of every shape to measure
 };
 
-/// Checks every stage on needle data and on flat data, times those that are right on the flat data,
+/// The benchmarks of a shape: "reference/SHAPE/wall" where the CPU reference is timed; of each
+/// contender "STAGE/SHAPE/cold" and, on a GPU, ".../sustained"; of one that makes a plan, too,
+/// ".../plan_and_decode", ".../plan", ".../combine" and ".../combine_cold". Of a shape of errors
+/// alone ".../error", of plans alone ".../plan".
+std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape,
+                                         std::span<const Stage* const> stages,
+                                         std::span<const Stage* const> peers);
+
+/// Does what is chosen of a shape. Checks every stage on needle data and on flat data, times those that are right on the flat data,
 /// and checks that a run after the timed ones still gives the same bits. Of a shape of errors alone:
 /// checks on the flat data and times nothing. Of a shape of plans alone: holds every stage's plan to
-/// the host's and times it; stages without one, and peers, have no entry.
+/// the host's and times it; stages without one, and peers, have no entry. What it measured is added
+/// to the library's reports.
 ShapeResult measure_shape(const Bench& bench, const Shape& shape);
 
 }  // namespace mla::bench

@@ -40,7 +40,7 @@ Ceilings ceilings_of(const std::map<std::string, std::string>& context) {
 
 /// False if it is no entry stage/shape/mode with a time.
 bool read_entry(const Json& json, RecordedEntry* entry) {
-  if (json.value("error_occurred", false)) return false;
+  if (json.value("error_occurred", false) || json.contains("skipped")) return false;
   std::string name = json.value("name", "");
   std::string* parts[] = {&entry->stage, &entry->shape, &entry->mode};
   for (std::string* part : parts) {
@@ -53,6 +53,19 @@ bool read_entry(const Json& json, RecordedEntry* entry) {
     if (value.is_number()) entry->counters[key] = value.get<double>();
   }
   return !entry->mode.empty() && entry->us > 0;
+}
+
+/// Of Google Benchmark's rows of a benchmark the one over all its samples counts, or the only one.
+void add(const std::string& aggregate, RecordedEntry entry, Recorded* recorded) {
+  if (!aggregate.empty() && aggregate != "samples") return;
+  for (RecordedEntry& known : recorded->entries) {
+    if (known.stage != entry.stage || known.shape != entry.shape || known.mode != entry.mode) {
+      continue;
+    }
+    if (!aggregate.empty()) known = std::move(entry);
+    return;
+  }
+  recorded->entries.push_back(std::move(entry));
 }
 
 Status unreadable(const std::string& path, const std::string& why) {
@@ -93,7 +106,8 @@ Status load_recorded(const std::string& path, Recorded* recorded) {
     if (multiprocessors > 0) result.multiprocessors = static_cast<int>(multiprocessors);
     for (const Json& json : file.value("benchmarks", Json::array())) {
       RecordedEntry entry;
-      if (read_entry(json, &entry)) result.entries.push_back(std::move(entry));
+      if (read_entry(json, &entry))
+        add(json.value("aggregate_name", ""), std::move(entry), &result);
     }
     *recorded = std::move(result);
   } catch (const Json::exception& error) {

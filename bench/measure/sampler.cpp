@@ -1,53 +1,68 @@
 #include "bench/measure/sampler.h"
 
-#include <algorithm>
-
 namespace mla::bench {
 
-void sample(Runner& runner, std::span<Contender> contenders,
+namespace {
+
+/// Between two rounds of sustained runs the device is idle for so short that it stays as warm as it
+/// was; this fills its queue again.
+constexpr double kRewarmSeconds = 0.02;
+
+}  // namespace
+
+void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
   std::vector<RunCounts> counts;
-  int rounds = 0;
   for (Contender& contender : contenders) {
     contender.once = contender.expected_us > kOnceMicroseconds;
     counts.push_back(runner.run_counts(contender.expected_us));
-    if (contender.once || contender.only_cold) counts.back().sustained = false;
-    rounds = std::max(rounds, counts.back().rounds);
   }
-  // Runs `step` of contender i, unless it dropped out or the device is gone.
-  const auto attempt = [&](size_t i, const std::string& what, auto&& step) {
-    Contender& contender = contenders[i];
-    if (!contender.status.ok()) return;
+  // Runs `step`, unless the contender dropped out or the device is gone.
+  const auto attempt = [&](Contender& contender, const std::string& what, auto&& step) -> Status {
+    if (!contender.status.ok()) return contender.status;
     if (runner.lost()) {
-      contender.status = {StatusCode::kUnavailable, "the device was lost in another stage's run"};
-      return;
+      return {StatusCode::kUnavailable, "the device was lost in another stage's run"};
     }
-    progress(contender.name + ": " + what);
-    contender.status = step(contender, counts[i]);
+    progress(what);
+    return step();
   };
   for (size_t i = 0; i < contenders.size(); ++i) {
-    attempt(i, "warm-up", [&](Contender& contender, const RunCounts& due) -> Status {
+    Contender& contender = contenders[i];
+    if (!google.is_chosen(contender.cold_name)) continue;
+    contender.status = attempt(contender, contender.cold_name + ": warm-up", [&] {
       std::vector<double> unused;
-      return runner.run_cold(contender.handle, due.warmups, &unused);
+      return runner.run_cold(contender.handle, counts[i].warmups, &unused);
     });
   }
-  for (int round = 0; round < rounds; ++round) {
-    const std::string what =
-        "cold round " + std::to_string(round + 1) + " of " + std::to_string(rounds);
-    for (size_t i = 0; i < contenders.size(); ++i) {
-      if (round >= counts[i].rounds) continue;
-      attempt(i, what, [&](Contender& contender, const RunCounts& due) {
-        return runner.run_cold(contender.handle, due.runs, &contender.cold);
-      });
-    }
+  std::vector<GoogleRun> cold;
+  for (size_t i = 0; i < contenders.size(); ++i) {
+    Contender* one = &contenders[i];
+    const auto measure = [&, one](int runs, std::vector<double>* us) {
+      return attempt(*one, one->cold_name, [&] { return runner.run_cold(one->handle, runs, us); });
+    };
+    cold.push_back({one->cold_name, counts[i].runs, counts[i].rounds, measure, one->per_iteration,
+                    &one->cold});
+  }
+  const std::vector<Status> statuses = google.run(cold);
+  for (size_t i = 0; i < contenders.size(); ++i) {
+    if (contenders[i].status.ok()) contenders[i].status = statuses[i];
   }
   for (size_t i = 0; i < contenders.size(); ++i) {
-    if (!counts[i].sustained) continue;
-    attempt(i, "sustained", [&](Contender& contender, const RunCounts& due) {
-      return runner.run_sustained(contender.handle, contender.expected_us,
-                                  contender.sustained_warmup_s, due.rounds * due.runs,
-                                  &contender.sustained, &contender.readings);
-    });
+    Contender& contender = contenders[i];
+    const bool due = counts[i].sustained && !contender.once && !contender.sustained_name.empty();
+    if (!due || !contender.status.ok()) continue;
+    double warmup_s = contender.sustained_warmup_s;
+    const auto measure = [&](int runs, std::vector<double>* us) {
+      const double seconds = std::exchange(warmup_s, kRewarmSeconds);
+      return attempt(contender, contender.sustained_name, [&] {
+        return runner.run_sustained(contender.handle, contender.expected_us, seconds, runs, us,
+                                    &contender.readings);
+      });
+    };
+    const GoogleRun sustained{contender.sustained_name, counts[i].runs,
+                              counts[i].rounds,         measure,
+                              contender.per_iteration,  &contender.sustained};
+    contender.status = google.run({&sustained, 1}).front();
   }
   for (Contender& contender : contenders) {
     if (contender.status.ok()) continue;

@@ -83,14 +83,18 @@ bool Truth::is_slow(const Machine& machine, const DataSet& data, double flop) {
   return on_cpu && flop * share > 5e9;
 }
 
+bool Truth::by_reference(MachineKind machine, const DataSet& data, double flop) {
+  if (!checked_rows(data, flop).empty()) return false;
+  // The CPU reference has a row in the table, so it evaluates what it can do whole, once.
+  const bool for_table = flop <= kReferenceFlop && data.spec.data == DataKind::kFlat;
+  return machine == MachineKind::kModel || for_table;
+}
+
 Status Truth::evaluate(Machine& machine, const DataSet& data, const DeviceTensors& tensors,
                        double flop) {
   rows_ = checked_rows(data, flop);
   reference_seconds_ = kUnknown;
-  // The CPU reference stands in the table, so it evaluates what it can do whole, once.
-  const bool for_reference =
-      rows_.empty() && flop <= kReferenceFlop && data.spec.data == DataKind::kFlat;
-  if (machine.kind() == MachineKind::kGpu && !for_reference) {
+  if (machine.kind() == MachineKind::kGpu && !by_reference(machine.kind(), data, flop)) {
     if (rows_.empty()) return oracle_decode(machine, data.problem, tensors.tensors(), &expected_);
     return oracle_decode(machine, data.problem, tensors.tensors(), rows_, &expected_);
   }

@@ -36,6 +36,10 @@ class Truth {
   /// Whether `evaluate` would take long here: no fp64 kernel, and this much work for the CPU.
   static bool is_slow(const Machine& machine, const DataSet& data, double flop);
 
+  /// Whether `evaluate` has the CPU reference compute the whole result, whose wall time then is a
+  /// figure of its own.
+  static bool by_reference(MachineKind machine, const DataSet& data, double flop);
+
   /// Compares the outputs that lie in `tensors`. `fingerprint`: a hash of all their bits, for
   /// later.
   Status compare(Machine& machine, const DataSet& data, const DeviceTensors& tensors,

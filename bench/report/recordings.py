@@ -23,7 +23,9 @@ ERRORS = ["rel_l2", "max_abs", "lse_max_abs"]
 REQUIRED_COUNTERS = {
     **dict.fromkeys(["cold", "sustained"], [*SPREAD, "TFLOPs", "GBps", *ERRORS, "tokens", "longest"]),
     "plan": SPREAD,
+    "plan_and_decode": SPREAD,
     "combine": [*SPREAD, "cold_us", "slots", "bytes"],
+    "combine_cold": SPREAD,
     "error": [*ERRORS, "cosine_difference"],
 }
 REQUIRED_CACHE_COUNTERS = {
@@ -55,7 +57,8 @@ def entry_key(name):
 
 
 class Results:
-    """One results file: context, and entries by (stage, shape, mode)."""
+    """One results file: context, and entries by (stage, shape, mode): of Google Benchmark's rows of a benchmark the one
+    over all its samples, or the only one."""
 
     def __init__(self, data, name):
         self.name = name
@@ -63,9 +66,11 @@ class Results:
         self.entries = {}
         for entry in data.get("benchmarks", []):
             try:
-                self.entries[entry_key(entry.get("name", ""))] = entry
+                key = entry_key(entry.get("name", ""))
             except Error as error:
                 raise Error(f"{name}: {error}") from None
+            if entry.get("aggregate_name") == "samples" or "aggregate_name" not in entry and key not in self.entries:
+                self.entries[key] = entry
         others = ["reference", "cache", *MEASURED_PEERS]
         self.stages = sorted({key[0] for key in self.entries} - set(others))
         timed = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))

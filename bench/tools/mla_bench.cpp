@@ -10,13 +10,13 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <sstream>
 
 #include "bench/explain/explain_input.h"
 #include "bench/measure/cache_suite.h"
 #include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
 #include "bench/measure/cublas_pipeline.h"
-#include "bench/measure/google.h"
 #include "bench/measure/present.h"
 #include "bench/measure/program.h"
 #include "bench/measure/table.h"
@@ -38,9 +38,11 @@ struct Options {
   bool json = false;
   bool print_gpu = false;
   bool show_google = false;
+  GoogleFlags google;
   bool quick = false;  // of suite paged
   bool peers = true;
   bool explain = false;
+  std::string why_no_gpu;
 };
 
 /// Beside those of shapes.h: the paged cache. "all" has it, too.
@@ -103,9 +105,14 @@ void on_interrupt(int signal) {
   if (++interrupted == 2) std::signal(signal, SIG_DFL);
 }
 
-/// Measures, prints a table a shape, writes the files. The exit code.
-int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes,
-            std::vector<std::string> google_arguments) {
+Status write_text(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text << std::flush;
+  return file ? Status() : Status(StatusCode::kFileError, path + ": cannot be written");
+}
+
+/// Measures, prints a table per shape, writes the files. The exit code.
+int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes) {
   const auto begin = WallClock::now();
   const bool gpu = machine.kind() == MachineKind::kGpu;
   Progress progress;
@@ -125,6 +132,35 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   if (nothing_to_do) {
     return refuse({StatusCode::kInvalidArgument, "none of these stages makes a plan"});
   }
+  std::vector<const Stage*> peers;
+  std::string why_no_peer;
+  if (gpu && options.peers) {
+    const Stage* peer = cublas_pipeline(&why_no_peer);
+    if (peer != nullptr) peers.push_back(peer);
+  }
+  std::vector<std::string> names;
+  for (const Shape& shape : shapes) {
+    const auto more = benchmark_names(machine.kind(), shape, chosen, peers);
+    names.insert(names.end(), more.begin(), more.end());
+  }
+  if (has_paged_suite(options)) {
+    const auto more = cache_benchmark_names(machine.kind());
+    names.insert(names.end(), more.begin(), more.end());
+  }
+  std::unique_ptr<GoogleBenchmark> google;
+  if (const Status status =
+          GoogleBenchmark::create(names, options.google, options.show_google, &google);
+      !status.ok()) {
+    return refuse(status);
+  }
+  if (options.google.list) return std::cout << google->listing(), 0;
+  for (const std::string& file : {options.out, options.samples}) {
+    if (const Status status = check_writable(file); !status.ok()) return refuse(status);
+  }
+  if (options.machine == "auto" && !gpu) {
+    std::cout << options.why_no_gpu << ": running on the CPU model of a GPU\n";
+  }
+
   if (gpu) {
     Status status = make_gpu_runner(&runner);
     if (!status.ok()) return refuse(status);
@@ -136,21 +172,22 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     context.insert(context.end(), measured.begin(), measured.end());
   }
   std::cout << describe(context) << std::flush;
-
-  std::vector<const Stage*> peers;
-  if (std::string why_not; gpu && options.peers) {
-    const Stage* peer = cublas_pipeline(&why_not);
-    if (peer != nullptr) peers.push_back(peer);
-    if (peer == nullptr) std::cout << "peer cublas_pipeline left out: " << why_not << "\n";
+  if (!why_no_peer.empty()) {
+    std::cout << "peer cublas_pipeline left out: " << why_no_peer << "\n";
   }
-  const Bench bench{machine, *runner, chosen, peers, ceilings, progress};
+
+  const Bench bench{machine, *runner, chosen, peers, ceilings, progress, *google};
   std::vector<ShapeResult> results;
   bool failed = false;
   std::signal(SIGINT, on_interrupt);
   for (const Shape& shape : shapes) {
+    const auto of_shape = benchmark_names(machine.kind(), shape, chosen, peers);
+    if (std::none_of(of_shape.begin(), of_shape.end(),
+                     [&](const std::string& name) { return google->is_chosen(name); })) {
+      continue;
+    }
     if (interrupted > 0) {
-      std::cout << "\nInterrupted: " << shapes.size() - results.size()
-                << " of the shapes are left out.\n";
+      std::cout << "\nInterrupted: " << shape.name << " and what follows are left out.\n";
       failed = true;
       break;
     }
@@ -169,13 +206,12 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     }
   }
   std::cout << std::flush;
-  std::vector<GoogleEntry> entries = google_entries(results, machine.kind());
   std::signal(SIGINT, SIG_DFL);
   if (has_paged_suite(options) && interrupted > 0) {
     std::cout << "\nInterrupted: suite " << kPagedSuite << " is left out.\n";
     failed = true;
   } else if (has_paged_suite(options) && !runner->lost()) {
-    const Status status = measure_cache(machine, *runner, progress, options.quick, &entries);
+    const Status status = measure_cache(machine, *runner, *google, progress, options.quick);
     progress.clear();
     if (!status.ok()) {
       std::cout << "suite " << kPagedSuite << ": " << status.to_string() << "\n";
@@ -185,15 +221,18 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   const Context suites = describe_suites();
   context.insert(context.end(), suites.begin(), suites.end());
   context.emplace_back("wall_s", number(seconds_since(begin), 4));
-  if (!run_google_benchmark(entries, context, std::move(google_arguments), options.out,
-                            options.show_google)) {
-    return 2;
+  if (!options.out.empty()) {
+    if (const Status status = write_text(options.out, google->json(context)); !status.ok()) {
+      return refuse(status);
+    }
+    std::cout << "\nresults: " << options.out << "\n";
   }
-  if (!options.out.empty()) std::cout << "\nresults: " << options.out << "\n";
   if (!options.samples.empty()) {
-    std::ofstream file(options.samples);
-    write_samples(results, file);
-    if (!file) return refuse({StatusCode::kFileError, options.samples + ": cannot be written"});
+    std::ostringstream text;
+    write_samples(results, text);
+    if (const Status status = write_text(options.samples, text.str()); !status.ok()) {
+      return refuse(status);
+    }
   }
   if (failed) std::cout << "\nFAILED: see above\n";
   if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
@@ -248,15 +287,31 @@ int run(int argc, char** argv) {
                "print a file name for the GPU and exit; without one say why and exit with 1");
   app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
   app.allow_extras();  // Google Benchmark's own flags
-  app.footer("Google Benchmark's flags (--benchmark_filter=...) are passed on.");
+  app.footer(
+      "Google Benchmark runs everything, and these of its flags have their meaning: "
+      "--benchmark_list_tests, _filter, _repetitions (rounds), _enable_random_interleaving (on by "
+      "default), _min_time and _min_warmup_time (in place of the protocol's counts), _out, "
+      "_report_aggregates_only, _display_aggregates_only, _counters_tabular, _color, _context. The "
+      "others are refused.\nExample:\n"
+      "  mla_bench --shapes h16_q1_b2_k256 --benchmark_filter='0[23].*/cold' "
+      "--benchmark_repetitions=5 --google");
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
 
-  std::vector<std::string> google_arguments{argv[0]};
+  std::vector<std::string> google_arguments;
   for (const std::string& extra : app.remaining()) {
     if (!extra.starts_with("--benchmark_")) {
       return refuse({StatusCode::kInvalidArgument, "unknown argument '" + extra + "', see --help"});
     }
     google_arguments.push_back(extra);
+  }
+  if (const Status status = read_google_flags(google_arguments, &options.google); !status.ok()) {
+    return refuse(status);
+  }
+  if (!options.google.out.empty()) {
+    if (!options.out.empty() && options.out != options.google.out) {
+      return refuse({StatusCode::kInvalidArgument, "--out and --benchmark_out name two files"});
+    }
+    options.out = options.google.out;
   }
 
   std::string why_not;
@@ -273,10 +328,7 @@ int run(int argc, char** argv) {
     return refuse({StatusCode::kInvalidArgument, "--json goes with --list"});
   }
   if (options.list && !options.json) return print_list(machine.kind()), 0;
-  const bool quiet = options.list || !options.save.empty();
-  if (options.machine == "auto" && gpu == nullptr && !quiet) {
-    std::cout << why_not << ": running on the CPU model of a GPU\n";
-  }
+  options.why_no_gpu = why_not;
   std::vector<Shape> shapes;
   const bool whole_list = options.list && options.suite.empty() && options.shapes.empty();
   if (options.suite.empty()) options.suite = gpu != nullptr ? "main" : "smoke";
@@ -301,10 +353,7 @@ int run(int argc, char** argv) {
     const Status status = save_inputs(machine, shapes.front().spec, options.save);
     return status.ok() ? 0 : refuse(status);
   }
-  for (const std::string& file : {options.out, options.samples}) {
-    if (const Status status = check_writable(file); !status.ok()) return refuse(status);
-  }
-  return measure(machine, options, shapes, std::move(google_arguments));
+  return measure(machine, options, shapes);
 }
 
 }  // namespace

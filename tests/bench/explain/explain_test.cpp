@@ -257,7 +257,8 @@ TEST(Explain, SaysWhereTimesAreFrom) {
        {std::string("NVIDIA H200, compute capability 9.0, 132 multiprocessors, from records"),
         std::string("(recorded: "), std::string("µs cold, recorded: floor share"),
         "above the ridge of " + number(ridge), std::string("set by the matrix rate"),
-        "own limit " + microseconds(1e6 * products) + " µs, by its matrix work",
+        "own limit " + microseconds(1e6 * (recorded().ceilings.launch + products)) +
+            " µs, by its launch and matrix work",
         std::string("64 of 128 sequences cut, into 128 parts")}) {
     EXPECT_NE(text.find(needed), std::string::npos) << needed << "\n" << text;
   }
@@ -293,8 +294,10 @@ TEST(Explain, WhatWasJustMeasuredTakesThePlaceOfRecords) {
 TEST(Explain, TimesOfTheModelAreNotTold) {
   Progress progress;
   const std::unique_ptr<Runner> runner = make_model_runner();
+  std::unique_ptr<GoogleBenchmark> google;
+  ASSERT_TRUE(GoogleBenchmark::create({"any"}, {}, /*show=*/false, &google).ok());
   const Bench bench{model_machine(), *runner, {find_stage(MachineKind::kModel, "08")}, {}, {},
-                    progress};
+                    progress,        *google};
   ShapeResult result;
   ASSERT_TRUE(parse_shape("h128_q1_b128_k8192", &result.shape).ok());
   StageResult& entry = result.stages.emplace_back();
@@ -661,8 +664,11 @@ TEST(Advice, CausalMask) {
   const ExplainInput with = input_of("h128_q2_b128_k4096_causal");
   const ExplainInput without = input_of("h128_q2_b128_k4096");
   for (size_t i = 0; i < with.stages.size(); ++i) {
-    EXPECT_DOUBLE_EQ(own_limit(with.stages[i].prediction, with.ceilings, Mode::kCold).seconds(),
-                     own_limit(without.stages[i].prediction, with.ceilings, Mode::kCold).seconds());
+    const Work work = work_of(with.problem, 128 * 4096);
+    const auto limit = [&](const ExplainInput& input) {
+      return own_limit(input.stages[i].prediction, work, with.ceilings, Mode::kCold).seconds();
+    };
+    EXPECT_DOUBLE_EQ(limit(with), limit(without));
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "bench/measure/catalogue.h"
 #include "bench/measure/limits.h"
+#include "bench/measure/recorded.h"
 #include "bench/measure/sampler.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/statistics.h"
@@ -253,8 +254,8 @@ TEST(Limits, SharesTakeTheLargestTerm) {
   prediction.shared_bytes = 15e9;  // 0.5 ms
   prediction.dram_bytes = 4e8;     // 0.1 ms
   prediction.busy_fraction = 0.5;
-  const OwnLimit limit = own_limit(prediction, ceilings, Mode::kCold);
-  EXPECT_DOUBLE_EQ(limit.seconds(), 2e-3);
+  const OwnLimit limit = own_limit(prediction, {1, 1}, ceilings, Mode::kCold);
+  EXPECT_DOUBLE_EQ(limit.seconds(), 3e-6 + 2e-3);
   EXPECT_STREQ(limit.name(), "fp32");
   EXPECT_DOUBLE_EQ(floor_of({80e9, 1e6}, ceilings, Mode::kCold).seconds(), 3e-6 + 1e-4);
   EXPECT_DOUBLE_EQ(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds(), 1e-3);
@@ -267,9 +268,31 @@ TEST(Limits, AMissingCeilingIsNotGuessed) {
   EXPECT_TRUE(std::isnan(floor_of({1e9, 4e9}, ceilings, Mode::kCold).seconds()));
   Prediction prediction;
   prediction.dram_bytes = 4e8;
-  EXPECT_DOUBLE_EQ(own_limit(prediction, ceilings, Mode::kCold).seconds(), 1e-4);
+  const auto seconds = [&] {
+    return own_limit(prediction, {1, 1}, ceilings, Mode::kCold).seconds();
+  };
+  EXPECT_DOUBLE_EQ(seconds(), 1e-4);
   prediction.matrix_flop = 1;
-  EXPECT_TRUE(std::isnan(own_limit(prediction, ceilings, Mode::kCold).seconds()));
+  EXPECT_TRUE(std::isnan(seconds()));
+}
+
+TEST(Limits, NoOwnLimitIsBelowTheFloor) {
+  Recorded recorded;
+  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  const DeviceLimits h200{90, 132, 232448, 2147483647};
+  for (const Shape& shape : every_shape()) {
+    const DataSet data = make_data_set(shape.spec);
+    const Work work = work_of(data.problem, data.total_tokens());
+    for (const Stage& stage : stages(MachineKind::kModel)) {
+      const Prediction prediction = stage.predict(data.problem, data.total_tokens(), h200);
+      for (const Mode mode : {Mode::kCold, Mode::kSustained}) {
+        const double floor = floor_of(work, recorded.ceilings, mode).seconds();
+        EXPECT_GE(own_limit(prediction, work, recorded.ceilings, mode).seconds(),
+                  floor * (1 - 1e-12))
+            << stage.slug << " " << shape.name;
+      }
+    }
+  }
 }
 
 TEST(Table, AlignsUtf8) {
@@ -314,9 +337,10 @@ class RecordingRunner final : public Runner {
     note('w', handle, runs);
     return {};
   }
-  Status run_sustained(int handle, double, double, int runs, std::vector<double>* samples,
+  Status run_sustained(int handle, double, double warmup_s, int runs, std::vector<double>* samples,
                        Readings* readings) override {
     note('s', handle, runs);
+    warmups.push_back(warmup_s);
     samples->insert(samples->end(), static_cast<size_t>(runs), 2.0);
     readings->sm_mhz = 1000;
     return {};
@@ -328,13 +352,31 @@ class RecordingRunner final : public Runner {
     log += what + std::to_string(handle) + 'x' + std::to_string(runs) + ' ';
   }
 
-  std::string log;  ///< "c0x4 ": 4 cold runs of handle 0; s for sustained
+  std::vector<double> warmups;  ///< s, of the sustained runs
+  std::string log;              ///< "c0x4 ": 4 cold runs of handle 0; s for sustained
   int broken = -1;
   bool is_lost = false;
 };
 
+/// Benchmarks a/cold, a/sustained, b/cold, b/sustained, one after the other.
+std::unique_ptr<GoogleBenchmark> in_order(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments{"--benchmark_enable_random_interleaving=false"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  GoogleFlags flags;
+  EXPECT_TRUE(read_google_flags(arguments, &flags).ok());
+  std::unique_ptr<GoogleBenchmark> google;
+  const Status status = GoogleBenchmark::create({"a/cold", "a/sustained", "b/cold", "b/sustained"},
+                                                flags, /*show=*/false, &google);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return google;
+}
+
 std::vector<Contender> two_contenders(double second_us) {
   std::vector<Contender> contenders(2);
+  contenders[0].cold_name = "a/cold";
+  contenders[0].sustained_name = "a/sustained";
+  contenders[1].cold_name = "b/cold";
+  contenders[1].sustained_name = "b/sustained";
   contenders[0].expected_us = 10;
   contenders[1].handle = 1;
   contenders[1].expected_us = second_us;
@@ -343,11 +385,11 @@ std::vector<Contender> two_contenders(double second_us) {
 
 const auto kSilent = [](const std::string&) {};
 
-TEST(Sampler, RoundsAreInterleaved) {
+TEST(Sampler, RoundsAreRepetitions) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
-  sample(runner, contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
+  sample(runner, *in_order(), contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s0x4 s0x4 s1x1 s1x1 ");
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -357,7 +399,7 @@ TEST(Sampler, RoundsAreInterleaved) {
 TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
   RecordingRunner runner;
   auto contenders = two_contenders(201e3);
-  sample(runner, contenders, kSilent);
+  sample(runner, *in_order(), contenders, kSilent);
   EXPECT_TRUE(contenders[1].once);
   EXPECT_FALSE(contenders[0].once);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -367,9 +409,40 @@ TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
 TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
-  contenders[0].only_cold = true;
-  sample(runner, contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x2 ");
+  contenders[0].sustained_name = "";
+  sample(runner, *in_order(), contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s1x1 s1x1 ");
+}
+
+TEST(Sampler, RoundsAreInterleavedByDefault) {
+  // Of 12 rounds of two contenders in random order, one of two million orders is not interleaved.
+  RecordingRunner runner;
+  auto contenders = two_contenders(5000);
+  const std::vector<std::string> flags{"--benchmark_repetitions=12",
+                                       "--benchmark_enable_random_interleaving=true"};
+  sample(runner, *in_order(flags), contenders, kSilent);
+  const std::string cold = runner.log.substr(0, runner.log.find('s'));
+  EXPECT_EQ(contenders[0].cold.size(), 48u);
+  EXPECT_EQ(contenders[1].cold.size(), 12u);
+  EXPECT_LT(cold.find("c1x1"), cold.rfind("c0x4")) << cold;
+}
+
+TEST(Sampler, WhatIsNotChosenDoesNotRun) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(10);
+  sample(runner, *in_order({"--benchmark_filter=b/sus"}), contenders, kSilent);
+  EXPECT_EQ(runner.log, "s1x4 s1x4 ");
+  EXPECT_TRUE(contenders[0].cold.empty());
+}
+
+TEST(Sampler, OnlyTheFirstSustainedRoundWarmsUp) {
+  RecordingRunner runner;
+  auto contenders = two_contenders(10);
+  contenders[0].sustained_warmup_s = 1.2;
+  sample(runner, *in_order({"--benchmark_filter=a/sus"}), contenders, kSilent);
+  ASSERT_EQ(runner.warmups.size(), 2u);
+  EXPECT_EQ(runner.warmups[0], 1.2);
+  EXPECT_LT(runner.warmups[1], 0.1);
 }
 
 TEST(Sampler, TensorCoresAreWarmedUpLonger) {
@@ -382,7 +455,7 @@ TEST(Sampler, AnErrorLeavesNoSamples) {
   RecordingRunner runner;
   runner.broken = 1;
   auto contenders = two_contenders(10);
-  sample(runner, contenders, kSilent);
+  sample(runner, *in_order(), contenders, kSilent);
   EXPECT_TRUE(contenders[0].status.ok());
   EXPECT_EQ(contenders[1].status.message(), "broken");
   EXPECT_TRUE(contenders[1].cold.empty());
@@ -393,7 +466,7 @@ TEST(Sampler, NothingRunsOnALostDevice) {
   RecordingRunner runner;
   runner.is_lost = true;
   auto contenders = two_contenders(10);
-  sample(runner, contenders, kSilent);
+  sample(runner, *in_order(), contenders, kSilent);
   EXPECT_EQ(runner.log, "");
   EXPECT_EQ(contenders[0].status.code(), StatusCode::kUnavailable);
 }

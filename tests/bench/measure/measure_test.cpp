@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <stdexcept>
 
@@ -32,16 +33,28 @@ Stage wrong_stage(decltype(Stage::decode) decode) {
   return stage;
 }
 
+std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& names,
+                                        const std::vector<std::string>& arguments = {}) {
+  GoogleFlags flags;
+  EXPECT_TRUE(read_google_flags(arguments, &flags).ok());
+  std::unique_ptr<GoogleBenchmark> google;
+  const Status status = GoogleBenchmark::create(names, flags, /*show=*/false, &google);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  return google;
+}
+
 ShapeResult measure(std::vector<const Stage*> chosen,
                     const std::string& shape_name = "h4_q1_b2_k100", Measure what = Measure::kTimes,
-                    const Ceilings& ceilings = {}) {
+                    const Ceilings& ceilings = {}, std::vector<const Stage*> peers = {}) {
   Progress progress;
   const auto runner = make_model_runner();
   Shape shape;
   EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
   shape.measure = what;
-  return measure_shape({model_machine(), *runner, std::move(chosen), {}, ceilings, progress},
-                       shape);
+  const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, peers));
+  return measure_shape(
+      {model_machine(), *runner, std::move(chosen), std::move(peers), ceilings, progress, *google},
+      shape);
 }
 
 const Stage& stage_with_plan() {
@@ -106,9 +119,38 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
           static_cast<uint16_t*>(tensors.out)[777] ^= 1;
         return Status();
       });
-  const StageResult entry = measure({&unsteady}).stages.front();
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  const std::vector<const Stage*> chosen{&unsteady};
+  const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
+  Progress progress;
+  const auto runner = make_model_runner();
+  const StageResult entry =
+      measure_shape({model_machine(), *runner, chosen, {}, Ceilings(), progress, *google}, shape)
+          .stages.front();
+  const auto reported = nlohmann::json::parse(google->json({}))["benchmarks"];
+  ASSERT_EQ(reported.size(), 3u) << reported.dump(1);  // the reference twice, and the reason
+  EXPECT_TRUE(reported[2].value("error_occurred", false) || reported[2].contains("skipped"));
   EXPECT_EQ(entry.outcome, Outcome::kFailed);
   EXPECT_NE(entry.reason.find("other bits"), std::string::npos) << entry.reason;
+}
+
+TEST(Measure, OnlyWhatIsChosenIsDone) {
+  const Stage& planned = stage_with_plan();
+  Shape shape;
+  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  const std::vector<const Stage*> both{&right_stage(), &planned};
+  const auto google = driver(benchmark_names(MachineKind::kModel, shape, both, {}),
+                             {"--benchmark_filter=^" + planned.slug + ".*/plan/"});
+  EXPECT_EQ(google->listing(), planned.slug + "/h4_q1_b2_k100/plan/manual_time\n");
+  Progress progress;
+  const auto runner = make_model_runner();
+  const ShapeResult result =
+      measure_shape({model_machine(), *runner, both, {}, Ceilings(), progress, *google}, shape);
+  ASSERT_EQ(result.stages.size(), 1u);
+  EXPECT_EQ(result.stages[0].stage, planned.slug);
+  EXPECT_EQ(result.stages[0].cold.n, 0);
+  EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
 }
 
 TEST(Measure, AStageForOtherHardwareSaysSo) {
@@ -206,12 +248,8 @@ TEST(Measure, CombiningIsTimedWhereAStageSplits) {
 TEST(Measure, APeerIsMeasuredAlikeButHasNoSpeedup) {
   Stage peer = right_stage();
   peer.slug = "a_peer";
-  Progress progress;
-  const auto runner = make_model_runner();
-  Shape shape;
-  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
-  const ShapeResult result = measure_shape(
-      {model_machine(), *runner, {&right_stage()}, {&peer}, Ceilings(), progress}, shape);
+  const ShapeResult result =
+      measure({&right_stage()}, "h4_q1_b2_k100", Measure::kTimes, {}, {&peer});
   ASSERT_EQ(result.stages.size(), 2u);
   EXPECT_TRUE(result.stages[1].peer);
   EXPECT_EQ(result.stages[1].outcome, Outcome::kMeasured) << result.stages[1].reason;
@@ -222,6 +260,7 @@ TEST(Measure, APeerIsMeasuredAlikeButHasNoSpeedup) {
 TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
   Ceilings slow;
   slow.fp32 = slow.shared = slow.read = 1e4;
+  slow.launch = 1e-6;
   const ShapeResult result = measure({&right_stage()}, "h4_q1_b2_k100", Measure::kTimes, slow);
   EXPECT_EQ(result.stages[0].outcome, Outcome::kLeftOut);
   EXPECT_NE(result.stages[0].reason.find("predicted to take"), std::string::npos);

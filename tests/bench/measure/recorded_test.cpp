@@ -25,7 +25,8 @@ class RecordedTest : public testing::Test {
     return path;
   }
 
-  /// A results file with one time, one failed entry and one of a plan.
+  /// A results file with one time in rows for each round and all samples, one failed entry and one
+  /// of a plan.
   static std::string results(const std::string& date, const std::string& machine = "gpu") {
     return R"({"context": {"schema": "flashmla_stages/2", "machine": ")" + machine +
            R"(", "gpu": "NVIDIA H200", "commit": "abc1234", "date_utc": ")" + date +
@@ -33,7 +34,12 @@ class RecordedTest : public testing::Test {
                "ceiling_launch_us": "3.7", "num_cpus": 16},
              "benchmarks": [
               {"name": "08_seesaw/h128_q1_b64_k4096/cold/iterations:1/manual_time",
-               "real_time": 120.9, "p10_us": 119.5, "label": "seesaw"},
+               "real_time": 121.5, "run_type": "iteration"},
+              {"name": "08_seesaw/h128_q1_b64_k4096/cold/iterations:1/manual_time_mean",
+               "real_time": 121.6, "run_type": "aggregate", "aggregate_name": "mean"},
+              {"name": "08_seesaw/h128_q1_b64_k4096/cold/iterations:1/manual_time_samples",
+               "real_time": 120.9, "run_type": "aggregate", "aggregate_name": "samples",
+               "p10_us": 119.5, "label": "seesaw"},
               {"name": "07_tma_pipeline/h128_q1_b64_k4096/cold/iterations:1/manual_time",
                "error_occurred": true, "error_message": "cannot run here"},
               {"name": "08_seesaw/h128_q1_b1_klognormal2048/plan/iterations:1/manual_time",

@@ -96,6 +96,8 @@ def full_results():
                                **lengths))
     shape = "h128_q1_b1_k4096"
     found.append(plan_entry(f"08_seesaw/{shape}/plan", 5.65, with_decode_us=22.03, marginal_us=3.33))
+    found.append(plan_entry(f"08_seesaw/{shape}/plan_and_decode", 22.03))
+    found.append(plan_entry(f"08_seesaw/{shape}/combine_cold", 4.44))
     for stage, time in [("05_tensor_core", 3.33), ("08_seesaw", 2.22)]:
         found.append(plan_entry(f"{stage}/{shape}/combine", time, cold_us=2 * time, slots=66, bytes=7.77e6))
     for stage, time in [("05_tensor_core", 6.43), ("08_seesaw", 6.05)]:
@@ -232,6 +234,17 @@ class ReportTest(unittest.TestCase):
         data = results()
         del data["context"]["suite_table"]
         self.assertIn("suite_", " ".join(recordings.problems(data, "")))
+
+    def test_the_row_over_all_samples_counts(self):
+        data = results()
+        name = data["benchmarks"][1]["name"]
+        rounds = [{"name": name, "real_time": time, "time_unit": "us", "run_type": "iteration"} for time in (1.0, 2.0)]
+        mean = {"name": name + "_mean", "real_time": 1.5, "run_type": "aggregate", "aggregate_name": "mean"}
+        samples = {**data["benchmarks"][1], "name": name + "_samples", "aggregate_name": "samples"}
+        data["benchmarks"][1:2] = [*rounds, mean, samples]
+        read = recordings.Results(data, "results.json")
+        self.assertEqual(read.problems(), [])
+        self.assertEqual(read.measured("02_shared_tiled", "h128_q1_b64_k4096")["real_time"], 4000.0)
 
     def test_every_mode_has_its_counters(self):
         self.assertEqual(recordings.problems(full_results(), ""), [])
