@@ -2,14 +2,6 @@
 
 namespace mla::bench {
 
-namespace {
-
-/// Between two rounds of sustained runs the device is idle for so short that it stays as warm as it
-/// was; this fills its queue again.
-constexpr double kRewarmSeconds = 0.02;
-
-}  // namespace
-
 void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress) {
   std::vector<RunCounts> counts;
@@ -51,17 +43,19 @@ void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> conten
     Contender& contender = contenders[i];
     const bool due = counts[i].sustained && !contender.once && !contender.sustained_name.empty();
     if (!due || !contender.status.ok()) continue;
-    double warmup_s = contender.sustained_warmup_s;
     const auto measure = [&](int runs, std::vector<double>* us) {
-      const double seconds = std::exchange(warmup_s, kRewarmSeconds);
       return attempt(contender, contender.sustained_name, [&] {
-        return runner.run_sustained(contender.handle, contender.expected_us, seconds, runs, us,
-                                    &contender.readings);
+        return runner.run_sustained(contender.handle, contender.expected_us,
+                                    contender.sustained_warmup_s, runs, us, &contender.readings);
       });
     };
-    const GoogleRun sustained{contender.sustained_name, counts[i].runs,
-                              counts[i].rounds,         measure,
-                              contender.per_iteration,  &contender.sustained};
+    // In one round: another would cost another warm-up, and without it the clocks would recover.
+    const GoogleRun sustained{contender.sustained_name,
+                              counts[i].rounds * counts[i].runs,
+                              1,
+                              measure,
+                              contender.per_iteration,
+                              &contender.sustained};
     contender.status = google.run({&sustained, 1}).front();
   }
   for (Contender& contender : contenders) {

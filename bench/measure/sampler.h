@@ -29,7 +29,7 @@ struct Contender {
 };
 
 /// Warm-ups, then rounds of cold runs, in which contenders take turns as the library draws them, then
-/// each contender's sustained ones, as often as the runner says for its expected time. Only what is
+/// each contender's sustained ones in a round of their own, as often as the runner says for its expected time. Only what is
 /// chosen runs. Calls `progress` before each step.
 void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> contenders,
             const std::function<void(const std::string&)>& progress);

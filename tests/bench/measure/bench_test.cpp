@@ -389,7 +389,7 @@ TEST(Sampler, RoundsAreRepetitions) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   sample(runner, *in_order(), contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s0x4 s0x4 s1x1 s1x1 ");
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s0x8 s1x2 ");
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -411,7 +411,7 @@ TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
   auto contenders = two_contenders(5000);
   contenders[0].sustained_name = "";
   sample(runner, *in_order(), contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s1x1 s1x1 ");
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s1x2 ");
 }
 
 TEST(Sampler, RoundsAreInterleavedByDefault) {
@@ -431,18 +431,18 @@ TEST(Sampler, WhatIsNotChosenDoesNotRun) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
   sample(runner, *in_order({"--benchmark_filter=b/sus"}), contenders, kSilent);
-  EXPECT_EQ(runner.log, "s1x4 s1x4 ");
+  EXPECT_EQ(runner.log, "s1x8 ");
   EXPECT_TRUE(contenders[0].cold.empty());
 }
 
-TEST(Sampler, OnlyTheFirstSustainedRoundWarmsUp) {
+TEST(Sampler, EverySustainedRoundWarmsUp) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
   contenders[0].sustained_warmup_s = 1.2;
-  sample(runner, *in_order({"--benchmark_filter=a/sus"}), contenders, kSilent);
-  ASSERT_EQ(runner.warmups.size(), 2u);
-  EXPECT_EQ(runner.warmups[0], 1.2);
-  EXPECT_LT(runner.warmups[1], 0.1);
+  sample(runner, *in_order({"--benchmark_filter=a/sus", "--benchmark_repetitions=2"}), contenders,
+         kSilent);
+  EXPECT_EQ(runner.log, "s0x8 s0x8 ");
+  EXPECT_EQ(runner.warmups, (std::vector<double>{1.2, 1.2}));
 }
 
 TEST(Sampler, TensorCoresAreWarmedUpLonger) {
