@@ -132,7 +132,10 @@ Status read_google_flags(const std::vector<std::string>& arguments, GoogleFlags*
       result.repetitions = std::stoi(flag.value);
     } else if (flag.name == "min_time" || flag.name == "min_warmup_time") {
       if (!is_number(digits, 0)) return invalid(argument + ": a time in seconds is needed");
-      result.own_iterations |= flag.name == "min_time";
+      result.own_order = result.own_iterations = true;
+      result.for_the_library.push_back(argument);
+    } else if (flag.name == "enable_random_interleaving") {
+      result.own_order |= *on;
       result.for_the_library.push_back(argument);
     } else if (on_or_off || flag.name == "filter" || flag.name == "color" ||
                flag.name == "context" || flag.name == "v") {
@@ -193,10 +196,12 @@ class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
       known.turn = &one;
       known.status = {};
       known.calls.clear();
+      known.taken = 0;
       if (!flags_.own_iterations) known.registered->Iterations(one.iterations);
       if (flags_.repetitions) one.rounds = rounds;
       if (one.rounds != rounds) known.registered->Repetitions(one.rounds);
     }
+    if (!flags_.own_order) take_rounds_in_turn(turn, rounds);
     initialize(/*list=*/false, rounds);
     benchmark::RunSpecifiedBenchmarks(this, pattern_of(turn));
     for (const GoogleRun& one : turn) {
@@ -296,14 +301,15 @@ class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
     bool chosen = false;
     const GoogleRun* turn = nullptr;         ///< While it runs
     Status status;                           ///< Of its turn
-    std::vector<std::vector<double>> calls;  ///< us, by the library's calls
+    std::vector<std::vector<double>> calls;  ///< us, by rounds, or by the library's calls
+    size_t taken = 0;                        ///< Of `calls`, by the library
     std::vector<Run> reported;
   };
 
   /// Sets the library's flags. What stands later wins, also over its environment variables.
   void initialize(bool list, int repetitions) {
     std::vector<std::string> arguments{"mla_bench", "--benchmark_out=", "--benchmark_filter=.",
-                                       "--benchmark_enable_random_interleaving=true"};
+                                       "--benchmark_enable_random_interleaving=false"};
     arguments.insert(arguments.end(), flags_.for_the_library.begin(), flags_.for_the_library.end());
     arguments.push_back(fmt::format("--benchmark_repetitions={}", repetitions));
     arguments.push_back(fmt::format("--benchmark_list_tests={}", list));
@@ -313,24 +319,33 @@ class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
     benchmark::Initialize(&argc, argv.data());
   }
 
-  /// What the library calls for so many iterations: measures all of them, then hands out a time per
-  /// iteration.
-  static void iterate(Benchmark& one, benchmark::State& state) {
-    std::vector<double> us;
-    if (one.status.ok()) {
-      one.status = one.turn->measure(static_cast<int>(state.max_iterations), &us);
+  void take_rounds_in_turn(std::span<const GoogleRun> runs, int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+      for (const GoogleRun& one : runs) {
+        if (round < one.rounds) measure(benchmarks_.at(one.name), one.iterations);
+      }
     }
+  }
+
+  static void measure(Benchmark& one, int count) {
+    if (!one.status.ok()) return;
+    one.status = one.turn->measure(count, &one.calls.emplace_back());
+  }
+
+  /// What the library calls for so many iterations: a time for each.
+  static void iterate(Benchmark& one, benchmark::State& state) {
+    if (one.taken == one.calls.size()) measure(one, static_cast<int>(state.max_iterations));
     if (!one.status.ok()) {
       state.SkipWithError(one.status.message().c_str());
       return;
     }
+    const std::vector<double>& us = one.calls[one.taken++];
     size_t next = 0;
     for ([[maybe_unused]] auto _ : state) state.SetIterationTime(1e-6 * us.at(next++));
     for (const auto& [name, amount] : one.turn->per_iteration) {
       state.counters[name] =
           benchmark::Counter(amount, benchmark::Counter::kIsIterationInvariantRate);
     }
-    one.calls.push_back(std::move(us));
   }
 
   const GoogleFlags flags_;

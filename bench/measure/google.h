@@ -20,7 +20,8 @@ namespace mla::bench {
 struct GoogleFlags {
   bool list = false;                         ///< Print the names of what would run, and end
   std::optional<int> repetitions;            ///< Rounds; by default the protocol's
-  bool own_iterations = false;               ///< --benchmark_min_time counts runs, not the protocol
+  bool own_order = false;                    ///< The library's order of calls, not rounds in turn
+  bool own_iterations = false;               ///< The library's count of runs, not the protocol's
   bool display_aggregates_only = false;      ///< Of the listing alone
   std::string out;                           ///< A file for the JSON, or empty
   std::vector<std::string> for_the_library;  ///< Those that it reads itself
@@ -64,8 +65,10 @@ class GoogleBenchmark {
   const std::string& listing() const;
   bool is_chosen(const std::string& name) const;
 
-  /// Lets the library run those of `runs` that are chosen, their repetitions in random order over
-  /// all of them unless a flag says otherwise.
+  /// Lets the library run those of `runs` that are chosen. A round of it is a repetition to the
+  /// library, whose own order has all repetitions of a benchmark in a row; so the rounds are taken
+  /// first, in turn (A, B, A, B), and each of its calls is given the next one. Where flags ask for
+  /// its own counts or its random order, its calls measure.
   /// @return what `measure` returned, in the order of `runs`; a run that failed leaves no samples
   std::vector<Status> run(std::span<const GoogleRun> runs);
 

@@ -289,8 +289,8 @@ int run(int argc, char** argv) {
   app.allow_extras();  // Google Benchmark's own flags
   app.footer(
       "Google Benchmark runs everything, and these of its flags have their meaning: "
-      "--benchmark_list_tests, _filter, _repetitions (rounds), _enable_random_interleaving (on by "
-      "default), _min_time and _min_warmup_time (in place of the protocol's counts), _out, "
+      "--benchmark_list_tests, _filter, _repetitions (rounds), _enable_random_interleaving, "
+      "_min_time and _min_warmup_time (in place of the protocol's counts), _out, "
       "_report_aggregates_only, _display_aggregates_only, _counters_tabular, _color, _context. The "
       "others are refused.\nExample:\n"
       "  mla_bench --shapes h16_q1_b2_k256 --benchmark_filter='0[23].*/cold' "

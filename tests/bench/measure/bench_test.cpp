@@ -358,10 +358,8 @@ class RecordingRunner final : public Runner {
   bool is_lost = false;
 };
 
-/// Benchmarks a/cold, a/sustained, b/cold, b/sustained, one after the other.
-std::unique_ptr<GoogleBenchmark> in_order(const std::vector<std::string>& more = {}) {
-  std::vector<std::string> arguments{"--benchmark_enable_random_interleaving=false"};
-  arguments.insert(arguments.end(), more.begin(), more.end());
+/// Benchmarks a/cold, a/sustained, b/cold, b/sustained.
+std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& arguments = {}) {
   GoogleFlags flags;
   EXPECT_TRUE(read_google_flags(arguments, &flags).ok());
   std::unique_ptr<GoogleBenchmark> google;
@@ -385,11 +383,11 @@ std::vector<Contender> two_contenders(double second_us) {
 
 const auto kSilent = [](const std::string&) {};
 
-TEST(Sampler, RoundsAreRepetitions) {
+TEST(Sampler, RoundsAreInterleaved) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
-  sample(runner, *in_order(), contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s0x8 s1x2 ");
+  sample(runner, *driver(), contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -399,7 +397,7 @@ TEST(Sampler, RoundsAreRepetitions) {
 TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
   RecordingRunner runner;
   auto contenders = two_contenders(201e3);
-  sample(runner, *in_order(), contenders, kSilent);
+  sample(runner, *driver(), contenders, kSilent);
   EXPECT_TRUE(contenders[1].once);
   EXPECT_FALSE(contenders[0].once);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -410,17 +408,17 @@ TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   contenders[0].sustained_name = "";
-  sample(runner, *in_order(), contenders, kSilent);
-  EXPECT_EQ(runner.log, "c0x3 c0x4 c0x4 c1x1 c1x1 s1x2 ");
+  sample(runner, *driver(), contenders, kSilent);
+  EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x2 ");
 }
 
-TEST(Sampler, RoundsAreInterleavedByDefault) {
+TEST(Sampler, RoundsComeInRandomOrderIfAsked) {
   // Of 12 rounds of two contenders in random order, one of two million orders is not interleaved.
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   const std::vector<std::string> flags{"--benchmark_repetitions=12",
                                        "--benchmark_enable_random_interleaving=true"};
-  sample(runner, *in_order(flags), contenders, kSilent);
+  sample(runner, *driver(flags), contenders, kSilent);
   const std::string cold = runner.log.substr(0, runner.log.find('s'));
   EXPECT_EQ(contenders[0].cold.size(), 48u);
   EXPECT_EQ(contenders[1].cold.size(), 12u);
@@ -430,7 +428,7 @@ TEST(Sampler, RoundsAreInterleavedByDefault) {
 TEST(Sampler, WhatIsNotChosenDoesNotRun) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
-  sample(runner, *in_order({"--benchmark_filter=b/sus"}), contenders, kSilent);
+  sample(runner, *driver({"--benchmark_filter=b/sus"}), contenders, kSilent);
   EXPECT_EQ(runner.log, "s1x8 ");
   EXPECT_TRUE(contenders[0].cold.empty());
 }
@@ -439,7 +437,7 @@ TEST(Sampler, EverySustainedRoundWarmsUp) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
   contenders[0].sustained_warmup_s = 1.2;
-  sample(runner, *in_order({"--benchmark_filter=a/sus", "--benchmark_repetitions=2"}), contenders,
+  sample(runner, *driver({"--benchmark_filter=a/sus", "--benchmark_repetitions=2"}), contenders,
          kSilent);
   EXPECT_EQ(runner.log, "s0x8 s0x8 ");
   EXPECT_EQ(runner.warmups, (std::vector<double>{1.2, 1.2}));
@@ -455,7 +453,7 @@ TEST(Sampler, AnErrorLeavesNoSamples) {
   RecordingRunner runner;
   runner.broken = 1;
   auto contenders = two_contenders(10);
-  sample(runner, *in_order(), contenders, kSilent);
+  sample(runner, *driver(), contenders, kSilent);
   EXPECT_TRUE(contenders[0].status.ok());
   EXPECT_EQ(contenders[1].status.message(), "broken");
   EXPECT_TRUE(contenders[1].cold.empty());
@@ -466,7 +464,7 @@ TEST(Sampler, NothingRunsOnALostDevice) {
   RecordingRunner runner;
   runner.is_lost = true;
   auto contenders = two_contenders(10);
-  sample(runner, *in_order(), contenders, kSilent);
+  sample(runner, *driver(), contenders, kSilent);
   EXPECT_EQ(runner.log, "");
   EXPECT_EQ(contenders[0].status.code(), StatusCode::kUnavailable);
 }

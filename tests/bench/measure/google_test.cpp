@@ -102,7 +102,7 @@ TEST(GoogleBenchmark, RepetitionsAreRoundsWithATrueSpread) {
 
 TEST(GoogleBenchmark, CountsAreTheProtocolsUnlessAFlagSaysOtherwise) {
   Counting a, b;
-  auto google = driver({"a/cold", "b/cold"}, {"--benchmark_enable_random_interleaving=false"});
+  auto google = driver({"a/cold", "b/cold"});
   const GoogleRun runs[] = {a.run("a/cold", 5, 4), b.run("b/cold", 1, 2)};
   google->run(runs);
   EXPECT_EQ(a.calls, (std::vector<int>{5, 5, 5, 5}));
