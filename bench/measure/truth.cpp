@@ -121,7 +121,7 @@ Status Truth::compare(Machine& machine, const DataSet& data, const DeviceTensors
   MLA_RETURN_IF_ERROR(outputs.fetch(machine, tensors));
   *fingerprint = outputs.fingerprint();
   if (!rows_.empty()) outputs = outputs.select(data.problem, rows_);
-  *comparison = compare_decode(data.problem.dtype, outputs.out, outputs.lse, expected_);
+  *comparison = compare_decode(data.problem, outputs.out, outputs.lse, expected_, rows_);
   return {};
 }
 

@@ -76,13 +76,18 @@ Partial compare_rows(const T* actual, const double* expected, int64_t first_row,
   return partial;
 }
 
-/// "element 1234 (row 2, column 210): 0.5, expected 0.25"
-std::string describe_element(int64_t index, int64_t row_length, double actual, double expected) {
-  char text[160];
-  std::snprintf(text, sizeof text, "element %lld (row %lld, column %lld): %.9g, expected %.9g",
-                static_cast<long long>(index), static_cast<long long>(index / row_length),
-                static_cast<long long>(index % row_length), actual, expected);
-  return text;
+std::string row_name(const RowName& name, int64_t row) {
+  return name ? name(row) : "row " + std::to_string(row);
+}
+
+/// "row 2, column 210: 0.5, expected 0.25"; of rows of one element without the column.
+std::string describe_element(int64_t index, int64_t row_length, const RowName& name, double actual,
+                             double expected) {
+  char values[80];
+  std::snprintf(values, sizeof values, ": %.9g, expected %.9g", actual, expected);
+  std::string text = row_name(name, index / row_length);
+  if (row_length > 1) text += ", column " + std::to_string(index % row_length);
+  return text + values;
 }
 
 std::string number(double value) {
@@ -93,7 +98,7 @@ std::string number(double value) {
 
 template <typename T>
 Comparison compare_all(std::span<const T> actual, std::span<const double> expected,
-                       int64_t row_length, const Tolerance& tolerance) {
+                       int64_t row_length, const Tolerance& tolerance, const RowName& name) {
   Comparison result;
   result.elements = static_cast<int64_t>(expected.size());
   if (actual.size() != expected.size()) {
@@ -158,7 +163,7 @@ Comparison compare_all(std::span<const T> actual, std::span<const double> expect
     }
     result.failure =
         total.first_special >= 0 ? "NaN or infinity out of place at " : "outside tolerance at ";
-    result.failure += describe_element(result.first_mismatch, row_length, a, expected[index]);
+    result.failure += describe_element(result.first_mismatch, row_length, name, a, expected[index]);
     result.failure += "; " + std::to_string(result.mismatches) + " of " +
                       std::to_string(result.elements) + " elements mismatch";
   } else if (!(result.cosine_difference < tolerance.cos_tol)) {
@@ -166,7 +171,7 @@ Comparison compare_all(std::span<const T> actual, std::span<const double> expect
                      " is not less than " + number(tolerance.cos_tol);
   } else if (compare_row_cosines && !(result.worst_row_cosine_difference < tolerance.row_cos_tol)) {
     result.failure = "cosine difference " + number(result.worst_row_cosine_difference) +
-                     " of row " + std::to_string(result.worst_row) + " is not less than " +
+                     " of " + row_name(name, result.worst_row) + " is not less than " +
                      number(tolerance.row_cos_tol);
   }
   result.ok = result.failure.empty();
@@ -185,31 +190,56 @@ std::string describe_one(const char* name, const Comparison& comparison) {
   return text + ")";
 }
 
+std::string place(int64_t sequence, int64_t query, int64_t head) {
+  return "sequence " + std::to_string(sequence) + ", query token " + std::to_string(query) +
+         ", head " + std::to_string(head);
+}
+
 }  // namespace
 
+RowName out_row_name(const Problem& problem) {
+  return [heads = problem.num_heads_q, queries = problem.seqlen_q](int64_t row) {
+    return place(row / heads / queries, row / heads % queries, row % heads);
+  };
+}
+
+RowName lse_row_name(const Problem& problem) {
+  return [heads = problem.num_heads_q, queries = problem.seqlen_q](int64_t row) {
+    return place(row / queries / heads, row % queries, row / queries % heads);
+  };
+}
+
 Comparison compare(DType dtype, std::span<const uint16_t> actual, std::span<const double> expected,
-                   int64_t row_length, const Tolerance& tolerance) {
+                   int64_t row_length, const Tolerance& tolerance, const RowName& name) {
   return visit_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     // Same size, alignment and (trivial) representation: the pattern is the value.
     return compare_all(std::span(reinterpret_cast<const T*>(actual.data()), actual.size()),
-                       expected, row_length, tolerance);
+                       expected, row_length, tolerance, name);
   });
 }
 
 Comparison compare(std::span<const float> actual, std::span<const double> expected,
-                   int64_t row_length, const Tolerance& tolerance) {
-  return compare_all(actual, expected, row_length, tolerance);
+                   int64_t row_length, const Tolerance& tolerance, const RowName& name) {
+  return compare_all(actual, expected, row_length, tolerance, name);
 }
 
 std::string DecodeComparison::describe() const {
   return describe_one("out", out) + "; " + describe_one("lse", lse);
 }
 
-DecodeComparison compare_decode(DType dtype, std::span<const uint16_t> out,
-                                std::span<const float> lse, const ReferenceResult& expected) {
-  return {compare(dtype, out, expected.out, kHeadDimV, kOutTolerance),
-          compare(lse, expected.lse, 1, kLseTolerance)};
+DecodeComparison compare_decode(const Problem& problem, std::span<const uint16_t> out,
+                                std::span<const float> lse, const ReferenceResult& expected,
+                                std::span<const QueryRow> rows) {
+  RowName of_out = out_row_name(problem), of_lse = lse_row_name(problem);
+  if (!rows.empty()) {
+    of_out = of_lse = [rows, heads = problem.num_heads_q](int64_t row) {
+      const QueryRow& chosen = rows[static_cast<size_t>(row / heads)];
+      return place(chosen.sequence, chosen.query, row % heads);
+    };
+  }
+  return {compare(problem.dtype, out, expected.out, kHeadDimV, kOutTolerance, of_out),
+          compare(lse, expected.lse, 1, kLseTolerance, of_lse)};
 }
 
 }  // namespace mla

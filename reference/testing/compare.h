@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -43,12 +44,19 @@ struct Comparison {
   std::string failure;                     ///< Empty if ok; else what failed, where, with values.
 };
 
+/// Names a row in a message: "sequence 1, query token 0, head 5". Empty: "row 5".
+using RowName = std::function<std::string(int64_t row)>;
+/// The names of the rows of out [batch, seqlen_q, num_heads_q, 512] and of lse [batch, num_heads_q,
+/// seqlen_q].
+RowName out_row_name(const Problem& problem);
+RowName lse_row_name(const Problem& problem);
+
 /// Compares `actual` (16-bit patterns) with `expected`, each [rows, row_length].
 Comparison compare(DType dtype, std::span<const uint16_t> actual, std::span<const double> expected,
-                   int64_t row_length, const Tolerance& tolerance);
+                   int64_t row_length, const Tolerance& tolerance, const RowName& name = {});
 /// The same for fp32 values.
 Comparison compare(std::span<const float> actual, std::span<const double> expected,
-                   int64_t row_length, const Tolerance& tolerance);
+                   int64_t row_length, const Tolerance& tolerance, const RowName& name = {});
 
 /// How out and lse of a decode compare with the reference.
 struct DecodeComparison {
@@ -59,8 +67,10 @@ struct DecodeComparison {
   /// "out: ..." and "lse: ...", for a test's message.
   std::string describe() const;
 };
-/// Compares `out` and `lse` of one decode, on the host, each with its own tolerance.
-DecodeComparison compare_decode(DType dtype, std::span<const uint16_t> out,
-                                std::span<const float> lse, const ReferenceResult& expected);
+/// Compares `out` and `lse` of one decode of `problem`, on the host, each with its own tolerance.
+/// `rows`: empty, or the query rows that all three hold, each with all heads: [rows, num_heads_q, ...].
+DecodeComparison compare_decode(const Problem& problem, std::span<const uint16_t> out,
+                                std::span<const float> lse, const ReferenceResult& expected,
+                                std::span<const QueryRow> rows = {});
 
 }  // namespace mla

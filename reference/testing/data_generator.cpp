@@ -16,20 +16,6 @@ using generator::Stream;
 
 constexpr int kSeededNeedles = 14;
 
-const char* to_string(DataKind kind) {
-  switch (kind) {
-    case DataKind::kFlat:
-      return "flat";
-    case DataKind::kNeedles:
-      return "needles";
-    case DataKind::kExtremeValues:
-      return "extreme-values";
-    case DataKind::kExtremeLogits:
-      return "extreme-logits";
-  }
-  return "unknown";
-}
-
 /// Uniform in [0, count). The modulo's bias, count / 2^64, is of no account.
 int64_t draw_below(uint64_t key, int64_t index, int64_t count) {
   return static_cast<int64_t>(generator::draw(key, index) % static_cast<uint64_t>(count));
@@ -100,6 +86,20 @@ std::vector<Needle> draw_needles(const DecodeCase& spec, float softmax_scale, in
 
 }  // namespace
 
+const char* to_string(DataKind kind) {
+  switch (kind) {
+    case DataKind::kFlat:
+      return "flat";
+    case DataKind::kNeedles:
+      return "needles";
+    case DataKind::kExtremeValues:
+      return "extreme-values";
+    case DataKind::kExtremeLogits:
+      return "extreme-logits";
+  }
+  return "unknown";
+}
+
 std::string DecodeCase::name() const {
   std::string text = std::string(mla::to_string(dtype)) + " b=" + std::to_string(batch) +
                      " s_q=" + std::to_string(seqlen_q) + " s_k=" + std::to_string(seqlen_k) +
@@ -125,6 +125,25 @@ std::string DecodeCase::name() const {
   if (fixed_split_tokens != 0) text += " split=" + std::to_string(fixed_split_tokens);
   text += std::string(" ") + to_string(data);
   return text + " seed=" + std::to_string(seed);
+}
+
+std::string shape_name(const DataSet& data) {
+  const Problem& problem = data.problem;
+  std::string text = "h" + std::to_string(problem.num_heads_q);
+  if (problem.num_heads_kv != 1) text += "x" + std::to_string(problem.num_heads_kv);
+  text += "_q" + std::to_string(problem.seqlen_q);
+  const std::vector<int32_t>& lengths = data.seqlens_k;
+  const bool equal =
+      lengths.front() > 0 && std::all_of(lengths.begin(), lengths.end(),
+                                         [&](int32_t length) { return length == lengths.front(); });
+  text += equal ? "_b" + std::to_string(lengths.size()) + "_k" : "_k";
+  for (size_t i = 0; i < (equal ? 1 : lengths.size()); ++i) {
+    text += (i > 0 ? "+" : "") + std::to_string(lengths[i]);
+  }
+  if (problem.causal) text += "_causal";
+  if (problem.fixed_split_tokens != 0)
+    text += "_split" + std::to_string(problem.fixed_split_tokens);
+  return problem.dtype == DType::kFloat16 ? text + "_fp16" : text;
 }
 
 int64_t DataSet::total_tokens() const {

@@ -38,6 +38,8 @@ enum class DataKind {
   /// or at least 277.
   kExtremeLogits,
 };
+/// "flat", "needles", "extreme-values", "extreme-logits"
+const char* to_string(DataKind kind);
 
 /// A decode problem by its shape, as test lists name it.
 struct DecodeCase {
@@ -86,6 +88,10 @@ struct DataSet {
   std::vector<int32_t> needle_begin;  ///< [batch + 1], offsets into `needles`
   int64_t total_tokens() const;       ///< Sum of seqlens_k
 };
+
+/// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.
+/// With its data and its seed it is the same case again.
+std::string shape_name(const DataSet& data);
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
 /// more than the sequences need; these hold NaN. The block table has at least one unused entry per

@@ -322,7 +322,7 @@ class Conformance : public testing::Test {
         const Status status = run(*machine_, *stage, data, tensors, &outputs);
         ASSERT_TRUE(status.ok()) << stage->slug << ": " << status.to_string();
         const DecodeComparison comparison =
-            compare_decode(spec.dtype, outputs.out, outputs.lse, expected);
+            compare_decode(data.problem, outputs.out, outputs.lse, expected);
         EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
         if (i == 0) first = outputs;
         const bool repeats = outputs == first;
@@ -396,7 +396,7 @@ void expect_right(Machine& machine, const std::vector<const Stage*>& stages, con
     Outputs outputs;
     ASSERT_TRUE(run(machine, *stage, data, tensors, &outputs).ok());
     const DecodeComparison comparison =
-        compare_decode(data.problem.dtype, outputs.out, outputs.lse, expected);
+        compare_decode(data.problem, outputs.out, outputs.lse, expected);
     EXPECT_TRUE(comparison.ok()) << stage->slug << ": " << comparison.describe();
   }
 }

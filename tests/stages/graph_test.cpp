@@ -126,7 +126,7 @@ class Graph : public testing::TestWithParam<DType> {
           machine_->copy_to_host(lse.data(), tensors_.lse.data(), tensors_.lse.bytes()).ok());
       if (replay == i) {
         const DecodeComparison comparison =
-            compare_decode(GetParam(), out, lse, states_[i].expected);
+            compare_decode(data_.problem, out, lse, states_[i].expected);
         EXPECT_TRUE(comparison.ok()) << comparison.describe();
         first_out[i] = std::move(out);
         first_lse[i] = std::move(lse);

@@ -102,7 +102,7 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
   std::vector<float> lse(static_cast<size_t>(problem.lse_elements()));
   std::memcpy(out.data(), prepared.tensors.out.data(), prepared.tensors.out.bytes());
   std::memcpy(lse.data(), prepared.tensors.lse.data(), prepared.tensors.lse.bytes());
-  const DecodeComparison comparison = compare_decode(problem.dtype, out, lse, prepared.expected);
+  const DecodeComparison comparison = compare_decode(problem, out, lse, prepared.expected);
   if (!comparison.ok()) return "conformance: " + comparison.describe();
   if (prepared.first_out.empty()) prepared.first_out = out;
   return out == prepared.first_out ? "" : "conformance: results differ between schedules";

@@ -15,6 +15,7 @@
 #include "bench/measure/shapes.h"
 #include "bench/measure/statistics.h"
 #include "bench/measure/table.h"
+#include "reference/counter_random.h"
 #include "reference/testing/compare.h"
 
 namespace mla::bench {
@@ -88,6 +89,43 @@ TEST(Shapes, LogNormalLengthsHaveTheirMean) {
   for (const int32_t length : lengths) variance += (length - mean) * (length - mean) / 4000;
   EXPECT_NEAR(mean, 8192, 300);
   EXPECT_NEAR(std::sqrt(variance), 4096, 400);
+}
+
+TEST(Shapes, ACaseOfTheTestsIsReadBackAsItIs) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    DecodeCase spec;
+    auto draw = [&, next = 0](int count) mutable {
+      return static_cast<int>(counter_random::draw(seed, next++) % static_cast<uint64_t>(count));
+    };
+    spec.dtype = draw(2) == 0 ? DType::kBFloat16 : DType::kFloat16;
+    spec.batch = 1 + draw(6);
+    spec.seqlen_q = 1 + draw(3);
+    spec.seqlen_k = 1 + draw(300);
+    spec.num_heads_kv = 1 + draw(2);
+    spec.num_heads_q = spec.num_heads_kv * (1 + draw(8));
+    spec.variable_lengths = draw(2) == 1;
+    spec.empty_fraction = spec.batch > 1 && draw(2) == 1 ? 0.5 : 0;
+    spec.causal = draw(2) == 1;
+    spec.fixed_split_tokens = draw(3) == 0 ? 64 : 0;
+    spec.data = draw(2) == 0 ? DataKind::kNeedles : DataKind::kFlat;
+    spec.seed = seed;
+    const DataSet data = make_data_set(spec);
+    SCOPED_TRACE(shape_name(data) + " of " + spec.name());
+    Shape shape;
+    const Status status = parse_shape(shape_name(data), &shape);
+    ASSERT_TRUE(status.ok()) << status.to_string();
+    shape.spec.seed = spec.seed;
+    shape.spec.data = spec.data;
+    const DataSet again = make_data_set(shape.spec);
+    EXPECT_EQ(again.seqlens_k, data.seqlens_k);
+    EXPECT_EQ(again.block_table, data.block_table);
+    EXPECT_EQ(again.problem.softmax_scale, data.problem.softmax_scale);
+    EXPECT_EQ(again.problem.causal, data.problem.causal);
+    EXPECT_EQ(again.problem.fixed_split_tokens, data.problem.fixed_split_tokens);
+    const HostTensors first = generate(data), second = generate(again);
+    EXPECT_EQ(first.q, second.q);
+    EXPECT_EQ(first.kv_cache, second.kv_cache);
+  }
 }
 
 TEST(Shapes, WrongNamesAreNamed) {

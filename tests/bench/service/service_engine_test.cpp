@@ -52,7 +52,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   const Tensors host{q.data(), cache.data(), table.data(), lengths.data(), nullptr, nullptr};
   const Status status = reference_attention(problem, host, &truth, 1);
   ASSERT_TRUE(status.ok()) << status.to_string();
-  const DecodeComparison comparison = compare_decode(problem.dtype, out, lse, truth);
+  const DecodeComparison comparison = compare_decode(problem, out, lse, truth);
   EXPECT_TRUE(comparison.ok()) << comparison.describe();
 }
 

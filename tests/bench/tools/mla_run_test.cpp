@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -58,11 +59,19 @@ class MlaRunTest : public testing::Test {
   /// Expects bad input to be refused with this message, and nothing to be written.
   void expect_refused(const std::string& arguments, const std::string& message) const {
     SCOPED_TRACE(arguments);
-    const Ran ran = run(arguments + " --out " + path("refused.npy"));
+    const Ran ran = run("decode " + arguments + " --out " + path("refused.npy"));
     EXPECT_EQ(ran.exit_code, 2) << ran.text;
     EXPECT_NE(ran.text.find(message), std::string::npos)
         << "found:  " << ran.text << "needed: " << message;
     EXPECT_FALSE(fs::exists(path("refused.npy")));
+  }
+
+  /// The same for a whole command line.
+  void expect_nothing_run(const std::string& arguments, const std::string& message) const {
+    SCOPED_TRACE(arguments);
+    const Ran ran = run(arguments);
+    EXPECT_EQ(ran.exit_code, 2) << ran.text;
+    EXPECT_NE(ran.text.find(message), std::string::npos) << ran.text;
   }
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
@@ -111,7 +120,7 @@ TEST_F(MlaRunTest, DecodesADumpFromNumPyWithEveryStage) {
   const std::vector<double> lse = doubles(read("tests/data/paged/expected_lse.npy"));
   for (const std::string stage : {"01", "02", "03", "reference"}) {
     SCOPED_TRACE(stage);
-    const Ran ran = run("--machine model --stage " + stage + " " + kPaged + " --out " +
+    const Ran ran = run("decode --machine model --stage " + stage + " " + kPaged + " --out " +
                         path("out.npy") + " --lse " + path("lse.npy"));
     EXPECT_EQ(ran.exit_code, 0) << ran.text;
     EXPECT_NE(ran.text.find("bf16, b=2 s_q=1 h_q=3 h_kv=1, 5 to 70 tokens in 3 pages"),
@@ -138,8 +147,8 @@ TEST_F(MlaRunTest, DecodesADumpFromNumPyWithEveryStage) {
 }
 
 TEST_F(MlaRunTest, PagesAContiguousCacheAndWritesFp32) {
-  const Ran ran = run("--machine model --stage 03 " + kContiguous + " --out-format fp32 --out " +
-                      path("out.npy") + " --lse " + path("lse.npy"));
+  const Ran ran = run("decode --machine model --stage 03 " + kContiguous +
+                      " --out-format fp32 --out " + path("out.npy") + " --lse " + path("lse.npy"));
   ASSERT_EQ(ran.exit_code, 0) << ran.text;
   const npy::Array out = read(path("out.npy"));
   EXPECT_EQ(out.header.type, npy::Type::kFloat32);
@@ -160,7 +169,7 @@ TEST_F(MlaRunTest, PagesAContiguousCacheAndWritesFp32) {
 
 TEST_F(MlaRunTest, TheSameValuesInOtherFormsGiveTheSameBits) {
   const std::string results = " --out " + path("out.npy") + " --lse " + path("lse.npy");
-  ASSERT_EQ(run("--machine model --stage 02 " + kPaged + results).exit_code, 0);
+  ASSERT_EQ(run("decode --machine model --stage 02 " + kPaged + results).exit_code, 0);
   const std::vector<std::byte> bits = read(path("out.npy")).bytes;
 
   // q as fp32 with a fraction that rounding removes, the cache without its axis of KV heads and as
@@ -182,7 +191,7 @@ TEST_F(MlaRunTest, TheSameValuesInOtherFormsGiveTheSameBits) {
   std::string arguments = replaced(kPaged, "tests/data/paged/q.npy", path("q.npy"));
   arguments = replaced(arguments, "tests/data/paged/cache.npy", path("cache.npy"));
   arguments = replaced(arguments, "tests/data/paged/block_table.npy", path("table.npy"));
-  const Ran ran = run("--machine model --stage 02 " + arguments + results);
+  const Ran ran = run("decode --machine model --stage 02 " + arguments + results);
   EXPECT_EQ(ran.exit_code, 0) << ran.text;
   EXPECT_EQ(read(path("out.npy")).bytes, bits);
 }
@@ -193,7 +202,7 @@ TEST_F(MlaRunTest, SaysWhichValuesOverflow) {
   q[9] = -65520;  // rounds to -inf
   q[11] = 1e30F;
   write("q.npy", npy::Type::kFloat32, {2, 2, 2, 576}, q);
-  const Ran ran = run("--machine model --stage 02 --dtype fp16 " +
+  const Ran ran = run("decode --machine model --stage 02 --dtype fp16 " +
                       replaced(kContiguous, "tests/data/contiguous/q.npy", path("q.npy")));
   EXPECT_NE(ran.text.find(path("q.npy") +
                           ": 2 of 4608 values are too large for fp16 and became infinite"),
@@ -202,7 +211,7 @@ TEST_F(MlaRunTest, SaysWhichValuesOverflow) {
 }
 
 TEST_F(MlaRunTest, ComparesTheUsersOwnResults) {
-  const Ran right = run("--stage reference " + kPaged +
+  const Ran right = run("decode --stage reference " + kPaged +
                         " --check-out tests/data/paged/expected_out.npy"
                         " --check-lse tests/data/paged/expected_lse.npy");
   EXPECT_EQ(right.exit_code, 0) << right.text;
@@ -212,7 +221,7 @@ TEST_F(MlaRunTest, ComparesTheUsersOwnResults) {
   std::vector<float> wrong(out.values<float>().begin(), out.values<float>().end());
   wrong[700] += 0.1F;
   write("wrong.npy", npy::Type::kFloat32, out.header.shape, wrong);
-  const Ran ran = run("--stage reference " + kPaged + " --check-out " + path("wrong.npy"));
+  const Ran ran = run("decode --stage reference " + kPaged + " --check-out " + path("wrong.npy"));
   EXPECT_EQ(ran.exit_code, 1) << ran.text;
   EXPECT_NE(ran.text.find("FAIL"), std::string::npos) << ran.text;
 }
@@ -293,16 +302,22 @@ TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
   expect_refused("--stage 02 --shape h1_q1_b1_k1 " + kPaged, "--shape generates tensors");
   expect_refused("--stage 02 --shape nonsense", "shape 'nonsense' is not of the form");
   expect_refused("--stage 02 --schedules 3 " + kPaged, "--schedules needs --machine model");
-  const Ran nowhere = run("--stage 02 " + kPaged + " --out " + path("no/such/out.npy"));
+  const Ran nowhere = run("decode --stage 02 " + kPaged + " --out " + path("no/such/out.npy"));
   EXPECT_EQ(nowhere.exit_code, 2);
   EXPECT_NE(nowhere.text.find("there is no folder " + path("no/such")), std::string::npos);
   fs::copy_file("tests/data/paged/q.npy", path("q.npy"));
-  const Ran onto = run("--stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("q.npy")) +
-                       " --out " + path("q.npy"));
+  const Ran onto =
+      run("decode --stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("q.npy")) +
+          " --out " + path("q.npy"));
   EXPECT_EQ(onto.exit_code, 2);
   EXPECT_NE(onto.text.find("is an input; it will not be overwritten"), std::string::npos)
       << onto.text;
-  expect_refused("--stage reference --predict --shape h1_q1_b1_k1", "--predict is for stages");
+  expect_refused("--stage 02 --device a100 " + kPaged, "--device needs --machine model");
+  for (const char* schedules : {"0", "many", "3..2", "1..", "3..x", "10001", "1..10001"}) {
+    expect_refused(
+        "--stage 02 --machine model --schedules " + std::string(schedules) + " " + kPaged,
+        "--schedules " + std::string(schedules) + ": how many, 1 to 10000");
+  }
 }
 
 TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
@@ -314,7 +329,7 @@ TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
   for (const std::string& output : {"--out " + path("out.npy"), "--lse " + path("lse.npy"),
                                     "--lse " + path("./out.npy"), "--out " + path("link.npy")}) {
     SCOPED_TRACE(output);
-    const Ran ran = run("--stage reference " + kPaged + checks + output);
+    const Ran ran = run("decode --stage reference " + kPaged + checks + output);
     EXPECT_EQ(ran.exit_code, 2) << ran.text;
     EXPECT_NE(ran.text.find("is an input; it will not be overwritten"), std::string::npos)
         << ran.text;
@@ -323,15 +338,15 @@ TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
   EXPECT_EQ(read(path("lse.npy")).bytes, read("tests/data/paged/expected_lse.npy").bytes);
 
   fs::create_directory(path("folder"));
-  const Ran same = run("--stage reference " + kPaged + " --out " + path("new.npy") + " --lse " +
-                       path("folder/../new.npy"));
+  const Ran same = run("decode --stage reference " + kPaged + " --out " + path("new.npy") +
+                       " --lse " + path("folder/../new.npy"));
   EXPECT_EQ(same.exit_code, 2) << same.text;
   EXPECT_NE(same.text.find("--out and --lse are the same file"), std::string::npos) << same.text;
   EXPECT_FALSE(fs::exists(path("new.npy")));
 }
 
 TEST_F(MlaRunTest, AGpuAskedForIsThereOrItsAbsenceIsSaid) {
-  const Ran ran = run("--stage 01 --machine gpu " + kPaged);
+  const Ran ran = run("decode --stage 01 --machine gpu " + kPaged);
   if (ran.exit_code == 0) {
     EXPECT_NE(ran.text.find("gpu: "), std::string::npos) << ran.text;
   } else {
@@ -342,7 +357,7 @@ TEST_F(MlaRunTest, AGpuAskedForIsThereOrItsAbsenceIsSaid) {
 
 TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
   const Ran ran =
-      run("--stage all --machine model --schedules 3 --shape h9x3_q2_b3_kvaried100_causal");
+      run("decode --stage all --machine model --schedules 3 --shape h9x3_q2_b3_kvaried100_causal");
   EXPECT_EQ(ran.exit_code, 0) << ran.text;
   EXPECT_NE(ran.text.find("01_naive"), std::string::npos);
   EXPECT_NE(ran.text.find("03_online_softmax"), std::string::npos);
@@ -350,31 +365,30 @@ TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
 }
 
 TEST_F(MlaRunTest, PrintsThePlan) {
-  const Ran plan = run("--print-plan --machine model --stage 04 --shape h128_q8_b5_kskew20000");
+  const Ran plan = run("plan --machine model --stage 04 --shape h128_q8_b5_kskew20000");
   EXPECT_EQ(plan.exit_code, 0) << plan.text;
   for (const char* needed :
        {"04_split_kv, plan made on: ", "b=5 s_q=8 h_q=128", "\nworker   0 ", "###",
         "0:0-512, 1:0-512,", "(slot 0)", "of the mean)\n", "1 of 5 sequences split"}) {
     EXPECT_NE(plan.text.find(needed), std::string::npos) << needed << "\n" << plan.text;
   }
-  const Ran fixed = run("--print-plan --machine model --stage 04 --shape h16_q1_b1_k200_split64");
+  const Ran fixed = run("plan --machine model --stage 04 --shape h16_q1_b1_k200_split64");
   EXPECT_NE(fixed.text.find("0:64-128 (slot 1)"), std::string::npos) << fixed.text;
-  const Ran dump = run("--print-plan --machine model --stage 04 " + kPaged);
+  const Ran dump = run("plan --machine model --stage 04 " + kPaged);
   EXPECT_EQ(dump.exit_code, 0) << dump.text;
   EXPECT_NE(dump.text.find("1:0-"), std::string::npos) << dump.text;
 
-  const Ran all = run("--print-plan --machine model --stage all --shape h16_q1_b1_k200");
+  const Ran all = run("plan --machine model --stage all --shape h16_q1_b1_k200");
   EXPECT_EQ(all.exit_code, 0) << all.text;
   EXPECT_NE(all.text.find("04_split_kv, plan"), std::string::npos) << all.text;
   EXPECT_EQ(all.text.find("01_naive"), std::string::npos) << all.text;
-  expect_refused("--print-plan --machine model --stage 02 --shape h16_q1_b1_k200",
-                 "02_shared_tiled makes no plan");
-  expect_refused("--print-plan --stage reference --shape h1_q1_b1_k1",
-                 "--print-plan is for stages");
+  expect_nothing_run("plan --machine model --stage 02 --shape h16_q1_b1_k200",
+                     "02_shared_tiled makes no plan");
+  expect_nothing_run("plan --stage reference --shape h1_q1_b1_k1", "plan is for stages");
 }
 
 TEST_F(MlaRunTest, Explains) {
-  const Ran all = run("--explain --machine model --shape h16_q1_b1_k8192");
+  const Ran all = run("explain --machine model --shape h16_q1_b1_k8192");
   EXPECT_EQ(all.exit_code, 0) << all.text;
   for (const char* needed :
        {"b=1 s_q=1 h_q=16",
@@ -383,56 +397,115 @@ TEST_F(MlaRunTest, Explains) {
         "- launch bound: "}) {
     EXPECT_NE(all.text.find(needed), std::string::npos) << needed << "\n" << all.text;
   }
-  const Ran one = run("--explain --machine model --stage 07 --shape h16_q1_b1_k8192");
+  const Ran one = run("explain --machine model --stage 07 --shape h16_q1_b1_k8192");
   EXPECT_EQ(one.exit_code, 0) << one.text;
   EXPECT_NE(one.text.find("\nstage     07_tma_pipeline: own limit "), std::string::npos)
       << one.text;
   EXPECT_NE(one.text.find("µs cold, recorded"), std::string::npos) << one.text;
   // Without a GPU, what was recorded; on one, whatever there is to say.
-  const Ran here = run("--explain --stage 05 --shape h16_q1_b1_k8192");
+  const Ran here = run("explain --stage 05 --shape h16_q1_b1_k8192");
   EXPECT_EQ(here.exit_code, 0) << here.text;
   for (const std::string& dump : {kPaged, kContiguous}) {
-    const Ran ran = run("--explain --machine model --stage all " + dump);
+    const Ran ran = run("explain --machine model --stage all " + dump);
     EXPECT_EQ(ran.exit_code, 0) << ran.text;
     EXPECT_NE(ran.text.find("no times of this shape are known"), std::string::npos) << ran.text;
     EXPECT_EQ(ran.text.find("PASS"), std::string::npos) << ran.text;
   }
-  const std::string explain = "--explain --shape h1_q1_b1_k1 ";
-  expect_refused(explain + "--stage reference", "--explain is for stages");
-  expect_refused(explain + "--predict", "exclude one another");
-  expect_refused(explain + "--print-plan", "exclude one another");
-  expect_refused(explain, "--explain decodes nothing");
-  expect_refused(explain + "--stage 01 --check-out out.npy", "--explain decodes nothing");
-  expect_refused(explain + "--stage 99", "--stage 99 is not known");
-  const Ran shapeless = run("--explain --shape h1_q1_b1_k");
+  const std::string explain = "explain --shape h1_q1_b1_k1 ";
+  expect_nothing_run(explain + "--stage reference", "explain is for stages");
+  expect_nothing_run(explain + "--stage 01 --check-out out.npy", "--check-out");
+  expect_nothing_run(explain + "--stage 99", "--stage 99 is not known");
+  const Ran shapeless = run("explain --shape h1_q1_b1_k");
   EXPECT_EQ(shapeless.exit_code, 2);
   EXPECT_NE(shapeless.text.find("is not of the form"), std::string::npos) << shapeless.text;
-  const Ran gpu = run("--explain --machine gpu --stage 05 --shape h16_q1_b1_k8192");
+  const Ran gpu = run("explain --machine gpu --stage 05 --shape h16_q1_b1_k8192");
   EXPECT_TRUE(gpu.exit_code == 0 || gpu.text.find("unavailable: ") != std::string::npos)
       << gpu.text;
 }
 
 TEST_F(MlaRunTest, DecodesInBatchInvariantMode) {
-  const Ran ran = run("--machine model --stage 04 --shape h16_q1_b2_k200_split64");
+  const Ran ran = run("decode --machine model --stage 04 --shape h16_q1_b2_k200_split64");
   EXPECT_EQ(ran.exit_code, 0) << ran.text;
   EXPECT_NE(ran.text.find("split every 64 tokens"), std::string::npos) << ran.text;
   EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
 }
 
 TEST_F(MlaRunTest, TellsWhatItCan) {
-  const Ran list = run("--list");
+  const Ran list = run("list");
   EXPECT_EQ(list.exit_code, 0);
   for (const char* needed : {"01_naive", "02_shared_tiled", "03_online_softmax", "model", "gpu"}) {
     EXPECT_NE(list.text.find(needed), std::string::npos) << list.text;
   }
-  const Ran help = run("--help");
+  const Ran help = run("decode --help");
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_NE(help.text.find("--block-table tests/data/paged/block_table.npy"), std::string::npos);
   EXPECT_NE(help.text.find("192^-1/2"), std::string::npos);
-  const Ran predict = run("--predict --machine model --stage 03 --shape h128_q1_b64_k4096");
-  EXPECT_EQ(predict.exit_code, 0);
-  EXPECT_NE(predict.text.find("\ntokens 262144\nflop 73014444032\n"), std::string::npos)
-      << predict.text;
+  expect_nothing_run("", "Subcommands:");
+  expect_nothing_run("--list", "Run with --help");
+  expect_nothing_run("predict --stage 02 --shape h1_q1_b1_k1 --schedules 2", "--schedules");
+  expect_nothing_run("plan --stage 04 --shape h1_q1_b1_k1 --json", "--json");
+}
+
+TEST_F(MlaRunTest, EveryExampleOfItsHelpRuns) {
+  for (const std::string command : {"decode", "plan", "predict", "explain", "list"}) {
+    const Ran help = run(command + " --help");
+    EXPECT_EQ(help.exit_code, 0) << help.text;
+    size_t examples = 0;
+    for (size_t at = 0; (at = help.text.find("\n  mla_run ", at)) != std::string::npos; ++at) {
+      const size_t begin = at + std::string("\n  mla_run ").size();
+      size_t end = help.text.find('\n', begin);
+      while (help.text[end - 1] == '\\') end = help.text.find('\n', end + 1);
+      std::string example = help.text.substr(begin, end - begin);
+      for (const char* file : {"--out out.npy", "--lse lse.npy"}) {
+        const size_t place = example.find(file);
+        if (place != std::string::npos) example.insert(place + 6, path("") + "/");
+      }
+      const Ran ran = run(example);
+      EXPECT_EQ(ran.exit_code, 0) << example << "\n" << ran.text;
+      ++examples;
+    }
+    EXPECT_GE(examples, 1u) << help.text;
+  }
+}
+
+TEST_F(MlaRunTest, PredictsInUnitsAndForADevice) {
+  const Ran table = run("predict --machine model --stage 03 --shape h128_q1_b64_k4096");
+  EXPECT_EQ(table.exit_code, 0) << table.text;
+  for (const char* needed :
+       {"device: NVIDIA H200, ", "ceilings: recorded: ", "own limit ", " µs, by ", "floor ",
+        "73.0 GFLOP", "TFLOP/s", " MB ", "GB/s", "workspace "}) {
+    EXPECT_NE(table.text.find(needed), std::string::npos) << needed << "\n" << table.text;
+  }
+  const Ran ran = run("predict --machine model --stage 03 --shape h128_q1_b64_k4096 --json");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  const auto json = nlohmann::json::parse(ran.text);
+  EXPECT_EQ(json["stage"], "03_online_softmax");
+  EXPECT_EQ(json["tokens"], 262144);
+  EXPECT_EQ(json["flop"], 73014444032);
+  const double us = 1e6 * json["own_limit_s"].get<double>();
+  EXPECT_GE(json["own_limit_s"], json["floor_s"]);
+  char said[32];
+  std::snprintf(said, sizeof said, us < 1000 ? "own limit %.1f µs" : "own limit %.0f µs", us);
+  EXPECT_NE(table.text.find(said), std::string::npos) << said << "\n" << table.text;
+  const Ran all = run("predict --machine model --stage all --shape h16_q1_b1_k8192");
+  EXPECT_EQ(all.exit_code, 0) << all.text;
+  EXPECT_NE(all.text.find("\n08_seesaw: own limit "), std::string::npos) << all.text;
+  expect_nothing_run("predict --stage reference --shape h1_q1_b1_k1", "predict is for stages");
+  const Ran dump = run("predict --machine model --stage 02 " + kPaged);
+  EXPECT_EQ(dump.exit_code, 0) << dump.text;
+}
+
+TEST_F(MlaRunTest, ASchedulesSeedAndADeviceCanBeNamed) {
+  const std::string command = "decode --machine model --stage 04 --shape h4_q1_b2_k100 ";
+  for (const char* more : {"--schedules 17..17", "--schedules 3..5", "--device a100",
+                           "--device h100_grid5 --schedules 9..9 --data extreme-values"}) {
+    const Ran ran = run(command + more);
+    EXPECT_EQ(ran.exit_code, 0) << more << "\n" << ran.text;
+    EXPECT_EQ(ran.text.find("repeat:"), std::string::npos) << ran.text;
+  }
+  const Ran other = run("decode --machine model --stage 08 --shape h4_q1_b2_k100 --device rtx3090");
+  EXPECT_EQ(other.exit_code, 2) << other.text;
+  EXPECT_NE(other.text.find("the device has 8.6"), std::string::npos) << other.text;
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ fail() { echo "FAILED: $1"; exit 1; }
 
 said=$("$bench" --machine model --shapes h16_q2_k0+1+65+200_causal --save-inputs "$scratch") || fail "$said"
 [[ -z $said ]] || fail "it should say nothing: $said"
-said=$("$run" --machine model --stage 03 --dtype bf16 --scale 0.0416667 --causal --q "$scratch/q.npy" \
+said=$("$run" decode --machine model --stage 03 --dtype bf16 --scale 0.0416667 --causal --q "$scratch/q.npy" \
   --cache "$scratch/cache.npy" --block-table "$scratch/block_table.npy" --seqlens "$scratch/seqlens.npy")
 [[ $said == *"b=4 s_q=2 h_q=16 h_kv=1, 0 to 200 tokens"*PASS* ]] || fail "$said"
 grep -aq "'<f8', 'fortran_order': False, 'shape': (8, 16, 512)" "$scratch/out.npy" || fail "out.npy"

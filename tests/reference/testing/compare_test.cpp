@@ -60,7 +60,7 @@ TEST(Compare, FailureNamesThePlaceAndBothValues) {
   EXPECT_EQ(result.first_mismatch, 3);
   EXPECT_EQ(result.max_abs_error, 1);
   EXPECT_EQ(result.failure,
-            "outside tolerance at element 3 (row 1, column 0): 4.5, expected 4; 2 of 6 elements "
+            "outside tolerance at row 1, column 0: 4.5, expected 4; 2 of 6 elements "
             "mismatch");
 }
 
@@ -82,7 +82,7 @@ TEST(Compare, SpecialValuesMustMatchAndComeFirst) {
   EXPECT_EQ(result.first_mismatch, 2) << "the NaN, not the wrong 9";
   EXPECT_EQ(result.mismatches, 2);
   EXPECT_EQ(result.failure,
-            "NaN or infinity out of place at element 2 (row 1, column 0): nan, expected 1; 2 of 4 "
+            "NaN or infinity out of place at row 1, column 0: nan, expected 1; 2 of 4 "
             "elements mismatch");
 }
 
@@ -153,15 +153,43 @@ TEST(Compare, DescribesADecode) {
   const std::vector<uint16_t> out(512, 0x3F80);
   const std::vector<float> lse{2};
   const ReferenceResult expected{std::vector<double>(512, 1.0), {3}};
-  const DecodeComparison result = compare_decode(DType::kBFloat16, out, lse, expected);
+  const DecodeComparison result = compare_decode(Problem(), out, lse, expected);
   EXPECT_TRUE(result.out.ok);
   EXPECT_FALSE(result.lse.ok);
   EXPECT_FALSE(result.ok());
   EXPECT_EQ(result.describe().rfind("out: ok (max abs error 0", 0), 0u) << result.describe();
-  EXPECT_NE(result.describe().find("lse: outside tolerance at element 0 (row 0, column 0): 2, "
+  EXPECT_NE(result.describe().find("lse: outside tolerance at sequence 0, query token 0, head 0: 2, "
                                    "expected 3; 1 of 1 elements mismatch"),
             std::string::npos)
       << result.describe();
+}
+
+TEST(Compare, NamesSequenceQueryTokenHeadAndColumn) {
+  Problem problem;
+  problem.batch = 2;
+  problem.seqlen_q = 3;
+  problem.num_heads_q = 5;
+  const ReferenceResult expected{std::vector<double>(30 * 512, 1.0), std::vector<double>(30, 2.0)};
+  std::vector<uint16_t> out(expected.out.size(), 0x3F80);
+  std::vector<float> lse(expected.lse.size(), 2);
+  out[size_t(((1 * 3 + 2) * 5 + 4) * 512 + 17)] = 0x4000;  // [batch, seqlen_q, num_heads_q, 512]
+  lse[size_t((1 * 5 + 4) * 3 + 2)] = 3;                    // [batch, num_heads_q, seqlen_q]
+  const DecodeComparison result = compare_decode(problem, out, lse, expected);
+  for (const char* needed : {"out: outside tolerance at sequence 1, query token 2, head 4, column "
+                             "17: 2, expected 1; 1 of 15360 elements mismatch",
+                             "lse: outside tolerance at sequence 1, query token 2, head 4: 3"}) {
+    EXPECT_NE(result.describe().find(needed), std::string::npos) << result.describe();
+  }
+  // Of chosen query rows, all heads of each: the row that was chosen is named.
+  const std::vector<QueryRow> rows{{1, 0}, {0, 2}};
+  const ReferenceResult some{std::vector<double>(10 * 512, 1.0), std::vector<double>(10, 2.0)};
+  out.assign(some.out.size(), 0x3F80);
+  lse.assign(some.lse.size(), 2);
+  out[size_t(7 * 512)] = 0x4000;
+  lse[8] = 3;
+  const std::string text = compare_decode(problem, out, lse, some, rows).describe();
+  EXPECT_NE(text.find("sequence 0, query token 2, head 2, column 0"), std::string::npos) << text;
+  EXPECT_NE(text.find("sequence 0, query token 2, head 3: 3"), std::string::npos) << text;
 }
 
 /// b = 64, s_k = 4096, two heads: a right decode (the reference, rounded), in which a test plants a
@@ -194,7 +222,7 @@ class FaultyDecode {
     for (const double x : expected.out) out.push_back(round_to(dtype(), x));
     for (const double x : expected.lse) lse.push_back(static_cast<float>(x));
   }
-  DecodeComparison check() const { return compare_decode(dtype(), out, lse, expected); }
+  DecodeComparison check() const { return compare_decode(data.problem, out, lse, expected); }
 
   void set_row(int sequence, int head, const test::PlainRow& row) {
     const size_t index = size_t(sequence * kHeads + head);
@@ -497,7 +525,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
             }
           }
         }
-        const DecodeComparison result = compare_decode(dtype, host.out, host.lse, expected);
+        const DecodeComparison result = compare_decode(data.problem, host.out, host.lse, expected);
         EXPECT_TRUE(result.ok()) << result.describe();
       }
     }

@@ -816,7 +816,7 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
                                plain_lengths.data(), nullptr, nullptr},
                               &truth);
       ASSERT_TRUE(reference.ok()) << reference.to_string();
-      const DecodeComparison comparison = compare_decode(dtype, host_out, host_lse, truth);
+      const DecodeComparison comparison = compare_decode(problem, host_out, host_lse, truth);
       EXPECT_TRUE(comparison.ok()) << comparison.describe();
     }
   }

@@ -1,0 +1,67 @@
+/// @file
+/// What the subcommands of mla_run share: the problem they are about, and the stages that do it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bench/tools/dump.h"
+#include "stages/common/stage.h"
+
+namespace mla::bench {
+
+inline constexpr int kRight = 0;
+inline constexpr int kWrong = 1;
+inline constexpr int kNothingRun = 2;
+
+/// The command line of a subcommand; each has some of these.
+struct RunOptions {
+  std::string stage;  ///< A slug, its number, "all" or "reference"
+  std::string machine = "auto";
+  DumpFiles files;
+  std::string shape;
+  std::string data = "needles";
+  uint64_t seed = 0;
+  std::string out, lse, out_format = "bits";
+  std::string check_out, check_lse;
+  std::string schedules = "1";
+  std::string device;  ///< Of the model; empty: its default
+  bool json = false;
+};
+
+/// A stage on the machine it is to run on, or why it cannot.
+struct Placement {
+  std::string slug;
+  std::string idea;
+  const Stage* stage = nullptr;
+  Machine* machine = nullptr;
+  Status why_not;        ///< Not ok: cannot run.
+  std::string fallback;  ///< Why the model and not the GPU, under --machine auto.
+};
+
+/// The stages that `name` asks for ("all": every one), each on its machine.
+/// @return kInvalidArgument for a name that no stage has
+Status place(const std::string& name, const std::string& machine,
+             std::vector<Placement>* placements);
+
+/// Prints the message; returns the exit code.
+int refuse(const Status& status, int exit_code = kNothingRun);
+
+/// "bf16, b=2 s_q=1 h_q=3 h_kv=1, 5 to 70 tokens in 3 pages, scale 0.135234, not causal"
+std::string describe(const Dump& dump);
+
+/// The arguments that name the same problem again: "--shape h16_q1_b2_k256 --seed 3 --data flat".
+std::string problem_arguments(const RunOptions& options);
+
+// The subcommands: each does its work, prints it, and returns the exit code.
+
+int run_decode(const RunOptions& options);
+int run_plan(const RunOptions& options);
+int run_predict(const RunOptions& options);
+int run_explain(const RunOptions& options);
+int run_list();
+
+/// Reads or makes the problem; q and cache only if they are `needed`.
+Status load_problem(const RunOptions& options, bool needed, Dump* dump);
+
+}  // namespace mla::bench
