@@ -9,7 +9,8 @@ constexpr NamedDevice kDevices[] = {
     {"rtx3090",
      "8.6, with less shared memory",
      {.compute_capability = 86, .max_shared_bytes = 101376}},
-    {"h100_grid5", "grids of at most 5 blocks, so that every kernel walks its items",
+    {"h100_grid5",
+     "grids of at most 5 blocks, so that every kernel walks its items",
      {.max_grid_x = 5}}};
 
 }  // namespace

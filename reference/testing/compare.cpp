@@ -170,8 +170,8 @@ Comparison compare_all(std::span<const T> actual, std::span<const double> expect
     result.failure = "cosine difference " + number(result.cosine_difference) +
                      " is not less than " + number(tolerance.cos_tol);
   } else if (compare_row_cosines && !(result.worst_row_cosine_difference < tolerance.row_cos_tol)) {
-    result.failure = "cosine difference " + number(result.worst_row_cosine_difference) +
-                     " of " + row_name(name, result.worst_row) + " is not less than " +
+    result.failure = "cosine difference " + number(result.worst_row_cosine_difference) + " of " +
+                     row_name(name, result.worst_row) + " is not less than " +
                      number(tolerance.row_cos_tol);
   }
   result.ok = result.failure.empty();

@@ -36,7 +36,7 @@ int main() {
   }
   mla::ReferenceResult expected;
   if (!mla::reference_attention(data.problem, host.tensors(data), &expected).ok()) return 1;
-  const auto comparison = mla::compare_decode(spec.dtype, host.out, host.lse, expected);
+  const auto comparison = mla::compare_decode(data.problem, host.out, host.lse, expected);
   std::puts(comparison.describe().c_str());
   return comparison.ok() ? 0 : 1;
 }

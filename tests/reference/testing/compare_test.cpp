@@ -153,14 +153,17 @@ TEST(Compare, DescribesADecode) {
   const std::vector<uint16_t> out(512, 0x3F80);
   const std::vector<float> lse{2};
   const ReferenceResult expected{std::vector<double>(512, 1.0), {3}};
-  const DecodeComparison result = compare_decode(Problem(), out, lse, expected);
+  Problem problem;
+  problem.batch = problem.num_heads_q = 1;
+  const DecodeComparison result = compare_decode(problem, out, lse, expected);
   EXPECT_TRUE(result.out.ok);
   EXPECT_FALSE(result.lse.ok);
   EXPECT_FALSE(result.ok());
   EXPECT_EQ(result.describe().rfind("out: ok (max abs error 0", 0), 0u) << result.describe();
-  EXPECT_NE(result.describe().find("lse: outside tolerance at sequence 0, query token 0, head 0: 2, "
-                                   "expected 3; 1 of 1 elements mismatch"),
-            std::string::npos)
+  EXPECT_NE(
+      result.describe().find("lse: outside tolerance at sequence 0, query token 0, head 0: 2, "
+                             "expected 3; 1 of 1 elements mismatch"),
+      std::string::npos)
       << result.describe();
 }
 
