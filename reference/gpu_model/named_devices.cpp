@@ -11,7 +11,8 @@ constexpr NamedDevice kDevices[] = {
      {.compute_capability = 86, .max_shared_bytes = 101376}},
     {"h100_grid5",
      "grids of at most 5 blocks, so that every kernel walks its items",
-     {.max_grid_x = 5}}};
+     {.max_grid_x = 5}},
+    {"h100_sm3", "3 multiprocessors, so that a worker has many tiles", {.multiprocessors = 3}}};
 
 }  // namespace
 
