@@ -8,6 +8,7 @@
 #   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some ten minutes): all
 #                                                  suites, the decode service, other implementations where PyTorch is;
 #                                                  kept in bench/results, written into README.md, docs and the chapters
+#   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +21,7 @@ while [[ $# -gt 0 ]]; do
     --out) out=${2:?--out needs a file name}; shift 2 ;;
     --out=*) out=${1#--out=}; shift ;;
     --record) record=yes; shift ;;
+    --no-install) no_install=yes; shift ;;
     --help|-h) sed -n '2,/^set /s/^# \{0,1\}//p' bench/run.sh; arguments=(--help); break ;;
     *) arguments+=("$1"); shift ;;
   esac

@@ -1,7 +1,8 @@
 # Sourced by tests/run.sh, bench/run.sh and .ci/run: installs what is missing, and builds. From the project's root.
 #
 #   build TARGET...                      configures into build/ and builds the targets
-#   install_missing [PACKAGE=WITNESS]... installs what a build needs, and these
+#   install_missing [PACKAGE=WITNESS]... installs what a build needs, and these; with no_install=yes says what is
+#                                        missing, and fails
 
 # Packages of Debian 12 and Ubuntu 24.04, and what is looked for to know whether they are there: a program or a path.
 install_missing() {
@@ -25,18 +26,24 @@ install_missing() {
 
   local root=()
   if [[ $(id -u) -ne 0 ]]; then root=(sudo); fi
+  local install=("${root[@]}" apt-get install -y --no-install-recommends "${missing[@]}")
+  if [[ -n ${no_install:-} ]]; then
+    printf 'These packages are missing, and --no-install forbids to install them:\n  %s\nTo install them:\n  %s\n' \
+      "${missing[*]}" "${install[*]}" >&2
+    return 1
+  fi
   if ! command -v apt-get > /dev/null || { [[ ${#root[@]} -gt 0 ]] && ! command -v sudo > /dev/null; }; then
     echo "These packages are needed, and cannot be installed from here (no apt-get, or neither root nor sudo):" >&2
     echo "  ${missing[*]}" >&2
     return 1
   fi
-  echo "Installing ${missing[*]} …"
+  printf 'About to install what is missing (--no-install refuses instead):\n  %s\n' "${install[*]}"
   "${root[@]}" apt-get update -qq
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]:${#root[@]}}" -qq > /dev/null
 }
 
 build() {
-  install_missing
+  install_missing || exit
   if ! command -v nvcc > /dev/null && [[ -x /usr/local/cuda/bin/nvcc ]]; then
     export PATH=$PATH:/usr/local/cuda/bin
   fi

@@ -3,6 +3,8 @@
 //   conformance_test [--machine model|gpu] [--stage 02_shared_tiled] [--cases sample|full]
 //                    [--shard i/n] [--gtest_...]
 //
+// conformance_02 is the same with that stage alone.
+//
 // On the model: a seeded sample of small cases, under one or two schedules each, on pretended
 // devices of several sizes. On a GPU: the full product, held to the fp64 oracle; the loop is case ->
 // data -> reference -> stages. A stage stops after three failing cases, each of which ends with the
@@ -276,9 +278,9 @@ bool goes_on(const std::string& stage) {
 // For what mla_run cannot spell: the test that is running.
 std::string repeat_test(const std::string& stage) {
   const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
-  return "build/tests/conformance_test --machine " +
-         std::string(options.machine == MachineKind::kModel ? "model" : "gpu") + " --stage " +
-         stage + " --gtest_filter=" + test->test_suite_name() + "." + test->name();
+  return "build/tests/conformance_" + stage.substr(0, stage.find('_')) + " --machine " +
+         std::string(options.machine == MachineKind::kModel ? "model" : "gpu") +
+         " --gtest_filter=" + test->test_suite_name() + "." + test->name();
 }
 
 struct Outputs {
