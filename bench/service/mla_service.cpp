@@ -274,7 +274,8 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, chosen, &run.figures));
     progress.clear();
     std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
-              << scenario.max_length << " tokens";
+              << scenario.max_length << " tokens; batches begun: " << scheduler->batches()
+              << ", padded to the longest request, of up to " << scheduler->longest() << " tokens";
     if (spares) {
       std::cout << "; " << reusing.timed() << " steps were done, " << reusing.reused()
                 << " took the time of one done, of the same batch and a length within "

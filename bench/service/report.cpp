@@ -87,6 +87,7 @@ RecordedService load_newest_service(const std::string& folder) {
   std::string newest_date;
   std::error_code error;
   for (const auto& file : std::filesystem::directory_iterator(folder, error)) {
+    if (file.path().extension() != ".json") continue;
     std::ifstream stream(file.path());
     const Json json = Json::parse(stream, nullptr, false);
     if (!json.is_object() || !json.contains("context") || !json.contains("runs")) continue;
