@@ -105,7 +105,8 @@ RecordedService load_newest_service(const std::string& folder) {
     for (const Json& one : json["runs"]) {
       auto& run = newest.runs.emplace_back();
       run = {one.value("scenario", ""), one.value("way", ""), one.value("stage", ""), {}};
-      for (const auto& [key, value] : one["figures"].items()) {
+      const Json figures = one.value("figures", Json::object());
+      for (const auto& [key, value] : figures.items()) {
         if (value.is_number()) run.figures[key] = value.get<double>();
       }
     }
