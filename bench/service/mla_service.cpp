@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -31,7 +33,7 @@ struct Options {
   std::string way = "both";
   std::string engine = "auto";
   std::string stage = "auto";
-  std::string static_stage = "02";
+  std::string static_stage;  // empty: that of the paged way
   double static_tolerance = 0.05;
   int distinct_caches = 0;
   uint64_t seed = 1;
@@ -56,6 +58,8 @@ class Clock {
   virtual std::string describe() const = 0;  ///< A line or more
   virtual Machine& machine() const = 0;      ///< That the program runs on
   virtual bool spares_static_steps() const { return false; }
+  /// What a GPU did, to compare with: of a simulated clock only.
+  virtual RecordedService recorded_service() const { return {}; }
   /// Called before engine(), for each scenario; says on stdout what is not as asked.
   virtual Status prepare(const Scenario& scenario) = 0;
   /// @param stage  slug, number or "auto"; `slug` is what was meant
@@ -113,9 +117,8 @@ class RealClock final : public Clock {
   }
 
  private:
-  /// The last of the ladder that this device runs; on the model 04, which takes it least time.
+  /// The last of the ladder that this device runs.
   const Stage* best_stage() const {
-    if (!gpu()) return find_stage(machine_.kind(), "04");
     const Stage* best = nullptr;
     for (const Stage& stage : stages(machine_.kind())) {
       const bool of_the_ladder = stage.slug.starts_with("0");
@@ -142,6 +145,9 @@ class SimulatedClock final : public Clock {
            "; nothing is decoded, and the host takes no time\n";
   }
   Machine& machine() const override { return model_machine(); }
+  RecordedService recorded_service() const override {
+    return load_newest_service(std::filesystem::path(recorded_.file).parent_path().string());
+  }
   Status prepare(const Scenario&) override { return {}; }
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
@@ -209,15 +215,31 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   std::string stage, static_stage;
   std::unique_ptr<Engine> engine, static_engine;
   MLA_RETURN_IF_ERROR(clock.engine(scenario, options.stage, &stage, &engine));
+  const std::string& named = options.static_stage.empty() ? options.stage : options.static_stage;
   if (options.way != "paged") {
-    MLA_RETURN_IF_ERROR(
-        clock.engine(scenario, options.static_stage, &static_stage, &static_engine));
+    MLA_RETURN_IF_ERROR(clock.engine(scenario, named, &static_stage, &static_engine));
   }
+  // A recording of other requests would be compared with nothing.
+  RecordedService recording = clock.recorded_service();
+  if (!options.changes.empty() || recording.seed != options.seed) recording.runs.clear();
+  const auto recorded = [&](const std::string& way, const std::string& slug) {
+    const auto* run = recording.find(scenario.name, way, slug);
+    return run == nullptr ? std::map<std::string, double>() : run->figures;
+  };
   for (Engine* one : {engine.get(), static_engine.get()}) {
     if (one != nullptr) MLA_RETURN_IF_ERROR(warm_up(*one));
   }
   int64_t count = scenario.under_way;
-  if (count < 0) {
+  if (const auto figures = recorded("paged", stage); count < 0 && !figures.empty()) {
+    // A request more or less under way may be the longest, to which a static batch is padded.
+    count = std::llround(figures.at("arrived"));
+    for (RequestStream arrivals(scenario.workload, options.seed);
+         arrivals.peek().arrival <= figures.at("span_s"); arrivals.take()) {
+      --count;
+    }
+    std::cout << count << " requests are half-way at the beginning, as many as on the GPU when "
+              << "this scenario was recorded\n";
+  } else if (count < 0) {
     progress.step(scenario.name + ": how many are under way");
     MLA_RETURN_IF_ERROR(population_in_balance(scenario.workload, limits, *engine, &count));
     std::cout << count << " requests are half-way at the beginning, as many as the paged way has "
@@ -236,30 +258,39 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     progress.step(scenario.name + ", paged");
     std::unique_ptr<PagedScheduler> scheduler;
     MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler));
-    ServiceRun& run = both.emplace_back(ServiceRun{scenario, "paged", stage, {}});
+    ServiceRun& run =
+        both.emplace_back(ServiceRun{scenario, "paged", stage, {}, recorded("paged", stage)});
     MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, *engine, &run.figures));
   }
-  if (options.way != "paged") {
-    progress.step(scenario.name + ", static");
+  const auto serve_static = [&](const std::string& slug, Engine& decoder) -> Status {
+    progress.step(scenario.name + ", static, " + slug);
     std::unique_ptr<StaticScheduler> scheduler;
     MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &scheduler));
-    ServiceRun& run = both.emplace_back(ServiceRun{scenario, "static", static_stage, {}});
-    ReusingEngine reusing(*static_engine, options.static_tolerance);
+    ServiceRun& run =
+        both.emplace_back(ServiceRun{scenario, "static", slug, {}, recorded("static", slug)});
+    ReusingEngine reusing(decoder, options.static_tolerance);
     const bool spares = clock.spares_static_steps();
-    Engine& chosen = spares ? static_cast<Engine&>(reusing) : *static_engine;
+    Engine& chosen = spares ? static_cast<Engine&>(reusing) : decoder;
     MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, chosen, &run.figures));
     progress.clear();
     std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
-              << scenario.max_length << " tokens";
+              << scenario.max_length << " tokens; batches begun: " << scheduler->batches()
+              << ", padded to the longest request, of up to " << scheduler->longest() << " tokens";
     if (spares) {
       std::cout << "; " << reusing.timed() << " steps were done, " << reusing.reused()
                 << " took the time of one done, of the same batch and a length within "
                 << percent(options.static_tolerance);
     }
     std::cout << "\n";
+    return {};
+  };
+  // With another stage on this side, both serve: so the kernel's part of the ratio is known.
+  if (options.way == "both" && static_stage != stage) {
+    MLA_RETURN_IF_ERROR(serve_static(stage, *engine));
   }
+  if (options.way != "paged") MLA_RETURN_IF_ERROR(serve_static(static_stage, *static_engine));
   progress.clear();
-  std::cout << "\n" << compare_runs(both, clock.title()) << std::flush;
+  std::cout << "\n" << compare_runs(both, clock.title(), recording.origin) << std::flush;
   runs->insert(runs->end(), both.begin(), both.end());
   return {};
 }
@@ -311,8 +342,9 @@ void add_options(CLI::App& app, Options* options) {
       ->capture_default_str();
   app.add_option("--stage", options->stage, "that decodes the paged way; auto: the last that can")
       ->capture_default_str();
-  app.add_option("--static-stage", options->static_stage, "that decodes static batches")
-      ->capture_default_str();
+  app.add_option("--static-stage", options->static_stage,
+                 "that decodes static batches, if not the paged way's; both "
+                 "ways then also run with that one, so that the kernel's part is known");
   app.add_option("--static-tolerance", options->static_tolerance,
                  "on a GPU, a static step takes the time of one done if lengths differ by this "
                  "share at most; 0: every one is done")
@@ -356,7 +388,7 @@ int run(int argc, char** argv) {
                            "beside static batches.\n") +
                kScope +
                "Examples:\n  mla_service --scenario all --out service.json\n"
-               "  mla_service --scenario chat_1000 --static-stage 08\n"
+               "  mla_service --scenario chat_1000 --static-stage 02\n"
                "  mla_service --engine model --scenario tiny"};
   add_options(app, &options);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;

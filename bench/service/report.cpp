@@ -1,6 +1,9 @@
 #include "bench/service/report.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -10,6 +13,8 @@ namespace mla::bench {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kServiceSchema = "flashmla_stages/service/1";
 
 double gigabytes(const Scenario& scenario) {
   return static_cast<double>(scenario.num_pages() * scenario.page_bytes()) / 1e9;
@@ -68,23 +73,75 @@ std::string rejected(const RequestCounts& counts) {
 
 }  // namespace
 
-std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock) {
+const RecordedService::Run* RecordedService::find(const std::string& scenario,
+                                                  const std::string& way,
+                                                  const std::string& stage) const {
+  for (const Run& run : runs) {
+    if (run.scenario == scenario && run.way == way && run.stage == stage) return &run;
+  }
+  return nullptr;
+}
+
+RecordedService load_newest_service(const std::string& folder) {
+  RecordedService newest;
+  std::string newest_date;
+  std::error_code error;
+  for (const auto& file : std::filesystem::directory_iterator(folder, error)) {
+    if (file.path().extension() != ".json") continue;
+    std::ifstream stream(file.path());
+    const Json json = Json::parse(stream, nullptr, false);
+    if (!json.is_object() || !json.contains("context") || !json.contains("runs")) continue;
+    const Json& context = json["context"];
+    const auto get = [&](const char* key) {
+      return context.contains(key) && context[key].is_string() ? context[key].get<std::string>()
+                                                               : std::string();
+    };
+    const std::string date = get("date_utc");
+    if (get("schema") != kServiceSchema || get("clock") != "gpu" || date <= newest_date) continue;
+    newest_date = date;
+    newest = {get("gpu") + ", commit " + get("commit") + ", " + date.substr(0, 10),
+              std::strtoull(get("seed").c_str(), nullptr, 10),
+              {}};
+    for (const Json& one : json["runs"]) {
+      auto& run = newest.runs.emplace_back();
+      run = {one.value("scenario", ""), one.value("way", ""), one.value("stage", ""), {}};
+      const Json figures = one.value("figures", Json::object());
+      for (const auto& [key, value] : figures.items()) {
+        if (value.is_number()) run.figures[key] = value.get<double>();
+      }
+    }
+  }
+  return newest;
+}
+
+std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock,
+                         const std::string& recording) {
   if (runs.empty()) return "";
   std::vector<std::string> header{runs.front().scenario.name + ", " + clock};
   for (const ServiceRun& run : runs) header.push_back(run.way + ", " + run.stage.substr(0, 2));
-  if (runs.size() == 2) header.push_back(runs[1].way + " / " + runs[0].way);
+  for (size_t i = 1; i < runs.size(); ++i) {
+    const bool ways = runs[i].way != runs[i - 1].way;
+    header.push_back(ways ? runs[i].way + " / " + runs[i - 1].way
+                          : runs[i].stage.substr(0, 2) + " / " + runs[i - 1].stage.substr(0, 2));
+  }
   Table table(header);
   const auto row = [&](const std::string& name, auto cell) {
     std::vector<std::string> cells{name};
     for (const ServiceRun& run : runs) cells.push_back(cell(run));
-    if (runs.size() == 2) cells.emplace_back();
+    cells.resize(header.size());
     table.add(std::move(cells));
   };
-  const auto measured = [&](const std::string& name, auto value) {
+  const auto measured = [&](const std::string& name, const char* key, auto value) {
     std::vector<std::string> cells{name};
-    for (const ServiceRun& run : runs) cells.push_back(number(value(run.figures)));
-    if (runs.size() == 2) {
-      const double ratio = value(runs[1].figures) / value(runs[0].figures);
+    for (const ServiceRun& run : runs) {
+      const auto known = run.recorded.find(key);
+      const double error =
+          known != run.recorded.end() ? 100 * (value(run.figures) / known->second - 1) : kUnknown;
+      cells.push_back(number(value(run.figures)) +
+                      (std::isfinite(error) ? fmt::format(" ({:+.0f}%)", error) : ""));
+    }
+    for (size_t i = 1; i < runs.size(); ++i) {
+      const double ratio = value(runs[i].figures) / value(runs[i - 1].figures);
       cells.push_back(std::isfinite(ratio) ? number(ratio) + "x" : "");
     }
     table.add(std::move(cells));
@@ -98,18 +155,18 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   row("  rejected", [](const ServiceRun& run) { return rejected(run.figures.counts); });
   counted("  queued at the end", [](F f) { return f.counts.queued; });
   counted("  running at the end", [](F f) { return f.counts.running; });
-  measured("virtual time, s", [](F f) { return f.span; });
+  measured("virtual time, s", "span_s", [](F f) { return f.span; });
   counted("steps", [](F f) { return f.steps; });
-  measured("step, ms: mean", [](F f) { return f.step_ms_mean; });
-  measured("  p50", [](F f) { return f.step_ms_p50; });
-  measured("  p99", [](F f) { return f.step_ms_p99; });
-  measured("token to token, ms: mean", [](F f) { return f.token_ms_mean; });
-  measured("  p50", [](F f) { return f.token_ms_p50; });
-  measured("  p99", [](F f) { return f.token_ms_p99; });
-  measured("first token, ms: p50", [](F f) { return f.first_token_ms_p50; });
-  measured("  p99", [](F f) { return f.first_token_ms_p99; });
-  measured("tokens/s", [](F f) { return f.tokens_per_s; });
-  measured("batch, mean", [](F f) { return f.batch_mean; });
+  measured("step, ms: mean", "step_ms_mean", [](F f) { return f.step_ms_mean; });
+  measured("  p50", "step_ms_p50", [](F f) { return f.step_ms_p50; });
+  measured("  p99", "step_ms_p99", [](F f) { return f.step_ms_p99; });
+  measured("token to token, ms: mean", "token_ms_mean", [](F f) { return f.token_ms_mean; });
+  measured("  p50", "token_ms_p50", [](F f) { return f.token_ms_p50; });
+  measured("  p99", "token_ms_p99", [](F f) { return f.token_ms_p99; });
+  measured("first token, ms: p50", "first_token_ms_p50", [](F f) { return f.first_token_ms_p50; });
+  measured("  p99", "first_token_ms_p99", [](F f) { return f.first_token_ms_p99; });
+  measured("tokens/s", "tokens_per_s", [](F f) { return f.tokens_per_s; });
+  measured("batch, mean", "batch_mean", [](F f) { return f.batch_mean; });
   row("pages held: mean, peak, of", [](const ServiceRun& run) {
     return number(run.figures.pages_mean) + ", " + std::to_string(run.figures.pages_peak) + ", " +
            std::to_string(run.figures.pages_total);
@@ -120,7 +177,25 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
     return number(run.figures.queue_mean) + ", " + std::to_string(run.figures.queue_max);
   });
   counted("preemptions", [](F f) { return f.counts.preemptions; });
-  return table.to_string();
+  std::string text = table.to_string();
+  for (size_t i = 1; i < runs.size(); ++i) {
+    const ServiceRun &one = runs[i - 1], &other = runs[i];
+    std::string apart;
+    if (one.way != other.way) apart += "batching and memory";
+    if (one.stage != other.stage) apart += apart.empty() ? "the kernel" : ", and the kernel";
+    text += fmt::format(
+        "{}, {} generates {}x the tokens/s of {}, {}. Between them is {}{}.\n", one.way,
+        one.stage.substr(0, 2), number(one.figures.tokens_per_s / other.figures.tokens_per_s),
+        other.way, other.stage.substr(0, 2), apart,
+        apart.find("kernel") == std::string::npos ? ": the kernel is the same" : "");
+  }
+  if (recording.empty()) return text;
+  for (const ServiceRun& run : runs) {
+    text += fmt::format("{}, {}: ", run.way, run.stage.substr(0, 2)) +
+            (run.recorded.empty() ? "none is recorded, so the clock's error is not known\n"
+                                  : "in brackets the clock's error against " + recording + "\n");
+  }
+  return text;
 }
 
 Status write_runs(const std::string& path, const Context& context,

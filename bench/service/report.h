@@ -2,6 +2,7 @@
 /// Runs as a table and as JSON.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,35 @@ struct ServiceRun {
   std::string way;  ///< "paged" or "static"
   std::string stage;
   Figures figures;
+  /// What a GPU was recorded to do with the same scenario, way, stage and seed, by the names that
+  /// write_runs() gives; empty if nothing is recorded or the clock is no simulated one.
+  std::map<std::string, double> recorded{};
 };
 
-/// The ways of one scenario side by side; with two of them, the second over the first.
+/// Recorded runs of a service on a GPU.
+struct RecordedService {
+  struct Run {
+    std::string scenario, way, stage;
+    std::map<std::string, double> figures;
+  };
+  std::string origin;
+  uint64_t seed = 0;
+  std::vector<Run> runs;
+  /// Null if there is none.
+  const Run* find(const std::string& scenario, const std::string& way,
+                  const std::string& stage) const;
+};
+
+/// The newest recording of a GPU's service in `folder`; one without runs if there is none.
+RecordedService load_newest_service(const std::string& folder);
+
+/// The runs of one scenario side by side, and each over the one before it. Behind a figure of which
+/// a recording is known stands the clock's error. Below: what the ratios consist of, and what the
+/// errors are errors of.
+/// @param recording  where the recorded figures come from; empty: the clock is no simulated one
 /// @param clock  "simulated clock": printed in the header, so that no figure travels without it
-std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock);
+std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock,
+                         const std::string& recording);
 
 /// Writes "flashmla_stages/service/1": context, and runs with their figures. Unknown figures are
 /// null.

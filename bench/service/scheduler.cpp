@@ -223,13 +223,15 @@ int64_t StaticScheduler::running() const {
 
 Status StaticScheduler::begin_step(StepWork* work) {
   work->sequences.clear();
-  if (batch_.empty()) {
+  const bool new_batch = batch_.empty();
+  if (new_batch) {
     while (!queue_.empty() && static_cast<int64_t>(batch_.size()) < slots_) {
       batch_.push_back({queue_.front(), 0});
       queue_.pop_front();
     }
   }
   if (batch_.empty()) return {};
+  if (new_batch) ++batches_;
   const auto pages_a_slot = static_cast<size_t>(pages_for(limits_.max_length));
   int32_t longest = 0;
   for (size_t i = 0; i < batch_.size(); ++i) {
@@ -242,6 +244,7 @@ Status StaticScheduler::begin_step(StepWork* work) {
     work->sequences.push_back({request.id, before, tokens - before, 0,
                                std::span(pages_).subspan(i * pages_a_slot, pages_a_slot)});
   }
+  longest_ = std::max<int64_t>(longest_, longest);
   for (SequenceWork& sequence : work->sequences) sequence.decoded = longest;
   return {};
 }

@@ -160,6 +160,8 @@ class StaticScheduler final : public Scheduler {
   Holding holding() const override;
   /// Sequences of a batch, at most.
   int64_t slots() const { return slots_; }
+  int64_t batches() const { return batches_; }  ///< Begun so far
+  int64_t longest() const { return longest_; }  ///< Tokens that a sequence has been padded to
 
  private:
   struct Slot {
@@ -170,7 +172,7 @@ class StaticScheduler final : public Scheduler {
   using Scheduler::Scheduler;
   int64_t running() const override;
 
-  int64_t slots_ = 0;
+  int64_t slots_ = 0, batches_ = 0, longest_ = 0;
   std::vector<int32_t> pages_;  // 0, 1, 2, ...: a contiguous buffer is an identity block table
   std::vector<Slot> batch_;
 };

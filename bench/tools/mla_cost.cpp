@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/measure/program.h"
+#include "bench/measure/recorded.h"
 #include "bench/measure/table.h"
 #include "reference/layers/cost_model.h"
 
@@ -43,8 +44,8 @@ struct Options {
   int64_t new_tokens = 0;  // 0: decode (1) and prefill (all)
   bool causal = true;
   int64_t element_bytes = 2;
-  double tflops = 792;  // cuBLAS and bulk reads on the H200 of bench/results, cold
-  double gbps = 4546;
+  double tflops = 0;  // 0: recorded, cold
+  double gbps = 0;
   bool picture = false;
   std::map<std::string, int64_t> dimensions;  // given on the command line, over the model's
 };
@@ -74,11 +75,11 @@ std::vector<Row> rows_of(const Model& model, const Step& step) {
     return cost::MultiHead{mla.d_model, mla.heads, kv_heads, mla.nope};
   };
   add("multi-head", standard(mla.heads));
-  if (mla.heads > 8 && mla.heads % 8 == 0) add("grouped-query, 8 KV heads", standard(8));
-  add("traditional latent, D' = d_model / heads",
+  if (mla.heads > 8 && mla.heads % 8 == 0) add("grouped, 8 KV heads", standard(8));
+  add("traditional latent",
       cost::TraditionalLatent{mla.d_model, mla.heads > 0 ? mla.d_model / mla.heads : 0});
   add("MLA, K and V cached", mla, Form::kUnabsorbedExpanded);
-  add("MLA, K and V expanded each step", mla, Form::kUnabsorbedLatent);
+  add("MLA, expanded each step", mla, Form::kUnabsorbedLatent);
   add("MLA absorbed", mla, Form::kAbsorbed);
   return rows;
 }
@@ -111,23 +112,24 @@ Status print_table(const Model& model, const Options& options, const Step& step)
             << model.title << ", " << step.batch << " x " << tokens(step.context) << " tokens, "
             << (step.new_tokens == step.context && step.context > 1
                     ? "prefill"
-                    : tokens(step.new_tokens) + " new a sequence")
+                    : tokens(step.new_tokens) + " new per sequence")
             << (step.causal ? "" : ", not causal") << "; one layer\n";
-  Table table({"attention", "cache B/token",
-               "cache GB, " + std::to_string(model.layers) + " layers", "GFLOP projections",
-               "expansion", "core", "GB", "core FLOP/B", "least µs", "longest part"});
+  // Two tables of at most 80 columns: what there is to do, and how long it must take.
+  Table work({"attention", "cache B/token", "GFLOP projections", "expansion", "core"});
+  Table time({"attention", "cache GB*", "GB", "core FLOP/B", "least µs", "longest part"});
   for (const Row& row : rows_of(model, step)) {
     if (!row.status.ok()) return row.status;
     const LayerCost& cost = row.cost;
     const double cache = cost.cache_bytes_per_token * static_cast<double>(step.batch) *
                          static_cast<double>(step.context) * static_cast<double>(model.layers);
     const double us = 1e6 * roofline_seconds(cost, options.tflops * 1e12, options.gbps * 1e9);
-    table.add({row.name, number(cost.cache_bytes_per_token, 1), number(cache / 1e9),
-               gflop(cost.projections), gflop(cost.expansion), gflop(cost.core),
-               number(cost.total().bytes / 1e9), number(cost.core.intensity()), microseconds(us),
-               longest_part(cost, options)});
+    work.add({row.name, number(cost.cache_bytes_per_token, 1), gflop(cost.projections),
+              gflop(cost.expansion), gflop(cost.core)});
+    time.add({row.name, number(cache / 1e9), number(cost.total().bytes / 1e9),
+              number(cost.core.intensity()), microseconds(us), longest_part(cost, options)});
   }
-  std::cout << table.to_string();
+  std::cout << work.to_string() << "\n"
+            << time.to_string() << "* of " << model.layers << " layers\n";
   return {};
 }
 
@@ -223,7 +225,7 @@ Status print_picture(const Model& model, const Options& options) {
             << number(cost::pairs_per_expansion(model.mla), 4) << " (query, key) pairs.\n"
             << "Absorbed moves fewer bytes while new tokens are less than "
             << share(Form::kUnabsorbedLatent)
-            << " of the context (against expanding each step),\nor "
+            << " of the context\n(against expanding each step), or "
             << share(Form::kUnabsorbedExpanded) << " (against K and V cached).\n\n";
   Table table(
       {"context", "fewer FLOP below", "fewer bytes below", "and below, against K and V cached"});
@@ -292,11 +294,11 @@ int run(int argc, char** argv) {
   app.add_flag("!--not-causal", options.causal, "every query sees every token");
   app.add_option("--element-bytes", options.element_bytes, "of weights, activations and cache")
       ->capture_default_str();
-  app.add_option("--tflops", options.tflops, "for least times: matrix products")
-      ->capture_default_str()
+  app.add_option("--tflops", options.tflops,
+                 "for least times: matrix products; default: as recorded")
       ->check(CLI::PositiveNumber);
-  app.add_option("--gbps", options.gbps, "for least times: memory reads, GB/s")
-      ->capture_default_str()
+  app.add_option("--gbps", options.gbps,
+                 "for least times: memory reads, GB/s; default: as recorded")
       ->check(CLI::PositiveNumber);
   app.add_flag("--picture", options.picture, "draw where absorbing pays");
   const char* dimensions[] = {"d-model", "heads", "q-lora", "kv-lora",
@@ -326,9 +328,22 @@ int run(int argc, char** argv) {
                     {StatusCode::kInvalidArgument,
                      "layers = " + std::to_string(layers->second) + " must be at least 1"});
   }
+  const int given = (options.tflops > 0) + (options.gbps > 0);
+  std::string source = ", as given";
+  if (given < 2) {
+    Recorded recorded;
+    if (const Status status = load_newest_recorded(&recorded); !status.ok()) {
+      return complain("mla_cost", status);
+    }
+    source = (given == 1 ? ",\nwhere not given the ceiling of " : ",\nthe cold ceilings of ") +
+             recorded.origin();
+    if (!(options.tflops > 0)) options.tflops = recorded.ceilings.matrix_cold / 1e12;
+    if (!(options.gbps > 0)) options.gbps = recorded.ceilings.read / 1e9;
+  }
   std::cout << "A multiply-add is 2 FLOP; " << options.element_bytes
-            << "-byte elements. Least time: the longer of FLOP at " << number(options.tflops)
-            << " TFLOP/s and bytes at " << number(options.gbps, 4) << " GB/s, part by part.\n";
+            << "-byte elements. Least time, part by part: the longer of\n"
+            << "FLOP at " << number(options.tflops) << " TFLOP/s and bytes at "
+            << number(options.gbps, 4) << " GB/s" << source << ".\n";
   for (const std::string& name : options.models) {
     if (const Status status = print(customised(model_named(name), options), options);
         !status.ok()) {

@@ -308,8 +308,15 @@ TEST(Report, UnknownFiguresAreNull) {
   EXPECT_EQ(write_runs("/nonesuch/a.json", {}, {run}).code(), StatusCode::kFileError);
   ServiceRun other = run;
   other.way = "static";
-  EXPECT_NE(compare_runs({run, other}, "a clock").find("static / paged"), std::string::npos);
-  EXPECT_NE(compare_runs({run}, "a clock").find("1 (too_long)"), std::string::npos);
+  EXPECT_NE(compare_runs({run, other}, "a clock", "").find("static / paged"), std::string::npos);
+  EXPECT_NE(compare_runs({run}, "a clock", "").find("1 (too_long)"), std::string::npos);
+  run.figures.tokens_per_s = 120;
+  EXPECT_NE(compare_runs({run}, "a clock", "a GPU").find("none is recorded"), std::string::npos);
+  run.recorded = {{"tokens_per_s", 100}};
+  const std::string text = compare_runs({run}, "a clock", "a GPU");
+  EXPECT_NE(text.find("120 (+20%)"), std::string::npos) << text;
+  EXPECT_NE(text.find("the clock's error against a GPU"), std::string::npos) << text;
+  EXPECT_EQ(text.find("none is recorded"), std::string::npos) << text;
 }
 
 }  // namespace
