@@ -9,6 +9,7 @@
 
 #include "reference/testing/data_generator.h"
 #include "tests/reference/plain_attention.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -46,7 +47,7 @@ class HandMade {
   ReferenceResult decode() const {
     ReferenceResult result;
     const Status status = reference_attention(problem, tensors(), &result);
-    EXPECT_TRUE(status.ok()) << status.to_string();
+    EXPECT_OK(status);
     return result;
   }
 
@@ -211,7 +212,7 @@ TEST(Reference, EqualsPlainLoopsOnSeededCases) {
     HostTensors host = generate(data);
     ReferenceResult result;
     const Status status = reference_attention(data.problem, host.tensors(data), &result);
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
     expect_equals_plain(data, host, result);
     if (HasFatalFailure()) return;
     for (const double lse : result.lse) empty_rows += lse == kInfinity;
@@ -230,7 +231,7 @@ class ReferenceOnNeedles : public testing::Test {
     spec.data = DataKind::kNeedles;
     data_ = make_data_set(spec);
     host_ = generate(data_);
-    EXPECT_TRUE(reference_attention(data_.problem, host_.tensors(data_), &result_).ok());
+    EXPECT_OK(reference_attention(data_.problem, host_.tensors(data_), &result_));
   }
   DataSet data_;
   HostTensors host_;
@@ -244,7 +245,7 @@ TEST_F(ReferenceOnNeedles, EqualsPlainLoops) {
 TEST_F(ReferenceOnNeedles, DoesNotDependOnThreads) {
   for (const int threads : {1, 2, 5}) {
     ReferenceResult result;
-    ASSERT_TRUE(reference_attention(data_.problem, host_.tensors(data_), &result, threads).ok());
+    ASSERT_OK(reference_attention(data_.problem, host_.tensors(data_), &result, threads));
     EXPECT_EQ(result.out, result_.out) << threads;
     EXPECT_EQ(result.lse, result_.lse) << threads;
   }
@@ -253,7 +254,7 @@ TEST_F(ReferenceOnNeedles, DoesNotDependOnThreads) {
 TEST_F(ReferenceOnNeedles, ChosenRowsEqualTheWhole) {
   const QueryRow rows[] = {{4, 2}, {0, 0}, {0, 1}, {1, 1}, {4, 2}, {5, 0}, {3, 2}};
   ReferenceResult chosen;
-  ASSERT_TRUE(reference_attention_rows(data_.problem, host_.tensors(data_), rows, &chosen).ok());
+  ASSERT_OK(reference_attention_rows(data_.problem, host_.tensors(data_), rows, &chosen));
   const int64_t heads = data_.problem.num_heads_q;
   ASSERT_EQ(chosen.out.size(), std::size(rows) * size_t(heads) * 512);
   ASSERT_EQ(chosen.lse.size(), std::size(rows) * size_t(heads));
@@ -273,7 +274,7 @@ TEST_F(ReferenceOnNeedles, ChosenRowsEqualTheWhole) {
       }
     }
   }
-  ASSERT_TRUE(reference_attention_rows(data_.problem, host_.tensors(data_), {}, &chosen).ok());
+  ASSERT_OK(reference_attention_rows(data_.problem, host_.tensors(data_), {}, &chosen));
   EXPECT_TRUE(chosen.out.empty());
 }
 
@@ -283,7 +284,7 @@ TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
     HostTensors host = host_;
     host.kv_cache[size_t(page) * 64 * 576 + 575] = bits;  // token 0 of sequence 4
     ReferenceResult result;
-    ASSERT_TRUE(reference_attention(data_.problem, host.tensors(data_), &result).ok());
+    ASSERT_OK(reference_attention(data_.problem, host.tensors(data_), &result));
     const size_t row = 3 * 70 * 512;
     for (size_t i = 0; i < result.out.size(); ++i) {
       if (i / row == 4) continue;
@@ -304,7 +305,7 @@ TEST_F(ReferenceOnNeedles, MaskedTokensReachNoRow) {
   const int64_t row = cache_row(&data_.block_table[0], 299, 1, 0);
   host_.kv_cache[size_t(row) * 576] = nan_bits(DType::kBFloat16);
   ReferenceResult result;
-  ASSERT_TRUE(reference_attention(data_.problem, host_.tensors(data_), &result).ok());
+  ASSERT_OK(reference_attention(data_.problem, host_.tensors(data_), &result));
   for (int query = 0; query < 3; ++query) {
     for (int head = 0; head < 70; ++head) {
       EXPECT_EQ(std::isnan(result.lse[size_t(head * 3 + query)]), query == 2);
@@ -319,7 +320,7 @@ TEST_F(ReferenceOnNeedles, SequencesMayShareAPage) {
   const int64_t columns = data_.problem.max_pages_per_seq;
   data_.block_table[size_t(2 * columns)] = data_.block_table[0];
   ReferenceResult result;
-  ASSERT_TRUE(reference_attention(data_.problem, host_.tensors(data_), &result).ok());
+  ASSERT_OK(reference_attention(data_.problem, host_.tensors(data_), &result));
   expect_equals_plain(data_, host_, result);
 }
 

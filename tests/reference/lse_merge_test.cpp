@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "stages/common/machine/machine.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 
@@ -50,9 +51,9 @@ class LseMergeTest : public testing::TestWithParam<Where> {
       return merged;
     }
     DeviceBuffer a, b, result;
-    EXPECT_TRUE(a.assign(*machine_, lse_a.data(), lse_a.size() * sizeof(Real)).ok());
-    EXPECT_TRUE(b.assign(*machine_, lse_b.data(), lse_b.size() * sizeof(Real)).ok());
-    EXPECT_TRUE(result.allocate(*machine_, merged.size() * sizeof(merged[0])).ok());
+    EXPECT_OK(a.assign(*machine_, lse_a.data(), lse_a.size() * sizeof(Real)));
+    EXPECT_OK(b.assign(*machine_, lse_b.data(), lse_b.size() * sizeof(Real)));
+    EXPECT_OK(result.allocate(*machine_, merged.size() * sizeof(merged[0])));
     const auto pairs = static_cast<int64_t>(merged.size());
 #ifdef MLA_HAVE_CUDA
     const Status status =
@@ -63,9 +64,9 @@ class LseMergeTest : public testing::TestWithParam<Where> {
     const Status status =
         model::launch_merge(a.as<Real>(), b.as<Real>(), result.as<LseMerge<Real>>(), pairs);
 #endif
-    EXPECT_TRUE(status.ok()) << status.to_string();
-    EXPECT_TRUE(machine_->synchronize().ok());
-    EXPECT_TRUE(machine_->copy_to_host(merged.data(), result.data(), result.bytes()).ok());
+    EXPECT_OK(status);
+    EXPECT_OK(machine_->synchronize());
+    EXPECT_OK(machine_->copy_to_host(merged.data(), result.data(), result.bytes()));
     return merged;
   }
 

@@ -1,4 +1,5 @@
 #include "reference/problem.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -43,14 +44,14 @@ void expect_refused(const std::function<void(Problem&)>& spoil, const std::strin
 }
 
 TEST(Problem, ValidPasses) {
-  EXPECT_TRUE(validate(valid_problem()).ok());
-  EXPECT_TRUE(validate(valid_problem(), valid_tensors()).ok());
+  EXPECT_OK(validate(valid_problem()));
+  EXPECT_OK(validate(valid_problem(), valid_tensors()));
   Problem least = valid_problem();
   least.batch = least.seqlen_q = least.num_heads_q = least.num_heads_kv = 1;
   least.num_pages = least.max_pages_per_seq = 1;
-  EXPECT_TRUE(validate(least).ok());
+  EXPECT_OK(validate(least));
   least.softmax_scale = std::numeric_limits<float>::denorm_min();
-  EXPECT_TRUE(validate(least).ok());
+  EXPECT_OK(validate(least));
   EXPECT_EQ(validate(Problem{}).message(), "batch = 0 must be at least 1");
 }
 
@@ -111,7 +112,7 @@ TEST(Problem, FixedSplitsAreWholePages) {
   Problem problem = valid_problem();
   for (const int value : {0, 64, 4096, 1 << 30}) {
     problem.fixed_split_tokens = value;
-    EXPECT_TRUE(validate(problem).ok()) << value;
+    EXPECT_OK(validate(problem)) << value;
   }
 }
 
@@ -149,7 +150,7 @@ TEST(Problem, SizesMustFit) {
   large.batch = 128;
   large.num_heads_q = large.num_heads_kv = 128;
   large.num_pages = 1 << 20;
-  EXPECT_TRUE(validate(large).ok());
+  EXPECT_OK(validate(large));
   EXPECT_EQ(large.kv_elements(), (int64_t{1} << 20) * 64 * 128 * 576);
 }
 
@@ -188,10 +189,10 @@ class Paging : public testing::Test {
 };
 
 TEST_F(Paging, ValidPassesWhateverUnusedSlotsHold) {
-  EXPECT_TRUE(check().ok());
+  EXPECT_OK(check());
   seqlens_k_ = {0, 0};
   block_table_.assign(8, -1);
-  EXPECT_TRUE(check().ok());
+  EXPECT_OK(check());
 }
 
 TEST_F(Paging, LengthsMustFitTheTable) {

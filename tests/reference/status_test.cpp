@@ -1,4 +1,5 @@
 #include "reference/status.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -15,7 +16,7 @@ Status first_failure(const Status& first, const Status& second) {
 
 TEST(Status, DefaultIsOk) {
   const Status status;
-  EXPECT_TRUE(status.ok());
+  EXPECT_OK(status);
   EXPECT_EQ(status.code(), StatusCode::kOk);
   EXPECT_EQ(status.to_string(), "ok");
 }
@@ -42,7 +43,7 @@ TEST(Status, EveryCodeHasItsOwnName) {
 TEST(Status, MacroReturnsTheFirstFailure) {
   const Status bad(StatusCode::kOutOfRange, "first");
   const Status worse(StatusCode::kCudaError, "second");
-  EXPECT_TRUE(first_failure({}, {}).ok());
+  EXPECT_OK(first_failure({}, {}));
   EXPECT_EQ(first_failure(bad, worse).message(), "first");
   EXPECT_EQ(first_failure({}, worse).message(), "second");
 }

@@ -11,6 +11,7 @@
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -54,9 +55,9 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     }
     data_ = make_data_set(spec);
     data_.problem.fixed_split_tokens = on_gpu_ ? 1024 : 128;
-    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     q_.resize(tensors_.q.bytes());
-    ASSERT_TRUE(machine_->copy_to_host(q_.data(), tensors_.q.data(), q_.size()).ok());
+    ASSERT_OK(machine_->copy_to_host(q_.data(), tensors_.q.data(), q_.size()));
 
     whole_.resize(kSequences);
     std::iota(whole_.begin(), whole_.end(), 0);
@@ -103,25 +104,23 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     DeviceTensors tensors;
     DeviceBuffer workspace;
     const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
-    ASSERT_TRUE(tensors.q.assign(*machine_, q.data(), q.size()).ok());
-    ASSERT_TRUE(tensors.block_table.assign(*machine_, table.data(), table.size() * 4).ok());
-    ASSERT_TRUE(tensors.seqlens_k.assign(*machine_, lengths.data(), lengths.size() * 4).ok());
-    ASSERT_TRUE(
-        tensors.out.allocate(*machine_, static_cast<size_t>(problem.out_elements()) * 2).ok());
-    ASSERT_TRUE(
-        tensors.lse.allocate(*machine_, static_cast<size_t>(problem.lse_elements()) * 4).ok());
-    ASSERT_TRUE(tensors.poison_outputs(*machine_).ok());
-    ASSERT_TRUE(workspace.allocate(*machine_, std::max<size_t>(16, bytes)).ok());
+    ASSERT_OK(tensors.q.assign(*machine_, q.data(), q.size()));
+    ASSERT_OK(tensors.block_table.assign(*machine_, table.data(), table.size() * 4));
+    ASSERT_OK(tensors.seqlens_k.assign(*machine_, lengths.data(), lengths.size() * 4));
+    ASSERT_OK(tensors.out.allocate(*machine_, static_cast<size_t>(problem.out_elements()) * 2));
+    ASSERT_OK(tensors.lse.allocate(*machine_, static_cast<size_t>(problem.lse_elements()) * 4));
+    ASSERT_OK(tensors.poison_outputs(*machine_));
+    ASSERT_OK(workspace.allocate(*machine_, std::max<size_t>(16, bytes)));
     Tensors pointers = tensors.tensors();
     pointers.kv_cache = tensors_.kv_cache.data();
     const Status status = decode(stage, problem, pointers, {workspace.data(), bytes});
-    ASSERT_TRUE(status.ok()) << status.to_string();
-    ASSERT_TRUE(machine_->synchronize().ok());
+    ASSERT_OK(status);
+    ASSERT_OK(machine_->synchronize());
 
     std::vector<uint16_t> out(tensors.out.bytes() / 2);
     std::vector<float> lse(tensors.lse.bytes() / 4);
-    ASSERT_TRUE(machine_->copy_to_host(out.data(), tensors.out.data(), tensors.out.bytes()).ok());
-    ASSERT_TRUE(machine_->copy_to_host(lse.data(), tensors.lse.data(), tensors.lse.bytes()).ok());
+    ASSERT_OK(machine_->copy_to_host(out.data(), tensors.out.data(), tensors.out.bytes()));
+    ASSERT_OK(machine_->copy_to_host(lse.data(), tensors.lse.data(), tensors.lse.bytes()));
     results->resize(sequences.size());
     const size_t out_length = out.size() / sequences.size();
     const size_t lse_length = lse.size() / sequences.size();

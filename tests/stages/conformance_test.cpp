@@ -28,6 +28,7 @@
 #include "reference/testing/device_data.h"
 #include "reference/testing/oracle.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -358,12 +359,12 @@ class Conformance : public testing::Test {
     const DataSet data = make_data_set(spec);
     DeviceTensors tensors;
     const Status made = generate_on_device(*machine_, data, &tensors);
-    ASSERT_TRUE(made.ok()) << spec.name() << ": " << made.to_string();
+    ASSERT_OK(made) << spec.name() << ": " << made.to_string();
     ReferenceResult expected;
     const Status known = options.machine == MachineKind::kGpu
                              ? oracle_decode(*machine_, data.problem, tensors.tensors(), &expected)
                              : reference_attention(data.problem, tensors.tensors(), &expected);
-    ASSERT_TRUE(known.ok()) << spec.name() << ": " << known.to_string();
+    ASSERT_OK(known) << spec.name() << ": " << known.to_string();
 
     const gpu_model::Device pretended = gpu_model::device();
     for (const Stage* stage : left) {
@@ -508,21 +509,18 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
     spec.num_heads_q = 20;
     const DataSet data = make_data_set(spec);
     DeviceTensors tensors;
-    ASSERT_TRUE(generate_on_device(*machine_, data, &tensors).ok());
+    ASSERT_OK(generate_on_device(*machine_, data, &tensors));
     const int32_t* table = data.block_table.data() + data.problem.max_pages_per_seq;  // sequence 1
     const uint16_t nan = nan_bits(dtype);
-    ASSERT_TRUE(machine_
-                    ->copy_to_device(tensors.kv_cache.as<uint16_t>() +
-                                         cache_row(table, 70, 1, 0) * kHeadDimQK + 5,
-                                     &nan, sizeof(nan))
-                    .ok());
+    ASSERT_OK(machine_->copy_to_device(
+        tensors.kv_cache.as<uint16_t>() + cache_row(table, 70, 1, 0) * kHeadDimQK + 5, &nan,
+        sizeof(nan)));
     std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
-    ASSERT_TRUE(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()).ok());
-    ASSERT_TRUE(
-        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes())
-            .ok());
+    ASSERT_OK(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
+    ASSERT_OK(
+        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes()));
     ReferenceResult expected;
-    ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
+    ASSERT_OK(reference_on(data, q, cache, &expected));
     ASSERT_TRUE(std::isnan(expected.lse[2 * 20]));  // sequence 1
     ASSERT_FALSE(std::isnan(expected.lse[0]));
     expect_right(*machine_, stages_, data, tensors, expected);
@@ -539,7 +537,7 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
   DataSet data = make_data_set(spec);
   data.problem.softmax_scale = softmax_scale;
   DeviceTensors tensors;
-  ASSERT_TRUE(generate_on_device(machine, data, &tensors).ok());
+  ASSERT_OK(generate_on_device(machine, data, &tensors));
   const auto bits = [&](float value) {
     return visit_dtype(spec.dtype, [&](auto zero) {
       return std::bit_cast<uint16_t>(from_float<decltype(zero)>(value));
@@ -555,11 +553,11 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
     std::fill(row + kHeadDimV, row + kHeadDimQK, uint16_t{0});
     row[kHeadDimQK - 1] = bits(k575);
   }
-  ASSERT_TRUE(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()).ok());
-  ASSERT_TRUE(
-      machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()).ok());
+  ASSERT_OK(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()));
+  ASSERT_OK(
+      machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()));
   ReferenceResult expected;
-  ASSERT_TRUE(reference_on(data, q, cache, &expected).ok());
+  ASSERT_OK(reference_on(data, q, cache, &expected));
   expect_right(machine, stages, data, tensors, expected);
 }
 

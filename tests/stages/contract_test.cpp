@@ -15,6 +15,7 @@
 #include "reference/testing/device_data.h"
 #include "stages/common/cache/paging_check.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -161,14 +162,14 @@ class Contract : public testing::TestWithParam<MachineKind> {
     spec.num_heads_q = 6;
     spec.num_heads_kv = 2;
     data_ = make_data_set(spec);
-    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
   }
   void TearDown() override { gpu_model::device() = {}; }
 
   Call good_call(const Stage& stage) {
     const size_t bytes = workspace_bytes(stage, data_.problem, machine_->limits());
     if (bytes > 0) {
-      EXPECT_TRUE(workspace_.allocate(*machine_, bytes).ok());
+      EXPECT_OK(workspace_.allocate(*machine_, bytes));
     }
     return {data_.problem, tensors_.tensors(), {workspace_.data(), bytes}};
   }
@@ -217,9 +218,9 @@ TEST_P(Contract, BadArgumentsAreRefusedAndTouchNothing) {
       for (const BadCall& bad : bad_workspaces()) expect_refused(stage, bad);
     }
     const Status good = make(stage, good_call(stage));
-    EXPECT_TRUE(good.ok()) << stage.slug << " after bad calls: " << good.to_string();
+    EXPECT_OK(good) << stage.slug << " after bad calls: " << good.to_string();
     EXPECT_FALSE(outputs_untouched()) << stage.slug;
-    ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
+    ASSERT_OK(tensors_.poison_outputs(*machine_));
   }
 }
 
@@ -273,12 +274,12 @@ TEST_P(Contract, PagingIsCheckedOnRequest) {
   const Problem& problem = data_.problem;
   const auto check = [&](const std::vector<int32_t>& lengths, const std::vector<int32_t>& table) {
     DeviceBuffer device_lengths, device_table;
-    EXPECT_TRUE(device_lengths.assign(*machine_, lengths.data(), lengths.size() * 4).ok());
-    EXPECT_TRUE(device_table.assign(*machine_, table.data(), table.size() * 4).ok());
+    EXPECT_OK(device_lengths.assign(*machine_, lengths.data(), lengths.size() * 4));
+    EXPECT_OK(device_table.assign(*machine_, table.data(), table.size() * 4));
     return check_paging(*machine_, problem, device_table.as<int32_t>(),
                         device_lengths.as<int32_t>());
   };
-  EXPECT_TRUE(check(data_.seqlens_k, data_.block_table).ok());
+  EXPECT_OK(check(data_.seqlens_k, data_.block_table));
 
   std::vector<int32_t> lengths = data_.seqlens_k;
   lengths[1] = static_cast<int32_t>(problem.max_seqlen_k()) + 1;
@@ -313,7 +314,7 @@ TEST_P(Contract, PagingIsCheckedOnANonBlockingStream) {
   std::vector<int32_t> table = data_.block_table;
   table[1] = -7;
   DeviceBuffer bad_table;
-  ASSERT_TRUE(bad_table.assign(*machine_, table.data(), table.size() * 4).ok());
+  ASSERT_OK(bad_table.assign(*machine_, table.data(), table.size() * 4));
   for (int i = 0; i < 200; ++i) {
     const DeviceBuffer& each = i % 2 == 0 ? bad_table : tensors_.block_table;
     const Status status = check_paging(*machine_, data_.problem, each.as<int32_t>(),

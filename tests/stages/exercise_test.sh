@@ -33,11 +33,17 @@ expect() {
 }
 
 # Only the kernels' speed counts; the rest is compiled once and hardly runs.
-export MLA_BUILD=$copy/build/exercise
+export MLA_BUILD=$copy/build
 generator=()
 if command -v ninja > /dev/null; then generator=(-G Ninja); fi
 cmake -S . -B "$MLA_BUILD" "${generator[@]}" -DMLA_CUDA=OFF -DMLA_TESTS=OFF -DMLA_BENCH=ON \
   -DCMAKE_CXX_FLAGS_RELEASE=-O0 -DMLA_KERNEL_FLAGS=-O1 > /dev/null
+
+# build_all: every stage's program at once, on all cores, so that a check finds its own built
+build_all() {
+  cmake --build "$MLA_BUILD" --parallel --target $(awk '{ print "mla_run_" substr($1, 1, 2) }' <<< "$table" | sort -u) \
+    > build.log || { cat build.log; exit 1; }
+}
 
 # "stage number kind", one exercise a line
 table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage, $1, $2 }')
@@ -51,8 +57,40 @@ for_each() {
     if [ "$number" = "$1" ]; then "$2" "$stage" "$number" "$kind" < /dev/null; fi
   done <<< "$table"
 }
+# The runs of an exercise are right on the kernel as it came.
 check_untouched() {
-  if [ "$3" != number ]; then expect 1 "is as it came" stages/exercise check "$1" "$2"; fi
+  if [ "$3" = number ]; then
+    check_number "$1" "$2"
+    return
+  fi
+  expect 1 "is as it came" stages/exercise check "$1" "$2"
+  local run
+  while read -r run; do
+    # shellcheck disable=SC2086
+    expect 0 PASS "$MLA_BUILD/exercises/mla_run_${1%%_*}" decode --stage "$1" --machine model $run
+  done < <(python3 -c 'import json, sys
+for run in json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["runs"]: print(run)' \
+    "stages/$1/exercises/exercises.json" "$2")
+}
+# Answer and traps are what their expressions give over the predictions of the project's own program.
+check_number() {
+  local forecast
+  forecast=$("$MLA_BUILD/exercises/mla_run_${1%%_*}" predict --machine model --stage "$1" --json --shape \
+    "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["shape"])' \
+      "stages/$1/exercises/exercises.json" "$2")")
+  expect 0 "" python3 - "stages/$1/exercises/exercises.json" "$2" "$forecast" << 'END'
+import json, sys
+entry = json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]
+names = {key: int(value) if isinstance(value, float) and value.is_integer() else value
+         for key, value in json.loads(sys.argv[3]).items()}
+def check(number, expression):
+    truth = eval(expression, {"__builtins__": {}}, names)  # from our own exercises.json
+    assert abs(number - truth) <= 5e-4 * abs(truth), f"{expression} is {truth}, not {number}"
+check(entry["answer"], entry["truth"])
+for trap in entry.get("traps", []):
+    check(trap["number"], trap["from"])
+    assert abs(trap["number"] - entry["answer"]) > entry["tolerance"] * entry["answer"], f"{trap} is right"
+END
 }
 check_comment() {
   if [ "$3" = mend ]; then expect 1 "Nothing is to be found yet" stages/exercise check "$1" "$2"; fi
@@ -64,7 +102,7 @@ check_broken_otherwise() {
 begin() {
   if [ "$3" = mend ]; then
     expect 0 "is broken now" stages/exercise begin "$1" "$2"
-    expect 1 "Not yet." stages/exercise check "$1" "$2"
+    expect 1 "repeat: mla_run decode --stage $1" stages/exercise check "$1" "$2"
   else
     expect 2 "is not one to begin" stages/exercise begin "$1" "$2"
   fi
@@ -73,7 +111,7 @@ solve() { if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "
 check_solution() {
   case $3 in
     number)
-      expect 0 "Right." stages/exercise check "$1" "$2" "$(stages/exercise solve "$1" "$2")"
+      expect 0 "Right." env MLA_BUILD=/nowhere stages/exercise check "$1" "$2" "$(stages/exercise solve "$1" "$2")"
       expect 1 "is not it" stages/exercise check "$1" "$2" -1
       expect 2 "is needed" stages/exercise check "$1" "$2" ;;
     break) expect 0 "Broken, and caught." stages/exercise check "$1" "$2" ;;
@@ -89,21 +127,30 @@ check_chapter() {
   fi
 }
 
+build_all
 for number in $numbers; do
   for_each "$number" check_untouched
   for_each "$number" check_chapter
 done
-for number in $numbers; do  # all stages' solutions at once, so that one build serves them
+for number in $numbers; do  # all stages' faults, and then solutions, at once, so that one build serves them
   for_each "$number" begin
   for_each "$number" solve
+  build_all
   for_each "$number" check_solution
   git checkout --quiet -- stages
 done
-for kernel in stages/[0-9][0-9]_*/kernel.cuh; do echo "// touched" >> "$kernel"; done
-for number in $numbers; do for_each "$number" check_comment; done
+# A change that is none, of one stage with every kind; then one that breaks every kernel, and not as asked.
+echo "// touched" >> "$(echo stages/07_*/kernel.cuh)"
+for number in $numbers; do while read -r one; do check_comment $one; done < <(awk -v n="$number" '/^07/ && $2 == n' <<< "$table"); done
 sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.cuh
+build_all
 for number in $numbers; do for_each "$number" check_broken_otherwise; done
 git checkout --quiet -- stages
+# What pages and usage advertise is an exercise to begin.
+while read -r stage number; do
+  expect 0 mend awk -v s="$stage" -v n="$number" 'index($1, s "_") == 1 && $2 == n { print $3 }' <(echo "$table")
+done < <(grep --no-filename --only-matching "stages/exercise begin [0-9]* [0-9]*" docs/*.md README.md stages/exercise |
+  awk '{ print $3, $4 }' | sort -u)
 expect 2 "has exercises 1 to" stages/exercise check 01 99
 expect 2 "has no exercises" stages/exercise check 77 1
 expect 2 "takes no answer" stages/exercise check 01 2 5

@@ -15,6 +15,7 @@
 #include "reference/testing/device_data.h"
 #include "reference/testing/oracle.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -45,7 +46,7 @@ class Graph : public testing::TestWithParam<DType> {
     spec.data = DataKind::kNeedles;
     spec.lengths.assign(6, kLongest);  // so that every shorter length has its tokens
     data_ = make_data_set(spec);
-    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     make_states();
   }
   void TearDown() override {
@@ -78,21 +79,17 @@ class Graph : public testing::TestWithParam<DType> {
       upload(state);
       const Status status =
           oracle_decode(*machine_, data_.problem, tensors_.tensors(), &state.expected);
-      ASSERT_TRUE(status.ok()) << status.to_string();
+      ASSERT_OK(status);
       states_.push_back(std::move(state));
     }
   }
 
   // In place: the graph holds the addresses.
   void upload(const State& state) {
-    ASSERT_TRUE(machine_
-                    ->copy_to_device(tensors_.seqlens_k.data(), state.lengths.data(),
-                                     tensors_.seqlens_k.bytes(), stream_)
-                    .ok());
-    ASSERT_TRUE(machine_
-                    ->copy_to_device(tensors_.block_table.data(), state.table.data(),
-                                     tensors_.block_table.bytes(), stream_)
-                    .ok());
+    ASSERT_OK(machine_->copy_to_device(tensors_.seqlens_k.data(), state.lengths.data(),
+                                       tensors_.seqlens_k.bytes(), stream_));
+    ASSERT_OK(machine_->copy_to_device(tensors_.block_table.data(), state.table.data(),
+                                       tensors_.block_table.bytes(), stream_));
   }
 
   template <typename Enqueue>
@@ -103,7 +100,7 @@ class Graph : public testing::TestWithParam<DType> {
     ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), cudaSuccess);
     const Status captured = enqueue();
     ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
-    ASSERT_TRUE(captured.ok()) << captured.to_string();
+    ASSERT_OK(captured);
     ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
     // The first round is compared with the truth, all others, a thousand replays in all, to the bit with
     // the first: a combine that started before the parts were there would be wrong now and then.
@@ -114,20 +111,18 @@ class Graph : public testing::TestWithParam<DType> {
       const size_t i = replay % states_.size();
       SCOPED_TRACE(stage.slug + ", replay " + std::to_string(replay));
       upload(states_[i]);
-      ASSERT_TRUE(machine_->fill(tensors_.out.data(), 0xff, tensors_.out.bytes(), stream_).ok());
-      ASSERT_TRUE(machine_->fill(tensors_.lse.data(), 0xff, tensors_.lse.bytes(), stream_).ok());
+      ASSERT_OK(machine_->fill(tensors_.out.data(), 0xff, tensors_.out.bytes(), stream_));
+      ASSERT_OK(machine_->fill(tensors_.lse.data(), 0xff, tensors_.lse.bytes(), stream_));
       ASSERT_EQ(cudaGraphLaunch(executable, stream_), cudaSuccess);
       ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
       std::vector<uint16_t> out(tensors_.out.bytes() / 2);
       std::vector<float> lse(tensors_.lse.bytes() / 4);
-      ASSERT_TRUE(
-          machine_->copy_to_host(out.data(), tensors_.out.data(), tensors_.out.bytes()).ok());
-      ASSERT_TRUE(
-          machine_->copy_to_host(lse.data(), tensors_.lse.data(), tensors_.lse.bytes()).ok());
+      ASSERT_OK(machine_->copy_to_host(out.data(), tensors_.out.data(), tensors_.out.bytes()));
+      ASSERT_OK(machine_->copy_to_host(lse.data(), tensors_.lse.data(), tensors_.lse.bytes()));
       if (replay == i) {
         const DecodeComparison comparison =
             compare_decode(data_.problem, out, lse, states_[i].expected);
-        EXPECT_TRUE(comparison.ok()) << comparison.describe();
+        EXPECT_OK(comparison);
         first_out[i] = std::move(out);
         first_lse[i] = std::move(lse);
       } else {
@@ -152,9 +147,9 @@ class Graph : public testing::TestWithParam<DType> {
         problem.fixed_split_tokens = fixed_split_tokens;
         const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
         DeviceBuffer workspace;
-        ASSERT_TRUE(workspace.allocate(*machine_, std::max<size_t>(16, bytes)).ok());
-        ASSERT_TRUE(machine_->fill(workspace.data(), 0xff, workspace.bytes()).ok());
-        ASSERT_TRUE(machine_->synchronize().ok());
+        ASSERT_OK(workspace.allocate(*machine_, std::max<size_t>(16, bytes)));
+        ASSERT_OK(machine_->fill(workspace.data(), 0xff, workspace.bytes()));
+        ASSERT_OK(machine_->synchronize());
         expect_right_replays(stage, [&] {
           return enqueue(stage, problem, tensors_.tensors(), {workspace.data(), bytes}, stream_);
         });

@@ -175,8 +175,8 @@ The faults are listed in `stages/mutants/mutants.txt`, each as a text of the ker
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
 writes this page. A dash marks the faults that nothing finds, because the model knows nothing of what they break.
 
-Six of the faults are exercises, three in stage 07 and three in stage 08: `stages/exercise begin 07 1` takes the line out
-and shows what the model says. Find what is missing; `stages/exercise check 07 1` tells whether you did.
+Six of the faults are exercises, three in stage 07 and three in stage 08: `stages/exercise begin 07 4` takes the line out
+and shows what the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
 | stage | fault | found by | message | seeds |
 |---|---|---|---|---|

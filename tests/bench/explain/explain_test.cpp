@@ -12,6 +12,7 @@
 #include "bench/explain/explain_input.h"
 #include "bench/measure/table.h"
 #include "reference/gpu_model/gpu_model.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -19,7 +20,7 @@ namespace {
 const Recorded& recorded() {
   static const Recorded result = [] {
     Recorded newest;
-    EXPECT_TRUE(load_newest_recorded(&newest).ok());
+    EXPECT_OK(load_newest_recorded(&newest));
     return newest;
   }();
   return result;
@@ -28,7 +29,7 @@ const Recorded& recorded() {
 DataSet data_of(const std::string& name) {
   Shape shape;
   const Status status = parse_shape(name, &shape);
-  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_OK(status);
   return make_data_set(shape.spec);
 }
 
@@ -179,7 +180,7 @@ TEST(Explain, TheModelKeepsItsOwnDevice) {
 TEST(Explain, ARecordedDeviceMustBeKnown) {
   Recorded one = recorded();
   DeviceLimits limits;
-  ASSERT_TRUE(recorded_limits(one, &limits).ok());
+  ASSERT_OK(recorded_limits(one, &limits));
   EXPECT_EQ(limits.compute_capability, 90);
   EXPECT_EQ(limits.multiprocessors, 132);
   EXPECT_EQ(limits.max_shared_bytes, gpu_model::Device().max_shared_bytes);
@@ -295,11 +296,11 @@ TEST(Explain, TimesOfTheModelAreNotTold) {
   Progress progress;
   const std::unique_ptr<Runner> runner = make_model_runner();
   std::unique_ptr<GoogleBenchmark> google;
-  ASSERT_TRUE(GoogleBenchmark::create({"any"}, {}, /*show=*/false, &google).ok());
+  ASSERT_OK(GoogleBenchmark::create({"any"}, {}, /*show=*/false, &google));
   const Bench bench{model_machine(), *runner, {find_stage(MachineKind::kModel, "08")}, {}, {},
                     progress,        *google};
   ShapeResult result;
-  ASSERT_TRUE(parse_shape("h128_q1_b128_k8192", &result.shape).ok());
+  ASSERT_OK(parse_shape("h128_q1_b128_k8192", &result.shape));
   StageResult& entry = result.stages.emplace_back();
   entry.stage = "08_seesaw";
   entry.cold = {1e9, 1e9, 1e9, 1};

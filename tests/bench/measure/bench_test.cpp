@@ -17,6 +17,7 @@
 #include "bench/measure/table.h"
 #include "reference/counter_random.h"
 #include "reference/testing/compare.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -33,7 +34,7 @@ TEST(Statistics, QuantilesAreLinearBetweenSamples) {
 
 TEST(Shapes, NamesSayEverything) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h128_q1_b64_k4096", &shape).ok());
+  ASSERT_OK(parse_shape("h128_q1_b64_k4096", &shape));
   EXPECT_EQ(shape.spec.num_heads_q, 128);
   EXPECT_EQ(shape.spec.num_heads_kv, 1);
   EXPECT_EQ(shape.spec.seqlen_q, 1);
@@ -43,7 +44,7 @@ TEST(Shapes, NamesSayEverything) {
   EXPECT_TRUE(shape.spec.lengths.empty());
   EXPECT_EQ(shape.title(), "h_q=128 s_q=1, 64 x 4096, bf16");
 
-  ASSERT_TRUE(parse_shape("h16x2_q2_b3_kskew1000_causal_fp16", &shape).ok());
+  ASSERT_OK(parse_shape("h16x2_q2_b3_kskew1000_causal_fp16", &shape));
   EXPECT_EQ(shape.spec.num_heads_kv, 2);
   EXPECT_TRUE(shape.spec.causal);
   EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
@@ -54,7 +55,7 @@ TEST(Shapes, NamesSayEverything) {
 TEST(Shapes, LengthsCanBeListed) {
   for (const char* name : {"h16_q2_k256+0+1024_causal", "h16_q2_b3_k256+0+1024_causal"}) {
     Shape shape;
-    ASSERT_TRUE(parse_shape(name, &shape).ok());
+    ASSERT_OK(parse_shape(name, &shape));
     EXPECT_EQ(shape.spec.batch, 3);
     EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{256, 0, 1024}));
     EXPECT_EQ(shape.spec.seqlen_k, 1024);
@@ -70,19 +71,19 @@ TEST(Shapes, LengthsCanBeListed) {
 
 TEST(Shapes, ASplitReachesTheProblem) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h16_q2_b3_k2000_causal_split1024_fp16", &shape).ok());
+  ASSERT_OK(parse_shape("h16_q2_b3_k2000_causal_split1024_fp16", &shape));
   EXPECT_TRUE(shape.spec.causal);
   EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
   EXPECT_EQ(shape.title(), "h_q=16 s_q=2 causal, 3 x 2000 split every 1024, fp16");
   EXPECT_NE(shape.spec.name().find(" causal split=1024 "), std::string::npos) << shape.spec.name();
   const DataSet data = make_data_set(shape.spec);
   EXPECT_EQ(data.problem.fixed_split_tokens, 1024);
-  EXPECT_TRUE(validate(data.problem).ok());
+  EXPECT_OK(validate(data.problem));
 }
 
 TEST(Shapes, LogNormalLengthsHaveTheirMean) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h1_q1_b4000_klognormal8192", &shape).ok());
+  ASSERT_OK(parse_shape("h1_q1_b4000_klognormal8192", &shape));
   const std::vector<int32_t>& lengths = shape.spec.lengths;
   const double mean = std::accumulate(lengths.begin(), lengths.end(), 0.0) / 4000;
   double variance = 0;
@@ -113,7 +114,7 @@ TEST(Shapes, ACaseOfTheTestsIsReadBackAsItIs) {
     SCOPED_TRACE(shape_name(data) + " of " + spec.name());
     Shape shape;
     const Status status = parse_shape(shape_name(data), &shape);
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
     shape.spec.seed = spec.seed;
     shape.spec.data = spec.data;
     const DataSet again = make_data_set(shape.spec);
@@ -149,7 +150,7 @@ TEST(Shapes, WrongNamesAreNamed) {
 TEST(Shapes, EveryNameOfEverySuiteParses) {
   for (const Suite& suite : suites()) {
     std::vector<Shape> shapes;
-    EXPECT_TRUE(select_shapes(suite.name, "", DType::kBFloat16, &shapes).ok()) << suite.name;
+    EXPECT_OK(select_shapes(suite.name, "", DType::kBFloat16, &shapes)) << suite.name;
     EXPECT_EQ(shapes.size(), suite.shapes.size()) << suite.name;
     if (suite.name == "all") continue;
     for (const Shape& shape : shapes) EXPECT_EQ(shape.measure, suite.measure) << shape.name;
@@ -158,7 +159,7 @@ TEST(Shapes, EveryNameOfEverySuiteParses) {
 
 TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
   std::vector<Shape> all;
-  ASSERT_TRUE(select_shapes("all", "", DType::kBFloat16, &all).ok());
+  ASSERT_OK(select_shapes("all", "", DType::kBFloat16, &all));
   std::map<std::string, Measure> measures;
   for (const Shape& shape : all) EXPECT_TRUE(measures.emplace(shape.name, shape.measure).second);
   for (const Suite& suite : suites()) {
@@ -171,7 +172,7 @@ TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
   EXPECT_EQ(measures.at("h16_q1_b2_k256_peak4_fp16"), Measure::kErrors);
   EXPECT_EQ(measures.count("h16_q1_b2_k256"), 1u);  // of numerics, not of smoke
   // In fp16, too, where a name stands in no suite.
-  ASSERT_TRUE(select_shapes("all", "", DType::kFloat16, &all).ok());
+  ASSERT_OK(select_shapes("all", "", DType::kFloat16, &all));
   for (const Shape& shape : all) {
     const auto known = measures.find(shape.name.substr(0, shape.name.rfind("_fp16")));
     EXPECT_EQ(shape.measure, known->second) << shape.name;
@@ -190,10 +191,10 @@ TEST(Shapes, PaddingMakesAllAsLongAsTheLongest) {
   EXPECT_EQ(padded("h16_q2_b4_kstepped1000_causal_fp16"), "h16_q2_b4_k1000_causal_fp16");
   EXPECT_EQ(padded("h128_q1_b64_k4096"), "h128_q1_b64_k4096");
   Shape uneven;
-  ASSERT_TRUE(parse_shape("h1_q1_b128_klognormal2048", &uneven).ok());
+  ASSERT_OK(parse_shape("h1_q1_b128_klognormal2048", &uneven));
   const std::vector<int32_t>& lengths = uneven.spec.lengths;
   Shape even;
-  ASSERT_TRUE(parse_shape(padded(uneven.name), &even).ok());
+  ASSERT_OK(parse_shape(padded(uneven.name), &even));
   EXPECT_EQ(even.spec.seqlen_k, *std::max_element(lengths.begin(), lengths.end()));
   // Each unequal batch of the suite has its padded one beside it.
   const std::vector<std::string>& names = find_suite("varlen")->shapes;
@@ -204,18 +205,18 @@ TEST(Shapes, PaddingMakesAllAsLongAsTheLongest) {
 
 TEST(Shapes, SteppedLengthsAreEvenSteps) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h1_q1_b128_kstepped32768", &shape).ok());
+  ASSERT_OK(parse_shape("h1_q1_b128_kstepped32768", &shape));
   for (int i = 0; i < 128; ++i) EXPECT_EQ(shape.spec.lengths[size_t(i)], 256 * (i + 1));
-  ASSERT_TRUE(parse_shape("h1_q1_b3_kstepped100", &shape).ok());
+  ASSERT_OK(parse_shape("h1_q1_b3_kstepped100", &shape));
   EXPECT_EQ(shape.spec.lengths, (std::vector<int32_t>{34, 67, 100}));
 }
 
 TEST(Shapes, APeakIsTheDeviationOfTheLogits) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h4_q1_b1_k2000_split64_peak4_fp16", &shape).ok());
+  ASSERT_OK(parse_shape("h4_q1_b1_k2000_split64_peak4_fp16", &shape));
   EXPECT_EQ(shape.title(), "h_q=4 s_q=1, 1 x 2000 split every 64, logits of deviation 4, fp16");
   const DataSet data = make_data_set(shape.spec);
-  EXPECT_TRUE(validate(data.problem).ok());
+  EXPECT_OK(validate(data.problem));
   double sum = 0, squares = 0;
   for (int token = 0; token < 2000; ++token) {
     double logit = 0;
@@ -235,7 +236,7 @@ TEST(Shapes, APeakIsTheDeviationOfTheLogits) {
 
 TEST(Shapes, SelectionTakesNamesAndExpressions) {
   std::vector<Shape> shapes;
-  ASSERT_TRUE(select_shapes("main", "h16_.*k8192,h3_q1_b1_k20", DType::kFloat16, &shapes).ok());
+  ASSERT_OK(select_shapes("main", "h16_.*k8192,h3_q1_b1_k20", DType::kFloat16, &shapes));
   ASSERT_EQ(shapes.size(), 3u);
   EXPECT_EQ(shapes[2].name, "h3_q1_b1_k20_fp16");
   EXPECT_EQ(select_shapes("main", "h16_.*k8192,nothing", DType::kBFloat16, &shapes).code(),
@@ -316,7 +317,7 @@ TEST(Limits, AMissingCeilingIsNotGuessed) {
 
 TEST(Limits, NoOwnLimitIsBelowTheFloor) {
   Recorded recorded;
-  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  ASSERT_OK(load_newest_recorded(&recorded));
   const DeviceLimits h200{90, 132, 232448, 2147483647};
   for (const Shape& shape : every_shape()) {
     const DataSet data = make_data_set(shape.spec);
@@ -399,11 +400,11 @@ class RecordingRunner final : public Runner {
 /// Benchmarks a/cold, a/sustained, b/cold, b/sustained.
 std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& arguments = {}) {
   GoogleFlags flags;
-  EXPECT_TRUE(read_google_flags(arguments, &flags).ok());
+  EXPECT_OK(read_google_flags(arguments, &flags));
   std::unique_ptr<GoogleBenchmark> google;
   const Status status = GoogleBenchmark::create({"a/cold", "a/sustained", "b/cold", "b/sustained"},
                                                 flags, /*show=*/false, &google);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return google;
 }
 
@@ -492,7 +493,7 @@ TEST(Sampler, AnErrorLeavesNoSamples) {
   runner.broken = 1;
   auto contenders = two_contenders(10);
   sample(runner, *driver(), contenders, kSilent);
-  EXPECT_TRUE(contenders[0].status.ok());
+  EXPECT_OK(contenders[0].status);
   EXPECT_EQ(contenders[1].status.message(), "broken");
   EXPECT_TRUE(contenders[1].cold.empty());
   EXPECT_EQ(runner.log.find("s1"), std::string::npos);

@@ -1,5 +1,6 @@
 // Google Benchmark drives: names before anything runs, its flags, true repetitions, and a JSON file without the owner.
 #include "bench/measure/google.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -15,7 +16,7 @@ using Names = std::vector<std::string>;
 GoogleFlags flags_of(const std::vector<std::string>& arguments) {
   GoogleFlags flags;
   const Status status = read_google_flags(arguments, &flags);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return flags;
 }
 
@@ -24,7 +25,7 @@ std::unique_ptr<GoogleBenchmark> driver(const Names& names,
   std::unique_ptr<GoogleBenchmark> google;
   const Status status =
       GoogleBenchmark::create(names, flags_of(arguments), /*show=*/false, &google);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return google;
 }
 
@@ -56,7 +57,7 @@ TEST(GoogleBenchmark, ListsAndFiltersBeforeAnythingRuns) {
   EXPECT_FALSE(google->is_chosen("never heard of"));
   Counting wanted, unwanted;
   const GoogleRun runs[] = {wanted.run("a/x/cold", 1, 1), unwanted.run("b/x/cold", 1, 1)};
-  for (const Status& status : google->run(runs)) EXPECT_TRUE(status.ok());
+  for (const Status& status : google->run(runs)) EXPECT_OK(status);
   EXPECT_EQ(wanted.us.size(), 1u);
   EXPECT_TRUE(unwanted.calls.empty());
   google.reset();
@@ -80,7 +81,7 @@ TEST(GoogleBenchmark, RepetitionsAreRoundsWithATrueSpread) {
   const auto google = driver({"a/x/cold"}, {"--benchmark_repetitions=3"});
   Counting a;
   const GoogleRun run = a.run("a/x/cold", 2, 4);
-  EXPECT_TRUE(google->run({&run, 1}).front().ok());
+  EXPECT_OK(google->run({&run, 1}).front());
   EXPECT_EQ(a.calls, (std::vector<int>{2, 2, 2}));
   EXPECT_EQ(a.us, (std::vector<double>{1, 2, 3, 4, 5, 6}));
   std::map<std::string, double> times;

@@ -9,6 +9,7 @@
 #include "bench/measure/measure.h"
 #include "bench/measure/present.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -36,10 +37,10 @@ Stage wrong_stage(decltype(Stage::decode) decode) {
 std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& names,
                                         const std::vector<std::string>& arguments = {}) {
   GoogleFlags flags;
-  EXPECT_TRUE(read_google_flags(arguments, &flags).ok());
+  EXPECT_OK(read_google_flags(arguments, &flags));
   std::unique_ptr<GoogleBenchmark> google;
   const Status status = GoogleBenchmark::create(names, flags, /*show=*/false, &google);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return google;
 }
 
@@ -49,7 +50,7 @@ ShapeResult measure(std::vector<const Stage*> chosen,
   Progress progress;
   const auto runner = make_model_runner();
   Shape shape;
-  EXPECT_TRUE(parse_shape(shape_name, &shape).ok());
+  EXPECT_OK(parse_shape(shape_name, &shape));
   shape.measure = what;
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, peers));
   return measure_shape(
@@ -120,7 +121,7 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
         return Status();
       });
   Shape shape;
-  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  ASSERT_OK(parse_shape("h4_q1_b2_k100", &shape));
   const std::vector<const Stage*> chosen{&unsteady};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
   Progress progress;
@@ -138,7 +139,7 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
 TEST(Measure, OnlyWhatIsChosenIsDone) {
   const Stage& planned = stage_with_plan();
   Shape shape;
-  ASSERT_TRUE(parse_shape("h4_q1_b2_k100", &shape).ok());
+  ASSERT_OK(parse_shape("h4_q1_b2_k100", &shape));
   const std::vector<const Stage*> both{&right_stage(), &planned};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, both, {}),
                              {"--benchmark_filter=^" + planned.slug + ".*/plan/"});
@@ -269,7 +270,7 @@ TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
 
 TEST(Truth, ChecksRowsWhereTheWholeIsTooMuch) {
   Shape shape;
-  ASSERT_TRUE(parse_shape("h128_q2_b100_kskew5000", &shape).ok());
+  ASSERT_OK(parse_shape("h128_q2_b100_kskew5000", &shape));
   const DataSet data = make_data_set(shape.spec);
   EXPECT_TRUE(checked_rows(data, 1e9).empty());
   const std::vector<QueryRow> rows = checked_rows(data, 1e12);

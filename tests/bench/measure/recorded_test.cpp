@@ -1,5 +1,6 @@
 // Results files, read back: what is in them, what is wrong with them, which one is the newest.
 #include "bench/measure/recorded.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -51,7 +52,7 @@ class RecordedTest : public testing::Test {
 
 TEST_F(RecordedTest, ReadsTimesCountersAndCeilings) {
   Recorded recorded;
-  ASSERT_TRUE(load_recorded(write("a.json", results("2026-11-21T00:00:00Z")), &recorded).ok());
+  ASSERT_OK(load_recorded(write("a.json", results("2026-11-21T00:00:00Z")), &recorded));
   EXPECT_EQ(recorded.entries.size(), 2u);
   EXPECT_EQ(recorded.multiprocessors, 132);
   EXPECT_DOUBLE_EQ(recorded.ceilings.read, 4547e9);
@@ -91,14 +92,14 @@ TEST_F(RecordedTest, TheNewestOfAGpuIsTaken) {
   write("model.json", results("2026-11-22T00:00:00Z", "model"));
   write("broken.json", "{");
   Recorded recorded;
-  ASSERT_TRUE(load_newest_recorded(&recorded, folder_.string()).ok());
+  ASSERT_OK(load_newest_recorded(&recorded, folder_.string()));
   EXPECT_EQ(recorded.file, newest);
   EXPECT_EQ(load_newest_recorded(&recorded, "/nonexistent").code(), StatusCode::kFileError);
 }
 
 TEST_F(RecordedTest, TheProjectHasResults) {
   Recorded recorded;
-  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  ASSERT_OK(load_newest_recorded(&recorded));
   EXPECT_GT(recorded.ceilings.matrix_cold, 0);
   EXPECT_NE(recorded.find("08_seesaw", "h128_q1_b64_k4096", "cold"), nullptr);
 }

@@ -10,6 +10,7 @@
 #include "bench/service/scenarios.h"
 #include "bench/service/service.h"
 #include "bench/service/time_model.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -63,10 +64,10 @@ class RecordedFit : public testing::TestWithParam<Bound> {};
 TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
   const Bound& bound = GetParam();
   Recorded recorded;
-  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  ASSERT_OK(load_newest_recorded(&recorded));
   TimeModel model;
   const Status status = fit_time_model(recorded, bound.stage, bound.heads, &model);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   EXPECT_LT(model.decode.median_error, bound.median) << model.describe();
   EXPECT_LT(model.decode.worst_error, bound.worst) << model.describe();
   EXPECT_GT(model.append_us[0], 1);
@@ -91,7 +92,7 @@ INSTANTIATE_TEST_SUITE_P(Stages, RecordedFit,
 
 TEST(Model, WithoutRecordedTimesIsRefused) {
   Recorded recorded;
-  ASSERT_TRUE(load_newest_recorded(&recorded).ok());
+  ASSERT_OK(load_newest_recorded(&recorded));
   TimeModel model;
   for (const auto& [stage, heads] : {std::pair("08", 3), std::pair("77", 128)}) {
     const Status status = fit_time_model(recorded, stage, heads, &model);
@@ -105,7 +106,7 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
   for (const char* name : {"append_b0_t1", "append_b1_t-1", "append_", "host_append_b1_t1"}) {
     recorded.entries.push_back({"cache", name, "sustained", 3, {}});
   }
-  ASSERT_TRUE(fit_time_model(recorded, "08", 128, &model).ok());
+  ASSERT_OK(fit_time_model(recorded, "08", 128, &model));
   EXPECT_EQ(model.append_us[0], 0);
   EXPECT_NE(model.describe().find("appends: none recorded"), std::string::npos);
 }
@@ -127,7 +128,7 @@ TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
   EXPECT_NEAR(model.step_us(work, 4), 6 + 4 * layer, 1e-9);
   SimulatedEngine engine(model, 4);
   double seconds = 0;
-  ASSERT_TRUE(engine.step(work, &seconds).ok());
+  ASSERT_OK(engine.step(work, &seconds));
   EXPECT_NEAR(seconds, (6 + 4 * layer) * 1e-6, 1e-12);
 }
 
@@ -154,7 +155,7 @@ class FakeEngine final : public Engine {
 
 std::unique_ptr<PagedScheduler> paged(const SchedulerLimits& limits) {
   std::unique_ptr<PagedScheduler> scheduler;
-  EXPECT_TRUE(PagedScheduler::create(limits, &scheduler).ok());
+  EXPECT_OK(PagedScheduler::create(limits, &scheduler));
   return scheduler;
 }
 
@@ -167,9 +168,8 @@ TEST(Run, FiguresOfOneThatWorksOutByHand) {
       {.id = 0, .arrival = -1, .prompt = 60, .output = 4, .generated = 3},
       {.id = 1, .prompt = 0, .output = 2}};
   Figures figures;
-  ASSERT_TRUE(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
-                          *scheduler, engine, &figures)
-                  .ok());
+  ASSERT_OK(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
+                        *scheduler, engine, &figures));
   EXPECT_EQ(figures.counts.arrived, 2);
   EXPECT_EQ(figures.counts.finished, 2);
   EXPECT_EQ(figures.steps, 2);
@@ -192,9 +192,8 @@ TEST(Run, WaitsInTheQueueAreCounted) {
   FakeEngine engine(1);
   const std::vector<Request> under_way{{.id = 0, .output = 2}, {.id = 1, .output = 1}};
   Figures figures;
-  ASSERT_TRUE(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
-                          *scheduler, engine, &figures)
-                  .ok());
+  ASSERT_OK(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
+                        *scheduler, engine, &figures));
   EXPECT_DOUBLE_EQ(figures.span, 3);
   EXPECT_DOUBLE_EQ(figures.queue_mean, 2.0 / 3);
   EXPECT_EQ(figures.queue_max, 1);
@@ -208,7 +207,7 @@ TEST(Run, WhoeverArrivesDuringAStepWaitsFromThenOn) {
   FakeEngine engine(2 * arrival);
   const std::vector<Request> under_way{{.id = 0, .output = 2}};
   Figures figures;
-  ASSERT_TRUE(run_service({.requests = 1}, under_way, stream, *scheduler, engine, &figures).ok());
+  ASSERT_OK(run_service({.requests = 1}, under_way, stream, *scheduler, engine, &figures));
   EXPECT_DOUBLE_EQ(figures.span, 6 * arrival);
   EXPECT_DOUBLE_EQ(figures.queue_mean, 0.5);                                     // from 1 to 4 of 6
   EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1e3 * arrival * (2 + 0.99 * 3));  // 2 and 5
@@ -219,9 +218,8 @@ TEST(Run, TheClockJumpsWhileNothingRuns) {
   FakeEngine engine(1e-6);
   engine.scheduler = scheduler.get();
   Figures figures;
-  ASSERT_TRUE(run_service({.seconds = 1000}, {}, RequestStream({0.1, {10, 0}, {5, 0}}, 1),
-                          *scheduler, engine, &figures)
-                  .ok());
+  ASSERT_OK(run_service({.seconds = 1000}, {}, RequestStream({0.1, {10, 0}, {5, 0}}, 1), *scheduler,
+                        engine, &figures));
   EXPECT_NEAR(double(figures.counts.arrived), 100, 35);
   EXPECT_EQ(figures.counts.finished, figures.counts.arrived);
   EXPECT_EQ(figures.steps, 5 * figures.counts.finished);
@@ -233,9 +231,8 @@ TEST(Run, OverloadIsReportedAsItIs) {
   FakeEngine engine(0.1);
   engine.scheduler = scheduler.get();
   Figures figures;
-  ASSERT_TRUE(run_service({.seconds = 30}, {}, RequestStream({20, {50, 20}, {80, 40}}, 1),
-                          *scheduler, engine, &figures)
-                  .ok());
+  ASSERT_OK(run_service({.seconds = 30}, {}, RequestStream({20, {50, 20}, {80, 40}}, 1), *scheduler,
+                        engine, &figures));
   const RequestCounts& counts = figures.counts;
   EXPECT_GT(counts.rejected[size_t(Rejection::kQueueFull)], 50);
   EXPECT_GT(counts.preemptions, 0);
@@ -262,16 +259,14 @@ TEST(Balance, IsWhereStepsGenerateWhatArrives) {
   const Workload workload{20, {100, 0}, {10, 0}};
   FakeEngine engine(0.01, 0.004);
   int64_t population = 0;
-  ASSERT_TRUE(
-      population_in_balance(workload, {.num_pages = 1000, .max_batch = 64}, engine, &population)
-          .ok());
+  ASSERT_OK(
+      population_in_balance(workload, {.num_pages = 1000, .max_batch = 64}, engine, &population));
   EXPECT_EQ(population, 10);
-  ASSERT_TRUE(
-      population_in_balance(workload, {.num_pages = 1000, .max_batch = 7}, engine, &population)
-          .ok());
+  ASSERT_OK(
+      population_in_balance(workload, {.num_pages = 1000, .max_batch = 7}, engine, &population));
   EXPECT_EQ(population, 7);  // overloaded
-  ASSERT_TRUE(
-      population_in_balance(workload, {.num_pages = 9, .max_batch = 64}, engine, &population).ok());
+  ASSERT_OK(
+      population_in_balance(workload, {.num_pages = 9, .max_batch = 64}, engine, &population));
   EXPECT_EQ(population, 4);  // of two pages each
 }
 
@@ -279,13 +274,13 @@ TEST(Balance, IsWhereStepsGenerateWhatArrives) {
 
 TEST(Scenarios, AreAllInOrder) {
   std::vector<Scenario> all;
-  ASSERT_TRUE(select_scenarios("all", &all).ok());
+  ASSERT_OK(select_scenarios("all", &all));
   EXPECT_EQ(all.size(), scenarios().size() - 1);
   for (const Scenario& scenario : scenarios()) {
     const Status status = validate(scenario);
-    EXPECT_TRUE(status.ok()) << scenario.name << ": " << status.to_string();
+    EXPECT_OK(status) << scenario.name << ": " << status.to_string();
     std::unique_ptr<StaticScheduler> fixed;
-    EXPECT_TRUE(StaticScheduler::create(limits_of(scenario), &fixed).ok()) << scenario.name;
+    EXPECT_OK(StaticScheduler::create(limits_of(scenario), &fixed)) << scenario.name;
   }
   EXPECT_EQ(select_scenarios("service,nonesuch", &all).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(select_scenarios("", &all).code(), StatusCode::kInvalidArgument);
@@ -296,7 +291,7 @@ TEST(Report, UnknownFiguresAreNull) {
   ServiceRun run{scenarios().front(), "paged", "08_seesaw", {}};
   run.figures.counts.arrived = 1;
   run.figures.counts.rejected[size_t(Rejection::kTooLong)] = 1;
-  ASSERT_TRUE(write_runs(path, {{"schema", "s"}}, {run}).ok());
+  ASSERT_OK(write_runs(path, {{"schema", "s"}}, {run}));
   std::ifstream stream(path);
   const auto json = nlohmann::json::parse(stream);
   std::filesystem::remove(path);

@@ -10,6 +10,7 @@
 #include "bench/service/service.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/data_generator.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -25,9 +26,9 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   ASSERT_EQ(decoded.batch, int(batch));
   std::vector<uint16_t> q(size_t(decoded.q_elements())), out(size_t(decoded.out_elements()));
   std::vector<float> lse(size_t(decoded.lse_elements()));
-  ASSERT_TRUE(machine.copy_to_host(q.data(), device.q, q.size() * 2).ok());
-  ASSERT_TRUE(machine.copy_to_host(out.data(), device.out, out.size() * 2).ok());
-  ASSERT_TRUE(machine.copy_to_host(lse.data(), device.lse, lse.size() * 4).ok());
+  ASSERT_OK(machine.copy_to_host(q.data(), device.q, q.size() * 2));
+  ASSERT_OK(machine.copy_to_host(out.data(), device.out, out.size() * 2));
+  ASSERT_OK(machine.copy_to_host(lse.data(), device.lse, lse.size() * 4));
 
   Problem problem = decoded;
   std::vector<int32_t> lengths;
@@ -51,9 +52,9 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   ReferenceResult truth;
   const Tensors host{q.data(), cache.data(), table.data(), lengths.data(), nullptr, nullptr};
   const Status status = reference_attention(problem, host, &truth, 1);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   const DecodeComparison comparison = compare_decode(problem, out, lse, truth);
-  EXPECT_TRUE(comparison.ok()) << comparison.describe();
+  EXPECT_OK(comparison);
 }
 
 /// Does each step, then checks it; as long as steps of the test's own clock.
@@ -82,13 +83,13 @@ void serve_and_check(Machine& machine, const Stage* stage, int layers) {
   SCOPED_TRACE(stage->slug);
   const SchedulerLimits limits{.num_pages = 7, .max_batch = 4, .max_length = 400};
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_TRUE(LayerCaches::create(machine, limits.num_pages, layers, 0, &caches).ok());
+  ASSERT_OK(LayerCaches::create(machine, limits.num_pages, layers, 0, &caches));
   EXPECT_EQ(caches->distinct(), layers);
   std::unique_ptr<RealEngine> real;
-  ASSERT_TRUE(RealEngine::create(machine, *stage, *caches, kHeads, &real).ok());
+  ASSERT_OK(RealEngine::create(machine, *stage, *caches, kHeads, &real));
   CheckingEngine engine(machine, *real, layers);
   std::unique_ptr<PagedScheduler> scheduler;
-  ASSERT_TRUE(PagedScheduler::create(limits, &scheduler).ok());
+  ASSERT_OK(PagedScheduler::create(limits, &scheduler));
   // Ids so that rows of 7 wrap around the pool. An empty prompt, one that ends where a page does, one that grows into a page that is not
   // there; then some at random.
   const std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
@@ -100,7 +101,7 @@ void serve_and_check(Machine& machine, const Stage* stage, int layers) {
   const Status status =
       run_service({.requests = 3}, first, RequestStream({20, {90, 90}, {6, 3}}, 1, 11), *scheduler,
                   engine, &figures);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   EXPECT_EQ(figures.counts.finished + figures.counts.rejected_total(), 8);
   EXPECT_GE(figures.counts.finished, 7);
   EXPECT_GT(figures.counts.preemptions, 0) << "too many pages to show anything";
@@ -130,10 +131,10 @@ TEST(LayerCaches, AreFullOfThePool) {
   for (Machine* machine : machines) {
     constexpr int kPages = 70;  // more rows than the pool has
     std::unique_ptr<LayerCaches> caches;
-    ASSERT_TRUE(LayerCaches::create(*machine, kPages, 2, 0, &caches).ok());
+    ASSERT_OK(LayerCaches::create(*machine, kPages, 2, 0, &caches));
     std::vector<uint16_t> bits(size_t(layer_bytes(kPages)) / 2);
     for (int layer = 0; layer < 2; ++layer) {
-      ASSERT_TRUE(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2).ok());
+      ASSERT_OK(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2));
       for (int64_t row = 0; row < kPages * kPageSize; ++row) {
         const auto expected = pool_row(row % kPoolRows);
         ASSERT_TRUE(std::equal(expected.begin(), expected.end(), bits.begin() + row * kHeadDimQK))
@@ -146,18 +147,17 @@ TEST(LayerCaches, AreFullOfThePool) {
 TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_TRUE(LayerCaches::create(machine, 6, 1, 0, &caches).ok());
+  ASSERT_OK(LayerCaches::create(machine, 6, 1, 0, &caches));
   std::unique_ptr<RealEngine> engine;
-  ASSERT_TRUE(
-      RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads, &engine)
-          .ok());
+  ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads,
+                               &engine));
   const int32_t pages[] = {3, 1};
   double seconds = 0;
   for (const auto& [before, after] : {std::pair(0, 60), std::pair(60, 70)}) {
     StepWork work;
     work.sequences = {{5, before, after - before, after, pages}};
     const Status status = engine->step(work, &seconds);
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
     check_decode(machine, *engine, work, 0);
   }
 }
@@ -165,17 +165,15 @@ TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
 TEST(RealEngine, StaticBatchesRun) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_TRUE(LayerCaches::create(machine, 6, 2, 1, &caches).ok());
+  ASSERT_OK(LayerCaches::create(machine, 6, 2, 1, &caches));
   EXPECT_EQ(caches->distinct(), 1);
   EXPECT_EQ(caches->data(0), caches->data(1));
   std::unique_ptr<RealEngine> engine;
-  ASSERT_TRUE(
-      RealEngine::create(machine, *find_stage(MachineKind::kModel, "02"), *caches, kHeads, &engine)
-          .ok());
+  ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "02"), *caches, kHeads,
+                               &engine));
   std::unique_ptr<StaticScheduler> scheduler;
-  ASSERT_TRUE(
-      StaticScheduler::create({.num_pages = 6, .max_batch = 4, .max_length = 128}, &scheduler)
-          .ok());
+  ASSERT_OK(
+      StaticScheduler::create({.num_pages = 6, .max_batch = 4, .max_length = 128}, &scheduler));
   const std::vector<Request> requests{{.id = 0, .prompt = 100, .output = 3},
                                       {.id = 1, .prompt = 10, .output = 1},
                                       {.id = 2, .prompt = 0, .output = 2},
@@ -184,7 +182,7 @@ TEST(RealEngine, StaticBatchesRun) {
   const Status status =
       run_service({.requests = 0}, requests, RequestStream({1, {1, 0}, {1, 0}}, 1), *scheduler,
                   *engine, &figures);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   EXPECT_EQ(figures.counts.finished, 4);
   EXPECT_EQ(figures.steps, 5);
 }

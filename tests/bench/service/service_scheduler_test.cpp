@@ -11,6 +11,7 @@
 
 #include "bench/service/engine.h"
 #include "reference/testing/data_generator.h"
+#include "tests/status_matchers.h"
 
 namespace mla::bench {
 namespace {
@@ -20,14 +21,14 @@ using Tokens = std::vector<GeneratedToken>;
 std::unique_ptr<PagedScheduler> paged(const SchedulerLimits& limits) {
   std::unique_ptr<PagedScheduler> scheduler;
   const Status status = PagedScheduler::create(limits, &scheduler);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return scheduler;
 }
 
 std::unique_ptr<StaticScheduler> padded(const SchedulerLimits& limits) {
   std::unique_ptr<StaticScheduler> scheduler;
   const Status status = StaticScheduler::create(limits, &scheduler);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return scheduler;
 }
 
@@ -38,14 +39,14 @@ Request request(int64_t id, int64_t prompt, int64_t output) {
 StepWork begin(Scheduler& scheduler) {
   StepWork work;
   const Status status = scheduler.begin_step(&work);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return work;
 }
 
 Tokens end(Scheduler& scheduler) {
   Tokens tokens;
   const Status status = scheduler.end_step(&tokens);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return tokens;
 }
 
@@ -106,7 +107,7 @@ TEST(Requests, UnderWayAreLongerOnesAtUniformProgress) {
 }
 
 TEST(Requests, RefuseWhatIsNoWorkload) {
-  EXPECT_TRUE(validate(Workload{1, {0, 0}, {1, 0}}).ok());
+  EXPECT_OK(validate(Workload{1, {0, 0}, {1, 0}}));
   EXPECT_FALSE(validate(Workload{-1, {0, 0}, {1, 0}}).ok());
   EXPECT_FALSE(validate(Workload{0, {0, 0}, {1, 0}}).ok());
   EXPECT_FALSE(validate(Workload{NAN, {0, 0}, {1, 0}}).ok());
@@ -405,7 +406,7 @@ TEST(Reusing, TakesTheTimeOfASimilarStep) {
     StepWork work;
     work.sequences.assign(batch, SequenceWork{0, length - appended, appended, length, {}});
     double seconds = 0;
-    EXPECT_TRUE(reusing.step(work, &seconds).ok());
+    EXPECT_OK(reusing.step(work, &seconds));
     return seconds;
   };
   EXPECT_EQ(step(2, 100, 90), 100);  // brings prompts in: done, and no example for others

@@ -17,6 +17,7 @@
 
 #include "bench/tools/npy.h"
 #include "reference/testing/compare.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -81,13 +82,13 @@ class MlaRunTest : public testing::Test {
              const std::vector<T>& values) const {
     const npy::Output output{path(name), type, shape, std::as_bytes(std::span(values))};
     const Status status = npy::write({&output, 1});
-    ASSERT_TRUE(status.ok()) << status.message();
+    ASSERT_OK(status);
   }
 
   static npy::Array read(const std::string& path) {
     npy::Array array;
     const Status status = npy::read(path, &array);
-    EXPECT_TRUE(status.ok()) << status.message();
+    EXPECT_OK(status);
     return array;
   }
 

@@ -1,5 +1,6 @@
 // The .npy reader and writer: what they accept, and that nothing else gets past them.
 #include "bench/tools/npy.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -75,10 +76,10 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
 TEST_F(NpyTest, WhatIsWrittenIsReadBack) {
   const std::vector<float> values{1.5F, -2.0F, 3.25F, 4.0F, -0.0F, 6.0F};
   const Output output{path(), Type::kFloat32, {2, 3}, bytes_of(values)};
-  ASSERT_TRUE(write({&output, 1}).ok());
+  ASSERT_OK(write({&output, 1}));
   Array array;
   const Status status = read(path(), &array);
-  ASSERT_TRUE(status.ok()) << status.message();
+  ASSERT_OK(status);
   EXPECT_EQ(array.header.type, Type::kFloat32);
   EXPECT_EQ(array.header.shape, (std::vector<int64_t>{2, 3}));
   EXPECT_EQ(array.header.elements(), 6);
@@ -90,7 +91,7 @@ TEST_F(NpyTest, WritesTheBytesThatNumPyWrites) {
   // numpy.save("a.npy", numpy.array([1, 2, 3], "<i4")), byte for byte.
   const std::vector<int32_t> values{1, 2, 3};
   const Output output{path(), Type::kInt32, {3}, bytes_of(values)};
-  ASSERT_TRUE(write({&output, 1}).ok());
+  ASSERT_OK(write({&output, 1}));
   std::string text = "{'descr': '<i4', 'fortran_order': False, 'shape': (3,), }";
   text.append(118 - 1 - text.size(), ' ');
   const std::string data("\1\0\0\0\2\0\0\0\3\0\0\0", 12);
@@ -103,15 +104,15 @@ TEST_F(NpyTest, WritesShapesAsPythonTuples) {
            {{24}, "(24,)"}, {{2, 12}, "(2, 12)"}, {{2, 3, 4}, "(2, 3, 4)"}, {{0, 5}, "(0, 5)"}}) {
     const size_t elements = shape[0] == 0 ? 0 : values.size();
     const Output output{path(), Type::kUInt16, shape, bytes_of(values).first(2 * elements)};
-    ASSERT_TRUE(write({&output, 1}).ok());
+    ASSERT_OK(write({&output, 1}));
     EXPECT_NE(get().find("'shape': " + text + ", }"), std::string::npos) << get();
     EXPECT_EQ((get().size() - 2 * elements) % 64, 0U);
     Header found;
-    ASSERT_TRUE(read_header(path(), &found).ok());
+    ASSERT_OK(read_header(path(), &found));
     EXPECT_EQ(found.shape, shape);
   }
   const Output scalar{path(), Type::kUInt16, {}, bytes_of(values).first(2)};
-  ASSERT_TRUE(write({&scalar, 1}).ok());
+  ASSERT_OK(write({&scalar, 1}));
   EXPECT_NE(get().find("'shape': (), }"), std::string::npos) << get();
 }
 
@@ -125,7 +126,7 @@ TEST_F(NpyTest, ReadsEveryTypeAndVersion) {
       put(file(header(name, "(2, 1)"), std::string(2 * size_of(type), '\x11'), major));
       Array array;
       const Status status = read(path(), &array);
-      ASSERT_TRUE(status.ok()) << status.message();
+      ASSERT_OK(status);
       EXPECT_EQ(array.header.type, type);
       EXPECT_EQ(array.header.shape, (std::vector<int64_t>{2, 1}));
       EXPECT_EQ(to_string(type), name);
@@ -143,7 +144,7 @@ TEST_F(NpyTest, ReadsHeadersAsOtherWritersPutThem) {
     put(file(text, data));
     Header found;
     const Status status = read_header(path(), &found);
-    EXPECT_TRUE(status.ok()) << status.message();
+    EXPECT_OK(status);
     EXPECT_EQ(found.shape, std::vector<int64_t>{4}) << text;
   }
 }
@@ -247,7 +248,7 @@ TEST_F(NpyTest, RejectsEveryTruncation) {
     }
     put(whole);
     Array array;
-    EXPECT_TRUE(read(path(), &array).ok());
+    EXPECT_OK(read(path(), &array));
   }
 }
 
@@ -272,10 +273,10 @@ TEST_F(NpyTest, SurvivesEveryChangedByte) {
 
 TEST_F(NpyTest, ChecksSayWhatWasFoundAndNeeded) {
   const Header found{Type::kFloat64, {3, 16, 1, 576}};
-  EXPECT_TRUE(check_type("c.npy", found, {Type::kFloat32, Type::kFloat64}, "floats").ok());
+  EXPECT_OK(check_type("c.npy", found, {Type::kFloat32, Type::kFloat64}, "floats"));
   EXPECT_EQ(check_type("c.npy", found, {Type::kUInt16}, "<u2 (bf16 bits)").message(),
             "c.npy: <f8 found; <u2 (bf16 bits) needed");
-  EXPECT_TRUE(check_shape("c.npy", found, {"pages", 16, "h_kv", 576}).ok());
+  EXPECT_OK(check_shape("c.npy", found, {"pages", 16, "h_kv", 576}));
   EXPECT_EQ(check_shape("c.npy", found, {"pages", 64, "h_kv", 576}, "(pages of 64)").message(),
             "c.npy: shape [3, 16, 1, 576] found; [pages, 64, h_kv, 576] needed (pages of 64)");
   EXPECT_FALSE(check_shape("c.npy", found, {"b"}).ok());

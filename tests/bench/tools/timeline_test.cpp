@@ -1,5 +1,6 @@
 // The timeline's reader and writers, on records that are known.
 #include "bench/tools/timeline.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -35,7 +36,7 @@ std::vector<Record> one_block() {
 std::vector<BlockTimeline> read(const std::vector<Record>& records) {
   std::vector<BlockTimeline> timelines;
   const Status status = read_timelines(records, {0}, &timelines);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return timelines;
 }
 

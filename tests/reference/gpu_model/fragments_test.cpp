@@ -1,6 +1,7 @@
 // The model's mma, ldmatrix and cp.async against what a GPU did, as
 // reference/testing/golden/fragments.txt records it. Where there is a GPU, it is compared, too.
 #include "reference/testing/fragments.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -28,7 +29,7 @@ void expect_golden(Machine& machine) {
   const GoldenWords golden = read_golden_file(kFragmentsFile);
   GoldenWords actual;
   const Status status = record_fragments(machine, &actual);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   ASSERT_EQ(actual.size(), golden.size()) << kFragmentsFile << kGoldenFileHelp;
   for (const auto& [name, expected] : golden) {
     SCOPED_TRACE(name);

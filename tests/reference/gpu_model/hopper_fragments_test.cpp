@@ -7,6 +7,7 @@
 
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/golden.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -14,7 +15,7 @@ namespace {
 void expect_documented(Machine& machine) {
   std::vector<Observation> observations;
   const Status status = record_hopper_fragments(machine, &observations);
-  ASSERT_TRUE(status.ok()) << status.to_string();
+  ASSERT_OK(status);
   for (const Observation& o : observations) EXPECT_EQ(undocumented(o), "") << o.name;
 }
 

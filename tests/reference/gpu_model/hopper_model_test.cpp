@@ -17,6 +17,7 @@
 
 #include "stages/common/ptx/ptx_sm90.h"
 #include "tests/reference/gpu_model/gpu_model_fixture.h"
+#include "tests/status_matchers.h"
 
 namespace gpu_model_test {
 namespace {
@@ -90,7 +91,7 @@ TensorMap matrix_map(const T* values, size_t rows, size_t columns, unsigned box_
   std::copy_n(box, 4, shape.box);
   shape.swizzle_128b = true;
   TensorMap map;
-  EXPECT_TRUE(mla::model::encode_tensor_map(values, shape, &map).ok());
+  EXPECT_OK(mla::model::encode_tensor_map(values, shape, &map));
   return map;
 }
 
@@ -771,8 +772,8 @@ TEST_F(Hopper, BoxesAtEdges) {
   for (const bool swizzle : {false, true}) {
     shape.swizzle_128b = swizzle;
     TensorMap map, copy_map;
-    ASSERT_TRUE(mla::model::encode_tensor_map(tensor.data(), shape, &map).ok());
-    ASSERT_TRUE(mla::model::encode_tensor_map(copy.data(), shape, &copy_map).ok());
+    ASSERT_OK(mla::model::encode_tensor_map(tensor.data(), shape, &map));
+    ASSERT_OK(mla::model::encode_tensor_map(copy.data(), shape, &copy_map));
     for (const auto& c :
          {std::array{0, 0, 0, 0}, std::array{64, 5, 2, 3}, std::array{-8, -1, 1, 2},
           std::array{56, 3, -1, -2}, std::array{-200, 0, 0, 0}, std::array{8, 9, 0, 0}}) {

@@ -2,6 +2,7 @@
 /// The cost model against counts: each layer written out as loops over numbers that count their own
 /// multiplications and additions, in tensors that note which elements a kernel touched.
 #include "reference/layers/cost_model.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 
@@ -397,7 +398,7 @@ TEST(CostModel, CountsOfStandardAttention) {
     for (const Step& step : steps()) {
       SCOPED_TRACE(describe(step) + " kv_heads=" + std::to_string(kv_heads));
       LayerCost cost;
-      ASSERT_TRUE(layer_cost(model, step, &cost).ok());
+      ASSERT_OK(layer_cost(model, step, &cost));
       run(model, step);
       expect_counted(cost, step);
       EXPECT_EQ(cost.cache_bytes_per_token,
@@ -411,7 +412,7 @@ TEST(CostModel, CountsOfTraditionalLatentAttention) {
   for (const Step& step : steps()) {
     SCOPED_TRACE(describe(step));
     LayerCost cost;
-    ASSERT_TRUE(layer_cost(model, step, &cost).ok());
+    ASSERT_OK(layer_cost(model, step, &cost));
     run(model, step);
     expect_counted(cost, step);
     EXPECT_EQ(cost.cache_bytes_per_token, static_cast<double>(step.element_bytes * 10));
@@ -431,7 +432,7 @@ TEST(CostModel, CountsOfMlaInEveryForm) {
         SCOPED_TRACE(describe(step) + " q_lora=" + std::to_string(q_lora) + " form " +
                      std::to_string(static_cast<int>(form)));
         LayerCost cost;
-        ASSERT_TRUE(layer_cost(model, form, step, &cost).ok());
+        ASSERT_OK(layer_cost(model, form, step, &cost));
         MlaLayer(model).run(form, step);
         expect_counted(cost, step);
         const double e = static_cast<double>(step.element_bytes);
@@ -473,7 +474,7 @@ TEST(CostModel, VisiblePairs) {
 TEST(CostModel, KnownFigures) {
   LayerCost cost;
   const auto cache = [&](const Mla& model, Form form) {
-    EXPECT_TRUE(layer_cost(model, form, decode_step(4096), &cost).ok());
+    EXPECT_OK(layer_cost(model, form, decode_step(4096), &cost));
     return cost.cache_bytes_per_token;
   };
   EXPECT_EQ(cache(deepseek_v3(), Form::kUnabsorbedExpanded), 81920);
@@ -482,17 +483,17 @@ TEST(CostModel, KnownFigures) {
     EXPECT_EQ(cache(model, Form::kAbsorbed), 1152);
     EXPECT_EQ(cache(model, Form::kUnabsorbedLatent), 1152);
   }
-  ASSERT_TRUE(layer_cost(mha_32(), decode_step(4096), &cost).ok());
+  ASSERT_OK(layer_cost(mha_32(), decode_step(4096), &cost));
   EXPECT_EQ(cost.cache_bytes_per_token, 16384);
   EXPECT_NEAR(cost.core.intensity(), 1, 1e-3);  // a multiply-add for every 2-byte element
 
   // Decode of V3, 64 x 4096: 1.89 h_q FLOP per byte of cache, less for q and out.
-  ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(4096, 64), &cost).ok());
+  ASSERT_OK(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(4096, 64), &cost));
   EXPECT_EQ(cost.core.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_EQ(cost.core.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
   EXPECT_NEAR(cost.core.intensity(), 228, 1);
   // The weights: 187 million in V3, each read once and used in one multiply-add per token.
-  ASSERT_TRUE(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(1), &cost).ok());
+  ASSERT_OK(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(1), &cost));
   EXPECT_EQ((cost.projections.flop + cost.expansion.flop) / 2,
             7168.0 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168);
 }
@@ -504,8 +505,8 @@ enum class Measure { kFlop, kBytes };
 /// Absorbed minus `against`: negative where absorbing pays.
 double surplus(const Mla& model, Form against, const Step& step, Measure measure) {
   LayerCost absorbed, other;
-  EXPECT_TRUE(layer_cost(model, Form::kAbsorbed, step, &absorbed).ok());
-  EXPECT_TRUE(layer_cost(model, against, step, &other).ok());
+  EXPECT_OK(layer_cost(model, Form::kAbsorbed, step, &absorbed));
+  EXPECT_OK(layer_cost(model, against, step, &other));
   return measure == Measure::kFlop ? absorbed.total().flop - other.total().flop
                                    : absorbed.total().bytes - other.total().bytes;
 }

@@ -17,6 +17,7 @@
 #include "reference/attention.h"
 #include "reference/testing/compare.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -112,7 +113,7 @@ TEST(MlaDims, PresetsAreThePublishedOnes) {
   EXPECT_EQ(MlaDims::v2_lite().num_heads, 16);
   EXPECT_EQ(MlaDims::v2_lite().q_lora_rank, 0);
   for (const MlaDims& dims : {MlaDims::v3(), MlaDims::v2(), MlaDims::v2_lite()}) {
-    EXPECT_TRUE(validate(dims).ok());
+    EXPECT_OK(validate(dims));
     EXPECT_EQ(dims.cache_width(), kHeadDimQK);
     EXPECT_EQ(dims.kv_lora_rank, kHeadDimV);
     EXPECT_EQ(dims.qk_head_dim(), 192);
@@ -301,12 +302,12 @@ TEST(MlaLayer, BothFormsEqualPlainLoops) {
   for (const int q_lora_rank : {0, 20}) {
     const MlaDims dims = small_dims(q_lora_rank);
     MlaWeights<double> weights;
-    ASSERT_TRUE(random_weights(dims, 7, &weights).ok());
+    ASSERT_OK(random_weights(dims, 7, &weights));
     // 300 tokens: more than one task of queries, and the frequencies of 8 columns differ by then.
     const Matrix x = random_hidden_states<double>(300, dims.d_model, 8);
     const Matrix expected = plain_layer(dims, weights, x);
     MlaLayer<double> layer;
-    ASSERT_TRUE(MlaLayer<double>::create(dims, std::move(weights), &layer).ok());
+    ASSERT_OK(MlaLayer<double>::create(dims, std::move(weights), &layer));
     for (const MlaForm form : {MlaForm::kUnabsorbed, MlaForm::kAbsorbed}) {
       EXPECT_LT(max_error(run(layer, form, x, {300}), expected), 1e-12);
       EXPECT_LT(max_error(run(layer, form, x, {290, 1, 3, 1, 5}), expected), 1e-12);
@@ -382,9 +383,9 @@ TEST(MlaLayer, TruncateTakesTokensBack) {
   const Matrix x = random_hidden_states<double>(6, dims.d_model, 1);
   MlaCache<double> cache = make_cache<double>(dims, 6);
   const Matrix expected = run(layer, MlaForm::kAbsorbed, x, {5, 1}, &cache);
-  ASSERT_TRUE(cache.truncate(5).ok());
+  ASSERT_OK(cache.truncate(5));
   Matrix again;
-  ASSERT_TRUE(layer.forward(MlaForm::kAbsorbed, x.bottomRows(1), &cache, &again).ok());
+  ASSERT_OK(layer.forward(MlaForm::kAbsorbed, x.bottomRows(1), &cache, &again));
   EXPECT_EQ(again, expected.bottomRows(1));
 }
 
@@ -449,7 +450,7 @@ void core_on(Machine& machine, const Stage& stage) {
       DecodeComparison comparison;
       comparison.out = compare(dtype, host.out, truth.out, kHeadDimV, tolerance);
       comparison.lse = compare(host.lse, truth.lse, 1, kLseTolerance);
-      EXPECT_TRUE(comparison.ok()) << comparison.describe();
+      EXPECT_OK(comparison);
       latent_error = std::max(latent_error, comparison.out.relative_l2);
       *latent = host.latent<double>();
       return {};
@@ -499,11 +500,11 @@ TEST(MlaLayer, EigenCoreIsTheReference) {
     const CoreCall<double> call{
         q, {kv.data(), 70, width}, dims.num_heads, dims.kv_lora_rank, float(dims.softmax_scale())};
     Matrix latent(3, dims.num_heads * dims.kv_lora_rank);
-    ASSERT_TRUE(eigen_core<double>()(call, &latent).ok());
+    ASSERT_OK(eigen_core<double>()(call, &latent));
     PagedDecode host;
-    ASSERT_TRUE(make_paged_decode(call, dtype, &host).ok());
+    ASSERT_OK(make_paged_decode(call, dtype, &host));
     ReferenceResult truth;
-    ASSERT_TRUE(reference_attention(host.problem, host.tensors(), &truth).ok());
+    ASSERT_OK(reference_attention(host.problem, host.tensors(), &truth));
     const Eigen::Map<const Matrix> expected(truth.out.data(), latent.rows(), latent.cols());
     EXPECT_LT(max_error(latent, expected), 1e-13);
   }
@@ -562,7 +563,7 @@ TEST(MlaLayerErrors, Dims) {
 TEST(MlaLayerErrors, Weights) {
   const MlaDims dims = small_dims(20);
   MlaWeights<double> weights;
-  ASSERT_TRUE(random_weights(dims, 1, &weights).ok());
+  ASSERT_OK(random_weights(dims, 1, &weights));
   MlaLayer<double> layer;
   const auto expect_refused = [&](auto member, int64_t rows, int64_t cols,
                                   const std::vector<std::string>& message) {
@@ -589,7 +590,7 @@ TEST(MlaLayerErrors, Weights) {
   expect_error(MlaLayer<double>::create(dims, std::move(weights), nullptr),
                StatusCode::kInvalidArgument, {"layer is null"});
   EXPECT_GT(weights.w_o.size(), 0);
-  EXPECT_TRUE(MlaLayer<double>::create(dims, std::move(weights), &layer).ok());
+  EXPECT_OK(MlaLayer<double>::create(dims, std::move(weights), &layer));
 }
 
 TEST(MlaLayerErrors, Cache) {
@@ -601,9 +602,9 @@ TEST(MlaLayerErrors, Cache) {
                StatusCode::kInvalidArgument, {"capacity = 1073741825"});
   expect_error(MlaCache<double>::create(dims, 4, nullptr), StatusCode::kInvalidArgument,
                {"cache is null"});
-  ASSERT_TRUE(MlaCache<double>::create(dims, 4, &cache).ok());
+  ASSERT_OK(MlaCache<double>::create(dims, 4, &cache));
   const Matrix rows = random_hidden_states<double>(3, 48, 1);
-  ASSERT_TRUE(cache.append(rows).ok());
+  ASSERT_OK(cache.append(rows));
   expect_error(cache.append(rows), StatusCode::kOutOfRange, {"3 tokens to 3", "capacity of 4"});
   expect_error(cache.append(rows.leftCols(47)), StatusCode::kInvalidArgument, {"47 columns", "48"});
   expect_error(cache.truncate(4), StatusCode::kOutOfRange, {"length = 4", "must be 0 to 3"});
@@ -667,7 +668,7 @@ TEST(MlaLayerErrors, ForwardChangesNothing) {
   expect_error(layer.forward(pages, one, &cache, &y), kInvalid, {"40 + 8", "512 + 64"});
   EXPECT_TRUE(unchanged());
 
-  EXPECT_TRUE(layer.forward(MlaForm::kAbsorbed, one, &cache, &y).ok());  // and the next call works
+  EXPECT_OK(layer.forward(MlaForm::kAbsorbed, one, &cache, &y));  // and the next call works
   EXPECT_EQ(cache.length(), 6);
 }
 
@@ -699,7 +700,7 @@ TEST(MlaLayerErrors, CoreCalls) {
                kInvalid, {"softmax_scale"});
   expect_error(make_paged_decode(good, static_cast<DType>(7), &decode), kInvalid, {"dtype"});
   EXPECT_TRUE(decode.q.empty());
-  EXPECT_TRUE(make_paged_decode(good, DType::kFloat16, &decode).ok());
+  EXPECT_OK(make_paged_decode(good, DType::kFloat16, &decode));
 }
 
 // ---------------------------------------------------------------------------- figures
@@ -730,7 +731,7 @@ TEST(MlaLayer, DISABLED_Figures) {
         std::ofstream("/proc/self/clear_refs") << 5;  // resets the high-water mark
         const double before = peak_mib();
         const auto start = std::chrono::steady_clock::now();
-        ASSERT_TRUE(layer.forward(form, x, &cache, &y).ok());
+        ASSERT_OK(layer.forward(form, x, &cache, &y));
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
         std::printf("%-18s %-12s %6ld %10.4f %10.0f %10.0f\n", is_v3 ? "V3" : "V2-Lite",
                     form == MlaForm::kUnabsorbed ? "unabsorbed" : "absorbed",

@@ -1,5 +1,6 @@
 // Traditional latent attention and multi-head attention: the formula, the chunks, the memory.
 #include "reference/layers/traditional_mla.h"
+#include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -292,7 +293,7 @@ TEST(Latent, PlainIsTheFormula) {
       for (const auto& [name, mask] : masks()) {
         Matrix<double> y;
         const Status status = attend_plain(weights, x, mask, &y);
-        ASSERT_TRUE(status.ok()) << status.to_string();
+        ASSERT_OK(status);
         EXPECT_LT(max_error(y, loops(weights, x, mask)), 1e-12) << tokens << " " << name;
       }
     }
@@ -306,19 +307,19 @@ TEST(Latent, ChunkedEqualsPlain) {
        {LatentCase{1, 4, 1}, {33, 24, 6}, {300, 96, 16}, {1500, 64, 8}}) {
     const auto weights = random_latent<double>(d_model, width, true, ++seed);
     FusedLatentWeights<double> fused;
-    ASSERT_TRUE(fuse(weights, &fused).ok());
+    ASSERT_OK(fuse(weights, &fused));
     ASSERT_EQ(fused.projection.weight.cols(), d_model + 3 * width);
     const auto x = random_tokens<double>(tokens, d_model, ++seed);
     for (const auto& [name, mask] : masks()) {
       Matrix<double> plain;
-      ASSERT_TRUE(attend_plain(weights, x, mask, &plain).ok());
+      ASSERT_OK(attend_plain(weights, x, mask, &plain));
       for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{128}, int64_t{1024}}) {
         if (chunk == 1 && tokens > 300) continue;  // slow, and nothing new
         for (const int threads : {1, 3}) {
           Matrix<double> y;
           const Status status =
               attend_chunked(fused, x, mask, {.chunk_size = chunk, .num_threads = threads}, &y);
-          ASSERT_TRUE(status.ok()) << status.to_string();
+          ASSERT_OK(status);
           const double error = max_error(y, plain);
           worst = std::max(worst, error);
           EXPECT_LT(error, 1e-10) << tokens << " " << name << " chunk " << chunk;
@@ -347,13 +348,13 @@ TEST(Latent, FloatFollowsDouble) {
   cast(weights.reconstruction, &narrow.reconstruction);
   cast(weights.output, &narrow.output);
   FusedLatentWeights<float> fused;
-  ASSERT_TRUE(fuse(narrow, &fused).ok());
+  ASSERT_OK(fuse(narrow, &fused));
   Matrix<double> truth;
   Matrix<float> plain, chunked;
-  ASSERT_TRUE(attend_plain(weights, x, Mask::causal(), &truth).ok());
+  ASSERT_OK(attend_plain(weights, x, Mask::causal(), &truth));
   const Matrix<float> x_narrow = x.cast<float>();
-  ASSERT_TRUE(attend_plain(narrow, x_narrow, Mask::causal(), &plain).ok());
-  ASSERT_TRUE(attend_chunked(fused, x_narrow, Mask::causal(), {.chunk_size = 64}, &chunked).ok());
+  ASSERT_OK(attend_plain(narrow, x_narrow, Mask::causal(), &plain));
+  ASSERT_OK(attend_chunked(fused, x_narrow, Mask::causal(), {.chunk_size = 64}, &chunked));
   EXPECT_LT(max_error(plain.cast<double>(), truth), 5e-5);
   EXPECT_LT(max_error(chunked.cast<double>(), truth), 5e-5);
 }
@@ -361,11 +362,11 @@ TEST(Latent, FloatFollowsDouble) {
 TEST(Latent, FirstColumnsCarryTheFullQuery) {
   const auto weights = random_latent<double>(48, 6, true, 11);
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(weights, &fused).ok());
+  ASSERT_OK(fuse(weights, &fused));
   const auto x = random_tokens<double>(100, 48, 12);
   Matrix<double> without, y, full_query;
-  ASSERT_TRUE(attend_chunked(fused, x, {}, {.chunk_size = 32}, &without).ok());
-  ASSERT_TRUE(attend_chunked(fused, x, {}, {.chunk_size = 32}, &y, &full_query).ok());
+  ASSERT_OK(attend_chunked(fused, x, {}, {.chunk_size = 32}, &without));
+  ASSERT_OK(attend_chunked(fused, x, {}, {.chunk_size = 32}, &y, &full_query));
   const Matrix<double> expected = (x * weights.query.weight).rowwise() + weights.query.bias;
   EXPECT_LT(max_error(full_query, expected), 1e-12);
   EXPECT_EQ(max_error(y, without), 0);
@@ -383,22 +384,22 @@ TEST(Latent, KnowsNoPositions) {
   const auto weights = random_latent<double>(32, 4, false, 13);
   const auto x = random_tokens<double>(40, 32, 14);
   Matrix<double> y, y_reversed;
-  ASSERT_TRUE(attend_plain(weights, x, {}, &y).ok());
+  ASSERT_OK(attend_plain(weights, x, {}, &y));
   const Matrix<double> reversed = x.colwise().reverse();
-  ASSERT_TRUE(attend_plain(weights, reversed, {}, &y_reversed).ok());
+  ASSERT_OK(attend_plain(weights, reversed, {}, &y_reversed));
   EXPECT_LT(max_error(y_reversed.colwise().reverse().eval(), y), 1e-12);
 }
 
 TEST(Latent, CausalQueriesSeeNothingLater) {
   const auto weights = random_latent<double>(32, 4, true, 15);
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(weights, &fused).ok());
+  ASSERT_OK(fuse(weights, &fused));
   const auto x = random_tokens<double>(130, 32, 16);
   Matrix<double> changed = x;
   changed.bottomRows(60).setConstant(3);
   Matrix<double> y, y_changed;
-  ASSERT_TRUE(attend_chunked(fused, x, Mask::causal(), {.chunk_size = 50}, &y).ok());
-  ASSERT_TRUE(attend_chunked(fused, changed, Mask::causal(), {.chunk_size = 50}, &y_changed).ok());
+  ASSERT_OK(attend_chunked(fused, x, Mask::causal(), {.chunk_size = 50}, &y));
+  ASSERT_OK(attend_chunked(fused, changed, Mask::causal(), {.chunk_size = 50}, &y_changed));
   EXPECT_EQ(max_error(y.topRows(70), y_changed.topRows(70)), 0);
   EXPECT_GT(max_error(y.bottomRows(60), y_changed.bottomRows(60)), 0.1);
 }
@@ -406,14 +407,14 @@ TEST(Latent, CausalQueriesSeeNothingLater) {
 TEST(Latent, AQueryThatSeesNothingIsTheBiasAlone) {
   const auto weights = random_latent<double>(16, 4, true, 17);
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(weights, &fused).ok());
+  ASSERT_OK(fuse(weights, &fused));
   const auto x = random_tokens<double>(9, 16, 18);
   const Mask nothing = Mask::where([](int64_t, int64_t) { return false; });
   const RowVector<double> expected =
       weights.reconstruction.bias * weights.output.weight + weights.output.bias;
   Matrix<double> plain, chunked;
-  ASSERT_TRUE(attend_plain(weights, x, nothing, &plain).ok());
-  ASSERT_TRUE(attend_chunked(fused, x, nothing, {.chunk_size = 4}, &chunked).ok());
+  ASSERT_OK(attend_plain(weights, x, nothing, &plain));
+  ASSERT_OK(attend_chunked(fused, x, nothing, {.chunk_size = 4}, &chunked));
   EXPECT_LT(max_error(plain, expected.replicate(9, 1)), 1e-12);
   EXPECT_LT(max_error(chunked, expected.replicate(9, 1)), 1e-12);
 }
@@ -422,13 +423,13 @@ TEST(Latent, LargeScoresDoNotOverflowAndNaNShows) {
   auto weights = random_latent<double>(16, 4, false, 19);
   weights.latent_query.weight *= 1e4;  // scores of thousands: exp alone would be infinite
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(weights, &fused).ok());
+  ASSERT_OK(fuse(weights, &fused));
   auto x = random_tokens<double>(20, 16, 20);
   Matrix<double> y;
-  ASSERT_TRUE(attend_chunked(fused, x, {}, {}, &y).ok());
+  ASSERT_OK(attend_chunked(fused, x, {}, {}, &y));
   EXPECT_TRUE(y.allFinite());
   x(3, 5) = std::numeric_limits<double>::quiet_NaN();
-  ASSERT_TRUE(attend_chunked(fused, x, {}, {}, &y).ok());
+  ASSERT_OK(attend_chunked(fused, x, {}, {}, &y));
   EXPECT_TRUE(y.array().isNaN().all());
 }
 
@@ -436,8 +437,8 @@ TEST(Latent, InputAndOutputMayBeTheSameMatrix) {
   const auto weights = random_latent<double>(16, 4, true, 21);
   Matrix<double> x = random_tokens<double>(20, 16, 22);
   Matrix<double> y;
-  ASSERT_TRUE(attend_plain(weights, x, {}, &y).ok());
-  ASSERT_TRUE(attend_plain(weights, x, {}, &x).ok());
+  ASSERT_OK(attend_plain(weights, x, {}, &y));
+  ASSERT_OK(attend_plain(weights, x, {}, &x));
   EXPECT_EQ(max_error(x, y), 0);
 }
 
@@ -451,12 +452,12 @@ TEST(MultiHead, PlainIsTheFormulaAndChunkedEqualsIt) {
         for (const auto& [name, mask] : masks()) {
           Matrix<double> plain, chunked;
           Status status = attend_plain(weights, x, mask, &plain);
-          ASSERT_TRUE(status.ok()) << status.to_string();
+          ASSERT_OK(status);
           EXPECT_LT(max_error(plain, loops(weights, x, mask)), 1e-12) << name;
           for (const int64_t chunk : {1, 33, 1024}) {
             status =
                 attend_chunked(weights, x, mask, {.chunk_size = chunk, .num_threads = 2}, &chunked);
-            ASSERT_TRUE(status.ok()) << status.to_string();
+            ASSERT_OK(status);
             EXPECT_LT(max_error(chunked, plain), 1e-10) << name << " chunk " << chunk;
           }
         }
@@ -477,8 +478,8 @@ TEST(MultiHead, OneHeadOfProductsIsTheLatentLayer) {
   one_head.output.weight = latent.reconstruction.weight * latent.output.weight;
   const auto x = random_tokens<double>(50, 40, 24);
   Matrix<double> y_latent, y_head;
-  ASSERT_TRUE(attend_plain(latent, x, Mask::causal(), &y_latent).ok());
-  ASSERT_TRUE(attend_plain(one_head, x, Mask::causal(), &y_head).ok());
+  ASSERT_OK(attend_plain(latent, x, Mask::causal(), &y_latent));
+  ASSERT_OK(attend_plain(one_head, x, Mask::causal(), &y_head));
   EXPECT_LT(max_error(y_latent, y_head), 1e-12);
 }
 
@@ -510,7 +511,7 @@ void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask
     Matrix<T> y;
     Status status;
     const Usage usage = measure([&] { status = attend_chunked(weights, x, mask, options, &y); });
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
     const int64_t square = tokens * tokens * int64_t{sizeof(T)};
     const int64_t bound = chunked_memory_bound(weights, tokens, options);
     EXPECT_LT(usage.largest, square / 4) << tokens;
@@ -527,14 +528,14 @@ void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask
 TEST(Memory, ChunkedLatentIsLinear) {
   MLA_NEEDS_COUNTER();
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(random_latent<double>(64, 8, true, 32), &fused).ok());
+  ASSERT_OK(fuse(random_latent<double>(64, 8, true, 32), &fused));
   for (const int threads : {1, 2}) {
     check_memory<double>(fused, 64, Mask(), threads);
     check_memory<double>(fused, 64, Mask::causal(), threads);
     check_memory<double>(fused, 64, scattered(), threads);
   }
   FusedLatentWeights<float> narrow;
-  ASSERT_TRUE(fuse(random_latent<float>(64, 8, false, 33), &narrow).ok());
+  ASSERT_OK(fuse(random_latent<float>(64, 8, false, 33), &narrow));
   check_memory<float>(narrow, 64, Mask::causal(), 2);
 }
 
@@ -551,13 +552,13 @@ TEST(Memory, ChunkedMultiHeadIsLinear) {
 TEST(Memory, TheDefaultChunkHoldsAtLength) {
   MLA_NEEDS_COUNTER();
   FusedLatentWeights<float> fused;
-  ASSERT_TRUE(fuse(random_latent<float>(32, 8, true, 36), &fused).ok());
+  ASSERT_OK(fuse(random_latent<float>(32, 8, true, 36), &fused));
   const int64_t tokens = 8192;  // at 4096 a chunk of 1024 is a quarter of [N, N]
   const auto x = random_tokens<float>(tokens, 32, 37);
   const ChunkOptions options{.num_threads = 2};
   Matrix<float> y;
   const Usage usage =
-      measure([&] { ASSERT_TRUE(attend_chunked(fused, x, Mask::causal(), options, &y).ok()); });
+      measure([&] { ASSERT_OK(attend_chunked(fused, x, Mask::causal(), options, &y)); });
   EXPECT_LT(usage.largest, tokens * tokens * int64_t{sizeof(float)} / 4);
   EXPECT_LE(usage.peak, chunked_memory_bound(fused, tokens, options));
 }
@@ -567,21 +568,20 @@ TEST(Memory, PlainHasTheWholeScoreMatrix) {
   const auto weights = random_latent<double>(32, 8, true, 38);
   const auto x = random_tokens<double>(1024, 32, 39);
   Matrix<double> y;
-  const Usage usage =
-      measure([&] { ASSERT_TRUE(attend_plain(weights, x, Mask::causal(), &y).ok()); });
+  const Usage usage = measure([&] { ASSERT_OK(attend_plain(weights, x, Mask::causal(), &y)); });
   EXPECT_GE(usage.largest, 1024 * 1024 * 8);
 }
 
 TEST(Memory, AMaskBringsNone) {
   MLA_NEEDS_COUNTER();
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(random_latent<double>(32, 4, false, 40), &fused).ok());
+  ASSERT_OK(fuse(random_latent<double>(32, 4, false, 40), &fused));
   const auto x = random_tokens<double>(1000, 32, 41);
   const ChunkOptions options{.chunk_size = 100, .num_threads = 1};
   Matrix<double> y;
   const auto peak = [&](const Mask& mask) {
     y.resize(0, 0);
-    return measure([&] { ASSERT_TRUE(attend_chunked(fused, x, mask, options, &y).ok()); }).peak;
+    return measure([&] { ASSERT_OK(attend_chunked(fused, x, mask, options, &y)); }).peak;
   };
   const Mask mask = scattered();
   EXPECT_EQ(peak(mask), peak(Mask()));
@@ -596,7 +596,7 @@ void expect_invalid(const Status& status, const std::string& message) {
 
 class BadInput : public testing::Test {
  protected:
-  BadInput() { EXPECT_TRUE(fuse(weights_, &fused_).ok()); }
+  BadInput() { EXPECT_OK(fuse(weights_, &fused_)); }
   ~BadInput() override { EXPECT_EQ(y_(0, 0), 42) << "y was written"; }
 
   LatentWeights<double> weights_ = random_latent<double>(16, 4, true, 50);
@@ -608,7 +608,7 @@ class BadInput : public testing::Test {
 
 TEST_F(BadInput, Width) {
   int64_t width = 7;
-  ASSERT_TRUE(default_latent_width(7168, 128, &width).ok());
+  ASSERT_OK(default_latent_width(7168, 128, &width));
   EXPECT_EQ(width, 56);
   expect_invalid(default_latent_width(7168, 100, &width),
                  "num_heads = 100 must divide d_model = 7168");
@@ -709,7 +709,7 @@ TEST(Memory, DISABLED_Table) {
   constexpr int kThreads = 2;
   const auto latent = random_latent<double>(kDModel, 64, false, 60);
   FusedLatentWeights<double> fused;
-  ASSERT_TRUE(fuse(latent, &fused).ok());
+  ASSERT_OK(fuse(latent, &fused));
   const auto heads_64 = random_multi_head<double>(kDModel, 16, 64, false, 61);
   const auto heads_128 = random_multi_head<double>(kDModel, 8, 128, false, 62);
   std::printf("double, d_model %d, causal, %d threads\n", int(kDModel), kThreads);
@@ -727,7 +727,7 @@ TEST(Memory, DISABLED_Table) {
         y.resize(0, 0);
         const std::clock_t cpu_start = std::clock();
         const auto start = std::chrono::steady_clock::now();
-        usage = measure([&] { ASSERT_TRUE(run(&y).ok()); });
+        usage = measure([&] { ASSERT_OK(run(&y)); });
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
         seconds = std::min(seconds, took.count());
         cpu_seconds = std::min(cpu_seconds, double(std::clock() - cpu_start) / CLOCKS_PER_SEC);

@@ -11,6 +11,7 @@
 
 #include "reference/testing/data_generator.h"
 #include "tests/reference/plain_attention.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -214,7 +215,7 @@ class FaultyDecode {
     spec.num_heads_q = kHeads;
     data = make_data_set(spec);
     host = generate(data);
-    EXPECT_TRUE(reference_attention(data.problem, host.tensors(data), &expected).ok());
+    EXPECT_OK(reference_attention(data.problem, host.tensors(data), &expected));
     repair();
   }
 
@@ -240,7 +241,7 @@ class FaultyDecode {
     changed.seqlens_k = seqlens_k.data();
     ReferenceResult result;
     const QueryRow rows[] = {{sequence, 0}};
-    ASSERT_TRUE(reference_attention_rows(data.problem, changed, rows, &result).ok());
+    ASSERT_OK(reference_attention_rows(data.problem, changed, rows, &result));
     for (int head = 0; head < kHeads; ++head) {
       test::PlainRow row;
       const auto first = result.out.begin() + head * 512;
@@ -305,7 +306,7 @@ TYPED_TEST_SUITE(Faults, AllFaultData, FaultDataNames);
 
 TYPED_TEST(Faults, TheRoundedReferencePasses) {
   const DecodeComparison result = this->decode()->check();
-  EXPECT_TRUE(result.ok()) << result.describe();
+  EXPECT_OK(result);
   EXPECT_LT(result.out.worst_row_cosine_difference, 2e-6);
 }
 
@@ -518,7 +519,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
         HostTensors host = generate(data);
         const Tensors tensors = host.tensors(data);
         ReferenceResult expected;
-        ASSERT_TRUE(reference_attention(data.problem, tensors, &expected).ok());
+        ASSERT_OK(reference_attention(data.problem, tensors, &expected));
         for (int b = 0; b < data.problem.batch; ++b) {
           for (int query = 0; query < 2; ++query) {
             for (int head = 0; head < 2; ++head) {
@@ -529,7 +530,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
           }
         }
         const DecodeComparison result = compare_decode(data.problem, host.out, host.lse, expected);
-        EXPECT_TRUE(result.ok()) << result.describe();
+        EXPECT_OK(result);
       }
     }
   }

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "tests/reference/plain_attention.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -201,7 +202,7 @@ TEST(Lengths, HugeCasesAreRefusedOrDescribedIn64Bits) {
   DecodeCase spec;
   spec.lengths.assign(128, 262144);
   const DataSet data = make_data_set(spec);
-  EXPECT_TRUE(validate(data.problem).ok());
+  EXPECT_OK(validate(data.problem));
   EXPECT_EQ(data.total_tokens(), int64_t{128} * 262144);
   EXPECT_GT(data.problem.kv_elements(), int64_t{1} << 34);
 
@@ -238,8 +239,8 @@ class DataSets : public testing::TestWithParam<std::tuple<DType, DataKind, uint6
 TEST_P(DataSets, ProblemIsValidAndTensorsAreComplete) {
   const Problem& problem = data_.problem;
   const Tensors tensors = host_.tensors(data_);
-  EXPECT_TRUE(validate(problem, tensors).ok());
-  EXPECT_TRUE(validate_paging(problem, tensors.block_table, tensors.seqlens_k).ok());
+  EXPECT_OK(validate(problem, tensors));
+  EXPECT_OK(validate_paging(problem, tensors.block_table, tensors.seqlens_k));
   EXPECT_EQ(problem.dtype, spec_.dtype);
   EXPECT_EQ(problem.softmax_scale, spec_.seed % 2 == 0 ? 1.0f / 24 : 0.135234f);
   EXPECT_EQ(int64_t(host_.q.size()), problem.q_elements());

@@ -7,6 +7,7 @@
 
 #include "reference/testing/data_generator.h"
 #include "reference/testing/device_data.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -31,11 +32,11 @@ void expect_equal_to_reference(Machine& machine, int cases) {
     const DataSet data = make_data_set(spec);
     HostTensors host = generate(data);
     DeviceTensors device;
-    ASSERT_TRUE(generate_on_device(machine, data, &device).ok());
+    ASSERT_OK(generate_on_device(machine, data, &device));
 
     ReferenceResult expected, actual;
-    ASSERT_TRUE(reference_attention(data.problem, host.tensors(data), &expected).ok());
-    ASSERT_TRUE(oracle_decode(machine, data.problem, device.tensors(), &actual).ok());
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    ASSERT_OK(oracle_decode(machine, data.problem, device.tensors(), &actual));
     ASSERT_EQ(actual.out.size(), expected.out.size());
     ASSERT_EQ(actual.lse.size(), expected.lse.size());
     const auto close = [](double a, double b) {
@@ -79,11 +80,10 @@ void expect_same_data(Machine& machine) {
     const DataSet data = make_data_set(spec);
     const HostTensors host = generate(data);
     DeviceTensors device;
-    ASSERT_TRUE(generate_on_device(machine, data, &device).ok());
+    ASSERT_OK(generate_on_device(machine, data, &device));
     std::vector<uint16_t> q(host.q.size()), cache(host.kv_cache.size());
-    ASSERT_TRUE(machine.copy_to_host(q.data(), device.q.data(), device.q.bytes()).ok());
-    ASSERT_TRUE(
-        machine.copy_to_host(cache.data(), device.kv_cache.data(), device.kv_cache.bytes()).ok());
+    ASSERT_OK(machine.copy_to_host(q.data(), device.q.data(), device.q.bytes()));
+    ASSERT_OK(machine.copy_to_host(cache.data(), device.kv_cache.data(), device.kv_cache.bytes()));
     EXPECT_TRUE(q == host.q);
     EXPECT_TRUE(cache == host.kv_cache);
   }

@@ -20,6 +20,7 @@
 #include "reference/testing/data_generator.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -44,20 +45,20 @@ void expect_error(const Status& status, StatusCode code, const std::vector<std::
 SequenceId add(auto& cache) {
   SequenceId id;
   const Status status = cache.add(&id);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return id;
 }
 
 SequenceId fork(auto& cache, SequenceId parent) {
   SequenceId id;
   const Status status = cache.fork(parent, &id);
-  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_OK(status);
   return id;
 }
 
 PageTable make_table(int num_pages) {
   PageTable table;
-  EXPECT_TRUE(PageTable::create(num_pages, &table).ok());
+  EXPECT_OK(PageTable::create(num_pages, &table));
   return table;
 }
 
@@ -185,7 +186,7 @@ class ModelledTable {
   void free_one() {
     const auto found = any_sequence();
     if (found == sequences_.end()) return;
-    ASSERT_TRUE(table_.free(found->first).ok());
+    ASSERT_OK(table_.free(found->first));
     freed_.push_back(found->first);
     if (freed_.size() > 100) freed_.pop_front();
     tokens_ -= length(found->second);
@@ -217,7 +218,7 @@ class ModelledTable {
       return;
     }
     const Status planned = table_.prepare_append(batch, counts, &prepared_);
-    ASSERT_TRUE(planned.ok()) << planned.to_string();
+    ASSERT_OK(planned);
     ASSERT_EQ(static_cast<int64_t>(prepared_.pages.size()), needed);
     std::vector<uint32_t> rows;
     for (size_t i = 0; i < batch.size(); ++i) append_to_model(batch[i], counts[i], &rows);
@@ -226,7 +227,7 @@ class ModelledTable {
       const uint32_t* source = (run.from_cache ? memory_ : rows).data() + run.source;
       std::copy(source, source + run.tokens, memory_.begin() + run.destination);
     }
-    ASSERT_TRUE(table_.commit(prepared_).ok());
+    ASSERT_OK(table_.commit(prepared_));
     peak_ = std::max(peak_, num_pages_ - table_.free_pages());
     for (const SequenceId id : batch) check_one(id);
   }
@@ -348,7 +349,7 @@ TEST(PageTable, AMillionRandomOperationsAgreeWithTheModel) {
 TEST(PageTable, IdsOfFreedSequencesNameNothing) {
   PageTable table = make_table(4);
   const SequenceId first = add(table);
-  ASSERT_TRUE(table.free(first).ok());
+  ASSERT_OK(table.free(first));
   expect_error(table.free(first), StatusCode::kInvalidArgument,
                {"sequence = " + to_string(first), "freed, or never added"});
   const SequenceId second = add(table);
@@ -369,8 +370,8 @@ TEST(PageTable, IdsOfFreedSequencesNameNothing) {
 TEST(PageTable, BadAppendsChangeNothing) {
   PageTable table = make_table(4);
   const SequenceId a = add(table), b = add(table), gone = add(table);
-  ASSERT_TRUE(table.free(gone).ok());
-  ASSERT_TRUE(table.append(Batch{a}, Counts{70}).ok());
+  ASSERT_OK(table.free(gone));
+  ASSERT_OK(table.append(Batch{a}, Counts{70}));
   const SequenceId c = fork(table, a);
   const PageStatistics before = table.statistics();
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
@@ -391,7 +392,7 @@ TEST(PageTable, BadAppendsChangeNothing) {
   EXPECT_EQ(table.statistics(), before);
   EXPECT_EQ(table.find(a)->pages, table.find(c)->pages);
   EXPECT_EQ(table.references(table.find(a)->pages[1]), 2);
-  ASSERT_TRUE(table.append(Batch{b, a, c}, Counts{60, 50, 1}).ok());  // 1 + 1 + 0 pages
+  ASSERT_OK(table.append(Batch{b, a, c}, Counts{60, 50, 1}));  // 1 + 1 + 0 pages
   EXPECT_EQ(table.free_pages(), 0);
 }
 
@@ -408,10 +409,10 @@ TEST(PageTable, APlanIsValidUntilTheNextChange) {
   PageTable table = make_table(4);
   const SequenceId a = add(table);
   PreparedAppend plan;
-  ASSERT_TRUE(table.prepare_append(Batch{a}, Counts{65}, &plan).ok());
+  ASSERT_OK(table.prepare_append(Batch{a}, Counts{65}, &plan));
   EXPECT_EQ(table.statistics().tokens, 0);
   EXPECT_EQ(table.free_pages(), 4);
-  ASSERT_TRUE(table.append(Batch{a}, Counts{1}).ok());
+  ASSERT_OK(table.append(Batch{a}, Counts{1}));
   const PageStatistics before = table.statistics();
   expect_error(table.commit(plan), StatusCode::kInvalidArgument, {"version"});
   EXPECT_EQ(table.statistics(), before);
@@ -419,15 +420,15 @@ TEST(PageTable, APlanIsValidUntilTheNextChange) {
 
 TEST(PageTable, NothingIsAppendedToEmptyBatchesAndByZeroTokens) {
   PageTable table = make_table(2);
-  EXPECT_TRUE(table.append(Batch{}, Counts{}).ok());
+  EXPECT_OK(table.append(Batch{}, Counts{}));
   const SequenceId a = add(table);
-  EXPECT_TRUE(table.append(Batch{a}, Counts{0}).ok());
+  EXPECT_OK(table.append(Batch{a}, Counts{0}));
   EXPECT_TRUE(table.find(a)->pages.empty());
   EXPECT_EQ(table.statistics().utilization(), 1);
   EXPECT_EQ(table.statistics().fragmentation(), 0);
-  ASSERT_TRUE(table.append(Batch{a}, Counts{1}).ok());
+  ASSERT_OK(table.append(Batch{a}, Counts{1}));
   const SequenceId b = fork(table, a);
-  EXPECT_TRUE(table.append(Batch{a, b}, Counts{0, 0}).ok());  // no copy either
+  EXPECT_OK(table.append(Batch{a, b}, Counts{0, 0}));  // no copy either
   EXPECT_EQ(table.statistics().pages_shared, 1);
   EXPECT_EQ(table.statistics().tokens, 2);
   EXPECT_EQ(table.statistics().tokens_stored, 1);
@@ -438,12 +439,12 @@ TEST(PageTable, TheLongestSequenceHasTwoToTheThirtyTokens) {
   if (kSanitizer) GTEST_SKIP() << "2^24 pages take too long";
   PageTable table = make_table(kMaxPagesPerSeq + 1);
   const SequenceId a = add(table);
-  ASSERT_TRUE(table.append(Batch{a}, Counts{1 << 30}).ok());
+  ASSERT_OK(table.append(Batch{a}, Counts{1 << 30}));
   EXPECT_EQ(table.find(a)->pages.size(), size_t{kMaxPagesPerSeq});
   expect_error(table.append(Batch{a}, Counts{1}), StatusCode::kOutOfRange,
                {"tokens[0] = 1", "1073741824"});
-  EXPECT_TRUE(table.append(Batch{a}, Counts{0}).ok());
-  ASSERT_TRUE(table.free(a).ok());
+  EXPECT_OK(table.append(Batch{a}, Counts{0}));
+  ASSERT_OK(table.free(a));
   EXPECT_EQ(table.free_pages(), kMaxPagesPerSeq + 1);
 }
 
@@ -463,7 +464,7 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
 
   void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16) {
     const Status status = PagedCache::create(*machine_, {num_pages, num_heads_kv, dtype}, &cache_);
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
   }
 
   // The row of a token, of which every element depends on its number, head and column. Values as
@@ -488,7 +489,7 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     }
     rows_.emplace_back();
     if (!rows.empty()) {
-      EXPECT_TRUE(rows_.back().assign(*machine_, rows.data(), rows.size() * 2).ok());
+      EXPECT_OK(rows_.back().assign(*machine_, rows.data(), rows.size() * 2));
     }
     if (rows_.size() > 64) rows_.pop_front();
     const Status status = cache_->append(batch, counts, rows_.back().data(), stream);
@@ -507,7 +508,7 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     return id;
   }
   void free_sequence(SequenceId id) {
-    EXPECT_TRUE(cache_->free(id).ok());
+    EXPECT_OK(cache_->free(id));
     tokens_.erase(id);
   }
 
@@ -523,17 +524,16 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     if (batch.empty()) return;
     const size_t slots = batch.size() * static_cast<size_t>(max_pages);
     DeviceBuffer device_table, device_lengths;
-    ASSERT_TRUE(device_table.allocate(*machine_, slots * 4).ok());
-    ASSERT_TRUE(device_lengths.allocate(*machine_, batch.size() * 4).ok());
+    ASSERT_OK(device_table.allocate(*machine_, slots * 4));
+    ASSERT_OK(device_lengths.allocate(*machine_, batch.size() * 4));
     const Status status = cache_->write_tables(batch, max_pages, device_table.as<int32_t>(),
                                                device_lengths.as<int32_t>(), stream);
-    ASSERT_TRUE(status.ok()) << status.to_string();
+    ASSERT_OK(status);
     std::vector<int32_t> table(slots), lengths(batch.size());
     const CacheShape& shape = cache_->shape();
     std::vector<uint16_t> memory(static_cast<size_t>(shape.num_pages * shape.page_bytes() / 2));
     const auto download = [&](auto& host, const void* device) {
-      ASSERT_TRUE(
-          machine_->copy_to_host(host.data(), device, host.size() * sizeof host[0], stream).ok());
+      ASSERT_OK(machine_->copy_to_host(host.data(), device, host.size() * sizeof host[0], stream));
     };
     download(table, device_table.data());
     download(lengths, device_lengths.data());
@@ -586,7 +586,7 @@ TEST_P(PagedCacheTest, RandomOperationsKeepEveryRow) {
       if (status.code() == StatusCode::kOutOfMemory) {
         ++out_of_pages;
       } else {
-        ASSERT_TRUE(status.ok()) << status.to_string();
+        ASSERT_OK(status);
       }
     } else if (choice < 8 && tokens_.size() < 10) {
       fork_sequence(any());
@@ -610,11 +610,11 @@ TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
     tokens_.clear();
     make_cache(16, 2, DType::kFloat16);
     const SequenceId a = add_sequence(), empty = add_sequence();
-    ASSERT_TRUE(append({a}, {64 + 63}).ok());
+    ASSERT_OK(append({a}, {64 + 63}));
     const SequenceId b = fork_sequence(a), c = fork_sequence(a), d = fork_sequence(empty);
     // a and b copy; c is the last to share the page, and writes its row 63 while they read the
     // others. a goes on into two more pages.
-    ASSERT_TRUE(append({a, b, c, d}, {70, 1, 1, 5}).ok());
+    ASSERT_OK(append({a, b, c, d}, {70, 1, 1, 5}));
     const PageStatistics pages = cache_->statistics().pages;
     EXPECT_EQ(pages.pages_shared, 1);
     EXPECT_EQ(pages.pages_used, 1 + 3 + 2 + 1);
@@ -622,7 +622,7 @@ TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
     expect_contents();
     // Full pages are shared without a copy.
     const SequenceId e = fork_sequence(c);
-    ASSERT_TRUE(append({c, e}, {1, 2}).ok());
+    ASSERT_OK(append({c, e}, {1, 2}));
     EXPECT_EQ(cache_->statistics().pages.pages_used, 7 + 2);
     expect_contents();
     free_sequence(a);
@@ -639,12 +639,12 @@ TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
 TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
   make_cache(3);
   const SequenceId a = add_sequence(), b = add_sequence(), gone = add_sequence();
-  ASSERT_TRUE(append({a, b}, {100, 10}).ok());
+  ASSERT_OK(append({a, b}, {100, 10}));
   free_sequence(gone);
   const PageStatistics before = cache_->statistics().pages;
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
   DeviceBuffer buffer;
-  ASSERT_TRUE(buffer.allocate(*machine_, 4096).ok());
+  ASSERT_OK(buffer.allocate(*machine_, 4096));
   auto* rows = buffer.as<std::byte>();
 
   expect_error(cache_->append(Batch{a}, Counts{1}, nullptr), kInvalid, {"rows is null"});
@@ -660,7 +660,7 @@ TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
   expect_error(cache_->fork(gone, &child), kInvalid, {"parent = " + to_string(gone)});
 
   // Tables: nothing is written.
-  ASSERT_TRUE(machine_->fill(buffer.data(), 0xab, 4096).ok());
+  ASSERT_OK(machine_->fill(buffer.data(), 0xab, 4096));
   auto* table = buffer.as<int32_t>();
   int32_t* lengths = table + 512;
   expect_error(cache_->write_tables(Batch{b, a}, 1, table, lengths), StatusCode::kOutOfRange,
@@ -680,13 +680,13 @@ TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
   expect_error(cache_->write_tables(Batch{a}, 2, table, lengths + 1), kInvalid,
                {"seqlens_k", "16 bytes"});
   std::vector<unsigned char> bytes(4096);
-  ASSERT_TRUE(machine_->copy_to_host(bytes.data(), buffer.data(), 4096).ok());
+  ASSERT_OK(machine_->copy_to_host(bytes.data(), buffer.data(), 4096));
   EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 0xab), 4096);
 
   EXPECT_EQ(cache_->statistics().pages, before);
   expect_contents();
-  EXPECT_TRUE(cache_->append(Batch{a}, Counts{0}, nullptr).ok());
-  EXPECT_TRUE(append({a, b}, {28, 54}).ok());  // to the last row
+  EXPECT_OK(cache_->append(Batch{a}, Counts{0}, nullptr));
+  EXPECT_OK(append({a, b}, {28, 54}));  // to the last row
   expect_contents();
 }
 
@@ -707,16 +707,16 @@ TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
 
 TEST(PagedCacheOnTheModel, ARejectedKernelChangesNoSequence) {
   std::unique_ptr<PagedCache> cache;
-  ASSERT_TRUE(PagedCache::create(model_machine(), {4, 1, DType::kBFloat16}, &cache).ok());
+  ASSERT_OK(PagedCache::create(model_machine(), {4, 1, DType::kBFloat16}, &cache));
   const SequenceId a = add(*cache);
   DeviceBuffer rows;
-  ASSERT_TRUE(rows.allocate(model_machine(), 3 * 1152).ok());
+  ASSERT_OK(rows.allocate(model_machine(), 3 * 1152));
   // Ten rows from memory of three: the kernel reads past its end.
   expect_error(cache->append(Batch{a}, Counts{10}, rows.data()), StatusCode::kKernelRejected,
                {"out-of-bounds global memory read"});
   EXPECT_EQ(cache->table().find(a)->tokens, 0);
   EXPECT_EQ(cache->statistics().pages.pages_used, 0);
-  EXPECT_TRUE(cache->append(Batch{a}, Counts{3}, rows.data()).ok());
+  EXPECT_OK(cache->append(Batch{a}, Counts{3}, rows.data()));
 }
 
 // ---- decoding ----
@@ -730,22 +730,20 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       SCOPED_TRACE(std::string(slug) + " " + to_string(dtype));
       tokens_.clear();
       make_cache(20, num_heads_kv, dtype);
-      ASSERT_TRUE(
-          machine_
-              ->fill(cache_->data(), 0xff, static_cast<size_t>(20 * cache_->shape().page_bytes()))
-              .ok());
+      ASSERT_OK(machine_->fill(cache_->data(), 0xff,
+                               static_cast<size_t>(20 * cache_->shape().page_bytes())));
       // A prompt with three continuations, one of them freed; a sequence on freed pages; an empty
       // one; then five steps of decoding for all.
       const SequenceId prompt = add_sequence(), freed = add_sequence();
-      ASSERT_TRUE(append({prompt, freed}, {100, 130}).ok());
+      ASSERT_OK(append({prompt, freed}, {100, 130}));
       const SequenceId left = fork_sequence(prompt), right = fork_sequence(prompt);
-      ASSERT_TRUE(append({left, right}, {1, 30}).ok());
+      ASSERT_OK(append({left, right}, {1, 30}));
       free_sequence(freed);
       free_sequence(right);
       const SequenceId other = add_sequence(), empty = add_sequence();
-      ASSERT_TRUE(append({other}, {190}).ok());
+      ASSERT_OK(append({other}, {190}));
       for (int step = 0; step < 5; ++step) {
-        ASSERT_TRUE(append({left, prompt, other}, {1, 1, 1}).ok());
+        ASSERT_OK(append({left, prompt, other}, {1, 1, 1}));
       }
       const Batch batch{left, other, empty, prompt, left};
       Problem problem;
@@ -769,30 +767,27 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       DeviceBuffer device_q, table, lengths, out, lse, workspace;
       const auto out_elements = static_cast<size_t>(problem.out_elements());
       const auto lse_elements = static_cast<size_t>(problem.lse_elements());
-      ASSERT_TRUE(device_q.assign(*machine_, q.data(), q.size() * 2).ok());
-      ASSERT_TRUE(
-          table.allocate(*machine_, static_cast<size_t>(problem.block_table_elements()) * 4).ok());
-      ASSERT_TRUE(lengths.allocate(*machine_, batch.size() * 4).ok());
-      ASSERT_TRUE(out.allocate(*machine_, out_elements * 2).ok());
-      ASSERT_TRUE(lse.allocate(*machine_, lse_elements * 4).ok());
+      ASSERT_OK(device_q.assign(*machine_, q.data(), q.size() * 2));
+      ASSERT_OK(table.allocate(*machine_, static_cast<size_t>(problem.block_table_elements()) * 4));
+      ASSERT_OK(lengths.allocate(*machine_, batch.size() * 4));
+      ASSERT_OK(out.allocate(*machine_, out_elements * 2));
+      ASSERT_OK(lse.allocate(*machine_, lse_elements * 4));
       const size_t bytes = workspace_bytes(*stage, problem, machine_->limits());
       if (bytes > 0) {
-        ASSERT_TRUE(workspace.allocate(*machine_, bytes).ok());
+        ASSERT_OK(workspace.allocate(*machine_, bytes));
       }
-      ASSERT_TRUE(cache_
-                      ->write_tables(batch, problem.max_pages_per_seq, table.as<int32_t>(),
-                                     lengths.as<int32_t>())
-                      .ok());
+      ASSERT_OK(cache_->write_tables(batch, problem.max_pages_per_seq, table.as<int32_t>(),
+                                     lengths.as<int32_t>()));
       const Status status = decode(*stage, problem,
                                    {device_q.data(), cache_->data(), table.as<int32_t>(),
                                     lengths.as<int32_t>(), out.data(), lse.as<float>()},
                                    workspace);
-      ASSERT_TRUE(status.ok()) << status.to_string();
-      ASSERT_TRUE(machine_->synchronize().ok());
+      ASSERT_OK(status);
+      ASSERT_OK(machine_->synchronize());
       std::vector<uint16_t> host_out(out_elements);
       std::vector<float> host_lse(lse_elements);
-      ASSERT_TRUE(machine_->copy_to_host(host_out.data(), out.data(), out_elements * 2).ok());
-      ASSERT_TRUE(machine_->copy_to_host(host_lse.data(), lse.data(), lse_elements * 4).ok());
+      ASSERT_OK(machine_->copy_to_host(host_out.data(), out.data(), out_elements * 2));
+      ASSERT_OK(machine_->copy_to_host(host_lse.data(), lse.data(), lse_elements * 4));
 
       // The same tokens in a cache that the test lays out itself: sequence i on pages 5 i, 5 i + 1
       // ...
@@ -815,9 +810,9 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
                               {q.data(), plain_cache.data(), plain_table.data(),
                                plain_lengths.data(), nullptr, nullptr},
                               &truth);
-      ASSERT_TRUE(reference.ok()) << reference.to_string();
+      ASSERT_OK(reference);
       const DecodeComparison comparison = compare_decode(problem, host_out, host_lse, truth);
-      EXPECT_TRUE(comparison.ok()) << comparison.describe();
+      EXPECT_OK(comparison);
     }
   }
 }
@@ -831,20 +826,20 @@ TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
   make_cache(64);
   DeviceBuffer ballast;
-  ASSERT_TRUE(ballast.allocate(*machine_, size_t{1} << 30).ok());
+  ASSERT_OK(ballast.allocate(*machine_, size_t{1} << 30));
   const SequenceId a = add_sequence(), b = add_sequence();
-  ASSERT_TRUE(append({a, b}, {200, 30}, stream).ok());
+  ASSERT_OK(append({a, b}, {200, 30}, stream));
   const SequenceId c = fork_sequence(a);
   for (int i = 0; i < 60; ++i) {
-    ASSERT_TRUE(machine_->fill(ballast.data(), 0, ballast.bytes(), stream).ok());
-    ASSERT_TRUE(append({a, b, c}, {1 + i % 3, 1, 2}, stream).ok());
+    ASSERT_OK(machine_->fill(ballast.data(), 0, ballast.bytes(), stream));
+    ASSERT_OK(append({a, b, c}, {1 + i % 3, 1, 2}, stream));
   }
   expect_contents(stream);
 
   std::unique_ptr<PagedCache> fresh;
   SequenceId first;
-  ASSERT_TRUE(PagedCache::create(*machine_, {4, 1, DType::kBFloat16}, &fresh).ok());
-  ASSERT_TRUE(fresh->add(&first).ok());
+  ASSERT_OK(PagedCache::create(*machine_, {4, 1, DType::kBFloat16}, &fresh));
+  ASSERT_OK(fresh->add(&first));
 
   // In a graph the copies would be made again from memory that has moved on. The cache that has
   // appended nothing yet must not break the capture by allocating.

@@ -15,6 +15,7 @@
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
+#include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
@@ -434,15 +435,15 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
     const auto bytes =
         static_cast<size_t>(reinterpret_cast<unsigned char*>(layout.lse_partial) - origin);
     DeviceBuffer lengths, workspace;
-    ASSERT_TRUE(lengths.assign(*machine_, input.lengths.data(), input.lengths.size() * 4).ok());
-    ASSERT_TRUE(workspace.allocate(*machine_, bytes).ok());
-    ASSERT_TRUE(machine_->fill(workspace.data(), 0xff, bytes).ok());
+    ASSERT_OK(lengths.assign(*machine_, input.lengths.data(), input.lengths.size() * 4));
+    ASSERT_OK(workspace.allocate(*machine_, bytes));
+    ASSERT_OK(machine_->fill(workspace.data(), 0xff, bytes));
     const Status made = make_plan(*machine_, input.problem, input.shape, lengths.as<int32_t>(),
                                   workspace.data(), nullptr);
-    ASSERT_TRUE(made.ok()) << made.to_string();
+    ASSERT_OK(made);
     const Status read =
         read_plan(*machine_, input.problem, input.shape, workspace.data(), plan, nullptr);
-    ASSERT_TRUE(read.ok()) << read.to_string();
+    ASSERT_OK(read);
   }
 
   void expect_as_on_host(const Input& input) {
@@ -515,7 +516,7 @@ class PlannedDecode : public SplitPlanOn {
     spec_.num_heads_q = 3;
     spec_.data = DataKind::kNeedles;
     data_ = make_data_set(spec_);
-    ASSERT_TRUE(generate_on_device(*machine_, data_, &tensors_).ok());
+    ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     for (const Stage& stage : stages(GetParam())) {
       if (!check_device(stage, machine_->limits()).ok()) continue;
       (stage.plan_shape != nullptr ? planned_ : unplanned_).push_back(&stage);
@@ -527,13 +528,13 @@ class PlannedDecode : public SplitPlanOn {
   // A workspace that held no plan before.
   void clear_workspace(const Stage& stage, unsigned char byte = 0xff) {
     bytes_ = workspace_bytes(stage, data_.problem, machine_->limits());
-    ASSERT_TRUE(workspace_.allocate(*machine_, std::max<size_t>(16, bytes_)).ok());
-    ASSERT_TRUE(machine_->fill(workspace_.data(), byte, workspace_.bytes()).ok());
+    ASSERT_OK(workspace_.allocate(*machine_, std::max<size_t>(16, bytes_)));
+    ASSERT_OK(machine_->fill(workspace_.data(), byte, workspace_.bytes()));
   }
   std::vector<unsigned char> bytes_of(const DeviceBuffer& buffer) {
     std::vector<unsigned char> bytes(buffer.bytes());
-    EXPECT_TRUE(machine_->synchronize().ok());
-    EXPECT_TRUE(machine_->copy_to_host(bytes.data(), buffer.data(), bytes.size()).ok());
+    EXPECT_OK(machine_->synchronize());
+    EXPECT_OK(machine_->copy_to_host(bytes.data(), buffer.data(), bytes.size()));
     return bytes;
   }
   bool outputs_untouched() {
@@ -567,10 +568,10 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
   for (const Stage* stage : planned_) {
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
-    ASSERT_TRUE(make(*stage).ok());
+    ASSERT_OK(make(*stage));
     HostPlan plan;
     const Status read = read_plan(*stage, data_.problem, lent(), &plan);
-    ASSERT_TRUE(read.ok()) << read.to_string();
+    ASSERT_OK(read);
     EXPECT_TRUE(plan == make_plan_on_host(data_.problem,
                                           stage->plan_shape(data_.problem, machine_->limits()),
                                           data_.seqlens_k));
@@ -585,18 +586,18 @@ TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
       SCOPED_TRACE(stage->slug + ", fixed splits " + std::to_string(fixed_split_tokens));
       data_.problem.fixed_split_tokens = fixed_split_tokens;
       clear_workspace(*stage);
-      ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
-      ASSERT_TRUE(decode(*stage, data_.problem, tensors_.tensors(), lent()).ok());
+      ASSERT_OK(tensors_.poison_outputs(*machine_));
+      ASSERT_OK(decode(*stage, data_.problem, tensors_.tensors(), lent()));
       const auto out = bytes_of(tensors_.out), lse = bytes_of(tensors_.lse);
       clear_workspace(*stage);
-      ASSERT_TRUE(make(*stage).ok());
+      ASSERT_OK(make(*stage));
       for (int turn = 0; turn < 2; ++turn) {
-        ASSERT_TRUE(tensors_.poison_outputs(*machine_).ok());
+        ASSERT_OK(tensors_.poison_outputs(*machine_));
         const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
-        ASSERT_TRUE(status.ok()) << status.to_string();
+        ASSERT_OK(status);
         EXPECT_TRUE(bytes_of(tensors_.out) == out) << turn;
         EXPECT_TRUE(bytes_of(tensors_.lse) == lse) << turn;
-        EXPECT_TRUE(check(*stage).ok());
+        EXPECT_OK(check(*stage));
       }
     }
   }
@@ -613,15 +614,15 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
       expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kInvalidArgument,
                     kNoPlan);
     }
-    ASSERT_TRUE(make(*stage).ok());
-    EXPECT_TRUE(check(*stage).ok()) << check(*stage).to_string();
+    ASSERT_OK(make(*stage));
+    EXPECT_OK(check(*stage));
 
     // Another length, by one, anywhere.
     for (const size_t i : {size_t{0}, size_t{3}, data_.seqlens_k.size() - 1}) {
       std::vector<int32_t> other = data_.seqlens_k;
       other[i] += 1;
       DeviceBuffer device;
-      ASSERT_TRUE(device.assign(*machine_, other.data(), other.size() * 4).ok());
+      ASSERT_OK(device.assign(*machine_, other.data(), other.size() * 4));
       expect_status(check_plan(*stage, data_.problem, device.as<int32_t>(), lent()),
                     StatusCode::kInvalidArgument,
                     "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(other[i]) +
@@ -635,24 +636,20 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
                   kNoPlan);
     problem = data_.problem;
     problem.fixed_split_tokens = 128;
-    ASSERT_TRUE(
-        workspace_
-            .allocate(*machine_, workspace_bytes(*stage, problem, machine_->limits()) + bytes_)
-            .ok());
-    ASSERT_TRUE(make(*stage).ok());
+    ASSERT_OK(workspace_.allocate(*machine_,
+                                  workspace_bytes(*stage, problem, machine_->limits()) + bytes_));
+    ASSERT_OK(make(*stage));
     expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
                   kNoPlan);
-    EXPECT_TRUE(check(*stage).ok());
+    EXPECT_OK(check(*stage));
     // Other workers: a problem whose rows fill the device by themselves.
     problem = data_.problem;
     problem.num_heads_q = 3000;
     ASSERT_NE(stage->plan_shape(problem, machine_->limits()).workers,
               stage->plan_shape(data_.problem, machine_->limits()).workers);
-    ASSERT_TRUE(
-        workspace_
-            .allocate(*machine_, workspace_bytes(*stage, problem, machine_->limits()) + bytes_)
-            .ok());
-    ASSERT_TRUE(make(*stage).ok());
+    ASSERT_OK(workspace_.allocate(*machine_,
+                                  workspace_bytes(*stage, problem, machine_->limits()) + bytes_));
+    ASSERT_OK(make(*stage));
     expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
                   kNoPlan);
   }
@@ -663,14 +660,14 @@ TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
     const auto before = bytes_of(workspace_);
-    EXPECT_TRUE(make(*stage).ok());
-    EXPECT_TRUE(check(*stage).ok());
+    EXPECT_OK(make(*stage));
+    EXPECT_OK(check(*stage));
     EXPECT_TRUE(bytes_of(workspace_) == before);
     HostPlan plan;
     expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kUnsupported,
                   stage->slug + " makes no plan");
     const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
-    EXPECT_TRUE(status.ok()) << status.to_string();
+    EXPECT_OK(status);
   }
 }
 
@@ -749,7 +746,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   };
   for (const Stage* stage : planned_) {
     clear_workspace(*stage);
-    ASSERT_TRUE(make(*stage).ok());
+    ASSERT_OK(make(*stage));
     const auto before = bytes_of(workspace_);
     for (const Entry& entry : entries) {
       for (const Bad& bad : bad_calls) {
@@ -768,7 +765,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
         EXPECT_TRUE(bytes_of(workspace_) == before);
       }
     }
-    EXPECT_TRUE(check(*stage).ok());
+    EXPECT_OK(check(*stage));
   }
 }
 
