@@ -64,6 +64,7 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
   return {};
 }
 
+// The norm of the difference over that of the expected: one figure for all values of all rows.
 double relative_error(const Matrix& actual, const Matrix& expected) {
   return (actual - expected).norm() / expected.norm();
 }
@@ -92,7 +93,8 @@ Status run(mla::Machine& machine, const mla::Stage& stage, bool* agree) {
 
   std::printf("%d heads, scale %.6f; a prompt of %d tokens, then %d more through %s\n\n",
               dims.num_heads, dims.softmax_scale(), kPromptTokens, kNewTokens, stage.slug.c_str());
-  std::printf("           ------ first value of the output ------   ---- relative error of ----\n");
+  std::printf(
+      "           ----- largest value of the output -----   -- norm of difference / norm --\n");
   std::printf("  token     unabsorbed       absorbed       kernel      absorbed          kernel\n");
   *agree = true;
   Matrix x = mla::random_hidden_states<double>(kPromptTokens, dims.d_model, /*seed=*/2);
@@ -104,18 +106,24 @@ Status run(mla::Machine& machine, const mla::Stage& stage, bool* agree) {
     *agree = *agree && ok;
 
     const Eigen::Index last = x.rows() - 1;
+    Eigen::Index largest = 0;  // a value near 0 would differ by a larger share of itself
+    unabsorbed.row(last).cwiseAbs().maxCoeff(&largest);
     const std::string token = step == 0 ? "prompt" : std::to_string(caches[0].length() - 1);
     std::printf("%7s  %13.10f  %13.10f  %11.8f  %12.1e  %14.1e%s\n", token.c_str(),
-                unabsorbed(last, 0), absorbed(last, 0), kernel(last, 0), forms, kernels,
-                ok ? "" : "  DISAGREE");
+                unabsorbed(last, largest), absorbed(last, largest), kernel(last, largest), forms,
+                kernels, ok ? "" : "  DISAGREE");
     // The next hidden state. In a model it would come from the rest of this layer, the other layers
     // and a sampled token. Here it is the residual stream, scaled back to variance 1.
     Matrix next = x.row(last) + unabsorbed.row(last);
     next *= std::sqrt(static_cast<double>(dims.d_model)) / next.norm();
     x = std::move(next);
   }
-  std::printf("\n%s: forms within %.0e, kernel within %.0e\n", *agree ? "agreed" : "DISAGREED",
-              kFormsAgree, kKernelAgrees);
+  std::printf(
+      "\nnorm: Euclidean, over all %d values of a token, in the first row over all %d tokens;\n",
+      dims.d_model, kPromptTokens);
+  std::printf("a single value, most of all one near 0, may differ by a larger share of itself\n");
+  std::printf("%s: forms within %.0e of the norm, kernel within %.0e\n",
+              *agree ? "agreed" : "DISAGREED", kFormsAgree, kKernelAgrees);
   return {};
 }
 
