@@ -161,8 +161,15 @@ Status load_problem(const RunOptions& options, bool needed, Dump* dump) {
 std::string problem_arguments(const RunOptions& options) {
   const DumpFiles& files = options.files;
   std::string text;
-  const auto add = [&](const char* flag, const std::string& value) {
-    if (!value.empty()) text += fmt::format("{}{} {}", text.empty() ? "" : " ", flag, value);
+  const auto add = [&](const char* flag, std::string value) {
+    if (value.empty()) return;
+    if (value.find_first_of(" '\"$\\*?") != std::string::npos) {  // as a shell takes it
+      for (size_t at = 0; (at = value.find('\'', at)) != std::string::npos; at += 4) {
+        value.replace(at, 1, "'\\''");
+      }
+      value = "'" + value + "'";
+    }
+    text += fmt::format("{}{} {}", text.empty() ? "" : " ", flag, value);
   };
   if (!options.shape.empty()) {
     add("--shape", options.shape);

@@ -94,6 +94,9 @@ class Runner {
   /// One decode into outputs full of NaN, by the host's clock, waiting included.
   Status run(double* seconds) {
     MLA_RETURN_IF_ERROR(device_.poison_outputs(*machine_));
+    if (workspace_.bytes() > 0) {  // nothing that the run before left
+      MLA_RETURN_IF_ERROR(machine_->fill(workspace_.data(), 0xff, workspace_.bytes()));
+    }
     MLA_RETURN_IF_ERROR(machine_->synchronize());
     const auto start = WallClock::now();
     MLA_RETURN_IF_ERROR(decode(*stage_, problem_, device_.tensors(), workspace_));
@@ -121,6 +124,7 @@ struct Result {
   double seconds = kUnknown;  ///< Median.
   DecodeComparison comparison;
   std::string failure;       ///< Empty: right, in every run.
+  bool differs = false;      ///< Right, but not the bits of the first schedule.
   uint64_t failed_seed = 0;  ///< The schedule of the run that failed.
   Output output;             ///< Of the first run.
 };
@@ -156,6 +160,7 @@ Result run_stage(const Placement& placement, const Dump& dump, const ReferenceRe
         result.output = std::move(output);
       } else if (on_model && !same_bits(output, result.output)) {
         result.comparison = compare_decode(dump.problem, output.out, output.lse, expected);
+        result.differs = result.comparison.ok();
         result.failure = fmt::format("not the bits of schedule {}; {}", schedules.first,
                                      result.comparison.describe());
       }
@@ -181,9 +186,8 @@ std::string repeat_line(const RunOptions& options, const Placement& placement,
       fmt::format("repeat: mla_run decode --stage {} --machine {} {}", placement.slug,
                   model ? "model" : "gpu", problem_arguments(options));
   // Bits that differ need the schedule that they differ from.
-  const bool differs = result.failure.find("not the bits of schedule") != std::string::npos;
-  if (model && differs) text += fmt::format(" --schedules {}", options.schedules);
-  if (model && !differs) text += fmt::format(" --schedules {0}..{0}", result.failed_seed);
+  if (model && result.differs) text += fmt::format(" --schedules {}", options.schedules);
+  if (model && !result.differs) text += fmt::format(" --schedules {0}..{0}", result.failed_seed);
   if (!options.device.empty()) text += " --device " + options.device;
   return text;
 }
@@ -346,6 +350,7 @@ int run_decode(const RunOptions& options) {
   const double reference_seconds = seconds_since(start);
 
   bool right = true, on_model = false, on_gpu = false;
+  std::string repeat;  // of the first failure
   print_table_head();
   print_row("reference", "cpu", duration(reference_seconds), nullptr, nullptr, "float64");
   right &= check_users_results(users_out, users_lse, options, dump.problem, expected);
@@ -375,7 +380,8 @@ int run_decode(const RunOptions& options) {
         placement.slug, model ? "model" : "gpu", time, compared ? &result.comparison.out : nullptr,
         compared ? &result.comparison.lse : nullptr, result.failure.empty() ? "PASS" : "FAIL");
     if (!result.failure.empty()) {
-      fmt::print("    {}\n{}\n", result.failure, repeat_line(options, placement, result));
+      fmt::print("    {}\n", result.failure);
+      if (repeat.empty()) repeat = repeat_line(options, placement, result);
     }
     right &= result.failure.empty();
     on_model |= model;
@@ -396,6 +402,7 @@ int run_decode(const RunOptions& options) {
     fmt::print("gpu: {}; median of 5 by the host's clock, launch and wait included\n",
                gpu_machine()->description());
   }
+  if (!repeat.empty()) fmt::print("{}\n", repeat);
   return right ? kRight : kWrong;
 }
 

@@ -32,12 +32,12 @@ expect() {
   fi
 }
 
-# Only the kernels' speed counts; the rest is compiled once and hardly runs.
+# Compiling takes longer than running, but the reference must not take minutes.
 export MLA_BUILD=$copy/build
 generator=()
 if command -v ninja > /dev/null; then generator=(-G Ninja); fi
 cmake -S . -B "$MLA_BUILD" "${generator[@]}" -DMLA_CUDA=OFF -DMLA_TESTS=OFF -DMLA_BENCH=ON \
-  -DCMAKE_CXX_FLAGS_RELEASE=-O0 -DMLA_KERNEL_FLAGS=-O1 > /dev/null
+  -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DMLA_KERNEL_FLAGS=-O1 > /dev/null
 
 # build_all: every stage's program at once, on all cores, so that a check finds its own built
 build_all() {
@@ -57,13 +57,14 @@ for_each() {
     if [ "$number" = "$1" ]; then "$2" "$stage" "$number" "$kind" < /dev/null; fi
   done <<< "$table"
 }
-# The runs of an exercise are right on the kernel as it came.
+# The runs that a fault must show in are right on the kernel as it came.
 check_untouched() {
   if [ "$3" = number ]; then
     check_number "$1" "$2"
     return
   fi
   expect 1 "is as it came" stages/exercise check "$1" "$2"
+  [ "$3" = break ] || return 0
   local run
   while read -r run; do
     # shellcheck disable=SC2086

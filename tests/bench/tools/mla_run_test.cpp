@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -494,6 +495,42 @@ TEST_F(MlaRunTest, PredictsInUnitsAndForADevice) {
   expect_nothing_run("predict --stage reference --shape h1_q1_b1_k1", "predict is for stages");
   const Ran dump = run("predict --machine model --stage 02 " + kPaged);
   EXPECT_EQ(dump.exit_code, 0) << dump.text;
+}
+
+// Two logits, 2^24 and 2^24 + 1, are equal in fp32: no kernel gives what float64 does.
+TEST_F(MlaRunTest, TheLastLineOfAFailureRepeatsIt) {
+  std::vector<float> q(2 * 576), cache(2 * 576);
+  q[576] = cache[0] = cache[576] = 4096;
+  q[576 + 1] = cache[576 + 1] = 1;
+  cache[2] = 1;
+  cache[576 + 2] = -1;
+  write("it's q.npy", npy::Type::kFloat32, {1, 1, 2, 576}, q);
+  write("cache.npy", npy::Type::kFloat32, {1, 2, 1, 576}, cache);
+  write("seqlens.npy", npy::Type::kInt32, {1}, std::vector<int32_t>{2});
+  const std::string files = " --machine model --q \"" + path("it's q.npy") + "\" --cache " +
+                            path("cache.npy") + " --seqlens " + path("seqlens.npy") +
+                            " --scale 100 --dtype bf16";
+  const auto failure_in = [](const std::string& text) {
+    const size_t begin = text.find("outside tolerance at sequence 0, query token 0, head 1");
+    EXPECT_NE(begin, std::string::npos) << text;
+    return text.substr(begin, text.find('\n', begin) - begin);
+  };
+  for (const std::string arguments :
+       {"--stage 02 --schedules 5..7", "--stage 05 --schedules 3 --device a100",
+        "--stage all --causal --layout contiguous"}) {
+    SCOPED_TRACE(arguments);
+    const Ran failed = run("decode " + arguments + files);
+    EXPECT_EQ(failed.exit_code, 1) << failed.text;
+    const std::string begin = "\nrepeat: mla_run ";
+    const size_t at = failed.text.rfind(begin);
+    ASSERT_NE(at, std::string::npos) << failed.text;
+    const std::string last = failed.text.substr(at + 1);
+    EXPECT_EQ(std::count(last.begin(), last.end(), '\n'), 1) << "not the last line: " << last;
+    const Ran again = run(last.substr(begin.size() - 1, last.size() - begin.size()));
+    EXPECT_EQ(again.exit_code, 1) << again.text;
+    EXPECT_EQ(failure_in(again.text), failure_in(failed.text));
+    EXPECT_EQ(again.text.substr(again.text.rfind(begin) + 1), last);
+  }
 }
 
 TEST_F(MlaRunTest, ASchedulesSeedAndADeviceCanBeNamed) {
