@@ -3,8 +3,9 @@
 # kernel that was not touched, or only in a comment, or broken in another way, does not. Exit code 77: a tool is
 # missing.
 #
-#     tests/stages/exercise_test.sh [keep]     keep: leave the copy, whose name is printed
+#     tests/stages/exercise_test.sh BUILD [keep]     keep: leave the copy, whose name is printed
 set -euo pipefail
+build=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 
 for tool in python3 git cmake tar; do
@@ -12,7 +13,7 @@ for tool in python3 git cmake tar; do
 done
 git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "skipped: not a git checkout"; exit 77; }
 copy=$(mktemp -d)
-if [ "${1:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
+if [ "${2:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
 git ls-files -co --exclude-standard -z | tar c --null --files-from=- | tar x -C "$copy"
 cd "$copy"
 git init --quiet
@@ -32,23 +33,25 @@ expect() {
   fi
 }
 
-# Compiling takes longer than running, but the reference must not take minutes.
-export MLA_BUILD=$copy/build
-generator=()
-if command -v ninja > /dev/null; then generator=(-G Ninja); fi
-cmake -S . -B "$MLA_BUILD" "${generator[@]}" -DMLA_CUDA=OFF -DMLA_TESTS=OFF -DMLA_BENCH=ON \
-  -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DMLA_KERNEL_FLAGS=-O1 > /dev/null
-
-# build_all: every stage's program at once, on all cores, so that a check finds its own built
-build_all() {
-  cmake --build "$MLA_BUILD" --parallel --target $(awk '{ print "mla_run_" substr($1, 1, 2) }' <<< "$table" | sort -u) \
-    > build.log || { cat build.log; exit 1; }
-}
+# The build that runs this test, in which kernels of the copy are compiled: the rest is there.
+export MLA_BUILD=$build
 
 # "stage number kind", one exercise a line
 table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage, $1, $2 }')
 [ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
 numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
+
+# build_all: every stage's program at once, on all cores, so that a check finds its own built
+build_all() {
+  local folder source
+  for folder in "$PWD"/stages/[0-9][0-9]_*; do
+    source=$MLA_BUILD/bench/tools/stages/${folder##*/}/stage_on_model.cpp
+    [ "$(cat "$source")" = "#include \"$folder/stage.cu\"" ] || echo "#include \"$folder/stage.cu\"" > "$source"
+  done
+  # shellcheck disable=SC2046
+  cmake --build "$MLA_BUILD" --parallel --target $(awk '{ print "mla_run_" substr($1, 1, 2) }' <<< "$table" | sort -u) \
+    > build.log || { cat build.log; exit 1; }
+}
 
 # for_each NUMBER FUNCTION: calls FUNCTION stage number kind for every stage's exercise of this number
 for_each() {
