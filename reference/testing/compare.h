@@ -46,9 +46,9 @@ struct Comparison {
 
 /// Names a row in a message: "sequence 1, query token 0, head 5". Empty: "row 5".
 using RowName = std::function<std::string(int64_t row)>;
-/// The names of the rows of out [batch, seqlen_q, num_heads_q, 512] and of lse [batch, num_heads_q,
-/// seqlen_q].
+/// The names of the rows of out [batch, seqlen_q, num_heads_q, 512].
 RowName out_row_name(const Problem& problem);
+/// The names of the rows of lse [batch, num_heads_q, seqlen_q].
 RowName lse_row_name(const Problem& problem);
 
 /// Compares `actual` (16-bit patterns) with `expected`, each [rows, row_length].

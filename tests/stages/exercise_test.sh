@@ -41,15 +41,18 @@ table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage,
 [ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
 numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
 
-# build_all: every stage's program at once, on all cores, so that a check finds its own built
+# build_all NUMBER: the programs of all stages with an exercise of this number at once, on all cores, so that a check
+# finds its own built
 build_all() {
-  local folder source
-  for folder in "$PWD"/stages/[0-9][0-9]_*; do
+  local stages stage folder source
+  stages=$(awk -v n="$1" '$2 == n { print $1 }' <<< "$table")
+  for stage in $stages; do
+    folder=$PWD/stages/$stage
     source=$MLA_BUILD/bench/tools/stages/${folder##*/}/stage_on_model.cpp
     [ "$(cat "$source")" = "#include \"$folder/stage.cu\"" ] || echo "#include \"$folder/stage.cu\"" > "$source"
   done
   # shellcheck disable=SC2046
-  cmake --build "$MLA_BUILD" --parallel --target $(awk '{ print "mla_run_" substr($1, 1, 2) }' <<< "$table" | sort -u) \
+  cmake --build "$MLA_BUILD" --parallel --target $(sed 's/_.*//; s/^/mla_run_/' <<< "$stages") \
     > build.log || { cat build.log; exit 1; }
 }
 
@@ -71,7 +74,7 @@ check_untouched() {
   local run
   while read -r run; do
     # shellcheck disable=SC2086
-    expect 0 PASS "$MLA_BUILD/exercises/mla_run_${1%%_*}" decode --stage "$1" --machine model $run
+    expect 0 PASS "$MLA_BUILD/bench/mla_run" decode --stage "$1" --machine model $run
   done < <(python3 -c 'import json, sys
 for run in json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["runs"]: print(run)' \
     "stages/$1/exercises/exercises.json" "$2")
@@ -79,7 +82,7 @@ for run in json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["runs"]: print(run
 # Answer and traps are what their expressions give over the predictions of the project's own program.
 check_number() {
   local forecast
-  forecast=$("$MLA_BUILD/exercises/mla_run_${1%%_*}" predict --machine model --stage "$1" --json --shape \
+  forecast=$("$MLA_BUILD/bench/mla_run" predict --machine model --stage "$1" --json --shape \
     "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["shape"])' \
       "stages/$1/exercises/exercises.json" "$2")")
   expect 0 "" python3 - "stages/$1/exercises/exercises.json" "$2" "$forecast" << 'END'
@@ -131,7 +134,6 @@ check_chapter() {
   fi
 }
 
-build_all
 for number in $numbers; do
   for_each "$number" check_untouched
   for_each "$number" check_chapter
@@ -139,7 +141,7 @@ done
 for number in $numbers; do  # all stages' faults, and then solutions, at once, so that one build serves them
   for_each "$number" begin
   for_each "$number" solve
-  build_all
+  build_all "$number"
   for_each "$number" check_solution
   git checkout --quiet -- stages
 done
@@ -147,7 +149,7 @@ done
 echo "// touched" >> "$(echo stages/07_*/kernel.cuh)"
 for number in $numbers; do while read -r one; do check_comment $one; done < <(awk -v n="$number" '/^07/ && $2 == n' <<< "$table"); done
 sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.cuh
-build_all
+build_all 2  # every stage has a second exercise, and it is to break
 for number in $numbers; do for_each "$number" check_broken_otherwise; done
 git checkout --quiet -- stages
 # What pages and usage advertise is an exercise to begin.
