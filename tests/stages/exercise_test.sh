@@ -13,7 +13,16 @@ for tool in python3 git cmake tar; do
 done
 git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "skipped: not a git checkout"; exit 77; }
 copy=$(mktemp -d)
-if [ "${2:-}" = keep ]; then echo "$copy"; else trap 'rm -rf "$copy"' EXIT; fi
+root=$PWD
+# take_stages_from ROOT: the build compiles the stages of this copy of the project
+take_stages_from() {
+  local folder source
+  for folder in "$1"/stages/[0-9][0-9]_*; do
+    source=$build/bench/tools/stages/${folder##*/}/stage_on_model.cpp
+    [ "$(cat "$source")" = "#include \"$folder/stage.cu\"" ] || echo "#include \"$folder/stage.cu\"" > "$source"
+  done
+}
+if [ "${2:-}" = keep ]; then echo "$copy"; else trap 'take_stages_from "$root"; rm -rf "$copy"' EXIT; fi
 git ls-files -co --exclude-standard -z | tar c --null --files-from=- | tar x -C "$copy"
 cd "$copy"
 git init --quiet
@@ -44,13 +53,9 @@ numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
 # build_all NUMBER: the programs of all stages with an exercise of this number at once, on all cores, so that a check
 # finds its own built
 build_all() {
-  local stages stage folder source
+  local stages
   stages=$(awk -v n="$1" '$2 == n { print $1 }' <<< "$table")
-  for stage in $stages; do
-    folder=$PWD/stages/$stage
-    source=$MLA_BUILD/bench/tools/stages/${folder##*/}/stage_on_model.cpp
-    [ "$(cat "$source")" = "#include \"$folder/stage.cu\"" ] || echo "#include \"$folder/stage.cu\"" > "$source"
-  done
+  take_stages_from "$PWD"
   # shellcheck disable=SC2046
   cmake --build "$MLA_BUILD" --parallel --target $(sed 's/_.*//; s/^/mla_run_/' <<< "$stages") \
     > build.log || { cat build.log; exit 1; }
