@@ -341,9 +341,11 @@ Status measure_append(Machine& machine, Runner& runner, GoogleBenchmark& google,
   return {};
 }
 
-std::vector<std::string> modes_of_append(MachineKind machine) {
-  if (machine == MachineKind::kGpu) return {"cold", "sustained", "returned", "all"};
-  return {"cold", "returned", "all"};
+std::vector<std::string> names_of(const AppendCase& spec, MachineKind machine) {
+  std::vector<std::string> names{spec.name("cold")};
+  if (machine == MachineKind::kGpu) names.push_back(spec.name("sustained"));
+  names.insert(names.end(), {spec.name("returned"), spec.name("all")});
+  return names;
 }
 
 Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google,
@@ -356,11 +358,7 @@ Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google
           : Table({"append", "kB moved", "kernel, wall µs (p10–p90)", "call, wall µs (p10–p90)"});
   bool any = false;
   for (const AppendCase& spec : kAppendCases) {
-    const std::vector<std::string> modes = modes_of_append(machine.kind());
-    if (std::none_of(modes.begin(), modes.end(),
-                     [&](const std::string& mode) { return google.is_chosen(spec.name(mode)); })) {
-      continue;
-    }
+    if (!google.is_any_chosen(names_of(spec, machine.kind()))) continue;
     any = true;
     MLA_RETURN_IF_ERROR(measure_append(machine, runner, google, progress, quick, spec, &table));
   }
@@ -470,7 +468,8 @@ std::vector<std::string> cache_benchmark_names(MachineKind machine) {
   std::vector<std::string> names;
   for (const HostOperation& operation : host_operations()) names.push_back(operation.benchmark());
   for (const AppendCase& spec : kAppendCases) {
-    for (const std::string& mode : modes_of_append(machine)) names.push_back(spec.name(mode));
+    const std::vector<std::string> more = names_of(spec, machine);
+    names.insert(names.end(), more.begin(), more.end());
   }
   for (const BatchOfLengths& batch : distributions()) names.push_back(batch.benchmark());
   return names;

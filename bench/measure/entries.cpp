@@ -34,7 +34,7 @@ std::string reason(const StageResult& entry) {
 void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, bool gpu,
                Entries* entries) {
   const bool cold = mode == Mode::kCold;
-  const std::string name = entry.stage + "/" + result.shape.name + "/" + to_string(mode);
+  const std::string name = benchmark_name(entry.stage, result.shape, to_string(mode));
   if (entry.outcome != StageResult::Outcome::kMeasured) {
     if (cold) entries->push_back({name, 0, {}, "", reason(entry)});
     return;
@@ -64,53 +64,41 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
   entries->push_back({name, times.median, counters, entry.idea, ""});
 }
 
-/// A benchmark of which nothing more is said than its times.
-void add_times(const std::string& name, const std::vector<double>& samples, Entries* entries) {
+/// Median and spread of a series, and what else is known of it; nothing of an empty one.
+void add_times(const std::string& name, const std::vector<double>& samples, Counters more,
+               Entries* entries) {
   const Summary times = summarize(samples);
   if (times.n == 0) return;
-  entries->push_back(
-      {name, times.median, {{"p10_us", times.p10}, {"p90_us", times.p90}, {"n", times.n}}, "", ""});
+  more.insert({{"p10_us", times.p10}, {"p90_us", times.p90}, {"n", times.n}});
+  entries->push_back({name, times.median, std::move(more), "", ""});
 }
 
 /// What the plan takes alone, warm; what it adds to a decode, cold.
 void add_plan(const ShapeResult& result, const StageResult& entry, Entries* entries) {
-  const std::string name = entry.stage + "/" + result.shape.name + "/plan";
+  const std::string name = benchmark_name(entry.stage, result.shape, "plan");
   if (entry.outcome != StageResult::Outcome::kMeasured) {
     if (result.shape.measure == Measure::kPlans)
       entries->push_back({name, 0, {}, "", reason(entry)});
     return;
   }
-  add_times(name + "_and_decode", entry.plan.with_decode.cold, entries);
-  const Summary times = summarize(entry.plan.alone);
-  if (times.n == 0) return;
-  entries->push_back({name,
-                      times.median,
-                      {{"p10_us", times.p10},
-                       {"p90_us", times.p90},
-                       {"n", times.n},
-                       {"with_decode_us", summarize(entry.plan.with_decode.cold).median},
-                       {"marginal_us", entry.plan.marginal_us}},
-                      "",
-                      ""});
+  const std::vector<double>& with_decode = entry.plan.with_decode.cold;
+  add_times(benchmark_name(entry.stage, result.shape, "plan_and_decode"), with_decode, {}, entries);
+  add_times(
+      name, entry.plan.alone,
+      {{"with_decode_us", summarize(with_decode).median}, {"marginal_us", entry.plan.marginal_us}},
+      entries);
 }
 
 /// The combining kernel alone.
 void add_combine(const ShapeResult& result, const StageResult& entry, Entries* entries) {
   if (entry.outcome != StageResult::Outcome::kMeasured) return;
-  const std::string name = entry.stage + "/" + result.shape.name + "/combine";
-  add_times(name + "_cold", entry.combine.cold, entries);
-  const Summary times = summarize(entry.combine.warm);
-  if (times.n == 0) return;
-  entries->push_back({name,
-                      times.median,
-                      {{"p10_us", times.p10},
-                       {"p90_us", times.p90},
-                       {"n", times.n},
-                       {"cold_us", summarize(entry.combine.cold).median},
-                       {"slots", entry.combine.slots},
-                       {"bytes", entry.combine.bytes}},
-                      "",
-                      ""});
+  const CombineTimes& combine = entry.combine;
+  add_times(benchmark_name(entry.stage, result.shape, "combine_cold"), combine.cold, {}, entries);
+  add_times(benchmark_name(entry.stage, result.shape, "combine"), combine.warm,
+            {{"cold_us", summarize(combine.cold).median},
+             {"slots", combine.slots},
+             {"bytes", combine.bytes}},
+            entries);
 }
 
 /// The result against the reference; no time.
@@ -118,7 +106,7 @@ void add_error(const ShapeResult& result, const StageResult& entry, Entries* ent
   const bool measured = entry.outcome == StageResult::Outcome::kMeasured;
   Counters counters;
   if (measured) add_errors(entry, &counters);
-  entries->push_back({entry.stage + "/" + result.shape.name + "/error", 0, counters, "",
+  entries->push_back({benchmark_name(entry.stage, result.shape, "error"), 0, counters, "",
                       measured ? "" : reason(entry)});
 }
 
@@ -132,7 +120,7 @@ std::vector<GoogleEntry> google_entries(const ShapeResult& result, MachineKind m
     Counters counters{{"n", 1}};
     add_figures(result, us, &counters);
     entries.push_back(
-        {"reference/" + result.shape.name + "/wall", us, counters, "fp64 on the CPU", ""});
+        {benchmark_name("reference", result.shape, "wall"), us, counters, "fp64 on the CPU", ""});
   }
   for (const StageResult& entry : result.stages) {
     if (result.shape.measure == Measure::kErrors) {

@@ -374,6 +374,10 @@ const std::string& GoogleBenchmark::listing() const {
 bool GoogleBenchmark::is_chosen(const std::string& name) const {
   return library_->is_chosen(name);
 }
+bool GoogleBenchmark::is_any_chosen(const std::vector<std::string>& names) const {
+  return std::any_of(names.begin(), names.end(),
+                     [this](const std::string& name) { return is_chosen(name); });
+}
 std::vector<Status> GoogleBenchmark::run(std::span<const GoogleRun> runs) {
   return library_->run(runs);
 }

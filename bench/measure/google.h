@@ -64,6 +64,7 @@ class GoogleBenchmark {
   /// What the library lists: the full names of those that the filter leaves, a line each.
   const std::string& listing() const;
   bool is_chosen(const std::string& name) const;
+  bool is_any_chosen(const std::vector<std::string>& names) const;
 
   /// Lets the library run those of `runs` that are chosen. A round of it is a repetition to the
   /// library, whose own order has all repetitions of a benchmark in a row; so the rounds are taken

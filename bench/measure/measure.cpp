@@ -33,7 +33,7 @@ std::vector<std::string> names_of(const Stage& stage, const Shape& shape, Machin
       }
       break;
   }
-  for (std::string& mode : modes) mode = stage.slug + "/" + shape.name + "/" + mode;
+  for (std::string& mode : modes) mode = benchmark_name(stage.slug, shape, mode);
   return modes;
 }
 
@@ -81,10 +81,7 @@ class ShapeRun {
  private:
   void add(const Stage& stage, bool peer) {
     const std::vector<std::string> names = names_of(stage, result_.shape, bench_.machine.kind());
-    const bool chosen = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-      return bench_.google.is_chosen(name);
-    });
-    if (!chosen) return;
+    if (!bench_.google.is_any_chosen(names)) return;
     stages_.push_back(&stage);
     StageResult& entry = result_.stages.emplace_back();
     entry.stage = stage.slug;
@@ -199,9 +196,9 @@ class ShapeRun {
     return bench_.google.run({&run, 1}).front();
   }
 
-  std::string reference_name() const { return "reference/" + result_.shape.name + "/wall"; }
+  std::string reference_name() const { return benchmark_name("reference", result_.shape, "wall"); }
   std::string name(size_t i, const std::string& mode) const {
-    return result_.stages[i].stage + "/" + result_.shape.name + "/" + mode;
+    return benchmark_name(result_.stages[i].stage, result_.shape, mode);
   }
 
   /// One workspace for all stages that make no plan: they run one after the other. A plan lies in
@@ -356,10 +353,7 @@ class ShapeRun {
   Status time_combine(size_t i) {
     const Stage& stage = *stages_[i];
     CombineTimes& times = result_.stages[i].combine;
-    if (!bench_.google.is_chosen(name(i, "combine")) &&
-        !bench_.google.is_chosen(name(i, "combine_cold"))) {
-      return {};
-    }
+    if (!bench_.google.is_any_chosen({name(i, "combine"), name(i, "combine_cold")})) return {};
     HostPlan plan;
     MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, workspace(i), &plan));
     if (plan.header.num_slots == 0) return {};
@@ -486,6 +480,10 @@ class ShapeRun {
 
 }  // namespace
 
+std::string benchmark_name(const std::string& who, const Shape& shape, const std::string& mode) {
+  return who + "/" + shape.name + "/" + mode;
+}
+
 std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape,
                                          std::span<const Stage* const> stages,
                                          std::span<const Stage* const> peers) {
@@ -493,7 +491,7 @@ std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape
   const DataSet data = make_data_set(shape.spec);
   const double flop = work_of(data.problem, data.total_tokens()).flop;
   if (shape.measure != Measure::kPlans && Truth::by_reference(machine, data, flop)) {
-    names.push_back("reference/" + shape.name + "/wall");
+    names.push_back(benchmark_name("reference", shape, "wall"));
   }
   for (const auto& contenders : {stages, peers}) {
     for (const Stage* stage : contenders) {

@@ -78,6 +78,8 @@ struct Bench {
   GoogleBenchmark& google;  ///< Knows the names of every shape to measure
 };
 
+/// "08_seesaw/h128_q1_b64_k4096/cold"
+std::string benchmark_name(const std::string& who, const Shape& shape, const std::string& mode);
 /// The benchmarks of a shape: "reference/SHAPE/wall" where the CPU reference is timed; of each
 /// contender "STAGE/SHAPE/cold" and, on a GPU, ".../sustained"; of one that makes a plan, too,
 /// ".../plan_and_decode", ".../plan", ".../combine" and ".../combine_cold". Of a shape of errors

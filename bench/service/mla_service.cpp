@@ -136,7 +136,10 @@ class RealClock final : public Clock {
 class SimulatedClock final : public Clock {
  public:
   SimulatedClock(Recorded recorded, bool explain)
-      : recorded_(std::move(recorded)), explain_(explain) {}
+      : recorded_(std::move(recorded)),
+        recorded_service_(
+            load_newest_service(std::filesystem::path(recorded_.file).parent_path().string())),
+        explain_(explain) {}
   std::string name() const override { return "simulated"; }
   std::string title() const override { return "simulated clock"; }
   std::string origin() const override { return recorded_.origin(); }
@@ -145,9 +148,7 @@ class SimulatedClock final : public Clock {
            "; nothing is decoded, and the host takes no time\n";
   }
   Machine& machine() const override { return model_machine(); }
-  RecordedService recorded_service() const override {
-    return load_newest_service(std::filesystem::path(recorded_.file).parent_path().string());
-  }
+  RecordedService recorded_service() const override { return recorded_service_; }
   Status prepare(const Scenario&) override { return {}; }
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
@@ -174,6 +175,7 @@ class SimulatedClock final : public Clock {
 
  private:
   Recorded recorded_;
+  RecordedService recorded_service_;
   bool explain_;
 };
 
@@ -319,7 +321,7 @@ Status serve_all(const Options& options) {
   }
   if (options.out.empty() || runs.empty()) return served;
   Context context = describe_environment(clock->machine());
-  context.front().second = "flashmla_stages/service/1";
+  context.front().second = kServiceSchema;
   context.emplace_back("clock", clock->name());
   context.emplace_back("clock_origin", clock->origin());
   context.emplace_back("seed", std::to_string(options.seed));

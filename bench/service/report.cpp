@@ -14,8 +14,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kServiceSchema = "flashmla_stages/service/1";
-
 double gigabytes(const Scenario& scenario) {
   return static_cast<double>(scenario.num_pages() * scenario.page_bytes()) / 1e9;
 }

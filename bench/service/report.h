@@ -23,6 +23,9 @@ struct ServiceRun {
   std::map<std::string, double> recorded{};
 };
 
+/// The schema of the results that mla_service writes.
+inline constexpr const char* kServiceSchema = "flashmla_stages/service/1";
+
 /// Recorded runs of a service on a GPU.
 struct RecordedService {
   struct Run {

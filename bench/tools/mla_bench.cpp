@@ -139,8 +139,10 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     if (peer != nullptr) peers.push_back(peer);
   }
   std::vector<std::string> names;
+  std::vector<std::vector<std::string>> names_by_shape;
   for (const Shape& shape : shapes) {
-    const auto more = benchmark_names(machine.kind(), shape, chosen, peers);
+    const auto& more =
+        names_by_shape.emplace_back(benchmark_names(machine.kind(), shape, chosen, peers));
     names.insert(names.end(), more.begin(), more.end());
   }
   if (has_paged_suite(options)) {
@@ -180,12 +182,9 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   std::vector<ShapeResult> results;
   bool failed = false;
   std::signal(SIGINT, on_interrupt);
-  for (const Shape& shape : shapes) {
-    const auto of_shape = benchmark_names(machine.kind(), shape, chosen, peers);
-    if (std::none_of(of_shape.begin(), of_shape.end(),
-                     [&](const std::string& name) { return google->is_chosen(name); })) {
-      continue;
-    }
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const Shape& shape = shapes[i];
+    if (!google->is_any_chosen(names_by_shape[i])) continue;
     if (interrupted > 0) {
       std::cout << "\nInterrupted: " << shape.name << " and what follows are left out.\n";
       failed = true;

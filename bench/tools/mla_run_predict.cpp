@@ -21,6 +21,14 @@ Machine* machine_of(const RunOptions& options, std::string* why_not) {
   return gpu == nullptr && options.machine == "auto" ? &model_machine() : gpu;
 }
 
+/// Finds the stages and reads the problem. `not_reference`: what the reference is refused with.
+Status prepare(const RunOptions& options, const std::string& stage, const std::string& machine,
+               const char* not_reference, std::vector<Placement>* placements, Dump* dump) {
+  if (stage == "reference") return {StatusCode::kInvalidArgument, not_reference};
+  MLA_RETURN_IF_ERROR(place(stage, machine, placements));
+  return load_problem(options, /*needed=*/false, dump);
+}
+
 /// What is predicted of one stage for one device.
 struct Forecast {
   const StageFacts* stage;
@@ -104,18 +112,17 @@ nlohmann::ordered_json forecast_json(const Forecast& one) {
 }  // namespace
 
 int run_predict(const RunOptions& options) {
-  if (options.stage == "reference") {
-    return refuse(
-        {StatusCode::kInvalidArgument, "predict is for stages; the reference predicts nothing"});
-  }
   std::vector<Placement> placements;
   Dump dump;
+  if (Status status =
+          prepare(options, options.stage, "model",
+                  "predict is for stages; the reference predicts nothing", &placements, &dump);
+      !status.ok()) {
+    return refuse(status);
+  }
   std::string no_machine;
   Machine* machine = machine_of(options, &no_machine);
   if (machine == nullptr) return refuse({StatusCode::kUnavailable, no_machine});
-  Status status = place(options.stage, "model", &placements);
-  if (status.ok()) status = load_problem(options, /*needed=*/false, &dump);
-  if (!status.ok()) return refuse(status);
 
   const ExplainInput input = explain_on(*machine, dump.problem, dump.seqlens_k);
   if (!options.json) {
@@ -147,15 +154,14 @@ int run_predict(const RunOptions& options) {
 
 /// Makes the plan of every stage that has one, each on its machine, and prints it.
 int run_plan(const RunOptions& options) {
-  if (options.stage == "reference") {
-    return refuse(
-        {StatusCode::kInvalidArgument, "plan is for stages; the reference makes no plan"});
-  }
   std::vector<Placement> placements;
   Dump dump;
-  Status loaded = place(options.stage, options.machine, &placements);
-  if (loaded.ok()) loaded = load_problem(options, /*needed=*/false, &dump);
-  if (!loaded.ok()) return refuse(loaded);
+  if (Status status =
+          prepare(options, options.stage, options.machine,
+                  "plan is for stages; the reference makes no plan", &placements, &dump);
+      !status.ok()) {
+    return refuse(status);
+  }
   int printed = 0;
   Status none(StatusCode::kUnsupported, placements.size() > 1
                                             ? "none of the stages makes a plan"
@@ -191,16 +197,15 @@ int run_plan(const RunOptions& options) {
 
 /// Says what binds the problem, on a GPU or, from records, on the one that was recorded.
 int run_explain(const RunOptions& options) {
-  if (options.stage == "reference") {
-    return refuse({StatusCode::kInvalidArgument,
-                   "explain is for stages; the reference has nothing to explain"});
-  }
   const bool all = options.stage.empty() || options.stage == "all";
   std::vector<Placement> placements;
   Dump dump;
-  Status status = place(all ? "all" : options.stage, "model", &placements);
-  if (status.ok()) status = load_problem(options, /*needed=*/false, &dump);
-  if (!status.ok()) return refuse(status);
+  if (Status status = prepare(options, all ? "all" : options.stage, "model",
+                              "explain is for stages; the reference has nothing to explain",
+                              &placements, &dump);
+      !status.ok()) {
+    return refuse(status);
+  }
   std::string no_machine;
   Machine* machine = machine_of(options, &no_machine);
   if (machine == nullptr) return refuse({StatusCode::kUnavailable, no_machine});

@@ -17,6 +17,7 @@
 #include "bench/measure/table.h"
 #include "reference/counter_random.h"
 #include "reference/testing/compare.h"
+#include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
 
 namespace mla::bench {
@@ -398,14 +399,8 @@ class RecordingRunner final : public Runner {
 };
 
 /// Benchmarks a/cold, a/sustained, b/cold, b/sustained.
-std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& arguments = {}) {
-  GoogleFlags flags;
-  EXPECT_OK(read_google_flags(arguments, &flags));
-  std::unique_ptr<GoogleBenchmark> google;
-  const Status status = GoogleBenchmark::create({"a/cold", "a/sustained", "b/cold", "b/sustained"},
-                                                flags, /*show=*/false, &google);
-  EXPECT_OK(status);
-  return google;
+std::unique_ptr<GoogleBenchmark> a_and_b(const std::vector<std::string>& arguments = {}) {
+  return driver({"a/cold", "a/sustained", "b/cold", "b/sustained"}, arguments);
 }
 
 std::vector<Contender> two_contenders(double second_us) {
@@ -425,7 +420,7 @@ const auto kSilent = [](const std::string&) {};
 TEST(Sampler, RoundsAreInterleaved) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
-  sample(runner, *driver(), contenders, kSilent);
+  sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
@@ -436,7 +431,7 @@ TEST(Sampler, RoundsAreInterleaved) {
 TEST(Sampler, OverTwoHundredMillisecondsIsShownOnce) {
   RecordingRunner runner;
   auto contenders = two_contenders(201e3);
-  sample(runner, *driver(), contenders, kSilent);
+  sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_TRUE(contenders[1].once);
   EXPECT_FALSE(contenders[0].once);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
@@ -447,7 +442,7 @@ TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   contenders[0].sustained_name = "";
-  sample(runner, *driver(), contenders, kSilent);
+  sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s1x2 ");
 }
 
@@ -457,7 +452,7 @@ TEST(Sampler, RoundsComeInRandomOrderIfAsked) {
   auto contenders = two_contenders(5000);
   const std::vector<std::string> flags{"--benchmark_repetitions=12",
                                        "--benchmark_enable_random_interleaving=true"};
-  sample(runner, *driver(flags), contenders, kSilent);
+  sample(runner, *a_and_b(flags), contenders, kSilent);
   const std::string cold = runner.log.substr(0, runner.log.find('s'));
   EXPECT_EQ(contenders[0].cold.size(), 48u);
   EXPECT_EQ(contenders[1].cold.size(), 12u);
@@ -467,7 +462,7 @@ TEST(Sampler, RoundsComeInRandomOrderIfAsked) {
 TEST(Sampler, WhatIsNotChosenDoesNotRun) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
-  sample(runner, *driver({"--benchmark_filter=b/sus"}), contenders, kSilent);
+  sample(runner, *a_and_b({"--benchmark_filter=b/sus"}), contenders, kSilent);
   EXPECT_EQ(runner.log, "s1x8 ");
   EXPECT_TRUE(contenders[0].cold.empty());
 }
@@ -476,7 +471,7 @@ TEST(Sampler, EverySustainedRoundWarmsUp) {
   RecordingRunner runner;
   auto contenders = two_contenders(10);
   contenders[0].sustained_warmup_s = 1.2;
-  sample(runner, *driver({"--benchmark_filter=a/sus", "--benchmark_repetitions=2"}), contenders,
+  sample(runner, *a_and_b({"--benchmark_filter=a/sus", "--benchmark_repetitions=2"}), contenders,
          kSilent);
   EXPECT_EQ(runner.log, "s0x8 s0x8 ");
   EXPECT_EQ(runner.warmups, (std::vector<double>{1.2, 1.2}));
@@ -492,7 +487,7 @@ TEST(Sampler, AnErrorLeavesNoSamples) {
   RecordingRunner runner;
   runner.broken = 1;
   auto contenders = two_contenders(10);
-  sample(runner, *driver(), contenders, kSilent);
+  sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_OK(contenders[0].status);
   EXPECT_EQ(contenders[1].status.message(), "broken");
   EXPECT_TRUE(contenders[1].cold.empty());
@@ -503,7 +498,7 @@ TEST(Sampler, NothingRunsOnALostDevice) {
   RecordingRunner runner;
   runner.is_lost = true;
   auto contenders = two_contenders(10);
-  sample(runner, *driver(), contenders, kSilent);
+  sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_EQ(runner.log, "");
   EXPECT_EQ(contenders[0].status.code(), StatusCode::kUnavailable);
 }

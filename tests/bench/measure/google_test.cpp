@@ -1,5 +1,6 @@
 // Google Benchmark drives: names before anything runs, its flags, true repetitions, and a JSON file without the owner.
 #include "bench/measure/google.h"
+#include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
 
 #include <gtest/gtest.h>
@@ -11,23 +12,6 @@ namespace mla::bench {
 namespace {
 
 using Json = nlohmann::json;
-using Names = std::vector<std::string>;
-
-GoogleFlags flags_of(const std::vector<std::string>& arguments) {
-  GoogleFlags flags;
-  const Status status = read_google_flags(arguments, &flags);
-  EXPECT_OK(status);
-  return flags;
-}
-
-std::unique_ptr<GoogleBenchmark> driver(const Names& names,
-                                        const std::vector<std::string>& arguments = {}) {
-  std::unique_ptr<GoogleBenchmark> google;
-  const Status status =
-      GoogleBenchmark::create(names, flags_of(arguments), /*show=*/false, &google);
-  EXPECT_OK(status);
-  return google;
-}
 
 /// Counts its calls, and gives 1, 2, 3, ... us.
 struct Counting {

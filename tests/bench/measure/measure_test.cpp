@@ -9,6 +9,7 @@
 #include "bench/measure/measure.h"
 #include "bench/measure/present.h"
 #include "stages/common/stage.h"
+#include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
 
 namespace mla::bench {
@@ -34,28 +35,29 @@ Stage wrong_stage(decltype(Stage::decode) decode) {
   return stage;
 }
 
-std::unique_ptr<GoogleBenchmark> driver(const std::vector<std::string>& names,
-                                        const std::vector<std::string>& arguments = {}) {
-  GoogleFlags flags;
-  EXPECT_OK(read_google_flags(arguments, &flags));
-  std::unique_ptr<GoogleBenchmark> google;
-  const Status status = GoogleBenchmark::create(names, flags, /*show=*/false, &google);
-  EXPECT_OK(status);
-  return google;
+Shape shape_of(const std::string& name, Measure what = Measure::kTimes) {
+  Shape shape;
+  EXPECT_OK(parse_shape(name, &shape));
+  shape.measure = what;
+  return shape;
 }
 
-ShapeResult measure(std::vector<const Stage*> chosen,
-                    const std::string& shape_name = "h4_q1_b2_k100", Measure what = Measure::kTimes,
-                    const Ceilings& ceilings = {}, std::vector<const Stage*> peers = {}) {
+ShapeResult measure_by(GoogleBenchmark& google, const Shape& shape,
+                       std::vector<const Stage*> chosen, const Ceilings& ceilings = {},
+                       std::vector<const Stage*> peers = {}) {
   Progress progress;
   const auto runner = make_model_runner();
-  Shape shape;
-  EXPECT_OK(parse_shape(shape_name, &shape));
-  shape.measure = what;
-  const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, peers));
   return measure_shape(
-      {model_machine(), *runner, std::move(chosen), std::move(peers), ceilings, progress, *google},
+      {model_machine(), *runner, std::move(chosen), std::move(peers), ceilings, progress, google},
       shape);
+}
+
+ShapeResult measure(const std::vector<const Stage*>& chosen,
+                    const std::string& shape_name = "h4_q1_b2_k100", Measure what = Measure::kTimes,
+                    const Ceilings& ceilings = {}, const std::vector<const Stage*>& peers = {}) {
+  const Shape shape = shape_of(shape_name, what);
+  const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, peers));
+  return measure_by(*google, shape, chosen, ceilings, peers);
 }
 
 const Stage& stage_with_plan() {
@@ -120,15 +122,10 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
           static_cast<uint16_t*>(tensors.out)[777] ^= 1;
         return Status();
       });
-  Shape shape;
-  ASSERT_OK(parse_shape("h4_q1_b2_k100", &shape));
+  const Shape shape = shape_of("h4_q1_b2_k100");
   const std::vector<const Stage*> chosen{&unsteady};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
-  Progress progress;
-  const auto runner = make_model_runner();
-  const StageResult entry =
-      measure_shape({model_machine(), *runner, chosen, {}, Ceilings(), progress, *google}, shape)
-          .stages.front();
+  const StageResult entry = measure_by(*google, shape, chosen).stages.front();
   const auto reported = nlohmann::json::parse(google->json({}))["benchmarks"];
   ASSERT_EQ(reported.size(), 3u) << reported.dump(1);  // the reference twice, and the reason
   EXPECT_TRUE(reported[2].value("error_occurred", false) || reported[2].contains("skipped"));
@@ -138,16 +135,12 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
 
 TEST(Measure, OnlyWhatIsChosenIsDone) {
   const Stage& planned = stage_with_plan();
-  Shape shape;
-  ASSERT_OK(parse_shape("h4_q1_b2_k100", &shape));
+  const Shape shape = shape_of("h4_q1_b2_k100");
   const std::vector<const Stage*> both{&right_stage(), &planned};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, both, {}),
                              {"--benchmark_filter=^" + planned.slug + ".*/plan/"});
   EXPECT_EQ(google->listing(), planned.slug + "/h4_q1_b2_k100/plan/manual_time\n");
-  Progress progress;
-  const auto runner = make_model_runner();
-  const ShapeResult result =
-      measure_shape({model_machine(), *runner, both, {}, Ceilings(), progress, *google}, shape);
+  const ShapeResult result = measure_by(*google, shape, both);
   ASSERT_EQ(result.stages.size(), 1u);
   EXPECT_EQ(result.stages[0].stage, planned.slug);
   EXPECT_EQ(result.stages[0].cold.n, 0);
