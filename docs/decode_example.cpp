@@ -48,8 +48,7 @@ Status decode_on(mla::Machine& machine, const mla::Stage& stage, const mla::Core
   MLA_RETURN_IF_ERROR(
       copy(host.out, &out));  // full of NaN: a value that the kernel leaves out shows
   MLA_RETURN_IF_ERROR(copy(host.lse, &lse));
-  const size_t bytes = workspace_bytes(stage, host.problem, machine.limits());
-  if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  MLA_RETURN_IF_ERROR(allocate_workspace(stage, host.problem, &workspace));
 
   const mla::Tensors tensors{.q = q.data(),
                              .kv_cache = kv_cache.data(),

@@ -7,6 +7,7 @@
 #include <new>
 #include <string>
 
+#include "reference/float16.h"
 #include "reference/parallel_for.h"
 
 namespace mla {
@@ -75,13 +76,13 @@ class Evaluator {
 
     // Q [rows, 576]
     Matrix q(tile.num_rows, kHeadDimQK);
-    for (int64_t r = 0; r < tile.num_rows; ++r) q.row(r) = load_row(tensors_.q, q_row(tile, r));
+    for (int64_t r = 0; r < tile.num_rows; ++r) q.row(r) = load_row(tensors_.q, q_place(tile, r));
 
-    // S = scale * Q K^T [rows, tokens], one page of K [64, 576] at a time
+    // S = scale * Q K^T [rows, tokens], a grain of K [64, 576] at a time
     const double scale = double{problem_.softmax_scale};
     Matrix s(tile.num_rows, tile.tokens);
-    Matrix k(kPageSize, kHeadDimQK);
-    for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
+    Matrix k(kGrainTokens, kHeadDimQK);
+    for (int64_t t = 0; t < tile.tokens; t += kGrainTokens) {
       const int64_t n = load_keys(tile, t, &k);
       s.middleCols(t, n).noalias() = scale * (q * k.topRows(n).transpose());
     }
@@ -98,7 +99,7 @@ class Evaluator {
 
     // O = P V / l [rows, 512]; V is the first 512 columns of K
     Matrix o = Matrix::Zero(tile.num_rows, kHeadDimV);
-    for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
+    for (int64_t t = 0; t < tile.tokens; t += kGrainTokens) {
       const int64_t n = load_keys(tile, t, &k);
       o.noalias() += s.middleCols(t, n) * k.topLeftCorner(n, kHeadDimV);
     }
@@ -109,21 +110,21 @@ class Evaluator {
   }
 
  private:
-  /// Row `row` of a tensor of [576]-vectors, in double.
-  static Eigen::Matrix<double, 1, kHeadDimQK> load_row(const void* tensor, int64_t row) {
-    const T* const values = static_cast<const T*>(tensor) + row * kHeadDimQK;
+  /// The 576 values from element `place` of a tensor on, in double.
+  static Eigen::Matrix<double, 1, kHeadDimQK> load_row(const void* tensor, int64_t place) {
+    const T* const values = static_cast<const T*>(tensor) + place;
     return Eigen::Map<const Eigen::Matrix<T, 1, kHeadDimQK>>(values).template cast<double>();
   }
 
-  /// Fills k with the keys of tokens t ... t + n - 1, the page's part of those the tile sees;
+  /// Fills k with the keys of tokens t ... t + n - 1, the grain's part of those the tile sees;
   /// returns n.
   int64_t load_keys(const RowTile& tile, int64_t t, Matrix* k) const {
-    const int32_t* const table_row =
-        tensors_.block_table + int64_t{tile.sequence} * problem_.max_pages_per_seq;
-    const int64_t n = std::min<int64_t>(kPageSize, tile.tokens - t);
+    const int32_t* const table_row = tensors_.table_row(tile.sequence);
+    const int64_t n = std::min<int64_t>(kGrainTokens, tile.tokens - t);
     for (int64_t i = 0; i < n; ++i) {
       k->row(i) = load_row(tensors_.kv_cache,
-                           cache_row(table_row, t + i, problem_.num_heads_kv, tile.head_kv));
+                           cache_place(problem_, tensors_, table_row, static_cast<int>(t + i),
+                                       tile.head_kv));
     }
     return n;
   }
@@ -137,10 +138,9 @@ class Evaluator {
     const int group_size = problem_.group_size();
     return int64_t{tile.head_kv} * group_size + (tile.first_row + r) % group_size;
   }
-  int64_t q_row(const RowTile& tile, int64_t r) const {
+  int64_t q_place(const RowTile& tile, int64_t r) const {
     const QueryRow& row = requests_[size_t(request(tile, r))];
-    return (int64_t{row.sequence} * problem_.seqlen_q + row.query) * problem_.num_heads_q +
-           head(tile, r);
+    return tensors_.q_place(row.sequence, row.query, static_cast<int>(head(tile, r)));
   }
   int64_t result_row(const RowTile& tile, int64_t r) const {
     return request(tile, r) * problem_.num_heads_q + head(tile, r);
@@ -158,8 +158,10 @@ Status check(const Problem& problem, Tensors tensors, const ReferenceResult* res
   alignas(16) static std::byte unused[16];  // out and lse are not ours to check
   tensors.out = unused;
   tensors.lse = reinterpret_cast<float*>(unused);
+  tensors.out_strides = tensors.lse_strides = {};
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(validate_paging(problem, tensors.block_table, tensors.seqlens_k));
+  MLA_RETURN_IF_ERROR(validate_paging(problem, tensors.block_table, tensors.seqlens_k,
+                                      tensors.block_table_stride));
   if (result == nullptr) return {StatusCode::kInvalidArgument, "result is null"};
   if (num_threads < 0) {
     return {StatusCode::kInvalidArgument,
@@ -186,8 +188,9 @@ Status check_rows(const Problem& problem, std::span<const QueryRow> rows) {
 }
 
 /// out [rows, num_heads_q, 512] and lse [rows, num_heads_q] of a checked problem.
-ReferenceResult evaluate(const Problem& problem, const Tensors& tensors,
+ReferenceResult evaluate(const Problem& problem, const Tensors& given,
                          std::span<const QueryRow> rows, int num_threads) {
+  const Tensors tensors = with_strides(problem, given);
   ReferenceResult result;
   const size_t heads = rows.size() * static_cast<size_t>(problem.num_heads_q);
   result.out.resize(heads * kHeadDimV);

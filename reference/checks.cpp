@@ -12,14 +12,14 @@ Status check_at_least_one(const char* name, int value) {
           std::string(name) + " = " + std::to_string(value) + " must be at least 1"};
 }
 
-Status check_pointer(const char* name, const void* pointer) {
-  constexpr uintptr_t kAlignment = 16;
+Status check_pointer(const char* name, const void* pointer, int alignment) {
   if (pointer == nullptr) return {StatusCode::kInvalidArgument, std::string(name) + " is null"};
-  if (reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0) return {};
+  if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) == 0) return {};
   char address[32];
   std::snprintf(address, sizeof address, "%p", pointer);
   return {StatusCode::kInvalidArgument,
-          std::string(name) + " = " + address + " is not aligned to 16 bytes"};
+          std::string(name) + " = " + address + " is not aligned to " + std::to_string(alignment) +
+              " bytes"};
 }
 
 }  // namespace mla

@@ -10,7 +10,8 @@ namespace mla {
 Status check_at_least_one(const char* name, int value);
 
 /// Checks a pointer without following it.
-/// @return kInvalidArgument, naming the pointer, if it is null or not aligned to 16 bytes; or ok.
-Status check_pointer(const char* name, const void* pointer);
+/// @return kInvalidArgument, naming the pointer, if it is null or not aligned to `alignment` bytes; or
+/// ok.
+Status check_pointer(const char* name, const void* pointer, int alignment = 16);
 
 }  // namespace mla

@@ -4,15 +4,13 @@
 /// even, and both are plain 16-bit patterns in memory, so tensors cross between the two as `void*`.
 #pragma once
 
-#include <cstdint>
+#include "reference/dtype.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define MLA_HOST_DEVICE __host__ __device__
 #else
 #include <Eigen/Core>
-#define MLA_HOST_DEVICE
 #endif
 
 namespace mla {
@@ -52,19 +50,6 @@ MLA_HOST_DEVICE inline T from_float(float x) {
 }
 
 static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bit patterns");
-
-/// Element type of q, kv_cache and out.
-enum class DType { kBFloat16, kFloat16 };
-
-/// The bit pattern of a quiet NaN in `dtype`.
-MLA_HOST_DEVICE constexpr uint16_t nan_bits(DType dtype) {
-  return dtype == DType::kBFloat16 ? 0x7FC0 : 0x7E00;
-}
-
-/// "bf16" or "fp16".
-inline const char* to_string(DType dtype) {
-  return dtype == DType::kBFloat16 ? "bf16" : "fp16";
-}
 
 /// Calls f(T{}), where T is the C++ type of `dtype`, and returns what it returns.
 template <typename F>

@@ -1,32 +1,33 @@
 /// @file
-/// The paged KV cache: a token's place in memory.
+/// The paged KV cache: which page holds a token, and at which of its rows.
 ///
-/// `kv_cache` is [num_pages, 64, num_heads_kv, 576]; `block_table` is [batch, max_pages_per_seq]
-/// and names the page that holds tokens 64 p ... 64 p + 63 of a sequence. Entries of the table past
-/// a sequence's last page, and rows of a page past its last token, may hold anything.
+/// `kv_cache` is [num_pages, page_size, num_heads_kv, 576]; `block_table` is [batch,
+/// max_pages_per_seq] and names the page that holds tokens page_size * p ... page_size * (p + 1) - 1
+/// of a sequence. Entries of the table past a sequence's last page, and rows of a page past its last
+/// token, may hold anything.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
-#include "reference/float16.h"
+#include "reference/dtype.h"
 
 namespace mla {
 
-/// Tokens per page.
-inline constexpr int kPageSize = 64;
+/// Tokens per page, if a caller says nothing else.
+inline constexpr int kDefaultPageSize = 64;
+/// Least and most tokens per page; a page size is a power of two.
+inline constexpr int kMinPageSize = 16, kMaxPageSize = 256;
 
-/// How many pages hold `tokens` >= 0 tokens.
-MLA_HOST_DEVICE constexpr int64_t pages_for(int64_t tokens) {
-  return (tokens + kPageSize - 1) / kPageSize;
+/// Whether a page may hold so many tokens: 16, 32, 64, 128 or 256.
+constexpr bool is_page_size(int page_size) {
+  return page_size >= kMinPageSize && page_size <= kMaxPageSize &&
+         std::has_single_bit(static_cast<unsigned>(page_size));
 }
 
-/// The row of the cache, counted in [576]-vectors, that holds token `token` for KV head `head_kv`,
-/// in the sequence whose row of the block table is `block_table_row`. Multiply by 576 for the
-/// element offset.
-MLA_HOST_DEVICE inline int64_t cache_row(const int32_t* block_table_row, int32_t token,
-                                         int num_heads_kv, int head_kv) {
-  const int64_t page = block_table_row[token / kPageSize];
-  return (page * kPageSize + token % kPageSize) * num_heads_kv + head_kv;
+/// How many groups of `size` hold `tokens` >= 0 tokens: pages, for a page size.
+MLA_HOST_DEVICE constexpr int64_t pages_for(int64_t tokens, int size) {
+  return (tokens + size - 1) / size;
 }
 
 }  // namespace mla

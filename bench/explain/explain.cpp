@@ -213,7 +213,7 @@ std::string too_short_to_fill(const Case& c) {
       count(c.plan->blocks, "block"), percent(c.plan->busy), c.input.limits.multiprocessors,
       c.plan->pieces == 0
           ? "sequences stay whole, which costs less than combining their parts."
-          : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_pages, "page")));
+          : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_grains, "page")));
   if (const int batch = filling_batch(c); batch > 0) {
     text += fmt::format(
         " With {} of this mean length all have work; until then more of them meet idle "
@@ -366,7 +366,7 @@ double even_split_tokens(const Problem& problem) {
 std::string fixed_split_too_small(const Case& c) {
   if (!c.free_plan || !(2 * c.plan->partial_bytes > c.cache_read())) return "";
   const auto tokens =
-      static_cast<int64_t>(std::ceil(even_split_tokens(c.problem) / kPageSize) * kPageSize);
+      static_cast<int64_t>(std::ceil(even_split_tokens(c.problem) / kGrainTokens) * kGrainTokens);
   if (c.problem.fixed_split_tokens >= tokens) return "";
   return fmt::format(
       "Parts, written and read, are {}, the cache {}. With {} a KV head they break even at "
@@ -378,11 +378,11 @@ std::string fixed_split_too_small(const Case& c) {
 std::string fixed_split_too_large(const Case& c) {
   if (!c.free_plan || !(c.plan->blocks * kNoticeable < c.free_plan->blocks)) return "";
   const int64_t blocks = std::max<int64_t>(1, c.memory.pages / c.plan->shape.workers);
-  if (blocks * kPageSize >= c.problem.fixed_split_tokens) return "";
+  if (blocks * kGrainTokens >= c.problem.fixed_split_tokens) return "";
   return fmt::format(
       "{} of the kernel get a piece, where free cuts keep {} at work. Cuts every {} tokens "
       "would give each of them one.",
-      count(c.plan->blocks, "block"), c.free_plan->blocks, blocks * kPageSize);
+      count(c.plan->blocks, "block"), c.free_plan->blocks, blocks * kGrainTokens);
 }
 
 std::string imbalance(const Case& c) {
@@ -401,7 +401,7 @@ std::string imbalance(const Case& c) {
     return loads + fmt::format(
                        "Sequences stay whole, which is let pass up to {} and a beginning over the "
                        "mean, because then nothing has to be combined.",
-                       count(c.plan->shape.combine_pages, "page"));
+                       count(c.plan->shape.combine_grains, "page"));
   }
   return loads +
          "With free cuts it is at most a page and a beginning over the mean: loads are short, and "
@@ -455,7 +455,7 @@ std::string ragged_lengths(const Case& c) {
 }
 
 std::string below_a_page(const Case& c) {
-  if (c.tokens <= 0 || c.longest >= kPageSize) return "";
+  if (c.tokens <= 0 || c.longest >= kGrainTokens) return "";
   return fmt::format(
       "No sequence fills a page. A page is the least that is stored or given to a block: {} "
       "of the cache is padding, and there is nothing to split.",
@@ -656,7 +656,7 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
   for (const std::vector<Piece>& pieces : pieces_of(plan)) {
     int64_t load = 0;
     for (const Piece& piece : pieces) {
-      load += piece.page_end - piece.page_begin + plan.header.fixed_pages;
+      load += piece.grain_end - piece.grain_begin + plan.header.fixed_grains;
     }
     sum += load;
     balance.largest = std::max(balance.largest, load);
@@ -675,11 +675,11 @@ MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_
   const double row = kRowBytes * problem.num_heads_kv;
   int32_t longest = 0;
   for (const int32_t length : seqlens_k) {
-    memory.pages += pages_for(length);
+    memory.pages += pages_for(length, problem.page_size);
     longest = std::max(longest, length);
   }
   const double tokens = total_of(seqlens_k);
-  memory.cache = static_cast<double>(memory.pages) * kPageSize * row;
+  memory.cache = static_cast<double>(memory.pages) * kGrainTokens * row;
   memory.padding = memory.cache - tokens * row;
   memory.contiguous = static_cast<double>(seqlens_k.size()) * longest * row;
   constexpr double kExpandedRow = 128 + 64 + 128;  // of K and V, per head of a DeepSeek layer

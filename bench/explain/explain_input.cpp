@@ -20,9 +20,12 @@ std::vector<StageFacts> facts_of(MachineKind machine, const DeviceLimits& limits
     StageFacts& entry = facts.emplace_back();
     entry.slug = stage.slug;
     entry.device = check_device(stage, limits);
-    entry.prediction = stage.predict(problem, total_tokens, limits);
-    entry.workspace_bytes = workspace_bytes(stage, problem, limits);
-    if (stage.plan_shape != nullptr) entry.plan = stage.plan_shape(problem, limits);
+    // A problem that validate() refuses keeps its zeros.
+    PlanShape shape;
+    WorkspaceBytes needs;
+    if (plan_shape(stage, problem, limits, &shape).ok()) entry.plan = shape;
+    if (workspace_bytes(stage, problem, limits, &needs).ok()) entry.workspace_bytes = needs.total();
+    if (!predict(stage, problem, total_tokens, limits, &entry.prediction).ok()) continue;
   }
   return facts;
 }

@@ -36,7 +36,7 @@ Status free_sequences(auto& cache, const Batch& batch) {
 // ---- host: bookkeeping alone ----
 
 constexpr int kPromptTokens = 4096;
-constexpr size_t kPromptPages = kPromptTokens / kPageSize;
+constexpr size_t kPromptPages = kPromptTokens / kDefaultPageSize;
 
 /// us for one page or sequence.
 struct PageTimes {
@@ -73,7 +73,7 @@ Status time_appends(PageTable& table, size_t batch_size, double* us) {
   // Sequences at every place of their last page.
   Counts prompts(batch_size);
   std::iota(prompts.begin(), prompts.end(), 100);
-  for (int32_t& tokens : prompts) tokens = 100 + tokens % kPageSize;
+  for (int32_t& tokens : prompts) tokens = 100 + tokens % kDefaultPageSize;
   MLA_RETURN_IF_ERROR(table.append(batch, prompts));
   const auto begin = WallClock::now();
   for (int step = 0; step < kSteps; ++step) MLA_RETURN_IF_ERROR(table.append(batch, one));
@@ -125,7 +125,7 @@ Status measure_host(GoogleBenchmark& google, bool quick) {
     if (!google.is_chosen(operation.benchmark())) continue;
     any = true;
     PageTable pages;
-    MLA_RETURN_IF_ERROR(PageTable::create(operation.pages, &pages));
+    MLA_RETURN_IF_ERROR(PageTable::create(operation.pages, kDefaultPageSize, &pages));
     const auto measure = [&](int count, std::vector<double>* us) -> Status {
       for (int i = 0; i < count; ++i) {
         MLA_RETURN_IF_ERROR(operation.time(pages, &us->emplace_back()));
@@ -166,7 +166,7 @@ struct AppendCase {
   }
   int64_t total_tokens() const { return int64_t{batch} * tokens; }
   int pages(int steps) const {
-    return batch * static_cast<int>(pages_for(context + int64_t{steps} * tokens) + 1);
+    return batch * static_cast<int>(pages_for(context + int64_t{steps} * tokens, kDefaultPageSize) + 1);
   }
 };
 
@@ -182,7 +182,7 @@ class KernelCase {
     Batch batch;
     PreparedAppend plan;
     const auto size = static_cast<size_t>(spec.batch);
-    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, &table));
+    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, shape.page_size, &table));
     MLA_RETURN_IF_ERROR(add_sequences(table, size, &batch));
     MLA_RETURN_IF_ERROR(table.append(batch, Counts(size, spec.context)));
     MLA_RETURN_IF_ERROR(table.prepare_append(batch, Counts(size, spec.tokens), &plan));
@@ -407,16 +407,16 @@ Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) 
   const Counts& lengths = batch.lengths;
   const int32_t longest = *std::max_element(lengths.begin(), lengths.end());
   int64_t num_pages = 0;
-  for (const int32_t length : lengths) num_pages += pages_for(length);
+  for (const int32_t length : lengths) num_pages += pages_for(length, kDefaultPageSize);
   PageTable pages;
   Batch sequences;
-  MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(num_pages), &pages));
+  MLA_RETURN_IF_ERROR(PageTable::create(static_cast<int>(num_pages), kDefaultPageSize, &pages));
   MLA_RETURN_IF_ERROR(add_sequences(pages, lengths.size(), &sequences));
   MLA_RETURN_IF_ERROR(pages.append(sequences, lengths));
   const PageStatistics statistics = pages.statistics();
   const auto size = static_cast<double>(lengths.size());
   const double contiguous = size * longest * static_cast<double>(shape.token_bytes());
-  const double block_table = size * static_cast<double>(pages_for(longest)) * sizeof(int32_t);
+  const double block_table = size * static_cast<double>(pages_for(longest, kDefaultPageSize)) * sizeof(int32_t);
   const double paged =
       static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
   const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal

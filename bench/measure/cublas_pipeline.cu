@@ -59,15 +59,13 @@ __global__ void __launch_bounds__(kThreads)
                 uint4* gathered) {
   const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
   if (row >= rows) return;
-  const int64_t sequence = first + row / tokens;
-  const int64_t token = row % tokens;
+  const int sequence = static_cast<int>(first + row / tokens);
+  const int token = static_cast<int>(row % tokens);
   const bool there = token < tensors.seqlens_k[sequence];
   const uint4* source = nullptr;
   if (there) {
-    const int64_t page =
-        tensors.block_table[sequence * problem.max_pages_per_seq + token / kPageSize];
     source = static_cast<const uint4*>(tensors.kv_cache) +
-             (page * kPageSize + token % kPageSize) * kRowVectors;
+             cache_place(problem, tensors, tensors.table_row(sequence), token, 0) / 8;
   }
   for (int i = static_cast<int>(threadIdx.x % kWarp); i < kRowVectors; i += kWarp) {
     gathered[row * kRowVectors + i] = there ? source[i] : uint4{};
@@ -169,14 +167,14 @@ Status run_chunk(const Problem& problem, const Tensors& tensors, int first, int 
   return cuda_status(cudaGetLastError(), "divide");
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
-              Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+              const DeviceLimits&, Stream stream) {
   if (problem.num_heads_kv != 1) {
     return {StatusCode::kUnsupported, "num_heads_kv = " + std::to_string(problem.num_heads_kv) +
                                           ", this peer takes one KV head"};
   }
   const Sizes sizes(problem);
-  const Parts parts(sizes, workspace);
+  const Parts parts(sizes, scratch);
   for (int64_t first = 0; first < problem.batch; first += sizes.chunk) {
     const auto count = static_cast<int>(std::min(sizes.chunk, problem.batch - first));
     const auto run = [&](auto zero) {
@@ -188,7 +186,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* workspace, c
   return {};
 }
 
-size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
+size_t scratch_bytes(const Problem& problem, const DeviceLimits&) {
   const Sizes sizes(problem);
   return Parts(sizes, nullptr).bytes;
 }
@@ -220,7 +218,7 @@ const Stage* cublas_pipeline(std::string* why_not) {
     result.slug = "cublas_pipeline";
     result.idea = "the traditional way: gather, batched Q K^T, softmax, batched P V (cuBLAS)";
     result.machine = MachineKind::kGpu;
-    result.workspace_bytes = workspace_bytes;
+    result.scratch_bytes = scratch_bytes;
     result.decode = decode;
     result.predict = predict;
     return result;

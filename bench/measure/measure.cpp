@@ -119,13 +119,20 @@ class ShapeRun {
     }
   }
 
+  /// What a stage expects of the data, whose problem is checked.
+  Prediction predict_stage(const Stage& stage) const {
+    Prediction prediction;
+    const Status status = predict(stage, data_.problem, data_.total_tokens(),
+                                  bench_.machine.limits(), &prediction);
+    return status.ok() ? prediction : Prediction{};
+  }
+
   /// By twice the stage's own limit; on even lengths stages take two to six times that limit.
   void leave_out_slow() {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || !validate(data_.problem).ok()) continue;
-      const Prediction prediction =
-          stages_[i]->predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
+      const Prediction prediction = predict_stage(*stages_[i]);
       const Work work = work_of(data_.problem, data_.total_tokens());
       const double us = 2e6 * own_limit(prediction, work, bench_.ceilings, Mode::kCold).seconds();
       if (!(us > kLeaveOutMicroseconds)) continue;  // on the model there is no limit
@@ -206,6 +213,7 @@ class ShapeRun {
   /// asks for more than there is is dropped.
   Status allocate_workspaces() {
     own_workspaces_.resize(result_.stages.size());
+    needs_.resize(result_.stages.size());
     const auto drop_if_too_large = [&](StageResult& entry, size_t needed, size_t held) {
       const size_t there = bench_.machine.free_memory() + held;
       if (needed <= there) return;
@@ -221,17 +229,23 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || !plans(i)) continue;
-      const size_t needed = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits());
-      drop_if_too_large(entry, needed, own_workspaces_[i].bytes());
-      if (is_in(entry)) MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needed));
+      const Status known = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(),
+                                           &needs_[i]);
+      drop_if_error(entry, known, "");
+      if (!is_in(entry)) continue;
+      drop_if_too_large(entry, needs_[i].total(), own_workspaces_[i].bytes());
+      if (is_in(entry)) MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needs_[i].total()));
     }
     size_t largest = 0;
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || plans(i)) continue;
-      const size_t needed = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits());
-      drop_if_too_large(entry, needed, shared_workspace_.bytes());
-      if (is_in(entry)) largest = std::max(largest, needed);
+      const Status known = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(),
+                                           &needs_[i]);
+      drop_if_error(entry, known, "");
+      if (!is_in(entry)) continue;
+      drop_if_too_large(entry, needs_[i].total(), shared_workspace_.bytes());
+      if (is_in(entry)) largest = std::max(largest, needs_[i].total());
     }
     return grow(shared_workspace_, largest);
   }
@@ -239,9 +253,11 @@ class ShapeRun {
   bool plans(size_t i) const { return stages_[i]->plan_shape != nullptr; }
 
   DeviceBuffer& workspace(size_t i) { return plans(i) ? own_workspaces_[i] : shared_workspace_; }
+  Workspace plan(size_t i) { return needs_[i].plan_in(workspace(i)); }
+  Workspace scratch(size_t i) { return needs_[i].scratch_in(workspace(i)); }
 
   Status make_plan(size_t i, Stream stream) {
-    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(), workspace(i),
+    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(), plan(i),
                        stream);
   }
 
@@ -266,7 +282,8 @@ class ShapeRun {
       return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
     }
     const auto operation = [this, i](Stream stream) {
-      return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), workspace(i), stream);
+      return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), plan(i), scratch(i),
+                            stream);
     };
     MLA_RETURN_IF_ERROR(renew_workspace(i));
     MLA_RETURN_IF_ERROR(bench_.runner.prepare(operation, &entry.times.handle));
@@ -308,11 +325,14 @@ class ShapeRun {
     if (!bench_.google.is_chosen(name(i, "plan"))) return {};
     step(stages_[i]->slug + ": plan alone");
     MLA_RETURN_IF_ERROR(renew_workspace(i));
-    HostPlan plan;
-    MLA_RETURN_IF_ERROR(read_plan(*stages_[i], data_.problem, workspace(i), &plan));
-    if (!(plan == make_plan_on_host(data_.problem,
-                                    stages_[i]->plan_shape(data_.problem, bench_.machine.limits()),
-                                    data_.seqlens_k))) {
+    HostPlan made;
+    PlanShape shape;
+    MLA_RETURN_IF_ERROR(read_plan(*stages_[i], data_.problem, plan(i), &made));
+    MLA_RETURN_IF_ERROR(
+        plan_shape(*stages_[i], data_.problem, bench_.machine.limits(), &shape));
+    HostPlan on_host = make_plan_on_host(data_.problem, shape, data_.seqlens_k);
+    on_host.header.state.generation = made.header.state.generation;
+    if (!(made == on_host)) {
       return {StatusCode::kKernelRejected, "another plan than the host's"};
     }
     return time_apart([this, i](Stream stream) { return make_plan(i, stream); }, name(i, "plan"),
@@ -354,18 +374,20 @@ class ShapeRun {
     const Stage& stage = *stages_[i];
     CombineTimes& times = result_.stages[i].combine;
     if (!bench_.google.is_any_chosen({name(i, "combine"), name(i, "combine_cold")})) return {};
-    HostPlan plan;
-    MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, workspace(i), &plan));
-    if (plan.header.num_slots == 0) return {};
+    HostPlan made;
+    PlanShape shape;
+    MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, plan(i), &made));
+    MLA_RETURN_IF_ERROR(plan_shape(stage, data_.problem, bench_.machine.limits(), &shape));
+    if (made.header.num_slots == 0) return {};
     step(stage.slug + ": combine alone");
-    times.slots = plan.header.num_slots;
+    times.slots = made.header.num_slots;
     times.bytes = double(times.slots) * data_.problem.seqlen_q * data_.problem.num_heads_q *
                   (kHeadDimV + 1) * sizeof(float);
     MLA_RETURN_IF_ERROR(run_poisoned(result_.stages[i].times));
-    const auto combine = [this, i](Stream stream) {
-      return combine_again(bench_.machine, data_.problem,
-                           stages_[i]->plan_shape(data_.problem, bench_.machine.limits()),
-                           tensors_.tensors(), workspace(i).data(), stream);
+    const auto combine = [this, i, shape](Stream stream) {
+      return combine_again(bench_.machine, data_.problem, shape,
+                           with_strides(data_.problem, tensors_.tensors()), plan(i).data,
+                           scratch(i).data, stream);
     };
     MLA_RETURN_IF_ERROR(
         time_apart(combine, name(i, "combine"), &times.warm, name(i, "combine_cold"), &times.cold));
@@ -423,8 +445,7 @@ class ShapeRun {
     entry.cold = summarize(entry.times.cold);
     entry.sustained = summarize(entry.times.sustained);
     entry.plan.marginal_us = summarize(entry.plan.with_decode.cold).median - entry.cold.median;
-    const Prediction prediction =
-        stage.predict(data_.problem, data_.total_tokens(), bench_.machine.limits());
+    const Prediction prediction = predict_stage(stage);
     entry.cold_limit = own_limit(prediction, result_.work, bench_.ceilings, Mode::kCold);
     entry.sustained_limit = own_limit(prediction, result_.work, bench_.ceilings, Mode::kSustained);
   }
@@ -474,6 +495,7 @@ class ShapeRun {
   DeviceTensors tensors_;
   DeviceBuffer shared_workspace_;
   std::vector<DeviceBuffer> own_workspaces_;
+  std::vector<WorkspaceBytes> needs_;  // [stages]
   Truth truth_;
   std::vector<uint64_t> fingerprints_;
 };

@@ -165,7 +165,7 @@ Status parse_shape(std::string_view name, Shape* shape) {
     spec.causal = take(&rest, "_causal");
     std::string_view split = rest;
     if (take(&split, "_split") && take_number(&split, &spec.fixed_split_tokens) &&
-        spec.fixed_split_tokens % kPageSize == 0) {
+        spec.fixed_split_tokens % kGrainTokens == 0) {
       rest = split;
     }
     std::string_view peak = rest;

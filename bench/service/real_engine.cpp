@@ -62,7 +62,7 @@ std::vector<uint16_t> pool_row(int64_t row) {
 
 Status LayerCaches::create(Machine& machine, int num_pages, int layers, int distinct,
                            std::unique_ptr<LayerCaches>* caches) {
-  constexpr int kMost = (1 << 30) / kPageSize;  // rows are counted in 32 bits here and there
+  constexpr int kMost = (1 << 30) / kDefaultPageSize;  // rows are counted in 32 bits here and there
   MLA_RETURN_IF_ERROR(check_in("pages", num_pages, 1, kMost));
   MLA_RETURN_IF_ERROR(check_in("layers", layers, 1, 10000));
   if (distinct != 0) MLA_RETURN_IF_ERROR(check_in("distinct caches", distinct, 1, layers));
@@ -90,7 +90,7 @@ Status LayerCaches::create(Machine& machine, int num_pages, int layers, int dist
 /// kernel of an append, from a copy of the pool on the device.
 Status LayerCaches::fill(Machine& machine) {
   const std::vector<uint16_t> pool = pool_rows(kPoolRows);
-  const int64_t rows = int64_t{num_pages_} * kPageSize;
+  const int64_t rows = int64_t{num_pages_} * kDefaultPageSize;
   if (machine.kind() == MachineKind::kModel) {
     for (DeviceBuffer& memory : memory_) {
       for (int64_t row = 0; row < rows; row += kPoolRows) {
@@ -136,15 +136,15 @@ void RealEngine::make_tables(const StepWork& work) {
   runs_.clear();
   int64_t pages = 1;
   for (const SequenceWork& sequence : work.sequences) {
-    pages = std::max(pages, pages_for(sequence.decoded));
+    pages = std::max(pages, pages_for(sequence.decoded, kDefaultPageSize));
     const int64_t end = int64_t{sequence.tokens_before} + sequence.appended;
     for (int64_t token = sequence.tokens_before; token < end;) {
       const int64_t source = row_of(sequence.request, token);
       const int64_t rows = std::min(
-          {end - token, int64_t{kMaxRunTokens}, kPageSize - token % kPageSize, kPoolRows - source});
-      const int64_t page = sequence.pages[static_cast<size_t>(token / kPageSize)];
+          {end - token, int64_t{kMaxRunTokens}, kDefaultPageSize - token % kDefaultPageSize, kPoolRows - source});
+      const int64_t page = sequence.pages[static_cast<size_t>(token / kDefaultPageSize)];
       runs_.push_back(
-          {source, page * kPageSize + token % kPageSize, static_cast<int32_t>(rows), 0});
+          {source, page * kDefaultPageSize + token % kDefaultPageSize, static_cast<int32_t>(rows), 0});
       token += rows;
     }
   }
@@ -154,7 +154,7 @@ void RealEngine::make_tables(const StepWork& work) {
   tables_.assign(work.sequences.size() * (width + 1), -1);
   for (size_t i = 0; i < work.sequences.size(); ++i) {
     const SequenceWork& sequence = work.sequences[i];
-    const auto used = static_cast<size_t>(pages_for(sequence.decoded));
+    const auto used = static_cast<size_t>(pages_for(sequence.decoded, kDefaultPageSize));
     std::copy_n(sequence.pages.begin(), used, tables_.begin() + static_cast<ptrdiff_t>(i * width));
     tables_[work.sequences.size() * width + i] = sequence.decoded;
   }
@@ -176,16 +176,17 @@ Status RealEngine::make_room() {
   MLA_RETURN_IF_ERROR(grow_to(problem_.block_table_elements(), sizeof(int32_t), &block_table_));
   MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_));
   MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_));
-  return grow(machine_, workspace_bytes(stage_, problem_, machine_.limits()), &workspace_);
+  MLA_RETURN_IF_ERROR(workspace_bytes(stage_, problem_, &needs_));
+  return grow(machine_, needs_.total(), &workspace_);
 }
 
 Tensors RealEngine::tensors() const {
-  return {q_.data(),
-          caches_.data(caches_.layers() - 1),
-          block_table_.as<int32_t>(),
-          seqlens_.as<int32_t>(),
-          out_.data(),
-          lse_.as<float>()};
+  return {.q = q_.data(),
+          .kv_cache = caches_.data(caches_.layers() - 1),
+          .block_table = block_table_.as<int32_t>(),
+          .seqlens_k = seqlens_.as<int32_t>(),
+          .out = out_.data(),
+          .lse = lse_.as<float>()};
 }
 
 Status RealEngine::run() {
@@ -198,7 +199,8 @@ Status RealEngine::run() {
     MLA_RETURN_IF_ERROR(
         uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), nullptr));
   }
-  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem_, seqlens_.as<int32_t>(), workspace_));
+  const Workspace plan = needs_.plan_in(workspace_), scratch = needs_.scratch_in(workspace_);
+  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem_, seqlens_.as<int32_t>(), plan));
   Tensors layer = tensors();
   for (int i = 0; i < caches_.layers(); ++i) {
     if (!runs_.empty()) {
@@ -207,7 +209,7 @@ Status RealEngine::run() {
                                     pool_.as<char>() + i * kRowBytes, caches_.data(i), 1, nullptr));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, workspace_));
+    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, plan, scratch));
   }
   return machine_.synchronize();
 }

@@ -101,7 +101,7 @@ Status validate(const Scenario& scenario) {
     MLA_RETURN_IF_ERROR(
         check_number("cache", gib, scenario.num_pages() > 0, "at least a page of every layer"));
   }
-  MLA_RETURN_IF_ERROR(check_in("pages", scenario.num_pages(), 1, (1 << 30) / kPageSize));
+  MLA_RETURN_IF_ERROR(check_in("pages", scenario.num_pages(), 1, (1 << 30) / kDefaultPageSize));
   MLA_RETURN_IF_ERROR(check_number("seconds", scenario.seconds,
                                    scenario.seconds >= 0 && scenario.seconds <= 1e9,
                                    "in 0 ... 1e9"));

@@ -77,7 +77,7 @@ Rejection Scheduler::take(const Request& request, const std::optional<int64_t>& 
         request.output > limits_.max_length - request.prompt) {
       return Rejection::kTooLong;
     }
-    if (pages_for(request.length()) > limits_.num_pages) return Rejection::kNeverFits;
+    if (pages_for(request.length(), kDefaultPageSize) > limits_.num_pages) return Rejection::kNeverFits;
     if (max_queue && static_cast<int64_t>(queue_.size()) >= *max_queue) {
       return Rejection::kQueueFull;
     }
@@ -112,7 +112,7 @@ Status PagedScheduler::create(const SchedulerLimits& limits,
   MLA_RETURN_IF_ERROR(validate(limits));
   std::unique_ptr<PagedScheduler> result(new (std::nothrow) PagedScheduler(limits));
   if (result == nullptr) return no_host_memory();
-  MLA_RETURN_IF_ERROR(PageTable::create(limits.num_pages, &result->table_));
+  MLA_RETURN_IF_ERROR(PageTable::create(limits.num_pages, kDefaultPageSize, &result->table_));
   *scheduler = std::move(result);
   return {};
 }
@@ -120,7 +120,7 @@ Status PagedScheduler::create(const SchedulerLimits& limits,
 /// @param needed  the pages that the running sequences' next tokens take
 Status PagedScheduler::make_room(int64_t* needed) {
   const auto takes_page = [&](const Running& running) {
-    return table_.find(running.sequence)->tokens % kPageSize == 0;
+    return table_.find(running.sequence)->tokens % kDefaultPageSize == 0;
   };
   *needed = std::count_if(running_.begin(), running_.end(), takes_page);
   while (*needed > table_.free_pages()) {
@@ -138,7 +138,7 @@ Status PagedScheduler::make_room(int64_t* needed) {
 Status PagedScheduler::admit(int64_t needed) {
   while (!queue_.empty() && running() < limits_.max_batch) {
     const Request& next = queue_.front();
-    needed += pages_for(next.prompt + next.generated + 1);
+    needed += pages_for(next.prompt + next.generated + 1, kDefaultPageSize);
     if (needed > table_.free_pages()) break;
     Running admitted{next, {}};
     MLA_RETURN_IF_ERROR(table_.add(&admitted.sequence));
@@ -197,7 +197,7 @@ Holding PagedScheduler::holding() const {
 Status StaticScheduler::create(const SchedulerLimits& limits,
                                std::unique_ptr<StaticScheduler>* scheduler) {
   MLA_RETURN_IF_ERROR(validate(limits));
-  const int64_t pages_a_slot = pages_for(limits.max_length);
+  const int64_t pages_a_slot = pages_for(limits.max_length, kDefaultPageSize);
   const int64_t slots = std::min<int64_t>(limits.max_batch, limits.num_pages / pages_a_slot);
   if (slots == 0) {
     return {StatusCode::kInvalidArgument,
@@ -232,7 +232,7 @@ Status StaticScheduler::begin_step(StepWork* work) {
   }
   if (batch_.empty()) return {};
   if (new_batch) ++batches_;
-  const auto pages_a_slot = static_cast<size_t>(pages_for(limits_.max_length));
+  const auto pages_a_slot = static_cast<size_t>(pages_for(limits_.max_length, kDefaultPageSize));
   int32_t longest = 0;
   for (size_t i = 0; i < batch_.size(); ++i) {
     auto& [request, tokens] = batch_[i];
@@ -264,7 +264,7 @@ Status StaticScheduler::end_step(std::vector<GeneratedToken>* tokens) {
 Holding StaticScheduler::holding() const {
   Holding holding;
   for (const Slot& slot : batch_) {
-    holding.pages += pages_for(limits_.max_length);
+    holding.pages += pages_for(limits_.max_length, kDefaultPageSize);
     if (!slot.finished()) holding.tokens += slot.tokens;
   }
   return holding;

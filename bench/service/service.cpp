@@ -24,7 +24,7 @@ class Ledger {
   void advance_to(double time) {
     const double seconds = time - now_;
     const Holding holding = scheduler_.holding();
-    const auto rows = static_cast<double>(holding.pages * kPageSize);
+    const auto rows = static_cast<double>(holding.pages * kDefaultPageSize);
     queue_ += seconds * static_cast<double>(scheduler_.counts().queued);
     pages_ += seconds * static_cast<double>(holding.pages);
     rows_ += seconds * rows;
@@ -159,14 +159,14 @@ Status population_in_balance(const Workload& workload, const SchedulerLimits& li
   const double context = workload.prompt.mean + workload.output.mean / 2;
   const auto length = static_cast<int32_t>(
       std::clamp(std::ceil(context), 1.0, static_cast<double>(limits.max_length)));
-  const int64_t pages = std::min<int64_t>(pages_for(length), limits.num_pages);
+  const int64_t pages = std::min<int64_t>(pages_for(length, kDefaultPageSize), limits.num_pages);
   const int64_t most = std::clamp<int64_t>(limits.num_pages / pages, 1, limits.max_batch);
   std::vector<int32_t> all(static_cast<size_t>(limits.num_pages));
   std::iota(all.begin(), all.end(), 0);
   const auto gains = [&](int64_t batch, bool* enough) -> Status {
     StepWork work;
     for (int64_t i = 0; i < batch; ++i) {
-      const int32_t decoded = std::min(length, static_cast<int32_t>(pages * kPageSize));
+      const int32_t decoded = std::min(length, static_cast<int32_t>(pages * kDefaultPageSize));
       work.sequences.push_back(
           {i, decoded - 1, 1, decoded,
            std::span(all).subspan(static_cast<size_t>(i * pages), static_cast<size_t>(pages))});

@@ -9,6 +9,7 @@
 #include <new>
 #include <numeric>
 
+#include "reference/float16.h"
 #include "reference/testing/data_generator.h"
 
 namespace mla::bench {
@@ -143,9 +144,9 @@ struct Headers {
     const bool one_head = cache.shape.size() == 3;  // no axis for KV heads
     Status fits;
     if (paged && one_head) {
-      fits = npy::check_shape(files.cache, cache, {"pages", kPageSize, kHeadDimQK});
+      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", kHeadDimQK});
     } else if (paged) {
-      fits = npy::check_shape(files.cache, cache, {"pages", kPageSize, "h_kv", kHeadDimQK},
+      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", "h_kv", kHeadDimQK},
                               "with --block-table");
     } else if (one_head) {
       fits = npy::check_shape(files.cache, cache, {batch, "s", kHeadDimQK}, b_of_q);
@@ -158,12 +159,13 @@ struct Headers {
     MLA_RETURN_IF_ERROR(to_int(files.cache, "h_kv", heads_kv, &problem->num_heads_kv));
     if (paged) {
       MLA_RETURN_IF_ERROR(to_int(files.cache, "pages", cache.shape[0], &problem->num_pages));
+      MLA_RETURN_IF_ERROR(to_int(files.cache, "page_size", cache.shape[1], &problem->page_size));
       MLA_RETURN_IF_ERROR(
           npy::check_shape(files.block_table, block_table, {batch, "max_pages"}, b_of_q));
       MLA_RETURN_IF_ERROR(to_int(files.block_table, "max_pages", block_table.shape[1],
                                  &problem->max_pages_per_seq));
     } else {
-      const int64_t pages = pages_for(cache.shape[1]);
+      const int64_t pages = pages_for(cache.shape[1], problem->page_size);
       MLA_RETURN_IF_ERROR(
           to_int(files.cache, "pages a sequence", pages, &problem->max_pages_per_seq));
       MLA_RETURN_IF_ERROR(to_int(files.cache, "pages", batch * pages, &problem->num_pages));
@@ -228,7 +230,7 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
   }
   const auto used = [&](size_t slot) {
     const auto columns = static_cast<size_t>(problem.max_pages_per_seq);
-    return static_cast<int64_t>(slot % columns) < pages_for(dump->seqlens_k[slot / columns]);
+    return static_cast<int64_t>(slot % columns) < pages_for(dump->seqlens_k[slot / columns], problem.page_size);
   };
   MLA_RETURN_IF_ERROR(load_int32(files.block_table, &dump->block_table, used));
   return blame(files.block_table + ", " + files.seqlens,

@@ -11,6 +11,7 @@
 
 #include "bench/measure/program.h"
 #include "bench/measure/shapes.h"
+#include "reference/float16.h"
 #include "reference/gpu_model/named_devices.h"
 #include "reference/testing/device_data.h"
 

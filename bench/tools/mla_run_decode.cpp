@@ -86,9 +86,7 @@ class Runner {
         device_.seqlens_k.assign(*machine_, host.seqlens_k, bytes(problem_.batch, 4)));
     MLA_RETURN_IF_ERROR(device_.out.allocate(*machine_, bytes(problem_.out_elements(), 2)));
     MLA_RETURN_IF_ERROR(device_.lse.allocate(*machine_, bytes(problem_.lse_elements(), 4)));
-    const size_t lent = workspace_bytes(*stage_, problem_, machine_->limits());
-    if (lent > 0) MLA_RETURN_IF_ERROR(workspace_.allocate(*machine_, lent));
-    return {};
+    return allocate_workspace(*stage_, problem_, &workspace_);
   }
 
   /// One decode into outputs full of NaN, by the host's clock, waiting included.

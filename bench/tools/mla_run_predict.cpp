@@ -173,12 +173,16 @@ int run_plan(const RunOptions& options) {
     }
     const Stage& stage = *placement.stage;
     Machine& machine = *placement.machine;
-    if (stage.plan_shape == nullptr) continue;
+    PlanShape shape;
+    if (const Status known = plan_shape(stage, dump.problem, machine.limits(), &shape);
+        !known.ok()) {
+      if (known.code() == StatusCode::kUnsupported) continue;  // it makes none
+      return refuse(known, kWrong);
+    }
     DeviceBuffer seqlens_k, workspace;
     HostPlan plan;
     Status status = seqlens_k.assign(machine, dump.seqlens_k.data(), dump.seqlens_k.size() * 4);
-    if (status.ok())
-      status = workspace.allocate(machine, workspace_bytes(stage, dump.problem, machine.limits()));
+    if (status.ok()) status = allocate_workspace(stage, dump.problem, &workspace);
     if (status.ok()) {
       status = plan_decode(stage, dump.problem, seqlens_k.as<int32_t>(), workspace);
     }
@@ -186,7 +190,6 @@ int run_plan(const RunOptions& options) {
       status = read_plan(stage, dump.problem, workspace, &plan);
     }
     if (!status.ok()) return refuse(status, kWrong);
-    const PlanShape shape = stage.plan_shape(dump.problem, machine.limits());
     fmt::print("{}{}, plan made on: {}\n{}\nrow tiles: {}, workers for each: {}\n{}",
                printed > 0 ? "\n" : "", stage.slug, machine.description(), describe(dump),
                shape.row_tiles, shape.workers, describe_plan(plan));

@@ -41,8 +41,7 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
   DeviceTensors tensors;
   MLA_RETURN_IF_ERROR(generate_on_device(machine, data, &tensors));
   DeviceBuffer workspace, buffer;
-  MLA_RETURN_IF_ERROR(workspace.allocate(
-      machine, std::max<size_t>(16, workspace_bytes(stage, data.problem, machine.limits()))));
+  MLA_RETURN_IF_ERROR(allocate_workspace(stage, data.problem, &workspace));
   records->resize(static_cast<size_t>(blocks * timeline::kTracks));
   MLA_RETURN_IF_ERROR(buffer.allocate(machine, records->size() * sizeof(timeline::Record)));
   for (const bool warm : {false, true}) {

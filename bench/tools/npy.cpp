@@ -1,4 +1,5 @@
 #include "bench/tools/npy.h"
+#include "reference/float16.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

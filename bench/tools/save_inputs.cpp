@@ -38,7 +38,7 @@ Status save_inputs(Machine& machine, const DecodeCase& spec, const std::string& 
   const npy::Output outputs[] = {
       file("q.npy", npy::Type::kUInt16, {batch, problem.seqlen_q, heads, kHeadDimQK}, q),
       file("cache.npy", npy::Type::kUInt16,
-           {problem.num_pages, kPageSize, problem.num_heads_kv, kHeadDimQK}, cache),
+           {problem.num_pages, problem.page_size, problem.num_heads_kv, kHeadDimQK}, cache),
       file("block_table.npy", npy::Type::kInt32, {batch, problem.max_pages_per_seq},
            data.block_table),
       file("seqlens.npy", npy::Type::kInt32, {batch}, data.seqlens_k),

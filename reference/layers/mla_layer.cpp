@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "reference/counter_random.h"
+#include "reference/float16.h"
 #include "reference/parallel_for.h"
 
 namespace mla {
@@ -233,7 +234,7 @@ template <typename T>
 Status MlaCache<T>::create(const MlaDims& dims, int64_t capacity, MlaCache* cache) {
   if (cache == nullptr) return invalid("cache is null");
   MLA_RETURN_IF_ERROR(validate(dims));
-  if (capacity < 1 || capacity > int64_t{kMaxPagesPerSeq} * kPageSize) {
+  if (capacity < 1 || capacity > kMaxTokensPerSeq) {
     return invalid("capacity = " + std::to_string(capacity) + " must be 1 to 2^30 tokens");
   }
   return guard_memory("the cache", [&]() -> Status {
@@ -555,7 +556,7 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
   }
   PagedDecode made;
   const int64_t length = call.kv.rows();
-  const int pages = static_cast<int>(pages_for(length));
+  const int pages = static_cast<int>(pages_for(length, kDefaultPageSize));
   made.problem = {.dtype = dtype,
                   .batch = 1,
                   .seqlen_q = static_cast<int>(call.q.rows()),
@@ -578,11 +579,13 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
     round(call.q.data(), call.q.size(), made.q.data());
 
     made.seqlens_k = {static_cast<int32_t>(length)};
+    const Tensors contiguous = with_strides(made.problem, {});
     for (int page = 0; page < pages; ++page) made.block_table.push_back(pages - 1 - page);
     made.kv_cache.assign(static_cast<size_t>(made.problem.kv_elements()), nan_bits(dtype));
     for (int64_t t = 0; t < length; ++t) {
-      const int64_t row = cache_row(made.block_table.data(), static_cast<int32_t>(t), 1, 0);
-      round(call.kv.row(t).data(), kHeadDimQK, made.kv_cache.data() + row * kHeadDimQK);
+      const int64_t place =
+          cache_place(made.problem, contiguous, made.block_table.data(), static_cast<int>(t), 0);
+      round(call.kv.row(t).data(), kHeadDimQK, made.kv_cache.data() + place);
     }
     made.out.assign(static_cast<size_t>(made.problem.out_elements()), nan_bits(dtype));
     made.lse.assign(static_cast<size_t>(made.problem.lse_elements()), std::nanf(""));

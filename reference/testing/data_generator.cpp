@@ -1,6 +1,7 @@
 #include "reference/testing/data_generator.h"
 
 #include <algorithm>
+#include <bit>
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -61,11 +62,11 @@ std::vector<Needle> draw_needles(const DecodeCase& spec, float softmax_scale, in
   }
   const uint64_t page_key = generator::row_key(spec.seed, Stream::kNeedles, sequence, 0, 0);
   const uint64_t token_key = generator::row_key(spec.seed, Stream::kNeedles, sequence, 1, 0);
-  const int64_t pages = pages_for(length);
+  const int64_t pages = pages_for(length, spec.page_size);
   for (const int32_t page :
        draw_distinct(page_key, pages, std::min<int64_t>(pages, kSeededNeedles))) {
-    const int64_t first = int64_t{page} * kPageSize;
-    const int64_t tokens_there = std::min<int64_t>(kPageSize, length - first);
+    const int64_t first = int64_t{page} * spec.page_size;
+    const int64_t tokens_there = std::min<int64_t>(spec.page_size, length - first);
     tokens.push_back(static_cast<int32_t>(first + draw_below(token_key, page, tokens_there)));
   }
   std::sort(tokens.begin(), tokens.end());
@@ -123,6 +124,8 @@ std::string DecodeCase::name() const {
   }
   if (causal) text += " causal";
   if (fixed_split_tokens != 0) text += " split=" + std::to_string(fixed_split_tokens);
+  if (page_size != kDefaultPageSize) text += " page=" + std::to_string(page_size);
+  if (strided) text += " strided";
   text += std::string(" ") + to_string(data);
   return text + " seed=" + std::to_string(seed);
 }
@@ -143,6 +146,8 @@ std::string shape_name(const DataSet& data) {
   if (problem.causal) text += "_causal";
   if (problem.fixed_split_tokens != 0)
     text += "_split" + std::to_string(problem.fixed_split_tokens);
+  if (problem.page_size != kDefaultPageSize) text += "_page" + std::to_string(problem.page_size);
+  if (data.spec.strided) text += "_strided";
   return problem.dtype == DType::kFloat16 ? text + "_fp16" : text;
 }
 
@@ -164,19 +169,22 @@ DataSet make_data_set(const DecodeCase& spec) {
   if (spec.softmax_scale != 0) problem.softmax_scale = spec.softmax_scale;
   problem.causal = spec.causal;
   problem.fixed_split_tokens = spec.fixed_split_tokens;
+  problem.page_size = spec.page_size;
+  if (!is_page_size(spec.page_size)) return data;  // validate() refuses it
 
   std::vector<int32_t> lengths = spec.lengths.empty() ? draw_lengths(data.spec) : spec.lengths;
   int64_t used_pages = 0;
   int64_t longest = 0;
   for (const int32_t length : lengths) {
     if (length < 0) return data;  // no pages: validate() refuses the problem
-    used_pages += pages_for(length);
-    longest = std::max(longest, pages_for(length));
+    used_pages += pages_for(length, spec.page_size);
+    longest = std::max(longest, pages_for(length, spec.page_size));
   }
-  if (lengths.empty() || used_pages > INT_MAX - kSparePages) return data;
+  if (problem.batch < 0 || used_pages > INT_MAX - kSparePages) return data;
   data.seqlens_k = std::move(lengths);
   problem.num_pages = static_cast<int>(used_pages) + kSparePages;
-  problem.max_pages_per_seq = static_cast<int>(longest) + 1;
+  problem.max_pages_per_seq =
+      static_cast<int>(std::min<int64_t>(longest + 1, kMaxTokensPerSeq / problem.page_size));
 
   const auto num_pages = static_cast<size_t>(problem.num_pages);
   data.block_table.assign(static_cast<size_t>(problem.block_table_elements()), kGarbagePage);
@@ -189,7 +197,7 @@ DataSet make_data_set(const DecodeCase& spec) {
   for (int b = 0; b < problem.batch; ++b) {
     const int64_t length = data.seqlens_k[size_t(b)];
     int32_t* const table_row = &data.block_table[size_t(b) * size_t(problem.max_pages_per_seq)];
-    for (int32_t p = 0; p < pages_for(length); ++p) {
+    for (int32_t p = 0; p < pages_for(length, spec.page_size); ++p) {
       const int32_t page = shuffled[next++];
       table_row[p] = page;
       data.page_sequence[size_t(page)] = b;
@@ -204,9 +212,133 @@ DataSet make_data_set(const DecodeCase& spec) {
   return data;
 }
 
+Layout DataSet::layout() const {
+  Layout layout;
+  Tensors& strides = layout.strides;
+  const int64_t batch = problem.batch, queries = problem.seqlen_q, heads = problem.num_heads_q;
+  const int64_t kv_heads = problem.num_heads_kv;
+  if (spec.strided) {
+    strides.q_strides.head = kHeadDimQK + 64;
+    strides.q_strides.token = heads * strides.q_strides.head + 8;
+    strides.q_strides.batch = queries * strides.q_strides.token + 16;
+    strides.kv_strides.token = kHeadDimQK + 24;
+    strides.kv_strides.head = problem.page_size * strides.kv_strides.token + 8;
+    strides.kv_strides.page = kv_heads * strides.kv_strides.head + 40;
+    strides.block_table_stride = problem.max_pages_per_seq + 3;
+    strides.out_strides.token = kHeadDimV + 32;
+    strides.out_strides.head = queries * strides.out_strides.token + 8;
+    strides.out_strides.batch = heads * strides.out_strides.head + 24;
+    strides.lse_strides.head = 1;
+    strides.lse_strides.token = heads + 1;
+    strides.lse_strides.batch = queries * strides.lse_strides.token + 3;
+    layout.begin = 1;
+  }
+  const Tensors filled = with_strides(problem, strides);
+  // What a dimension of one member steps over does not matter to a kernel; a buffer ends with a gap.
+  const auto size = [&](int64_t members, int64_t asked, int64_t contiguous) {
+    return members * (asked == kContiguous ? contiguous : asked);
+  };
+  layout.q = size(batch, strides.q_strides.batch, queries * heads * kHeadDimQK);
+  layout.kv_cache = size(problem.num_pages, strides.kv_strides.page,
+                         problem.page_size * kv_heads * kHeadDimQK);
+  layout.block_table =
+      layout.begin + size(batch, strides.block_table_stride, problem.max_pages_per_seq);
+  layout.seqlens_k = layout.begin + batch;
+  layout.out = size(batch, strides.out_strides.batch, queries * heads * kHeadDimV);
+  layout.lse = size(batch, strides.lse_strides.batch, queries * heads);
+  strides = filled;
+  return layout;
+}
+
+Tensors Layout::tensors(void* q_buffer, void* kv_buffer, int32_t* table_buffer,
+                        int32_t* length_buffer, void* out_buffer, float* lse_buffer) const {
+  Tensors tensors = strides;
+  tensors.q = q_buffer;
+  tensors.kv_cache = kv_buffer;
+  tensors.block_table = table_buffer + begin;
+  tensors.seqlens_k = length_buffer + begin;
+  tensors.out = out_buffer;
+  tensors.lse = lse_buffer;
+  return tensors;
+}
+
+std::vector<int32_t> DataSet::table_buffer() const {
+  const Layout at = layout();
+  std::vector<int32_t> buffer(static_cast<size_t>(at.block_table), kGarbagePage);
+  const int64_t columns = problem.max_pages_per_seq;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    std::copy_n(block_table.begin() + b * columns, columns,
+                buffer.begin() + at.begin + b * at.strides.block_table_stride);
+  }
+  return buffer;
+}
+
+std::vector<int32_t> DataSet::length_buffer() const {
+  const Layout at = layout();
+  std::vector<int32_t> buffer(static_cast<size_t>(at.seqlens_k), -1);
+  std::copy(seqlens_k.begin(), seqlens_k.end(), buffer.begin() + at.begin);
+  return buffer;
+}
+
+namespace {
+
+/// Calls visit(sequence, query, head) for every row of the outputs.
+template <typename Visit>
+void for_each_row(const Problem& problem, Visit&& visit) {
+  for (int sequence = 0; sequence < problem.batch; ++sequence) {
+    for (int query = 0; query < problem.seqlen_q; ++query) {
+      for (int head = 0; head < problem.num_heads_q; ++head) visit(sequence, query, head);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<uint16_t> gather_out(const DataSet& data, std::span<const uint16_t> buffer) {
+  const Layout at = data.layout();
+  std::vector<uint16_t> out(static_cast<size_t>(data.problem.out_elements()));
+  auto next = out.begin();
+  for_each_row(data.problem, [&](int sequence, int query, int head) {
+    const auto row = buffer.begin() + at.strides.out_place(sequence, query, head);
+    next = std::copy_n(row, kHeadDimV, next);
+  });
+  return out;
+}
+
+std::vector<float> gather_lse(const DataSet& data, std::span<const float> buffer) {
+  const Layout at = data.layout();
+  const Tensors contiguous = with_strides(data.problem, {});
+  std::vector<float> lse(static_cast<size_t>(data.problem.lse_elements()));
+  for_each_row(data.problem, [&](int sequence, int query, int head) {
+    lse[size_t(contiguous.lse_place(sequence, query, head))] =
+        buffer[size_t(at.strides.lse_place(sequence, query, head))];
+  });
+  return lse;
+}
+
+bool gaps_hold(const DataSet& data, std::span<const uint16_t> out, uint16_t out_pattern,
+               std::span<const float> lse, float lse_pattern) {
+  const Layout at = data.layout();
+  std::vector<bool> out_written(out.size()), lse_written(lse.size());
+  for_each_row(data.problem, [&](int sequence, int query, int head) {
+    const auto row = out_written.begin() + at.strides.out_place(sequence, query, head);
+    std::fill_n(row, kHeadDimV, true);
+    lse_written[size_t(at.strides.lse_place(sequence, query, head))] = true;
+  });
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (!out_written[i] && out[i] != out_pattern) return false;
+  }
+  for (size_t i = 0; i < lse.size(); ++i) {
+    if (!lse_written[i] && std::bit_cast<uint32_t>(lse[i]) != std::bit_cast<uint32_t>(lse_pattern)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 Tensors HostTensors::tensors(const DataSet& data) {
-  return {q.data(),   kv_cache.data(), data.block_table.data(), data.seqlens_k.data(),
-          out.data(), lse.data()};
+  return data.layout().tensors(q.data(), kv_cache.data(), block_table.data(), seqlens_k.data(),
+                               out.data(), lse.data());
 }
 
 void HostTensors::poison_outputs(DType dtype) {
@@ -221,49 +353,54 @@ HostTensors generate(const DataSet& data, int num_threads) {
   const DataKind kind = data.spec.data;
   HostTensors host;
 
-  host.q.resize(static_cast<size_t>(problem.q_elements()));
+  const Layout layout = data.layout();
+  const Tensors& places = layout.strides;
+
+  // NaN first: gaps, and whatever no sequence owns, keep it.
+  host.q.assign(static_cast<size_t>(layout.q), nan_bits(dtype));
   parallel_for(int64_t{problem.batch} * problem.seqlen_q, num_threads, [&](int64_t row) {
     const auto sequence = static_cast<int>(row / problem.seqlen_q);
     const auto query = static_cast<int>(row % problem.seqlen_q);
-    uint16_t* q = &host.q[size_t(row * problem.num_heads_q * kHeadDimQK)];
     for (int head = 0; head < problem.num_heads_q; ++head) {
+      uint16_t* q = &host.q[size_t(places.q_place(sequence, query, head))];
       for (int column = 0; column < kHeadDimQK; ++column) {
         *q++ = q_bits(seed, dtype, kind, sequence, query, head, column);
       }
     }
   });
 
-  // NaN first: whatever no sequence owns keeps it.
-  host.kv_cache.assign(static_cast<size_t>(problem.kv_elements()), nan_bits(dtype));
-  const int64_t token_elements = int64_t{problem.num_heads_kv} * kHeadDimQK;
+  host.kv_cache.assign(static_cast<size_t>(layout.kv_cache), nan_bits(dtype));
   parallel_for(problem.num_pages, num_threads, [&](int64_t page) {
     const int32_t sequence = data.page_sequence[size_t(page)];
     if (sequence < 0) return;
-    const int64_t first = int64_t{data.page_position[size_t(page)]} * kPageSize;
-    const int64_t last = std::min<int64_t>(first + kPageSize, data.seqlens_k[size_t(sequence)]);
-    uint16_t* kv = &host.kv_cache[size_t(page * kPageSize * token_elements)];
-    for (int64_t token = first; token < last; ++token) {
+    const int64_t first = int64_t{data.page_position[size_t(page)]} * problem.page_size;
+    const int64_t tokens =
+        std::min<int64_t>(problem.page_size, data.seqlens_k[size_t(sequence)] - first);
+    for (int row = 0; row < tokens; ++row) {
       for (int head = 0; head < problem.num_heads_kv; ++head) {
+        uint16_t* kv = &host.kv_cache[size_t(places.page_place(page, row, head))];
         for (int column = 0; column < kHeadDimQK; ++column) {
-          *kv++ = kv_bits(seed, dtype, kind, sequence, token, head, column);
+          *kv++ = kv_bits(seed, dtype, kind, sequence, first + row, head, column);
         }
       }
     }
   });
+  host.block_table = data.table_buffer();
+  host.seqlens_k = data.length_buffer();
   for (int b = 0; b < problem.batch; ++b) {
     const int32_t* const table_row =
         &data.block_table[size_t(b) * size_t(problem.max_pages_per_seq)];
     for (int32_t n = data.needle_begin[size_t(b)]; n < data.needle_begin[size_t(b) + 1]; ++n) {
       const Needle& needle = data.needles[size_t(n)];
       for (int head = 0; head < problem.num_heads_kv; ++head) {
-        const int64_t row = cache_row(table_row, needle.token, problem.num_heads_kv, head);
-        host.kv_cache[size_t(row * kHeadDimQK + kHeadDimQK - 1)] = needle.bits;
+        const int64_t place = cache_place(problem, places, table_row, needle.token, head);
+        host.kv_cache[size_t(place + kHeadDimQK - 1)] = needle.bits;
       }
     }
   }
 
-  host.out.resize(static_cast<size_t>(problem.out_elements()));
-  host.lse.resize(static_cast<size_t>(problem.lse_elements()));
+  host.out.resize(static_cast<size_t>(layout.out));
+  host.lse.resize(static_cast<size_t>(layout.lse));
   host.poison_outputs(dtype);
   return host;
 }

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,8 @@ struct DecodeCase {
   double empty_fraction = 0;       ///< Each sequence is empty (length 0) with this probability.
   bool causal = false;             ///< As in Problem.
   int fixed_split_tokens = 0;      ///< As in Problem: batch-invariant if not 0.
+  int page_size = kDefaultPageSize;  ///< Tokens per page.
+  bool strided = false;  ///< Tensors with strides of their own and gaps between rows: see Layout.
   DataKind data = DataKind::kFlat;  ///< What q and the cache hold.
   uint64_t seed = 0;                ///< Even: scale 576^-1/2; odd: 0.135234 (DeepSeek-V3's).
   float softmax_scale = 0;          ///< If not 0: the scale, whatever the seed.
@@ -74,6 +77,22 @@ inline constexpr int32_t kGarbagePage = 2147480000;
 /// Pages of the cache that no sequence owns.
 inline constexpr int kSparePages = 3;
 
+/// Where the tensors of a case lie in the buffers that hold them.
+///
+/// A case that is not strided has contiguous tensors, each alone in its buffer. A strided one has what
+/// engines have: gaps between rows, tokens, pages and sequences; KV heads outside the tokens of a page;
+/// heads outside tokens in out, inside them in lse; columns of the block table that are another's; and
+/// a block table and lengths that begin 4 bytes into their buffers.
+struct Layout {
+  Tensors strides;  ///< Every stride; the pointers are null.
+  int64_t q = 0, kv_cache = 0, block_table = 0, seqlens_k = 0, out = 0, lse = 0;  ///< Elements.
+  int64_t begin = 0;  ///< Of block_table and of seqlens_k, in their buffers.
+
+  /// The tensors in these buffers.
+  Tensors tensors(void* q_buffer, void* kv_buffer, int32_t* table_buffer, int32_t* length_buffer,
+                  void* out_buffer, float* lse_buffer) const;
+};
+
 /// A case with its small tables filled in: everything but q and the cache.
 struct DataSet {
   DecodeCase spec;                   ///< What it was made from.
@@ -87,7 +106,25 @@ struct DataSet {
   std::vector<Needle> needles;        ///< All sequences' needles, by sequence, then by token
   std::vector<int32_t> needle_begin;  ///< [batch + 1], offsets into `needles`
   int64_t total_tokens() const;       ///< Sum of seqlens_k
+  Layout layout() const;              ///< Of a problem that validate() accepts.
+  /// [layout().block_table] The block table as its buffer holds it; kGarbagePage in gaps.
+  std::vector<int32_t> table_buffer() const;
+  /// [layout().seqlens_k] The lengths as their buffer holds them; -1 in the gap.
+  std::vector<int32_t> length_buffer() const;
 };
+
+/// @name Outputs in a buffer
+/// Of a case's layout, filled with a NaN pattern before the decode.
+/// @{
+
+/// out [batch, seqlen_q, num_heads_q, 512], contiguous.
+std::vector<uint16_t> gather_out(const DataSet& data, std::span<const uint16_t> buffer);
+/// lse [batch, num_heads_q, seqlen_q], contiguous.
+std::vector<float> gather_lse(const DataSet& data, std::span<const float> buffer);
+/// Whether all that lies between the rows of out and lse still is the pattern.
+bool gaps_hold(const DataSet& data, std::span<const uint16_t> out, uint16_t out_pattern,
+               std::span<const float> lse, float lse_pattern);
+/// @}
 
 /// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.
 /// With its data and its seed it is the same case again.
@@ -95,18 +132,21 @@ std::string shape_name(const DataSet& data);
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
 /// more than the sequences need; these hold NaN. The block table has at least one unused entry per
-/// sequence. A spec outside the contract gives a `problem` that validate() refuses, and no tables
+/// sequence, unless one has 2^30 tokens. A spec outside the contract gives a `problem` that validate() refuses, and no tables
 /// to generate from.
 DataSet make_data_set(const DecodeCase& spec);
 
-/// The bulk tensors on the host, as 16-bit patterns, with outputs full of NaN.
+/// A case's buffers on the host, as 16-bit patterns, with outputs and gaps full of NaN. Contiguous
+/// unless the case is strided.
 struct HostTensors {
   std::vector<uint16_t> q;  ///< [batch, seqlen_q, num_heads_q, 576]
-  /// [num_pages, 64, num_heads_kv, 576]; NaN past every sequence's end
+  /// [num_pages, page_size, num_heads_kv, 576]; NaN past every sequence's end
   std::vector<uint16_t> kv_cache;
-  std::vector<uint16_t> out;  ///< [batch, seqlen_q, num_heads_q, 512], NaN
-  std::vector<float> lse;     ///< [batch, num_heads_q, seqlen_q], NaN
-  /// Pointers to these and to the tables of `data`.
+  std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]
+  std::vector<int32_t> seqlens_k;    ///< [batch]
+  std::vector<uint16_t> out;         ///< [batch, seqlen_q, num_heads_q, 512], NaN
+  std::vector<float> lse;            ///< [batch, num_heads_q, seqlen_q], NaN
+  /// The tensors in these buffers.
   Tensors tensors(const DataSet& data);
   /// Fills out and lse with NaN (again), so that an element a kernel does not write shows.
   void poison_outputs(DType dtype);

@@ -6,18 +6,16 @@ namespace mla {
 
 namespace gpu {
 Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
-                       const Needle*, const int32_t*, const int32_t*, const int32_t*, uint16_t*,
-                       uint16_t*);
+                       const Needle*, const int32_t*, const Tensors&);
 }
 namespace model {
 Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
-                       const Needle*, const int32_t*, const int32_t*, const int32_t*, uint16_t*,
-                       uint16_t*);
+                       const Needle*, const int32_t*, const Tensors&);
 }
 
 Tensors DeviceTensors::tensors() const {
-  return {q.data(),   kv_cache.data(), block_table.as<int32_t>(), seqlens_k.as<int32_t>(),
-          out.data(), lse.as<float>()};
+  return layout.tensors(q.data(), kv_cache.data(), block_table.as<int32_t>(),
+                        seqlens_k.as<int32_t>(), out.data(), lse.as<float>());
 }
 
 Status DeviceTensors::poison_outputs(Machine& machine) {
@@ -33,27 +31,29 @@ Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* 
     return buffer.assign(machine, values.data(), bytes(values));
   };
   DeviceBuffer page_sequence, page_position, needles, needle_begin;
-  MLA_RETURN_IF_ERROR(upload(result->block_table, data.block_table));
-  MLA_RETURN_IF_ERROR(upload(result->seqlens_k, data.seqlens_k));
+  result->layout = data.layout();
+  const Layout& layout = result->layout;
+  MLA_RETURN_IF_ERROR(upload(result->block_table, data.table_buffer()));
+  MLA_RETURN_IF_ERROR(upload(result->seqlens_k, data.length_buffer()));
   MLA_RETURN_IF_ERROR(upload(page_sequence, data.page_sequence));
   MLA_RETURN_IF_ERROR(upload(page_position, data.page_position));
   MLA_RETURN_IF_ERROR(upload(needle_begin, data.needle_begin));
   MLA_RETURN_IF_ERROR(needles.allocate(machine, std::max<size_t>(1, bytes(data.needles))));
   MLA_RETURN_IF_ERROR(
       machine.copy_to_device(needles.data(), data.needles.data(), bytes(data.needles)));
-  MLA_RETURN_IF_ERROR(result->q.allocate(machine, static_cast<size_t>(problem.q_elements()) * 2));
-  MLA_RETURN_IF_ERROR(
-      result->kv_cache.allocate(machine, static_cast<size_t>(problem.kv_elements()) * 2));
-  MLA_RETURN_IF_ERROR(
-      result->out.allocate(machine, static_cast<size_t>(problem.out_elements()) * 2));
-  MLA_RETURN_IF_ERROR(
-      result->lse.allocate(machine, static_cast<size_t>(problem.lse_elements()) * sizeof(float)));
+  // NaN first: gaps keep it.
+  const auto allocate = [&](DeviceBuffer& buffer, int64_t elements, size_t size) -> Status {
+    MLA_RETURN_IF_ERROR(buffer.allocate(machine, static_cast<size_t>(elements) * size));
+    return data.spec.strided ? machine.fill(buffer.data(), 0xff, buffer.bytes()) : Status();
+  };
+  MLA_RETURN_IF_ERROR(allocate(result->q, layout.q, 2));
+  MLA_RETURN_IF_ERROR(allocate(result->kv_cache, layout.kv_cache, 2));
+  MLA_RETURN_IF_ERROR(allocate(result->out, layout.out, 2));
+  MLA_RETURN_IF_ERROR(allocate(result->lse, layout.lse, sizeof(float)));
   const auto generate = MLA_ON_MACHINE(machine, launch_generate);
   MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, page_sequence.as<int32_t>(),
                                page_position.as<int32_t>(), needles.as<Needle>(),
-                               needle_begin.as<int32_t>(), result->block_table.as<int32_t>(),
-                               result->seqlens_k.as<int32_t>(), result->q.as<uint16_t>(),
-                               result->kv_cache.as<uint16_t>()));
+                               needle_begin.as<int32_t>(), result->tensors()));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   return result->poison_outputs(machine);
 }

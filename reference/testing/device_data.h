@@ -10,10 +10,11 @@ namespace mla {
 
 /// A data set's tensors in a machine's memory.
 struct DeviceTensors {
-  DeviceBuffer q, kv_cache, block_table, seqlens_k, out, lse;  ///< Shapes as in Tensors.
-  /// Pointers to these.
+  DeviceBuffer q, kv_cache, block_table, seqlens_k, out, lse;  ///< Of the sizes in `layout`.
+  Layout layout;                                               ///< Where in them the tensors lie.
+  /// The tensors in these buffers.
   Tensors tensors() const;
-  /// Fills out and lse with NaN.
+  /// Fills out and lse with NaN: every byte is 0xff.
   /// @return The machine's errors.
   Status poison_outputs(Machine& machine);
 };

@@ -27,13 +27,11 @@ __global__ void __launch_bounds__(kThreads)
     const QueryRow row = rows[item / problem.num_heads_q];
     const int head = static_cast<int>(item % problem.num_heads_q);
     const int head_kv = head / (problem.num_heads_q / problem.num_heads_kv);
-    const int32_t* table = tensors.block_table + int64_t{row.sequence} * problem.max_pages_per_seq;
+    const int32_t* table = tensors.table_row(row.sequence);
     const T* cache = static_cast<const T*>(tensors.kv_cache);
     const T* q =
-        static_cast<const T*>(tensors.q) +
-        ((int64_t{row.sequence} * problem.seqlen_q + row.query) * problem.num_heads_q + head) *
-            kHeadDimQK;
-    const int seqlen_k = tensors.seqlens_k[row.sequence];
+        static_cast<const T*>(tensors.q) + tensors.q_place(row.sequence, row.query, head);
+    const int seqlen_k = clamped_length(problem, tensors.seqlens_k[row.sequence]);
     const int visible = problem.causal ? seqlen_k - problem.seqlen_q + row.query + 1 : seqlen_k;
 
     for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
@@ -43,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
 
     double largest = -INFINITY;
     for (int t = threadIdx.x; t < visible; t += kThreads) {
-      const T* k = cache + cache_row(table, t, problem.num_heads_kv, head_kv) * kHeadDimQK;
+      const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
       double dot = 0;
       for (int column = 0; column < kHeadDimQK; column += 8) {
         const uint4 eight = *reinterpret_cast<const uint4*>(k + column);
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 
     double left = 0, right = 0;  // columns threadIdx.x and threadIdx.x + 256
     for (int t = 0; t < visible; ++t) {
-      const T* v = cache + cache_row(table, t, problem.num_heads_kv, head_kv) * kHeadDimQK;
+      const T* v = cache + cache_place(problem, tensors, table, t, head_kv);
       left += s[t] * static_cast<double>(to_float(v[threadIdx.x]));
       right += s[t] * static_cast<double>(to_float(v[threadIdx.x + kThreads]));
     }

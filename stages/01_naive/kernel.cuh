@@ -29,59 +29,53 @@ struct Row {
         query(static_cast<int>(row / problem.num_heads_q)),
         head(static_cast<int>(row % problem.num_heads_q)),
         head_kv(head / problem.group_size()),
-        visible(static_cast<int>(problem.visible_tokens(tensors.seqlens_k[sequence_], query))) {}
-
-  // Offset of this row's vector in q (width 576) or out (width 512).
-  __device__ int64_t offset(const Problem& problem, int width) const {
-    return ((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) * width;
-  }
+        visible(static_cast<int>(problem.visible_tokens(
+            clamped_length(problem, tensors.seqlens_k[sequence_]), query))) {}
 };
 
-// S = scale * Q K^T. One item: one row against one page of 64 tokens.
+// S = scale * Q K^T. One item: one row against every `parts`-th stretch of 64 tokens.
 //   scores_gmem: [num_sequences, rows, max_seqlen_k], rows = seqlen_q * num_heads_q
 template <typename T, Mapping kMapping>
 __global__ void __launch_bounds__(kThreads)
-    scores(Problem problem, Tensors tensors, int first_sequence, int64_t num_items,
+    scores(Problem problem, Tensors tensors, int first_sequence, int parts, int64_t num_items,
            float* __restrict__ scores_gmem) {
+  constexpr int kTokens = 64;
   const int64_t rows = int64_t{problem.seqlen_q} * problem.num_heads_q;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
-    const int page = static_cast<int>(item % problem.max_pages_per_seq);
-    const int64_t score_row = item / problem.max_pages_per_seq;  // sequence in this chunk, row
+    const int64_t score_row = item / parts;  // sequence in this chunk, row
     const Row row(problem, tensors, first_sequence + static_cast<int>(score_row / rows),
                   score_row % rows);
-    const int tokens = row.visible - page * kPageSize;  // visible in this page
-    if (tokens <= 0) continue;
-
-    const int32_t* table = tensors.block_table + int64_t{row.sequence} * problem.max_pages_per_seq;
-    const T* q_gmem = static_cast<const T*>(tensors.q) + row.offset(problem, kHeadDimQK);  // [576]
+    const int32_t* table = tensors.table_row(row.sequence);
+    const T* q_gmem = static_cast<const T*>(tensors.q) +
+                      tensors.q_place(row.sequence, row.query, row.head);  // [576]
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    float* s_gmem = scores_gmem + score_row * problem.max_seqlen_k() + page * kPageSize;  // [64]
+    float* s_gmem = scores_gmem + score_row * problem.max_seqlen_k();  // [max_seqlen_k]
 
-    if constexpr (kMapping == Mapping::kWarpPerScore) {
-      const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-      for (int t = warp; t < kPageSize && t < tokens; t += kWarps) {
-        const T* k_gmem =
-            kv_gmem +
-            cache_row(table, page * kPageSize + t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;
-        float dot = 0;
-        for (int column = lane; column < kHeadDimQK; column += 32) {
-          dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
+    for (int64_t begin = item % parts * kTokens; begin < row.visible;
+         begin += int64_t{parts} * kTokens) {
+      const int first = static_cast<int>(begin), end = min(first + kTokens, row.visible);
+      if constexpr (kMapping == Mapping::kWarpPerScore) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        for (int t = first + warp; t < end; t += kWarps) {
+          const T* k_gmem = kv_gmem + cache_place(problem, tensors, table, t, row.head_kv);
+          float dot = 0;
+          for (int column = lane; column < kHeadDimQK; column += 32) {
+            dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
+          }
+          for (int offset = 16; offset > 0; offset /= 2) {
+            dot += __shfl_xor_sync(0xffffffff, dot, offset);
+          }
+          if (lane == 0) s_gmem[t] = problem.softmax_scale * dot;
         }
-        for (int offset = 16; offset > 0; offset /= 2) {
-          dot += __shfl_xor_sync(0xffffffff, dot, offset);
+      } else {
+        for (int t = first + threadIdx.x; t < end; t += kThreads) {
+          const T* k_gmem = kv_gmem + cache_place(problem, tensors, table, t, row.head_kv);
+          float dot = 0;
+          for (int column = 0; column < kHeadDimQK; ++column) {
+            dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
+          }
+          s_gmem[t] = problem.softmax_scale * dot;
         }
-        if (lane == 0) s_gmem[t] = problem.softmax_scale * dot;
-      }
-    } else {
-      for (int t = threadIdx.x; t < kPageSize && t < tokens; t += kThreads) {
-        const T* k_gmem =
-            kv_gmem +
-            cache_row(table, page * kPageSize + t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;
-        float dot = 0;
-        for (int column = 0; column < kHeadDimQK; ++column) {
-          dot += to_float(q_gmem[column]) * to_float(k_gmem[column]);
-        }
-        s_gmem[t] = problem.softmax_scale * dot;
       }
     }
   }
@@ -131,8 +125,7 @@ __global__ void __launch_bounds__(kThreads)
 
     for (int t = threadIdx.x; t < row.visible; t += kThreads) s_gmem[t] /= sum;
     if (threadIdx.x == 0) {
-      const int64_t lse_row = int64_t{row.sequence} * problem.num_heads_q + row.head;
-      tensors.lse[lse_row * problem.seqlen_q + row.query] =
+      tensors.lse[tensors.lse_place(row.sequence, row.query, row.head)] =
           row.visible > 0 ? maximum + logf(sum) : INFINITY;
     }
   }
@@ -147,15 +140,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t rows = int64_t{problem.seqlen_q} * problem.num_heads_q;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const Row row(problem, tensors, first_sequence + static_cast<int>(item / rows), item % rows);
-    const int32_t* table = tensors.block_table + int64_t{row.sequence} * problem.max_pages_per_seq;
+    const int32_t* table = tensors.table_row(row.sequence);
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    const float* p_gmem = scores_gmem + item * problem.max_seqlen_k();            // [max_seqlen_k]
-    T* out_gmem = static_cast<T*>(tensors.out) + row.offset(problem, kHeadDimV);  // [512]
+    const float* p_gmem = scores_gmem + item * problem.max_seqlen_k();  // [max_seqlen_k]
+    T* out_gmem = static_cast<T*>(tensors.out) +
+                  tensors.out_place(row.sequence, row.query, row.head);  // [512]
 
     float left = 0, right = 0;
     for (int t = 0; t < row.visible; ++t) {
-      const T* v_gmem =
-          kv_gmem + cache_row(table, t, problem.num_heads_kv, row.head_kv) * kHeadDimQK;  // [512]
+      const T* v_gmem = kv_gmem + cache_place(problem, tensors, table, t, row.head_kv);  // [512]
       left += p_gmem[t] * to_float(v_gmem[threadIdx.x]);
       right += p_gmem[t] * to_float(v_gmem[threadIdx.x + kThreads]);
     }

@@ -30,22 +30,29 @@ int sequences_at_once(const Problem& problem) {
       std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
 }
 
-size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
+size_t scratch_bytes(const Problem& problem, const DeviceLimits&) {
   return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
-              Stream stream) {
-  auto* scores_gmem = static_cast<float*>(workspace);
+// Blocks that share a row's scores: enough of them to keep the device busy, whatever the width of the
+// table, because what they do follows the lengths.
+int parts_of(const Problem& problem, int64_t rows, const DeviceLimits& limits) {
+  const int64_t enough = (int64_t{64} * limits.multiprocessors + rows - 1) / rows;
+  return static_cast<int>(std::min(enough, grains_for(problem.max_seqlen_k())));
+}
+
+Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+              const DeviceLimits& limits, Stream stream) {
+  auto* scores_gmem = static_cast<float*>(scratch);
   const int at_once = sequences_at_once(problem);
   return visit_dtype(problem.dtype, [&](auto zero) -> Status {
     using T = decltype(zero);
     for (int first = 0; first < problem.batch; first += at_once) {
       const int64_t sequences = std::min(at_once, problem.batch - first);
       const int64_t rows = sequences * problem.seqlen_q * problem.num_heads_q;
-      const int64_t pages = rows * problem.max_pages_per_seq;
-      MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(pages), kThreads, 0, stream, problem,
-                                 tensors, first, pages, scores_gmem));
+      const int parts = parts_of(problem, rows, limits);
+      MLA_RETURN_IF_ERROR(launch(scores<T, kMapping>, grid_for(rows * parts), kThreads, 0, stream,
+                                 problem, tensors, first, parts, rows * parts, scores_gmem));
       MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kThreads, sizeof(SoftmaxSmem), stream,
                                  problem, tensors, first, rows, scores_gmem));
       MLA_RETURN_IF_ERROR(launch(values<T>, grid_for(rows), kThreads, 0, stream, problem, tensors,
@@ -76,7 +83,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "three kernels, one row at a time; scores in global memory";
-  stage.workspace_bytes = workspace_bytes;
+  stage.scratch_bytes = scratch_bytes;
   stage.decode = decode;
   stage.predict = predict;
   return stage;

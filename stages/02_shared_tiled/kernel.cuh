@@ -56,15 +56,18 @@ struct RowTile {
     head_kv = static_cast<int>(matrix % problem.num_heads_kv);
     begin = static_cast<int>(index % tiles) * rows_per_tile;
     end = min(begin + rows_per_tile, rows);
-    visible = static_cast<int>(
-        problem.visible_tokens(tensors.seqlens_k[sequence], (end - 1) / problem.group_size()));
+    visible = visible_to(problem, tensors, end - 1);
   }
 
-  // Offset of packed row `row` in q (width 576) or out (width 512).
-  __device__ int64_t offset(const Problem& problem, int row, int width) const {
-    const int group = problem.group_size();
-    const int64_t query = int64_t{sequence} * problem.seqlen_q + row / group;
-    return (query * problem.num_heads_q + head_kv * group + row % group) * width;
+  // Tokens that packed row `row` sees; 0 or less: none.
+  __device__ int visible_to(const Problem& problem, const Tensors& tensors, int row) const {
+    return static_cast<int>(problem.visible_tokens(
+        clamped_length(problem, tensors.seqlens_k[sequence]), query(problem, row)));
+  }
+  // The query token and the query head of packed row `row`.
+  __device__ int query(const Problem& problem, int row) const { return row / problem.group_size(); }
+  __device__ int head(const Problem& problem, int row) const {
+    return head_kv * problem.group_size() + row % problem.group_size();
   }
 };
 
@@ -81,91 +84,92 @@ struct ScoresSmem {
   float k[kTileN][kPadded];
 };
 
-// S = scale * Q K^T. One item: kRows rows against 128 tokens.
+// S = scale * Q K^T. One item: kRows rows against every `parts`-th stretch of 128 tokens.
 //   scores_gmem: [matrices, rows_per_kv_head, max_seqlen_k], a matrix being one (sequence, KV head)
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kThreads, 4)
-    scores(Problem problem, Tensors tensors, int first_sequence, int64_t row_tiles,
+    scores(Problem problem, Tensors tensors, int first_sequence, int64_t row_tiles, int parts,
            int64_t num_items, float* __restrict__ scores_gmem) {
   using Share = Tile<kRows>;
   ScoresSmem<kRows>& smem = shared_memory<ScoresSmem<kRows>>();
   const Share share;
-  const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the
     // L2.
     const int64_t row_tile = item % row_tiles;
-    const int token_begin = static_cast<int>(item / row_tiles % token_tiles) * kTileN;
+    const int64_t part = item / row_tiles % parts;
     const RowTile tile(problem, tensors, first_sequence,
-                       item / (row_tiles * token_tiles) * row_tiles + row_tile, kRows);
-    if (token_begin >= tile.visible) continue;  // the whole block agrees
+                       item / (row_tiles * parts) * row_tiles + row_tile, kRows);
 
     // Each thread brings chunks of one row of Q and one token of K, the same in every step. Rows
     // past the end and tokens past the end: 0.
     constexpr int kRowThreads = kThreads / kRows, kChunks = kTileK / 8;
     const int q_row = threadIdx.x / kRowThreads, k_token = threadIdx.x;
     const T* q_gmem = nullptr;  // [576]
-    const T* k_gmem = nullptr;  // [576]
     if (tile.begin + q_row < tile.end) {
-      q_gmem =
-          static_cast<const T*>(tensors.q) + tile.offset(problem, tile.begin + q_row, kHeadDimQK);
-    }
-    if (token_begin + k_token < tensors.seqlens_k[tile.sequence]) {
-      const int32_t* table =
-          tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
-      k_gmem =
-          static_cast<const T*>(tensors.kv_cache) +
-          cache_row(table, token_begin + k_token, problem.num_heads_kv, tile.head_kv) * kHeadDimQK;
+      q_gmem = static_cast<const T*>(tensors.q) +
+               tensors.q_place(tile.sequence, tile.query(problem, tile.begin + q_row),
+                               tile.head(problem, tile.begin + q_row));
     }
 
-    float s_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
-    for (int column = 0; column < kHeadDimQK; column += kTileK) {
-      // Q [kRows, 32] and K [128, 32] to shared memory, 8 values per turn, converted to fp32 once.
-#pragma unroll
-      for (int chunk = threadIdx.x % kRowThreads; chunk < kChunks; chunk += kRowThreads) {
-        store_as_float<T>(load_or_zero(q_gmem, column + 8 * chunk), &smem.q[q_row][8 * chunk]);
+    for (int64_t begin = part * kTileN; begin < tile.visible; begin += int64_t{parts} * kTileN) {
+      const int token_begin = static_cast<int>(begin);
+      const T* k_gmem = nullptr;  // [576]
+      if (token_begin + k_token < tile.visible) {
+        k_gmem = static_cast<const T*>(tensors.kv_cache) +
+                 cache_place(problem, tensors, tensors.table_row(tile.sequence),
+                             token_begin + k_token, tile.head_kv);
       }
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {
-        store_as_float<T>(load_or_zero(k_gmem, column + 8 * chunk), &smem.k[k_token][8 * chunk]);
-      }
-      __syncthreads();  // the tiles are filled
 
-      // S += Q K^T, four columns per step: kLaneRows + kLaneColumns 16-byte reads for
-      // 4 kLaneRows kLaneColumns FMAs
-#pragma unroll 1
-      for (int k = 0; k < kTileK; k += 4) {
-        float4 q_rmem[Share::kLaneRows];
+      float s_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
+      for (int column = 0; column < kHeadDimQK; column += kTileK) {
+        // Q [kRows, 32] and K [128, 32] to shared memory, 8 values per turn, converted to fp32 once.
 #pragma unroll
-        for (int i = 0; i < Share::kLaneRows; ++i) {
-          q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
+        for (int chunk = threadIdx.x % kRowThreads; chunk < kChunks; chunk += kRowThreads) {
+          store_as_float<T>(load_or_zero(q_gmem, column + 8 * chunk), &smem.q[q_row][8 * chunk]);
         }
 #pragma unroll
-        for (int j = 0; j < Share::kLaneColumns; ++j) {
-          const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.column + 8 * j][k]);
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+          store_as_float<T>(load_or_zero(k_gmem, column + 8 * chunk), &smem.k[k_token][8 * chunk]);
+        }
+        __syncthreads();  // the tiles are filled
+
+        // S += Q K^T, four columns per step: kLaneRows + kLaneColumns 16-byte reads for
+        // 4 kLaneRows kLaneColumns FMAs
+#pragma unroll 1
+        for (int k = 0; k < kTileK; k += 4) {
+          float4 q_rmem[Share::kLaneRows];
 #pragma unroll
           for (int i = 0; i < Share::kLaneRows; ++i) {
-            s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
-            s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
-            s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
-            s_rmem[i][j] += q_rmem[i].w * k_rmem.w;
+            q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
+          }
+#pragma unroll
+          for (int j = 0; j < Share::kLaneColumns; ++j) {
+            const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.column + 8 * j][k]);
+#pragma unroll
+            for (int i = 0; i < Share::kLaneRows; ++i) {
+              s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
+              s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
+              s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
+              s_rmem[i][j] += q_rmem[i].w * k_rmem.w;
+            }
           }
         }
+        __syncthreads();  // the tiles have been read: the next step may overwrite them
       }
-      __syncthreads();  // the tiles have been read: the next step may overwrite them
-    }
 
 #pragma unroll
-    for (int i = 0; i < Share::kLaneRows; ++i) {
-      const int row = tile.begin + share.row + 4 * i;
-      if (row >= tile.end) continue;
-      float* s_gmem =
-          scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
+      for (int i = 0; i < Share::kLaneRows; ++i) {
+        const int row = tile.begin + share.row + 4 * i;
+        if (row >= tile.end) continue;
+        float* s_gmem =
+            scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
 #pragma unroll
-      for (int j = 0; j < Share::kLaneColumns; ++j) {
-        const int token = token_begin + share.column + 8 * j;
-        if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
+        for (int j = 0; j < Share::kLaneColumns; ++j) {
+          const int token = token_begin + share.column + 8 * j;
+          if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
+        }
       }
     }
   }
@@ -221,10 +225,8 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
       s_gmem[t] = expf(s_gmem[t] - maximum) * inverse_sum;
     }
     if (threadIdx.x == 0) {
-      const int group = problem.group_size();
-      const int64_t head =
-          int64_t{row.sequence} * problem.num_heads_q + row.head_kv * group + row.begin % group;
-      tensors.lse[head * problem.seqlen_q + row.begin / group] =
+      tensors.lse[tensors.lse_place(row.sequence, row.query(problem, row.begin),
+                                    row.head(problem, row.begin))] =
           row.visible > 0 ? maximum + logf(sum) : INFINITY;
     }
   }
@@ -254,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int column_begin = static_cast<int>(item % kColumnTiles) * kTileN;
     const RowTile tile(problem, tensors, first_sequence, item / kColumnTiles, kRows);
-    const int32_t* table = tensors.block_table + int64_t{tile.sequence} * problem.max_pages_per_seq;
+    const int32_t* table = tensors.table_row(tile.sequence);
 
     // Each thread brings chunks of one row of P, the same in every step, and of one token of V.
     constexpr int kRowThreads = kThreads / kRows, kTokenThreads = kThreads / kStepTokens;
@@ -265,8 +267,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                           problem.max_seqlen_k();  // [max_seqlen_k]
     int p_visible = 0;
     if (tile.begin + p_row < tile.end) {
-      p_visible = static_cast<int>(problem.visible_tokens(
-          tensors.seqlens_k[tile.sequence], (tile.begin + p_row) / problem.group_size()));
+      p_visible = tile.visible_to(problem, tensors, tile.begin + p_row);
     }
 
     float o_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
@@ -286,8 +287,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       const T* v_gmem = nullptr;  // [128]
       if (token_begin + v_token < tile.visible) {
         v_gmem = static_cast<const T*>(tensors.kv_cache) +
-                 cache_row(table, token_begin + v_token, problem.num_heads_kv, tile.head_kv) *
-                     kHeadDimQK +
+                 cache_place(problem, tensors, table, token_begin + v_token, tile.head_kv) +
                  column_begin;
       }
 #pragma unroll
@@ -331,7 +331,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int i = 0; i < Share::kLaneRows; ++i) {
       const int row = tile.begin + share.row + 4 * i;
       if (row >= tile.end) continue;
-      T* out_gmem = static_cast<T*>(tensors.out) + tile.offset(problem, row, kHeadDimV);
+      T* out_gmem =
+          static_cast<T*>(tensors.out) +
+          tensors.out_place(tile.sequence, tile.query(problem, row), tile.head(problem, row));
 #pragma unroll
       for (int j = 0; j < Share::kLaneColumns; j += 4) {
         const float o[4] = {o_rmem[i][j], o_rmem[i][j + 1], o_rmem[i][j + 2], o_rmem[i][j + 3]};

@@ -13,8 +13,8 @@ using namespace shared_tiled;
 static_assert(kHeadDimQK % kTileK == 0, "the depth of S is walked in whole steps");
 static_assert(kHeadDimV % kTileN == 0, "O is cut into whole column tiles");
 static_assert(kThreads == kTileN, "each thread of `scores` brings one token of K");
-static_assert(kPageSize % kStepTokens == 0,
-              "a step of `values` reads whole float4s of a score row");
+static_assert(kMinPageSize % kStepTokens == 0,
+              "a step of `values` reads whole float4s of a score row, whose width is that of the table");
 
 // Scores of one sequence: [num_heads_kv, rows_per_kv_head, max_seqlen_k] floats.
 int64_t score_bytes(const Problem& problem) {
@@ -27,7 +27,7 @@ int sequences_at_once(const Problem& problem) {
       std::clamp<int64_t>((int64_t{1} << 30) / score_bytes(problem), 1, problem.batch));
 }
 
-size_t workspace_bytes(const Problem& problem, const DeviceLimits&) {
+size_t scratch_bytes(const Problem& problem, const DeviceLimits&) {
   return static_cast<size_t>(sequences_at_once(problem) * score_bytes(problem));
 }
 
@@ -36,19 +36,26 @@ int rows_per_tile(const Problem& problem) {
   return problem.rows_per_kv_head() <= 16 ? 16 : 64;
 }
 
+// Blocks that share the scores of a tile of rows: enough of them to keep the device busy, whatever the
+// width of the table, because what they do follows the lengths.
+int parts_of(const Problem& problem, int64_t tiles, const DeviceLimits& limits) {
+  const int64_t enough = (int64_t{64} * limits.multiprocessors + tiles - 1) / tiles;
+  return static_cast<int>(std::min(enough, (problem.max_seqlen_k() + kTileN - 1) / kTileN));
+}
+
 template <typename T, int kRows>
 Status decode_tiled(const Problem& problem, const Tensors& tensors, float* scores_gmem,
-                    Stream stream) {
+                    const DeviceLimits& limits, Stream stream) {
   const int at_once = sequences_at_once(problem);
   const int64_t row_tiles = (problem.rows_per_kv_head() + kRows - 1) / kRows;
-  const int64_t token_tiles = (problem.max_seqlen_k() + kTileN - 1) / kTileN;
   for (int first = 0; first < problem.batch; first += at_once) {
     const int64_t matrices =
         int64_t{std::min(at_once, problem.batch - first)} * problem.num_heads_kv;
     const int64_t tiles = matrices * row_tiles;
-    MLA_RETURN_IF_ERROR(launch(scores<T, kRows>, grid_for(tiles * token_tiles), kThreads,
+    const int parts = parts_of(problem, tiles, limits);
+    MLA_RETURN_IF_ERROR(launch(scores<T, kRows>, grid_for(tiles * parts), kThreads,
                                sizeof(ScoresSmem<kRows>), stream, problem, tensors, first,
-                               row_tiles, tiles * token_tiles, scores_gmem));
+                               row_tiles, parts, tiles * parts, scores_gmem));
     const int64_t rows = matrices * problem.rows_per_kv_head();
     MLA_RETURN_IF_ERROR(launch(softmax, grid_for(rows), kSoftmaxThreads, sizeof(SoftmaxSmem),
                                stream, problem, tensors, first, rows, scores_gmem));
@@ -60,14 +67,14 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, float* score
   return {};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace, const DeviceLimits&,
-              Stream stream) {
-  auto* scores_gmem = static_cast<float*>(workspace);
+Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+              const DeviceLimits& limits, Stream stream) {
+  auto* scores_gmem = static_cast<float*>(scratch);
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     return rows_per_tile(problem) == 16
-               ? decode_tiled<T, 16>(problem, tensors, scores_gmem, stream)
-               : decode_tiled<T, 64>(problem, tensors, scores_gmem, stream);
+               ? decode_tiled<T, 16>(problem, tensors, scores_gmem, limits, stream)
+               : decode_tiled<T, 64>(problem, tensors, scores_gmem, limits, stream);
   });
 }
 
@@ -100,7 +107,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "a KV tile in shared memory serves all heads; register tiles";
-  stage.workspace_bytes = workspace_bytes;
+  stage.scratch_bytes = scratch_bytes;
   stage.decode = decode;
   stage.predict = predict;
   return stage;

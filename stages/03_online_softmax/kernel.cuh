@@ -97,27 +97,24 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     const int64_t matrix = item / row_tiles;
     const int sequence = static_cast<int>(matrix / problem.num_heads_kv);
     const int head_kv = static_cast<int>(matrix % problem.num_heads_kv);
-    const int seqlen_k = tensors.seqlens_k[sequence];
+    const int seqlen_k = clamped_length(problem, tensors.seqlens_k[sequence]);
     const int row_end = min(row_begin + kRows, rows);
     const auto visible = [&](int row) {
       return static_cast<int>(problem.visible_tokens(seqlen_k, row / group));
     };
     const int tokens = visible(row_end - 1);  // of the last row: none sees more
     const int own_visible = visible(row_begin + own_row);
-    const int32_t* table = tensors.block_table + int64_t{sequence} * problem.max_pages_per_seq;
+    const int32_t* table = tensors.table_row(sequence);
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    // Where row r of the tile lies in q and in out, in rows.
-    const auto gmem_row = [&](int r) {
-      const int row = row_begin + r;
-      return (int64_t{sequence} * problem.seqlen_q + row / group) * problem.num_heads_q +
-             head_kv * group + row % group;
-    };
+    // The query token and the query head of row r of the tile.
+    const auto query = [&](int r) { return (row_begin + r) / group; };
+    const auto head = [&](int r) { return head_kv * group + (row_begin + r) % group; };
 
     // This thread's token of the tile at `token_begin`.
     const auto token_gmem = [&](int token_begin) -> const T* {
       const int token = token_begin + threadIdx.x / kTokenThreads;
       if (token >= seqlen_k) return nullptr;
-      return kv_gmem + cache_row(table, token, problem.num_heads_kv, head_kv) * kHeadDimQK;
+      return kv_gmem + cache_place(problem, tensors, table, token, head_kv);
     };
 
     Fetch fetch;
@@ -128,8 +125,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       const int r = chunk / (kHeadDimQK / 8), column = chunk % (kHeadDimQK / 8) * 8;
       uint4 packed = make_uint4(0, 0, 0, 0);
       if (row_begin + r < row_end) {
-        packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
-                                                 gmem_row(r) * kHeadDimQK + column);
+        packed = *reinterpret_cast<const uint4*>(
+            static_cast<const T*>(tensors.q) + tensors.q_place(sequence, query(r), head(r)) + column);
       }
       store_as_float<T>(packed, &smem.q[r][column]);
     }
@@ -249,11 +246,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     if (threadIdx.x % kRowThreads == 0) {
       const bool saw_something = own_visible > 0;  // not l > 0, which NaN in the cache makes false
       smem.rescale[own_row] = saw_something ? 1 / l : 0;
-      const int row = row_begin + own_row;
-      if (row < row_end) {
-        const int64_t head =
-            int64_t{sequence} * problem.num_heads_q + head_kv * group + row % group;
-        tensors.lse[head * problem.seqlen_q + row / group] =
+      if (row_begin + own_row < row_end) {
+        tensors.lse[tensors.lse_place(sequence, query(own_row), head(own_row))] =
             saw_something ? kLn2 * (m + log2f(l)) : INFINITY;
       }
     }
@@ -263,7 +257,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       const int row = out_y + 4 * i;
       if (row_begin + row >= row_end) continue;
       const float inverse_l = smem.rescale[row];
-      T* out_gmem = static_cast<T*>(tensors.out) + gmem_row(row) * kHeadDimV;
+      T* out_gmem =
+          static_cast<T*>(tensors.out) + tensors.out_place(sequence, query(row), head(row));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float o[4] = {o_rmem[i][4 * half] * inverse_l, o_rmem[i][4 * half + 1] * inverse_l,

@@ -10,7 +10,6 @@ namespace {
 
 namespace kernel = online_softmax;
 
-static_assert(kPageSize % kernel::kTokens == 0, "a tile lies in one page");
 static_assert(kHeadDimQK % (4 * kernel::kWarps) == 0, "S is split over the warps in whole float4s");
 static_assert(kHeadDimV == 64 * kernel::kWarps, "O is split over the warps by 64 columns");
 static_assert(sizeof(kernel::Smem<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
@@ -38,8 +37,8 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream strea
                 sizeof(kernel::Smem<kRows>), stream, problem, tensors, tiles);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, const DeviceLimits& limits,
-              Stream stream) {
+Status decode(const Problem& problem, const Tensors& tensors, void*, void*,
+              const DeviceLimits& limits, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     switch (rows_per_tile(problem, limits)) {

@@ -33,7 +33,7 @@ struct Smem {
   float partial_s[kWarps][kRows][kStrideS];  // each warp's share of S
   float p[kRows][kStrideS];
   float rescale[kRows];    // a; at the end 1 / l
-  int64_t out_row[kRows];  // where O goes, in rows of out or out_partial; -1: nowhere
+  int64_t out_row[kRows];  // where O goes, in elements of out or out_partial; -1: nowhere
 };
 
 // The 16-bit values of a tile on their way from global memory, fetched while the tile before is
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
   constexpr int kOutRows = kRows / 4;
   const int out_y = lane / 16 * 2 + lane % 2, out_column = warp * 64 + lane / 2 % 8 * 4;
 
-  const RowTile rows(problem, items, kRows);
+  const RowTile rows(problem, tensors, items, kRows);
 
   for (PieceCursor at(problem, tensors, split, rows.worker); at.more(); at.next()) {
     const int tokens = min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
@@ -99,9 +99,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
     const auto token_gmem = [&](int token_begin) -> const T* {
       const int token = token_begin + threadIdx.x / kTokenThreads;
       if (token >= at.token_end()) return nullptr;
-      const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
       return static_cast<const T*>(tensors.kv_cache) +
-             cache_row(table, token, problem.num_heads_kv, rows.head_kv) * kHeadDimQK;
+             cache_place(problem, tensors, tensors.table_row(at.sequence), token, rows.head_kv);
     };
 
     Fetch fetch;
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       uint4 packed = make_uint4(0, 0, 0, 0);
       if (rows.exists(r)) {
         packed = *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
-                                                 rows.place(at.sequence, r) * kHeadDimQK + column);
+                                                 rows.q_place(at.sequence, r) + column);
       }
       store_as_float<T>(packed, &smem.q[r][column]);
     }
@@ -241,17 +240,17 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       if (rows.exists(own_row) && slot >= 0) {
         const int64_t place = rows.slot_place(slot, own_row);
         split.lse_partial[place] = saw_something ? lse : -INFINITY;
-        smem.out_row[own_row] = place;
+        smem.out_row[own_row] = place * kHeadDimV;
       } else if (rows.exists(own_row)) {
         tensors.lse[rows.lse_place(at.sequence, own_row)] = saw_something ? lse : INFINITY;
-        smem.out_row[own_row] = rows.place(at.sequence, own_row);
+        smem.out_row[own_row] = rows.out_place(at.sequence, own_row);
       }
     }
     __syncthreads();  // 1 / l and the rows' places are there
 #pragma unroll
     for (int i = 0; i < kOutRows; ++i) {
-      const int64_t first = smem.out_row[out_y + 4 * i] * kHeadDimV + out_column;
-      if (first < 0) continue;
+      if (smem.out_row[out_y + 4 * i] < 0) continue;
+      const int64_t first = smem.out_row[out_y + 4 * i] + out_column;
       const float inverse_l = smem.rescale[out_y + 4 * i];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -10,7 +10,6 @@ namespace {
 
 namespace kernel = split_kv;
 
-static_assert(kPageSize % kernel::kTokens == 0, "a tile lies in one page");
 static_assert(kHeadDimQK % (4 * kernel::kWarps) == 0, "S is split over the warps in whole float4s");
 static_assert(kHeadDimV == 64 * kernel::kWarps, "O is split over the warps by 64 columns");
 static_assert(sizeof(kernel::Smem<64>) <= 232448, "64 rows fit a Hopper block's shared memory");
@@ -30,14 +29,14 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tile_rows = rows_per_tile(problem, limits);
   const int resident = limits.multiprocessors * (tile_rows == 16 ? 2 : 1);
   const int tiles = row_tiles_of(problem, tile_rows);
-  return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_pages = 1};
+  return {.row_tiles = tiles, .workers = workers_for(tiles, resident), .fixed_grains = 1};
 }
 
 template <typename T, int kRows>
-Status decode_tiled(const Problem& problem, const Tensors& tensors, void* workspace,
+Status decode_tiled(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                     const DeviceLimits& limits, Stream stream) {
   const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return launch(kernel::decode<T, kRows>, grid, kernel::kThreads, sizeof(kernel::Smem<kRows>),
                   stream, problem, tensors, split, items);
@@ -45,17 +44,17 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, void* worksp
   return launch_combine(problem, shape, split, tensors, stream);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     switch (rows_per_tile(problem, limits)) {
       case 64:
-        return decode_tiled<T, 64>(problem, tensors, workspace, limits, stream);
+        return decode_tiled<T, 64>(problem, tensors, plan, scratch, limits, stream);
       case 32:
-        return decode_tiled<T, 32>(problem, tensors, workspace, limits, stream);
+        return decode_tiled<T, 32>(problem, tensors, plan, scratch, limits, stream);
       default:
-        return decode_tiled<T, 16>(problem, tensors, workspace, limits, stream);
+        return decode_tiled<T, 16>(problem, tensors, plan, scratch, limits, stream);
     }
   });
 }

@@ -32,7 +32,7 @@ struct Tiling {
   static constexpr int kWarpRows = kRows / kRowWarps, kWarpTokens = kTokens / kTokenWarps;
   static constexpr int kWarpColumns = kHeadDimV / kWarps;  // of O
   static constexpr int kStrideP = kTokens + 8;             // + 8: ldmatrix without a bank conflict
-  static_assert(kPageSize % kTokens == 0, "a tile lies in one page");
+  static_assert(kGrainTokens % kTokens == 0, "a piece ends with a tile");
   static_assert(kWarpRows == 16 * kDepthWarps, "after the exchange a warp has 16 rows of S");
   static_assert(kDepthWarps == 1 || (kDepthWarps == 2 && kRowWarps == 2), "room for the exchange");
   static_assert(kWarpTokens % 8 == 0 && kWarpColumns % 16 == 0, "whole fragments");
@@ -47,7 +47,7 @@ struct Smem {
   uint16_t p[Tile::kRows][Tile::kStrideP];
   float row_max[Tile::kTokenWarps][Tile::kRows];  // at the end: row sums
   float rescale[Tile::kRows];                     // a; at the end 1 / l
-  int64_t out_row[Tile::kRows];  // where O goes, in rows of out or out_partial; -1: nowhere
+  int64_t out_row[Tile::kRows];  // where O goes, in elements of out or out_partial; -1: nowhere
 };
 
 // Starts copying `kCount` rows of 576 values to shared memory: row(r) is where row r is, null for
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
   // The softmax's share: rows own_row and own_row + 8, tokens own_token + 8 n + {0, 1}.
   const int own_row = row_warp * Tile::kWarpRows + depth * 16 + lane / 4;
   const int own_token = token_warp * Tile::kWarpTokens + lane % 4 * 2;
-  const RowTile rows(problem, items, kRows);
+  const RowTile rows(problem, tensors, items, kRows);
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
@@ -102,18 +102,17 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
   const auto copy_q = [&] {
     copy_rows<Tile::kThreads, kRows>(smem.q, tensors.q, [&](int r) -> const uint4* {
       if (!rows.exists(r)) return nullptr;
-      return static_cast<const uint4*>(tensors.q) + rows.place(at.sequence, r) * (kHeadDimQK / 8);
+      return static_cast<const uint4*>(tensors.q) + rows.q_place(at.sequence, r) / 8;
     });
   };
   // Tokens past the end become 0: the cache may hold anything there, and 0 * NaN would be NaN.
   const auto copy_kv = [&](int token_begin, int to) {
-    const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
-    const uint4* tile_gmem =
-        static_cast<const uint4*>(tensors.kv_cache) +
-        cache_row(table, token_begin, problem.num_heads_kv, rows.head_kv) * (kHeadDimQK / 8);
+    const int32_t* table = tensors.table_row(at.sequence);
     copy_rows<Tile::kThreads, kTokens>(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
-      if (token_begin + r >= at.seqlen_k) return nullptr;
-      return tile_gmem + int64_t{r} * problem.num_heads_kv * (kHeadDimQK / 8);
+      const int token = token_begin + r;
+      if (token >= at.seqlen_k) return nullptr;
+      return static_cast<const uint4*>(tensors.kv_cache) +
+             cache_place(problem, tensors, table, token, rows.head_kv) / 8;
     });
   };
   const auto begin_piece = [&] {
@@ -303,10 +302,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         if (rows.exists(r) && slot >= 0) {
           const int64_t place = rows.slot_place(slot, r);
           split.lse_partial[place] = saw_something ? lse : -INFINITY;
-          smem.out_row[r] = place;
+          smem.out_row[r] = place * kHeadDimV;
         } else if (rows.exists(r)) {
           tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
-          smem.out_row[r] = rows.place(at.sequence, r);
+          smem.out_row[r] = rows.out_place(at.sequence, r);
         }
       }
     }
@@ -319,9 +318,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = i * 16 + half * 8 + lane / 4;
-        const int64_t first =
-            smem.out_row[r] * kHeadDimV + warp * Tile::kWarpColumns + lane % 4 * 2;
-        if (first < 0) continue;
+        if (smem.out_row[r] < 0) continue;
+        const int64_t first = smem.out_row[r] + warp * Tile::kWarpColumns + lane % 4 * 2;
         const float inverse_l = smem.rescale[r];
 #pragma unroll
         for (int n = 0; n < Tile::kWarpColumns / 8; ++n) {

@@ -47,7 +47,7 @@ PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
   const int blocks = std::clamp(static_cast<int>(resident), 1, kBlocks<Tile>);
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors * blocks),
-          .fixed_pages = 2};
+          .fixed_grains = 2};
 }
 
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
@@ -55,10 +55,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
                       [&]<typename Tile>(Tile) { return plan_shape_of<Tile>(problem, limits); });
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {

@@ -26,7 +26,7 @@ constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or
 constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
 constexpr int kOwnTokens = kTokens / 2;  // of S, per warpgroup
 constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
-static_assert(kTokens == kPageSize, "a tile is a page");
+static_assert(kTokens == kGrainTokens, "a tile is a grain");
 
 // A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
 // 128-byte swizzle.
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
   const int own_token = warpgroup * kOwnTokens + lane % 4 * 2;
-  const RowTile rows(problem, items, kRows);
+  const RowTile rows(problem, tensors, items, kRows);
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
@@ -88,18 +88,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto copy_q = [&] {
     copy_rows(smem.q, tensors.q, [&](int r) -> const uint4* {
       if (!rows.exists(r)) return nullptr;
-      return static_cast<const uint4*>(tensors.q) + rows.place(at.sequence, r) * (kHeadDimQK / 8);
+      return static_cast<const uint4*>(tensors.q) + rows.q_place(at.sequence, r) / 8;
     });
   };
   // Tokens past the end become 0: the cache may hold anything there, and 0 * NaN would be NaN.
   const auto copy_kv = [&](int token_begin, int to) {
-    const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
-    const uint4* tile_gmem =
-        static_cast<const uint4*>(tensors.kv_cache) +
-        cache_row(table, token_begin, problem.num_heads_kv, rows.head_kv) * (kHeadDimQK / 8);
+    const int32_t* table = tensors.table_row(at.sequence);
     copy_rows(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
-      if (token_begin + r >= at.seqlen_k) return nullptr;
-      return tile_gmem + int64_t{r} * problem.num_heads_kv * (kHeadDimQK / 8);
+      const int token = token_begin + r;
+      if (token >= at.seqlen_k) return nullptr;
+      return static_cast<const uint4*>(tensors.kv_cache) +
+             cache_place(problem, tensors, table, token, rows.head_kv) / 8;
     });
   };
   const auto begin_piece = [&] {
@@ -223,10 +222,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
       place[i] = -1;
       if (rows.exists(r) && slot >= 0) {
-        place[i] = rows.slot_place(slot, r);
-        if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
+        const int64_t at_slot = rows.slot_place(slot, r);
+        place[i] = at_slot * kHeadDimV;
+        if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
       } else if (rows.exists(r)) {
-        place[i] = rows.place(at.sequence, r);
+        place[i] = rows.out_place(at.sequence, r);
         if (writes_lse) {
           tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
         }
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
-      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+      const int64_t first = place[i] + warpgroup * kColumns + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
         const float low = o_rmem[n][2 * i] * inverse_l[i];

@@ -13,13 +13,13 @@ namespace kernel = wgmma;
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, kernel::kRows);
   return {
-      .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_pages = 2};
+      .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_grains = 2};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* workspace,
+Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return launch(kernel::decode<decltype(zero)>, grid, kernel::kThreads, sizeof(kernel::Smem),

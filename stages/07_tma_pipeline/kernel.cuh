@@ -32,7 +32,7 @@ constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or
 constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
 constexpr int kOwnTokens = kTokens / 2;  // of S, per warpgroup
 constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
-static_assert(kTokens == kPageSize, "a tile is a page");
+static_assert(kTokens == kGrainTokens, "a tile is a grain");
 
 // A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
 // 128-byte swizzle.
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int lane = threadIdx.x % 32;
-  const RowTile rows(problem, items, kRows);
+  const RowTile rows(problem, tensors, items, kRows);
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
@@ -87,16 +87,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     int parity = 1;  // of empty: new barriers let the first copies pass
     for (; at.more(); at.next()) {
       const int end = visible_end();
-      const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
+      const int32_t* table = tensors.table_row(at.sequence);
       for (int token = at.token_begin(); token < end; token += kTokens) {
-        const int page = table[token / kPageSize];
         timeline::enter(track, Phase::kWaitSlot);
         ptx::mbarrier_wait(&smem.empty[buffer], parity);
         timeline::enter(track, Phase::kIssueCopy);
-        for (int box = 0; box < kBoxes; ++box) {
-          ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, rows.head_kv, 0,
-                                       page, &smem.full[buffer][box], policy);
+        // One copy a box or, where pages are smaller than a tile, one for each page. Past the end,
+        // where the table may hold anything, page -1 makes zeros.
+        for (int r = 0; r < kTokens; r += problem.page_size) {
+          const int page = token + r < at.seqlen_k ? table[problem.page_of(token + r)] : -1;
+          for (int box = 0; box < kBoxes; ++box) {
+            if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64,
+                                         rows.head_kv, problem.row_in_page(token), page,
+                                         &smem.full[buffer][box], policy);
+          }
         }
         parity ^= buffer;
         buffer ^= 1;
@@ -130,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
         const bool exists = rows.exists(r);
         const uint4* source = static_cast<const uint4*>(tensors.q);
-        if (exists) source += rows.place(at.sequence, r) * (kHeadDimQK / 8) + chunk;
+        if (exists) source += rows.q_place(at.sequence, r) / 8 + chunk;
 #pragma unroll
         for (int box = 0; box < kBoxes; ++box) {
           ptx::cp_async_16(&smem.q[box][r][chunk ^ r % 8], exists ? source + box * 8 : source,
@@ -281,10 +286,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
       place[i] = -1;
       if (rows.exists(r) && slot >= 0) {
-        place[i] = rows.slot_place(slot, r);
-        if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
+        const int64_t at_slot = rows.slot_place(slot, r);
+        place[i] = at_slot * kHeadDimV;
+        if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
       } else if (rows.exists(r)) {
-        place[i] = rows.place(at.sequence, r);
+        place[i] = rows.out_place(at.sequence, r);
         if (writes_lse) {
           tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
         }
@@ -296,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
-      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+      const int64_t first = place[i] + warpgroup * kColumns + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
         const float low = o_rmem[n][2 * i] * inverse_l[i];

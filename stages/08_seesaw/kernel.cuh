@@ -34,7 +34,7 @@ constexpr int kRows = 64, kTokens = 64;  // of a tile
 constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
 constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
 constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
-static_assert(kTokens == kPageSize, "a tile is a page");
+static_assert(kTokens == kGrainTokens, "a tile is a grain");
 
 // The regions of a tile of K, from box 4 region on: boxes 0-3 are V_L, boxes 4-7 V_R, box 8 the rotary
 // columns.
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
-  const RowTile rows(problem, items, kRows);
+  const RowTile rows(problem, tensors, items, kRows);
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
@@ -102,19 +102,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     int parity = 3;  // of empty, a bit per buffer: new barriers let the first copies pass
     for (; at.more(); at.next()) {
       const int end = visible_end();
-      const int32_t* table = tensors.block_table + int64_t{at.sequence} * problem.max_pages_per_seq;
-      int next_page = at.token_begin() < end ? table[at.token_begin() / kPageSize] : 0;
+      // One copy a box or, where pages are smaller than a tile, one for each page. Past the end, where
+      // the table may hold anything, page -1 makes zeros.
+      const int32_t* table = tensors.table_row(at.sequence);
+      const auto page_at = [&](int token) {
+        return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
+      };
+      int next_page = page_at(at.token_begin());
       int buffer = 0;
       for (int token = at.token_begin(); token < end; token += kTokens, buffer ^= 1) {
-        const int page = next_page;
-        if (token + kTokens < end) next_page = table[token / kPageSize + 1];
         if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
         ptx::mbarrier_wait(&smem.empty[buffer][region], parity >> buffer & 1);
         if (region == kLeft) timeline::enter(track, Phase::kIssueCopy);
-        for (int box = region * 4; box < min(region * 4 + 4, kBoxes); ++box) {
-          ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box], &cache_map, box * 64, rows.head_kv, 0,
-                                       page, &smem.full[buffer][box], policy);
+        for (int r = 0; r < kTokens; r += problem.page_size) {
+          const int page = next_page;
+          next_page = page_at(token + min(r + problem.page_size, kTokens));
+          for (int box = region * 4; box < min(region * 4 + 4, kBoxes); ++box) {
+            if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64,
+                                         rows.head_kv, problem.row_in_page(token), page,
+                                         &smem.full[buffer][box], policy);
+          }
         }
         parity ^= 1 << buffer;
       }
@@ -144,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
         const bool exists = rows.exists(r);
         const uint4* source = static_cast<const uint4*>(tensors.q);
-        if (exists) source += rows.place(at.sequence, r) * (kHeadDimQK / 8) + chunk;
+        if (exists) source += rows.q_place(at.sequence, r) / 8 + chunk;
 #pragma unroll
         for (int box = 0; box < kBoxes; ++box) {
           ptx::cp_async_16(&smem.q[box][r][chunk ^ r % 8], exists ? source + box * 8 : source,
@@ -331,10 +339,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
       place[i] = -1;
       if (rows.exists(r) && slot >= 0) {
-        place[i] = rows.slot_place(slot, r);
-        if (writes_lse) split.lse_partial[place[i]] = saw_something ? lse : -INFINITY;
+        const int64_t at_slot = rows.slot_place(slot, r);
+        place[i] = at_slot * kHeadDimV;
+        if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
       } else if (rows.exists(r)) {
-        place[i] = rows.place(at.sequence, r);
+        place[i] = rows.out_place(at.sequence, r);
         if (writes_lse) {
           tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
         }
@@ -345,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t first = place[i] * kHeadDimV + warpgroup * kColumns;
+      const int64_t first = place[i] + warpgroup * kColumns;
       if (slot >= 0) {
         if (place[i] < 0) continue;
 #pragma unroll

@@ -7,9 +7,16 @@
 
 namespace mla {
 
-const Stage* find_stage(MachineKind machine, const std::string& slug) {
+const Stage* find_stage(MachineKind machine, const std::string& slug, std::string* why_not) {
+  std::string names;
   for (const Stage& stage : stages(machine)) {
     if (stage.slug == slug || stage.slug.substr(0, 2) == slug) return &stage;
+    names += (names.empty() ? "" : ", ") + stage.slug;
+  }
+  if (why_not != nullptr && !names.empty()) {
+    *why_not = "there is no stage '" + slug + "'; there are " + names;
+  } else if (why_not != nullptr && gpu_machine(why_not) != nullptr) {
+    *why_not = "this build has no stage for a GPU";
   }
   return nullptr;
 }
@@ -38,109 +45,182 @@ namespace {
 
 /// The machine the stage is for, if it can run there.
 Status machine_of(const Stage& stage, Machine** machine) {
-  if (stage.machine == MachineKind::kModel) {
-    *machine = &model_machine();
-  } else {
-    std::string why_not;
-    *machine = gpu_machine(&why_not);
-    if (*machine == nullptr) return {StatusCode::kUnavailable, why_not};
-  }
+  std::string why_not;
+  *machine = find_machine(stage.machine, &why_not);
+  if (*machine == nullptr) return {StatusCode::kUnavailable, why_not};
   return check_device(stage, (*machine)->limits());
 }
 
-Status check_workspace(const Stage& stage, size_t needed, const Workspace& workspace) {
-  if (workspace.bytes < needed) {
-    return {StatusCode::kWorkspaceTooSmall, "workspace.bytes = " + std::to_string(workspace.bytes) +
+/// A buffer that a caller lends: `name` for messages.
+Status check_buffer(const Stage& stage, const std::string& name, size_t needed,
+                    const Workspace& buffer) {
+  if (buffer.bytes < needed) {
+    return {StatusCode::kWorkspaceTooSmall, name + ".bytes = " + std::to_string(buffer.bytes) +
                                                 ", " + stage.slug + " needs " +
                                                 std::to_string(needed) + " for this problem"};
   }
-  if (needed > 0 && workspace.data == nullptr) {
-    return {StatusCode::kInvalidArgument, "workspace.data is null, " + stage.slug + " needs " +
+  if (needed > 0 && buffer.data == nullptr) {
+    return {StatusCode::kInvalidArgument, name + ".data is null, " + stage.slug + " needs " +
                                               std::to_string(needed) + " bytes"};
   }
-  if (reinterpret_cast<uintptr_t>(workspace.data) % 16 != 0) {
-    return {StatusCode::kInvalidArgument, "workspace.data is not 16-byte aligned"};
+  if (reinterpret_cast<uintptr_t>(buffer.data) % 16 != 0) {
+    return {StatusCode::kInvalidArgument, name + ".data is not 16-byte aligned"};
   }
   return {};
 }
 
-/// Where a call runs: found and checked once.
+/// Where a call runs and how much memory it needs: found and checked once.
 struct Place {
   Machine* machine = nullptr;
   DeviceLimits limits;
+  WorkspaceBytes bytes;
 };
 
-/// Device and workspace of a call, whose problem is checked already.
-Status check_place(const Stage& stage, const Problem& problem, const Workspace& workspace,
-                   Place* place) {
+/// The device of a call and its needs, whose problem is checked already.
+Status find_place(const Stage& stage, const Problem& problem, Place* place) {
   MLA_RETURN_IF_ERROR(machine_of(stage, &place->machine));
   place->limits = place->machine->limits();
-  return check_workspace(stage, workspace_bytes(stage, problem, place->limits), workspace);
+  return workspace_bytes(stage, problem, place->limits, &place->bytes);
+}
+
+/// The same for what works on a plan: the problem and the plan's memory are checked, too.
+Status find_plan(const Stage& stage, const Problem& problem, const Workspace& plan, Place* place) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(find_place(stage, problem, place));
+  return check_buffer(stage, "plan", place->bytes.plan, plan);
+}
+
+Status no_plan(const Stage& stage) {
+  return {StatusCode::kUnsupported, stage.slug + " makes no plan"};
 }
 
 Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                    const Workspace& workspace, const Place& place, Stream stream) {
-  if (stage.plan_shape == nullptr) return {};
+                    void* plan, const Place& place, Stream stream) {
+  if (stage.plan_shape == nullptr || problem.batch == 0) return {};
   return make_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
-                   workspace.data, stream);
+                   plan, stream);
+}
+
+Status enqueue_decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                      void* plan, void* scratch, const Place& place, Stream stream) {
+  if (problem.batch == 0) return {};
+  return stage.decode(problem, with_strides(problem, tensors), plan, scratch, place.limits, stream);
 }
 
 }  // namespace
 
-size_t workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits) {
-  if (stage.plan_shape != nullptr) {
-    return split_workspace_bytes(problem, stage.plan_shape(problem, limits));
+Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
+                       WorkspaceBytes* bytes) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  WorkspaceBytes result;
+  if (problem.batch == 0) {
+  } else if (stage.plan_shape != nullptr) {
+    MLA_RETURN_IF_ERROR(split_bytes(problem, stage.plan_shape(problem, limits), &result));
+  } else if (stage.scratch_bytes != nullptr) {
+    result.scratch = stage.scratch_bytes(problem, limits);
   }
-  return stage.workspace_bytes != nullptr ? stage.workspace_bytes(problem, limits) : 0;
+  *bytes = result;
+  return {};
+}
+
+Status workspace_bytes(const Stage& stage, const Problem& problem, WorkspaceBytes* bytes) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  Place place;
+  MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
+  *bytes = place.bytes;
+  return {};
+}
+
+Status allocate_workspace(const Stage& stage, const Problem& problem, DeviceBuffer* workspace) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  Place place;
+  MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
+  workspace->reset();
+  if (place.bytes.total() == 0) return {};
+  return workspace->allocate(*place.machine, place.bytes.total());
+}
+
+Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
+                  PlanShape* shape) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  if (stage.plan_shape == nullptr) return no_plan(stage);
+  *shape = stage.plan_shape(problem, limits);
+  return {};
+}
+
+Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
+               const DeviceLimits& limits, Prediction* prediction) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  if (total_tokens < 0) {
+    return {StatusCode::kInvalidArgument,
+            "total_tokens = " + std::to_string(total_tokens) + " must be at least 0"};
+  }
+  *prediction = problem.batch == 0 ? Prediction{} : stage.predict(problem, total_tokens, limits);
+  return {};
 }
 
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
               const Workspace& workspace, Stream stream) {
   Place place;
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
-  MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, workspace, place, stream));
-  return stage.decode(problem, tensors, workspace.data, place.limits, stream);
+  MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
+  MLA_RETURN_IF_ERROR(check_buffer(stage, "workspace", place.bytes.total(), workspace));
+  void* plan = place.bytes.plan_in(workspace).data;
+  MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, plan, place, stream));
+  return enqueue_decode(stage, problem, tensors, plan, place.bytes.scratch_in(workspace).data, place,
+                        stream);
 }
 
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   const Workspace& workspace, Stream stream) {
+                   const Workspace& plan, Stream stream) {
   Place place;
-  MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
-  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
-  return enqueue_plan(stage, problem, seqlens_k, workspace, place, stream);
+  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  if (problem.batch > 0) MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k, 4));
+  return enqueue_plan(stage, problem, seqlens_k, plan.data, place, stream);
 }
 
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                      const Workspace& workspace, Stream stream) {
+                      const Workspace& plan, const Workspace& scratch, Stream stream) {
   Place place;
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
-  return stage.decode(problem, tensors, workspace.data, place.limits, stream);
+  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  MLA_RETURN_IF_ERROR(check_buffer(stage, "scratch", place.bytes.scratch, scratch));
+  return enqueue_decode(stage, problem, tensors, plan.data, scratch.data, place, stream);
 }
 
-Status read_plan(const Stage& stage, const Problem& problem, const Workspace& workspace,
-                 HostPlan* plan, Stream stream) {
+Status plan_state(const Stage& stage, const Problem& problem, const Workspace& plan,
+                  PlanState* state, Stream stream) {
   Place place;
-  MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
-  if (stage.plan_shape == nullptr) {
-    return {StatusCode::kUnsupported, stage.slug + " makes no plan"};
+  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  if (stage.plan_shape == nullptr) return no_plan(stage);
+  if (problem.batch == 0) {
+    *state = {};
+    return {};
   }
-  return read_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), workspace.data,
-                   plan, stream);
+  return place.machine->enqueue_copy_to_host(state, plan.data, sizeof(PlanState), stream);
+}
+
+Status read_plan(const Stage& stage, const Problem& problem, const Workspace& plan,
+                 HostPlan* read_back, Stream stream) {
+  Place place;
+  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  if (stage.plan_shape == nullptr) return no_plan(stage);
+  if (problem.batch == 0) {
+    *read_back = {};
+    return {};
+  }
+  return read_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), plan.data,
+                   read_back, stream);
 }
 
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                  const Workspace& workspace, Stream stream) {
+                  const Workspace& plan, Stream stream) {
   Place place;
-  MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(check_place(stage, problem, workspace, &place));
-  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
-  if (stage.plan_shape == nullptr) return {};
+  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  if (stage.plan_shape == nullptr || problem.batch == 0) return {};
+  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k, 4));
   return check_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
-                    workspace.data, stream);
+                    plan.data, stream);
 }
 
 double cache_bytes(const Problem& problem, int64_t total_tokens) {
@@ -148,7 +228,7 @@ double cache_bytes(const Problem& problem, int64_t total_tokens) {
 }
 
 double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits) {
-  const double shares = double(total_tokens) / kPageSize / shape.min_pages;
+  const double shares = double(total_tokens) / kGrainTokens / shape.min_grains;
   return std::min(
       1.0, shape.row_tiles * std::min<double>(shape.workers, shares) / limits.multiprocessors);
 }

@@ -35,18 +35,25 @@ struct Stage {
   /// How long it must run back to back before sustained times are taken, in s. A kernel that keeps the
   /// tensor cores busy needs kTensorCoreWarmup: only then has the power limit lowered the clock.
   double sustained_warmup_s = 0.2;
-  /// Bytes of device memory that `decode` needs beside the tensors and the plan; null: none. Call
-  /// mla::workspace_bytes, which counts the plan, too.
-  size_t (*workspace_bytes)(const Problem& problem, const DeviceLimits& limits) = nullptr;
+
+  /// @name What the stage itself supplies
+  /// Called with arguments that are checked, a batch that is not empty, and strides that are filled in,
+  /// by the functions below: call those.
+  /// @{
+
+  /// Bytes of device memory that `decode` needs beside the tensors, for a stage without a plan; null:
+  /// none.
+  size_t (*scratch_bytes)(const Problem& problem, const DeviceLimits& limits) = nullptr;
   /// How sequences are split over workers; null for a stage that works without a plan.
   PlanShape (*plan_shape)(const Problem& problem, const DeviceLimits& limits) = nullptr;
-  /// Enqueues the decode on `stream`. The workspace holds the plan if the stage uses one, and `limits`
-  /// are those of the device. Arguments are already checked: call mla::decode.
-  Status (*decode)(const Problem& problem, const Tensors& tensors, void* workspace,
+  /// Enqueues the decode on `stream`, by the plan if the stage uses one. `limits` are those of the
+  /// device.
+  Status (*decode)(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                    const DeviceLimits& limits, Stream stream) = nullptr;
-  /// @param total_tokens  sum of seqlens_k
+  /// See mla::predict.
   Prediction (*predict)(const Problem& problem, int64_t total_tokens,
                         const DeviceLimits& limits) = nullptr;
+  /// @}
 };
 
 /// Stage::sustained_warmup_s of kernels that keep the tensor cores busy.
@@ -55,53 +62,93 @@ inline constexpr double kTensorCoreWarmup = 1.2;
 /// Every folder stages/NN_*, in order, built for `machine`. Empty for kGpu in a build without CUDA.
 const std::vector<Stage>& stages(MachineKind machine);
 
-/// The stage with this slug (or its number: "02"), or null.
-const Stage* find_stage(MachineKind machine, const std::string& slug);
+/// The stage with this slug (or its number: "02"), or null with the reason in `why_not`: which stages
+/// there are, or why there is none for a GPU.
+const Stage* find_stage(MachineKind machine, const std::string& slug,
+                        std::string* why_not = nullptr);
 
 /// ok, or kUnsupported with the reason why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
 
-/// Bytes of workspace that a decode of `problem` by `stage` needs on a device with these limits, plan
-/// and partial results included. Depends on shapes and the device alone.
-size_t workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits);
+/// @name What a stage asks for, and expects
+/// By shapes and the device alone. They return kInvalidArgument for a problem that validate()
+/// refuses, and then leave the result alone.
+/// @{
 
-/// Decodes: checks problem, pointers, workspace and device, makes the plan if the stage uses one,
-/// then runs the stage. On any error no output is touched. Asynchronous on a GPU: errors inside
+/// Bytes of memory that a decode of `problem` needs beside its tensors, on a device with these limits.
+/// @return also kInvalidArgument for more pieces than a plan can hold
+Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
+                       WorkspaceBytes* bytes);
+/// The same on the device where the stage runs.
+/// @return also kUnavailable and kUnsupported, as check_device()
+Status workspace_bytes(const Stage& stage, const Problem& problem, WorkspaceBytes* bytes);
+
+/// Allocates what decode() needs on the device where the stage runs. Nothing if that is nothing.
+/// @return also Machine::allocate's errors
+Status allocate_workspace(const Stage& stage, const Problem& problem, DeviceBuffer* workspace);
+
+/// How the stage splits sequences over workers.
+/// @return also kUnsupported for a stage that makes no plan
+Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
+                  PlanShape* shape);
+
+/// What the stage expects to spend.
+/// @param total_tokens  sum of seqlens_k, at least 0
+Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
+               const DeviceLimits& limits, Prediction* prediction);
+/// @}
+
+/// Decodes: checks problem, pointers, strides, workspace and device, makes the plan if the stage uses
+/// one, then runs the stage. On any error no output is touched. Asynchronous on a GPU: errors inside
 /// kernels appear at the next synchronisation. May be captured in a CUDA graph: a replay uses the
 /// lengths and the block table as they are then.
 /// @param tensors    see Tensors for shapes
-/// @param workspace  workspace_bytes() or more
+/// @param workspace  WorkspaceBytes::total() or more, 16-byte aligned; not shared with another decode
+///                   under way
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
               const Workspace& workspace = {}, Stream stream = nullptr);
 
 /// @name The two halves of decode()
-/// One plan can serve several decodes of the same lengths, for example those of all layers of a model.
-/// Both are asynchronous, and report errors as decode() does.
+/// One plan can serve several decodes of the same lengths, for example those of all layers of a model,
+/// also at the same time on several streams: then each has scratch memory of its own. Both are
+/// asynchronous, and report errors as decode() does.
 /// @{
 
 /// Makes the plan, without a host synchronisation; does nothing for a stage that uses none.
 /// @param seqlens_k  [batch], in device memory
+/// @param plan       WorkspaceBytes::plan or more, 16-byte aligned
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   const Workspace& workspace, Stream stream = nullptr);
+                   const Workspace& plan, Stream stream = nullptr);
 
-/// Decodes by the plan in the workspace, which must have been made for the same problem and lengths:
-/// with other lengths the results are wrong. check_plan() checks that on request.
+/// Decodes by the plan, which must have been made for the same problem and lengths. With other lengths
+/// the results are wrong; check_plan() checks that on request. Memory that holds no plan for this
+/// problem is recognised in the kernel, which then leaves the outputs alone: plan_state() and
+/// check_plan() tell.
+/// @param plan     as plan_decode() left it; only read
+/// @param scratch  WorkspaceBytes::scratch or more, 16-byte aligned
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                      const Workspace& workspace, Stream stream = nullptr);
+                      const Workspace& plan, const Workspace& scratch, Stream stream = nullptr);
 /// @}
 
-/// Reads the plan in the workspace back, after all work on `stream`.
+/// Enqueues a copy of 16 bytes that say whether `plan` holds a plan, and whether a decode has missed
+/// its own there. Does not wait.
+/// @param state  on the host, pinned if the copy is to be asynchronous; there when the stream is
+/// @return kUnsupported for a stage that uses no plan
+Status plan_state(const Stage& stage, const Problem& problem, const Workspace& plan,
+                  PlanState* state, Stream stream = nullptr);
+
+/// Reads the plan back, after all work on `stream`.
 /// @return kUnsupported for a stage that uses none; kInvalidArgument if there is none for this
 ///         problem
-Status read_plan(const Stage& stage, const Problem& problem, const Workspace& workspace,
-                 HostPlan* plan, Stream stream = nullptr);
+Status read_plan(const Stage& stage, const Problem& problem, const Workspace& plan,
+                 HostPlan* read_back, Stream stream = nullptr);
 
-/// On request: whether the plan in the workspace was made for this problem and these lengths. Waits for
-/// the stream. ok for a stage that uses no plan.
+/// On request: whether the plan was made for this problem and these lengths, and no decode since has
+/// missed its own there. Waits for the stream. ok for a stage that uses no plan.
 /// @param seqlens_k  [batch], in device memory
 /// @return kInvalidArgument, naming the first sequence whose length differs
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                  const Workspace& workspace, Stream stream = nullptr);
+                  const Workspace& plan, Stream stream = nullptr);
 
 /// @name Terms of a prediction that stages share
 /// @{
@@ -109,7 +156,7 @@ Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seq
 /// Bytes of the cache rows of `total_tokens` tokens: total_tokens * num_heads_kv * 576 * 2.
 double cache_bytes(const Problem& problem, int64_t total_tokens);
 
-/// Share of the multiprocessors that have work under a plan of this shape: a worker has min_pages pages
+/// Share of the multiprocessors that have work under a plan of this shape: a worker has min_grains grains
 /// at least.
 double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits);
 /// @}

@@ -9,11 +9,12 @@
 namespace mla::MLA_MACHINE::my_stage {
 
 constexpr int kThreads = 128;
+constexpr int kTokens = 64;  // of a tile
 
 // All of the block's shared memory, as one struct: on the GPU model it starts as NaN and ends at a guard page.
 struct Smem {
   float q[kHeadDimQK];
-  float scores[kPageSize];
+  float scores[kTokens];
 };
 
 // One item: one query head of one query token. Every thread owns four of the 512 output columns.
@@ -25,13 +26,14 @@ __global__ void __launch_bounds__(kThreads)
     const int head = static_cast<int>(item % problem.num_heads_q);
     const int64_t row = item / problem.num_heads_q;  // query token of the batch
     const int query = static_cast<int>(row % problem.seqlen_q);
-    const int64_t sequence = row / problem.seqlen_q;
+    const int sequence = static_cast<int>(row / problem.seqlen_q);
     const int head_kv = head / problem.group_size();
-    const int visible =
-        static_cast<int>(problem.visible_tokens(tensors.seqlens_k[sequence], query));
-    const int32_t* table = tensors.block_table + sequence * problem.max_pages_per_seq;
+    const int seqlen_k = clamped_length(problem, tensors.seqlens_k[sequence]);
+    const int visible = static_cast<int>(problem.visible_tokens(seqlen_k, query));
+    const int32_t* table = tensors.table_row(sequence);
     const T* kv_gmem = static_cast<const T*>(tensors.kv_cache);
-    const T* q_gmem = static_cast<const T*>(tensors.q) + item * kHeadDimQK;  // [576]
+    const T* q_gmem =
+        static_cast<const T*>(tensors.q) + tensors.q_place(sequence, query, head);  // [576]
 
     for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
       smem.q[column] = problem.softmax_scale * to_float(q_gmem[column]);
@@ -39,19 +41,18 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // q is there
 
     float m = -1e30f, l = 0, o[4] = {};
-    for (int begin = 0; begin < visible; begin += kPageSize) {
-      const int tokens = min(kPageSize, visible - begin);
+    for (int begin = 0; begin < visible; begin += kTokens) {
+      const int tokens = min(kTokens, visible - begin);
       if (static_cast<int>(threadIdx.x) < tokens) {
         const T* k_gmem =
-            kv_gmem +
-            cache_row(table, begin + threadIdx.x, problem.num_heads_kv, head_kv) * kHeadDimQK;
+            kv_gmem + cache_place(problem, tensors, table, begin + threadIdx.x, head_kv);
         float dot = 0;
         for (int column = 0; column < kHeadDimQK; ++column) {
           dot += smem.q[column] * to_float(k_gmem[column]);
         }
         smem.scores[threadIdx.x] = dot;
       }
-      __syncthreads();  // the page's scores are there
+      __syncthreads();  // the tile's scores are there
 
       float m_new = m;
       for (int t = 0; t < tokens; ++t) m_new = fmaxf(m_new, smem.scores[t]);
@@ -62,19 +63,20 @@ __global__ void __launch_bounds__(kThreads)
       for (int t = 0; t < tokens; ++t) {
         const float p = expf(smem.scores[t] - m);
         const T* v_gmem =
-            kv_gmem + cache_row(table, begin + t, problem.num_heads_kv, head_kv) * kHeadDimQK;
+            kv_gmem + cache_place(problem, tensors, table, begin + t, head_kv);
         l += p;
         for (int i = 0; i < 4; ++i) o[i] += p * to_float(v_gmem[threadIdx.x + i * kThreads]);
       }
-      __syncthreads();  // the scores have been read: the next page may overwrite them
+      __syncthreads();  // the scores have been read: the next tile may overwrite them
     }
 
-    T* out_gmem = static_cast<T*>(tensors.out) + item * kHeadDimV;  // [512]
+    T* out_gmem =
+        static_cast<T*>(tensors.out) + tensors.out_place(sequence, query, head);  // [512]
     for (int i = 0; i < 4; ++i) {
       out_gmem[threadIdx.x + i * kThreads] = from_float<T>(visible > 0 ? o[i] / l : 0);
     }
     if (threadIdx.x == 0) {
-      tensors.lse[(sequence * problem.num_heads_q + head) * problem.seqlen_q + query] =
+      tensors.lse[tensors.lse_place(sequence, query, head)] =
           visible > 0 ? m + logf(l) : INFINITY;
     }
     __syncthreads();  // q has been read: the next item may overwrite it

@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "reference/float16.h"
 #include "reference/testing/data_generator.h"
 #include "tests/reference/plain_attention.h"
 #include "tests/status_matchers.h"
@@ -42,7 +43,10 @@ class HandMade {
     return kv_[size_t(((sequence * 128 + token) * problem.num_heads_kv + head) * 576 + column)];
   }
   Tensors tensors() const {
-    return {q_.data(), kv_.data(), table_.data(), lengths_.data(), nullptr, nullptr};
+    return {.q = q_.data(),
+            .kv_cache = kv_.data(),
+            .block_table = table_.data(),
+            .seqlens_k = lengths_.data()};
   }
   ReferenceResult decode() const {
     ReferenceResult result;
@@ -302,8 +306,9 @@ TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
 
 TEST_F(ReferenceOnNeedles, MaskedTokensReachNoRow) {
   // A NaN in the last token is seen by the last query token alone.
-  const int64_t row = cache_row(&data_.block_table[0], 299, 1, 0);
-  host_.kv_cache[size_t(row) * 576] = nan_bits(DType::kBFloat16);
+  const int64_t place = cache_place(data_.problem, with_strides(data_.problem, {}),
+                                    &data_.block_table[0], 299, 0);
+  host_.kv_cache[size_t(place)] = nan_bits(DType::kBFloat16);
   ReferenceResult result;
   ASSERT_OK(reference_attention(data_.problem, host_.tensors(data_), &result));
   for (int query = 0; query < 3; ++query) {
@@ -345,9 +350,14 @@ TEST_F(ReferenceOnNeedles, BadInputIsRefusedAndResultUntouched) {
   const auto nothing = [](Problem&, Tensors&) {};
   const StatusCode invalid = StatusCode::kInvalidArgument;
   const StatusCode out_of_range = StatusCode::kOutOfRange;
-  refused(invalid, "batch = 0", [](Problem& p, Tensors&) { p.batch = 0; });
+  refused(invalid, "batch = -1", [](Problem& p, Tensors&) { p.batch = -1; });
   refused(invalid, "q is null", [](Problem&, Tensors& t) { t.q = nullptr; });
-  refused(invalid, "block_table", [](Problem&, Tensors& t) { ++t.block_table; });
+  refused(invalid, "block_table", [](Problem&, Tensors& t) {
+    t.block_table = reinterpret_cast<const int32_t*>(
+        reinterpret_cast<const char*>(t.block_table) + 2);
+  });
+  refused(invalid, "q stride of num_heads_q = 577",
+          [](Problem&, Tensors& t) { t.q_strides.head = 577; });
   refused(out_of_range, "rows[1].sequence = 6 must be in [0, batch = 6)", nothing,
           {{0, 0}, {6, 0}});
   refused(out_of_range, "rows[0].sequence = -1", nothing, {{-1, 0}});

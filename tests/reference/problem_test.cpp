@@ -27,8 +27,12 @@ Problem valid_problem() {
 alignas(16) int32_t aligned_words[8];
 
 Tensors valid_tensors() {
-  return {aligned_words, aligned_words, aligned_words,
-          aligned_words, aligned_words, reinterpret_cast<float*>(aligned_words)};
+  return {.q = aligned_words,
+          .kv_cache = aligned_words,
+          .block_table = aligned_words,
+          .seqlens_k = aligned_words,
+          .out = aligned_words,
+          .lse = reinterpret_cast<float*>(aligned_words)};
 }
 
 /// Applies `spoil` to a valid problem and expects exactly this message.
@@ -52,12 +56,43 @@ TEST(Problem, ValidPasses) {
   EXPECT_OK(validate(least));
   least.softmax_scale = std::numeric_limits<float>::denorm_min();
   EXPECT_OK(validate(least));
-  EXPECT_EQ(validate(Problem{}).message(), "batch = 0 must be at least 1");
+  EXPECT_EQ(validate(Problem{}).message(), "num_heads_q = 0 must be at least 1");
+}
+
+TEST(Problem, AnEmptyBatchNeedsNoTensors) {
+  Problem problem = valid_problem();
+  problem.batch = 0;
+  EXPECT_OK(validate(problem));
+  EXPECT_OK(validate(problem, Tensors{}));
+  EXPECT_OK(validate_paging(problem, nullptr, nullptr));
+  for (const int batch : {-1, INT_MIN}) {
+    expect_refused([&](Problem& p) { p.batch = batch; },
+                   "batch = " + std::to_string(batch) + " must be at least 0");
+  }
+}
+
+TEST(Problem, PageSizesAreFive) {
+  for (int page_size = -1; page_size <= 1024; ++page_size) {
+    const bool allowed = page_size == 16 || page_size == 32 || page_size == 64 ||
+                         page_size == 128 || page_size == 256;
+    if (allowed) {
+      Problem problem = valid_problem();
+      problem.page_size = page_size;
+      EXPECT_OK(validate(problem));
+      problem.max_pages_per_seq = (1 << 30) / page_size;
+      EXPECT_OK(validate(problem));
+      ++problem.max_pages_per_seq;
+      EXPECT_FALSE(validate(problem).ok());
+    } else {
+      expect_refused(
+          [&](Problem& p) { p.page_size = page_size; },
+          "page_size = " + std::to_string(page_size) + " must be 16, 32, 64, 128 or 256");
+    }
+  }
 }
 
 TEST(Problem, EachDimensionMustBePositive) {
   const std::pair<const char*, int Problem::*> dimensions[] = {
-      {"batch", &Problem::batch},
       {"seqlen_q", &Problem::seqlen_q},
       {"num_heads_q", &Problem::num_heads_q},
       {"num_heads_kv", &Problem::num_heads_kv},
@@ -103,7 +138,7 @@ TEST(Problem, ScaleMustBeFiniteAndPositive) {
   }
 }
 
-TEST(Problem, FixedSplitsAreWholePages) {
+TEST(Problem, FixedSplitsAreWholeGrains) {
   for (const int value : {-64, -1, 1, 63, 65, 1000, INT_MIN, INT_MAX}) {
     expect_refused([&](Problem& p) { p.fixed_split_tokens = value; },
                    "fixed_split_tokens = " + std::to_string(value) +
@@ -123,7 +158,7 @@ TEST(Problem, SizesMustFit) {
         p.num_heads_q = 1 << 11;
       },
       "seqlen_q = 1048576 times num_heads_q = 2048 must be at most 2^30");
-  expect_refused([](Problem& p) { p.max_pages_per_seq = kMaxPagesPerSeq + 1; },
+  expect_refused([](Problem& p) { p.max_pages_per_seq = kMaxTokensPerSeq / 64 + 1; },
                  "max_pages_per_seq = 16777217 must be at most 16777216 (2^30 tokens)");
   expect_refused(
       [](Problem& p) {
@@ -155,28 +190,76 @@ TEST(Problem, SizesMustFit) {
 }
 
 TEST(Problem, EachTensorMustBeThereAndAligned) {
-  const auto expect = [](const char* name, const std::function<void(Tensors&, void*)>& set) {
+  const auto expect = [](const char* name, int alignment,
+                         const std::function<void(Tensors&, void*)>& set) {
     Tensors tensors = valid_tensors();
     set(tensors, nullptr);
     Status status = validate(valid_problem(), tensors);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     EXPECT_EQ(status.message(), std::string(name) + " is null");
 
-    void* const misaligned = aligned_words + 1;
+    void* const misaligned = reinterpret_cast<char*>(aligned_words) + alignment / 2;
     set(tensors, misaligned);
     status = validate(valid_problem(), tensors);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     char address[32];
     std::snprintf(address, sizeof address, "%p", misaligned);
-    EXPECT_EQ(status.message(),
-              std::string(name) + " = " + address + " is not aligned to 16 bytes");
+    EXPECT_EQ(status.message(), std::string(name) + " = " + address + " is not aligned to " +
+                                    std::to_string(alignment) + " bytes");
+    set(tensors, reinterpret_cast<char*>(aligned_words) + (alignment == 4 ? 4 : 16));
+    EXPECT_OK(validate(valid_problem(), tensors));
   };
-  expect("q", [](Tensors& t, void* p) { t.q = p; });
-  expect("kv_cache", [](Tensors& t, void* p) { t.kv_cache = p; });
-  expect("block_table", [](Tensors& t, void* p) { t.block_table = static_cast<int32_t*>(p); });
-  expect("seqlens_k", [](Tensors& t, void* p) { t.seqlens_k = static_cast<int32_t*>(p); });
-  expect("out", [](Tensors& t, void* p) { t.out = p; });
-  expect("lse", [](Tensors& t, void* p) { t.lse = static_cast<float*>(p); });
+  expect("q", 16, [](Tensors& t, void* p) { t.q = p; });
+  expect("kv_cache", 16, [](Tensors& t, void* p) { t.kv_cache = p; });
+  expect("block_table", 4, [](Tensors& t, void* p) { t.block_table = static_cast<int32_t*>(p); });
+  expect("seqlens_k", 4, [](Tensors& t, void* p) { t.seqlens_k = static_cast<int32_t*>(p); });
+  expect("out", 16, [](Tensors& t, void* p) { t.out = p; });
+  expect("lse", 4, [](Tensors& t, void* p) { t.lse = static_cast<float*>(p); });
+}
+
+// Strides as a tensor library gives them.
+TEST(Strides, AreFilledInWhereNothingIsSaid) {
+  const Problem problem = valid_problem();  // 2 sequences, 3 query tokens, 8 heads, 2 KV heads
+  const Tensors filled = with_strides(problem, valid_tensors());
+  EXPECT_EQ(filled.q_place(1, 2, 3), ((1 * 3 + 2) * 8 + 3) * 576);
+  EXPECT_EQ(filled.out_place(1, 2, 3), ((1 * 3 + 2) * 8 + 3) * 512);
+  EXPECT_EQ(filled.lse_place(1, 2, 3), (1 * 8 + 3) * 3 + 2);
+  EXPECT_EQ(filled.page_place(4, 63, 1), ((4 * 64 + 63) * 2 + 1) * 576);
+  EXPECT_EQ(filled.table_row(1), filled.block_table + 4);
+  // What is said stays, but for a dimension of one member, whose stride says nothing.
+  Tensors tensors = valid_tensors();
+  tensors.q_strides = {.batch = 80000, .token = kContiguous, .head = 584};
+  tensors.kv_strides.token = 1200;
+  tensors.block_table_stride = 9;
+  const Tensors partly = with_strides(problem, tensors);
+  EXPECT_EQ(partly.q_place(1, 2, 3), 80000 + 2 * 8 * 576 + 3 * 584);
+  EXPECT_EQ(partly.page_place(1, 1, 1), 64 * 2 * 576 + 1200 + 576);
+  EXPECT_EQ(partly.table_row(1), partly.block_table + 9);
+  Problem one = problem;
+  one.batch = one.seqlen_q = one.num_heads_q = one.num_heads_kv = 1;
+  tensors.q_strides = {.batch = 1, .token = 3, .head = -7};
+  EXPECT_OK(validate(one, tensors));
+  EXPECT_EQ(with_strides(one, tensors).q_strides.head, 576);
+}
+
+TEST(Strides, OutputsMayInterleaveButNotOverlap) {
+  const Problem problem = valid_problem();
+  Tensors tensors = valid_tensors();
+  // [batch, heads, tokens, 512], heads outside
+  tensors.out_strides = {.batch = 8 * 3 * 512, .token = 512, .head = 3 * 512};
+  tensors.lse_strides = {.batch = 24, .token = 8, .head = 1};
+  EXPECT_OK(validate(problem, tensors));
+  // sequences inside
+  tensors.out_strides = {.batch = 512, .token = 2 * 512, .head = 3 * 2 * 512};
+  EXPECT_OK(validate(problem, tensors));
+  tensors.out_strides.token = 512;
+  EXPECT_EQ(validate(problem, tensors).message(),
+            "out stride of seqlen_q = 512 must be at least 1024, else rows overlap");
+  // What is read may: one q for all sequences, one row of the table for all.
+  tensors = valid_tensors();
+  tensors.q_strides.batch = 0;
+  tensors.block_table_stride = 0;
+  EXPECT_OK(validate(problem, tensors));
 }
 
 class Paging : public testing::Test {
@@ -224,20 +307,40 @@ TEST_F(Paging, UsedEntriesMustNamePages) {
   }
 }
 
+TEST_F(Paging, RowsOfTheTableMayBeApart) {
+  block_table_ = {4, 2, 2147480000, -1, -9, 0, 1, 3, 4};
+  EXPECT_FALSE(check().ok());
+  EXPECT_OK(validate_paging(problem_, block_table_.data(), seqlens_k_.data(), 5));
+}
+
 TEST_F(Paging, NullTablesAreRefused) {
   EXPECT_EQ(validate_paging(problem_, nullptr, seqlens_k_.data()).message(), "block_table is null");
   EXPECT_EQ(validate_paging(problem_, block_table_.data(), nullptr).message(), "seqlens_k is null");
 }
 
 TEST(PagingTypes, PlacesOfTokens) {
-  EXPECT_EQ(pages_for(0), 0);
-  EXPECT_EQ(pages_for(1), 1);
-  EXPECT_EQ(pages_for(64), 1);
-  EXPECT_EQ(pages_for(65), 2);
-  EXPECT_EQ(pages_for(int64_t{INT_MAX} + 1), int64_t{1} << 25);
+  EXPECT_EQ(pages_for(0, 64), 0);
+  EXPECT_EQ(pages_for(1, 64), 1);
+  EXPECT_EQ(pages_for(64, 64), 1);
+  EXPECT_EQ(pages_for(65, 64), 2);
+  EXPECT_EQ(pages_for(int64_t{INT_MAX} + 1, 64), int64_t{1} << 25);
   const int32_t table_row[] = {7, 2147480000 / 64};
-  EXPECT_EQ(cache_row(table_row, 63, 2, 1), (7 * 64 + 63) * 2 + 1);
-  EXPECT_EQ(cache_row(table_row, 64, 8, 0), int64_t{2147480000} * 8) << "needs 64 bits";
+  Problem problem = valid_problem();
+  problem.num_heads_q = 8;
+  const auto place = [&](int token, int heads_kv, int head_kv) {
+    problem.num_heads_kv = heads_kv;
+    return cache_place(problem, with_strides(problem, {}), table_row, token, head_kv);
+  };
+  EXPECT_EQ(place(63, 2, 1), ((7 * 64 + 63) * 2 + 1) * 576);
+  EXPECT_EQ(place(64, 8, 0), int64_t{2147480000} * 8 * 576) << "needs 64 bits";
+  problem.page_size = 16;
+  EXPECT_EQ(place(17, 1, 0), (int64_t{2147480000} / 64 * 16 + 1) * 576);
+  problem.page_size = 256;
+  EXPECT_EQ(place(255, 1, 0), (7 * 256 + 255) * 576);
+  EXPECT_EQ(clamped_length(problem, -1), 0);
+  EXPECT_EQ(clamped_length(problem, 1024), 1024);
+  EXPECT_EQ(clamped_length(problem, 1025), 1024);
+  EXPECT_EQ(clamped_length(problem, INT_MIN), 0);
 }
 
 TEST(ProblemShapes, VisibleTokensAreAlignedBottomRight) {

@@ -94,7 +94,7 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     std::vector<int32_t> table, lengths;
     for (const int i : sequences) lengths.push_back(data_.seqlens_k[static_cast<size_t>(i)]);
     const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-    problem.max_pages_per_seq = static_cast<int>(std::max<int64_t>(1, pages_for(longest)));
+    problem.max_pages_per_seq = static_cast<int>(std::max<int64_t>(1, pages_for(longest, kDefaultPageSize)));
     for (const int i : sequences) {
       const auto row = data_.block_table.begin() + int64_t{i} * data_.problem.max_pages_per_seq;
       table.insert(table.end(), row, row + problem.max_pages_per_seq);
@@ -103,17 +103,16 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     }
     DeviceTensors tensors;
     DeviceBuffer workspace;
-    const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
     ASSERT_OK(tensors.q.assign(*machine_, q.data(), q.size()));
     ASSERT_OK(tensors.block_table.assign(*machine_, table.data(), table.size() * 4));
     ASSERT_OK(tensors.seqlens_k.assign(*machine_, lengths.data(), lengths.size() * 4));
     ASSERT_OK(tensors.out.allocate(*machine_, static_cast<size_t>(problem.out_elements()) * 2));
     ASSERT_OK(tensors.lse.allocate(*machine_, static_cast<size_t>(problem.lse_elements()) * 4));
     ASSERT_OK(tensors.poison_outputs(*machine_));
-    ASSERT_OK(workspace.allocate(*machine_, std::max<size_t>(16, bytes)));
+    ASSERT_OK(allocate_workspace(stage, problem, &workspace));
     Tensors pointers = tensors.tensors();
     pointers.kv_cache = tensors_.kv_cache.data();
-    const Status status = decode(stage, problem, pointers, {workspace.data(), bytes});
+    const Status status = decode(stage, problem, pointers, workspace);
     ASSERT_OK(status);
     ASSERT_OK(machine_->synchronize());
 

@@ -23,6 +23,7 @@
 #include <sstream>
 
 #include "reference/attention.h"
+#include "reference/float16.h"
 #include "reference/gpu_model/named_devices.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/device_data.h"
@@ -109,7 +110,7 @@ int64_t products(const DecodeCase& spec) {
 // Products with a tile of 64 tokens and up to 64 rows.
 int64_t tile_products(const DecodeCase& spec) {
   const int64_t rows = int64_t{spec.seqlen_q} * spec.num_heads_q / spec.num_heads_kv;
-  return spec.batch * spec.num_heads_kv * ((rows + 63) / 64) * pages_for(spec.seqlen_k);
+  return spec.batch * spec.num_heads_kv * ((rows + 63) / 64) * grains_for(spec.seqlen_k);
 }
 
 bool is_long(const DecodeCase& spec) {
@@ -239,6 +240,50 @@ std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
   return cases;
 }
 
+// Tensors as engines have them: every page size, contiguous and with strides, lengths around pages and
+// tiles of every size.
+std::vector<DecodeCase> layout_cases(MachineKind machine) {
+  const bool on_gpu = machine == MachineKind::kGpu;
+  std::vector<DecodeCase> cases;
+  for (const int page_size : {16, 32, 64, 128, 256}) {
+    for (const bool strided : {false, true}) {
+      if (page_size == 64 && !strided) continue;  // all other cases
+      const auto add = [&](DecodeCase spec) {
+        spec.page_size = page_size;
+        spec.strided = strided;
+        spec.dtype = cases.size() % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
+        spec.seed = cases.size();
+        cases.push_back(spec);
+      };
+      DecodeCase short_ones;
+      short_ones.seqlen_q = 2;
+      short_ones.num_heads_q = 6;
+      short_ones.num_heads_kv = strided ? 2 : 1;
+      short_ones.causal = true;
+      short_ones.lengths = {1, 15, 16, 17, 0, 33, 63, 65, 128};
+      add(short_ones);
+      DecodeCase long_ones;
+      long_ones.num_heads_q = on_gpu ? 128 : 17;
+      long_ones.num_heads_kv = strided ? 1 : on_gpu ? 2 : 17;
+      if (!on_gpu && !strided) long_ones.num_heads_q = 34;
+      long_ones.lengths = {on_gpu ? 5000 : 330, 257, on_gpu ? 70000 : 127};
+      add(long_ones);
+      if (!on_gpu) continue;
+      long_ones.fixed_split_tokens = 512;
+      long_ones.seqlen_q = 3;
+      add(long_ones);
+      DecodeCase many;
+      many.batch = 64;
+      many.seqlen_k = 2000;
+      many.variable_lengths = true;
+      many.empty_fraction = 0.1;
+      many.num_heads_q = 16;
+      add(many);
+    }
+  }
+  return cases;
+}
+
 // The devices the model pretends to be, by turns: a stage that picks tiles by shared memory shows
 // all of them, a grid limit of 5 blocks makes every kernel walk its items, and with 3
 // multiprocessors a worker has many tiles.
@@ -284,6 +329,7 @@ std::string repeat_test(const std::string& stage) {
          " --gtest_filter=" + test->test_suite_name() + "." + test->name();
 }
 
+// What the buffers of out and lse hold.
 struct Outputs {
   std::vector<uint16_t> out;
   std::vector<float> lse;
@@ -296,16 +342,25 @@ struct Outputs {
 Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTensors& tensors,
            Outputs* outputs) {
   DeviceBuffer workspace;
-  const size_t bytes = workspace_bytes(stage, data.problem, machine.limits());
-  if (bytes > 0) MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  MLA_RETURN_IF_ERROR(allocate_workspace(stage, data.problem, &workspace));
   MLA_RETURN_IF_ERROR(tensors.poison_outputs(machine));
-  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), {workspace.data(), bytes}));
+  MLA_RETURN_IF_ERROR(decode(stage, data.problem, tensors.tensors(), workspace));
   MLA_RETURN_IF_ERROR(machine.synchronize());
-  outputs->out.resize(static_cast<size_t>(data.problem.out_elements()));
-  outputs->lse.resize(static_cast<size_t>(data.problem.lse_elements()));
+  outputs->out.resize(tensors.out.bytes() / sizeof(uint16_t));
+  outputs->lse.resize(tensors.lse.bytes() / sizeof(float));
   MLA_RETURN_IF_ERROR(
       machine.copy_to_host(outputs->out.data(), tensors.out.data(), tensors.out.bytes()));
   return machine.copy_to_host(outputs->lse.data(), tensors.lse.data(), tensors.lse.bytes());
+}
+
+// What is wrong with them; empty: nothing.
+std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceResult& expected) {
+  const DecodeComparison comparison = compare_decode(
+      data.problem, gather_out(data, outputs.out), gather_lse(data, outputs.lse), expected);
+  if (!comparison.ok()) return comparison.describe();
+  const bool untouched =
+      gaps_hold(data, outputs.out, 0xffff, outputs.lse, std::bit_cast<float>(0xffffffff));
+  return untouched ? "" : "wrote between the rows of out or lse";
 }
 
 class Conformance : public testing::Test {
@@ -391,11 +446,8 @@ class Conformance : public testing::Test {
       size_t from = i;  // the schedule that the repetition begins with
       if (!status.ok()) {
         wrong = status.to_string();
-      } else if (const DecodeComparison comparison =
-                     compare_decode(data.problem, outputs.out, outputs.lse, expected);
-                 !comparison.ok()) {
-        wrong = comparison.describe();
-      } else if (i > 0 && !(outputs == first)) {
+      } else if (wrong = judge(data, outputs, expected);
+                 wrong.empty() && i > 0 && !(outputs == first)) {
         wrong = "other bits than under the schedule before";
         from = 0;
       }
@@ -459,12 +511,12 @@ TEST_F(Conformance, Edges) {
   }
 }
 
-TEST_F(Conformance, ExtremeValuesAndLogits) {
-  const std::vector<DecodeCase> cases = extreme_cases();
+TEST_F(Conformance, PageSizesAndStrides) {
+  const std::vector<DecodeCase> cases = layout_cases(options.machine);
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
     device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
-    check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
+    check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{i});
     if (HasFatalFailure()) return;
   }
 }
@@ -486,15 +538,63 @@ void expect_right(Machine& machine, const std::vector<const Stage*>& stages, con
     if (!goes_on(stage->slug)) continue;
     Outputs outputs;
     const Status status = run(machine, *stage, data, tensors, &outputs);
-    std::string wrong = status.ok() ? "" : status.to_string();
-    if (status.ok()) {
-      const DecodeComparison comparison =
-          compare_decode(data.problem, outputs.out, outputs.lse, expected);
-      if (!comparison.ok()) wrong = comparison.describe();
-    }
+    const std::string wrong = status.ok() ? judge(data, outputs, expected) : status.to_string();
     if (!wrong.empty()) {
       fail(stage->slug, data.spec.name() + ": " + wrong, repeat_test(stage->slug));
     }
+  }
+}
+
+// A length that the block table cannot describe counts as the nearest that it can; and with causal
+// masking, too.
+TEST_F(Conformance, LengthsAreClamped) {
+  for (const bool causal : {false, true}) {
+    DecodeCase spec;
+    spec.seqlen_q = 2;
+    spec.num_heads_q = 5;
+    spec.causal = causal;
+    spec.lengths = {70, 100, 64, 128};
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+    DataSet clamped = data;  // a table of two pages, all in use
+    clamped.problem.max_pages_per_seq = 2;
+    clamped.block_table.clear();
+    for (int b = 0; b < 4; ++b) {
+      const int32_t* row = &data.block_table[size_t(b * data.problem.max_pages_per_seq)];
+      clamped.block_table.insert(clamped.block_table.end(), {row[0], b == 2 ? row[0] : row[1]});
+    }
+    clamped.seqlens_k = {0, 128, 64, 128};
+    ReferenceResult expected;
+    std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
+    ASSERT_OK(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
+    ASSERT_OK(
+        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes()));
+    // Rows past the end of sequence 1 are NaN: give them a value, because now they are seen.
+    for (int token = 100; token < 128; ++token) {
+      const int64_t place = cache_place(data.problem, with_strides(data.problem, {}),
+                                        &clamped.block_table[2], token, 0);
+      std::fill_n(cache.begin() + place, kHeadDimQK, uint16_t{0});
+    }
+    ASSERT_OK(machine_->copy_to_device(tensors.kv_cache.data(), cache.data(),
+                                       tensors.kv_cache.bytes()));
+    ASSERT_OK(reference_on(clamped, q, cache, &expected));
+    const std::vector<int32_t> given = {-5, 1 << 30, 64, 2147483647};
+    ASSERT_OK(tensors.seqlens_k.assign(*machine_, given.data(), given.size() * 4));
+    ASSERT_OK(tensors.block_table.assign(*machine_, clamped.block_table.data(),
+                                         clamped.block_table.size() * 4));
+    tensors.layout = clamped.layout();
+    expect_right(*machine_, stages_, clamped, tensors, expected);
+  }
+}
+
+TEST_F(Conformance, ExtremeValuesAndLogits) {
+  const std::vector<DecodeCase> cases = extreme_cases();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (!in_shard(i)) continue;
+    device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
+    check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
+    if (HasFatalFailure()) return;
   }
 }
 
@@ -513,8 +613,9 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
     const int32_t* table = data.block_table.data() + data.problem.max_pages_per_seq;  // sequence 1
     const uint16_t nan = nan_bits(dtype);
     ASSERT_OK(machine_->copy_to_device(
-        tensors.kv_cache.as<uint16_t>() + cache_row(table, 70, 1, 0) * kHeadDimQK + 5, &nan,
-        sizeof(nan)));
+        tensors.kv_cache.as<uint16_t>() +
+            cache_place(data.problem, with_strides(data.problem, {}), table, 70, 0) + 5,
+        &nan, sizeof(nan)));
     std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
     ASSERT_OK(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
     ASSERT_OK(
@@ -545,10 +646,11 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
   };
   std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2, 0xffff);
   for (size_t i = 0; i < q.size(); i += kHeadDimQK) q[i + kHeadDimQK - 1] = bits(q575);
+  const Tensors contiguous = with_strides(data.problem, {});
   for (int token = 0; token < spec.seqlen_k; ++token) {
     const auto [v, k575] = token_at(token);
-    uint16_t* row =
-        &cache[static_cast<size_t>(cache_row(data.block_table.data(), token, 1, 0) * kHeadDimQK)];
+    uint16_t* row = &cache[static_cast<size_t>(
+        cache_place(data.problem, contiguous, data.block_table.data(), token, 0))];
     std::fill(row, row + kHeadDimV, bits(v));
     std::fill(row + kHeadDimV, row + kHeadDimQK, uint16_t{0});
     row[kHeadDimQK - 1] = bits(k575);

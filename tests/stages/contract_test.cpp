@@ -45,7 +45,6 @@ const std::vector<BadCall>& bad_calls() {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   static const std::vector<BadCall> calls = {
       {"dtype", [](Call& c) { c.problem.dtype = static_cast<DType>(7); }, kInvalid, {"dtype", "7"}},
-      {"batch 0", [](Call& c) { c.problem.batch = 0; }, kInvalid, {"batch", "0"}},
       {"batch -3", [](Call& c) { c.problem.batch = -3; }, kInvalid, {"batch", "-3"}},
       {"seqlen_q", [](Call& c) { c.problem.seqlen_q = 0; }, kInvalid, {"seqlen_q", "0"}},
       {"num_heads_q", [](Call& c) { c.problem.num_heads_q = 0; }, kInvalid, {"num_heads_q", "0"}},
@@ -62,6 +61,48 @@ const std::vector<BadCall>& bad_calls() {
        [](Call& c) { c.problem.max_pages_per_seq = -1; },
        kInvalid,
        {"max_pages_per_seq", "-1"}},
+      {"page_size",
+       [](Call& c) { c.problem.page_size = 48; },
+       kInvalid,
+       {"page_size = 48", "16, 32, 64, 128 or 256"}},
+      {"page_size 1", [](Call& c) { c.problem.page_size = 1; }, kInvalid, {"page_size = 1 "}},
+      {"page_size 512", [](Call& c) { c.problem.page_size = 512; }, kInvalid, {"page_size = 512"}},
+      {"q stride odd",
+       [](Call& c) { c.tensors.q_strides.head = 580; },
+       kInvalid,
+       {"q stride of num_heads_q = 580", "multiple of 8"}},
+      {"q stride negative",
+       [](Call& c) { c.tensors.q_strides.batch = -8; },
+       kInvalid,
+       {"q stride of batch = -8", "at least 0"}},
+      {"cache stride odd",
+       [](Call& c) { c.tensors.kv_strides.token = 1156; },
+       kInvalid,
+       {"kv_cache stride of page_size = 1156", "16 bytes"}},
+      {"cache stride long",
+       [](Call& c) { c.tensors.kv_strides.page = (int64_t{1} << 38) + 8; },
+       kInvalid,
+       {"kv_cache stride of num_pages = 274877906952", "2^38"}},
+      {"q past 2^63 bytes",
+       [](Call& c) { c.tensors.q_strides.batch = int64_t{1} << 62; },
+       kInvalid,
+       {"q stride of batch", "2^63"}},
+      {"table stride negative",
+       [](Call& c) { c.tensors.block_table_stride = -2; },
+       kInvalid,
+       {"block_table stride of batch = -2"}},
+      {"out rows overlap",
+       [](Call& c) { c.tensors.out_strides.head = 504; },
+       kInvalid,
+       {"out stride of num_heads_q = 504", "at least 512", "overlap"}},
+      {"out heads over sequences",
+       [](Call& c) { c.tensors.out_strides.batch = 2048; },
+       kInvalid,
+       {"out stride of batch = 2048", "overlap"}},
+      {"lse rows overlap",
+       [](Call& c) { c.tensors.lse_strides.head = 0; },
+       kInvalid,
+       {"lse stride of num_heads_q = 0", "overlap"}},
       {"table past 2^30 tokens",
        [](Call& c) { c.problem.max_pages_per_seq = (1 << 24) + 1; },
        kInvalid,
@@ -112,21 +153,21 @@ const std::vector<BadCall>& bad_calls() {
        kInvalid,
        {"kv_cache", "16"}},
       {"block_table misaligned",
-       [](Call& c) { c.tensors.block_table = shifted(c.tensors.block_table, 4); },
+       [](Call& c) { c.tensors.block_table = shifted(c.tensors.block_table, 2); },
        kInvalid,
-       {"block_table", "16"}},
+       {"block_table", "4 bytes"}},
       {"seqlens_k misaligned",
-       [](Call& c) { c.tensors.seqlens_k = shifted(c.tensors.seqlens_k, 4); },
+       [](Call& c) { c.tensors.seqlens_k = shifted(c.tensors.seqlens_k, 1); },
        kInvalid,
-       {"seqlens_k", "16"}},
+       {"seqlens_k", "4 bytes"}},
       {"out misaligned",
        [](Call& c) { c.tensors.out = shifted(c.tensors.out, 2); },
        kInvalid,
        {"out", "16"}},
       {"lse misaligned",
-       [](Call& c) { c.tensors.lse = shifted(c.tensors.lse, 4); },
+       [](Call& c) { c.tensors.lse = shifted(c.tensors.lse, 2); },
        kInvalid,
-       {"lse", "16"}},
+       {"lse", "4 bytes"}},
   };
   return calls;
 }
@@ -154,7 +195,7 @@ class Contract : public testing::TestWithParam<MachineKind> {
  protected:
   void SetUp() override {
     std::string why_not;
-    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    machine_ = find_machine(GetParam(), &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
     DecodeCase spec;
     spec.batch = 2;
@@ -167,11 +208,12 @@ class Contract : public testing::TestWithParam<MachineKind> {
   void TearDown() override { gpu_model::device() = {}; }
 
   Call good_call(const Stage& stage) {
-    const size_t bytes = workspace_bytes(stage, data_.problem, machine_->limits());
-    if (bytes > 0) {
-      EXPECT_OK(workspace_.allocate(*machine_, bytes));
+    WorkspaceBytes needs;
+    EXPECT_OK(workspace_bytes(stage, data_.problem, machine_->limits(), &needs));
+    if (needs.total() > 0) {
+      EXPECT_OK(workspace_.allocate(*machine_, needs.total()));
     }
-    return {data_.problem, tensors_.tensors(), {workspace_.data(), bytes}};
+    return {data_.problem, tensors_.tensors(), {workspace_.data(), needs.total()}};
   }
 
   static Status make(const Stage& stage, const Call& call) {
@@ -214,7 +256,7 @@ TEST_P(Contract, BadArgumentsAreRefusedAndTouchNothing) {
   for (const Stage& stage : stages(GetParam())) {
     if (!check_device(stage, machine_->limits()).ok()) continue;
     for (const BadCall& bad : bad_calls()) expect_refused(stage, bad);
-    if (workspace_bytes(stage, data_.problem, machine_->limits()) > 0) {
+    if (good_call(stage).workspace.bytes > 0) {
       for (const BadCall& bad : bad_workspaces()) expect_refused(stage, bad);
     }
     const Status good = make(stage, good_call(stage));
@@ -234,12 +276,84 @@ TEST_P(Contract, WorkspaceDependsOnShapesAloneAndIsBounded) {
         problem.batch = batch;
         problem.max_pages_per_seq = pages;
         const size_t one_sequence = size_t{4} * 128 * static_cast<size_t>(problem.max_seqlen_k());
-        EXPECT_LE(workspace_bytes(stage, problem, machine_->limits()),
-                  std::max(one_sequence, size_t{1} << 30))
+        WorkspaceBytes needs;
+        ASSERT_OK(workspace_bytes(stage, problem, machine_->limits(), &needs));
+        EXPECT_LE(needs.total(), std::max(one_sequence, size_t{1} << 30))
             << stage.slug << " batch " << batch << " pages " << pages;
       }
     }
   }
+}
+
+// What a stage asks for, of problems that nobody can decode: an error, never a crash, never a size.
+TEST_P(Contract, QuestionsAboutBadProblemsAreRefused) {
+  const std::vector<std::function<void(Problem&)>> changes = {
+      [](Problem& p) { p.num_heads_kv = 0; }, [](Problem& p) { p.fixed_split_tokens = 1; },
+      [](Problem& p) { p.seqlen_q = p.num_heads_q = 1 << 30; }, [](Problem& p) { p.batch = -1; },
+      [](Problem& p) { p.page_size = 0; }};
+  for (const Stage& stage : stages(GetParam())) {
+    for (const auto& change : changes) {
+      Problem problem = data_.problem;
+      change(problem);
+      WorkspaceBytes needs{1, 2};
+      PlanShape shape;
+      Prediction prediction;
+      const DeviceLimits limits = machine_->limits();
+      EXPECT_FALSE(workspace_bytes(stage, problem, limits, &needs).ok());
+      EXPECT_FALSE(workspace_bytes(stage, problem, &needs).ok());
+      EXPECT_EQ(needs.plan, 1u);
+      EXPECT_EQ(needs.scratch, 2u);
+      EXPECT_FALSE(plan_shape(stage, problem, limits, &shape).ok());
+      EXPECT_FALSE(predict(stage, problem, 64, limits, &prediction).ok());
+      EXPECT_FALSE(allocate_workspace(stage, problem, &workspace_).ok());
+    }
+    Prediction prediction;
+    const Status status = predict(stage, data_.problem, -1, machine_->limits(), &prediction);
+    EXPECT_NE(status.message().find("total_tokens = -1"), std::string::npos) << status.to_string();
+  }
+}
+
+// More pieces than a plan's 32-bit numbers count.
+TEST_P(Contract, TooManyPiecesAreRefused) {
+  for (const Stage& stage : stages(GetParam())) {
+    if (stage.plan_shape == nullptr) continue;
+    Problem problem = data_.problem;
+    problem.batch = 1 << 20;
+    problem.max_pages_per_seq = 1 << 20;
+    problem.fixed_split_tokens = 64;
+    WorkspaceBytes needs;
+    const Status status = workspace_bytes(stage, problem, machine_->limits(), &needs);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find("fixed_split_tokens = 64"), std::string::npos)
+        << status.to_string();
+  }
+}
+
+// No sequence: no work, no memory, no error, whatever the pointers are.
+TEST_P(Contract, AnEmptyBatchIsNoError) {
+  for (const Stage& stage : stages(GetParam())) {
+    if (!check_device(stage, machine_->limits()).ok()) continue;
+    SCOPED_TRACE(stage.slug);
+    Problem problem = data_.problem;
+    problem.batch = 0;
+    WorkspaceBytes needs;
+    EXPECT_OK(workspace_bytes(stage, problem, &needs));
+    EXPECT_EQ(needs.total(), 0u);
+    EXPECT_OK(decode(stage, problem, {}));
+    EXPECT_OK(decode(stage, problem, tensors_.tensors()));
+    EXPECT_OK(plan_decode(stage, problem, nullptr, {}));
+    EXPECT_OK(decode_planned(stage, problem, {}, {}, {}));
+    EXPECT_OK(check_plan(stage, problem, nullptr, {}));
+    if (stage.plan_shape != nullptr) {
+      HostPlan plan;
+      EXPECT_OK(read_plan(stage, problem, {}, &plan));
+    }
+    EXPECT_OK(machine_->synchronize());
+    EXPECT_TRUE(outputs_untouched());
+  }
+  Problem problem = data_.problem;
+  problem.batch = 0;
+  EXPECT_OK(check_paging(*machine_, problem, nullptr, nullptr));
 }
 
 TEST_P(Contract, AnUnfitDeviceIsRefused) {
@@ -329,7 +443,15 @@ TEST(Registry, FindsStagesByNameAndNumber) {
   ASSERT_FALSE(stages(MachineKind::kModel).empty());
   EXPECT_EQ(find_stage(MachineKind::kModel, "02")->slug, "02_shared_tiled");
   EXPECT_EQ(find_stage(MachineKind::kModel, "02_shared_tiled")->slug, "02_shared_tiled");
-  EXPECT_EQ(find_stage(MachineKind::kModel, "77"), nullptr);
+  std::string why_not;
+  EXPECT_EQ(find_stage(MachineKind::kModel, "77", &why_not), nullptr);
+  EXPECT_NE(why_not.find("there is no stage '77'; there are 01_naive, 02_shared_tiled"),
+            std::string::npos)
+      << why_not;
+  if (stages(MachineKind::kGpu).empty()) {
+    EXPECT_EQ(find_stage(MachineKind::kGpu, "02", &why_not), nullptr);
+    EXPECT_NE(why_not.find("built without the CUDA Toolkit"), std::string::npos) << why_not;
+  }
   std::string before;
   for (const Stage& stage : stages(MachineKind::kModel)) {
     EXPECT_LT(before, stage.slug);

@@ -73,7 +73,7 @@ class Graph : public testing::TestWithParam<DType> {
         const auto begin = data_.block_table.begin() + static_cast<std::ptrdiff_t>(row * columns);
         state.table.insert(state.table.end(), begin, begin + static_cast<std::ptrdiff_t>(columns));
         std::fill(state.table.end() - static_cast<std::ptrdiff_t>(columns) +
-                      static_cast<std::ptrdiff_t>(pages_for(length)),
+                      static_cast<std::ptrdiff_t>(pages_for(length, kDefaultPageSize)),
                   state.table.end(), kGarbagePage);
       }
       upload(state);
@@ -145,13 +145,15 @@ class Graph : public testing::TestWithParam<DType> {
       for (const int fixed_split_tokens : {0, 256}) {
         Problem problem = data_.problem;
         problem.fixed_split_tokens = fixed_split_tokens;
-        const size_t bytes = workspace_bytes(stage, problem, machine_->limits());
+        WorkspaceBytes needs;
+        ASSERT_OK(workspace_bytes(stage, problem, &needs));
         DeviceBuffer workspace;
-        ASSERT_OK(workspace.allocate(*machine_, std::max<size_t>(16, bytes)));
+        ASSERT_OK(workspace.allocate(*machine_, std::max<size_t>(16, needs.total())));
         ASSERT_OK(machine_->fill(workspace.data(), 0xff, workspace.bytes()));
         ASSERT_OK(machine_->synchronize());
         expect_right_replays(stage, [&] {
-          return enqueue(stage, problem, tensors_.tensors(), {workspace.data(), bytes}, stream_);
+          return enqueue(stage, problem, tensors_.tensors(), {workspace.data(), needs.total()},
+                         stream_);
         });
         if (HasFatalFailure()) return;
       }
@@ -172,8 +174,11 @@ TEST_P(Graph, DecodeFollowsLengthsAndTable) {
 TEST_P(Graph, PlanAndPlannedDecodeFollowThem) {
   expect_right_replays_of_all([](const Stage& stage, const Problem& problem, const Tensors& tensors,
                                  const Workspace& workspace, Stream stream) -> Status {
-    MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, workspace, stream));
-    return decode_planned(stage, problem, tensors, workspace, stream);
+    WorkspaceBytes needs;
+    MLA_RETURN_IF_ERROR(workspace_bytes(stage, problem, &needs));
+    const Workspace plan = needs.plan_in(workspace);
+    MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, plan, stream));
+    return decode_planned(stage, problem, tensors, plan, needs.scratch_in(workspace), stream);
   });
 }
 

@@ -90,19 +90,20 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
   gpu_model::schedule().seed = seed;
   const Problem& problem = prepared.data.problem;
   DeviceBuffer workspace;
-  const size_t bytes = workspace_bytes(stage, problem, machine.limits());
-  Status status = workspace.allocate(machine, bytes);
+  Status status = allocate_workspace(stage, problem, &workspace);
   if (status.ok()) status = prepared.tensors.poison_outputs(machine);
   if (status.ok()) {
     status = decode(stage, problem, prepared.tensors.tensors(), workspace);
   }
   if (status.code() == StatusCode::kKernelRejected) return "model: " + status.message();
   if (!status.ok()) return "error: " + status.to_string();
-  std::vector<uint16_t> out(static_cast<size_t>(problem.out_elements()));
-  std::vector<float> lse(static_cast<size_t>(problem.lse_elements()));
+  std::vector<uint16_t> out(prepared.tensors.out.bytes() / sizeof(uint16_t));
+  std::vector<float> lse(prepared.tensors.lse.bytes() / sizeof(float));
   std::memcpy(out.data(), prepared.tensors.out.data(), prepared.tensors.out.bytes());
   std::memcpy(lse.data(), prepared.tensors.lse.data(), prepared.tensors.lse.bytes());
-  const DecodeComparison comparison = compare_decode(problem, out, lse, prepared.expected);
+  const DecodeComparison comparison =
+      compare_decode(problem, gather_out(prepared.data, out), gather_lse(prepared.data, lse),
+                     prepared.expected);
   if (!comparison.ok()) return "conformance: " + comparison.describe();
   if (prepared.first_out.empty()) prepared.first_out = out;
   return out == prepared.first_out ? "" : "conformance: results differ between schedules";

@@ -7,7 +7,7 @@
 namespace mla {
 namespace {
 
-constexpr int64_t kMaxTokens = int64_t{kMaxPagesPerSeq} * kPageSize;
+constexpr int64_t kMaxTokens = kMaxTokensPerSeq;
 
 Status no_host_memory() {
   return {StatusCode::kOutOfMemory,
@@ -30,10 +30,14 @@ std::string to_string(SequenceId id) {
   return std::to_string(id.slot) + "." + std::to_string(id.generation);
 }
 
-Status PageTable::create(int num_pages, PageTable* table) {
+Status PageTable::create(int num_pages, int page_size, PageTable* table) {
   if (num_pages < 1) {
     return {StatusCode::kInvalidArgument,
             "num_pages = " + std::to_string(num_pages) + " must be at least 1"};
+  }
+  if (!is_page_size(page_size)) {
+    return {StatusCode::kInvalidArgument,
+            "page_size = " + std::to_string(page_size) + " must be 16, 32, 64, 128 or 256"};
   }
   try {
     PageTable result;
@@ -41,6 +45,7 @@ Status PageTable::create(int num_pages, PageTable* table) {
     result.free_.reserve(static_cast<size_t>(num_pages));
     for (int page = num_pages - 1; page >= 0; --page) result.free_.push_back(page);
     result.statistics_.pages_total = num_pages;
+    result.statistics_.page_size = page_size;
     *table = std::move(result);
   } catch (const std::bad_alloc&) {
     return no_host_memory();
@@ -98,9 +103,9 @@ Status PageTable::free(SequenceId id) {
   int32_t left = slot.sequence.tokens;
   statistics_.tokens -= left;
   for (const int32_t page : slot.sequence.pages) {
-    if (references(page) == 1) statistics_.tokens_stored -= std::min(left, kPageSize);
+    if (references(page) == 1) statistics_.tokens_stored -= std::min(left, page_size());
     drop_reference(page);
-    left -= kPageSize;
+    left -= page_size();
   }
   slot.sequence.pages.clear();
   slot.sequence.tokens = 0;
@@ -149,9 +154,9 @@ Status PageTable::prepare_one(size_t index, SequenceId id, int32_t tokens,
   }
   PreparedAppend::Item item{id.slot, length, tokens, -1, false, 0};
   if (length > 0) item.last_page = slot.sequence.pages.back();
-  item.new_pages =
-      static_cast<int32_t>(pages_for(int64_t{length} + tokens) - pages_for(int64_t{length}));
-  if (tokens > 0 && length % kPageSize != 0 && references(item.last_page) > 1) {
+  item.new_pages = static_cast<int32_t>(pages_for(int64_t{length} + tokens, page_size()) -
+                                        pages_for(length, page_size()));
+  if (tokens > 0 && length % page_size() != 0 && references(item.last_page) > 1) {
     // Of the sequences that share it, all may be in the batch; then the last one keeps the page.
     item.copies_last_page = true;
     ++item.new_pages;
@@ -173,6 +178,7 @@ Status PageTable::prepare_append(std::span<const SequenceId> sequences,
     prepared->items.clear();
     prepared->pages.clear();
     prepared->tokens = 0;
+    prepared->page_size = page_size();
     prepared->version = version_;
     prepared->items.reserve(sequences.size());
 
@@ -221,7 +227,7 @@ Status PageTable::commit(const PreparedAppend& prepared) {
       drop_reference(item.last_page);  // there is another one
       sequence.pages.back() = *page;
       add_reference(*page++);
-      statistics_.tokens_stored += item.length % kPageSize;
+      statistics_.tokens_stored += item.length % page_size();
     }
     for (; page != end; ++page) {
       sequence.pages.push_back(*page);

@@ -2,7 +2,7 @@
 /// The bookkeeping of a paged cache: which pages hold which tokens of which sequence. Host memory
 /// only; paged_cache.h adds the cache itself.
 ///
-/// A page holds 64 tokens and a count of the sequences that list it. Forks share pages; a sequence
+/// A page holds page_size tokens, a number that its table is made with, and a count of the sequences that list it. Forks share pages; a sequence
 /// that appends to a last page it shares gets a copy of that page first (copy on write), so all
 /// sequences that share a page agree on how many rows of it are in use. Taking and returning a page
 /// are constant time: the free pages are a stack.
@@ -36,7 +36,7 @@ std::string to_string(SequenceId id);
 
 /// One sequence's tokens and where they are.
 struct Sequence {
-  std::vector<int32_t> pages;  ///< [pages_for(tokens)] Page ids: its row of the block table.
+  std::vector<int32_t> pages;  ///< [pages_for(tokens, page_size)] Page ids: its row of the block table.
   int32_t tokens = 0;          ///< 0 ... 2^30
 };
 
@@ -49,12 +49,13 @@ struct PageStatistics {
   int64_t sequences = 0;      ///< Empty ones included.
   int64_t tokens = 0;         ///< Sum of all sequences' lengths: a shared token counts for each.
   int64_t tokens_stored = 0;  ///< Rows of used pages that hold a token, each once.
+  int page_size = kDefaultPageSize;  ///< Rows of a page.
 
   /// Share of the rows of used pages that hold a token; 1 if no page is used.
   double utilization() const {
     return pages_used == 0 ? 1.0
                            : static_cast<double>(tokens_stored) /
-                                 static_cast<double>(pages_used * int64_t{kPageSize});
+                                 static_cast<double>(pages_used * int64_t{page_size});
   }
   /// Internal fragmentation: the share of those rows that are empty.
   double fragmentation() const { return 1.0 - utilization(); }
@@ -70,14 +71,15 @@ struct PreparedAppend {
     int32_t tokens;     ///< To be appended
     int32_t last_page;  ///< Page id; -1 for an empty sequence
     /// The last page is shared and partly filled: the first of new_pages takes a copy of its
-    /// length % 64 rows.
+    /// length % page_size rows.
     bool copies_last_page;
     int32_t new_pages;  ///< How many of `pages` are this sequence's
   };
   std::vector<Item> items;     ///< [batch]
   std::vector<int32_t> pages;  ///< The new pages, one sequence's after the other's
   int64_t tokens = 0;          ///< Sum over the batch
-  uint64_t version = 0;        ///< Of the table it was made for
+  int page_size = kDefaultPageSize;  ///< Of the table it was made for
+  uint64_t version = 0;              ///< Of that table
 };
 
 /// Sequences, their pages and the free pages.
@@ -87,8 +89,9 @@ class PageTable {
   PageTable() = default;
 
   /// @param num_pages  at least 1
+  /// @param page_size  tokens per page: 16, 32, 64, 128 or 256
   /// @return kInvalidArgument or kOutOfMemory; `table` is then untouched
-  static Status create(int num_pages, PageTable* table);
+  static Status create(int num_pages, int page_size, PageTable* table);
 
   /// A new, empty sequence. It has no page.
   /// @return kOutOfMemory if the host has no memory for it
@@ -125,6 +128,8 @@ class PageTable {
   /// How many sequences list `page`; 0 for a free page, and for an id that is not in
   /// [0, num_pages).
   int32_t references(int32_t page) const;
+  /// Tokens per page.
+  int page_size() const { return statistics_.page_size; }
   /// How many pages are free.
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
   /// Takes constant time.

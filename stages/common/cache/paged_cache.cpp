@@ -27,10 +27,14 @@ Status check_shape(const CacheShape& shape) {
   }
   MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", shape.num_pages));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", shape.num_heads_kv));
+  if (!is_page_size(shape.page_size)) {
+    return invalid("page_size = " + std::to_string(shape.page_size) +
+                   " must be 16, 32, 64, 128 or 256");
+  }
   int64_t bytes = 0;
   if (!__builtin_mul_overflow(int64_t{shape.num_pages}, shape.page_bytes(), &bytes)) return {};
   return invalid("kv_cache [num_pages = " + std::to_string(shape.num_pages) +
-                 " x page_size = 64 x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
+                 " x page_size = " + std::to_string(shape.page_size) + " x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
                  " x head_dim = 576] has more than 2^63 - 1 bytes");
 }
 
@@ -51,19 +55,20 @@ void add_runs(int64_t source, int64_t destination, int32_t tokens, bool from_cac
 
 void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs) {
   runs->clear();
+  const int32_t page_size = prepared.page_size;
   int64_t source = 0;
   auto next_page = prepared.pages.begin();
   for (const PreparedAppend::Item& item : prepared.items) {
     int64_t page = item.last_page;
-    int32_t row = item.length % kPageSize;  // the first one to write
+    int32_t row = item.length % page_size;  // the first one to write
     if (item.copies_last_page) {
       page = *next_page++;
-      add_runs(int64_t{item.last_page} * kPageSize, page * kPageSize, row, true, runs);
+      add_runs(int64_t{item.last_page} * page_size, page * page_size, row, true, runs);
     }
     for (int32_t left = item.tokens; left > 0;) {
       if (row == 0) page = *next_page++;
-      const int32_t tokens = std::min(left, kPageSize - row);
-      add_runs(source, page * kPageSize + row, tokens, false, runs);
+      const int32_t tokens = std::min(left, page_size - row);
+      add_runs(source, page * page_size + row, tokens, false, runs);
       source += tokens;
       left -= tokens;
       row = 0;
@@ -84,7 +89,7 @@ Status PagedCache::create(Machine& machine, const CacheShape& shape,
     std::unique_ptr<PagedCache> result(new PagedCache(machine, shape));
     MLA_RETURN_IF_ERROR(result->memory_.allocate(
         machine, static_cast<size_t>(shape.num_pages * shape.page_bytes())));
-    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, &result->table_));
+    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, shape.page_size, &result->table_));
     *cache = std::move(result);
   } catch (const std::bad_alloc&) {
     return no_host_memory();
@@ -120,12 +125,13 @@ Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_p
                                 int32_t* block_table, int32_t* seqlens_k, Stream stream) {
   if (sequences.empty()) return invalid("sequences is empty; there must be at least one");
   MLA_RETURN_IF_ERROR(check_at_least_one("max_pages_per_seq", max_pages_per_seq));
-  if (max_pages_per_seq > kMaxPagesPerSeq) {
+  const int most = kMaxTokensPerSeq / shape_.page_size;
+  if (max_pages_per_seq > most) {
     return invalid("max_pages_per_seq = " + std::to_string(max_pages_per_seq) +
-                   " must be at most " + std::to_string(kMaxPagesPerSeq) + " (2^30 tokens)");
+                   " must be at most " + std::to_string(most) + " (2^30 tokens)");
   }
-  MLA_RETURN_IF_ERROR(check_pointer("block_table", block_table));
-  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k));
+  MLA_RETURN_IF_ERROR(check_pointer("block_table", block_table, 4));
+  MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k, 4));
   for (size_t i = 0; i < sequences.size(); ++i) {
     const Sequence* sequence = table_.find(sequences[i]);
     const std::string name = "sequences[" + std::to_string(i) + "] = " + to_string(sequences[i]);

@@ -23,13 +23,14 @@ namespace mla {
 
 /// What a cache is made for.
 struct CacheShape {
-  int num_pages = 0;               ///< >= 1; each holds 64 tokens.
+  int num_pages = 0;                 ///< >= 1
+  int page_size = kDefaultPageSize;  ///< Tokens per page: 16, 32, 64, 128 or 256.
   int num_heads_kv = 1;            ///< >= 1
   DType dtype = DType::kBFloat16;  ///< Of the rows.
   /// Bytes of one token, all KV heads: num_heads_kv * 576 * 2.
   int64_t token_bytes() const { return int64_t{num_heads_kv} * kHeadDimQK * 2; }
   /// Bytes of one page.
-  int64_t page_bytes() const { return kPageSize * token_bytes(); }
+  int64_t page_bytes() const { return page_size * token_bytes(); }
 };
 
 /// Pages, and the bytes they come to.
@@ -43,7 +44,7 @@ struct CacheStatistics {
 /// Consecutive rows that an append writes to one page. Places are counted in tokens.
 struct RowRun {
   int64_t source;       ///< The first row's place in `rows`, or in the cache.
-  int64_t destination;  ///< Its place in the cache: 64 * page + row.
+  int64_t destination;  ///< Its place in the cache: page_size * page + row.
   int32_t tokens;       ///< 1 ... kMaxRunTokens
   int32_t from_cache;   ///< 1: the source is a page of the cache, copied on write. 0: `rows`.
 };
@@ -57,7 +58,7 @@ void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs);
 /// Enqueues the one kernel of an append on `stream`.
 /// @param runs   [num_runs], on the machine
 /// @param rows   [total_tokens, num_heads_kv, 576] on the machine, 16-byte aligned
-/// @param cache  [num_pages, 64, num_heads_kv, 576] on the machine, 16-byte aligned
+/// @param cache  [num_pages, page_size, num_heads_kv, 576] on the machine, 16-byte aligned
 /// @return The machine's errors.
 Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, const void* rows,
                  void* cache, int num_heads_kv, Stream stream);
@@ -97,15 +98,14 @@ class PagedCache {
   /// Writes what a decode of these sequences reads, with two copies on `stream`.
   /// @param sequences          [batch], at least one; the same one may be there twice
   /// @param max_pages_per_seq  columns of the table, at least the pages of the longest sequence
-  /// @param block_table        [batch, max_pages_per_seq] on the machine, 16-byte aligned; -1 in
-  ///                           unused entries
-  /// @param seqlens_k          [batch] on the machine, 16-byte aligned
+  /// @param block_table        [batch, max_pages_per_seq] on the machine; -1 in unused entries
+  /// @param seqlens_k          [batch] on the machine
   /// @return kInvalidArgument; kOutOfRange if the table is too narrow for a sequence. Then nothing
   /// is written. Or the machine's errors.
   Status write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
                       int32_t* block_table, int32_t* seqlens_k, Stream stream = nullptr);
 
-  /// [num_pages, 64, num_heads_kv, 576]: Tensors::kv_cache
+  /// [num_pages, page_size, num_heads_kv, 576]: Tensors::kv_cache
   void* data() const { return memory_.data(); }
   /// What it was made for.
   const CacheShape& shape() const { return shape_; }

@@ -3,33 +3,36 @@
 namespace mla {
 
 namespace gpu {
-Status launch_paging_check(const Problem&, const int32_t*, const int32_t*, unsigned long long*,
-                           Stream);
+Status launch_paging_check(const Problem&, const Tensors&, unsigned long long*, Stream);
 }
 namespace model {
-Status launch_paging_check(const Problem&, const int32_t*, const int32_t*, unsigned long long*,
-                           Stream);
+Status launch_paging_check(const Problem&, const Tensors&, unsigned long long*, Stream);
 }
 
 Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,
-                    const int32_t* seqlens_k, Stream stream) {
+                    const int32_t* seqlens_k, Stream stream, int64_t block_table_stride) {
   MLA_RETURN_IF_ERROR(validate(problem));
+  if (problem.batch == 0) return {};
   if (block_table == nullptr || seqlens_k == nullptr) {
     return {StatusCode::kInvalidArgument,
             std::string(block_table == nullptr ? "block_table" : "seqlens_k") + " is null"};
   }
+  Tensors tensors;
+  tensors.block_table = block_table;
+  tensors.block_table_stride = block_table_stride;
+  tensors.seqlens_k = seqlens_k;
+  tensors = with_strides(problem, tensors);
   constexpr unsigned long long kNone = ~0ull;
   unsigned long long first = kNone;
   DeviceBuffer verdict;
   MLA_RETURN_IF_ERROR(verdict.allocate(machine, sizeof(first)));
   MLA_RETURN_IF_ERROR(machine.fill(verdict.data(), 0xff, sizeof(first), stream));  // kNone
   const auto launch = MLA_ON_MACHINE(machine, launch_paging_check);
-  MLA_RETURN_IF_ERROR(
-      launch(problem, block_table, seqlens_k, verdict.as<unsigned long long>(), stream));
+  MLA_RETURN_IF_ERROR(launch(problem, tensors, verdict.as<unsigned long long>(), stream));
   MLA_RETURN_IF_ERROR(machine.copy_to_host(&first, verdict.data(), sizeof(first), stream));
   if (first == kNone) return {};
 
-  const int64_t sequence = static_cast<int64_t>(first >> 32);
+  const int sequence = static_cast<int>(first >> 32);
   const int64_t place = static_cast<int64_t>(first & 0xffffffff);
   int32_t value = 0;
   if (place == 0) {
@@ -40,7 +43,7 @@ Status check_paging(Machine& machine, const Problem& problem, const int32_t* blo
   }
   const int64_t slot = place - 1;
   MLA_RETURN_IF_ERROR(machine.copy_to_host(
-      &value, block_table + sequence * problem.max_pages_per_seq + slot, sizeof(value), stream));
+      &value, tensors.table_row(sequence) + slot, sizeof(value), stream));
   return {StatusCode::kOutOfRange,
           "block_table[" + std::to_string(sequence) + ", " + std::to_string(slot) + "] = " +
               std::to_string(value) + " must be in [0, " + std::to_string(problem.num_pages) + ")"};

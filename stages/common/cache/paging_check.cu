@@ -9,17 +9,17 @@ constexpr int kThreads = 128;
 // One block per sequence. The verdict is the least (sequence << 32 | place) of all errors, where
 // place 0 is the length and 1 + e is entry e of the table, so the first error is reported whatever
 // the schedule.
-__global__ void check(Problem problem, const int32_t* __restrict__ block_table,
-                      const int32_t* __restrict__ seqlens_k, unsigned long long* first_offender) {
-  for (int64_t sequence = blockIdx.x; sequence < problem.batch; sequence += gridDim.x) {
+__global__ void check(Problem problem, Tensors tensors, unsigned long long* first_offender) {
+  for (int64_t item = blockIdx.x; item < problem.batch; item += gridDim.x) {
+    const int sequence = static_cast<int>(item);
     const unsigned long long prefix = static_cast<unsigned long long>(sequence) << 32;
-    const int64_t length = seqlens_k[sequence];
+    const int64_t length = tensors.seqlens_k[sequence];
     if (length < 0 || length > problem.max_seqlen_k()) {
       if (threadIdx.x == 0) atomicMin(first_offender, prefix);
       continue;
     }
-    for (int64_t slot = threadIdx.x; slot < pages_for(length); slot += kThreads) {
-      const int32_t page = block_table[sequence * problem.max_pages_per_seq + slot];
+    for (int64_t slot = threadIdx.x; slot < pages_for(length, problem.page_size); slot += kThreads) {
+      const int32_t page = tensors.table_row(sequence)[slot];
       if (page < 0 || page >= problem.num_pages) {
         atomicMin(first_offender, prefix | static_cast<unsigned long long>(slot + 1));
       }
@@ -29,11 +29,10 @@ __global__ void check(Problem problem, const int32_t* __restrict__ block_table,
 
 }  // namespace
 
-Status launch_paging_check(const Problem& problem, const int32_t* block_table,
-                           const int32_t* seqlens_k, unsigned long long* first_offender,
-                           Stream stream) {
-  return launch(check, grid_for(problem.batch), kThreads, 0, stream, problem, block_table,
-                seqlens_k, first_offender);
+Status launch_paging_check(const Problem& problem, const Tensors& tensors,
+                           unsigned long long* first_offender, Stream stream) {
+  return launch(check, grid_for(problem.batch), kThreads, 0, stream, problem, tensors,
+                first_offender);
 }
 
 }  // namespace mla::MLA_MACHINE

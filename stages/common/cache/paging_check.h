@@ -10,9 +10,11 @@ namespace mla {
 
 /// Checks `seqlens_k`, and the entries of `block_table` that they use, with one small kernel in the
 /// order of `stream`. Waits for it, and reports the first error by sequence and entry.
+/// @param block_table_stride  as in Tensors
 /// @return kOutOfRange with the value and what is allowed; kInvalidArgument for a null pointer;
 /// validate()'s errors for a bad problem; the machine's errors.
 Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,
-                    const int32_t* seqlens_k, Stream stream = nullptr);
+                    const int32_t* seqlens_k, Stream stream = nullptr,
+                    int64_t block_table_stride = kContiguous);
 
 }  // namespace mla

@@ -4,7 +4,9 @@
 #include <thread>
 #include <utility>
 
+#ifndef MLA_GPU_ONLY
 #include "reference/gpu_model/gpu_model.h"
+#endif
 
 #ifdef MLA_HAVE_CUDA
 #include <cuda_runtime_api.h>
@@ -14,6 +16,8 @@
 
 namespace mla {
 namespace {
+
+#ifndef MLA_GPU_ONLY
 
 class ModelMachine final : public Machine {
  public:
@@ -44,6 +48,10 @@ class ModelMachine final : public Machine {
     std::memcpy(destination, source, bytes);
     return {};
   }
+  Status enqueue_copy_to_host(void* destination, const void* source, size_t bytes,
+                              Stream stream) override {
+    return copy_to_host(destination, source, bytes, stream);
+  }
   Status fill(void* destination, unsigned char byte, size_t bytes, Stream) override {
     std::memset(destination, byte, bytes);
     return {};
@@ -51,6 +59,8 @@ class ModelMachine final : public Machine {
   Status synchronize() override { return {}; }
   size_t free_memory() const override { return gpu_model::free_memory(); }
 };
+
+#endif
 
 #ifdef MLA_HAVE_CUDA
 
@@ -100,6 +110,12 @@ class GpuMachine final : public Machine {
   Status copy_to_host(void* destination, const void* source, size_t bytes, Stream stream) override {
     return copy(destination, source, bytes, cudaMemcpyDeviceToHost, stream, "copy to the host");
   }
+  Status enqueue_copy_to_host(void* destination, const void* source, size_t bytes,
+                              Stream stream) override {
+    return cuda_status(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToHost,
+                                       static_cast<cudaStream_t>(stream)),
+                       "copy to the host");
+  }
   Status fill(void* destination, unsigned char byte, size_t bytes, Stream stream) override {
     return cuda_status(cudaMemsetAsync(destination, byte, bytes, static_cast<cudaStream_t>(stream)),
                        "cudaMemsetAsync");
@@ -128,9 +144,21 @@ class GpuMachine final : public Machine {
 
 }  // namespace
 
+#ifndef MLA_GPU_ONLY
 Machine& model_machine() {
   static ModelMachine machine;
   return machine;
+}
+#endif
+
+Machine* find_machine(MachineKind kind, std::string* why_not) {
+  if (kind == MachineKind::kGpu) return gpu_machine(why_not);
+#ifdef MLA_GPU_ONLY
+  if (why_not != nullptr) *why_not = "no GPU model: this program links the stages for GPUs alone";
+  return nullptr;
+#else
+  return &model_machine();
+#endif
 }
 
 Machine* gpu_machine(std::string* why_not) {

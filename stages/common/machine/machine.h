@@ -50,6 +50,10 @@ class Machine {
   /// @return The machine's error, also one of the work before it.
   virtual Status copy_to_host(void* destination, const void* source, size_t bytes,
                               Stream stream = nullptr) = 0;
+  /// Enqueues a copy to the host and does not wait; only to pinned memory is it asynchronous.
+  /// @return The machine's error.
+  virtual Status enqueue_copy_to_host(void* destination, const void* source, size_t bytes,
+                                      Stream stream) = 0;
   /// Sets every byte, in the order of `stream`; 0xff makes a NaN of every float type.
   virtual Status fill(void* destination, unsigned char byte, size_t bytes,
                       Stream stream = nullptr) = 0;
@@ -59,16 +63,22 @@ class Machine {
   virtual size_t free_memory() const = 0;
 };
 
-/// The GPU model, which is always there.
+/// The GPU model. Not there in a program that links the component for GPUs alone.
 Machine& model_machine();
 
 /// The current CUDA device, or null with the reason in `why_not`: "no GPU code: built without the
 /// CUDA Toolkit (12.8 or newer)".
 Machine* gpu_machine(std::string* why_not = nullptr);
 
+/// Either of the two, or null with the reason in `why_not`.
+Machine* find_machine(MachineKind kind, std::string* why_not = nullptr);
+
 /// The function gpu::`name` or model::`name`, whichever runs on `machine`; a build without CUDA has the
-/// latter only. A macro, because a name without its namespace cannot be an argument.
-#ifdef MLA_HAVE_CUDA
+/// latter only, one for GPUs alone the former. A macro, because a name without its namespace cannot be an
+/// argument.
+#ifdef MLA_GPU_ONLY
+#define MLA_ON_MACHINE(machine, name) (static_cast<void>(machine), gpu::name)
+#elif defined(MLA_HAVE_CUDA)
 #define MLA_ON_MACHINE(machine, name) \
   ((machine).kind() == ::mla::MachineKind::kGpu ? gpu::name : model::name)
 #else

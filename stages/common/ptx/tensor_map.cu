@@ -1,5 +1,6 @@
 #include "stages/common/ptx/tensor_map.h"
 
+#include <algorithm>
 #include <string>
 
 #ifdef __CUDACC__
@@ -58,21 +59,20 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
 #endif
 }
 
-Status encode_cache_map(const Problem& problem, const void* kv_cache, TensorMap* map) {
-  constexpr uint64_t kRowBytes = kHeadDimQK * 2;
-  const auto heads = static_cast<uint64_t>(problem.num_heads_kv);
+Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map) {
+  const CacheStrides& strides = tensors.kv_strides;
   TensorShape shape;
   shape.rank = 4;
-  const uint64_t size[] = {kHeadDimQK, heads, kPageSize, static_cast<uint64_t>(problem.num_pages)};
-  const uint64_t stride_bytes[] = {2, kRowBytes, heads * kRowBytes, heads * kRowBytes * kPageSize};
-  const uint32_t box[] = {64, 1, kPageSize, 1};
+  const int64_t size[] = {kHeadDimQK, problem.num_heads_kv, problem.page_size, problem.num_pages};
+  const int64_t stride[] = {1, strides.head, strides.token, strides.page};
+  const int box[] = {64, 1, std::min(kGrainTokens, problem.page_size), 1};
   for (int i = 0; i < 4; ++i) {
-    shape.size[i] = size[i];
-    shape.stride_bytes[i] = stride_bytes[i];
-    shape.box[i] = box[i];
+    shape.size[i] = static_cast<uint64_t>(size[i]);
+    shape.stride_bytes[i] = static_cast<uint64_t>(stride[i]) * 2;
+    shape.box[i] = static_cast<uint32_t>(box[i]);
   }
   shape.swizzle_128b = true;
-  return encode_tensor_map(kv_cache, shape, map);
+  return encode_tensor_map(tensors.kv_cache, shape, map);
 }
 
 }  // namespace mla::MLA_MACHINE

@@ -38,8 +38,9 @@ struct TensorShape {
 /// @return kCudaError if the driver refuses the map or is too old; on the model kInvalidArgument.
 Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMap* map);
 
-/// The same for the cache of a problem, [576, num_heads_kv, 64, num_pages], in boxes of 64 columns
-/// of one head and page. Coordinates are (column, head, token of the page, page).
-Status encode_cache_map(const Problem& problem, const void* kv_cache, TensorMap* map);
+/// The same for the cache of a problem, [576, num_heads_kv, page_size, num_pages], in boxes of 64
+/// columns of one head and of 64 tokens of a page, or of the whole page if that has fewer. Coordinates
+/// are (column, head, token of the page, page).
+Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map);
 
 }  // namespace mla::MLA_MACHINE

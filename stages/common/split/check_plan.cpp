@@ -5,16 +5,17 @@
 
 namespace mla {
 
-Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* workspace,
-                 HostPlan* plan, Stream stream) {
-  const SplitWorkspace split = split_workspace(problem, shape, workspace);
+Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* plan,
+                 HostPlan* read_back, Stream stream) {
+  const SplitWorkspace split = split_workspace(problem, shape, plan, nullptr);
   HostPlan result;
   MLA_RETURN_IF_ERROR(
       machine.copy_to_host(&result.header, split.header, sizeof(PlanHeader), stream));
   const PlanHeader& header = result.header;
-  if (header.made != kPlanMade || header.batch != problem.batch ||
-      header.workers != shape.workers || header.fixed_split_tokens != problem.fixed_split_tokens) {
-    return {StatusCode::kInvalidArgument, "workspace holds no plan for this problem"};
+  if (header.state.made != kPlanMade || header.state.shape != split.shape) {
+    return {StatusCode::kInvalidArgument,
+            std::string("plan holds no plan for this problem") +
+                (header.state.made == kPlanMade ? ", but one for another" : "")};
   }
   const auto read = [&](auto& values, int64_t count, const auto* source) -> Status {
     values.resize(static_cast<size_t>(count));
@@ -26,22 +27,27 @@ Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shap
   MLA_RETURN_IF_ERROR(read(result.seqlens_k, problem.batch, split.seqlens_k));
   MLA_RETURN_IF_ERROR(
       read(result.split_sequences, header.num_split_sequences, split.split_sequences));
-  *plan = std::move(result);
+  *read_back = std::move(result);
   return {};
 }
 
 Status check_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                  const int32_t* seqlens_k, void* workspace, Stream stream) {
-  HostPlan plan;
-  MLA_RETURN_IF_ERROR(read_plan(machine, problem, shape, workspace, &plan, stream));
+                  const int32_t* seqlens_k, void* plan, Stream stream) {
+  HostPlan made;
+  MLA_RETURN_IF_ERROR(read_plan(machine, problem, shape, plan, &made, stream));
+  if (made.header.state.refused != 0) {
+    return {StatusCode::kInvalidArgument,
+            "since plan was made, a decode of another problem found no plan of its own in it, and left "
+            "its outputs alone"};
+  }
   std::vector<int32_t> lengths(static_cast<size_t>(problem.batch));
   MLA_RETURN_IF_ERROR(
       machine.copy_to_host(lengths.data(), seqlens_k, lengths.size() * sizeof(int32_t), stream));
   for (size_t i = 0; i < lengths.size(); ++i) {
-    if (lengths[i] == plan.seqlens_k[i]) continue;
+    if (clamped_length(problem, lengths[i]) == made.seqlens_k[i]) continue;
     return {StatusCode::kInvalidArgument,
             "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(lengths[i]) +
-                ", but the plan was made for " + std::to_string(plan.seqlens_k[i])};
+                ", but the plan was made for " + std::to_string(made.seqlens_k[i])};
   }
   return {};
 }

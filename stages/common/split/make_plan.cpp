@@ -55,43 +55,44 @@ int64_t interval_begin(int64_t length, int worker, int workers) {
 }  // namespace
 
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                 const int32_t* seqlens_k, void* workspace, Stream stream) {
+                 const int32_t* seqlens_k, void* plan, Stream stream) {
   return MLA_ON_MACHINE(machine, launch_make_plan)(
-      problem, shape, seqlens_k, split_workspace(problem, shape, workspace), stream);
+      problem, shape, seqlens_k, split_workspace(problem, shape, plan, nullptr), stream);
 }
 
 Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
-                     const Tensors& tensors, void* workspace, Stream stream) {
+                     const Tensors& tensors, void* plan, void* scratch, Stream stream) {
   return MLA_ON_MACHINE(machine, launch_combine_again)(
-      problem, shape, split_workspace(problem, shape, workspace), tensors, stream);
+      problem, shape, split_workspace(problem, shape, plan, scratch), tensors, stream);
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                            const std::vector<int32_t>& seqlens_k) {
-  const auto pages_in = [&](int sequence) {
-    const int64_t length =
-        std::clamp<int64_t>(seqlens_k[static_cast<size_t>(sequence)], 0, problem.max_seqlen_k());
-    return std::max<int64_t>(1, pages_for(length));
+  const auto length_of = [&](int sequence) {
+    return clamped_length(problem, seqlens_k[static_cast<size_t>(sequence)]);
   };
-  const int64_t piece_pages = problem.fixed_split_tokens / kPageSize;  // 0: anywhere
-  int64_t total_pages = 0, total_pieces = 0, longest = 0;
+  const auto grains_in = [&](int sequence) {
+    return std::max<int64_t>(1, grains_for(length_of(sequence)));
+  };
+  const int64_t piece_grains = problem.fixed_split_tokens / kGrainTokens;  // 0: anywhere
+  int64_t total_grains = 0, total_pieces = 0, longest = 0;
   for (int i = 0; i < problem.batch; ++i) {
-    total_pages += pages_in(i);
-    longest = std::max(longest, pages_in(i));
-    total_pieces += piece_pages > 0 ? (pages_in(i) + piece_pages - 1) / piece_pages : 1;
+    total_grains += grains_in(i);
+    longest = std::max(longest, grains_in(i));
+    total_pieces += piece_grains > 0 ? (grains_in(i) + piece_grains - 1) / piece_grains : 1;
   }
-  // With a page or less for every worker, or all of them on one sequence, all pay the fixed cost
+  // With a grain or less for every worker, or all of them on one sequence, all pay the fixed cost
   // alike, and to count it would leave some without work.
-  const bool alike = piece_pages == 0 && (problem.batch == 1 || total_pages <= shape.workers);
-  const int64_t fixed = alike ? 0 : shape.fixed_pages;
-  const int64_t length = total_pages + fixed * total_pieces;
+  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const int64_t fixed = alike ? 0 : shape.fixed_grains;
+  const int64_t length = total_grains + fixed * total_pieces;
   // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
-  const bool whole = piece_pages == 0 && a_worker * (longest + fixed) <=
-                                             length / shape.workers + fixed + shape.combine_pages;
+  const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
+                                             length / shape.workers + fixed + shape.combine_grains;
   const int used =
       whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
-            : static_cast<int>(std::clamp<int64_t>(length / shape.min_pages, 1, shape.workers));
+            : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});
@@ -99,10 +100,10 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   int worker = 0;
   int64_t start = 0;  // of the sequence, on the line
   for (int i = 0; i < problem.batch; ++i) {
-    const int64_t pages = pages_in(i);
-    const int64_t pieces = piece_pages > 0 ? (pages + piece_pages - 1) / piece_pages : 1;
-    const int64_t end = start + pages + fixed * pieces;
-    int32_t splits = piece_pages > 0 ? static_cast<int32_t>(pieces) : 1;
+    const int64_t grains = grains_in(i);
+    const int64_t pieces = piece_grains > 0 ? (grains + piece_grains - 1) / piece_grains : 1;
+    const int64_t end = start + grains + fixed * pieces;
+    int32_t splits = piece_grains > 0 ? static_cast<int32_t>(pieces) : 1;
     for (; worker < used &&
            (whole ? worker * a_worker <= i : interval_begin(length, worker, used) < end);
          ++worker) {
@@ -110,36 +111,34 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
       WorkerBegin& begin = plan.worker_begin[static_cast<size_t>(worker)];
       if (whole) {
         begin = {i, 0, 0, 0};
-      } else if (piece_pages == 0) {
-        const int64_t page = std::max<int64_t>(0, offset - fixed);
-        const bool cut = page > 0;
-        begin = {i, static_cast<int32_t>(page), cut ? splits++ : 0, 0};
+      } else if (piece_grains == 0) {
+        const int64_t grain = std::max<int64_t>(0, offset - fixed);
+        const bool cut = grain > 0;
+        begin = {i, static_cast<int32_t>(grain), cut ? splits++ : 0, 0};
       } else {
-        const int64_t piece = (offset + fixed + piece_pages - 1) / (fixed + piece_pages);
-        begin = piece < pieces ? WorkerBegin{i, static_cast<int32_t>(piece * piece_pages),
+        const int64_t piece = (offset + fixed + piece_grains - 1) / (fixed + piece_grains);
+        begin = piece < pieces ? WorkerBegin{i, static_cast<int32_t>(piece * piece_grains),
                                              static_cast<int32_t>(piece), 0}
                                : WorkerBegin{i + 1, 0, 0, 0};
       }
-      if (begin.sequence < problem.batch) {
-        begin.seqlen_k = static_cast<int32_t>(std::clamp<int64_t>(
-            seqlens_k[static_cast<size_t>(begin.sequence)], 0, problem.max_seqlen_k()));
-      }
+      if (begin.sequence < problem.batch) begin.seqlen_k = length_of(begin.sequence);
     }
     if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});
     plan.slot_begin.push_back(plan.slot_begin.back() + (splits > 1 ? splits : 0));
     start = end;
   }
-  for (int i = 0; i < problem.batch; ++i) {
-    plan.seqlens_k.push_back(seqlens_k[static_cast<size_t>(i)]);
-  }
-  plan.header = {.made = kPlanMade,
+  for (int i = 0; i < problem.batch; ++i) plan.seqlens_k.push_back(length_of(i));
+  plan.header = {.state = {.made = kPlanMade,
+                           .shape = split_workspace(problem, shape, nullptr, nullptr).shape,
+                           .generation = 1,
+                           .refused = 0},
                  .batch = problem.batch,
                  .workers = shape.workers,
                  .fixed_split_tokens = problem.fixed_split_tokens,
-                 .fixed_pages = static_cast<int32_t>(fixed),
+                 .fixed_grains = static_cast<int32_t>(fixed),
                  .num_split_sequences = static_cast<int32_t>(plan.split_sequences.size()),
                  .num_slots = plan.slot_begin.back(),
-                 .unused = 0};
+                 .unused = {}};
   return plan;
 }
 

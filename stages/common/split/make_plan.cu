@@ -50,46 +50,45 @@ __global__ void __launch_bounds__(kThreads)
               SplitWorkspace plan) {
   constexpr int kTile = 2 * kThreads;
   auto& smem = shared_memory<Smem<kThreads>>();
-  const int piece_pages = problem.fixed_split_tokens / kPageSize;  // 0: cut anywhere
-  const int max_seqlen_k = static_cast<int>(problem.max_seqlen_k());
-  const auto pieces_of = [&](int pages) {
-    return piece_pages > 0 ? (pages + piece_pages - 1) / piece_pages : 1;
+  const int piece_grains = problem.fixed_split_tokens / kGrainTokens;  // 0: cut anywhere
+  const auto pieces_of = [&](int grains) {
+    return piece_grains > 0 ? (grains + piece_grains - 1) / piece_grains : 1;
   };
-  // This thread's two sequences of the tile at `base`; a sequence past the last has no pages.
-  int pages[2];
+  // This thread's two sequences of the tile at `base`; a sequence past the last has no grains.
+  int grains[2];
   const auto read_tile = [&](int64_t base) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int64_t sequence = base + 2 * threadIdx.x + j;
-      pages[j] = 0;
+      grains[j] = 0;
       if (sequence < problem.batch) {
-        const int seqlen_k = seqlens_k[sequence];
+        const int seqlen_k = clamped_length(problem, seqlens_k[sequence]);
         plan.seqlens_k[sequence] = seqlen_k;
-        pages[j] = max(1, static_cast<int>(pages_for(max(0, min(seqlen_k, max_seqlen_k)))));
+        grains[j] = max(1, static_cast<int>(grains_for(seqlen_k)));
       }
     }
   };
   // Pages and, where a sequence may have several by rule, pieces before this thread's sequences.
-  int64_t pages_before, pieces_before, tile_pages, tile_pieces;
+  int64_t grains_before, pieces_before, tile_grains, tile_pieces;
   const auto sum_tile = [&](int64_t base) {
-    pages_before = exclusive_sum(int64_t{pages[0]} + pages[1], smem.warp_sum[0], &tile_pages);
+    grains_before = exclusive_sum(int64_t{grains[0]} + grains[1], smem.warp_sum[0], &tile_grains);
     pieces_before = 2 * threadIdx.x;
     tile_pieces = min(int64_t{kTile}, problem.batch - base);
-    if (piece_pages > 0) {
-      pieces_before = exclusive_sum(int64_t{pieces_of(pages[0])} + pieces_of(pages[1]),
+    if (piece_grains > 0) {
+      pieces_before = exclusive_sum(int64_t{pieces_of(grains[0])} + pieces_of(grains[1]),
                                     smem.warp_sum[1], &tile_pieces);
     }
   };
 
   // How long the line is, and who gets how much of it.
-  int64_t total_pages = 0, total_pieces = 0;
+  int64_t total_grains = 0, total_pieces = 0;
   int longest = 0;
   for (int64_t base = 0; base < problem.batch; base += kTile) {
     read_tile(base);
     sum_tile(base);
-    total_pages += tile_pages;
+    total_grains += tile_grains;
     total_pieces += tile_pieces;
-    longest = max(longest, max(pages[0], pages[1]));
+    longest = max(longest, max(grains[0], grains[1]));
     if (base + kTile < problem.batch) __syncthreads();  // the sums have been read
   }
   longest = __reduce_max_sync(0xffffffff, longest);
@@ -97,16 +96,16 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // every warp's longest is there
   for (int warp = 0; warp < kThreads / 32; ++warp) longest = max(longest, smem.warp_longest[warp]);
 
-  const bool alike = piece_pages == 0 && (problem.batch == 1 || total_pages <= shape.workers);
-  const int fixed = alike ? 0 : shape.fixed_pages;
-  const int64_t length = total_pages + fixed * total_pieces;
+  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const int fixed = alike ? 0 : shape.fixed_grains;
+  const int64_t length = total_grains + fixed * total_pieces;
   const auto batch = static_cast<unsigned>(problem.batch);
   const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
-  const bool whole = piece_pages == 0 && int64_t{a_worker} * (longest + fixed) <=
-                                             length / shape.workers + fixed + shape.combine_pages;
+  const bool whole = piece_grains == 0 && int64_t{a_worker} * (longest + fixed) <=
+                                             length / shape.workers + fixed + shape.combine_grains;
   const auto used = static_cast<unsigned>(
       whole ? (batch + a_worker - 1) / a_worker
-            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_pages)));
+            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -123,12 +122,12 @@ __global__ void __launch_bounds__(kThreads)
       read_tile(base);
       sum_tile(base);
     }
-    const int64_t tile_length = tile_pages + fixed * tile_pieces;
-    const int64_t start = line + pages_before + fixed * pieces_before;
+    const int64_t tile_length = tile_grains + fixed * tile_pieces;
+    const int64_t start = line + grains_before + fixed * pieces_before;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int local = 2 * threadIdx.x + j;
-      smem.start[local] = start + (j == 0 ? 0 : pages[0] + fixed * pieces_of(pages[0]));
+      smem.start[local] = start + (j == 0 ? 0 : grains[0] + fixed * pieces_of(grains[0]));
       smem.first_cut[local] = INT_MAX;
       smem.cuts[local] = 0;
     }
@@ -152,31 +151,30 @@ __global__ void __launch_bounds__(kThreads)
       *local = low;
       const int offset = static_cast<int>(place - smem.start[low]);
       const int sequence = static_cast<int>(base) + low;
-      if (piece_pages == 0) return {sequence, max(0, offset - fixed), 0, 0};
-      const int piece = (offset + fixed + piece_pages - 1) / (fixed + piece_pages);
+      if (piece_grains == 0) return {sequence, max(0, offset - fixed), 0, 0};
+      const int piece = (offset + fixed + piece_grains - 1) / (fixed + piece_grains);
       const int end = static_cast<int>(
           (low + 1 < count ? smem.start[low + 1] : line + tile_length) - smem.start[low]);
-      if (piece * (fixed + piece_pages) >= end) return {sequence + 1, 0, 0, 0};
-      return {sequence, piece * piece_pages, piece, 0};
+      if (piece * (fixed + piece_grains) >= end) return {sequence + 1, 0, 0, 0};
+      return {sequence, piece * piece_grains, piece, 0};
     };
     for (unsigned worker = threadIdx.x; worker < used; worker += kThreads) {
       int local;
       WorkerBegin begin = locate(worker, &local);
       if (local < 0) continue;
       if (begin.sequence < problem.batch) {
-        begin.seqlen_k = static_cast<int>(
-            max(int64_t{0}, min(int64_t{seqlens_k[begin.sequence]}, problem.max_seqlen_k())));
+        begin.seqlen_k = clamped_length(problem, seqlens_k[begin.sequence]);
       }
       plan.worker_begin[worker] = begin;
-      if (piece_pages > 0 || begin.page == 0) continue;
+      if (piece_grains > 0 || begin.grain == 0) continue;
       atomicMin(&smem.first_cut[local], static_cast<int>(worker));
       atomicAdd(&smem.cuts[local], 1);
     }
     __syncthreads();  // the cuts are counted
-    for (unsigned worker = threadIdx.x; worker < used && piece_pages == 0; worker += kThreads) {
+    for (unsigned worker = threadIdx.x; worker < used && piece_grains == 0; worker += kThreads) {
       int local;
       const WorkerBegin begin = locate(worker, &local);
-      if (local < 0 || begin.page == 0) continue;
+      if (local < 0 || begin.grain == 0) continue;
       plan.worker_begin[worker].split = static_cast<int>(worker) - smem.first_cut[local] + 1;
     }
 
@@ -184,7 +182,7 @@ __global__ void __launch_bounds__(kThreads)
     int splits[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int cuts = piece_pages > 0 ? pieces_of(pages[j]) - 1 : smem.cuts[2 * threadIdx.x + j];
+      const int cuts = piece_grains > 0 ? pieces_of(grains[j]) - 1 : smem.cuts[2 * threadIdx.x + j];
       splits[j] = cuts > 0 ? cuts + 1 : 0;
     }
     const auto packed = [](int n) { return (int64_t{n} << 32) | (n > 0 ? 1 : 0); };
@@ -213,14 +211,16 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (threadIdx.x == 0) {
     plan.slot_begin[problem.batch] = static_cast<int>(slots);
-    *plan.header = {kPlanMade,
+    const PlanState before = plan.header->state;
+    const uint32_t generation = before.made == kPlanMade ? before.generation + 1 : 1;
+    *plan.header = {{kPlanMade, plan.shape, generation, 0},
                     problem.batch,
                     shape.workers,
                     problem.fixed_split_tokens,
                     fixed,
                     static_cast<int>(split_sequences),
                     static_cast<int>(slots),
-                    0};
+                    {}};
   }
 }
 

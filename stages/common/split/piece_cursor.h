@@ -11,41 +11,53 @@
 
 namespace mla::MLA_MACHINE {
 
+/// Whether the plan is one for this problem: its memory may hold anything.
+__device__ __forceinline__ bool is_planned(const SplitWorkspace& split) {
+  const int4 state = *reinterpret_cast<const int4*>(split.header);
+  return static_cast<uint32_t>(state.x) == kPlanMade &&
+         static_cast<uint32_t>(state.y) == split.shape;
+}
+
 /// The piece that a worker is at; the same in every thread. Kernels are short of registers, so what
 /// the plan says is read again at every step.
 class PieceCursor {
  public:
   int sequence;
-  int seqlen_k = 0;  ///< Of the sequence.
+  int seqlen_k = 0;  ///< Of the sequence, clamped.
 
   __device__ __forceinline__ PieceCursor(const Problem& problem, const Tensors& tensors,
                                          const SplitWorkspace& split, unsigned worker)
       : problem_(problem), tensors_(tensors), split_(split), worker_(worker) {
+    const bool planned = is_planned(split);  // first, so that all three loads are under way at once
     const int4 begin = worker_begin(worker);
     sequence = begin.x;
-    page_ = begin.y;
+    grain_ = begin.y;
     find_end([&] { return begin.w; });
+    if (!planned) {  // whatever is there instead, nothing is done
+      grain_end_ = grain_;
+      if (blockIdx.x == 0 && threadIdx.x == 0) split.header->state.refused = 1;
+    }
   }
 
-  __device__ __forceinline__ bool more() const { return page_ < page_end_; }
+  __device__ __forceinline__ bool more() const { return grain_ < grain_end_; }
 
   __device__ __forceinline__ void next() {
-    if (page_end_ < pages()) {
-      page_ = page_end_;
+    if (grain_end_ < grains()) {
+      grain_ = grain_end_;
     } else {
       ++sequence;
-      page_ = 0;
+      grain_ = 0;
     }
-    find_end([&] { return tensors_.seqlens_k[sequence]; });
+    find_end([&] { return clamped_length(problem_, tensors_.seqlens_k[sequence]); });
   }
 
-  __device__ __forceinline__ int token_begin() const { return page_ * kPageSize; }
+  __device__ __forceinline__ int token_begin() const { return grain_ * kGrainTokens; }
   /// Past the last; token_begin() or less for an empty sequence.
-  __device__ __forceinline__ int token_end() const { return min(seqlen_k, page_end_ * kPageSize); }
+  __device__ __forceinline__ int token_end() const { return min(seqlen_k, grain_end_ * kGrainTokens); }
 
   /// Where partial results go; -1 if the piece is the whole sequence and its results are final.
   __device__ __forceinline__ int slot() const {
-    if (page_ == 0 && page_end_ == pages()) return -1;
+    if (grain_ == 0 && grain_end_ == grains()) return -1;
     const int4 begin = worker_begin(worker_);
     int index = sequence == begin.x ? begin.z : 0;  // pieces of the sequence before this one
     if (problem_.fixed_split_tokens > 0) index = token_begin() / problem_.fixed_split_tokens;
@@ -56,19 +68,19 @@ class PieceCursor {
   __device__ __forceinline__ int4 worker_begin(unsigned worker) const {
     return reinterpret_cast<const int4*>(split_.worker_begin)[worker];
   }
-  __device__ __forceinline__ int pages() const {
-    return max(1, static_cast<int>(pages_for(seqlen_k)));
+  __device__ __forceinline__ int grains() const {
+    return max(1, static_cast<int>(grains_for(seqlen_k)));
   }
-  // Of the piece that begins at page_; page_ if the worker is done.
+  // Of the piece that begins at grain_; grain_ if the worker is done.
   template <typename Length>
   __device__ __forceinline__ void find_end(const Length& length) {
     const int4 end = worker_begin(worker_ + 1);
-    page_end_ = page_;
-    if (sequence > end.x || (sequence == end.x && page_ >= end.y)) return;
+    grain_end_ = grain_;
+    if (sequence > end.x || (sequence == end.x && grain_ >= end.y)) return;
     seqlen_k = length();
-    page_end_ = sequence == end.x ? min(pages(), end.y) : pages();
+    grain_end_ = sequence == end.x ? min(grains(), end.y) : grains();
     if (problem_.fixed_split_tokens > 0) {
-      page_end_ = min(page_end_, page_ + problem_.fixed_split_tokens / kPageSize);
+      grain_end_ = min(grain_end_, grain_ + problem_.fixed_split_tokens / kGrainTokens);
     }
   }
 
@@ -76,7 +88,7 @@ class PieceCursor {
   const Tensors& tensors_;
   const SplitWorkspace& split_;
   const unsigned worker_;
-  int page_, page_end_;
+  int grain_, grain_end_;
 };
 
 }  // namespace mla::MLA_MACHINE

@@ -1,15 +1,15 @@
 /// @file
 /// The plan of a split decode: which worker attends to which tokens of which sequence.
 ///
-/// Sequences are cut between pages of 64 tokens. All pages of all sequences are laid out on one line,
+/// Sequences are cut between *grains* of 64 tokens, whatever the page size. All grains of all sequences are laid out on one line,
 /// in order; each sequence begins with a stretch that represents the cost of beginning it. Every
 /// worker gets an equally long interval of the line. A worker's share of one sequence is a *piece*.
 /// If a piece is the whole sequence, its worker finishes the sequence. Otherwise each worker leaves a
-/// partial result, its *part*, in a *slot* of the workspace (workspace.h), and the combine
+/// partial result, its *part*, in a *slot* of its scratch memory (workspace.h), and the combine
 /// (split_combine.h) merges the parts.
 ///
-/// The largest load is at most the mean plus one page plus one sequence's fixed cost. If giving every
-/// worker the same number of whole sequences costs at most the mean plus PlanShape::combine_pages plus
+/// The largest load is at most the mean plus one grain plus one sequence's fixed cost. If giving every
+/// worker the same number of whole sequences costs at most the mean plus PlanShape::combine_grains plus
 /// one sequence's fixed cost, then that is the plan, and nothing is cut. With
 /// Problem::fixed_split_tokens the sequence alone decides where it is cut, and workers get whole
 /// pieces.
@@ -29,13 +29,27 @@ namespace mla {
 /// Most workers of a plan: products of two of their numbers fit 32 bits.
 inline constexpr int kMaxWorkers = 65535;
 
+/// Bytes of device memory that a decode needs beside its tensors.
+struct WorkspaceBytes {
+  size_t plan = 0;     ///< For the plan; 0 for a stage that makes none. A multiple of 128.
+  size_t scratch = 0;  ///< For partial results, or scores. Each decode under way needs its own.
+  /// For both together, the plan first: what decode() asks for.
+  size_t total() const { return plan + scratch; }
+  /// The plan's part of such a workspace.
+  Workspace plan_in(const Workspace& workspace) const { return {workspace.data, plan}; }
+  /// The scratch part of it.
+  Workspace scratch_in(const Workspace& workspace) const {
+    return {static_cast<unsigned char*>(workspace.data) + plan, scratch};
+  }
+};
+
 /// What a stage asks of its plan. Depends on shapes and the device alone.
 struct PlanShape {
   int row_tiles = 1;    ///< Tiles of query rows, over all KV heads; each has `workers` workers.
   int workers = 1;      ///< 1 ... kMaxWorkers
-  int fixed_pages = 0;  ///< What a piece costs beside its own pages, in pages.
-  int min_pages = 1;  ///< Least load of a worker, in pages: with less work, fewer workers are used.
-  int combine_pages = 1;  ///< What avoiding the combine is worth, in pages.
+  int fixed_grains = 0;  ///< What a piece costs beside its own grains, in grains.
+  int min_grains = 1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
+  int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
 };
 
 /// Tiles of `tile_rows` query rows that a problem has, over all KV heads.
@@ -49,7 +63,7 @@ int workers_for(int64_t row_tiles, int resident_blocks);
 /// Where a worker begins; it ends where the next worker begins.
 struct alignas(16) WorkerBegin {
   int32_t sequence;  ///< `batch`: after the last one
-  int32_t page;      ///< Within that sequence, 0 for its first.
+  int32_t grain;      ///< Within that sequence, 0 for its first.
   int32_t split;     ///< How many earlier pieces of that sequence belong to other workers.
   int32_t seqlen_k;  ///< Of that sequence, in tokens, so that a worker can begin at once.
   bool operator==(const WorkerBegin&) const = default;
@@ -64,16 +78,28 @@ struct alignas(16) SplitSequence {
   bool operator==(const SplitSequence&) const = default;
 };
 
+/// Whether there is a plan, and whether a decode has missed one. What the first bytes of its memory
+/// hold; plan_state() copies it.
+struct alignas(16) PlanState {
+  uint32_t made;        ///< kPlanMade; anything else: there is no plan here.
+  uint32_t shape;       ///< Of batch, workers, table and fixed splits: tells what it was made for.
+  uint32_t generation;  ///< Counts the plans made in this memory, from 1.
+  /// Not 0: since this plan was made, a decode found that it is not one for its problem, and left its
+  /// outputs alone.
+  uint32_t refused;
+  bool operator==(const PlanState&) const = default;
+};
+
 /// What a plan was made for, and how much of it there is.
-struct alignas(16) PlanHeader {
-  uint32_t made;  ///< kPlanMade; anything else: there is no plan here.
+struct PlanHeader {
+  PlanState state;
   int32_t batch;
   int32_t workers;
   int32_t fixed_split_tokens;
-  int32_t fixed_pages;          ///< As used: 0 where it would only leave workers idle.
+  int32_t fixed_grains;          ///< As used: 0 where it would only leave workers idle.
   int32_t num_split_sequences;  ///< Sequences of more than one piece.
   int32_t num_slots;            ///< Pieces of those.
-  int32_t unused;
+  int32_t unused[2];
   bool operator==(const PlanHeader&) const = default;
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
@@ -81,16 +107,15 @@ inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
 /// Enqueues the making of a plan: one kernel of one thread block, without a host synchronisation, for
 /// any batch.
 /// @param seqlens_k  [batch] in device memory, in tokens, each in 0 ... max_seqlen_k(), which
-///                   check_paging() checks. The plan takes any other length as the nearest allowed one;
-///                   a decode does not.
-/// @param workspace  of split_workspace_bytes(), 16-byte aligned
+///                   check_paging() checks. Any other length counts as the nearest of these.
+/// @param plan       split_bytes().plan bytes, 16-byte aligned
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                 const int32_t* seqlens_k, void* workspace, Stream stream);
+                 const int32_t* seqlens_k, void* plan, Stream stream);
 
-/// Enqueues only the last step of a decode: combining the partial results that a decode by the plan in
-/// this workspace left there. For measuring; out and lse get the same bits again.
+/// Enqueues only the last step of a decode: combining the partial results that a decode by this plan
+/// left in `scratch`. For measuring; out and lse get the same bits again.
 Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,
-                     const Tensors& tensors, void* workspace, Stream stream);
+                     const Tensors& tensors, void* plan, void* scratch, Stream stream);
 
 /// A plan in host memory.
 struct HostPlan {
@@ -106,20 +131,20 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                            const std::vector<int32_t>& seqlens_k);
 
 /// Reads a plan back, after all work on `stream`.
-/// @return kInvalidArgument if there is no plan for this problem in the workspace
-Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* workspace,
-                 HostPlan* plan, Stream stream = nullptr);
+/// @return kInvalidArgument if there is no plan for this problem
+Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shape, void* plan,
+                 HostPlan* read_back, Stream stream = nullptr);
 
-/// Whether the plan in the workspace was made for these lengths ([batch], in device memory). Waits for
-/// the stream.
+/// Whether the plan was made for these lengths ([batch], in device memory), and no decode since has
+/// found it to be another problem's. Waits for the stream.
 /// @return kInvalidArgument, naming the first sequence whose length differs, or as of read_plan()
 Status check_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                  const int32_t* seqlens_k, void* workspace, Stream stream = nullptr);
+                  const int32_t* seqlens_k, void* plan, Stream stream = nullptr);
 
 /// A worker's share of one sequence.
 struct Piece {
   int sequence;
-  int page_begin, page_end;  ///< An empty sequence has one page, without tokens.
+  int grain_begin, grain_end;  ///< An empty sequence has one grain, without tokens.
   int slot;                  ///< -1: the piece is the whole sequence.
 };
 

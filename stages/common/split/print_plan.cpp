@@ -7,25 +7,25 @@
 namespace mla {
 
 std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan) {
-  const int piece_pages =
-      plan.header.fixed_split_tokens > 0 ? plan.header.fixed_split_tokens / kPageSize : INT_MAX;
-  const auto pages_in = [&](int sequence) {
-    const int64_t length = std::max(0, plan.seqlens_k[static_cast<size_t>(sequence)]);
-    return static_cast<int>(std::max<int64_t>(1, pages_for(length)));
+  const int piece_grains =
+      plan.header.fixed_split_tokens > 0 ? plan.header.fixed_split_tokens / kGrainTokens : INT_MAX;
+  const auto grains_in = [&](int sequence) {
+    const int64_t length = plan.seqlens_k[static_cast<size_t>(sequence)];
+    return static_cast<int>(std::max<int64_t>(1, grains_for(length)));
   };
   std::vector<std::vector<Piece>> workers(static_cast<size_t>(plan.header.workers));
   for (size_t w = 0; w < workers.size(); ++w) {
     WorkerBegin at = plan.worker_begin[w];
     const WorkerBegin end = plan.worker_begin[w + 1];
-    while (at.sequence < end.sequence || (at.sequence == end.sequence && at.page < end.page)) {
+    while (at.sequence < end.sequence || (at.sequence == end.sequence && at.grain < end.grain)) {
       const auto sequence = static_cast<size_t>(at.sequence);
-      const int pages = pages_in(at.sequence);
-      const int limit = at.sequence == end.sequence ? end.page : pages;
-      const int until = at.page + std::min(limit - at.page, piece_pages);
+      const int grains = grains_in(at.sequence);
+      const int limit = at.sequence == end.sequence ? end.grain : grains;
+      const int until = at.grain + std::min(limit - at.grain, piece_grains);
       const bool split = plan.slot_begin[sequence + 1] > plan.slot_begin[sequence];
       workers[w].push_back(
-          {at.sequence, at.page, until, split ? plan.slot_begin[sequence] + at.split : -1});
-      at = until < pages ? WorkerBegin{at.sequence, until, at.split + 1, 0}
+          {at.sequence, at.grain, until, split ? plan.slot_begin[sequence] + at.split : -1});
+      at = until < grains ? WorkerBegin{at.sequence, until, at.split + 1, 0}
                          : WorkerBegin{at.sequence + 1, 0, 0, 0};
     }
   }
@@ -41,7 +41,7 @@ std::string describe_plan(const HostPlan& plan, int max_lines) {
   for (const auto& pieces : workers) {
     int64_t load = 0;
     for (const Piece& piece : pieces) {
-      load += piece.page_end - piece.page_begin + plan.header.fixed_pages;
+      load += piece.grain_end - piece.grain_begin + plan.header.fixed_grains;
     }
     loads.push_back(load);
     largest = std::max(largest, load);
@@ -69,19 +69,19 @@ std::string describe_plan(const HostPlan& plan, int max_lines) {
         break;
       }
       const Piece& piece = pieces[i];
-      const int64_t length = std::max(0, plan.seqlens_k[static_cast<size_t>(piece.sequence)]);
-      const int64_t end = std::min<int64_t>(length, int64_t{piece.page_end} * kPageSize);
+      const int64_t length = plan.seqlens_k[static_cast<size_t>(piece.sequence)];
+      const int64_t end = std::min<int64_t>(length, int64_t{piece.grain_end} * kGrainTokens);
       text += (i == 0 ? "  " : ", ") + std::to_string(piece.sequence) + ":" +
-              std::to_string(int64_t{piece.page_begin} * kPageSize) + "-" + std::to_string(end);
+              std::to_string(int64_t{piece.grain_begin} * kGrainTokens) + "-" + std::to_string(end);
       if (piece.slot >= 0) text += " (slot " + std::to_string(piece.slot) + ")";
     }
     text += "\n";
   }
   const double mean = static_cast<double>(sum) / std::max(1, count);
   std::snprintf(line, sizeof line,
-                "load in pages of 64 tokens, %d for beginning a piece: mean %.1f, largest %lld "
+                "load in grains of 64 tokens, %d for beginning a piece: mean %.1f, largest %lld "
                 "(%.0f%% of the mean)\n",
-                plan.header.fixed_pages, mean, static_cast<long long>(largest),
+                plan.header.fixed_grains, mean, static_cast<long long>(largest),
                 100 * static_cast<double>(largest) / std::max(mean, 1e-9));
   text += line;
   std::snprintf(line, sizeof line, "%d of %d sequences split, into %d pieces\n",

@@ -5,6 +5,7 @@
 
 #include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx.h"
+#include "stages/common/split/piece_cursor.h"
 
 namespace mla::MLA_MACHINE {
 namespace {
@@ -23,18 +24,17 @@ struct Smem {
   float4 sum[kWays][32];
 };
 
-// KV head by KV head, packed as the stages pack them: where a row of a sequence lies in q and in out, in
-// rows, and in lse.
+// KV head by KV head, packed as the stages pack them: where a row of a sequence lies in out and in lse.
 struct Place {
   int64_t out, lse;
 };
-__device__ __forceinline__ Place place_of(const Problem& problem, int sequence, int64_t row) {
+__device__ __forceinline__ Place place_of(const Problem& problem, const Tensors& tensors,
+                                          int sequence, int64_t row) {
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
   const int packed = static_cast<int>(row % rows_per_head);
   const int query = packed / group;
   const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
-  return {(int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head,
-          (int64_t{sequence} * problem.num_heads_q + head) * problem.seqlen_q + query};
+  return {tensors.out_place(sequence, query, head), tensors.lse_place(sequence, query, head)};
 }
 
 // num_items: split sequences the plan may have x rows of a sequence x quarters of the columns.
@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kThreads)
   static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
   const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
-  const int num_split = split.header->num_split_sequences;
+  const int split_sequences = split.header->num_split_sequences;
+  const int num_split = is_planned(split) ? split_sequences : 0;
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int quarter = static_cast<int>(item % kQuarters);
@@ -142,8 +143,8 @@ __global__ void __launch_bounds__(kThreads)
         out.z += more.z;
         out.w += more.w;
       }
-      const Place to = place_of(problem, sequence, row);
-      T* out_gmem = static_cast<T*>(tensors.out) + to.out * kHeadDimV;
+      const Place to = place_of(problem, tensors, sequence, row);
+      T* out_gmem = static_cast<T*>(tensors.out) + to.out;
       const float rounded[4] = {out.x, out.y, out.z, out.w};
       store_rounded(rounded, out_gmem + quarter * kColumns + lane * 4);
       if (quarter == 0 && lane == 0) {
@@ -170,7 +171,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
   const int lane = threadIdx.x % 32;
   const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
-  const int num_split = split.header->num_split_sequences;
+  const int split_sequences = split.header->num_split_sequences;
+  const int num_split = is_planned(split) ? split_sequences : 0;
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
        item += int64_t{gridDim.x} * kWarps) {
@@ -232,8 +234,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
     const float inverse_sum = sum == 0 ? 0 : 1 / sum;
 
-    const Place to = place_of(problem, sequence, row);
-    T* out_gmem = static_cast<T*>(tensors.out) + to.out * kHeadDimV;
+    const Place to = place_of(problem, tensors, sequence, row);
+    T* out_gmem = static_cast<T*>(tensors.out) + to.out;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,

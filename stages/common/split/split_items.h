@@ -30,9 +30,10 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
   items.scale_log2 = problem.softmax_scale * kLog2e;
-  const unsigned count = items.tiles * static_cast<unsigned>(shape.workers);
-  for (items.first = 0; items.first < count; items.first += grid_for(count - items.first)) {
-    MLA_RETURN_IF_ERROR(launch_part(items, grid_for(count - items.first)));
+  const int64_t count = int64_t{items.tiles} * shape.workers;  // below 2^32: workers_for()
+  for (int64_t first = 0; first < count; first += grid_for(count - first)) {
+    items.first = static_cast<unsigned>(first);
+    MLA_RETURN_IF_ERROR(launch_part(items, grid_for(count - first)));
   }
   return {};
 }
@@ -41,15 +42,17 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
 /// `head_kv`; rows past the last may lie in the tile, but not in any tensor.
 struct RowTile {
   const Problem& problem;
+  const Tensors& tensors;
   const SplitItems& items;
   const unsigned worker;  ///< That has the item.
   const int head_kv;
   const int begin;
 
   // Row tiles first: blocks that run side by side read the same pages.
-  __device__ __forceinline__ RowTile(const Problem& problem_, const SplitItems& items_,
-                                     int tile_rows)
+  __device__ __forceinline__ RowTile(const Problem& problem_, const Tensors& tensors_,
+                                     const SplitItems& items_, int tile_rows)
       : problem(problem_),
+        tensors(tensors_),
         items(items_),
         worker((items.first + blockIdx.x) / items.tiles),
         head_kv(static_cast<int>((items.first + blockIdx.x) % items.tiles) / items.row_tiles),
@@ -67,22 +70,25 @@ struct RowTile {
     return visible(seqlen_k, min(tile_rows, items.rows - begin) - 1);
   }
 
-  /// Where row r of a sequence lies in q and in out, in rows.
-  __device__ __forceinline__ int64_t place(int sequence, int r) const {
-    const int row = begin + r;
-    return (int64_t{sequence} * problem.seqlen_q + row / items.group) * problem.num_heads_q +
-           head_kv * items.group + row % items.group;
+  /// Where row r of a sequence lies, in elements of q, out and lse.
+  __device__ __forceinline__ int64_t q_place(int sequence, int r) const {
+    return tensors.q_place(sequence, query(r), head(r));
   }
-  /// Where row r of a sequence lies in lse.
+  __device__ __forceinline__ int64_t out_place(int sequence, int r) const {
+    return tensors.out_place(sequence, query(r), head(r));
+  }
   __device__ __forceinline__ int64_t lse_place(int sequence, int r) const {
-    const int row = begin + r;
-    const int64_t head =
-        int64_t{sequence} * problem.num_heads_q + head_kv * items.group + row % items.group;
-    return head * problem.seqlen_q + row / items.group;
+    return tensors.lse_place(sequence, query(r), head(r));
   }
-  /// Where row r of a slot lies in out_partial, in rows, and in lse_partial.
+  /// Where row r of a slot lies in lse_partial and, in rows, in out_partial.
   __device__ __forceinline__ int64_t slot_place(int slot, int r) const {
     return (int64_t{slot} * problem.num_heads_kv + head_kv) * items.rows + begin + r;
+  }
+
+ private:
+  __device__ __forceinline__ int query(int r) const { return (begin + r) / items.group; }
+  __device__ __forceinline__ int head(int r) const {
+    return head_kv * items.group + (begin + r) % items.group;
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <string>
 
 namespace mla {
 
@@ -15,8 +16,8 @@ int64_t max_split_sequences(const Problem& problem, const PlanShape& shape) {
 int64_t max_slots(const Problem& problem, const PlanShape& shape) {
   const int64_t sequences = max_split_sequences(problem, shape);
   if (problem.fixed_split_tokens > 0) {
-    const int64_t blocks = problem.fixed_split_tokens / kPageSize;
-    return sequences * ((problem.max_pages_per_seq + blocks - 1) / blocks);
+    const int64_t split = problem.fixed_split_tokens;
+    return sequences * ((problem.max_seqlen_k() + split - 1) / split);
   }
   return sequences + shape.workers - 1;  // a piece more than cuts in each
 }
@@ -27,45 +28,77 @@ size_t round_up(size_t bytes) {
   return (bytes + 127) / 128 * 128;
 }
 
-/// Calls part(member, bytes) for every part of the workspace, in order.
+/// Calls part(member, bytes) for every part of the plan, in order.
 template <typename Part>
-void for_each_part(const Problem& problem, const PlanShape& shape, SplitWorkspace& workspace,
-                   Part&& part) {
+void for_each_plan_part(const Problem& problem, const PlanShape& shape, SplitWorkspace& workspace,
+                        Part&& part) {
   const auto batch = static_cast<size_t>(problem.batch);
-  const auto slots = static_cast<size_t>(max_slots(problem, shape));
-  const size_t rows =
-      static_cast<size_t>(problem.num_heads_kv) * static_cast<size_t>(problem.rows_per_kv_head());
   part(workspace.header, sizeof(PlanHeader));
   part(workspace.worker_begin, sizeof(WorkerBegin) * static_cast<size_t>(shape.workers + 1));
   part(workspace.slot_begin, sizeof(int32_t) * (batch + 1));
   part(workspace.seqlens_k, sizeof(int32_t) * batch);
   part(workspace.split_sequences,
        sizeof(SplitSequence) * static_cast<size_t>(max_split_sequences(problem, shape)));
+}
+
+/// The same for the partial results.
+template <typename Part>
+void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorkspace& workspace,
+                      Part&& part) {
+  const auto slots = static_cast<size_t>(max_slots(problem, shape));
+  const size_t rows =
+      static_cast<size_t>(problem.num_heads_kv) * static_cast<size_t>(problem.rows_per_kv_head());
   part(workspace.lse_partial, sizeof(float) * slots * rows);
   part(workspace.out_partial, sizeof(float) * slots * rows * kHeadDimV);
 }
 
+/// Tells plans for different problems apart: of all that decides where a plan's numbers may point.
+uint32_t shape_hash(const Problem& problem, const PlanShape& shape) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const int64_t value :
+       {int64_t{problem.batch}, int64_t{shape.workers}, int64_t{problem.fixed_split_tokens},
+        problem.max_seqlen_k()}) {
+    for (int byte = 0; byte < 8; ++byte) {
+      hash = (hash ^ ((value >> (8 * byte)) & 0xff)) * 0x100000001b3;
+    }
+  }
+  return static_cast<uint32_t>(hash ^ (hash >> 32));
+}
+
 }  // namespace
 
-size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape) {
+Status split_bytes(const Problem& problem, const PlanShape& shape, WorkspaceBytes* bytes) {
   // Slots have 32-bit numbers, and sizes 64 bits: more than there is memory for, by far.
   const int64_t slots = max_slots(problem, shape);
   const int64_t rows = int64_t{problem.num_heads_kv} * problem.rows_per_kv_head();
-  if (slots > INT_MAX || slots * rows > INT64_MAX / 4096) return SIZE_MAX;
+  if (slots > INT_MAX || slots > INT64_MAX / 4096 / rows) {
+    return {StatusCode::kInvalidArgument,
+            "fixed_split_tokens = " + std::to_string(problem.fixed_split_tokens) +
+                " may cut batch = " + std::to_string(problem.batch) + " sequences of up to " +
+                std::to_string(problem.max_seqlen_k()) + " tokens into " + std::to_string(slots) +
+                " pieces, which is more than a plan can hold"};
+  }
   SplitWorkspace workspace{};
-  size_t bytes = 0;
-  for_each_part(problem, shape, workspace,
-                [&](auto*&, size_t part_bytes) { bytes += round_up(part_bytes); });
-  return bytes;
+  *bytes = {};
+  for_each_plan_part(problem, shape, workspace,
+                     [&](auto*&, size_t part) { bytes->plan += round_up(part); });
+  for_each_partial(problem, shape, workspace,
+                   [&](auto*&, size_t part) { bytes->scratch += round_up(part); });
+  return {};
 }
 
-SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* workspace) {
+SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* plan,
+                               void* scratch) {
   SplitWorkspace result{};
-  auto* next = static_cast<unsigned char*>(workspace);
-  for_each_part(problem, shape, result, [&]<typename T>(T*& pointer, size_t part_bytes) {
+  auto* next = static_cast<unsigned char*>(plan);
+  const auto place = [&]<typename T>(T*& pointer, size_t part_bytes) {
     pointer = reinterpret_cast<T*>(next);
     next += round_up(part_bytes);
-  });
+  };
+  for_each_plan_part(problem, shape, result, place);
+  next = static_cast<unsigned char*>(scratch);
+  for_each_partial(problem, shape, result, place);
+  result.shape = shape_hash(problem, shape);
   return result;
 }
 

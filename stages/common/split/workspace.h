@@ -6,8 +6,10 @@
 
 namespace mla {
 
-/// A plan and the partial results, as pointers into a workspace.
+/// A plan and the partial results of one decode, as pointers into their memory. One plan can serve
+/// decodes on several streams at a time, each with partial results of its own.
 struct SplitWorkspace {
+  uint32_t shape;  ///< What PlanState::shape is if the plan was made for the problem.
   PlanHeader* header;
   WorkerBegin* worker_begin;  ///< [workers + 1]
   int32_t* slot_begin;  ///< [batch + 1]: slots of all earlier sequences. A split sequence has one
@@ -25,12 +27,14 @@ int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
 /// Most slots that a plan can need. Depends on shapes alone.
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
 
-/// Bytes of workspace for plan and partial results. Depends on shapes alone. SIZE_MAX if there would be
-/// more slots than 2^31 - 1, or more bytes than can be counted.
-size_t split_workspace_bytes(const Problem& problem, const PlanShape& shape);
+/// Bytes that plan and partial results take. Depends on shapes alone.
+/// @return kInvalidArgument if there might be more than 2^31 - 1 slots, or more bytes than can be
+///         counted
+Status split_bytes(const Problem& problem, const PlanShape& shape, WorkspaceBytes* bytes);
 
-/// Lays plan and partial results out in `workspace`, which is 16-byte aligned and has
-/// split_workspace_bytes() bytes.
-SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* workspace);
+/// Lays a plan and partial results out in memory of split_bytes(), 16-byte aligned.
+/// @param scratch  null where only the plan is looked at
+SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, void* plan,
+                               void* scratch);
 
 }  // namespace mla

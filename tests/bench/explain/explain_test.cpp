@@ -203,6 +203,7 @@ class NamedGpu final : public Machine {
   void deallocate(void*) override {}
   Status copy_to_device(void*, const void*, size_t, Stream) override { return {}; }
   Status copy_to_host(void*, const void*, size_t, Stream) override { return {}; }
+  Status enqueue_copy_to_host(void*, const void*, size_t, Stream) override { return {}; }
   Status fill(void*, unsigned char, size_t, Stream) override { return {}; }
   Status synchronize() override { return {}; }
   size_t free_memory() const override { return 0; }
@@ -487,7 +488,7 @@ TEST(Advice, MemoryBound) {
     input.problem.seqlen_q = static_cast<int>(number_after(text, "up to "));
     EXPECT_NE(text_of(input, "memory bound"), "") << shape;
     EXPECT_NEAR(floor_of(work_of(input.problem,
-                                 memory_of(input.problem, input.seqlens_k).pages * kPageSize),
+                                 memory_of(input.problem, input.seqlens_k).pages * kGrainTokens),
                          input.ceilings, Mode::kCold)
                         .seconds() *
                     1e6,
@@ -632,8 +633,8 @@ TEST(Advice, Imbalance) {
     for (const char* stage : {"04", "05", "06", "07", "08"}) {
       const Balance plan = plan_of(input, stage);
       if (plan.busy < 1) continue;
-      const int over = plan.pieces == 0 ? plan.shape.combine_pages : 1;
-      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_pages)
+      const int over = plan.pieces == 0 ? plan.shape.combine_grains : 1;
+      EXPECT_LE(static_cast<double>(plan.largest), plan.mean + over + plan.shape.fixed_grains)
           << shape << " " << stage;
     }
   }
@@ -641,7 +642,7 @@ TEST(Advice, Imbalance) {
   EXPECT_NE(whole.find("Sequences stay whole"), std::string::npos) << whole;
   const ExplainInput input = input_of("h128_q1_b66_kvaried190");
   EXPECT_GT(static_cast<double>(plan_of(input, "08").largest),
-            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_pages);
+            plan_of(input, "08").mean + 1 + plan_of(input, "08").shape.fixed_grains);
 }
 
 TEST(Advice, PartsExceedTheCache) {

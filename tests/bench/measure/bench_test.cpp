@@ -16,6 +16,7 @@
 #include "bench/measure/statistics.h"
 #include "bench/measure/table.h"
 #include "reference/counter_random.h"
+#include "reference/float16.h"
 #include "reference/testing/compare.h"
 #include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
@@ -324,7 +325,8 @@ TEST(Limits, NoOwnLimitIsBelowTheFloor) {
     const DataSet data = make_data_set(shape.spec);
     const Work work = work_of(data.problem, data.total_tokens());
     for (const Stage& stage : stages(MachineKind::kModel)) {
-      const Prediction prediction = stage.predict(data.problem, data.total_tokens(), h200);
+      Prediction prediction;
+      ASSERT_OK(predict(stage, data.problem, data.total_tokens(), h200, &prediction));
       for (const Mode mode : {Mode::kCold, Mode::kSustained}) {
         const double floor = floor_of(work, recorded.ceilings, mode).seconds();
         EXPECT_GE(own_limit(prediction, work, recorded.ceilings, mode).seconds(),

@@ -23,9 +23,9 @@ const Stage& right_stage() {  // one that needs no plan to be right
 
 /// Runs the right stage; what a wrong one then does to the outputs is up to it. Model memory is
 /// host memory.
-Status decode_right(const Problem& problem, const Tensors& tensors, void* workspace,
+Status decode_right(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                     const DeviceLimits& limits, Stream stream) {
-  return right_stage().decode(problem, tensors, workspace, limits, stream);
+  return right_stage().decode(problem, tensors, plan, scratch, limits, stream);
 }
 
 Stage wrong_stage(decltype(Stage::decode) decode) {
@@ -79,18 +79,18 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
 }
 
 TEST(Measure, WrongResultsHaveNoTime) {
-  const auto untouched = [](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) {
+  const auto untouched = [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) {
     return Status();
   };
-  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* workspace,
+  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                                     const DeviceLimits& limits, Stream stream) {
-    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
     return Status();
   };
-  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* workspace,
+  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                               const DeviceLimits& limits, Stream stream) {
-    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     tensors.lse[3] += 0.01f;
     return Status();
   };
@@ -114,9 +114,9 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   static int runs;
   runs = 0;
   const Stage unsteady =
-      wrong_stage([](const Problem& problem, const Tensors& tensors, void* workspace,
+      wrong_stage([](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                      const DeviceLimits& limits, Stream stream) {
-        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, workspace, limits, stream));
+        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
         // After needle and flat data, on each by a plan made before and by one made with it.
         if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
           static_cast<uint16_t*>(tensors.out)[777] ^= 1;
@@ -157,7 +157,7 @@ TEST(Measure, AStageForOtherHardwareSaysSo) {
 
 TEST(Measure, AnErrorIsReportedWithItsMessage) {
   const Stage broken =
-      wrong_stage([](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) {
+      wrong_stage([](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) {
         return Status(StatusCode::kCudaError, "a made-up error");
       });
   const ShapeResult result = measure({&broken});
@@ -191,13 +191,14 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
     shape.workers = 1;
     return shape;
   };
-  other.decode = [](const Problem& problem, const Tensors& tensors, void* workspace,
+  other.decode = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
                     const DeviceLimits& limits, Stream stream) {
     PlanShape shape = stage_with_plan().plan_shape(problem, limits);
     shape.workers = 1;
-    HostPlan plan;
-    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, workspace, &plan));
-    return find_stage(MachineKind::kModel, "03")->decode(problem, tensors, nullptr, limits, stream);
+    HostPlan made;
+    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, plan, &made));
+    return find_stage(MachineKind::kModel, "03")
+        ->decode(problem, tensors, nullptr, scratch, limits, stream);
   };
   for (const StageResult& entry : measure({&other, &stage_with_plan()}).stages) {
     EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
@@ -218,7 +219,7 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
 
 TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
   const Stage wrong = wrong_stage(
-      [](const Problem&, const Tensors&, void*, const DeviceLimits&, Stream) { return Status(); });
+      [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) { return Status(); });
   const ShapeResult result =
       measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;

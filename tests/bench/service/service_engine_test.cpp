@@ -37,7 +37,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
     lengths.push_back(sequence.decoded);
     longest = std::max(longest, int64_t(sequence.decoded));
   }
-  problem.max_pages_per_seq = int(pages_for(longest));
+  problem.max_pages_per_seq = int(pages_for(longest, kDefaultPageSize));
   problem.num_pages = problem.batch * problem.max_pages_per_seq;
   std::vector<int32_t> table(size_t(problem.num_pages));
   std::iota(table.begin(), table.end(), 0);
@@ -50,7 +50,10 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
     }
   }
   ReferenceResult truth;
-  const Tensors host{q.data(), cache.data(), table.data(), lengths.data(), nullptr, nullptr};
+  const Tensors host{.q = q.data(),
+                     .kv_cache = cache.data(),
+                     .block_table = table.data(),
+                     .seqlens_k = lengths.data()};
   const Status status = reference_attention(problem, host, &truth, 1);
   ASSERT_OK(status);
   const DecodeComparison comparison = compare_decode(problem, out, lse, truth);
@@ -135,7 +138,7 @@ TEST(LayerCaches, AreFullOfThePool) {
     std::vector<uint16_t> bits(size_t(layer_bytes(kPages)) / 2);
     for (int layer = 0; layer < 2; ++layer) {
       ASSERT_OK(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2));
-      for (int64_t row = 0; row < kPages * kPageSize; ++row) {
+      for (int64_t row = 0; row < kPages * kDefaultPageSize; ++row) {
         const auto expected = pool_row(row % kPoolRows);
         ASSERT_TRUE(std::equal(expected.begin(), expected.end(), bits.begin() + row * kHeadDimQK))
             << "row " << row;

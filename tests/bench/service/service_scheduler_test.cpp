@@ -284,7 +284,7 @@ class Observer {
     std::set<int32_t> pages;
     size_t listed = 0;
     for (const SequenceWork& sequence : work.sequences) {
-      ASSERT_GE(int64_t(sequence.pages.size()), pages_for(sequence.decoded));
+      ASSERT_GE(int64_t(sequence.pages.size()), pages_for(sequence.decoded, kDefaultPageSize));
       pages.insert(sequence.pages.begin(), sequence.pages.end());
       listed += sequence.pages.size();
     }
@@ -327,7 +327,7 @@ void run_at_random(uint64_t seed, int64_t* preemptions) {
                          .max_length = random(3, 50, 600)};
   if (random(4, 0, 1) == 1) limits.max_queue = random(5, 1, 12);
   const bool is_paged = seed % 3 != 0;
-  if (!is_paged) limits.num_pages = int(std::max(pages_for(limits.max_length), random(1, 1, 90)));
+  if (!is_paged) limits.num_pages = int(std::max(pages_for(limits.max_length, kDefaultPageSize), random(1, 1, 90)));
   std::unique_ptr<Scheduler> scheduler;
   if (is_paged) {
     scheduler = paged(limits);
@@ -355,7 +355,7 @@ void run_at_random(uint64_t seed, int64_t* preemptions) {
         const Request& mine = observer.waiting().at(sequence.request);
         ASSERT_EQ(sequence.decoded, mine.prompt + mine.generated + 1);
         ASSERT_EQ(sequence.tokens_before + sequence.appended, sequence.decoded);
-        pages += pages_for(sequence.decoded);
+        pages += pages_for(sequence.decoded, kDefaultPageSize);
         tokens += sequence.decoded;
       }
       ASSERT_EQ(holding.pages, pages);

@@ -1,6 +1,7 @@
 // The DeepSeek layer: its two forms against each other and against plain loops in long double, RoPE
 // and YaRN against values computed elsewhere, decode against prefill, its core on every stage, and
 // what it says to bad input.
+#include "reference/float16.h"
 #include "reference/layers/mla_layer.h"
 
 #include <gtest/gtest.h>
@@ -403,11 +404,14 @@ Status decode_on(Machine& machine, const Stage& stage, PagedDecode* host) {
   MLA_RETURN_IF_ERROR(copy(host->seqlens_k, 3));
   MLA_RETURN_IF_ERROR(copy(host->out, 4));
   MLA_RETURN_IF_ERROR(copy(host->lse, 5));
-  const size_t bytes = workspace_bytes(stage, host->problem, machine.limits());
-  if (bytes > 0) MLA_RETURN_IF_ERROR(buffers[6].allocate(machine, bytes));
-  const Tensors tensors{buffers[0].data(),        buffers[1].data(), buffers[2].as<int32_t>(),
-                        buffers[3].as<int32_t>(), buffers[4].data(), buffers[5].as<float>()};
-  MLA_RETURN_IF_ERROR(decode(stage, host->problem, tensors, {buffers[6].data(), bytes}));
+  MLA_RETURN_IF_ERROR(allocate_workspace(stage, host->problem, &buffers[6]));
+  const Tensors tensors{.q = buffers[0].data(),
+                        .kv_cache = buffers[1].data(),
+                        .block_table = buffers[2].as<int32_t>(),
+                        .seqlens_k = buffers[3].as<int32_t>(),
+                        .out = buffers[4].data(),
+                        .lse = buffers[5].as<float>()};
+  MLA_RETURN_IF_ERROR(decode(stage, host->problem, tensors, buffers[6]));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   MLA_RETURN_IF_ERROR(
       machine.copy_to_host(host->out.data(), buffers[4].data(), buffers[4].bytes()));

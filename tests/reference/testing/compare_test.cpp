@@ -1,3 +1,4 @@
+#include "reference/float16.h"
 #include "reference/testing/compare.h"
 
 #include <gtest/gtest.h>

@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 #include <set>
 
+#include "reference/attention.h"
 #include "tests/reference/plain_attention.h"
 #include "tests/status_matchers.h"
 
@@ -212,7 +214,121 @@ TEST(Lengths, HugeCasesAreRefusedOrDescribedIn64Bits) {
   EXPECT_FALSE(validate(make_data_set(spec).problem).ok());
   spec.lengths.clear();
   spec.batch = -5;
-  EXPECT_EQ(validate(make_data_set(spec).problem).message(), "batch = -5 must be at least 1");
+  EXPECT_EQ(validate(make_data_set(spec).problem).message(), "batch = -5 must be at least 0");
+  spec.batch = 1;
+  spec.page_size = 48;
+  EXPECT_EQ(validate(make_data_set(spec).problem).message(),
+            "page_size = 48 must be 16, 32, 64, 128 or 256");
+}
+
+TEST(Lengths, AnEmptyBatchHasNoTokens) {
+  DecodeCase spec;
+  spec.batch = 0;
+  const DataSet data = make_data_set(spec);
+  EXPECT_OK(validate(data.problem));
+  HostTensors host = generate(data);
+  EXPECT_TRUE(host.q.empty());
+  ReferenceResult result;
+  EXPECT_OK(reference_attention(data.problem, host.tensors(data), &result));
+  EXPECT_TRUE(result.out.empty());
+}
+
+// Of one seed the same values, whatever the page size and the strides; and gaps between them.
+TEST(Layouts, HoldTheSameValues) {
+  DecodeCase spec;
+  spec.seqlen_q = 2;
+  spec.num_heads_q = 6;
+  spec.num_heads_kv = 2;
+  spec.data = DataKind::kNeedles;
+  spec.lengths = {70, 0, 300, 17};
+  const DataSet plain_data = make_data_set(spec);
+  HostTensors plain = generate(plain_data);
+  const Tensors expected = with_strides(plain_data.problem, plain.tensors(plain_data));
+  for (const int page_size : {16, 32, 64, 128, 256}) {
+    for (const bool strided : {false, true}) {
+      spec.page_size = page_size;
+      spec.strided = strided;
+      SCOPED_TRACE(spec.name());
+      const DataSet data = make_data_set(spec);
+      const Problem& problem = data.problem;
+      HostTensors host = generate(data);
+      const Tensors tensors = with_strides(problem, host.tensors(data));
+      ASSERT_OK(validate(problem, host.tensors(data)));
+      ASSERT_OK(validate_paging(problem, tensors.block_table, tensors.seqlens_k,
+                                tensors.block_table_stride));
+      const auto row_of = [&](const void* tensor, int64_t place) {
+        return static_cast<const uint16_t*>(tensor) + place;
+      };
+      for (int b = 0; b < 4; ++b) {
+        ASSERT_EQ(tensors.seqlens_k[b], spec.lengths[size_t(b)]);
+        for (int head = 0; head < 6; ++head) {
+          const uint16_t* row = row_of(tensors.q, tensors.q_place(b, 1, head));
+          ASSERT_TRUE(std::equal(row, row + 576, row_of(expected.q, expected.q_place(b, 1, head))));
+        }
+        // Needles are drawn by pages, so only rows without them are the same for all page sizes.
+        for (int token = 0; token < spec.lengths[size_t(b)]; ++token) {
+          for (int head = 0; head < 2; ++head) {
+            const uint16_t* row = row_of(
+                tensors.kv_cache, cache_place(problem, tensors, tensors.table_row(b), token, head));
+            ASSERT_TRUE(std::equal(
+                row, row + 575,
+                row_of(expected.kv_cache, cache_place(plain_data.problem, expected,
+                                                      expected.table_row(b), token, head))));
+          }
+        }
+      }
+      const auto count_numbers = [](const std::vector<uint16_t>& buffer, DType dtype) {
+        return int64_t(buffer.size()) - std::count(buffer.begin(), buffer.end(), nan_bits(dtype));
+      };
+      EXPECT_EQ(count_numbers(host.q, spec.dtype), problem.q_elements());
+      EXPECT_EQ(count_numbers(host.kv_cache, spec.dtype), (70 + 300 + 17) * 2 * 576);
+      EXPECT_EQ(int64_t(host.q.size()) > problem.q_elements(), strided);
+      // The same results, as far as needles are the same; here of one page size by itself.
+      ReferenceResult here, there;
+      DecodeCase contiguous = spec;
+      contiguous.strided = false;
+      const DataSet other_data = make_data_set(contiguous);
+      HostTensors other = generate(other_data);
+      ASSERT_OK(reference_attention(problem, host.tensors(data), &here));
+      ASSERT_OK(reference_attention(other_data.problem, other.tensors(other_data), &there));
+      EXPECT_EQ(here.out, there.out);
+      EXPECT_EQ(here.lse, there.lse);
+    }
+  }
+}
+
+TEST(Layouts, OutputsAreGatheredAndGapsWatched) {
+  DecodeCase spec;
+  spec.seqlen_q = 2;
+  spec.num_heads_q = 3;
+  spec.lengths = {5, 6};
+  spec.strided = true;
+  const DataSet data = make_data_set(spec);
+  const Layout layout = data.layout();
+  std::vector<uint16_t> out(size_t(layout.out), 0xffff);
+  std::vector<float> lse(size_t(layout.lse), std::bit_cast<float>(0xffffffff));
+  for (int b = 0; b < 2; ++b) {
+    for (int query = 0; query < 2; ++query) {
+      for (int head = 0; head < 3; ++head) {
+        const int row = (b * 2 + query) * 3 + head;
+        std::fill_n(out.begin() + layout.strides.out_place(b, query, head), 512, uint16_t(row));
+        lse[size_t(layout.strides.lse_place(b, query, head))] = float((b * 3 + head) * 2 + query);
+      }
+    }
+  }
+  const std::vector<uint16_t> rows = gather_out(data, out);
+  const std::vector<float> sums = gather_lse(data, lse);
+  for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(rows[i], i / 512);
+  for (size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(sums[i], float(i));
+  const auto hold = [&] {
+    return gaps_hold(data, out, 0xffff, lse, std::bit_cast<float>(0xffffffff));
+  };
+  EXPECT_TRUE(hold());
+  out[size_t(layout.strides.out_place(0, 0, 1)) - 1] = 0;  // before a row
+  EXPECT_FALSE(hold());
+  out[size_t(layout.strides.out_place(0, 0, 1)) - 1] = 0xffff;
+  lse.back() = 0;
+  EXPECT_FALSE(hold());
 }
 
 class DataSets : public testing::TestWithParam<std::tuple<DType, DataKind, uint64_t>> {
@@ -273,7 +389,7 @@ TEST_P(DataSets, PagesAreAPermutationAndUnusedSlotsGarbage) {
   for (int b = 0; b < data_.problem.batch; ++b) {
     for (int slot = 0; slot < columns; ++slot) {
       const int32_t page = data_.block_table[size_t(b * columns + slot)];
-      if (slot >= pages_for(spec_.lengths[size_t(b)])) {
+      if (slot >= pages_for(spec_.lengths[size_t(b)], kDefaultPageSize)) {
         EXPECT_EQ(page, kGarbagePage);
         continue;
       }
@@ -412,7 +528,7 @@ TEST_P(Needles, AreWhereAndWhatTheyMustBe) {
     for (int64_t t = std::max<int64_t>(length - 4, 0); t < length; ++t) {
       EXPECT_TRUE(tokens.count(int32_t(t))) << t;
     }
-    const int64_t pages = pages_for(length);
+    const int64_t pages = pages_for(length, kDefaultPageSize);
     EXPECT_LE(int64_t(tokens.size()), 1 + 4 + std::min<int64_t>(14, pages));
     if (length >= 4096) {
       EXPECT_GE(drawn_pages.size(), 12u);  // a draw may fall on token 0 or among the last
@@ -435,9 +551,10 @@ TEST_P(Needles, StandInColumn575OfEveryKvHead) {
         expected.push_back({needle.token, needle.bits});
       }
       for (int32_t t = 0; t < data.seqlens_k[size_t(b)]; ++t) {
-        const int64_t row =
-            cache_row(&data.block_table[size_t(b * data.problem.max_pages_per_seq)], t, 2, head);
-        const uint16_t bits = host.kv_cache[size_t(row * 576 + 575)];
+        const int64_t place =
+            cache_place(data.problem, with_strides(data.problem, {}),
+                        &data.block_table[size_t(b * data.problem.max_pages_per_seq)], t, head);
+        const uint16_t bits = host.kv_cache[size_t(place + 575)];
         if (bits != 0) actual.push_back({t, bits});
       }
       EXPECT_EQ(actual, expected);

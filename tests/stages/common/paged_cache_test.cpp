@@ -56,9 +56,12 @@ SequenceId fork(auto& cache, SequenceId parent) {
   return id;
 }
 
-PageTable make_table(int num_pages) {
+// Of the longest sequence.
+constexpr int kMostPages = kMaxTokensPerSeq / kDefaultPageSize;
+
+PageTable make_table(int num_pages, int page_size = kDefaultPageSize) {
   PageTable table;
-  EXPECT_OK(PageTable::create(num_pages, &table));
+  EXPECT_OK(PageTable::create(num_pages, page_size, &table));
   return table;
 }
 
@@ -69,10 +72,11 @@ PageTable make_table(int num_pages) {
 // are carried out on a memory of one number per token.
 class ModelledTable {
  public:
-  ModelledTable(int num_pages, uint64_t seed)
+  ModelledTable(int num_pages, int page_size, uint64_t seed)
       : num_pages_(num_pages),
-        table_(make_table(num_pages)),
-        memory_(static_cast<size_t>(num_pages) * kPageSize, 0),
+        page_size_(page_size),
+        table_(make_table(num_pages, page_size)),
+        memory_(static_cast<size_t>(num_pages) * static_cast<size_t>(page_size), 0),
         random_(seed) {}
 
   // One random operation. Returns false if it disagreed with the model.
@@ -118,12 +122,13 @@ class ModelledTable {
         ASSERT_EQ(found->second, pages[i].get()) << "page " << page << " is in two places";
         if (!fresh) continue;
         ASSERT_TRUE(std::equal(pages[i]->begin(), pages[i]->end(),
-                               memory_.begin() + int64_t{page} * kPageSize))
+                               memory_.begin() + int64_t{page} * page_size_))
             << to_string(id) << " page " << i;
       }
     }
     PageStatistics expected;
     expected.pages_total = num_pages_;
+    expected.page_size = page_size_;
     expected.pages_used = static_cast<int64_t>(uses.size());
     expected.sequences = static_cast<int64_t>(sequences_.size());
     for (const auto& [page, use] : uses) {
@@ -138,7 +143,7 @@ class ModelledTable {
     peak_ = std::max(peak_, expected.pages_used);
     expected.pages_peak = peak_;
     ASSERT_EQ(table_.statistics(), expected);
-    const double slots = static_cast<double>(expected.pages_used * kPageSize);
+    const double slots = static_cast<double>(expected.pages_used * page_size_);
     const double share = slots == 0 ? 1 : static_cast<double>(expected.tokens_stored) / slots;
     ASSERT_DOUBLE_EQ(table_.statistics().utilization(), share);
     ASSERT_DOUBLE_EQ(table_.statistics().fragmentation(), 1 - share);
@@ -151,10 +156,10 @@ class ModelledTable {
   using Pages = std::vector<std::shared_ptr<Page>>;
 
   uint64_t draw(uint64_t limit) { return random_() % limit; }
-  static int32_t length(const Pages& pages) {
+  int32_t length(const Pages& pages) const {
     return pages.empty()
                ? 0
-               : static_cast<int32_t>((pages.size() - 1) * kPageSize + pages.back()->size());
+               : static_cast<int32_t>((pages.size() - 1) * static_cast<size_t>(page_size_) + pages.back()->size());
   }
   std::map<SequenceId, Pages>::iterator any_sequence() {
     return sequences_.lower_bound({static_cast<uint32_t>(draw(most_slots_ + 1)), 0});
@@ -256,7 +261,7 @@ class ModelledTable {
   void append_to_model(SequenceId id, int32_t count, std::vector<uint32_t>* rows) {
     Pages& pages = sequences_.at(id);
     for (int32_t i = 0; i < count; ++i) {
-      if (pages.empty() || pages.back()->size() == kPageSize) {
+      if (pages.empty() || pages.back()->size() == static_cast<size_t>(page_size_)) {
         pages.push_back(std::make_shared<Page>());
       } else if (pages.back().use_count() > 1) {
         pages.back() = std::make_shared<Page>(*pages.back());
@@ -275,7 +280,7 @@ class ModelledTable {
     for (size_t i = pages.size() < 4 ? 0 : pages.size() - 4; i < pages.size(); ++i) {
       ASSERT_EQ(
           std::memcmp(pages[i]->data(),
-                      memory_.data() + size_t{kPageSize} * static_cast<size_t>(sequence->pages[i]),
+                      memory_.data() + static_cast<size_t>(page_size_) * static_cast<size_t>(sequence->pages[i]),
                       pages[i]->size() * 4),
           0);
       ASSERT_EQ(table_.references(sequence->pages[i]), pages[i].use_count());
@@ -317,9 +322,9 @@ class ModelledTable {
     ++bad_calls;
   }
 
-  const int num_pages_;
+  const int num_pages_, page_size_;
   PageTable table_;
-  std::vector<uint32_t> memory_;  // [num_pages, 64]
+  std::vector<uint32_t> memory_;  // [num_pages, page_size]
   std::mt19937_64 random_;
   std::map<SequenceId, Pages> sequences_;
   std::set<SequenceId> ever_;
@@ -333,13 +338,21 @@ class ModelledTable {
 
 TEST(PageTable, AMillionRandomOperationsAgreeWithTheModel) {
   constexpr int kOperations = kSanitizer ? 100'000 : 1'000'000;
-  ModelledTable table(200, 1);
+  ModelledTable table(200, 64, 1);
   for (int i = 0; i < kOperations; ++i) {
     table.step();
     if (i % 100 == 0) table.check_all();
     if (HasFatalFailure()) FAIL() << "operation " << i;
   }
   table.check_all();
+  for (const int page_size : {16, 256}) {
+    ModelledTable other(page_size == 16 ? 800 : 50, page_size, 2);
+    for (int i = 0; i < kOperations / 20; ++i) {
+      other.step();
+      if (i % 100 == 0) other.check_all();
+      if (HasFatalFailure()) FAIL() << "pages of " << page_size << ", operation " << i;
+    }
+  }
   // It went where it should.
   EXPECT_GT(table.refused_for_pages, kOperations / 100);
   EXPECT_GT(table.copies, kOperations / 100);
@@ -399,8 +412,12 @@ TEST(PageTable, BadAppendsChangeNothing) {
 TEST(PageTable, BadSizesAreRefused) {
   PageTable table = make_table(3);
   for (const int num_pages : {0, -5}) {
-    expect_error(PageTable::create(num_pages, &table), StatusCode::kInvalidArgument,
+    expect_error(PageTable::create(num_pages, 64, &table), StatusCode::kInvalidArgument,
                  {"num_pages = " + std::to_string(num_pages), "at least 1"});
+  }
+  for (const int page_size : {0, -64, 1, 8, 24, 63, 512}) {
+    expect_error(PageTable::create(3, page_size, &table), StatusCode::kInvalidArgument,
+                 {"page_size = " + std::to_string(page_size), "16, 32, 64, 128 or 256"});
   }
   EXPECT_EQ(table.free_pages(), 3);
 }
@@ -437,15 +454,15 @@ TEST(PageTable, NothingIsAppendedToEmptyBatchesAndByZeroTokens) {
 
 TEST(PageTable, TheLongestSequenceHasTwoToTheThirtyTokens) {
   if (kSanitizer) GTEST_SKIP() << "2^24 pages take too long";
-  PageTable table = make_table(kMaxPagesPerSeq + 1);
+  PageTable table = make_table(kMostPages + 1);
   const SequenceId a = add(table);
   ASSERT_OK(table.append(Batch{a}, Counts{1 << 30}));
-  EXPECT_EQ(table.find(a)->pages.size(), size_t{kMaxPagesPerSeq});
+  EXPECT_EQ(table.find(a)->pages.size(), size_t{kMostPages});
   expect_error(table.append(Batch{a}, Counts{1}), StatusCode::kOutOfRange,
                {"tokens[0] = 1", "1073741824"});
   EXPECT_OK(table.append(Batch{a}, Counts{0}));
   ASSERT_OK(table.free(a));
-  EXPECT_EQ(table.free_pages(), kMaxPagesPerSeq + 1);
+  EXPECT_EQ(table.free_pages(), kMostPages + 1);
 }
 
 // ---- memory ----
@@ -462,8 +479,10 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     gpu_model::device() = {};
   }
 
-  void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16) {
-    const Status status = PagedCache::create(*machine_, {num_pages, num_heads_kv, dtype}, &cache_);
+  void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16,
+                  int page_size = kDefaultPageSize) {
+    const Status status =
+        PagedCache::create(*machine_, {num_pages, page_size, num_heads_kv, dtype}, &cache_);
     ASSERT_OK(status);
   }
 
@@ -519,7 +538,8 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     for (const auto& [id, tokens] : tokens_) {
       batch.push_back(id);
       max_pages =
-          std::max(max_pages, static_cast<int>(pages_for(static_cast<int64_t>(tokens.size()))));
+          std::max(max_pages, static_cast<int>(pages_for(static_cast<int64_t>(tokens.size()),
+                                                   cache_->shape().page_size)));
     }
     if (batch.empty()) return;
     const size_t slots = batch.size() * static_cast<size_t>(max_pages);
@@ -538,6 +558,11 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     download(table, device_table.data());
     download(lengths, device_lengths.data());
     download(memory, cache_->data());
+    Problem problem;
+    problem.num_pages = shape.num_pages;
+    problem.page_size = shape.page_size;
+    problem.num_heads_q = problem.num_heads_kv = shape.num_heads_kv;
+    const Tensors contiguous = with_strides(problem, {});
     std::vector<uint16_t> row;
     const auto row_bytes = static_cast<size_t>(shape.token_bytes());
     for (size_t i = 0; i < batch.size(); ++i) {
@@ -547,11 +572,11 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
       for (int32_t t = 0; t < lengths[i]; ++t) {
         row.clear();
         push_row(tokens[static_cast<size_t>(t)], &row);
-        const int64_t place = cache_row(table_row, t, shape.num_heads_kv, 0) * kHeadDimQK;
+        const int64_t place = cache_place(problem, contiguous, table_row, t, 0);
         ASSERT_EQ(std::memcmp(row.data(), memory.data() + place, row_bytes), 0)
             << to_string(batch[i]) << " token " << t;
       }
-      for (int64_t p = pages_for(lengths[i]); p < max_pages; ++p) ASSERT_EQ(table_row[p], -1);
+      for (int64_t p = pages_for(lengths[i], shape.page_size); p < max_pages; ++p) ASSERT_EQ(table_row[p], -1);
     }
   }
 
@@ -670,15 +695,18 @@ TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
   expect_error(cache_->write_tables(Batch{}, 2, table, lengths), kInvalid, {"sequences is empty"});
   expect_error(cache_->write_tables(Batch{a}, 0, table, lengths), kInvalid,
                {"max_pages_per_seq = 0", "at least 1"});
-  expect_error(cache_->write_tables(Batch{a}, kMaxPagesPerSeq + 1, table, lengths), kInvalid,
+  expect_error(cache_->write_tables(Batch{a}, kMostPages + 1, table, lengths), kInvalid,
                {"max_pages_per_seq = 16777217", "at most 16777216"});
   expect_error(cache_->write_tables(Batch{a}, 2, nullptr, lengths), kInvalid,
                {"block_table is null"});
   expect_error(cache_->write_tables(Batch{a}, 2, table, nullptr), kInvalid, {"seqlens_k is null"});
-  expect_error(cache_->write_tables(Batch{a}, 2, table + 1, lengths), kInvalid,
-               {"block_table", "16 bytes"});
-  expect_error(cache_->write_tables(Batch{a}, 2, table, lengths + 1), kInvalid,
-               {"seqlens_k", "16 bytes"});
+  const auto odd = [](int32_t* pointer) {
+    return reinterpret_cast<int32_t*>(reinterpret_cast<char*>(pointer) + 2);
+  };
+  expect_error(cache_->write_tables(Batch{a}, 2, odd(table), lengths), kInvalid,
+               {"block_table", "4 bytes"});
+  expect_error(cache_->write_tables(Batch{a}, 2, table, odd(lengths)), kInvalid,
+               {"seqlens_k", "4 bytes"});
   std::vector<unsigned char> bytes(4096);
   ASSERT_OK(machine_->copy_to_host(bytes.data(), buffer.data(), 4096));
   EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 0xab), 4096);
@@ -696,18 +724,20 @@ TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
     return PagedCache::create(*machine_, shape, &cache);
   };
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
-  expect_error(create({0, 1}), kInvalid, {"num_pages = 0", "at least 1"});
-  expect_error(create({-1, 1}), kInvalid, {"num_pages = -1"});
-  expect_error(create({1, 0}), kInvalid, {"num_heads_kv = 0", "at least 1"});
-  expect_error(create({1, 1, static_cast<DType>(5)}), kInvalid, {"dtype = 5"});
-  expect_error(create({2147483647, 2147483647}), kInvalid, {"num_pages = 2147483647", "2^63 - 1"});
-  expect_error(create({2147483647, 1}), StatusCode::kOutOfMemory, {"158329674326016 bytes"});
+  expect_error(create({0, 64, 1}), kInvalid, {"num_pages = 0", "at least 1"});
+  expect_error(create({-1, 64, 1}), kInvalid, {"num_pages = -1"});
+  expect_error(create({1, 65, 1}), kInvalid, {"page_size = 65", "16, 32, 64, 128 or 256"});
+  expect_error(create({1, 64, 0}), kInvalid, {"num_heads_kv = 0", "at least 1"});
+  expect_error(create({1, 64, 1, static_cast<DType>(5)}), kInvalid, {"dtype = 5"});
+  expect_error(create({2147483647, 64, 2147483647}), kInvalid,
+               {"num_pages = 2147483647", "2^63 - 1"});
+  expect_error(create({2147483647, 64, 1}), StatusCode::kOutOfMemory, {"158329674326016 bytes"});
   EXPECT_EQ(cache, nullptr);
 }
 
 TEST(PagedCacheOnTheModel, ARejectedKernelChangesNoSequence) {
   std::unique_ptr<PagedCache> cache;
-  ASSERT_OK(PagedCache::create(model_machine(), {4, 1, DType::kBFloat16}, &cache));
+  ASSERT_OK(PagedCache::create(model_machine(), {4, 64, 1, DType::kBFloat16}, &cache));
   const SequenceId a = add(*cache);
   DeviceBuffer rows;
   ASSERT_OK(rows.allocate(model_machine(), 3 * 1152));
@@ -725,13 +755,16 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
   for (const char* slug : {"02", "03"}) {
     const Stage* stage = find_stage(GetParam(), slug);
     ASSERT_NE(stage, nullptr);
-    for (const int num_heads_kv : {1, 2}) {
+    for (const auto& [num_heads_kv, page_size] :
+         {std::pair{1, 64}, {2, 64}, {1, 16}, {2, 256}}) {
       const DType dtype = num_heads_kv == 1 ? DType::kBFloat16 : DType::kFloat16;
-      SCOPED_TRACE(std::string(slug) + " " + to_string(dtype));
+      SCOPED_TRACE(std::string(slug) + " " + to_string(dtype) + ", pages of " +
+                   std::to_string(page_size));
       tokens_.clear();
-      make_cache(20, num_heads_kv, dtype);
+      const int num_pages = 20 * std::max(1, 64 / page_size);
+      make_cache(num_pages, num_heads_kv, dtype, page_size);
       ASSERT_OK(machine_->fill(cache_->data(), 0xff,
-                               static_cast<size_t>(20 * cache_->shape().page_bytes())));
+                               static_cast<size_t>(num_pages * cache_->shape().page_bytes())));
       // A prompt with three continuations, one of them freed; a sequence on freed pages; an empty
       // one; then five steps of decoding for all.
       const SequenceId prompt = add_sequence(), freed = add_sequence();
@@ -754,7 +787,8 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       problem.num_heads_q = 4;
       problem.num_heads_kv = num_heads_kv;
       problem.num_pages = cache_->shape().num_pages;
-      problem.max_pages_per_seq = 5;
+      problem.page_size = page_size;
+      problem.max_pages_per_seq = 5 * std::max(1, 64 / page_size);
       problem.softmax_scale = 1.0f / 24;
       std::vector<uint16_t> q;
       for (int sequence = 0; sequence < problem.batch; ++sequence) {
@@ -772,15 +806,16 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       ASSERT_OK(lengths.allocate(*machine_, batch.size() * 4));
       ASSERT_OK(out.allocate(*machine_, out_elements * 2));
       ASSERT_OK(lse.allocate(*machine_, lse_elements * 4));
-      const size_t bytes = workspace_bytes(*stage, problem, machine_->limits());
-      if (bytes > 0) {
-        ASSERT_OK(workspace.allocate(*machine_, bytes));
-      }
+      ASSERT_OK(allocate_workspace(*stage, problem, &workspace));
       ASSERT_OK(cache_->write_tables(batch, problem.max_pages_per_seq, table.as<int32_t>(),
                                      lengths.as<int32_t>()));
       const Status status = decode(*stage, problem,
-                                   {device_q.data(), cache_->data(), table.as<int32_t>(),
-                                    lengths.as<int32_t>(), out.data(), lse.as<float>()},
+                                   {.q = device_q.data(),
+                                    .kv_cache = cache_->data(),
+                                    .block_table = table.as<int32_t>(),
+                                    .seqlens_k = lengths.as<int32_t>(),
+                                    .out = out.data(),
+                                    .lse = lse.as<float>()},
                                    workspace);
       ASSERT_OK(status);
       ASSERT_OK(machine_->synchronize());
@@ -807,8 +842,10 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       ReferenceResult truth;
       const Status reference =
           reference_attention(plain,
-                              {q.data(), plain_cache.data(), plain_table.data(),
-                               plain_lengths.data(), nullptr, nullptr},
+                              {.q = q.data(),
+                               .kv_cache = plain_cache.data(),
+                               .block_table = plain_table.data(),
+                               .seqlens_k = plain_lengths.data()},
                               &truth);
       ASSERT_OK(reference);
       const DecodeComparison comparison = compare_decode(problem, host_out, host_lse, truth);
@@ -838,7 +875,7 @@ TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
 
   std::unique_ptr<PagedCache> fresh;
   SequenceId first;
-  ASSERT_OK(PagedCache::create(*machine_, {4, 1, DType::kBFloat16}, &fresh));
+  ASSERT_OK(PagedCache::create(*machine_, {4, 64, 1, DType::kBFloat16}, &fresh));
   ASSERT_OK(fresh->add(&first));
 
   // In a graph the copies would be made again from memory that has moved on. The cache that has

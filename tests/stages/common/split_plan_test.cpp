@@ -1,4 +1,4 @@
-// The plan of a split decode: the device's is the host's to the bit, every page of every sequence
+// The plan of a split decode: the device's is the host's to the bit, every grain of every sequence
 // is somebody's, loads are as even as promised, and a plan's misuse is named. On the model, and on
 // a GPU where there is one.
 #include "stages/common/split/workspace.h"
@@ -11,6 +11,10 @@
 #include <cstring>
 #include <functional>
 #include <random>
+
+#ifdef MLA_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/device_data.h"
@@ -63,12 +67,12 @@ std::vector<int32_t> draw_lengths(int distribution, int batch, std::mt19937_64& 
   return lengths;
 }
 
-Input make_input(int batch, int distribution, int workers, int fixed_pages, int fixed_split_tokens,
+Input make_input(int batch, int distribution, int workers, int fixed_grains, int fixed_split_tokens,
                  std::mt19937_64& random) {
   Input input;
   input.lengths = draw_lengths(distribution, batch, random);
-  input.shape = {.row_tiles = 1, .workers = workers, .fixed_pages = fixed_pages};
-  input.shape.combine_pages = batch % 3 == 0 ? 6 : 1;
+  input.shape = {.row_tiles = 1, .workers = workers, .fixed_grains = fixed_grains};
+  input.shape.combine_grains = batch % 3 == 0 ? 6 : 1;
   Problem& problem = input.problem;
   problem.batch = batch;
   problem.num_heads_q = 1;
@@ -77,10 +81,10 @@ Input make_input(int batch, int distribution, int workers, int fixed_pages, int 
   problem.fixed_split_tokens = fixed_split_tokens;
   const int32_t longest = *std::max_element(input.lengths.begin(), input.lengths.end());
   problem.max_pages_per_seq =
-      static_cast<int>(std::max<int64_t>(1, pages_for(longest)) + static_cast<int>(random() % 2));
+      static_cast<int>(std::max<int64_t>(1, grains_for(longest)) + static_cast<int>(random() % 2));
   input.name = "batch " + std::to_string(batch) + ", lengths " + std::to_string(distribution) +
-               ", workers " + std::to_string(workers) + ", fixed pages " +
-               std::to_string(fixed_pages) + ", fixed splits " + std::to_string(fixed_split_tokens);
+               ", workers " + std::to_string(workers) + ", fixed grains " +
+               std::to_string(fixed_grains) + ", fixed splits " + std::to_string(fixed_split_tokens);
   return input;
 }
 
@@ -111,9 +115,9 @@ std::vector<Input> inputs(int drawn) {
   for (const int batch : {1, 2049}) {  // as many workers as there may be, with much to do
     list.push_back(make_input(batch, 2, 65535, 2, 0, random));
   }
-  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 pages
+  for (const int batch : {1, 2, 3000}) {  // a line of more than 2^32 grains
     Input input = make_input(batch, 0, draw_workers(), 3, 0, random);
-    input.problem.max_pages_per_seq = kMaxPagesPerSeq;
+    input.problem.max_pages_per_seq = kMaxTokensPerSeq / kDefaultPageSize;
     for (int32_t& length : input.lengths) {
       length = (1 << 30) - static_cast<int32_t>(random() % 100000);
     }
@@ -127,8 +131,8 @@ HostPlan plan_of(const Input& input) {
   return make_plan_on_host(input.problem, input.shape, input.lengths);
 }
 
-int pages_in(int32_t length) {
-  return std::max(1, static_cast<int>(pages_for(length)));
+int grains_in(int32_t length) {
+  return std::max(1, static_cast<int>(grains_for(length)));
 }
 
 using Pieces = std::vector<std::vector<Piece>>;
@@ -136,34 +140,34 @@ using Pieces = std::vector<std::vector<Piece>>;
 /// @name Properties of a plan
 /// @{
 
-// Every page of every sequence once, in order; an empty sequence is one piece.
+// Every grain of every sequence once, in order; an empty sequence is one piece.
 void expect_covered(const Input& input, const Pieces& workers) {
-  int sequence = 0, page = 0;
+  int sequence = 0, grain = 0;
   ASSERT_EQ(workers.size(), static_cast<size_t>(input.shape.workers));
   for (const auto& pieces : workers) {
     for (const Piece& piece : pieces) {
       ASSERT_LT(sequence, input.problem.batch);
       ASSERT_EQ(piece.sequence, sequence);
-      ASSERT_EQ(piece.page_begin, page);
-      ASSERT_GT(piece.page_end, piece.page_begin);
-      const int pages = pages_in(input.lengths[static_cast<size_t>(sequence)]);
-      ASSERT_LE(piece.page_end, pages);
-      page = piece.page_end;
-      if (page < pages) continue;
+      ASSERT_EQ(piece.grain_begin, grain);
+      ASSERT_GT(piece.grain_end, piece.grain_begin);
+      const int grains = grains_in(input.lengths[static_cast<size_t>(sequence)]);
+      ASSERT_LE(piece.grain_end, grains);
+      grain = piece.grain_end;
+      if (grain < grains) continue;
       ++sequence;
-      page = 0;
+      grain = 0;
     }
   }
   ASSERT_EQ(sequence, input.problem.batch);
 }
 
-// What nobody has more of than promised: pages, and the fixed cost of every piece.
+// What nobody has more of than promised: grains, and the fixed cost of every piece.
 void expect_even(const Input& input, const Pieces& workers) {
-  const int fixed = input.shape.fixed_pages;
+  const int fixed = input.shape.fixed_grains;
   int64_t sum = 0, largest = 0, least = INT64_MAX;
   for (const auto& pieces : workers) {
     int64_t load = 0;
-    for (const Piece& piece : pieces) load += piece.page_end - piece.page_begin + fixed;
+    for (const Piece& piece : pieces) load += piece.grain_end - piece.grain_begin + fixed;
     sum += load;
     largest = std::max(largest, load);
     least = std::min(least, load);
@@ -173,20 +177,20 @@ void expect_even(const Input& input, const Pieces& workers) {
     return std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.slot >= 0; });
   });
   const int granule = input.problem.fixed_split_tokens > 0
-                          ? input.problem.fixed_split_tokens / kPageSize
-                      : whole ? input.shape.combine_pages
+                          ? input.problem.fixed_split_tokens / kGrainTokens
+                      : whole ? input.shape.combine_grains
                               : 1;
   ASSERT_LE(static_cast<double>(largest), mean + granule + fixed + 1e-6);
   if (input.problem.fixed_split_tokens > 0) return;
-  // A sequence alone goes to all workers alike; with a page per worker, nobody has two, unless they
+  // A sequence alone goes to all workers alike; with a grain per worker, nobody has two, unless they
   // are a whole sequence.
-  int64_t total_pages = 0;
-  for (const int32_t length : input.lengths) total_pages += pages_in(length);
-  if (input.problem.batch == 1 && total_pages >= input.shape.workers) {
+  int64_t total_grains = 0;
+  for (const int32_t length : input.lengths) total_grains += grains_in(length);
+  if (input.problem.batch == 1 && total_grains >= input.shape.workers) {
     ASSERT_LE(largest - least, 1);
   }
-  if (total_pages <= input.shape.workers) {
-    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_pages : 1) + fixed);
+  if (total_grains <= input.shape.workers) {
+    ASSERT_LE(largest, (whole ? 1 + input.shape.combine_grains : 1) + fixed);
   }
 }
 
@@ -199,7 +203,7 @@ void expect_slots(const Input& input, const HostPlan& plan, const Pieces& worker
       const auto sequence = static_cast<size_t>(piece.sequence);
       ++pieces_seen[sequence];
       const bool whole =
-          piece.page_begin == 0 && piece.page_end == pages_in(input.lengths[sequence]);
+          piece.grain_begin == 0 && piece.grain_end == grains_in(input.lengths[sequence]);
       if (whole) {
         ASSERT_EQ(piece.slot, -1);
       } else {
@@ -227,23 +231,25 @@ void expect_slots(const Input& input, const HostPlan& plan, const Pieces& worker
 
 // With fixed splits the cuts are where the sequence's length alone says.
 void expect_fixed_cuts(const Input& input, const Pieces& workers) {
-  const int piece_pages = input.problem.fixed_split_tokens / kPageSize;
+  const int piece_grains = input.problem.fixed_split_tokens / kGrainTokens;
   for (const auto& pieces : workers) {
     for (const Piece& piece : pieces) {
-      ASSERT_EQ(piece.page_begin % piece_pages, 0);
-      ASSERT_EQ(piece.page_end,
-                std::min(piece.page_begin + piece_pages,
-                         pages_in(input.lengths[static_cast<size_t>(piece.sequence)])));
+      ASSERT_EQ(piece.grain_begin % piece_grains, 0);
+      ASSERT_EQ(piece.grain_end,
+                std::min(piece.grain_begin + piece_grains,
+                         grains_in(input.lengths[static_cast<size_t>(piece.sequence)])));
     }
   }
 }
 
 void expect_header(const Input& input, const HostPlan& plan) {
-  ASSERT_EQ(plan.header.made, kPlanMade);
+  ASSERT_EQ(plan.header.state.made, kPlanMade);
+  ASSERT_EQ(plan.header.state.generation, 1u);
+  ASSERT_EQ(plan.header.state.refused, 0u);
   ASSERT_EQ(plan.header.batch, input.problem.batch);
   ASSERT_EQ(plan.header.workers, input.shape.workers);
   ASSERT_EQ(plan.header.fixed_split_tokens, input.problem.fixed_split_tokens);
-  ASSERT_TRUE(plan.header.fixed_pages == input.shape.fixed_pages || plan.header.fixed_pages == 0);
+  ASSERT_TRUE(plan.header.fixed_grains == input.shape.fixed_grains || plan.header.fixed_grains == 0);
   ASSERT_EQ(plan.seqlens_k, input.lengths);
 }
 /// @}
@@ -272,10 +278,10 @@ TEST(SplitPlan, EveryPlanKeepsItsPromises) {
   EXPECT_GT(all_splits, 5) << "max_split_sequences is more than any plan needs";
 }
 
-// Sequences of 64 pages, with room for more, on 66 workers.
+// Sequences of 64 grains, with room for more, on 66 workers.
 Input equal_sequences(int batch) {
   Input input;
-  input.shape = {.row_tiles = 2, .workers = 66, .fixed_pages = 2};
+  input.shape = {.row_tiles = 2, .workers = 66, .fixed_grains = 2};
   input.problem.batch = batch;
   input.problem.max_pages_per_seq = 80;
   input.lengths.assign(static_cast<size_t>(batch), 4096);
@@ -292,9 +298,9 @@ TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
 }
 
 TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
-  Input input = equal_sequences(128);  // two for each of 64 are 132 pages, and the mean is 128
+  Input input = equal_sequences(128);  // two for each of 64 are 132 grains, and the mean is 128
   EXPECT_GT(plan_of(input).header.num_slots, 0);
-  input.shape.combine_pages = 2;
+  input.shape.combine_grains = 2;
   const HostPlan plan = plan_of(input);
   EXPECT_EQ(plan.header.num_slots, 0);
   const Pieces workers = pieces_of(plan);
@@ -370,7 +376,7 @@ Input small_input() {
   input.problem.num_pages = 1;
   input.problem.softmax_scale = 1;
   input.problem.max_pages_per_seq = 20;
-  input.shape = {.row_tiles = 1, .workers = 4, .fixed_pages = 1};
+  input.shape = {.row_tiles = 1, .workers = 4, .fixed_grains = 1};
   input.lengths = {1000, 0, 65, 200};
   return input;
 }
@@ -381,7 +387,7 @@ TEST(SplitPlan, ADescriptionShowsEveryPiece) {
             "worker   1      8 ########################  0:320-768 (slot 1)\n"
             "worker   2      7 #####################...  0:768-1000 (slot 2), 1:0-0\n"
             "worker   3      8 ########################  2:0-65, 3:0-200\n"
-            "load in pages of 64 tokens, 1 for beginning a piece: mean 7.2, largest 8 "
+            "load in grains of 64 tokens, 1 for beginning a piece: mean 7.2, largest 8 "
             "(110% of the mean)\n"
             "1 of 4 sequences split, into 3 pieces\n");
 }
@@ -397,7 +403,7 @@ TEST(SplitPlan, ALongDescriptionIsShortened) {
             "  ...     296 more workers\n"
             "worker 298      2 ################........  3:1024-1088 (slot 293)\n"
             "worker 299      3 ########################  3:1088-1200 (slot 294)\n"
-            "load in pages of 64 tokens, 1 for beginning a piece: mean 2.1, largest 3 "
+            "load in grains of 64 tokens, 1 for beginning a piece: mean 2.1, largest 3 "
             "(143% of the mean)\n"
             "3 of 4 sequences split, into 295 pieces\n");
   input.shape.workers = 1;
@@ -405,7 +411,7 @@ TEST(SplitPlan, ALongDescriptionIsShortened) {
   input.lengths = {1, 2, 3, 4, 5, 6, 7, 8, 9};
   EXPECT_EQ(describe_plan(plan_of(input)),
             "worker   0     18 ########################  0:0-1, 1:0-2, 2:0-3, 3:0-4, and 5 more\n"
-            "load in pages of 64 tokens, 1 for beginning a piece: mean 18.0, largest 18 "
+            "load in grains of 64 tokens, 1 for beginning a piece: mean 18.0, largest 18 "
             "(100% of the mean)\n"
             "0 of 9 sequences split, into 0 pieces\n");
   input.shape.workers = 40;  // max_lines by default
@@ -418,7 +424,7 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
  protected:
   void SetUp() override {
     std::string why_not;
-    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    machine_ = find_machine(GetParam(), &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
   }
   void TearDown() override {
@@ -428,12 +434,11 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
 
   bool on_gpu() const { return GetParam() == MachineKind::kGpu; }
 
-  // make_plan on the machine, read back. Without memory for partial results, which it leaves alone.
+  // make_plan on the machine, read back.
   void make_and_read(const Input& input, HostPlan* plan) {
-    alignas(16) static unsigned char origin[16];
-    const SplitWorkspace layout = split_workspace(input.problem, input.shape, origin);
-    const auto bytes =
-        static_cast<size_t>(reinterpret_cast<unsigned char*>(layout.lse_partial) - origin);
+    WorkspaceBytes needs;
+    ASSERT_OK(split_bytes(input.problem, input.shape, &needs));
+    const size_t bytes = needs.plan;
     DeviceBuffer lengths, workspace;
     ASSERT_OK(lengths.assign(*machine_, input.lengths.data(), input.lengths.size() * 4));
     ASSERT_OK(workspace.allocate(*machine_, bytes));
@@ -458,8 +463,8 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
     for (size_t w = 0; w < expected.worker_begin.size(); ++w) {
       const WorkerBegin &a = plan.worker_begin[w], &b = expected.worker_begin[w];
       ASSERT_EQ(std::memcmp(&a, &b, sizeof a), 0)
-          << "worker " << w << " begins at " << a.sequence << ":" << a.page << " (" << a.split
-          << "), expected " << b.sequence << ":" << b.page << " (" << b.split << ")";
+          << "worker " << w << " begins at " << a.sequence << ":" << a.grain << " (" << a.split
+          << "), expected " << b.sequence << ":" << b.grain << " (" << b.split << ")";
     }
     EXPECT_EQ(plan.slot_begin, expected.slot_begin);
     EXPECT_EQ(plan.seqlens_k, expected.seqlens_k);
@@ -500,6 +505,12 @@ TEST_P(SplitPlanOn, ClampsLengthsAsTheHostDoes) {
     const int32_t bad[] = {-1, -64, INT_MIN, most + 1, most + 65, INT_MAX};
     for (size_t i = 0; i < std::size(bad); ++i) input.lengths[5 * i] = bad[i];
     expect_as_on_host(input);
+    HostPlan plan;
+    make_and_read(input, &plan);
+    if (HasFatalFailure()) return;
+    for (size_t i = 0; i < std::size(bad); ++i) {
+      EXPECT_EQ(plan.seqlens_k[5 * i], bad[i] < 0 ? 0 : most) << bad[i];
+    }
   }
 }
 
@@ -525,11 +536,16 @@ class PlannedDecode : public SplitPlanOn {
     ASSERT_FALSE(unplanned_.empty());
   }
 
-  // A workspace that held no plan before.
+  // Memory that held no plan before, of the size that the stage asks for `problem`.
+  void clear_workspace(const Stage& stage, const Problem& problem, unsigned char byte = 0xff) {
+    ASSERT_OK(workspace_bytes(stage, problem, &needs_));
+    ASSERT_OK(plan_.allocate(*machine_, std::max<size_t>(16, needs_.plan)));
+    ASSERT_OK(machine_->fill(plan_.data(), byte, plan_.bytes()));
+    ASSERT_OK(scratch_.allocate(*machine_, std::max<size_t>(16, needs_.scratch)));
+    ASSERT_OK(machine_->fill(scratch_.data(), byte, scratch_.bytes()));
+  }
   void clear_workspace(const Stage& stage, unsigned char byte = 0xff) {
-    bytes_ = workspace_bytes(stage, data_.problem, machine_->limits());
-    ASSERT_OK(workspace_.allocate(*machine_, std::max<size_t>(16, bytes_)));
-    ASSERT_OK(machine_->fill(workspace_.data(), byte, workspace_.bytes()));
+    clear_workspace(stage, data_.problem, byte);
   }
   std::vector<unsigned char> bytes_of(const DeviceBuffer& buffer) {
     std::vector<unsigned char> bytes(buffer.bytes());
@@ -545,17 +561,27 @@ class PlannedDecode : public SplitPlanOn {
     return untouched(tensors_.out) && untouched(tensors_.lse);
   }
   const int32_t* lengths() const { return tensors_.seqlens_k.as<int32_t>(); }
-  Status make(const Stage& stage) { return plan_decode(stage, data_.problem, lengths(), lent()); }
-  Status check(const Stage& stage) { return check_plan(stage, data_.problem, lengths(), lent()); }
+  Status make(const Stage& stage) { return plan_decode(stage, data_.problem, lengths(), plan()); }
+  Status check(const Stage& stage) { return check_plan(stage, data_.problem, lengths(), plan()); }
+  Status run_planned(const Stage& stage) {
+    return decode_planned(stage, data_.problem, tensors_.tensors(), plan(), scratch());
+  }
+  PlanState state_of(const Stage& stage) {
+    PlanState state{};
+    EXPECT_OK(plan_state(stage, data_.problem, plan(), &state));
+    EXPECT_OK(machine_->synchronize());
+    return state;
+  }
 
   DecodeCase spec_;
   DataSet data_;
   DeviceTensors tensors_;
   // What the stage asked for, no more.
-  Workspace lent() const { return {workspace_.data(), bytes_}; }
+  Workspace plan() const { return {plan_.data(), needs_.plan}; }
+  Workspace scratch() const { return {scratch_.data(), needs_.scratch}; }
 
-  DeviceBuffer workspace_;
-  size_t bytes_ = 0;
+  DeviceBuffer plan_, scratch_;
+  WorkspaceBytes needs_;
   std::vector<const Stage*> planned_, unplanned_;
 };
 
@@ -569,13 +595,12 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
     ASSERT_OK(make(*stage));
-    HostPlan plan;
-    const Status read = read_plan(*stage, data_.problem, lent(), &plan);
-    ASSERT_OK(read);
-    EXPECT_TRUE(plan == make_plan_on_host(data_.problem,
-                                          stage->plan_shape(data_.problem, machine_->limits()),
-                                          data_.seqlens_k));
-    EXPECT_GT(plan.header.num_split_sequences, 0);
+    HostPlan made;
+    PlanShape shape;
+    ASSERT_OK(read_plan(*stage, data_.problem, plan(), &made));
+    ASSERT_OK(plan_shape(*stage, data_.problem, machine_->limits(), &shape));
+    EXPECT_TRUE(made == make_plan_on_host(data_.problem, shape, data_.seqlens_k));
+    EXPECT_GT(made.header.num_split_sequences, 0);
     EXPECT_TRUE(outputs_untouched());
   }
 }
@@ -587,14 +612,16 @@ TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
       data_.problem.fixed_split_tokens = fixed_split_tokens;
       clear_workspace(*stage);
       ASSERT_OK(tensors_.poison_outputs(*machine_));
-      ASSERT_OK(decode(*stage, data_.problem, tensors_.tensors(), lent()));
+      DeviceBuffer whole;
+      ASSERT_OK(allocate_workspace(*stage, data_.problem, &whole));
+      ASSERT_EQ(whole.bytes(), needs_.total());
+      ASSERT_OK(decode(*stage, data_.problem, tensors_.tensors(), whole));
       const auto out = bytes_of(tensors_.out), lse = bytes_of(tensors_.lse);
       clear_workspace(*stage);
       ASSERT_OK(make(*stage));
       for (int turn = 0; turn < 2; ++turn) {
         ASSERT_OK(tensors_.poison_outputs(*machine_));
-        const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
-        ASSERT_OK(status);
+        ASSERT_OK(run_planned(*stage));
         EXPECT_TRUE(bytes_of(tensors_.out) == out) << turn;
         EXPECT_TRUE(bytes_of(tensors_.lse) == lse) << turn;
         EXPECT_OK(check(*stage));
@@ -604,14 +631,15 @@ TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
 }
 
 TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
-  const std::string kNoPlan = "workspace holds no plan for this problem";
+  const std::string kNoPlan = "plan holds no plan for this problem";
+  const std::string kOther = kNoPlan + ", but one for another";
   for (const Stage* stage : planned_) {
     SCOPED_TRACE(stage->slug);
     for (const unsigned char byte : {0x00, 0xff}) {
       clear_workspace(*stage, byte);
       expect_status(check(*stage), StatusCode::kInvalidArgument, kNoPlan);
-      HostPlan plan;
-      expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kInvalidArgument,
+      HostPlan made;
+      expect_status(read_plan(*stage, data_.problem, plan(), &made), StatusCode::kInvalidArgument,
                     kNoPlan);
     }
     ASSERT_OK(make(*stage));
@@ -623,7 +651,7 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
       other[i] += 1;
       DeviceBuffer device;
       ASSERT_OK(device.assign(*machine_, other.data(), other.size() * 4));
-      expect_status(check_plan(*stage, data_.problem, device.as<int32_t>(), lent()),
+      expect_status(check_plan(*stage, data_.problem, device.as<int32_t>(), plan()),
                     StatusCode::kInvalidArgument,
                     "seqlens_k[" + std::to_string(i) + "] = " + std::to_string(other[i]) +
                         ", but the plan was made for " + std::to_string(data_.seqlens_k[i]));
@@ -632,26 +660,148 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
     // Another problem: a sequence less, another mode.
     Problem problem = data_.problem;
     problem.batch -= 1;
-    expect_status(check_plan(*stage, problem, lengths(), lent()), StatusCode::kInvalidArgument,
-                  kNoPlan);
+    expect_status(check_plan(*stage, problem, lengths(), plan()), StatusCode::kInvalidArgument,
+                  kOther);
+    const auto expect_other = [&] {
+      WorkspaceBytes more;
+      ASSERT_OK(workspace_bytes(*stage, problem, &more));
+      ASSERT_OK(plan_.allocate(*machine_, needs_.plan + more.plan));
+      ASSERT_OK(make(*stage));
+      expect_status(check_plan(*stage, problem, lengths(), plan_), StatusCode::kInvalidArgument,
+                    kOther);
+      EXPECT_OK(check(*stage));
+    };
     problem = data_.problem;
     problem.fixed_split_tokens = 128;
-    ASSERT_OK(workspace_.allocate(*machine_,
-                                  workspace_bytes(*stage, problem, machine_->limits()) + bytes_));
-    ASSERT_OK(make(*stage));
-    expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
-                  kNoPlan);
-    EXPECT_OK(check(*stage));
+    expect_other();
+    // Another table: its row has fewer columns, past which the plan would read.
+    problem = data_.problem;
+    problem.max_pages_per_seq -= 1;
+    expect_other();
     // Other workers: a problem whose rows fill the device by themselves.
     problem = data_.problem;
     problem.num_heads_q = 3000;
-    ASSERT_NE(stage->plan_shape(problem, machine_->limits()).workers,
-              stage->plan_shape(data_.problem, machine_->limits()).workers);
-    ASSERT_OK(workspace_.allocate(*machine_,
-                                  workspace_bytes(*stage, problem, machine_->limits()) + bytes_));
+    PlanShape few, many;
+    ASSERT_OK(plan_shape(*stage, problem, machine_->limits(), &few));
+    ASSERT_OK(plan_shape(*stage, data_.problem, machine_->limits(), &many));
+    ASSERT_NE(few.workers, many.workers);
+    expect_other();
+  }
+}
+
+// Whatever the plan's memory holds instead of a plan for the problem: no output is touched, nothing else
+// either, and the next look tells.
+TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
+  std::mt19937_64 random(7);
+  for (const Stage* stage : planned_) {
+    SCOPED_TRACE(stage->slug);
+    ASSERT_OK(tensors_.poison_outputs(*machine_));
+    const auto expect_refused = [&](const std::string& what) {
+      SCOPED_TRACE(what);
+      const auto before = bytes_of(plan_);
+      ASSERT_OK(run_planned(*stage));
+      ASSERT_OK(machine_->synchronize());
+      EXPECT_TRUE(outputs_untouched());
+      EXPECT_EQ(state_of(*stage).refused, 1u);
+      EXPECT_FALSE(check(*stage).ok());
+      auto after = bytes_of(plan_);
+      std::copy_n(before.begin() + 12, 4, after.begin() + 12);  // PlanState::refused
+      EXPECT_TRUE(after == before);
+    };
+    clear_workspace(*stage, 0x00);
+    expect_refused("zeros");
+    clear_workspace(*stage);
+    expect_refused("ones");
+    for (int turn = 0; turn < 5; ++turn) {
+      std::vector<unsigned char> bytes(plan_.bytes());
+      for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random());
+      ASSERT_OK(machine_->copy_to_device(plan_.data(), bytes.data(), bytes.size()));
+      expect_refused("random bytes");
+    }
+    // A plan for a wider table, for more sequences, for fixed splits: each is whole, and another's.
+    for (const auto& change : std::vector<std::function<void(Problem&)>>{
+             [](Problem& p) { p.max_pages_per_seq += 1; }, [](Problem& p) { p.batch -= 1; },
+             [](Problem& p) { p.fixed_split_tokens = 64; }}) {
+      Problem other = data_.problem;
+      change(other);
+      clear_workspace(*stage, other);
+      ASSERT_OK(plan_decode(*stage, other, lengths(), plan_));
+      WorkspaceBytes own;
+      ASSERT_OK(workspace_bytes(*stage, data_.problem, &own));
+      if (own.plan > plan_.bytes() || own.scratch > scratch_.bytes()) {
+        DeviceBuffer larger;
+        const auto bytes = bytes_of(plan_);
+        ASSERT_OK(larger.allocate(*machine_, std::max(own.plan, plan_.bytes())));
+        ASSERT_OK(machine_->copy_to_device(larger.data(), bytes.data(), bytes.size()));
+        plan_ = std::move(larger);
+        ASSERT_OK(scratch_.allocate(*machine_, std::max(own.scratch, scratch_.bytes())));
+      }
+      needs_ = own;
+      expect_refused("another problem's plan");
+      // Nor is it good for its own problem any more without a word: whoever looks there is told.
+      const Status told = check_plan(*stage, other, lengths(), plan_);
+      EXPECT_NE(told.message().find("found no plan of its own"), std::string::npos)
+          << told.to_string();
+    }
+    // A plan made anew is as good as the first.
+    clear_workspace(*stage);
+    expect_refused("ones");
     ASSERT_OK(make(*stage));
-    expect_status(check_plan(*stage, problem, lengths(), workspace_), StatusCode::kInvalidArgument,
-                  kNoPlan);
+    EXPECT_EQ(state_of(*stage).refused, 0u);
+    EXPECT_EQ(state_of(*stage).generation, 1u);
+    ASSERT_OK(run_planned(*stage));
+    EXPECT_FALSE(outputs_untouched());
+    EXPECT_OK(check(*stage));
+    ASSERT_OK(make(*stage));
+    EXPECT_EQ(state_of(*stage).generation, 2u);
+  }
+}
+
+// One plan, two decodes under way, each with scratch memory and outputs of its own. (The model runs them
+// one after the other, but finds out if one needs the other's memory.)
+TEST_P(PlannedDecode, OnePlanServesDecodesAtTheSameTime) {
+  for (const Stage* stage : planned_) {
+    SCOPED_TRACE(stage->slug);
+    clear_workspace(*stage);
+    ASSERT_OK(make(*stage));
+    ASSERT_OK(run_planned(*stage));
+    const auto out = bytes_of(tensors_.out), lse = bytes_of(tensors_.lse);
+    const auto planned = bytes_of(plan_);
+    DeviceBuffer scratches[2], outs[2], lses[2];
+    void* streams[2] = {};
+#ifdef MLA_HAVE_CUDA
+    for (void*& stream : streams) {
+      if (!on_gpu()) continue;
+      cudaStream_t made = nullptr;
+      ASSERT_EQ(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), cudaSuccess);
+      stream = made;
+    }
+#endif
+    for (int i = 0; i < 2; ++i) {
+      ASSERT_OK(scratches[i].allocate(*machine_, std::max<size_t>(16, needs_.scratch)));
+      ASSERT_OK(outs[i].allocate(*machine_, out.size()));
+      ASSERT_OK(lses[i].allocate(*machine_, lse.size()));
+    }
+    ASSERT_OK(machine_->synchronize());
+    for (int turn = 0; turn < (on_gpu() ? 100 : 1); ++turn) {
+      for (int i = 0; i < 2; ++i) {
+        Tensors tensors = tensors_.tensors();
+        tensors.out = outs[i].data();
+        tensors.lse = lses[i].as<float>();
+        ASSERT_OK(machine_->fill(outs[i].data(), 0xff, out.size(), streams[i]));
+        ASSERT_OK(decode_planned(*stage, data_.problem, tensors, plan(), scratches[i], streams[i]));
+      }
+    }
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_TRUE(bytes_of(outs[i]) == out) << i;
+      EXPECT_TRUE(bytes_of(lses[i]) == lse) << i;
+    }
+    EXPECT_TRUE(bytes_of(plan_) == planned);
+#ifdef MLA_HAVE_CUDA
+    for (void* stream : streams) {
+      if (stream != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+    }
+#endif
   }
 }
 
@@ -659,15 +809,20 @@ TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
   for (const Stage* stage : unplanned_) {
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
-    const auto before = bytes_of(workspace_);
+    EXPECT_EQ(needs_.plan, 0u);
+    const auto before = bytes_of(plan_);
     EXPECT_OK(make(*stage));
     EXPECT_OK(check(*stage));
-    EXPECT_TRUE(bytes_of(workspace_) == before);
-    HostPlan plan;
-    expect_status(read_plan(*stage, data_.problem, lent(), &plan), StatusCode::kUnsupported,
-                  stage->slug + " makes no plan");
-    const Status status = decode_planned(*stage, data_.problem, tensors_.tensors(), lent());
-    EXPECT_OK(status);
+    EXPECT_TRUE(bytes_of(plan_) == before);
+    HostPlan made;
+    PlanState state;
+    PlanShape shape;
+    const std::string none = stage->slug + " makes no plan";
+    expect_status(read_plan(*stage, data_.problem, {}, &made), StatusCode::kUnsupported, none);
+    expect_status(plan_state(*stage, data_.problem, {}, &state), StatusCode::kUnsupported, none);
+    expect_status(plan_shape(*stage, data_.problem, machine_->limits(), &shape),
+                  StatusCode::kUnsupported, none);
+    EXPECT_OK(decode_planned(*stage, data_.problem, tensors_.tensors(), {}, scratch()));
   }
 }
 
@@ -677,7 +832,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   struct Call {
     Problem problem;
     Tensors tensors;
-    Workspace workspace;
+    Workspace plan, scratch;
   };
   struct Bad {
     const char* name;
@@ -688,31 +843,41 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   };
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
   const std::vector<Bad> bad_calls = {
-      {"batch", [](Call& c) { c.problem.batch = 0; }, kInvalid, {"batch = 0"}},
+      {"batch", [](Call& c) { c.problem.batch = -1; }, kInvalid, {"batch = -1"}},
       {"fixed splits",
        [](Call& c) { c.problem.fixed_split_tokens = 100; },
        kInvalid,
        {"fixed_split_tokens = 100", "64"}},
-      {"workspace too small",
-       [](Call& c) { --c.workspace.bytes; },
+      {"plan too small",
+       [](Call& c) { --c.plan.bytes; },
        StatusCode::kWorkspaceTooSmall,
-       {"workspace.bytes = ", "needs "}},
-      {"workspace null",
-       [](Call& c) { c.workspace.data = nullptr; },
+       {"plan.bytes = ", "needs "}},
+      {"plan null", [](Call& c) { c.plan.data = nullptr; }, kInvalid, {"plan.data is null"}},
+      {"plan misaligned",
+       [](Call& c) { c.plan.data = static_cast<char*>(c.plan.data) + 8; },
        kInvalid,
-       {"workspace.data is null"}},
-      {"workspace misaligned",
-       [](Call& c) { c.workspace.data = static_cast<char*>(c.workspace.data) + 8; },
+       {"plan", "16"}},
+      {"scratch too small",
+       [](Call& c) { --c.scratch.bytes; },
+       StatusCode::kWorkspaceTooSmall,
+       {"scratch.bytes = ", "needs "},
+       false},
+      {"scratch null",
+       [](Call& c) { c.scratch.data = nullptr; },
        kInvalid,
-       {"workspace", "16"}},
+       {"scratch.data is null"},
+       false},
       {"lengths null",
        [](Call& c) { c.tensors.seqlens_k = nullptr; },
        kInvalid,
        {"seqlens_k is null"}},
       {"lengths misaligned",
-       [](Call& c) { c.tensors.seqlens_k += 1; },
+       [](Call& c) {
+         c.tensors.seqlens_k = reinterpret_cast<const int32_t*>(
+             reinterpret_cast<const char*>(c.tensors.seqlens_k) + 2);
+       },
        kInvalid,
-       {"seqlens_k ", "not aligned to 16 bytes"}},
+       {"seqlens_k ", "not aligned to 4 bytes"}},
       {"q null", [](Call& c) { c.tensors.q = nullptr; }, kInvalid, {"q is null"}, false},
       {"out null", [](Call& c) { c.tensors.out = nullptr; }, kInvalid, {"out is null"}, false},
   };
@@ -721,39 +886,45 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
     std::function<Status(const Stage&, const Call&)> call;
     bool takes_lengths, takes_tensors;
   };
-  HostPlan plan;
+  HostPlan made;
+  PlanState state;
   const std::vector<Entry> entries = {
       {"plan_decode",
        [](const Stage& stage, const Call& c) {
-         return plan_decode(stage, c.problem, c.tensors.seqlens_k, c.workspace);
+         return plan_decode(stage, c.problem, c.tensors.seqlens_k, c.plan);
        },
        true, false},
       {"decode_planned",
        [](const Stage& stage, const Call& c) {
-         return decode_planned(stage, c.problem, c.tensors, c.workspace);
+         return decode_planned(stage, c.problem, c.tensors, c.plan, c.scratch);
        },
        true, true},
       {"read_plan",
        [&](const Stage& stage, const Call& c) {
-         return read_plan(stage, c.problem, c.workspace, &plan);
+         return read_plan(stage, c.problem, c.plan, &made);
+       },
+       false, false},
+      {"plan_state",
+       [&](const Stage& stage, const Call& c) {
+         return plan_state(stage, c.problem, c.plan, &state);
        },
        false, false},
       {"check_plan",
        [](const Stage& stage, const Call& c) {
-         return check_plan(stage, c.problem, c.tensors.seqlens_k, c.workspace);
+         return check_plan(stage, c.problem, c.tensors.seqlens_k, c.plan);
        },
        true, false},
   };
   for (const Stage* stage : planned_) {
     clear_workspace(*stage);
     ASSERT_OK(make(*stage));
-    const auto before = bytes_of(workspace_);
+    const auto before = bytes_of(plan_);
     for (const Entry& entry : entries) {
       for (const Bad& bad : bad_calls) {
         if (!bad.plan_only && !entry.takes_tensors) continue;
         if (std::strncmp(bad.name, "lengths", 7) == 0 && !entry.takes_lengths) continue;
         SCOPED_TRACE(stage->slug + ", " + entry.name + ", " + bad.name);
-        Call call{data_.problem, tensors_.tensors(), lent()};
+        Call call{data_.problem, tensors_.tensors(), plan(), scratch()};
         bad.spoil(call);
         const Status status = entry.call(*stage, call);
         EXPECT_EQ(status.code(), bad.code) << status.to_string();
@@ -762,7 +933,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
               << status.to_string() << " lacks " << part;
         }
         EXPECT_TRUE(outputs_untouched());
-        EXPECT_TRUE(bytes_of(workspace_) == before);
+        EXPECT_TRUE(bytes_of(plan_) == before);
       }
     }
     EXPECT_OK(check(*stage));

@@ -6,14 +6,15 @@
 namespace mla::MLA_MACHINE {
 namespace {
 
-size_t workspace_bytes(const Problem&, const DeviceLimits&) {
+size_t scratch_bytes(const Problem&, const DeviceLimits&) {
   return 64;
 }
 
-Status decode(const Problem&, const Tensors&, void* workspace, const DeviceLimits&, Stream stream) {
+Status decode(const Problem&, const Tensors&, void*, void* scratch, const DeviceLimits&,
+              Stream stream) {
   return launch(ping_pong::decode, 4, ping_pong::kThreads,
                 sizeof(ping_pong::Smem) + timeline::kSharedBytes, stream,
-                static_cast<float*>(workspace));
+                static_cast<float*>(scratch));
 }
 
 }  // namespace
@@ -21,7 +22,7 @@ Status decode(const Problem&, const Tensors&, void* workspace, const DeviceLimit
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea = "two warpgroups take turns";
-  stage.workspace_bytes = workspace_bytes;
+  stage.scratch_bytes = scratch_bytes;
   stage.decode = decode;
   return stage;
 }
