@@ -122,9 +122,8 @@ class Evaluator {
     const int32_t* const table_row = tensors_.table_row(tile.sequence);
     const int64_t n = std::min<int64_t>(kGrainTokens, tile.tokens - t);
     for (int64_t i = 0; i < n; ++i) {
-      k->row(i) = load_row(tensors_.kv_cache,
-                           cache_place(problem_, tensors_, table_row, static_cast<int>(t + i),
-                                       tile.head_kv));
+      k->row(i) = load_row(tensors_.kv_cache, cache_place(problem_, tensors_, table_row,
+                                                          static_cast<int>(t + i), tile.head_kv));
     }
     return n;
   }
@@ -160,8 +159,8 @@ Status check(const Problem& problem, Tensors tensors, const ReferenceResult* res
   tensors.lse = reinterpret_cast<float*>(unused);
   tensors.out_strides = tensors.lse_strides = {};
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(validate_paging(problem, tensors.block_table, tensors.seqlens_k,
-                                      tensors.block_table_stride));
+  MLA_RETURN_IF_ERROR(
+      validate_paging(problem, tensors.block_table, tensors.seqlens_k, tensors.block_table_stride));
   if (result == nullptr) return {StatusCode::kInvalidArgument, "result is null"};
   if (num_threads < 0) {
     return {StatusCode::kInvalidArgument,

@@ -17,9 +17,9 @@ Status check_pointer(const char* name, const void* pointer, int alignment) {
   if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) == 0) return {};
   char address[32];
   std::snprintf(address, sizeof address, "%p", pointer);
-  return {StatusCode::kInvalidArgument,
-          std::string(name) + " = " + address + " is not aligned to " + std::to_string(alignment) +
-              " bytes"};
+  return {StatusCode::kInvalidArgument, std::string(name) + " = " + address +
+                                            " is not aligned to " + std::to_string(alignment) +
+                                            " bytes"};
 }
 
 }  // namespace mla

@@ -17,7 +17,7 @@ Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
 }
 
-/// Longest stride in elements: a tensor map's strides are below 2^40 bytes.
+/// Longest stride of the cache, in elements: a tensor map's strides are below 2^40 bytes.
 constexpr int64_t kMaxStride = int64_t{1} << 38;
 
 struct Factor {
@@ -106,6 +106,7 @@ struct TensorCheck {
   int alignment;     ///< Of the pointer, in bytes.
   int64_t multiple;  ///< That strides are of, in elements.
   bool is_written;   ///< Then no two rows may overlap.
+  bool has_map;      ///< A tensor map describes it.
   int64_t row;       ///< Elements of a row: of the last dimension, which is contiguous.
   std::vector<Dimension> dimensions;  ///< All others.
 };
@@ -128,13 +129,14 @@ Status check_tensor(TensorCheck tensor) {
                           : "a multiple of " + std::to_string(tensor.multiple) +
                                 ", at least 0: rows begin at multiples of 16 bytes"));
     }
-    if (dimension.stride > kMaxStride) {
+    if (tensor.has_map && dimension.stride > kMaxStride) {
       return invalid(stride_name(tensor, dimension) + " must be at most 2^38");
     }
     int64_t extent = 0;
     if (__builtin_mul_overflow(dimension.size - 1, dimension.stride, &extent) ||
         __builtin_add_overflow(last, extent, &last) || last > INT64_MAX / 4 - 1) {
-      return invalid(stride_name(tensor, dimension) + " makes the tensor larger than 2^63 - 1 bytes");
+      return invalid(stride_name(tensor, dimension) +
+                     " makes the tensor larger than 2^63 - 1 bytes");
     }
   }
   if (!tensor.is_written) return {};
@@ -189,29 +191,31 @@ Status validate(const Problem& problem, const Tensors& given) {
             {"seqlen_q", problem.seqlen_q, strides.token},
             {"num_heads_q", problem.num_heads_q, strides.head}};
   };
-  MLA_RETURN_IF_ERROR(check_tensor(
-      {"q", tensors.q, 16, 8, false, kHeadDimQK, rows(tensors.q_strides)}));
-  MLA_RETURN_IF_ERROR(check_tensor({"kv_cache",
-                                    tensors.kv_cache,
-                                    16,
-                                    8,
-                                    false,
-                                    kHeadDimQK,
-                                    {{"num_pages", problem.num_pages, tensors.kv_strides.page},
-                                     {"page_size", problem.page_size, tensors.kv_strides.token},
-                                     {"num_heads_kv", problem.num_heads_kv,
-                                      tensors.kv_strides.head}}}));
+  MLA_RETURN_IF_ERROR(
+      check_tensor({"q", tensors.q, 16, 8, false, false, kHeadDimQK, rows(tensors.q_strides)}));
+  MLA_RETURN_IF_ERROR(
+      check_tensor({"kv_cache",
+                    tensors.kv_cache,
+                    16,
+                    8,
+                    false,
+                    true,
+                    kHeadDimQK,
+                    {{"num_pages", problem.num_pages, tensors.kv_strides.page},
+                     {"page_size", problem.page_size, tensors.kv_strides.token},
+                     {"num_heads_kv", problem.num_heads_kv, tensors.kv_strides.head}}}));
   MLA_RETURN_IF_ERROR(check_tensor({"block_table",
                                     tensors.block_table,
                                     4,
                                     1,
                                     false,
+                                    false,
                                     problem.max_pages_per_seq,
                                     {{"batch", problem.batch, tensors.block_table_stride}}}));
   MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", tensors.seqlens_k, 4));
-  MLA_RETURN_IF_ERROR(check_tensor(
-      {"out", tensors.out, 16, 8, true, kHeadDimV, rows(tensors.out_strides)}));
-  return check_tensor({"lse", tensors.lse, 4, 1, true, 1, rows(tensors.lse_strides)});
+  MLA_RETURN_IF_ERROR(
+      check_tensor({"out", tensors.out, 16, 8, true, false, kHeadDimV, rows(tensors.out_strides)}));
+  return check_tensor({"lse", tensors.lse, 4, 1, true, false, 1, rows(tensors.lse_strides)});
 }
 
 Status validate_paging(const Problem& problem, const int32_t* block_table, const int32_t* seqlens_k,
@@ -227,13 +231,12 @@ Status validate_paging(const Problem& problem, const int32_t* block_table, const
   for (int b = 0; b < problem.batch; ++b) {
     const int64_t length = seqlens_k[b];
     if (length < 0 || length > problem.max_seqlen_k()) {
-      return {StatusCode::kOutOfRange, "seqlens_k[" + std::to_string(b) +
-                                           "] = " + std::to_string(length) + " must be in [0, " +
-                                           std::to_string(problem.max_seqlen_k()) +
-                                           "], because the block table has max_pages_per_seq = " +
-                                           std::to_string(problem.max_pages_per_seq) +
-                                           " pages of " + std::to_string(problem.page_size) +
-                                           " tokens"};
+      return {StatusCode::kOutOfRange,
+              "seqlens_k[" + std::to_string(b) + "] = " + std::to_string(length) +
+                  " must be in [0, " + std::to_string(problem.max_seqlen_k()) +
+                  "], because the block table has max_pages_per_seq = " +
+                  std::to_string(problem.max_pages_per_seq) + " pages of " +
+                  std::to_string(problem.page_size) + " tokens"};
     }
     const int32_t* const table_row = tensors.table_row(b);
     for (int64_t entry = 0; entry < pages_for(length, problem.page_size); ++entry) {

@@ -44,13 +44,13 @@ inline constexpr int64_t kMaxRowsPerSeq = int64_t{1} << 30;
 /// they live in device memory (see Tensors).
 struct Problem {
   DType dtype = DType::kBFloat16;
-  int batch = 0;              ///< Sequences, >= 0. Without one there is nothing to decode: no error.
-  int seqlen_q = 1;           ///< Query tokens per sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
-  int num_heads_q = 0;        ///< Query heads, a multiple of num_heads_kv.
-  int num_heads_kv = 1;       ///< KV heads, >= 1. Query head j reads KV head j / group_size().
-  int num_pages = 0;          ///< Pages in the cache, >= 1.
+  int batch = 0;         ///< Sequences, >= 0. Without one there is nothing to decode: no error.
+  int seqlen_q = 1;      ///< Query tokens per sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
+  int num_heads_q = 0;   ///< Query heads, a multiple of num_heads_kv.
+  int num_heads_kv = 1;  ///< KV heads, >= 1. Query head j reads KV head j / group_size().
+  int num_pages = 0;     ///< Pages in the cache, >= 1.
   int page_size = kDefaultPageSize;  ///< Tokens per page: 16, 32, 64, 128 or 256.
-  int max_pages_per_seq = 0;  ///< Columns of the block table, >= 1; max_seqlen_k() <= 2^30.
+  int max_pages_per_seq = 0;         ///< Columns of the block table, >= 1; max_seqlen_k() <= 2^30.
   /// Factor on q.k before the exponential; finite and > 0. The language model defines it; it is not
   /// 576^-1/2.
   float softmax_scale = 0;
@@ -84,14 +84,26 @@ struct Problem {
     return token / page_size;
 #endif
   }
-  MLA_HOST_DEVICE int row_in_page(int token) const { return token & (page_size - 1); }
+  MLA_HOST_DEVICE int row_in_page(int token) const {
+    return token & (page_size - 1);
+  }
 
   /// Elements of each tensor if it is contiguous.
-  int64_t q_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK; }
-  int64_t kv_elements() const { return int64_t{num_pages} * page_size * num_heads_kv * kHeadDimQK; }
-  int64_t block_table_elements() const { return int64_t{batch} * max_pages_per_seq; }
-  int64_t out_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV; }
-  int64_t lse_elements() const { return int64_t{batch} * num_heads_q * seqlen_q; }
+  int64_t q_elements() const {
+    return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK;
+  }
+  int64_t kv_elements() const {
+    return int64_t{num_pages} * page_size * num_heads_kv * kHeadDimQK;
+  }
+  int64_t block_table_elements() const {
+    return int64_t{batch} * max_pages_per_seq;
+  }
+  int64_t out_elements() const {
+    return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV;
+  }
+  int64_t lse_elements() const {
+    return int64_t{batch} * num_heads_q * seqlen_q;
+  }
 };
 
 /// A stride that says: as if the tensor were contiguous.
@@ -124,11 +136,12 @@ struct Tensors {
   /// [batch, num_heads_q, seqlen_q], natural logarithm, +inf for a row that sees nothing
   float* lse = nullptr;
 
-  RowStrides q_strides = {};                  ///< Of q.
-  CacheStrides kv_strides = {};               ///< Of kv_cache.
-  int64_t block_table_stride = kContiguous;   ///< From one sequence's row of block_table to the next.
-  RowStrides out_strides = {};                ///< Of out.
-  RowStrides lse_strides = {};                ///< Of lse.
+  RowStrides q_strides = {};     ///< Of q.
+  CacheStrides kv_strides = {};  ///< Of kv_cache.
+  int64_t block_table_stride =
+      kContiguous;              ///< From one sequence's row of block_table to the next.
+  RowStrides out_strides = {};  ///< Of out.
+  RowStrides lse_strides = {};  ///< Of lse.
 
   /// @name Places, in elements from the pointer
   /// For strides that with_strides() has filled in.

@@ -166,7 +166,8 @@ struct AppendCase {
   }
   int64_t total_tokens() const { return int64_t{batch} * tokens; }
   int pages(int steps) const {
-    return batch * static_cast<int>(pages_for(context + int64_t{steps} * tokens, kDefaultPageSize) + 1);
+    return batch *
+           static_cast<int>(pages_for(context + int64_t{steps} * tokens, kDefaultPageSize) + 1);
   }
 };
 
@@ -416,7 +417,8 @@ Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) 
   const PageStatistics statistics = pages.statistics();
   const auto size = static_cast<double>(lengths.size());
   const double contiguous = size * longest * static_cast<double>(shape.token_bytes());
-  const double block_table = size * static_cast<double>(pages_for(longest, kDefaultPageSize)) * sizeof(int32_t);
+  const double block_table =
+      size * static_cast<double>(pages_for(longest, kDefaultPageSize)) * sizeof(int32_t);
   const double paged =
       static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
   const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal

@@ -122,8 +122,8 @@ class ShapeRun {
   /// What a stage expects of the data, whose problem is checked.
   Prediction predict_stage(const Stage& stage) const {
     Prediction prediction;
-    const Status status = predict(stage, data_.problem, data_.total_tokens(),
-                                  bench_.machine.limits(), &prediction);
+    const Status status =
+        predict(stage, data_.problem, data_.total_tokens(), bench_.machine.limits(), &prediction);
     return status.ok() ? prediction : Prediction{};
   }
 
@@ -229,8 +229,8 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || !plans(i)) continue;
-      const Status known = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(),
-                                           &needs_[i]);
+      const Status known =
+          workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(), &needs_[i]);
       drop_if_error(entry, known, "");
       if (!is_in(entry)) continue;
       drop_if_too_large(entry, needs_[i].total(), own_workspaces_[i].bytes());
@@ -240,8 +240,8 @@ class ShapeRun {
     for (size_t i = 0; i < result_.stages.size(); ++i) {
       StageResult& entry = result_.stages[i];
       if (!is_in(entry) || plans(i)) continue;
-      const Status known = workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(),
-                                           &needs_[i]);
+      const Status known =
+          workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(), &needs_[i]);
       drop_if_error(entry, known, "");
       if (!is_in(entry)) continue;
       drop_if_too_large(entry, needs_[i].total(), shared_workspace_.bytes());
@@ -328,8 +328,7 @@ class ShapeRun {
     HostPlan made;
     PlanShape shape;
     MLA_RETURN_IF_ERROR(read_plan(*stages_[i], data_.problem, plan(i), &made));
-    MLA_RETURN_IF_ERROR(
-        plan_shape(*stages_[i], data_.problem, bench_.machine.limits(), &shape));
+    MLA_RETURN_IF_ERROR(plan_shape(*stages_[i], data_.problem, bench_.machine.limits(), &shape));
     HostPlan on_host = make_plan_on_host(data_.problem, shape, data_.seqlens_k);
     on_host.header.state.generation = made.header.state.generation;
     if (!(made == on_host)) {

@@ -140,11 +140,12 @@ void RealEngine::make_tables(const StepWork& work) {
     const int64_t end = int64_t{sequence.tokens_before} + sequence.appended;
     for (int64_t token = sequence.tokens_before; token < end;) {
       const int64_t source = row_of(sequence.request, token);
-      const int64_t rows = std::min(
-          {end - token, int64_t{kMaxRunTokens}, kDefaultPageSize - token % kDefaultPageSize, kPoolRows - source});
+      const int64_t rows =
+          std::min({end - token, int64_t{kMaxRunTokens},
+                    kDefaultPageSize - token % kDefaultPageSize, kPoolRows - source});
       const int64_t page = sequence.pages[static_cast<size_t>(token / kDefaultPageSize)];
-      runs_.push_back(
-          {source, page * kDefaultPageSize + token % kDefaultPageSize, static_cast<int32_t>(rows), 0});
+      runs_.push_back({source, page * kDefaultPageSize + token % kDefaultPageSize,
+                       static_cast<int32_t>(rows), 0});
       token += rows;
     }
   }

@@ -90,7 +90,7 @@ class RealEngine final : public Engine {
   DeviceBuffer q_, out_, lse_;   // of the largest batch so far
   DeviceBuffer block_table_, seqlens_, device_runs_, workspace_;
   WorkspaceBytes needs_;  // of the step
-  UploadRing uploads_;  // first to go: it waits for its copies
+  UploadRing uploads_;    // first to go: it waits for its copies
 };
 
 }  // namespace mla::bench

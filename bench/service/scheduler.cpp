@@ -77,7 +77,8 @@ Rejection Scheduler::take(const Request& request, const std::optional<int64_t>& 
         request.output > limits_.max_length - request.prompt) {
       return Rejection::kTooLong;
     }
-    if (pages_for(request.length(), kDefaultPageSize) > limits_.num_pages) return Rejection::kNeverFits;
+    if (pages_for(request.length(), kDefaultPageSize) > limits_.num_pages)
+      return Rejection::kNeverFits;
     if (max_queue && static_cast<int64_t>(queue_.size()) >= *max_queue) {
       return Rejection::kQueueFull;
     }

@@ -230,7 +230,8 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
   }
   const auto used = [&](size_t slot) {
     const auto columns = static_cast<size_t>(problem.max_pages_per_seq);
-    return static_cast<int64_t>(slot % columns) < pages_for(dump->seqlens_k[slot / columns], problem.page_size);
+    return static_cast<int64_t>(slot % columns) <
+           pages_for(dump->seqlens_k[slot / columns], problem.page_size);
   };
   MLA_RETURN_IF_ERROR(load_int32(files.block_table, &dump->block_table, used));
   return blame(files.block_table + ", " + files.seqlens,

@@ -239,8 +239,8 @@ Layout DataSet::layout() const {
     return members * (asked == kContiguous ? contiguous : asked);
   };
   layout.q = size(batch, strides.q_strides.batch, queries * heads * kHeadDimQK);
-  layout.kv_cache = size(problem.num_pages, strides.kv_strides.page,
-                         problem.page_size * kv_heads * kHeadDimQK);
+  layout.kv_cache =
+      size(problem.num_pages, strides.kv_strides.page, problem.page_size * kv_heads * kHeadDimQK);
   layout.block_table =
       layout.begin + size(batch, strides.block_table_stride, problem.max_pages_per_seq);
   layout.seqlens_k = layout.begin + batch;
@@ -329,7 +329,8 @@ bool gaps_hold(const DataSet& data, std::span<const uint16_t> out, uint16_t out_
     if (!out_written[i] && out[i] != out_pattern) return false;
   }
   for (size_t i = 0; i < lse.size(); ++i) {
-    if (!lse_written[i] && std::bit_cast<uint32_t>(lse[i]) != std::bit_cast<uint32_t>(lse_pattern)) {
+    if (!lse_written[i] &&
+        std::bit_cast<uint32_t>(lse[i]) != std::bit_cast<uint32_t>(lse_pattern)) {
       return false;
     }
   }

@@ -70,8 +70,7 @@ __global__ void plant_needles(Problem problem, const Needle* __restrict__ needle
 
 Status launch_generate(const Problem& problem, uint64_t seed, DataKind kind,
                        const int32_t* page_sequence, const int32_t* page_position,
-                       const Needle* needles, const int32_t* needle_begin,
-                       const Tensors& tensors) {
+                       const Needle* needles, const int32_t* needle_begin, const Tensors& tensors) {
   const int64_t q_rows = problem.q_elements() / kHeadDimQK;
   const int64_t kv_rows = problem.kv_elements() / kHeadDimQK;
   MLA_RETURN_IF_ERROR(

@@ -1,6 +1,6 @@
 // What the instructions of stages/common/ptx/ptx.h are given, and what comes out.
-#include "reference/float16.h"
 #include "reference/testing/fragments.h"
+#include "reference/float16.h"
 
 #include <bit>
 #include <cmath>

@@ -1,7 +1,7 @@
 // What the instructions of Hopper are given, what comes out, and what should, which plain loops
 // work out here from what stages/common/ptx/ptx_sm90.h documents.
-#include "reference/float16.h"
 #include "reference/testing/hopper_fragments.h"
+#include "reference/float16.h"
 
 #include <algorithm>
 #include <bit>

@@ -32,8 +32,8 @@ Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& te
   MLA_RETURN_IF_ERROR(out.allocate(machine, static_cast<size_t>(items) * kHeadDimV * 8));
   MLA_RETURN_IF_ERROR(lse.allocate(machine, static_cast<size_t>(items) * 8));
   const auto launch = MLA_ON_MACHINE(machine, launch_oracle);
-  MLA_RETURN_IF_ERROR(launch(problem, with_strides(problem, tensors), device_rows.as<QueryRow>(), items, grid,
-                             scores.as<double>(), out.as<double>(), lse.as<double>()));
+  MLA_RETURN_IF_ERROR(launch(problem, with_strides(problem, tensors), device_rows.as<QueryRow>(),
+                             items, grid, scores.as<double>(), out.as<double>(), lse.as<double>()));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   result->out.resize(out.bytes() / 8);
   result->lse.resize(lse.bytes() / 8);

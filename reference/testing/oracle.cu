@@ -29,8 +29,7 @@ __global__ void __launch_bounds__(kThreads)
     const int head_kv = head / (problem.num_heads_q / problem.num_heads_kv);
     const int32_t* table = tensors.table_row(row.sequence);
     const T* cache = static_cast<const T*>(tensors.kv_cache);
-    const T* q =
-        static_cast<const T*>(tensors.q) + tensors.q_place(row.sequence, row.query, head);
+    const T* q = static_cast<const T*>(tensors.q) + tensors.q_place(row.sequence, row.query, head);
     const int seqlen_k = clamped_length(problem, tensors.seqlens_k[row.sequence]);
     const int visible = problem.causal ? seqlen_k - problem.seqlen_q + row.query + 1 : seqlen_k;
 

@@ -94,82 +94,83 @@ __global__ void __launch_bounds__(kThreads, 4)
   ScoresSmem<kRows>& smem = shared_memory<ScoresSmem<kRows>>();
   const Share share;
 
-  for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
+  for (int64_t item = blockIdx.x, turn = 0; item < num_items; ++turn) {
     // Row tiles vary fastest: blocks that read the same tokens run at the same time and meet in the
     // L2.
-    const int64_t row_tile = item % row_tiles;
-    const int64_t part = item / row_tiles % parts;
+    const int64_t row_tile = item % row_tiles, part = item / row_tiles % parts;
     const RowTile tile(problem, tensors, first_sequence,
                        item / (row_tiles * parts) * row_tiles + row_tile, kRows);
+    if ((part + turn * parts) * kTileN >= tile.visible) {  // the whole block agrees: the next item
+      item += gridDim.x;
+      turn = -1;
+      continue;
+    }
+    const int token_begin = static_cast<int>((part + turn * parts) * kTileN);
 
     // Each thread brings chunks of one row of Q and one token of K, the same in every step. Rows
     // past the end and tokens past the end: 0.
     constexpr int kRowThreads = kThreads / kRows, kChunks = kTileK / 8;
     const int q_row = threadIdx.x / kRowThreads, k_token = threadIdx.x;
     const T* q_gmem = nullptr;  // [576]
+    const T* k_gmem = nullptr;  // [576]
     if (tile.begin + q_row < tile.end) {
       q_gmem = static_cast<const T*>(tensors.q) +
                tensors.q_place(tile.sequence, tile.query(problem, tile.begin + q_row),
                                tile.head(problem, tile.begin + q_row));
     }
+    if (token_begin + k_token < tile.visible) {
+      k_gmem = static_cast<const T*>(tensors.kv_cache) +
+               cache_place(problem, tensors, tensors.table_row(tile.sequence),
+                           token_begin + k_token, tile.head_kv);
+    }
 
-    for (int64_t begin = part * kTileN; begin < tile.visible; begin += int64_t{parts} * kTileN) {
-      const int token_begin = static_cast<int>(begin);
-      const T* k_gmem = nullptr;  // [576]
-      if (token_begin + k_token < tile.visible) {
-        k_gmem = static_cast<const T*>(tensors.kv_cache) +
-                 cache_place(problem, tensors, tensors.table_row(tile.sequence),
-                             token_begin + k_token, tile.head_kv);
+    float s_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
+    for (int column = 0; column < kHeadDimQK; column += kTileK) {
+      // Q [kRows, 32] and K [128, 32] to shared memory, 8 values per turn, converted to fp32 once.
+#pragma unroll
+      for (int chunk = threadIdx.x % kRowThreads; chunk < kChunks; chunk += kRowThreads) {
+        store_as_float<T>(load_or_zero(q_gmem, column + 8 * chunk), &smem.q[q_row][8 * chunk]);
       }
-
-      float s_rmem[Share::kLaneRows][Share::kLaneColumns] = {};
-      for (int column = 0; column < kHeadDimQK; column += kTileK) {
-        // Q [kRows, 32] and K [128, 32] to shared memory, 8 values per turn, converted to fp32 once.
 #pragma unroll
-        for (int chunk = threadIdx.x % kRowThreads; chunk < kChunks; chunk += kRowThreads) {
-          store_as_float<T>(load_or_zero(q_gmem, column + 8 * chunk), &smem.q[q_row][8 * chunk]);
-        }
-#pragma unroll
-        for (int chunk = 0; chunk < kChunks; ++chunk) {
-          store_as_float<T>(load_or_zero(k_gmem, column + 8 * chunk), &smem.k[k_token][8 * chunk]);
-        }
-        __syncthreads();  // the tiles are filled
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        store_as_float<T>(load_or_zero(k_gmem, column + 8 * chunk), &smem.k[k_token][8 * chunk]);
+      }
+      __syncthreads();  // the tiles are filled
 
-        // S += Q K^T, four columns per step: kLaneRows + kLaneColumns 16-byte reads for
-        // 4 kLaneRows kLaneColumns FMAs
+      // S += Q K^T, four columns per step: kLaneRows + kLaneColumns 16-byte reads for
+      // 4 kLaneRows kLaneColumns FMAs
 #pragma unroll 1
-        for (int k = 0; k < kTileK; k += 4) {
-          float4 q_rmem[Share::kLaneRows];
+      for (int k = 0; k < kTileK; k += 4) {
+        float4 q_rmem[Share::kLaneRows];
 #pragma unroll
-          for (int i = 0; i < Share::kLaneRows; ++i) {
-            q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
-          }
-#pragma unroll
-          for (int j = 0; j < Share::kLaneColumns; ++j) {
-            const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.column + 8 * j][k]);
-#pragma unroll
-            for (int i = 0; i < Share::kLaneRows; ++i) {
-              s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
-              s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
-              s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
-              s_rmem[i][j] += q_rmem[i].w * k_rmem.w;
-            }
-          }
+        for (int i = 0; i < Share::kLaneRows; ++i) {
+          q_rmem[i] = *reinterpret_cast<const float4*>(&smem.q[share.row + 4 * i][k]);
         }
-        __syncthreads();  // the tiles have been read: the next step may overwrite them
-      }
-
-#pragma unroll
-      for (int i = 0; i < Share::kLaneRows; ++i) {
-        const int row = tile.begin + share.row + 4 * i;
-        if (row >= tile.end) continue;
-        float* s_gmem =
-            scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
 #pragma unroll
         for (int j = 0; j < Share::kLaneColumns; ++j) {
-          const int token = token_begin + share.column + 8 * j;
-          if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
+          const float4 k_rmem = *reinterpret_cast<const float4*>(&smem.k[share.column + 8 * j][k]);
+#pragma unroll
+          for (int i = 0; i < Share::kLaneRows; ++i) {
+            s_rmem[i][j] += q_rmem[i].x * k_rmem.x;
+            s_rmem[i][j] += q_rmem[i].y * k_rmem.y;
+            s_rmem[i][j] += q_rmem[i].z * k_rmem.z;
+            s_rmem[i][j] += q_rmem[i].w * k_rmem.w;
+          }
         }
+      }
+      __syncthreads();  // the tiles have been read: the next step may overwrite them
+    }
+
+#pragma unroll
+    for (int i = 0; i < Share::kLaneRows; ++i) {
+      const int row = tile.begin + share.row + 4 * i;
+      if (row >= tile.end) continue;
+      float* s_gmem =
+          scores_gmem + (tile.matrix * problem.rows_per_kv_head() + row) * problem.max_seqlen_k();
+#pragma unroll
+      for (int j = 0; j < Share::kLaneColumns; ++j) {
+        const int token = token_begin + share.column + 8 * j;
+        if (token < tile.visible) s_gmem[token] = problem.softmax_scale * s_rmem[i][j];
       }
     }
   }

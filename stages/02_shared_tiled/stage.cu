@@ -13,8 +13,9 @@ using namespace shared_tiled;
 static_assert(kHeadDimQK % kTileK == 0, "the depth of S is walked in whole steps");
 static_assert(kHeadDimV % kTileN == 0, "O is cut into whole column tiles");
 static_assert(kThreads == kTileN, "each thread of `scores` brings one token of K");
-static_assert(kMinPageSize % kStepTokens == 0,
-              "a step of `values` reads whole float4s of a score row, whose width is that of the table");
+static_assert(
+    kMinPageSize % kStepTokens == 0,
+    "a step of `values` reads whole float4s of a score row, whose width is that of the table");
 
 // Scores of one sequence: [num_heads_kv, rows_per_kv_head, max_seqlen_k] floats.
 int64_t score_bytes(const Problem& problem) {

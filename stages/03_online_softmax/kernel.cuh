@@ -125,8 +125,9 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
       const int r = chunk / (kHeadDimQK / 8), column = chunk % (kHeadDimQK / 8) * 8;
       uint4 packed = make_uint4(0, 0, 0, 0);
       if (row_begin + r < row_end) {
-        packed = *reinterpret_cast<const uint4*>(
-            static_cast<const T*>(tensors.q) + tensors.q_place(sequence, query(r), head(r)) + column);
+        packed =
+            *reinterpret_cast<const uint4*>(static_cast<const T*>(tensors.q) +
+                                            tensors.q_place(sequence, query(r), head(r)) + column);
       }
       store_as_float<T>(packed, &smem.q[r][column]);
     }

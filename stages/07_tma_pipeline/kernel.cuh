@@ -86,25 +86,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     const uint64_t policy = ptx::createpolicy_evict_first();
     int parity = 1;  // of empty: new barriers let the first copies pass
     for (; at.more(); at.next()) {
-      const int end = visible_end();
+      // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
+      // the table may hold anything, page -1 makes zeros.
+      const int step = min(kTokens, problem.page_size);
+      const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
       const int32_t* table = tensors.table_row(at.sequence);
-      for (int token = at.token_begin(); token < end; token += kTokens) {
-        timeline::enter(track, Phase::kWaitSlot);
-        ptx::mbarrier_wait(&smem.empty[buffer], parity);
-        timeline::enter(track, Phase::kIssueCopy);
-        // One copy a box or, where pages are smaller than a tile, one for each page. Past the end,
-        // where the table may hold anything, page -1 makes zeros.
-        for (int r = 0; r < kTokens; r += problem.page_size) {
-          const int page = token + r < at.seqlen_k ? table[problem.page_of(token + r)] : -1;
-          for (int box = 0; box < kBoxes; ++box) {
-            if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64,
-                                         rows.head_kv, problem.row_in_page(token), page,
-                                         &smem.full[buffer][box], policy);
-          }
+      for (int token = at.token_begin(); token < end; token += step) {
+        const int page = token < at.seqlen_k ? table[problem.page_of(token)] : -1;
+        const int r = token % kTokens;  // the copy's first row in the tile
+        if (r == 0) {
+          timeline::enter(track, Phase::kWaitSlot);
+          ptx::mbarrier_wait(&smem.empty[buffer], parity);
+          timeline::enter(track, Phase::kIssueCopy);
         }
-        parity ^= buffer;
-        buffer ^= 1;
+        for (int box = 0; box < kBoxes; ++box) {
+          if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64, rows.head_kv,
+                                       problem.row_in_page(token), page, &smem.full[buffer][box],
+                                       policy);
+        }
+        if (r + step == kTokens) {
+          parity ^= buffer;
+          buffer ^= 1;
+        }
       }
     }
     timeline::end(track);

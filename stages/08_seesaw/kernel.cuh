@@ -101,30 +101,34 @@ __global__ void __launch_bounds__(kThreads, 1)
     const uint64_t policy = ptx::createpolicy_evict_first();
     int parity = 3;  // of empty, a bit per buffer: new barriers let the first copies pass
     for (; at.more(); at.next()) {
-      const int end = visible_end();
-      // One copy a box or, where pages are smaller than a tile, one for each page. Past the end, where
+      // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
       // the table may hold anything, page -1 makes zeros.
+      const int step = min(kTokens, problem.page_size);
+      const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
       const int32_t* table = tensors.table_row(at.sequence);
       const auto page_at = [&](int token) {
         return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
       };
       int next_page = page_at(at.token_begin());
       int buffer = 0;
-      for (int token = at.token_begin(); token < end; token += kTokens, buffer ^= 1) {
-        if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
-        ptx::mbarrier_wait(&smem.empty[buffer][region], parity >> buffer & 1);
-        if (region == kLeft) timeline::enter(track, Phase::kIssueCopy);
-        for (int r = 0; r < kTokens; r += problem.page_size) {
-          const int page = next_page;
-          next_page = page_at(token + min(r + problem.page_size, kTokens));
-          for (int box = region * 4; box < min(region * 4 + 4, kBoxes); ++box) {
-            if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
-            ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64,
-                                         rows.head_kv, problem.row_in_page(token), page,
-                                         &smem.full[buffer][box], policy);
-          }
+      for (int token = at.token_begin(); token < end; token += step) {
+        const int page = next_page, r = token % kTokens;  // the copy's first row in the tile
+        next_page = page_at(token + step);
+        if (r == 0) {
+          if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
+          ptx::mbarrier_wait(&smem.empty[buffer][region], parity >> buffer & 1);
+          if (region == kLeft) timeline::enter(track, Phase::kIssueCopy);
         }
-        parity ^= 1 << buffer;
+        for (int box = region * 4; box < min(region * 4 + 4, kBoxes); ++box) {
+          if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64, rows.head_kv,
+                                       problem.row_in_page(token), page, &smem.full[buffer][box],
+                                       policy);
+        }
+        if (r + step == kTokens) {
+          parity ^= 1 << buffer;
+          buffer ^= 1;
+        }
       }
     }
     if (region == kLeft) timeline::end(track);

@@ -60,8 +60,8 @@ Status check_buffer(const Stage& stage, const std::string& name, size_t needed,
                                                 std::to_string(needed) + " for this problem"};
   }
   if (needed > 0 && buffer.data == nullptr) {
-    return {StatusCode::kInvalidArgument, name + ".data is null, " + stage.slug + " needs " +
-                                              std::to_string(needed) + " bytes"};
+    return {StatusCode::kInvalidArgument,
+            name + ".data is null, " + stage.slug + " needs " + std::to_string(needed) + " bytes"};
   }
   if (reinterpret_cast<uintptr_t>(buffer.data) % 16 != 0) {
     return {StatusCode::kInvalidArgument, name + ".data is not 16-byte aligned"};
@@ -167,8 +167,8 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
   MLA_RETURN_IF_ERROR(check_buffer(stage, "workspace", place.bytes.total(), workspace));
   void* plan = place.bytes.plan_in(workspace).data;
   MLA_RETURN_IF_ERROR(enqueue_plan(stage, problem, tensors.seqlens_k, plan, place, stream));
-  return enqueue_decode(stage, problem, tensors, plan, place.bytes.scratch_in(workspace).data, place,
-                        stream);
+  return enqueue_decode(stage, problem, tensors, plan, place.bytes.scratch_in(workspace).data,
+                        place, stream);
 }
 
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,

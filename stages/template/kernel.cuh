@@ -62,22 +62,19 @@ __global__ void __launch_bounds__(kThreads)
       for (float& value : o) value *= rescale;
       for (int t = 0; t < tokens; ++t) {
         const float p = expf(smem.scores[t] - m);
-        const T* v_gmem =
-            kv_gmem + cache_place(problem, tensors, table, begin + t, head_kv);
+        const T* v_gmem = kv_gmem + cache_place(problem, tensors, table, begin + t, head_kv);
         l += p;
         for (int i = 0; i < 4; ++i) o[i] += p * to_float(v_gmem[threadIdx.x + i * kThreads]);
       }
       __syncthreads();  // the scores have been read: the next tile may overwrite them
     }
 
-    T* out_gmem =
-        static_cast<T*>(tensors.out) + tensors.out_place(sequence, query, head);  // [512]
+    T* out_gmem = static_cast<T*>(tensors.out) + tensors.out_place(sequence, query, head);  // [512]
     for (int i = 0; i < 4; ++i) {
       out_gmem[threadIdx.x + i * kThreads] = from_float<T>(visible > 0 ? o[i] / l : 0);
     }
     if (threadIdx.x == 0) {
-      tensors.lse[tensors.lse_place(sequence, query, head)] =
-          visible > 0 ? m + logf(l) : INFINITY;
+      tensors.lse[tensors.lse_place(sequence, query, head)] = visible > 0 ? m + logf(l) : INFINITY;
     }
     __syncthreads();  // q has been read: the next item may overwrite it
   }

@@ -306,8 +306,8 @@ TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
 
 TEST_F(ReferenceOnNeedles, MaskedTokensReachNoRow) {
   // A NaN in the last token is seen by the last query token alone.
-  const int64_t place = cache_place(data_.problem, with_strides(data_.problem, {}),
-                                    &data_.block_table[0], 299, 0);
+  const int64_t place =
+      cache_place(data_.problem, with_strides(data_.problem, {}), &data_.block_table[0], 299, 0);
   host_.kv_cache[size_t(place)] = nan_bits(DType::kBFloat16);
   ReferenceResult result;
   ASSERT_OK(reference_attention(data_.problem, host_.tensors(data_), &result));
@@ -353,8 +353,8 @@ TEST_F(ReferenceOnNeedles, BadInputIsRefusedAndResultUntouched) {
   refused(invalid, "batch = -1", [](Problem& p, Tensors&) { p.batch = -1; });
   refused(invalid, "q is null", [](Problem&, Tensors& t) { t.q = nullptr; });
   refused(invalid, "block_table", [](Problem&, Tensors& t) {
-    t.block_table = reinterpret_cast<const int32_t*>(
-        reinterpret_cast<const char*>(t.block_table) + 2);
+    t.block_table =
+        reinterpret_cast<const int32_t*>(reinterpret_cast<const char*>(t.block_table) + 2);
   });
   refused(invalid, "q stride of num_heads_q = 577",
           [](Problem&, Tensors& t) { t.q_strides.head = 577; });

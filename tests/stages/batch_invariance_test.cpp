@@ -94,7 +94,8 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     std::vector<int32_t> table, lengths;
     for (const int i : sequences) lengths.push_back(data_.seqlens_k[static_cast<size_t>(i)]);
     const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-    problem.max_pages_per_seq = static_cast<int>(std::max<int64_t>(1, pages_for(longest, kDefaultPageSize)));
+    problem.max_pages_per_seq =
+        static_cast<int>(std::max<int64_t>(1, pages_for(longest, kDefaultPageSize)));
     for (const int i : sequences) {
       const auto row = data_.block_table.begin() + int64_t{i} * data_.problem.max_pages_per_seq;
       table.insert(table.end(), row, row + problem.max_pages_per_seq);

@@ -355,8 +355,8 @@ Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTens
 
 // What is wrong with them; empty: nothing.
 std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceResult& expected) {
-  const DecodeComparison comparison = compare_decode(
-      data.problem, gather_out(data, outputs.out), gather_lse(data, outputs.lse), expected);
+  const DecodeComparison comparison = compare_decode(data.problem, gather_out(data, outputs.out),
+                                                     gather_lse(data, outputs.lse), expected);
   if (!comparison.ok()) return comparison.describe();
   const bool untouched =
       gaps_hold(data, outputs.out, 0xffff, outputs.lse, std::bit_cast<float>(0xffffffff));
@@ -576,8 +576,8 @@ TEST_F(Conformance, LengthsAreClamped) {
                                         &clamped.block_table[2], token, 0);
       std::fill_n(cache.begin() + place, kHeadDimQK, uint16_t{0});
     }
-    ASSERT_OK(machine_->copy_to_device(tensors.kv_cache.data(), cache.data(),
-                                       tensors.kv_cache.bytes()));
+    ASSERT_OK(
+        machine_->copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()));
     ASSERT_OK(reference_on(clamped, q, cache, &expected));
     const std::vector<int32_t> given = {-5, 1 << 30, 64, 2147483647};
     ASSERT_OK(tensors.seqlens_k.assign(*machine_, given.data(), given.size() * 4));

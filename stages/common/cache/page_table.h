@@ -36,8 +36,9 @@ std::string to_string(SequenceId id);
 
 /// One sequence's tokens and where they are.
 struct Sequence {
-  std::vector<int32_t> pages;  ///< [pages_for(tokens, page_size)] Page ids: its row of the block table.
-  int32_t tokens = 0;          ///< 0 ... 2^30
+  std::vector<int32_t>
+      pages;           ///< [pages_for(tokens, page_size)] Page ids: its row of the block table.
+  int32_t tokens = 0;  ///< 0 ... 2^30
 };
 
 /// What the pages are used for. A shared page is one page, and its rows are counted once.
@@ -75,9 +76,9 @@ struct PreparedAppend {
     bool copies_last_page;
     int32_t new_pages;  ///< How many of `pages` are this sequence's
   };
-  std::vector<Item> items;     ///< [batch]
-  std::vector<int32_t> pages;  ///< The new pages, one sequence's after the other's
-  int64_t tokens = 0;          ///< Sum over the batch
+  std::vector<Item> items;           ///< [batch]
+  std::vector<int32_t> pages;        ///< The new pages, one sequence's after the other's
+  int64_t tokens = 0;                ///< Sum over the batch
   int page_size = kDefaultPageSize;  ///< Of the table it was made for
   uint64_t version = 0;              ///< Of that table
 };

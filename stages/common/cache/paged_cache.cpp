@@ -34,7 +34,8 @@ Status check_shape(const CacheShape& shape) {
   int64_t bytes = 0;
   if (!__builtin_mul_overflow(int64_t{shape.num_pages}, shape.page_bytes(), &bytes)) return {};
   return invalid("kv_cache [num_pages = " + std::to_string(shape.num_pages) +
-                 " x page_size = " + std::to_string(shape.page_size) + " x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
+                 " x page_size = " + std::to_string(shape.page_size) +
+                 " x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
                  " x head_dim = 576] has more than 2^63 - 1 bytes");
 }
 

@@ -25,8 +25,8 @@ namespace mla {
 struct CacheShape {
   int num_pages = 0;                 ///< >= 1
   int page_size = kDefaultPageSize;  ///< Tokens per page: 16, 32, 64, 128 or 256.
-  int num_heads_kv = 1;            ///< >= 1
-  DType dtype = DType::kBFloat16;  ///< Of the rows.
+  int num_heads_kv = 1;              ///< >= 1
+  DType dtype = DType::kBFloat16;    ///< Of the rows.
   /// Bytes of one token, all KV heads: num_heads_kv * 576 * 2.
   int64_t token_bytes() const { return int64_t{num_heads_kv} * kHeadDimQK * 2; }
   /// Bytes of one page.

@@ -42,8 +42,8 @@ Status check_paging(Machine& machine, const Problem& problem, const int32_t* blo
                                          std::to_string(problem.max_seqlen_k()) + "]"};
   }
   const int64_t slot = place - 1;
-  MLA_RETURN_IF_ERROR(machine.copy_to_host(
-      &value, tensors.table_row(sequence) + slot, sizeof(value), stream));
+  MLA_RETURN_IF_ERROR(
+      machine.copy_to_host(&value, tensors.table_row(sequence) + slot, sizeof(value), stream));
   return {StatusCode::kOutOfRange,
           "block_table[" + std::to_string(sequence) + ", " + std::to_string(slot) + "] = " +
               std::to_string(value) + " must be in [0, " + std::to_string(problem.num_pages) + ")"};

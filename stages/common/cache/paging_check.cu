@@ -18,7 +18,8 @@ __global__ void check(Problem problem, Tensors tensors, unsigned long long* firs
       if (threadIdx.x == 0) atomicMin(first_offender, prefix);
       continue;
     }
-    for (int64_t slot = threadIdx.x; slot < pages_for(length, problem.page_size); slot += kThreads) {
+    for (int64_t slot = threadIdx.x; slot < pages_for(length, problem.page_size);
+         slot += kThreads) {
       const int32_t page = tensors.table_row(sequence)[slot];
       if (page < 0 || page >= problem.num_pages) {
         atomicMin(first_offender, prefix | static_cast<unsigned long long>(slot + 1));

@@ -36,9 +36,10 @@ Status check_plan(Machine& machine, const Problem& problem, const PlanShape& sha
   HostPlan made;
   MLA_RETURN_IF_ERROR(read_plan(machine, problem, shape, plan, &made, stream));
   if (made.header.state.refused != 0) {
-    return {StatusCode::kInvalidArgument,
-            "since plan was made, a decode of another problem found no plan of its own in it, and left "
-            "its outputs alone"};
+    return {
+        StatusCode::kInvalidArgument,
+        "since plan was made, a decode of another problem found no plan of its own in it, and left "
+        "its outputs alone"};
   }
   std::vector<int32_t> lengths(static_cast<size_t>(problem.batch));
   MLA_RETURN_IF_ERROR(

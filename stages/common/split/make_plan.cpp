@@ -89,7 +89,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
-                                             length / shape.workers + fixed + shape.combine_grains;
+                                              length / shape.workers + fixed + shape.combine_grains;
   const int used =
       whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
             : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto batch = static_cast<unsigned>(problem.batch);
   const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
   const bool whole = piece_grains == 0 && int64_t{a_worker} * (longest + fixed) <=
-                                             length / shape.workers + fixed + shape.combine_grains;
+                                              length / shape.workers + fixed + shape.combine_grains;
   const auto used = static_cast<unsigned>(
       whole ? (batch + a_worker - 1) / a_worker
             : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));

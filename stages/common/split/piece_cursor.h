@@ -53,7 +53,9 @@ class PieceCursor {
 
   __device__ __forceinline__ int token_begin() const { return grain_ * kGrainTokens; }
   /// Past the last; token_begin() or less for an empty sequence.
-  __device__ __forceinline__ int token_end() const { return min(seqlen_k, grain_end_ * kGrainTokens); }
+  __device__ __forceinline__ int token_end() const {
+    return min(seqlen_k, grain_end_ * kGrainTokens);
+  }
 
   /// Where partial results go; -1 if the piece is the whole sequence and its results are final.
   __device__ __forceinline__ int slot() const {

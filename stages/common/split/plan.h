@@ -45,10 +45,11 @@ struct WorkspaceBytes {
 
 /// What a stage asks of its plan. Depends on shapes and the device alone.
 struct PlanShape {
-  int row_tiles = 1;    ///< Tiles of query rows, over all KV heads; each has `workers` workers.
-  int workers = 1;      ///< 1 ... kMaxWorkers
+  int row_tiles = 1;     ///< Tiles of query rows, over all KV heads; each has `workers` workers.
+  int workers = 1;       ///< 1 ... kMaxWorkers
   int fixed_grains = 0;  ///< What a piece costs beside its own grains, in grains.
-  int min_grains = 1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
+  int min_grains =
+      1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
 };
 
@@ -63,7 +64,7 @@ int workers_for(int64_t row_tiles, int resident_blocks);
 /// Where a worker begins; it ends where the next worker begins.
 struct alignas(16) WorkerBegin {
   int32_t sequence;  ///< `batch`: after the last one
-  int32_t grain;      ///< Within that sequence, 0 for its first.
+  int32_t grain;     ///< Within that sequence, 0 for its first.
   int32_t split;     ///< How many earlier pieces of that sequence belong to other workers.
   int32_t seqlen_k;  ///< Of that sequence, in tokens, so that a worker can begin at once.
   bool operator==(const WorkerBegin&) const = default;
@@ -96,7 +97,7 @@ struct PlanHeader {
   int32_t batch;
   int32_t workers;
   int32_t fixed_split_tokens;
-  int32_t fixed_grains;          ///< As used: 0 where it would only leave workers idle.
+  int32_t fixed_grains;         ///< As used: 0 where it would only leave workers idle.
   int32_t num_split_sequences;  ///< Sequences of more than one piece.
   int32_t num_slots;            ///< Pieces of those.
   int32_t unused[2];
@@ -145,7 +146,7 @@ Status check_plan(Machine& machine, const Problem& problem, const PlanShape& sha
 struct Piece {
   int sequence;
   int grain_begin, grain_end;  ///< An empty sequence has one grain, without tokens.
-  int slot;                  ///< -1: the piece is the whole sequence.
+  int slot;                    ///< -1: the piece is the whole sequence.
 };
 
 /// Every worker's pieces, in order.

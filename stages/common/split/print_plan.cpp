@@ -26,7 +26,7 @@ std::vector<std::vector<Piece>> pieces_of(const HostPlan& plan) {
       workers[w].push_back(
           {at.sequence, at.grain, until, split ? plan.slot_begin[sequence] + at.split : -1});
       at = until < grains ? WorkerBegin{at.sequence, until, at.split + 1, 0}
-                         : WorkerBegin{at.sequence + 1, 0, 0, 0};
+                          : WorkerBegin{at.sequence + 1, 0, 0, 0};
     }
   }
   return workers;

@@ -24,17 +24,14 @@ struct Smem {
   float4 sum[kWays][32];
 };
 
-// KV head by KV head, packed as the stages pack them: where a row of a sequence lies in out and in lse.
-struct Place {
-  int64_t out, lse;
+// The query token and the query head of a row: KV head by KV head, packed as the stages pack them.
+struct Row {
+  int query, head;
 };
-__device__ __forceinline__ Place place_of(const Problem& problem, const Tensors& tensors,
-                                          int sequence, int64_t row) {
+__device__ __forceinline__ Row row_of(const Problem& problem, int row) {
   const int group = problem.group_size(), rows_per_head = problem.rows_per_kv_head();
-  const int packed = static_cast<int>(row % rows_per_head);
-  const int query = packed / group;
-  const int head = static_cast<int>(row / rows_per_head) * group + packed % group;
-  return {tensors.out_place(sequence, query, head), tensors.lse_place(sequence, query, head)};
+  const int packed = row % rows_per_head;
+  return {packed / group, row / rows_per_head * group + packed % group};
 }
 
 // num_items: split sequences the plan may have x rows of a sequence x quarters of the columns.
@@ -51,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int quarter = static_cast<int>(item % kQuarters);
-    const int64_t row = item / kQuarters % rows;
+    const int row = static_cast<int>(item / kQuarters % rows);
     const int64_t index = item / kQuarters / rows;
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
@@ -143,12 +140,13 @@ __global__ void __launch_bounds__(kThreads)
         out.z += more.z;
         out.w += more.w;
       }
-      const Place to = place_of(problem, tensors, sequence, row);
-      T* out_gmem = static_cast<T*>(tensors.out) + to.out;
+      const Row to = row_of(problem, row);
+      T* out_gmem = static_cast<T*>(tensors.out) + tensors.out_place(sequence, to.query, to.head);
       const float rounded[4] = {out.x, out.y, out.z, out.w};
       store_rounded(rounded, out_gmem + quarter * kColumns + lane * 4);
       if (quarter == 0 && lane == 0) {
-        tensors.lse[to.lse] = lse == -INFINITY ? INFINITY : lse;
+        tensors.lse[tensors.lse_place(sequence, to.query, to.head)] =
+            lse == -INFINITY ? INFINITY : lse;
       }
     }
     __syncthreads();  // all has been read: the next item may overwrite it
@@ -176,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
        item += int64_t{gridDim.x} * kWarps) {
-    const int64_t row = item % rows, index = item / rows;
+    const int row = static_cast<int>(item % rows), index = static_cast<int>(item / rows);
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
@@ -234,8 +232,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const float lse = largest + logf(sum);  // -inf for a row that saw nothing, NaN for one with NaN
     const float inverse_sum = sum == 0 ? 0 : 1 / sum;
 
-    const Place to = place_of(problem, tensors, sequence, row);
-    T* out_gmem = static_cast<T*>(tensors.out) + to.out;
+    const Row to = row_of(problem, row);
+    T* out_gmem = static_cast<T*>(tensors.out) + tensors.out_place(sequence, to.query, to.head);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const float rounded[4] = {out[v].x * inverse_sum, out[v].y * inverse_sum,
@@ -243,7 +241,8 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
       store_rounded(rounded, out_gmem + v * kColumns + lane * 4);
     }
     if (lane == 0) {
-      tensors.lse[to.lse] = lse == -INFINITY ? INFINITY : lse;
+      tensors.lse[tensors.lse_place(sequence, to.query, to.head)] =
+          lse == -INFINITY ? INFINITY : lse;
     }
   }
 }

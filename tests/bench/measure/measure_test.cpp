@@ -79,17 +79,16 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
 }
 
 TEST(Measure, WrongResultsHaveNoTime) {
-  const auto untouched = [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) {
-    return Status();
-  };
-  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                                    const DeviceLimits& limits, Stream stream) {
+  const auto untouched = [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&,
+                            Stream) { return Status(); };
+  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* plan,
+                                    void* scratch, const DeviceLimits& limits, Stream stream) {
     MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
     return Status();
   };
-  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                              const DeviceLimits& limits, Stream stream) {
+  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* plan,
+                              void* scratch, const DeviceLimits& limits, Stream stream) {
     MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     tensors.lse[3] += 0.01f;
     return Status();
@@ -113,15 +112,14 @@ TEST(Measure, WrongResultsHaveNoTime) {
 TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   static int runs;
   runs = 0;
-  const Stage unsteady =
-      wrong_stage([](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                     const DeviceLimits& limits, Stream stream) {
-        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
-        // After needle and flat data, on each by a plan made before and by one made with it.
-        if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
-          static_cast<uint16_t*>(tensors.out)[777] ^= 1;
-        return Status();
-      });
+  const Stage unsteady = wrong_stage([](const Problem& problem, const Tensors& tensors, void* plan,
+                                        void* scratch, const DeviceLimits& limits, Stream stream) {
+    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
+    // After needle and flat data, on each by a plan made before and by one made with it.
+    if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
+      static_cast<uint16_t*>(tensors.out)[777] ^= 1;
+    return Status();
+  });
   const Shape shape = shape_of("h4_q1_b2_k100");
   const std::vector<const Stage*> chosen{&unsteady};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
@@ -218,8 +216,8 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
 }
 
 TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
-  const Stage wrong = wrong_stage(
-      [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) { return Status(); });
+  const Stage wrong = wrong_stage([](const Problem&, const Tensors&, void*, void*,
+                                     const DeviceLimits&, Stream) { return Status(); });
   const ShapeResult result =
       measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;

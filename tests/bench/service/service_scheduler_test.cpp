@@ -327,7 +327,9 @@ void run_at_random(uint64_t seed, int64_t* preemptions) {
                          .max_length = random(3, 50, 600)};
   if (random(4, 0, 1) == 1) limits.max_queue = random(5, 1, 12);
   const bool is_paged = seed % 3 != 0;
-  if (!is_paged) limits.num_pages = int(std::max(pages_for(limits.max_length, kDefaultPageSize), random(1, 1, 90)));
+  if (!is_paged)
+    limits.num_pages =
+        int(std::max(pages_for(limits.max_length, kDefaultPageSize), random(1, 1, 90)));
   std::unique_ptr<Scheduler> scheduler;
   if (is_paged) {
     scheduler = paged(limits);

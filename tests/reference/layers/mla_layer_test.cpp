@@ -1,8 +1,8 @@
 // The DeepSeek layer: its two forms against each other and against plain loops in long double, RoPE
 // and YaRN against values computed elsewhere, decode against prefill, its core on every stage, and
 // what it says to bad input.
-#include "reference/float16.h"
 #include "reference/layers/mla_layer.h"
+#include "reference/float16.h"
 
 #include <gtest/gtest.h>
 #include <malloc.h>

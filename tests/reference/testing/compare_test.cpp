@@ -1,5 +1,5 @@
-#include "reference/float16.h"
 #include "reference/testing/compare.h"
+#include "reference/float16.h"
 
 #include <gtest/gtest.h>
 

@@ -159,7 +159,8 @@ class ModelledTable {
   int32_t length(const Pages& pages) const {
     return pages.empty()
                ? 0
-               : static_cast<int32_t>((pages.size() - 1) * static_cast<size_t>(page_size_) + pages.back()->size());
+               : static_cast<int32_t>((pages.size() - 1) * static_cast<size_t>(page_size_) +
+                                      pages.back()->size());
   }
   std::map<SequenceId, Pages>::iterator any_sequence() {
     return sequences_.lower_bound({static_cast<uint32_t>(draw(most_slots_ + 1)), 0});
@@ -245,8 +246,9 @@ class ModelledTable {
     for (size_t i = 0; i < batch.size(); ++i) {
       const Pages& pages = sequences_.at(batch[i]);
       const int32_t before = length(pages);
-      needed += (before + counts[i] + 63) / 64 - (before + 63) / 64;
-      if (counts[i] > 0 && before % 64 != 0) ++writers[pages.back().get()];
+      needed += (before + counts[i] + page_size_ - 1) / page_size_ -
+                (before + page_size_ - 1) / page_size_;
+      if (counts[i] > 0 && before % page_size_ != 0) ++writers[pages.back().get()];
     }
     for (const auto& [page, count] : writers) {
       int64_t users = 0;
@@ -278,11 +280,11 @@ class ModelledTable {
     ASSERT_EQ(sequence->tokens, length(pages));
     ASSERT_EQ(sequence->pages.size(), pages.size());
     for (size_t i = pages.size() < 4 ? 0 : pages.size() - 4; i < pages.size(); ++i) {
-      ASSERT_EQ(
-          std::memcmp(pages[i]->data(),
-                      memory_.data() + static_cast<size_t>(page_size_) * static_cast<size_t>(sequence->pages[i]),
-                      pages[i]->size() * 4),
-          0);
+      ASSERT_EQ(std::memcmp(pages[i]->data(),
+                            memory_.data() + static_cast<size_t>(page_size_) *
+                                                 static_cast<size_t>(sequence->pages[i]),
+                            pages[i]->size() * 4),
+                0);
       ASSERT_EQ(table_.references(sequence->pages[i]), pages[i].use_count());
     }
   }
@@ -539,7 +541,7 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
       batch.push_back(id);
       max_pages =
           std::max(max_pages, static_cast<int>(pages_for(static_cast<int64_t>(tokens.size()),
-                                                   cache_->shape().page_size)));
+                                                         cache_->shape().page_size)));
     }
     if (batch.empty()) return;
     const size_t slots = batch.size() * static_cast<size_t>(max_pages);
@@ -576,7 +578,8 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
         ASSERT_EQ(std::memcmp(row.data(), memory.data() + place, row_bytes), 0)
             << to_string(batch[i]) << " token " << t;
       }
-      for (int64_t p = pages_for(lengths[i], shape.page_size); p < max_pages; ++p) ASSERT_EQ(table_row[p], -1);
+      for (int64_t p = pages_for(lengths[i], shape.page_size); p < max_pages; ++p)
+        ASSERT_EQ(table_row[p], -1);
     }
   }
 
@@ -755,8 +758,7 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
   for (const char* slug : {"02", "03"}) {
     const Stage* stage = find_stage(GetParam(), slug);
     ASSERT_NE(stage, nullptr);
-    for (const auto& [num_heads_kv, page_size] :
-         {std::pair{1, 64}, {2, 64}, {1, 16}, {2, 256}}) {
+    for (const auto& [num_heads_kv, page_size] : {std::pair{1, 64}, {2, 64}, {1, 16}, {2, 256}}) {
       const DType dtype = num_heads_kv == 1 ? DType::kBFloat16 : DType::kFloat16;
       SCOPED_TRACE(std::string(slug) + " " + to_string(dtype) + ", pages of " +
                    std::to_string(page_size));
@@ -840,13 +842,12 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
         plain_lengths.push_back(static_cast<int32_t>(tokens_.at(batch[i]).size()));
       }
       ReferenceResult truth;
-      const Status reference =
-          reference_attention(plain,
-                              {.q = q.data(),
-                               .kv_cache = plain_cache.data(),
-                               .block_table = plain_table.data(),
-                               .seqlens_k = plain_lengths.data()},
-                              &truth);
+      const Status reference = reference_attention(plain,
+                                                   {.q = q.data(),
+                                                    .kv_cache = plain_cache.data(),
+                                                    .block_table = plain_table.data(),
+                                                    .seqlens_k = plain_lengths.data()},
+                                                   &truth);
       ASSERT_OK(reference);
       const DecodeComparison comparison = compare_decode(problem, host_out, host_lse, truth);
       EXPECT_OK(comparison);

@@ -84,7 +84,8 @@ Input make_input(int batch, int distribution, int workers, int fixed_grains, int
       static_cast<int>(std::max<int64_t>(1, grains_for(longest)) + static_cast<int>(random() % 2));
   input.name = "batch " + std::to_string(batch) + ", lengths " + std::to_string(distribution) +
                ", workers " + std::to_string(workers) + ", fixed grains " +
-               std::to_string(fixed_grains) + ", fixed splits " + std::to_string(fixed_split_tokens);
+               std::to_string(fixed_grains) + ", fixed splits " +
+               std::to_string(fixed_split_tokens);
   return input;
 }
 
@@ -249,7 +250,8 @@ void expect_header(const Input& input, const HostPlan& plan) {
   ASSERT_EQ(plan.header.batch, input.problem.batch);
   ASSERT_EQ(plan.header.workers, input.shape.workers);
   ASSERT_EQ(plan.header.fixed_split_tokens, input.problem.fixed_split_tokens);
-  ASSERT_TRUE(plan.header.fixed_grains == input.shape.fixed_grains || plan.header.fixed_grains == 0);
+  ASSERT_TRUE(plan.header.fixed_grains == input.shape.fixed_grains ||
+              plan.header.fixed_grains == 0);
   ASSERT_EQ(plan.seqlens_k, input.lengths);
 }
 /// @}
@@ -321,10 +323,7 @@ TEST(SplitPlan, LengthsOutsideTheTableAreClamped) {
       input.lengths[3 * i] = bad[i];
       clamped.lengths[3 * i] = bad[i] < 0 ? 0 : most;
     }
-    HostPlan plan = plan_of(input);
-    EXPECT_EQ(plan.seqlens_k, input.lengths);  // as they were given: check_plan compares them
-    plan.seqlens_k = clamped.lengths;
-    EXPECT_TRUE(plan == plan_of(clamped));
+    EXPECT_TRUE(plan_of(input) == plan_of(clamped));
   }
 }
 
