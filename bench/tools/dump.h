@@ -22,12 +22,13 @@ struct DumpFiles {
   std::string cache;  ///< Paged: [pages, 64, h_kv, 576]; contiguous: [b, s, h_kv, 576]; for h_kv =
                       ///< 1 also without that axis.
   std::string
-      block_table;  ///< [b, max_pages] <i4 or <i8; empty: none, and then the cache is contiguous.
-  std::string seqlens;                ///< [b] <i4 or <i8
+      block_table;  ///< [b, max_pages], whole numbers; empty: none, and then the cache is contiguous.
+  std::string seqlens;                ///< [b], whole numbers
   std::optional<CacheLayout> layout;  ///< By default paged if there is a block table.
   std::optional<DType> dtype;         ///< Needed unless q and cache are both <f2.
   float softmax_scale = 0;
   bool causal = false;
+  int fixed_split_tokens = 0;  ///< As in Problem: batch-invariant if not 0.
 };
 
 /// 16-bit patterns, as read or as converted.
