@@ -168,8 +168,8 @@ class ShapeRun {
   /// The CPU reference checks what lies on the host.
   Status check_memory_for_tensors() const {
     const MachineKind kind = bench_.machine.kind();
-    const bool copied = kind == MachineKind::kModel ||
-                        Truth::by_reference(kind, data_, result_.work.flop);
+    const bool copied =
+        kind == MachineKind::kModel || Truth::by_reference(kind, data_, result_.work.flop);
     return check_fits("shape " + result_.shape.name, footprint(data_.problem), &bench_.machine,
                       copied ? 1 : 0);
   }

@@ -37,8 +37,8 @@ double left_in_groups(const fs::path& root, const fs::path& group, const char* l
   fs::path folder = root / group.relative_path();
   while (true) {
     const double most = number_in(folder / limit, "", kUnlimited);
-    const double used = number_in(folder / usage, "", 0) -
-                        number_in(folder / "memory.stat", inactive, 0);
+    const double used =
+        number_in(folder / usage, "", 0) - number_in(folder / "memory.stat", inactive, 0);
     left = std::min(left, most - std::max(0.0, used));
     if (folder == root || !folder.has_relative_path()) return left;
     folder = folder.parent_path();
@@ -77,7 +77,10 @@ std::string bytes_text(double bytes) {
   size_t unit = 0;
   for (; bytes >= 1000 && unit + 1 < std::size(units); ++unit) bytes /= 1000;
   return unit == 0 ? fmt::format("{:.0f} bytes", bytes)
-                   : fmt::format("{:.{}f} {}", bytes, bytes < 10 ? 2 : bytes < 100 ? 1 : 0,
+                   : fmt::format("{:.{}f} {}", bytes,
+                                 bytes < 10    ? 2
+                                 : bytes < 100 ? 1
+                                               : 0,
                                  units[unit]);
 }
 
@@ -122,8 +125,8 @@ Footprint footprint(const DecodeCase& spec) {
     longest = static_cast<double>(pages_for(std::max(spec.seqlen_k, 0)));
     pages = batch * longest;
   }
-  return footprint(batch, spec.seqlen_q, spec.num_heads_q, spec.num_heads_kv,
-                   pages + kSparePages, longest + 1);
+  return footprint(batch, spec.seqlen_q, spec.num_heads_q, spec.num_heads_kv, pages + kSparePages,
+                   longest + 1);
 }
 
 Status check_tables_fit(const std::string& what, const Footprint& one) {

@@ -226,6 +226,10 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
              std::vector<ServiceRun>* runs) {
   std::cout << "\n" << describe(scenario);
   const SchedulerLimits limits = limits_of(scenario);
+  if (options.way != "paged") {  // refused before the other way has run
+    std::unique_ptr<StaticScheduler> possible;
+    MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &possible));
+  }
   progress.step(scenario.name + ": caches");
   MLA_RETURN_IF_ERROR(clock.prepare(scenario));
   std::string stage, static_stage;
@@ -322,8 +326,12 @@ Status check_flags(const Options& options) {
   if (options.way == "paged" && !options.static_stage.empty()) {
     return invalid("--static-stage is of the static way, and --way paged leaves it out");
   }
-  if (options.static_tolerance_given && (options.way == "paged" || options.engine == "model" ||
-                                         options.engine == "simulated")) {
+  if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
+    return invalid(fmt::format("static tolerance = {:g} must be at least 0 and below 1",
+                               options.static_tolerance));
+  }
+  if (options.static_tolerance_given &&
+      (options.way == "paged" || options.engine == "model" || options.engine == "simulated")) {
     return invalid("--static-tolerance is of the static way on a GPU");
   }
   if (options.distinct_caches < 0) {
@@ -334,10 +342,6 @@ Status check_flags(const Options& options) {
   }
   if (options.explain_model && (options.engine == "gpu" || options.engine == "model")) {
     return invalid("--explain-model is of --engine simulated");
-  }
-  if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
-    return invalid(fmt::format("static tolerance = {:g} must be at least 0 and below 1",
-                               options.static_tolerance));
   }
   return check_writable(options.out);
 }

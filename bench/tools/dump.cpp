@@ -192,8 +192,8 @@ struct Headers {
   double bytes(const Problem& problem, bool paged) const {
     const auto read = [&problem](const npy::Header& header) {
       const auto elements = static_cast<double>(header.elements());
-      const bool as_it_is = holds_patterns(header.type) || (header.type == Type::kFloat16 &&
-                                                            problem.dtype == DType::kFloat16);
+      const bool as_it_is = holds_patterns(header.type) ||
+                            (header.type == Type::kFloat16 && problem.dtype == DType::kFloat16);
       return elements * (static_cast<double>(npy::size_of(header.type)) +
                          (as_it_is ? 0 : sizeof(float) + sizeof(uint16_t)));
     };

@@ -70,7 +70,8 @@ Status check_flags(const Options& options, bool dtype_given) {
                                                        {"--google", options.show_google}};
   const char* ends = nullptr;
   for (const auto& [name, given] : instead) {
-    if (given && ends != nullptr) return invalid(fmt::format("{} and {} exclude each other", ends, name));
+    if (given && ends != nullptr)
+      return invalid(fmt::format("{} and {} exclude each other", ends, name));
     if (given) ends = name;
   }
   for (const auto& [name, given] : of_measuring) {
@@ -89,7 +90,8 @@ Status check_flags(const Options& options, bool dtype_given) {
                                                      {"--samples", !options.samples.empty()},
                                                      {"--explain", options.explain}};
   for (const auto& [name, given] : of_decodes) {
-    if (given && paged) return invalid(fmt::format("{} has no effect: suite paged decodes nothing", name));
+    if (given && paged)
+      return invalid(fmt::format("{} has no effect: suite paged decodes nothing", name));
   }
   if (options.quick && !paged && options.suite != "all") {
     return invalid("--quick is of suite paged");

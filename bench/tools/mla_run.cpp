@@ -119,7 +119,9 @@ Status invalid(const std::string& message) {
 
 /// Reads "0.135234" or "1/24".
 Status parse_scale(const std::string& text, float* scale) {
-  const auto refused = [&](const std::string& why) { return invalid("--scale " + text + " " + why); };
+  const auto refused = [&](const std::string& why) {
+    return invalid("--scale " + text + " " + why);
+  };
   char* rest = nullptr;
   double value = std::strtod(text.c_str(), &rest);
   bool right = rest != text.c_str();
@@ -182,6 +184,10 @@ Status generate_dump(const RunOptions& options, const Use& use, Dump* dump) {
 
 Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
   DumpFiles files = options.files;
+  if (files.fixed_split_tokens % kPageSize != 0) {
+    return invalid(
+        fmt::format("--split {} must be a multiple of {}", files.fixed_split_tokens, kPageSize));
+  }
   if (!options.shape.empty()) {
     if (!files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
         !files.seqlens.empty()) {
@@ -277,7 +283,9 @@ void add_problem(CLI::App* command, RunOptions* options) {
       ->add_option("--cache", files.cache,
                    "[pages, 64, h_kv, 576], or contiguous [b, s, h_kv, 576]")
       ->group(inputs);
-  command->add_option("--block-table", files.block_table, "[b, max_pages], page ids: 32 or 64 bits, signed or not")
+  command
+      ->add_option("--block-table", files.block_table,
+                   "[b, max_pages], page ids: 32 or 64 bits, signed or not")
       ->group(inputs);
   command->add_option("--seqlens", files.seqlens, "[b], tokens per sequence, of the same types")
       ->group(inputs);

@@ -19,12 +19,12 @@ struct RunOptions {
   DumpFiles files;
   std::string scale;  ///< As typed: "0.135234", "1/24"
   std::string shape;
-  std::optional<std::string> data;  ///< By default needles
-  std::optional<uint64_t> seed;     ///< By default 0
+  std::optional<std::string> data;   ///< By default needles
+  std::optional<uint64_t> seed;      ///< By default 0
   std::string out, lse, out_format;  ///< The format "bits" or "fp32"; empty: bits
   std::string check_out, check_lse;
   std::string schedules;  ///< "3", "17..19"; empty: 1
-  std::string device;  ///< Of the model; empty: its default
+  std::string device;     ///< Of the model; empty: its default
   bool json = false;
 };
 
@@ -62,7 +62,7 @@ int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.
 struct Use {
-  bool decodes = false;      ///< q and the cache are needed.
+  bool decodes = false;        ///< q and the cache are needed.
   Machine* machine = nullptr;  ///< Null: the CPU reference alone decodes.
 };
 

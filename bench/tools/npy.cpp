@@ -196,8 +196,7 @@ Status parse_header(const std::string& path, std::string_view text, const std::s
     if (!cursor.string(&key) || !cursor.eat(':')) return malformed;
     if (key == "descr" && !has_type) {
       if (cursor.next_is('[')) {
-        return file_error(
-            path, "records (a structured dtype) found; " + needed + " needed");
+        return file_error(path, "records (a structured dtype) found; " + needed + " needed");
       }
       std::string descr;
       if (!cursor.string(&descr)) return malformed;

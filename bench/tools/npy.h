@@ -18,17 +18,7 @@
 
 namespace mla::npy {
 
-enum class Type {
-  kFloat16,
-  kFloat32,
-  kFloat64,
-  kUInt16,
-  kInt16,
-  kInt32,
-  kInt64,
-  kUInt32,
-  kUInt64
-};
+enum class Type { kFloat16, kFloat32, kFloat64, kUInt16, kInt16, kInt32, kInt64, kUInt32, kUInt64 };
 
 /// NumPy's name of a type: "<f2", "<u2", ...
 const char* to_string(Type type);
