@@ -365,8 +365,10 @@ int serve_all(const Options& options) {
   std::unique_ptr<Clock> clock;
   Status ready = check_flags(options);
   if (ready.ok()) ready = choose_scenarios(options, &chosen);
-  if (ready.ok()) ready = make_clock(options, &clock);
   if (!ready.ok()) return refuse(ready);
+  if (const Status status = make_clock(options, &clock); !status.ok()) {
+    return refuse(status, status.code() == StatusCode::kFileError ? kWrong : kNothingRun);
+  }
   std::cout << kScope << clock->describe();
   std::vector<ServiceRun> runs;
   Progress progress;
@@ -379,7 +381,8 @@ int serve_all(const Options& options) {
     if (served.ok()) continue;
     const bool unfit = served.code() == StatusCode::kInvalidArgument ||
                        served.code() == StatusCode::kUnavailable ||
-                       served.code() == StatusCode::kUnsupported;
+                       served.code() == StatusCode::kUnsupported ||
+                       served.code() == StatusCode::kOutOfMemory;
     exit_code = interrupted || !unfit || !runs.empty() ? kWrong : kNothingRun;
     if (interrupted) {
       std::cout << "\nInterrupted: the run under way, of " << scenario.name

@@ -173,6 +173,10 @@ bool write_results(const Options& options, const std::string& results,
   return written;
 }
 
+bool is_timed(const Shape& shape) {
+  return shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
+}
+
 /// Measures, prints a table per shape, writes the files. The exit code.
 int measure(Machine& machine, const Options& options, const std::vector<Shape>& shapes) {
   const auto begin = WallClock::now();
@@ -256,8 +260,8 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     }
     const ShapeResult& result = results.emplace_back(measure_shape(bench, shape));
     std::cout << side_by_side(result, machine.kind()) << std::flush;
-    const bool timed = shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
-    if (options.explain && timed) std::cout << "\n" << explain(bench, result) << std::flush;
+    if (options.explain && is_timed(shape))
+      std::cout << "\n" << explain(bench, result) << std::flush;
     for (const StageResult& entry : result.stages) {
       failed = failed || entry.outcome == StageResult::Outcome::kFailed;
     }
@@ -412,6 +416,11 @@ int run(int argc, char** argv) {
     }
   }
   if (options.list) return std::cout << catalogue(machine.kind(), shapes), 0;
+  const bool any_timed = std::any_of(shapes.begin(), shapes.end(), is_timed);
+  if (options.explain && !any_timed) {
+    return refuse({StatusCode::kInvalidArgument, "--explain has no effect: decodes of suite " +
+                                                     options.suite + " are not timed"});
+  }
   if (!options.save.empty()) {
     if (shapes.size() != 1) {
       return refuse(

@@ -104,7 +104,8 @@ TEST_F(WriteFileTest, RefusesWhatItMayNotReplace) {
   put("protected", "old");
   fs::permissions(path("protected"), fs::perms(0444));
   // The system's reason, or, for root, who may write it all the same, ours.
-  for (const Status& status : {check_writable(path("protected")), write_file(path("protected"), "new")}) {
+  for (const Status& status :
+       {check_writable(path("protected")), write_file(path("protected"), "new")}) {
     EXPECT_EQ(status.code(), StatusCode::kFileError);
     EXPECT_TRUE(status.message().starts_with(path("protected") + ": cannot be written: "));
   }

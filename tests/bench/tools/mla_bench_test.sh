@@ -43,6 +43,7 @@ again() {
   expect "${@:2}"
   shape=$before
 }
+again h1_q1_b1_k64 2 "--explain has no effect: decodes of suite plan are not timed" --suite plan --explain
 again h16_q1_b0_k64 2 "invalid argument: shape 'h16_q1_b0_k64' has b = 0; 1 to 2147483647 are allowed"
 again h16_q1_b1_k2000000000 2 "has k = 2000000000; 1 to 1073741824 are allowed"
 again h16_q1_b1_k64_split100 2 "has split = 100; multiples of 64 are allowed"
