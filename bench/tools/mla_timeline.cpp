@@ -42,7 +42,7 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
   DeviceBuffer workspace, buffer;
   MLA_RETURN_IF_ERROR(workspace.allocate(
       machine, std::max<size_t>(16, workspace_bytes(stage, data.problem, machine.limits()))));
-  records->resize(static_cast<size_t>(blocks * timeline::kTracks));
+  records->resize(size_t{timeline::kTracks} * static_cast<size_t>(blocks));
   MLA_RETURN_IF_ERROR(buffer.allocate(machine, records->size() * sizeof(timeline::Record)));
   for (const bool warm : {false, true}) {
     MLA_RETURN_IF_ERROR(machine.fill(buffer.data(), 0, buffer.bytes()));
