@@ -9,7 +9,7 @@ trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 failures=0
 fail() {
-  echo "FAILED: $1"
+  echo "FAILED: $1" >&2  # stdout may be the one that fails
   failures=$((failures + 1))
 }
 
