@@ -34,7 +34,11 @@ fi
 source stages/cmake/setup.sh
 build mla_bench mla_run ${record:+mla_service}
 bench=build/bench/mla_bench
-if [[ ${arguments[*]} == --help ]]; then exec "$bench" --help; fi
+for argument in "${arguments[@]}"; do  # what measures nothing writes nothing
+  case $argument in
+    --help|--list|--print-gpu|--save-inputs*|--benchmark_list_tests*) exec "$bench" "${arguments[@]}" ;;
+  esac
+done
 
 if gpu=$("$bench" --print-gpu); then
   now=$(date -u +%Y-%m-%d_%H%M%S)
@@ -42,7 +46,6 @@ if gpu=$("$bench" --print-gpu); then
   out=${out:-build/results/${gpu}_$now.json}
   mkdir -p build/results
   "$bench" --out "$out" "${arguments[@]}"
-  if [[ ! -e $out ]]; then exit; fi  # --list measures nothing
   echo
   python3 bench/report/report.py --summary --results "$out"
   if [[ -n $record ]]; then

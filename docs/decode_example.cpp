@@ -135,7 +135,11 @@ int main(int argc, char** argv) {
   app.add_option("--machine", machine_name, "Where it runs")
       ->check(CLI::IsMember({"model", "gpu"}))
       ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
 
   const bool on_gpu = machine_name == "gpu";
   mla::Machine* machine = on_gpu ? mla::gpu_machine(&why_not) : &mla::model_machine();
@@ -145,6 +149,9 @@ int main(int argc, char** argv) {
 
   bool agree = false;
   const Status status = run(*machine, *stage, &agree);
-  if (!status.ok()) return std::fprintf(stderr, "%s\n", status.to_string().c_str()), 2;
+  if (!status.ok()) return std::fprintf(stderr, "%s\n", status.to_string().c_str()), 1;
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    return std::fprintf(stderr, "standard output cannot be written\n"), 1;
+  }
   return agree ? 0 : 1;
 }

@@ -6,8 +6,6 @@
 #include <cctype>
 #include <cmath>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
 
 #include "bench/measure/build_info.h"
 #include "bench/measure/nvml.h"
@@ -108,16 +106,6 @@ std::string value_of(const Context& context, const std::string& key) {
   const auto found = std::find_if(context.begin(), context.end(),
                                   [&](const auto& entry) { return entry.first == key; });
   return found == context.end() ? "" : found->second;
-}
-
-Status check_writable(const std::string& path) {
-  if (path.empty()) return {};
-  const bool existed = std::filesystem::exists(path);
-  if (!std::ofstream(path, std::ios::app)) {
-    return {StatusCode::kFileError, path + ": cannot be written"};
-  }
-  if (!existed) std::filesystem::remove(path);
-  return {};
 }
 
 }  // namespace mla::bench

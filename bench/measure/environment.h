@@ -25,8 +25,4 @@ std::string gpu_slug(const std::string& gpu_name);
 /// The value of a key, or empty.
 std::string value_of(const Context& context, const std::string& key);
 
-/// kFileError if nothing can be written to `path`: to be asked before minutes of measuring, not
-/// after. Leaves no empty file; ok for an empty path.
-Status check_writable(const std::string& path);
-
 }  // namespace mla::bench

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "bench/measure/entries.h"
+#include "bench/measure/memory.h"
 #include "bench/measure/table.h"
 
 namespace mla::bench {
@@ -154,7 +155,9 @@ class ShapeRun {
     if (!timed && Truth::is_slow(bench_.machine, data_, result_.work.flop)) return true;
 
     step("making " + what);
-    Status status = generate_on_device(bench_.machine, data_, &tensors_);
+    tensors_ = {};  // what is free is asked next
+    Status status = check_memory_for_tensors();
+    if (status.ok()) status = generate_on_device(bench_.machine, data_, &tensors_);
     if (status.ok()) status = allocate_workspaces();
     if (status.ok()) step("fp64 reference on " + what);
     if (status.ok()) status = evaluate_truth(timed);
@@ -167,6 +170,15 @@ class ShapeRun {
     result_.checked_whole = truth_.whole();
     if (timed) result_.reference_seconds = truth_.reference_seconds();
     return status.ok();
+  }
+
+  /// The CPU reference checks what lies on the host.
+  Status check_memory_for_tensors() const {
+    const MachineKind kind = bench_.machine.kind();
+    const bool copied =
+        kind == MachineKind::kModel || Truth::by_reference(kind, data_, result_.work.flop);
+    return check_fits("shape " + result_.shape.name, footprint(data_.problem), &bench_.machine,
+                      copied ? 1 : 0);
   }
 
   /// `timed`: as the benchmark of the CPU reference, if it is one that is chosen.
@@ -257,7 +269,7 @@ class ShapeRun {
   Workspace scratch(size_t i) { return needs_[i].scratch_in(workspace(i)); }
 
   Status make_plan(size_t i, Stream stream) {
-    return plan_decode(*stages_[i], data_.problem, tensors_.seqlens_k.as<int32_t>(), plan(i),
+    return plan_decode(*stages_[i], data_.problem, tensors_.tensors().seqlens_k, plan(i),
                        stream);
   }
 

@@ -3,22 +3,24 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <exception>
 #include <iostream>
-#include <new>
 
 #include "reference/status.h"
 
 namespace mla::bench {
 
+/// Exit codes of every program.
+inline constexpr int kRight = 0;       ///< All right.
+inline constexpr int kWrong = 1;       ///< A run, a result or a file went wrong.
+inline constexpr int kNothingRun = 2;  ///< Nothing was run: bad input, or not on this machine.
+
+/// How --help states them.
+inline constexpr const char* kExitCodes =
+    "Exit code: 0 all right; 1 a run failed, a result is wrong, or a file or stdout could not be "
+    "written; 2 nothing was run (bad input, or no such machine).";
+
 /// "mla_run: invalid argument: ..." on stderr, after what was printed so far. Returns the exit code.
-inline int complain(const char* program, const Status& status, int exit_code = 2) {
-  std::cout << std::flush;
-  std::fflush(stdout);
-  std::cerr << program << ": " << status.to_string() << "\n";
-  return exit_code;
-}
+int complain(const char* program, const Status& status, int exit_code = kNothingRun);
 
 /// Parses the command line. False: end with `exit_code`, 0 after --help, 2 for a wrong one.
 inline bool parse(CLI::App& app, int argc, char** argv, int* exit_code) {
@@ -26,21 +28,18 @@ inline bool parse(CLI::App& app, int argc, char** argv, int* exit_code) {
     app.parse(argc, argv);
     return true;
   } catch (const CLI::ParseError& error) {
-    *exit_code = app.exit(error) == 0 ? 0 : 2;
+    *exit_code = app.exit(error) == 0 ? kRight : kNothingRun;
     return false;
   }
 }
 
-/// What main() returns: run()'s exit code, or 2 with the message of what it threw.
-inline int run_program(const char* program, int (*run)(int, char**), int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const std::bad_alloc&) {
-    return complain(program, {StatusCode::kOutOfMemory, "no host memory for that"});
-  } catch (const std::exception& error) {
-    std::cerr << program << ": " << error.what() << "\n";
-    return 2;
-  }
-}
+/// Whether what is printed still goes somewhere: false once a pipe's reader has left, or a disk is
+/// full. A program that writes no file may then stop early.
+bool stdout_is_read();
+
+/// What main() returns: run()'s exit code, or 1 with the message of what it threw, or with what
+/// became of stdout. A pipe's reader that leaves early ends no program in the middle of its work,
+/// and is no matter for a message.
+int run_program(const char* program, int (*run)(int, char**), int argc, char** argv);
 
 }  // namespace mla::bench

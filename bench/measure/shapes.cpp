@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <climits>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -11,12 +12,16 @@
 #include <sstream>
 
 #include "bench/measure/draws.h"
+#include "bench/measure/memory.h"
 
 namespace mla::bench {
 namespace {
 
 /// Standard deviation of q.k on flat data: 576 products of two N(0,1)/10.
 constexpr double kFlatProductDeviation = 0.24;
+
+/// Tokens of a sequence, by the contract: 2^30.
+constexpr double kMostTokens = double{kMaxTokensPerSeq};
 
 /// Lengths whose logarithm is normal, with this mean and half of it as standard deviation.
 std::vector<int32_t> log_normal_lengths(int batch, double mean) {
@@ -25,41 +30,68 @@ std::vector<int32_t> log_normal_lengths(int batch, double mean) {
   for (int i = 0; i < batch; ++i) {
     const double z = normal(/*key=*/0, int64_t{2} * i);
     const double length = mean * std::exp(std::sqrt(variance) * z - variance / 2);
-    lengths.push_back(static_cast<int32_t>(std::max(1.0, std::round(length))));
+    lengths.push_back(static_cast<int32_t>(std::clamp(std::round(length), 1.0, kMostTokens)));
   }
   return lengths;
 }
 
-/// Reads "128" off the front of `text`.
-bool take_number(std::string_view* text, int* value, int least = 1) {
-  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), *value);
-  if (error != std::errc() || *value < least) return false;
-  text->remove_prefix(static_cast<size_t>(end - text->data()));
-  return true;
-}
+/// Reads a name from its front. The first number that is out of range is remembered.
+class NameReader {
+ public:
+  explicit NameReader(std::string_view name) : rest_(name) {}
 
-bool take(std::string_view* text, std::string_view prefix) {
-  if (!text->starts_with(prefix)) return false;
-  text->remove_prefix(prefix.size());
-  return true;
-}
+  bool take(std::string_view prefix) {
+    if (!rest_.starts_with(prefix)) return false;
+    rest_.remove_prefix(prefix.size());
+    return true;
+  }
 
-/// "256+0+1024", at least two.
-bool take_list(std::string_view* text, std::vector<int32_t>* lengths) {
-  std::string_view rest = *text;
-  do {
-    if (!take_number(&rest, &lengths->emplace_back(), /*least=*/0)) return false;
-  } while (take(&rest, "+"));
-  if (lengths->size() < 2) return false;
-  *text = rest;
-  return true;
-}
+  /// Reads "128". `what` is the letter before it, for a message.
+  bool number(const char* what, int* value, int64_t least = 1, int64_t most = INT_MAX) {
+    const size_t digits = std::min(rest_.find_first_not_of("0123456789"), rest_.size());
+    if (digits == 0) return false;
+    int64_t read = 0;
+    const auto [end, error] = std::from_chars(rest_.data(), rest_.data() + digits, read);
+    if (error != std::errc() || read < least || read > most) {
+      if (why_.empty()) {
+        why_ = fmt::format("has {} = {}; {} to {} are allowed", what, rest_.substr(0, digits),
+                           least, most);
+      }
+      return false;
+    }
+    *value = static_cast<int>(read);
+    rest_.remove_prefix(digits);
+    return true;
+  }
 
-/// "[lognormal|stepped|skew|varied]4096", or a list, by which the lengths are set. Those of a batch
-/// are made for `spec->batch` sequences.
-bool take_lengths(std::string_view* text, Shape* shape) {
+  /// "256+0+1024", at least two. Takes nothing otherwise.
+  bool list(std::vector<int32_t>* lengths) {
+    const std::string_view number_or_plus = rest_.substr(0, rest_.find_first_not_of("0123456789+"));
+    if (number_or_plus.find('+') == std::string_view::npos) return false;
+    do {
+      if (!tokens(&lengths->emplace_back(), /*least=*/0)) return false;
+    } while (take("+"));
+    return true;
+  }
+
+  bool tokens(int* value, int64_t least = 1) {
+    return number("k", value, least, static_cast<int64_t>(kMostTokens));
+  }
+
+  /// What is not read yet.
+  std::string_view rest() const { return rest_; }
+  /// Why a number was refused; empty if none was.
+  const std::string& why() const { return why_; }
+
+ private:
+  std::string_view rest_;
+  std::string why_;
+};
+
+/// "[lognormal|stepped|skew|varied]4096", or a list, as it is spelled; make_lengths() makes them.
+bool take_lengths(NameReader& name, Shape* shape) {
   DecodeCase& spec = shape->spec;
-  if (std::vector<int32_t> listed; take_list(text, &listed)) {
+  if (std::vector<int32_t> listed; name.list(&listed)) {
     shape->lengths = Lengths::kListed;
     spec.seqlen_k = *std::max_element(listed.begin(), listed.end());
     spec.lengths = std::move(listed);
@@ -67,12 +99,17 @@ bool take_lengths(std::string_view* text, Shape* shape) {
   }
   for (const Lengths kind :
        {Lengths::kLogNormal, Lengths::kStepped, Lengths::kSkew, Lengths::kVaried}) {
-    if (take(text, to_string(kind))) {
+    if (name.take(to_string(kind))) {
       shape->lengths = kind;
       break;
     }
   }
-  if (!take_number(text, &spec.seqlen_k)) return false;
+  return name.tokens(&spec.seqlen_k);
+}
+
+/// The lengths of a batch of `spec->batch` sequences.
+void make_lengths(Shape* shape) {
+  DecodeCase& spec = shape->spec;
   switch (shape->lengths) {
     case Lengths::kLogNormal:
       spec.lengths = log_normal_lengths(spec.batch, spec.seqlen_k);
@@ -94,8 +131,13 @@ bool take_lengths(std::string_view* text, Shape* shape) {
     default:
       break;
   }
-  return true;
 }
+
+constexpr const char* kForm =
+    "h128_q1_b64_k4096[_causal][_split1024][_page16][_strided][_peak4][_fp16]; h16x2 has 2 KV "
+    "heads, a split is a "
+    "multiple of 64, and lengths are k4096, klognormal8192, kstepped32768, kskew131072, kvaried256 "
+    "or a list such as k256+512+1024, without _b or with _b3";
 
 Status bad_shape(std::string_view name, const std::string& why) {
   return {StatusCode::kInvalidArgument, fmt::format("shape '{}' {}", name, why)};
@@ -145,54 +187,59 @@ std::string Shape::title() const {
   text += fmt::format(" s_q={}{}, {} x {}{}", spec.seqlen_q, spec.causal ? " causal" : "",
                       spec.batch, kinds.at(lengths), spec.seqlen_k);
   if (spec.fixed_split_tokens > 0) text += fmt::format(" split every {}", spec.fixed_split_tokens);
+  if (spec.page_size != kDefaultPageSize) text += fmt::format(", pages of {}", spec.page_size);
+  if (spec.strided) text += ", strided";
   if (peak > 0) text += fmt::format(", logits of deviation {}", peak);
   return text + ", " + mla::to_string(spec.dtype);
 }
 
-Status parse_shape(std::string_view name, Shape* shape) {
+Status parse_shape(std::string_view text, Shape* shape) {
   Shape result;
-  result.name = name;
+  result.name = text;
   DecodeCase& spec = result.spec;
-  std::string_view rest = name;
-  const bool heads = take(&rest, "h") && take_number(&rest, &spec.num_heads_q) &&
-                     (!take(&rest, "x") || take_number(&rest, &spec.num_heads_kv)) &&
-                     take(&rest, "_q") && take_number(&rest, &spec.seqlen_q);
-  const bool counted = heads && take(&rest, "_b");
-  const bool sizes = heads && (!counted || take_number(&rest, &spec.batch)) && take(&rest, "_k") &&
-                     take_lengths(&rest, &result) &&
-                     (counted || result.lengths == Lengths::kListed);
-  if (sizes) {
-    spec.causal = take(&rest, "_causal");
-    std::string_view split = rest;
-    if (take(&split, "_split") && take_number(&split, &spec.fixed_split_tokens) &&
-        spec.fixed_split_tokens % kGrainTokens == 0) {
-      rest = split;
-    }
-    std::string_view peak = rest;
-    if (take(&peak, "_peak") && take_number(&peak, &result.peak)) {
-      spec.softmax_scale = static_cast<float>(result.peak / kFlatProductDeviation);
-      rest = peak;
-    }
-    if (take(&rest, "_fp16")) spec.dtype = DType::kFloat16;
+  NameReader name(text);
+  const bool heads = name.take("h") && name.number("h", &spec.num_heads_q) &&
+                     (!name.take("x") || name.number("h_kv", &spec.num_heads_kv)) &&
+                     name.take("_q") && name.number("q", &spec.seqlen_q);
+  const bool counted = heads && name.take("_b");
+  bool right = heads && (!counted || name.number("b", &spec.batch)) && name.take("_k") &&
+               take_lengths(name, &result) && (counted || result.lengths == Lengths::kListed);
+  if (right) {
+    spec.causal = name.take("_causal");
+    right = !name.take("_split") || name.number("split", &spec.fixed_split_tokens);
   }
-  if (!sizes || !rest.empty()) {
-    return bad_shape(
-        name,
-        "is not of the form h128_q1_b64_k4096[_causal][_split1024][_peak4][_fp16]; h16x2 has 2 KV "
-        "heads, a split is a multiple of 64, and lengths are k4096, klognormal8192, "
-        "kstepped32768, kskew131072, kvaried256 or a list such as k256+512+1024, without _b or "
-        "with _b3" +
-            (rest.empty() ? "" : fmt::format(": stuck at '{}'", rest)));
+  if (right) right = !name.take("_page") || name.number("page", &spec.page_size);
+  if (right) spec.strided = name.take("_strided");
+  if (right) right = !name.take("_peak") || name.number("peak", &result.peak);
+  if (right && name.take("_fp16")) spec.dtype = DType::kFloat16;
+  std::string why = name.why();
+  if (why.empty() && spec.fixed_split_tokens % kGrainTokens != 0) {
+    why = fmt::format("has split = {}; multiples of {} are allowed", spec.fixed_split_tokens,
+                      kGrainTokens);
   }
+  if (why.empty() && !is_page_size(spec.page_size)) {
+    why = fmt::format("has page = {}; 16, 32, 64, 128 and 256 are allowed", spec.page_size);
+  }
+  if (!right || !name.rest().empty() || !why.empty()) {
+    const std::string stuck =
+        name.rest().empty() ? "" : fmt::format("; stuck at '{}'", name.rest());
+    return bad_shape(text, (why.empty() ? "is not of the form " : why + ". The form is ") + kForm +
+                               (why.empty() ? stuck : ""));
+  }
+  if (result.peak > 0) spec.softmax_scale = static_cast<float>(result.peak / kFlatProductDeviation);
   if (result.lengths == Lengths::kListed) {
     const auto count = static_cast<int>(spec.lengths.size());
     if (counted && spec.batch != count) {
       return bad_shape(
-          name, fmt::format("lists {0} lengths for {1} sequences; leave out _b, or say _b{0}",
+          text, fmt::format("lists {0} lengths for {1} sequences; leave out _b, or say _b{0}",
                             count, spec.batch));
     }
     spec.batch = count;
   }
+  const double bytes = double{sizeof(int32_t)} * spec.batch;
+  MLA_RETURN_IF_ERROR(check_memory(fmt::format("a list of the lengths of shape '{}'", text), bytes,
+                                   host_memory_there(), "host memory"));
+  make_lengths(&result);
   *shape = std::move(result);
   return {};
 }
@@ -385,6 +432,7 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
       chosen.push_back(item);
       continue;
     }
+    if (status.code() == StatusCode::kOutOfMemory) return status;
     const size_t before = chosen.size();
     try {
       const std::regex pattern(item);
@@ -394,6 +442,8 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
       return {StatusCode::kInvalidArgument,
               "'" + item + "' is neither a shape nor a regular expression: " + error.what()};
     }
+    const bool begins_like_a_shape = std::regex_search(item, std::regex("^h\\d+(x\\d+)?_q\\d+_"));
+    if (chosen.size() == before && begins_like_a_shape) return status;
     if (chosen.size() == before) {
       return {StatusCode::kInvalidArgument,
               fmt::format("no shape of suite '{}' matches '{}', and {}", suite_name, item,

@@ -48,8 +48,10 @@ struct Shape {
   std::string title() const;
 };
 
-/// The shape that `name` spells, or kInvalidArgument with what is wrong with it.
-Status parse_shape(std::string_view name, Shape* shape);
+/// The shape that `text` spells.
+/// @return kInvalidArgument with what is wrong with it; kOutOfMemory if not even its lengths can be
+/// held
+Status parse_shape(std::string_view text, Shape* shape);
 
 /// A suite: its name, what it is for, and its shapes' names.
 struct Suite {

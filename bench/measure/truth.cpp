@@ -9,7 +9,7 @@
 namespace mla::bench {
 namespace {
 
-/// The outputs on the host.
+/// What the outputs' buffers hold, on the host.
 struct Outputs {
   std::vector<uint16_t> out;
   std::vector<float> lse;
@@ -101,11 +101,9 @@ Status Truth::evaluate(Machine& machine, const DataSet& data, const DeviceTensor
   std::vector<uint16_t> q, kv_cache;
   MLA_RETURN_IF_ERROR(fetch(machine, tensors.q, &q));
   MLA_RETURN_IF_ERROR(fetch(machine, tensors.kv_cache, &kv_cache));
-  Tensors host;
-  host.q = q.data();
-  host.kv_cache = kv_cache.data();
-  host.block_table = data.block_table.data();
-  host.seqlens_k = data.seqlens_k.data();
+  const std::vector<int32_t> table = data.table_buffer(), lengths = data.length_buffer();
+  const Tensors host = tensors.layout.tensors(q.data(), kv_cache.data(), table.data(),
+                                              lengths.data(), nullptr, nullptr);
   if (!rows_.empty()) {
     return reference_attention_rows(data.problem, host, rows_, &expected_);
   }
@@ -120,6 +118,8 @@ Status Truth::compare(Machine& machine, const DataSet& data, const DeviceTensors
   Outputs outputs;
   MLA_RETURN_IF_ERROR(outputs.fetch(machine, tensors));
   *fingerprint = outputs.fingerprint();
+  outputs.out = gather_out(data.problem, tensors.layout, outputs.out);
+  outputs.lse = gather_lse(data.problem, tensors.layout, outputs.lse);
   if (!rows_.empty()) outputs = outputs.select(data.problem, rows_);
   *comparison = compare_decode(data.problem, outputs.out, outputs.lse, expected_, rows_);
   return {};

@@ -7,11 +7,12 @@
 
 A change counts when the medians differ by more than half of both p10-p90 ranges together, and by more than the
 threshold. Entries without a time (errors, memory) and the reference's are only looked for. Exit code: 0 nothing became
-slower, 1 something did, or is wrong or cannot run now, 2 bad input.
+slower, 1 something did, or is wrong or cannot run now, or stdout could not be written, 2 bad input.
 """
 import argparse
 import sys
 
+import program
 from recordings import DASH, TIMELESS, Error, load, us, why_not
 from report import plain, table
 
@@ -76,7 +77,7 @@ def compare(a, b, threshold, everything):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", metavar="A.json")
     parser.add_argument("b", metavar="B.json")
     parser.add_argument("--threshold", type=float, default=2, metavar="PERCENT", help="smallest change that counts")
@@ -95,4 +96,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run("compare.py", main))

@@ -8,8 +8,9 @@
 Needs PyTorch, an NVIDIA GPU and a built mla_bench, which says what a shape's name spells, how often to run, and when a
 result is right, and which makes the inputs. A peer whose package is not installed is named with the reason. The file is
 of the schema of bench/results/peers_h200.json; "spread" and "absent" come on top.
+
+Exit code: 0 all right; 1 the device was lost, or a file or stdout could not be written; 2 nothing was run.
 """
-import argparse
 import datetime
 import gc
 import importlib
@@ -26,6 +27,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import program
 
 try:
     import numpy
@@ -106,9 +109,9 @@ class Bench:
             raise Refusal(done.stderr.strip().removeprefix("mla_bench: ") or done.stdout.strip())
         return done.stdout
 
-    def shapes(self, names=None, suite=None, dtype="bf16"):
+    def shapes(self, names=None, suite=None, dtype=None):
         """The shapes of a suite, or those that `names` spells or picks by expressions; protocol and tolerances, too."""
-        chosen = ["--suite", suite or "main", "--dtype", dtype, *(["--shapes", names] if names else [])]
+        chosen = ["--suite", suite or "main", *(["--dtype", dtype] if dtype else []), *(["--shapes", names] if names else [])]
         listed = json.loads(self.run("--list", "--json", *chosen))
         self.protocol, self.tolerances = listed["protocol"], listed["tolerances"]
         return [Shape(name, fields) for name, fields in listed["shapes"].items()]
@@ -891,9 +894,7 @@ def add_results(report, shape, results):
 def write_report(report, path):
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)  # a list on a line
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    program.write_text(path, text + "\n")
 
 
 def table(shape, results):
@@ -962,12 +963,13 @@ def measure_shapes(bench, shapes, peers, runner, report, path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Times other implementations of MLA decoding by mla_bench's protocol.")
+    parser = program.Parser(description="Times other implementations of MLA decoding by mla_bench's protocol.",
+                                     epilog=__doc__.strip().splitlines()[-1])
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--shapes", help="names, separated by commas, as mla_bench has them")
     chosen.add_argument("--suite", help="of mla_bench's shapes; the default is main")
     parser.add_argument("--peers", help="keys of --list, separated by commas; the default is all")
-    parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
+    parser.add_argument("--dtype", choices=["bf16", "fp16"], help="of shapes whose names do not end with _fp16; the default is bf16")
     parser.add_argument("--out", help="the JSON file to write")
     parser.add_argument("--list", action="store_true", help="show peers, whether each can run here, and shapes")
     parser.add_argument("--bench", default=os.environ.get("MLA_BENCH", ROOT / "build" / "bench" / "mla_bench"),
@@ -977,13 +979,17 @@ def main(arguments=None):
     try:
         shapes = bench.shapes(options.shapes, options.suite, options.dtype)
         peers = select_peers(options.peers)
+        if options.list and options.out:
+            raise Refusal("--out has no effect: --list measures nothing")
         if options.list:
             show_list(peers, shapes)
             return 0
         if not options.out:
             raise Refusal("--out FILE is missing")
-        if not Path(options.out).resolve().parent.is_dir():
-            raise Refusal(f"{options.out}: there is no such folder")
+        try:
+            program.check_writable(options.out)
+        except program.CannotWrite as error:
+            raise Refusal(str(error)) from None
         if torch is None:
             raise Refusal("needs PyTorch, which this Python does not have: pip install torch")
         if not torch.cuda.is_available():
@@ -1013,4 +1019,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run("peers.py", main))

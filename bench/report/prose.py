@@ -24,6 +24,7 @@ import operator
 import re
 import shlex
 
+import program
 from recordings import Error, MEASURED_PEERS, floor_us, load, load_peers, load_service, significant
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
@@ -191,5 +192,5 @@ def update(root, results, write):
             if "<!--v" in MARKER.sub("", line) or "<!--/v" in MARKER.sub("", line):
                 wrong.append(f"{where}: a marker without its other half")
         if write and not wrong:
-            path.write_text("\n".join(lines), encoding="utf-8")
+            program.write_text(path, "\n".join(lines))
     return stale, wrong

@@ -10,6 +10,8 @@
 
 Results are what mla_bench wrote with --out; by default the newest in bench/results that has the README's shapes, of
 the GPU that the texts speak of. bench/run.sh --record puts them there.
+
+Exit code: 0 all right; 1 something is stale, or could not be written; 2 bad input.
 """
 import argparse
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import plots
+import program
 import prose
 from recordings import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
                         load_peers, load_service, median, parse_shape, percent, recorded, shape_title, short,
@@ -569,7 +572,7 @@ def draw(root, results):
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for name, data in plots.wanted(results).items():
-            (folder / f"{name}.svg").write_text(plots.draw(name, data, results), encoding="utf-8")
+            program.write_text(folder / f"{name}.svg", plots.draw(name, data, results))
             print(f"{folder / name}.svg: drawn")
     except ImportError as error:
         raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
@@ -596,12 +599,12 @@ def update(root, results, write):
             continue
         stale.append(path)
         if write:
-            path.write_text(new, encoding="utf-8")
+            program.write_text(path, new)
     return stale
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     for name in ["table", "summary", "update", "check", "plots"]:
         what.add_argument("--" + name, action="store_true")
@@ -654,4 +657,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run("report.py", main))

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <functional>
 #include <iostream>
@@ -13,6 +15,7 @@
 #include "bench/measure/program.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
+#include "bench/measure/write_file.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
@@ -35,6 +38,7 @@ struct Options {
   std::string stage = "auto";
   std::string static_stage;  // empty: that of the paged way
   double static_tolerance = 0.05;
+  bool static_tolerance_given = false;
   int distinct_caches = 0;
   uint64_t seed = 1;
   std::string out;
@@ -43,6 +47,15 @@ struct Options {
   /// What the command line replaces in every scenario chosen.
   std::vector<std::function<void(Scenario*)>> changes;
 };
+
+/// Set by Ctrl-C, which ends the run under way; the runs before it are kept. The second ends the
+/// program.
+std::atomic<bool> interrupted = false;
+
+void on_interrupt(int signal) {
+  interrupted = true;
+  std::signal(signal, SIG_DFL);
+}
 
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
@@ -208,10 +221,15 @@ std::string describe(const Scenario& scenario) {
       scenario.max_queue ? fmt::format(", queue up to {}", *scenario.max_queue) : "");
 }
 
+/// Serves a scenario in the ways that were asked for. Appends each run that came to its end to `runs`.
 Status serve(const Scenario& scenario, const Options& options, Clock& clock, Progress& progress,
              std::vector<ServiceRun>* runs) {
   std::cout << "\n" << describe(scenario);
   const SchedulerLimits limits = limits_of(scenario);
+  if (options.way != "paged") {  // refused before the other way has run
+    std::unique_ptr<StaticScheduler> possible;
+    MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &possible));
+  }
   progress.step(scenario.name + ": caches");
   MLA_RETURN_IF_ERROR(clock.prepare(scenario));
   std::string stage, static_stage;
@@ -254,26 +272,30 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   RunLimits until;
   if (scenario.seconds > 0) until.seconds = scenario.seconds;
   until.requests = scenario.requests;
+  until.stop = &interrupted;
 
-  std::vector<ServiceRun> both;
+  const size_t first_run = runs->size();
+  const auto run_one = [&](const char* way, const std::string& slug, Scheduler& scheduler,
+                           Engine& decoder) -> Status {
+    ServiceRun run{scenario, way, slug, {}, recorded(way, slug)};
+    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, scheduler, decoder, &run.figures));
+    runs->push_back(std::move(run));
+    return {};
+  };
   if (options.way != "static") {
     progress.step(scenario.name + ", paged");
     std::unique_ptr<PagedScheduler> scheduler;
     MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler));
-    ServiceRun& run =
-        both.emplace_back(ServiceRun{scenario, "paged", stage, {}, recorded("paged", stage)});
-    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, *engine, &run.figures));
+    MLA_RETURN_IF_ERROR(run_one("paged", stage, *scheduler, *engine));
   }
   const auto serve_static = [&](const std::string& slug, Engine& decoder) -> Status {
     progress.step(scenario.name + ", static, " + slug);
     std::unique_ptr<StaticScheduler> scheduler;
     MLA_RETURN_IF_ERROR(StaticScheduler::create(limits, &scheduler));
-    ServiceRun& run =
-        both.emplace_back(ServiceRun{scenario, "static", slug, {}, recorded("static", slug)});
     ReusingEngine reusing(decoder, options.static_tolerance);
     const bool spares = clock.spares_static_steps();
     Engine& chosen = spares ? static_cast<Engine&>(reusing) : decoder;
-    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, *scheduler, chosen, &run.figures));
+    MLA_RETURN_IF_ERROR(run_one("static", slug, *scheduler, chosen));
     progress.clear();
     std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
               << scenario.max_length << " tokens; batches begun: " << scheduler->batches()
@@ -292,42 +314,96 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   }
   if (options.way != "paged") MLA_RETURN_IF_ERROR(serve_static(static_stage, *static_engine));
   progress.clear();
+  const std::vector<ServiceRun> both(runs->begin() + static_cast<ptrdiff_t>(first_run),
+                                     runs->end());
   std::cout << "\n" << compare_runs(both, clock.title(), recording.origin) << std::flush;
-  runs->insert(runs->end(), both.begin(), both.end());
   return {};
 }
 
-Status serve_all(const Options& options) {
-  std::vector<Scenario> chosen;
-  MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &chosen));
-  for (Scenario& scenario : chosen) {
-    for (const auto& change : options.changes) change(&scenario);
-    MLA_RETURN_IF_ERROR(validate(scenario));
+/// Flags that contradict each other, or that nothing would come of.
+Status check_flags(const Options& options) {
+  const std::string simulated = " is of kernels, and --engine simulated runs none";
+  if (options.way == "paged" && !options.static_stage.empty()) {
+    return invalid("--static-stage is of the static way, and --way paged leaves it out");
   }
   if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
     return invalid(fmt::format("static tolerance = {:g} must be at least 0 and below 1",
                                options.static_tolerance));
   }
-  MLA_RETURN_IF_ERROR(check_writable(options.out));
+  if (options.static_tolerance_given &&
+      (options.way == "paged" || options.engine == "model" || options.engine == "simulated")) {
+    return invalid("--static-tolerance is of the static way on a GPU");
+  }
+  if (options.distinct_caches < 0) {
+    return invalid(fmt::format("distinct caches = {} must be at least 0", options.distinct_caches));
+  }
+  if (options.distinct_caches > 0 && options.engine == "simulated") {
+    return invalid("--distinct-caches" + simulated);
+  }
+  if (options.explain_model && (options.engine == "gpu" || options.engine == "model")) {
+    return invalid("--explain-model is of --engine simulated");
+  }
+  return check_writable(options.out);
+}
+
+Status choose_scenarios(const Options& options, std::vector<Scenario>* chosen) {
+  MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, chosen));
+  for (Scenario& scenario : *chosen) {
+    for (const auto& change : options.changes) change(&scenario);
+    MLA_RETURN_IF_ERROR(validate(scenario));
+  }
+  return {};
+}
+
+int refuse(const Status& status, int exit_code = kNothingRun) {
+  return complain("mla_service", status, exit_code);
+}
+
+/// The exit code.
+int serve_all(const Options& options) {
+  std::vector<Scenario> chosen;
   std::unique_ptr<Clock> clock;
-  MLA_RETURN_IF_ERROR(make_clock(options, &clock));
+  Status ready = check_flags(options);
+  if (ready.ok()) ready = choose_scenarios(options, &chosen);
+  if (!ready.ok()) return refuse(ready);
+  if (const Status status = make_clock(options, &clock); !status.ok()) {
+    return refuse(status, status.code() == StatusCode::kFileError ? kWrong : kNothingRun);
+  }
   std::cout << kScope << clock->describe();
   std::vector<ServiceRun> runs;
   Progress progress;
-  Status served;
+  int exit_code = kRight;
+  std::signal(SIGINT, on_interrupt);
   for (const Scenario& scenario : chosen) {
-    served = serve(scenario, options, *clock, progress, &runs);
-    if (!served.ok()) break;
+    if (options.out.empty() && !stdout_is_read()) break;  // nobody would know
+    const Status served = serve(scenario, options, *clock, progress, &runs);
+    progress.clear();
+    if (served.ok()) continue;
+    const bool unfit = served.code() == StatusCode::kInvalidArgument ||
+                       served.code() == StatusCode::kUnavailable ||
+                       served.code() == StatusCode::kUnsupported ||
+                       served.code() == StatusCode::kOutOfMemory;
+    exit_code = interrupted || !unfit || !runs.empty() ? kWrong : kNothingRun;
+    if (interrupted) {
+      std::cout << "\nInterrupted: the run under way, of " << scenario.name
+                << ", and what follows are left out.\n";
+    } else {
+      refuse(served);
+    }
+    break;
   }
-  if (options.out.empty() || runs.empty()) return served;
+  std::signal(SIGINT, SIG_DFL);
+  if (options.out.empty() || runs.empty()) return exit_code;
   Context context = describe_environment(clock->machine());
   context.front().second = kServiceSchema;
   context.emplace_back("clock", clock->name());
   context.emplace_back("clock_origin", clock->origin());
   context.emplace_back("seed", std::to_string(options.seed));
-  MLA_RETURN_IF_ERROR(write_runs(options.out, context, runs));
+  if (const Status status = write_runs(options.out, context, runs); !status.ok()) {
+    return refuse(status, kWrong);
+  }
   std::cout << "\nresults: " << options.out << "\n";
-  return served;
+  return exit_code;
 }
 
 void add_options(CLI::App& app, Options* options) {
@@ -355,7 +431,7 @@ void add_options(CLI::App& app, Options* options) {
                  "caches in memory, which the layers use in turn; 0: one a layer, if they fit")
       ->capture_default_str();
   app.add_option("--seed", options->seed, "of the requests")->capture_default_str();
-  app.add_option("--out", options->out, "write JSON here");
+  app.add_option("--out", options->out, "write JSON here")->excludes("--list");
   app.add_flag("--explain-model", options->explain_model, "show what the simulated clock is");
   const auto replace = [&](const char* name, const char* what, auto place) {
     using Value = std::remove_pointer_t<decltype(place(std::declval<Scenario&>()))>;
@@ -374,6 +450,7 @@ void add_options(CLI::App& app, Options* options) {
   replace("--layers", "that are appended to and decoded", [](S s) { return &s.layers; });
   replace("--cache-gib", "of all layers", [](S s) { return s.pages.reset(), &s.cache_gib; });
   replace("--pages", "of a layer, instead of --cache-gib", [](S s) { return &s.pages.emplace(); });
+  app.get_option("--pages")->excludes("--cache-gib");
   replace("--max-batch", "sequences in a step", [](S s) { return &s.max_batch; });
   replace("--max-length", "prompt and output, tokens", [](S s) { return &s.max_length; });
   replace("--max-queue", "requests; else unbounded", [](S s) { return &s.max_queue.emplace(); });
@@ -393,13 +470,14 @@ int run(int argc, char** argv) {
                "  mla_service --scenario chat_1000 --static-stage 02\n"
                "  mla_service --engine model --scenario tiny"};
   add_options(app, &options);
+  app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (options.list) {
     for (const Scenario& scenario : scenarios()) std::cout << describe(scenario);
     return 0;
   }
-  const Status status = serve_all(options);
-  return status.ok() ? 0 : complain("mla_service", status);
+  options.static_tolerance_given = app.count("--static-tolerance") > 0;
+  return serve_all(options);
 }
 
 }  // namespace

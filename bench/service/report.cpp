@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/measure/table.h"
+#include "bench/measure/write_file.h"
 
 namespace mla::bench {
 namespace {
@@ -213,11 +214,7 @@ Status write_runs(const std::string& path, const Context& context,
                             {"figures", figures_of(run)},
                             {"rejected_by_reason", reasons(run.figures.counts)}});
   }
-  std::ofstream stream(path);
-  stream << json.dump(2) << "\n";
-  stream.close();
-  if (stream.good()) return {};
-  return {StatusCode::kFileError, path + ": cannot be written"};
+  return write_file(path, json.dump(2) + "\n");
 }
 
 }  // namespace mla::bench

@@ -112,6 +112,7 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
   StepWork work;
   std::vector<GeneratedToken> tokens;
   while (ledger.now() < limits.seconds) {
+    if (limits.stop != nullptr && *limits.stop) return {StatusCode::kUnavailable, "interrupted"};
     MLA_RETURN_IF_ERROR(scheduler.begin_step(&work));
     ledger.look();
     if (work.empty()) {

@@ -2,6 +2,7 @@
 /// A run of the service: arrivals on a virtual clock that steps move on, and what came of it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -18,6 +19,7 @@ struct RunLimits {
   double seconds =
       std::numeric_limits<double>::infinity();  ///< Virtual; a step under way is ended.
   int64_t requests = -1;  ///< Arrivals; the run goes on until they have ended. -1: no limit.
+  const std::atomic<bool>* stop = nullptr;  ///< Once true, the run ends with kUnavailable.
 };
 
 /// What a run came to. Times are virtual; means over time unless said otherwise.

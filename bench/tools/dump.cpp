@@ -8,7 +8,9 @@
 #include <cmath>
 #include <new>
 #include <numeric>
+#include <utility>
 
+#include "bench/measure/memory.h"
 #include "reference/float16.h"
 #include "reference/testing/data_generator.h"
 
@@ -85,21 +87,14 @@ Status load_patterns(const std::string& path, DType dtype, Patterns* patterns,
   return {};
 }
 
-/// Reads whole numbers. One that does not fit int32_t is an error if `used(index)`, else it becomes
+/// Copies whole numbers. One that does not fit int32_t is an error if `used(index)`, else it becomes
 /// -1.
-template <typename Used>
-Status load_int32(const std::string& path, std::vector<int32_t>* result, Used used) {
-  npy::Array array;
-  MLA_RETURN_IF_ERROR(npy::read(path, &array));
-  if (array.header.type == Type::kInt32) {
-    const auto values = array.values<int32_t>();
-    result->assign(values.begin(), values.end());
-    return {};
-  }
-  const auto values = array.values<int64_t>();
+template <typename T, typename Used>
+Status copy_int32(const std::string& path, std::span<const T> values, Used used,
+                  std::vector<int32_t>* result) {
   result->assign(values.size(), -1);
   for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i] >= INT_MIN && values[i] <= INT_MAX) {
+    if (std::in_range<int32_t>(values[i])) {
       (*result)[i] = static_cast<int32_t>(values[i]);
     } else if (used(i)) {
       return file_error(path, fmt::format("{} found at element {}; a value that fits int32 needed",
@@ -109,28 +104,50 @@ Status load_int32(const std::string& path, std::vector<int32_t>* result, Used us
   return {};
 }
 
+/// Reads whole numbers of any type.
+template <typename Used>
+Status load_int32(const std::string& path, std::vector<int32_t>* result, Used used) {
+  npy::Array array;
+  MLA_RETURN_IF_ERROR(npy::read(path, &array));
+  switch (array.header.type) {
+    case Type::kInt32:
+      return copy_int32(path, array.values<int32_t>(), used, result);
+    case Type::kUInt32:
+      return copy_int32(path, array.values<uint32_t>(), used, result);
+    case Type::kUInt64:
+      return copy_int32(path, array.values<uint64_t>(), used, result);
+    default:
+      return copy_int32(path, array.values<int64_t>(), used, result);
+  }
+}
+
+constexpr const char* kValueTypes = "<u2 or <i2 (16-bit patterns), <f2 or <f4";
+constexpr const char* kIndexTypes = "<i4, <i8, <u4 or <u8";
+
 /// Types and shapes, from the headers alone; fills in the problem's sizes.
 struct Headers {
   npy::Header q, cache, block_table, seqlens;
 
   Status read(const DumpFiles& files, bool paged) {
-    MLA_RETURN_IF_ERROR(npy::read_header(files.q, &q));
-    MLA_RETURN_IF_ERROR(npy::read_header(files.cache, &cache));
-    if (paged) MLA_RETURN_IF_ERROR(npy::read_header(files.block_table, &block_table));
-    return npy::read_header(files.seqlens, &seqlens);
+    MLA_RETURN_IF_ERROR(npy::read_header(files.q, &q, kValueTypes));
+    MLA_RETURN_IF_ERROR(npy::read_header(files.cache, &cache, kValueTypes));
+    if (paged) {
+      MLA_RETURN_IF_ERROR(npy::read_header(files.block_table, &block_table, kIndexTypes));
+    }
+    return npy::read_header(files.seqlens, &seqlens, kIndexTypes);
   }
 
   Status check_types(const DumpFiles& files, bool paged) const {
     const std::initializer_list<Type> values{Type::kUInt16, Type::kInt16, Type::kFloat16,
                                              Type::kFloat32};
-    const std::string values_needed = "<u2 or <i2 (16-bit patterns), <f2 or <f4";
-    const std::initializer_list<Type> indices{Type::kInt32, Type::kInt64};
-    MLA_RETURN_IF_ERROR(npy::check_type(files.q, q, values, values_needed));
-    MLA_RETURN_IF_ERROR(npy::check_type(files.cache, cache, values, values_needed));
+    const std::initializer_list<Type> indices{Type::kInt32, Type::kInt64, Type::kUInt32,
+                                              Type::kUInt64};
+    MLA_RETURN_IF_ERROR(npy::check_type(files.q, q, values, kValueTypes));
+    MLA_RETURN_IF_ERROR(npy::check_type(files.cache, cache, values, kValueTypes));
     if (paged) {
-      MLA_RETURN_IF_ERROR(npy::check_type(files.block_table, block_table, indices, "<i4 or <i8"));
+      MLA_RETURN_IF_ERROR(npy::check_type(files.block_table, block_table, indices, kIndexTypes));
     }
-    return npy::check_type(files.seqlens, seqlens, indices, "<i4 or <i8");
+    return npy::check_type(files.seqlens, seqlens, indices, kIndexTypes);
   }
 
   Status check_shapes(const DumpFiles& files, bool paged, Problem* problem) const {
@@ -172,6 +189,19 @@ struct Headers {
     }
     return npy::check_shape(files.seqlens, seqlens, {batch}, b_of_q);
   }
+
+  /// Of memory at most, while all is read, rounded to 16 bits and paged.
+  double bytes(const Problem& problem, bool paged) const {
+    const auto read = [&problem](const npy::Header& header) {
+      const auto elements = static_cast<double>(header.elements());
+      const bool as_it_is = holds_patterns(header.type) ||
+                            (header.type == Type::kFloat16 && problem.dtype == DType::kFloat16);
+      return elements * (static_cast<double>(npy::size_of(header.type)) +
+                         (as_it_is ? 0 : sizeof(float) + sizeof(uint16_t)));
+    };
+    const double pages = paged ? 0 : sizeof(uint16_t) * static_cast<double>(problem.kv_elements());
+    return read(q) + read(cache) + pages;
+  }
 };
 
 /// Copies [b, s, h_kv, 576] into pages, in order; the rest of each sequence's last page is NaN.
@@ -210,8 +240,11 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
   problem.dtype = files.dtype.value_or(DType::kFloat16);
   problem.softmax_scale = files.softmax_scale;
   problem.causal = files.causal;
+  problem.fixed_split_tokens = files.fixed_split_tokens;
   MLA_RETURN_IF_ERROR(blame(files.q + ", " + files.cache, validate(problem)));
 
+  MLA_RETURN_IF_ERROR(check_memory(files.q + " and " + files.cache, headers.bytes(problem, paged),
+                                   host_memory_there(), "host memory"));
   MLA_RETURN_IF_ERROR(load_patterns(files.q, problem.dtype, &dump->q, &dump->notes));
   MLA_RETURN_IF_ERROR(load_patterns(files.cache, problem.dtype, &dump->kv_cache, &dump->notes));
   MLA_RETURN_IF_ERROR(load_int32(files.seqlens, &dump->seqlens_k, [](size_t) { return true; }));
@@ -240,15 +273,17 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
 
 Status load_floats(const std::string& path, DType dtype, bool patterns_allowed,
                    std::initializer_list<npy::Axis> shape, std::vector<float>* values) {
+  const std::string needed =
+      patterns_allowed ? "<u2 or <i2 (16-bit patterns), <f2, <f4 or <f8" : "<f4 or <f8";
   npy::Array array;
-  MLA_RETURN_IF_ERROR(npy::read(path, &array));
+  MLA_RETURN_IF_ERROR(npy::read(path, &array, needed));
   MLA_RETURN_IF_ERROR(
       patterns_allowed
           ? npy::check_type(
                 path, array.header,
                 {Type::kUInt16, Type::kInt16, Type::kFloat16, Type::kFloat32, Type::kFloat64},
-                "<u2 or <i2 (16-bit patterns), <f2, <f4 or <f8")
-          : npy::check_type(path, array.header, {Type::kFloat32, Type::kFloat64}, "<f4 or <f8"));
+                needed)
+          : npy::check_type(path, array.header, {Type::kFloat32, Type::kFloat64}, needed));
   MLA_RETURN_IF_ERROR(npy::check_shape(path, array.header, shape, "for these inputs"));
   *values = floats(array, dtype);
   return {};
@@ -261,12 +296,9 @@ int64_t Dump::total_tokens() const {
 }
 
 Tensors Dump::tensors() const {
-  Tensors result;
-  result.q = q.values().data();
-  result.kv_cache = kv_cache.values().data();
-  result.block_table = block_table.data();
-  result.seqlens_k = seqlens_k.data();
-  return result;
+  return layout().tensors(q.values().data(), kv_cache.values().data(),
+                          (strided ? table_buffer : block_table).data(),
+                          (strided ? length_buffer : seqlens_k).data(), nullptr, nullptr);
 }
 
 Status load(const DumpFiles& files, Dump* dump) {

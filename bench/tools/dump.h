@@ -10,6 +10,7 @@
 
 #include "bench/tools/npy.h"
 #include "reference/problem.h"
+#include "reference/testing/data_generator.h"
 
 namespace mla::bench {
 
@@ -19,15 +20,16 @@ enum class CacheLayout { kPaged, kContiguous };
 /// <f2 and <f4 are rounded to it, to nearest even.
 struct DumpFiles {
   std::string q;      ///< [b, s_q, h_q, 576]
-  std::string cache;  ///< Paged: [pages, 64, h_kv, 576]; contiguous: [b, s, h_kv, 576]; for h_kv =
+  std::string cache;  ///< Paged: [pages, page_size, h_kv, 576]; contiguous: [b, s, h_kv, 576]; for h_kv =
                       ///< 1 also without that axis.
   std::string
-      block_table;  ///< [b, max_pages] <i4 or <i8; empty: none, and then the cache is contiguous.
-  std::string seqlens;                ///< [b] <i4 or <i8
+      block_table;  ///< [b, max_pages], whole numbers; empty: none, and then the cache is contiguous.
+  std::string seqlens;                ///< [b], whole numbers
   std::optional<CacheLayout> layout;  ///< By default paged if there is a block table.
   std::optional<DType> dtype;         ///< Needed unless q and cache are both <f2.
   float softmax_scale = 0;
   bool causal = false;
+  int fixed_split_tokens = 0;  ///< As in Problem: batch-invariant if not 0.
 };
 
 /// 16-bit patterns, as read or as converted.
@@ -44,11 +46,16 @@ struct Dump {
   Problem problem;
   Patterns q;
   Patterns kv_cache;
-  std::vector<int32_t> block_table;
-  std::vector<int32_t> seqlens_k;
+  std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]
+  std::vector<int32_t> seqlens_k;    ///< [batch]
+  /// Generated tensors with strides of their own: see Layout, and these are its buffers. Tensors from
+  /// files are contiguous.
+  bool strided = false;
+  std::vector<int32_t> table_buffer, length_buffer;
   std::vector<std::string> notes;  ///< What the user should know: values that became infinite.
 
   int64_t total_tokens() const;
+  Layout layout() const { return layout_of(problem, strided); }
   /// Inputs only.
   Tensors tensors() const;
 };

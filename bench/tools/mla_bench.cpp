@@ -7,7 +7,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -17,9 +16,11 @@
 #include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
 #include "bench/measure/cublas_pipeline.h"
+#include "bench/measure/memory.h"
 #include "bench/measure/present.h"
 #include "bench/measure/program.h"
 #include "bench/measure/table.h"
+#include "bench/measure/write_file.h"
 #include "bench/tools/save_inputs.h"
 
 namespace mla::bench {
@@ -48,8 +49,57 @@ struct Options {
 /// Beside those of shapes.h: the paged cache. "all" has it, too.
 constexpr const char* kPagedSuite = "paged";
 
-int refuse(const Status& status) {
-  return complain("mla_bench", status);
+int refuse(const Status& status, int exit_code = kNothingRun) {
+  return complain("mla_bench", status, exit_code);
+}
+
+/// Flags that contradict each other, or that nothing would come of.
+Status check_flags(const Options& options, bool dtype_given) {
+  const auto invalid = [](const std::string& message) {
+    return Status(StatusCode::kInvalidArgument, message);
+  };
+  // What ends before anything is measured, and what is only of measuring.
+  const std::pair<const char*, bool> instead[] = {{"--print-gpu", options.print_gpu},
+                                                  {"--list", options.list},
+                                                  {"--save-inputs", !options.save.empty()},
+                                                  {"--benchmark_list_tests", options.google.list}};
+  const std::pair<const char*, bool> of_measuring[] = {{"--out", !options.out.empty()},
+                                                       {"--samples", !options.samples.empty()},
+                                                       {"--explain", options.explain},
+                                                       {"--quick", options.quick},
+                                                       {"--google", options.show_google}};
+  const char* ends = nullptr;
+  for (const auto& [name, given] : instead) {
+    if (given && ends != nullptr)
+      return invalid(fmt::format("{} and {} exclude each other", ends, name));
+    if (given) ends = name;
+  }
+  for (const auto& [name, given] : of_measuring) {
+    if (given && ends != nullptr) {
+      return invalid(fmt::format("{} has no effect: {} measures nothing", name, ends));
+    }
+  }
+  if (options.json && !options.list) return invalid("--json goes with --list");
+  if (!options.save.empty() && !options.stages.empty()) {
+    return invalid("--stages has no effect: --save-inputs runs no stage");
+  }
+  const bool paged = options.suite == kPagedSuite;
+  if (paged && !options.shapes.empty()) return invalid("suite paged has no shapes to choose");
+  const std::pair<const char*, bool> of_decodes[] = {{"--stages", !options.stages.empty()},
+                                                     {"--dtype", dtype_given},
+                                                     {"--samples", !options.samples.empty()},
+                                                     {"--explain", options.explain}};
+  for (const auto& [name, given] : of_decodes) {
+    if (given && paged)
+      return invalid(fmt::format("{} has no effect: suite paged decodes nothing", name));
+  }
+  if (options.quick && !paged && options.suite != "all") {
+    return invalid("--quick is of suite paged");
+  }
+  if (!options.out.empty() && options.out == options.samples) {
+    return invalid("--out and --samples are the same file, " + options.out);
+  }
+  return {};
 }
 
 /// The stages of the registry that were asked for, by slug or number.
@@ -105,10 +155,26 @@ void on_interrupt(int signal) {
   if (++interrupted == 2) std::signal(signal, SIG_DFL);
 }
 
-Status write_text(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  return file ? Status() : Status(StatusCode::kFileError, path + ": cannot be written");
+/// Writes each file that was asked for, whatever became of the other. False if one failed.
+bool write_results(const Options& options, const std::string& results,
+                   const std::vector<ShapeResult>& shapes) {
+  bool written = true;
+  const auto write = [&](const std::string& path, const std::string& text) {
+    if (path.empty()) return false;
+    const Status status = write_file(path, text);
+    if (!status.ok()) refuse(status);
+    written = written && status.ok();
+    return status.ok();
+  };
+  if (write(options.out, results)) std::cout << "\nresults: " << options.out << "\n";
+  std::ostringstream samples;
+  write_samples(shapes, samples);
+  write(options.samples, samples.str());
+  return written;
+}
+
+bool is_timed(const Shape& shape) {
+  return shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
 }
 
 /// Measures, prints a table per shape, writes the files. The exit code.
@@ -165,11 +231,11 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
 
   if (gpu) {
     Status status = make_gpu_runner(&runner);
-    if (!status.ok()) return refuse(status);
+    if (!status.ok()) return refuse(status, kWrong);
     status = measure_ceilings(
         *runner, [&](const std::string& text) { progress.step(text); }, &ceilings);
     progress.clear();
-    if (!status.ok()) return refuse(status);
+    if (!status.ok()) return refuse(status, kWrong);
     const Context measured = describe_ceilings(ceilings);
     context.insert(context.end(), measured.begin(), measured.end());
   }
@@ -181,10 +247,12 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   const Bench bench{machine, *runner, chosen, peers, ceilings, progress, *google};
   std::vector<ShapeResult> results;
   bool failed = false;
+  const bool writes = !options.out.empty() || !options.samples.empty();
   std::signal(SIGINT, on_interrupt);
   for (size_t i = 0; i < shapes.size(); ++i) {
     const Shape& shape = shapes[i];
     if (!google->is_any_chosen(names_by_shape[i])) continue;
+    if (!writes && !stdout_is_read()) break;  // nobody would know
     if (interrupted > 0) {
       std::cout << "\nInterrupted: " << shape.name << " and what follows are left out.\n";
       failed = true;
@@ -192,8 +260,8 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     }
     const ShapeResult& result = results.emplace_back(measure_shape(bench, shape));
     std::cout << side_by_side(result, machine.kind()) << std::flush;
-    const bool timed = shape.measure == Measure::kTimes || shape.measure == Measure::kEnergy;
-    if (options.explain && timed) std::cout << "\n" << explain(bench, result) << std::flush;
+    if (options.explain && is_timed(shape))
+      std::cout << "\n" << explain(bench, result) << std::flush;
     for (const StageResult& entry : result.stages) {
       failed = failed || entry.outcome == StageResult::Outcome::kFailed;
     }
@@ -220,25 +288,14 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   const Context suites = describe_suites();
   context.insert(context.end(), suites.begin(), suites.end());
   context.emplace_back("wall_s", number(seconds_since(begin), 4));
-  if (!options.out.empty()) {
-    if (const Status status = write_text(options.out, google->json(context)); !status.ok()) {
-      return refuse(status);
-    }
-    std::cout << "\nresults: " << options.out << "\n";
-  }
-  if (!options.samples.empty()) {
-    std::ostringstream text;
-    write_samples(results, text);
-    if (const Status status = write_text(options.samples, text.str()); !status.ok()) {
-      return refuse(status);
-    }
-  }
+  failed = !write_results(options, google->json(context), results) || failed;
   if (failed) std::cout << "\nFAILED: see above\n";
   if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
     std::cout << std::flush;
-    std::_Exit(1);
+    std::fflush(stdout);
+    std::_Exit(kWrong);
   }
-  return failed ? 1 : 0;
+  return failed ? kWrong : kRight;
 }
 
 int run(int argc, char** argv) {
@@ -293,7 +350,8 @@ int run(int argc, char** argv) {
       "_report_aggregates_only, _display_aggregates_only, _counters_tabular, _color, _context. The "
       "others are refused.\nExample:\n"
       "  mla_bench --shapes h16_q1_b2_k256 --benchmark_filter='0[23].*/cold' "
-      "--benchmark_repetitions=5 --google");
+      "--benchmark_repetitions=5 --google\n\n" +
+      std::string(kExitCodes));
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
 
   std::vector<std::string> google_arguments;
@@ -313,6 +371,16 @@ int run(int argc, char** argv) {
     options.out = options.google.out;
   }
 
+  const bool dtype_given = app.count("--dtype") > 0;
+  if (const Status status = check_flags(options, dtype_given); !status.ok()) return refuse(status);
+  if (dtype_given && options.dtype == DType::kBFloat16) {
+    for (const std::string& shape : CLI::detail::split(options.shapes, ',')) {
+      if (shape.ends_with("_fp16")) {
+        return refuse({StatusCode::kInvalidArgument,
+                       "--shapes " + shape + " ends with _fp16, --dtype says bf16"});
+      }
+    }
+  }
   std::string why_not;
   Machine* gpu = options.machine == "model" ? nullptr : gpu_machine(&why_not);
   if (options.print_gpu) {
@@ -323,9 +391,6 @@ int run(int argc, char** argv) {
   if (gpu == nullptr && options.machine == "gpu")
     return refuse({StatusCode::kUnavailable, why_not});
   Machine& machine = gpu != nullptr ? *gpu : model_machine();
-  if (options.json && !options.list) {
-    return refuse({StatusCode::kInvalidArgument, "--json goes with --list"});
-  }
   if (options.list && !options.json) return print_list(machine.kind()), 0;
   options.why_no_gpu = why_not;
   std::vector<Shape> shapes;
@@ -334,15 +399,28 @@ int run(int argc, char** argv) {
   if (whole_list) {
     shapes = every_shape();
   } else if (options.suite == kPagedSuite) {
-    if (!options.shapes.empty()) {
-      return refuse({StatusCode::kInvalidArgument, "suite paged has no shapes to choose"});
-    }
+    // It has none.
   } else if (const Status status =
                  select_shapes(options.suite, options.shapes, options.dtype, &shapes);
              !status.ok()) {
     return refuse(status);
   }
+  if (!options.shapes.empty()) {  // a suite's shape that does not fit is left out, with the reason
+    const bool decodes = !options.list && options.suite != "plan";
+    for (const Shape& shape : shapes) {
+      const std::string what = "shape " + shape.name;
+      const Footprint one = footprint(shape.spec);
+      const Status status = decodes ? check_fits(what, one, &machine, gpu == nullptr ? 1 : 0)
+                                    : check_tables_fit(what, one);
+      if (!status.ok()) return refuse(status);
+    }
+  }
   if (options.list) return std::cout << catalogue(machine.kind(), shapes), 0;
+  const bool any_timed = std::any_of(shapes.begin(), shapes.end(), is_timed);
+  if (options.explain && !any_timed) {
+    return refuse({StatusCode::kInvalidArgument, "--explain has no effect: decodes of suite " +
+                                                     options.suite + " are not timed"});
+  }
   if (!options.save.empty()) {
     if (shapes.size() != 1) {
       return refuse(
@@ -350,7 +428,7 @@ int run(int argc, char** argv) {
            fmt::format("--save-inputs needs --shapes with one shape; {} chosen", shapes.size())});
     }
     const Status status = save_inputs(machine, shapes.front().spec, options.save);
-    return status.ok() ? 0 : refuse(status);
+    return status.ok() ? kRight : refuse(status, kWrong);
   }
   return measure(machine, options, shapes);
 }

@@ -310,6 +310,7 @@ int run(int argc, char** argv) {
            "in place of the model's")
         ->group("Dimensions");
   }
+  app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (!contexts.empty()) {
     options.contexts.clear();
@@ -333,7 +334,7 @@ int run(int argc, char** argv) {
   if (given < 2) {
     Recorded recorded;
     if (const Status status = load_newest_recorded(&recorded); !status.ok()) {
-      return complain("mla_cost", status);
+      return complain("mla_cost", status, kWrong);
     }
     source = (given == 1 ? ",\nwhere not given the ceiling of " : ",\nthe cold ceilings of ") +
              recorded.origin();

@@ -1,15 +1,16 @@
 // Runs one stage, or all, on tensors dumped from a model (.npy), or on generated ones: the command line.
 //
-// Exit code: 0 all right; 1 a run failed or disagreed; 2 nothing was run: bad input, or no such
-// machine.
+// Exit codes: bench/measure/program.h.
 #include "bench/tools/mla_run.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <map>
 
-#include "bench/measure/program.h"
+#include "bench/measure/memory.h"
 #include "bench/measure/shapes.h"
 #include "reference/float16.h"
 #include "reference/gpu_model/named_devices.h"
@@ -113,20 +114,69 @@ DataKind data_kind(const std::string& name) {
   return DataKind::kFlat;
 }
 
-/// Fills `dump` with a generated case, its tensors only if they are `needed`.
-Status generate_dump(const RunOptions& options, bool needed, Dump* dump) {
+Status invalid(const std::string& message) {
+  return {StatusCode::kInvalidArgument, message};
+}
+
+/// Reads "0.135234" or "1/24".
+Status parse_scale(const std::string& text, float* scale) {
+  const auto refused = [&](const std::string& why) {
+    return invalid("--scale " + text + " " + why);
+  };
+  char* rest = nullptr;
+  double value = std::strtod(text.c_str(), &rest);
+  bool right = rest != text.c_str();
+  if (right && *rest == '/') {
+    const char* const below = rest + 1;
+    value /= std::strtod(below, &rest);
+    right = rest != below;
+  }
+  if (!right || *rest != '\0') return refused("is no number; 0.135234 and 1/24 are two");
+  *scale = static_cast<float>(value);
+  if (!(value > 0) || std::isinf(value)) return refused("must be finite and greater than 0");
+  if (*scale == 0) return refused("is too small: it becomes 0 as a float, which the scale is");
+  if (std::isinf(*scale)) return refused("is too large for a float, which the scale is");
+  return {};
+}
+
+/// What --dtype and --split say, and the shape's name may say, too.
+Status apply_flags(const RunOptions& options, DecodeCase* spec) {
+  const DumpFiles& files = options.files;
+  if (files.dtype && *files.dtype != DType::kFloat16 && spec->dtype == DType::kFloat16) {
+    return invalid("--shape " + options.shape + " ends with _fp16, --dtype says " +
+                   mla::to_string(*files.dtype));
+  }
+  spec->dtype = files.dtype.value_or(spec->dtype);
+  if (files.fixed_split_tokens != 0 && spec->fixed_split_tokens != 0 &&
+      files.fixed_split_tokens != spec->fixed_split_tokens) {
+    return invalid(fmt::format("--shape {} and --split {} name two splits", options.shape,
+                               files.fixed_split_tokens));
+  }
+  if (files.fixed_split_tokens != 0) spec->fixed_split_tokens = files.fixed_split_tokens;
+  spec->causal |= files.causal;
+  return {};
+}
+
+/// Fills `dump` with a generated case, its tensors only if it is to be decoded.
+Status generate_dump(const RunOptions& options, const Use& use, Dump* dump) {
   Shape shape;
   MLA_RETURN_IF_ERROR(parse_shape(options.shape, &shape));
-  shape.spec.dtype = options.files.dtype.value_or(shape.spec.dtype);
-  shape.spec.causal |= options.files.causal;
-  shape.spec.seed = options.seed;
-  shape.spec.data = data_kind(options.data);
+  MLA_RETURN_IF_ERROR(apply_flags(options, &shape.spec));
+  shape.spec.seed = options.seed.value_or(0);
+  shape.spec.data = data_kind(options.data.value_or(to_string(DataKind::kNeedles)));
+  const std::string what = "shape " + shape.name;
+  const Footprint one = footprint(shape.spec);
+  MLA_RETURN_IF_ERROR(use.decodes ? check_fits(what, one, use.machine, /*host_copies=*/1)
+                                  : check_tables_fit(what, one));
   DataSet data = make_data_set(shape.spec);
   MLA_RETURN_IF_ERROR(validate(data.problem));
-  if (needed) {
+  if (use.decodes) {
     HostTensors tensors = generate(data);
     dump->q.converted = std::move(tensors.q);
     dump->kv_cache.converted = std::move(tensors.kv_cache);
+    dump->strided = shape.spec.strided;
+    dump->table_buffer = std::move(tensors.block_table);
+    dump->length_buffer = std::move(tensors.seqlens_k);
   }
   dump->problem = data.problem;
   dump->block_table = std::move(data.block_table);
@@ -136,27 +186,37 @@ Status generate_dump(const RunOptions& options, bool needed, Dump* dump) {
 
 }  // namespace
 
-Status load_problem(const RunOptions& options, bool needed, Dump* dump) {
-  const auto invalid = [](const std::string& message) {
-    return Status(StatusCode::kInvalidArgument, message);
-  };
-  const DumpFiles& files = options.files;
+Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
+  DumpFiles files = options.files;
+  if (files.fixed_split_tokens % kGrainTokens != 0) {
+    return invalid(
+        fmt::format("--split {} must be a multiple of {}", files.fixed_split_tokens, kGrainTokens));
+  }
   if (!options.shape.empty()) {
     if (!files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
         !files.seqlens.empty()) {
       return invalid("--shape generates tensors; --q, --cache, --block-table, --seqlens name them");
     }
-    if (files.softmax_scale != 0) return invalid("--shape brings its own --scale");
-    return generate_dump(options, needed, dump);
+    if (!options.scale.empty()) return invalid("--shape brings its own --scale");
+    if (files.layout) return invalid("--shape brings its own --layout, which is paged");
+    return generate_dump(options, use, dump);
   }
   const std::pair<const char*, bool> wanted[] = {{"--q", !files.q.empty()},
                                                  {"--cache", !files.cache.empty()},
                                                  {"--seqlens", !files.seqlens.empty()},
-                                                 {"--scale", files.softmax_scale != 0}};
+                                                 {"--scale", !options.scale.empty()}};
   for (const auto& [flag, given] : wanted) {
     if (!given) return invalid(std::string(flag) + " is missing (or --shape); see --help");
   }
-  return load(files, dump);
+  for (const auto& [flag, given] : {std::pair("--data", options.data.has_value()),
+                                    std::pair("--seed", options.seed.has_value())}) {
+    if (given) return invalid(std::string(flag) + " is of generated tensors: it needs --shape");
+  }
+  MLA_RETURN_IF_ERROR(parse_scale(options.scale, &files.softmax_scale));
+  MLA_RETURN_IF_ERROR(load(files, dump));
+  if (!use.decodes) return {};
+  return check_fits(files.q + " and " + files.cache, footprint(dump->problem), use.machine,
+                    /*host_copies=*/0);
 }
 
 std::string problem_arguments(const RunOptions& options) {
@@ -174,18 +234,19 @@ std::string problem_arguments(const RunOptions& options) {
   };
   if (!options.shape.empty()) {
     add("--shape", options.shape);
-    add("--seed", std::to_string(options.seed));
-    add("--data", options.data);
+    add("--seed", std::to_string(options.seed.value_or(0)));
+    add("--data", options.data.value_or(to_string(DataKind::kNeedles)));
   } else {
     add("--q", files.q);
     add("--cache", files.cache);
     add("--block-table", files.block_table);
     add("--seqlens", files.seqlens);
     if (files.layout) add("--layout", files.layout == CacheLayout::kPaged ? "paged" : "contiguous");
-    add("--scale", fmt::format("{}", files.softmax_scale));
+    add("--scale", options.scale);
   }
   if (files.dtype) add("--dtype", mla::to_string(*files.dtype));
   if (files.causal) text += " --causal";
+  if (files.fixed_split_tokens != 0) add("--split", std::to_string(files.fixed_split_tokens));
   return text;
 }
 
@@ -196,6 +257,8 @@ Dumping from PyTorch, where NumPy has no bfloat16 but 16-bit patterns do:
 
   numpy.save("q.npy", q.contiguous().view(torch.int16).cpu().numpy())
 
+and from JAX or ml_dtypes: numpy.save("q.npy", numpy.asarray(q).view(numpy.uint16)).
+
 --scale is the factor on q.k before the softmax. It comes from the unabsorbed heads, not from the 576 columns here:
 192^-1/2 for DeepSeek-V2 and V3, times (0.1 mscale ln 40 + 1)^2 with YaRN: 0.135234 for V3, 0.114721 for V2-Lite.
 )";
@@ -203,7 +266,7 @@ Dumping from PyTorch, where NumPy has no bfloat16 but 16-bit patterns do:
 /// A subcommand with a name, a line and what ends its help.
 CLI::App* add_command(CLI::App& app, const char* name, const char* what, const std::string& more) {
   CLI::App* command = app.add_subcommand(name, what);
-  command->footer(more);
+  command->footer(more + "\n" + kExitCodes);
   command->get_formatter()->column_width(34);
   return command;
 }
@@ -224,9 +287,11 @@ void add_problem(CLI::App* command, RunOptions* options) {
       ->add_option("--cache", files.cache,
                    "[pages, 64, h_kv, 576], or contiguous [b, s, h_kv, 576]")
       ->group(inputs);
-  command->add_option("--block-table", files.block_table, "[b, max_pages], page ids, <i4 or <i8")
+  command
+      ->add_option("--block-table", files.block_table,
+                   "[b, max_pages], page ids: 32 or 64 bits, signed or not")
       ->group(inputs);
-  command->add_option("--seqlens", files.seqlens, "[b], tokens per sequence, <i4 or <i8")
+  command->add_option("--seqlens", files.seqlens, "[b], tokens per sequence, of the same types")
       ->group(inputs);
   const std::map<std::string, CacheLayout> layouts{{"paged", CacheLayout::kPaged},
                                                    {"contiguous", CacheLayout::kContiguous}};
@@ -244,10 +309,15 @@ void add_problem(CLI::App* command, RunOptions* options) {
       ->transform(CLI::CheckedTransformer(dtypes).description("{bf16,fp16}"))
       ->type_name("TEXT")
       ->group(inputs);
-  command->add_option("--scale", files.softmax_scale, "Factor on q.k; see below")
-      ->check(CLI::PositiveNumber)
+  command->add_option("--scale", options->scale, "Factor on q.k, as in 0.135234 or 1/24; see below")
       ->group(inputs);
   command->add_flag("--causal", files.causal, "Query i of s_q sees tokens 0 ... s_k - s_q + i")
+      ->group(inputs);
+
+  command
+      ->add_option("--split", files.fixed_split_tokens,
+                   "Cut sequences every so many tokens (a multiple of 64): batch-invariant")
+      ->check(CLI::PositiveNumber)
       ->group(inputs);
 
   const char* const generated = "Or generated tensors";
@@ -259,12 +329,11 @@ void add_problem(CLI::App* command, RunOptions* options) {
   for (const DataKind kind : kDataKinds) kinds.push_back(mla::to_string(kind));
   command
       ->add_option("--data", options->data,
-                   "needles (a few tokens dominate), flat, or extreme values or logits")
+                   "needles (default: a few tokens dominate), flat, or extreme values or logits")
       ->check(CLI::IsMember(kinds))
-      ->capture_default_str()
       ->group(generated);
-  command->add_option("--seed", options->seed, "Odd: DeepSeek-V3's scale; even: 576^-1/2")
-      ->capture_default_str()
+  command
+      ->add_option("--seed", options->seed, "Odd: DeepSeek-V3's scale; even (default 0): 576^-1/2")
       ->group(generated);
 }
 
@@ -276,9 +345,8 @@ void add_decode(CLI::App* command, RunOptions* options) {
       ->group(results);
   command->add_option("--lse", options->lse, "Write lse [b, h_q, s_q] here (.npy, <f4)")
       ->group(results);
-  command->add_option("--out-format", options->out_format, "bits (<u2) or fp32 (<f4)")
+  command->add_option("--out-format", options->out_format, "bits (<u2, the default) or fp32 (<f4)")
       ->check(CLI::IsMember({"bits", "fp32"}))
-      ->capture_default_str()
       ->group(results);
   command
       ->add_option("--check-out", options->check_out,
@@ -288,9 +356,8 @@ void add_decode(CLI::App* command, RunOptions* options) {
   const char* const model = "On the model";
   command
       ->add_option("--schedules", options->schedules,
-                   "Run under so many thread schedules, or under 17..19; all must give the same "
-                   "bits")
-      ->capture_default_str()
+                   "Run under so many thread schedules (default 1), or under 17..19; all must "
+                   "give the same bits")
       ->group(model);
   std::vector<std::string> devices;
   std::string what = "The device it pretends to be:";
@@ -311,8 +378,8 @@ int parse_and_run(int argc, char** argv) {
   app.get_formatter()->column_width(12);
   app.footer(
       "mla_run COMMAND --help says more.\nExample: mla_run decode --stage 02 --shape "
-      "h16_q1_b2_k256\n\nExit code: 0 all right; 1 a run failed or disagreed; 2 nothing was run "
-      "(bad input, or no such machine).");
+      "h16_q1_b2_k256\n\n" +
+      std::string(kExitCodes));
 
   RunOptions decode, plan, predict, explain;
   CLI::App* command = add_command(

@@ -2,30 +2,29 @@
 /// What the subcommands of mla_run share: the problem they are about, and the stages that do it.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "bench/measure/program.h"
 #include "bench/tools/dump.h"
 #include "stages/common/stage.h"
 
 namespace mla::bench {
-
-inline constexpr int kRight = 0;
-inline constexpr int kWrong = 1;
-inline constexpr int kNothingRun = 2;
 
 /// The command line of a subcommand; each has some of these.
 struct RunOptions {
   std::string stage;  ///< A slug, its number, "all" or "reference"
   std::string machine = "auto";
   DumpFiles files;
+  std::string scale;  ///< As typed: "0.135234", "1/24"
   std::string shape;
-  std::string data = "needles";
-  uint64_t seed = 0;
-  std::string out, lse, out_format = "bits";
+  std::optional<std::string> data;   ///< By default needles
+  std::optional<uint64_t> seed;      ///< By default 0
+  std::string out, lse, out_format;  ///< The format "bits" or "fp32"; empty: bits
   std::string check_out, check_lse;
-  std::string schedules = "1";
-  std::string device;  ///< Of the model; empty: its default
+  std::string schedules;  ///< "3", "17..19"; empty: 1
+  std::string device;     ///< Of the model; empty: its default
   bool json = false;
 };
 
@@ -61,7 +60,13 @@ int run_predict(const RunOptions& options);
 int run_explain(const RunOptions& options);
 int run_list();
 
-/// Reads or makes the problem; q and cache only if they are `needed`.
-Status load_problem(const RunOptions& options, bool needed, Dump* dump);
+/// Where a problem is to be decoded; nothing is if only its lengths are asked for.
+struct Use {
+  bool decodes = false;        ///< q and the cache are needed.
+  Machine* machine = nullptr;  ///< Null: the CPU reference alone decodes.
+};
+
+/// Reads or makes the problem. Refuses one that memory does not hold.
+Status load_problem(const RunOptions& options, const Use& use, Dump* dump);
 
 }  // namespace mla::bench

@@ -11,6 +11,7 @@
 #include "bench/measure/limits.h"
 #include "bench/measure/statistics.h"
 #include "bench/measure/truth.h"
+#include "bench/measure/write_file.h"
 #include "bench/tools/mla_run.h"
 #include "bench/tools/npy.h"
 #include "reference/attention.h"
@@ -74,18 +75,19 @@ class Runner {
     machine_ = placement.machine;
     problem_ = dump.problem;
     const Tensors host = dump.tensors();
+    device_.layout = dump.layout();
+    const Layout& at = device_.layout;
     const auto bytes = [](int64_t elements, size_t size) {
       return static_cast<size_t>(elements) * size;
     };
-    MLA_RETURN_IF_ERROR(device_.q.assign(*machine_, host.q, bytes(problem_.q_elements(), 2)));
+    MLA_RETURN_IF_ERROR(device_.q.assign(*machine_, host.q, bytes(at.q, 2)));
+    MLA_RETURN_IF_ERROR(device_.kv_cache.assign(*machine_, host.kv_cache, bytes(at.kv_cache, 2)));
+    MLA_RETURN_IF_ERROR(device_.block_table.assign(*machine_, host.block_table - at.begin,
+                                                   bytes(at.block_table, 4)));
     MLA_RETURN_IF_ERROR(
-        device_.kv_cache.assign(*machine_, host.kv_cache, bytes(problem_.kv_elements(), 2)));
-    MLA_RETURN_IF_ERROR(device_.block_table.assign(*machine_, host.block_table,
-                                                   bytes(problem_.block_table_elements(), 4)));
-    MLA_RETURN_IF_ERROR(
-        device_.seqlens_k.assign(*machine_, host.seqlens_k, bytes(problem_.batch, 4)));
-    MLA_RETURN_IF_ERROR(device_.out.allocate(*machine_, bytes(problem_.out_elements(), 2)));
-    MLA_RETURN_IF_ERROR(device_.lse.allocate(*machine_, bytes(problem_.lse_elements(), 4)));
+        device_.seqlens_k.assign(*machine_, host.seqlens_k - at.begin, bytes(at.seqlens_k, 4)));
+    MLA_RETURN_IF_ERROR(device_.out.allocate(*machine_, bytes(at.out, 2)));
+    MLA_RETURN_IF_ERROR(device_.lse.allocate(*machine_, bytes(at.lse, 4)));
     return allocate_workspace(*stage_, problem_, &workspace_);
   }
 
@@ -104,8 +106,13 @@ class Runner {
   }
 
   Status fetch(Output* output) const {
-    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.out, &output->out));
-    return bench::fetch(*machine_, device_.lse, &output->lse);
+    std::vector<uint16_t> out;
+    std::vector<float> lse;
+    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.out, &out));
+    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.lse, &lse));
+    output->out = gather_out(problem_, device_.layout, out);
+    output->lse = gather_lse(problem_, device_.layout, lse);
+    return {};
   }
 
  private:
@@ -184,7 +191,7 @@ std::string repeat_line(const RunOptions& options, const Placement& placement,
       fmt::format("repeat: mla_run decode --stage {} --machine {} {}", placement.slug,
                   model ? "model" : "gpu", problem_arguments(options));
   // Bits that differ need the schedule that they differ from.
-  if (model && result.differs) text += fmt::format(" --schedules {}", options.schedules);
+  if (model && result.differs) text += " --schedules " + options.schedules;
   if (model && !result.differs) text += fmt::format(" --schedules {0}..{0}", result.failed_seed);
   if (!options.device.empty()) text += " --device " + options.device;
   return text;
@@ -215,7 +222,7 @@ Status write_output(const RunOptions& options, const Problem& problem,
                                        kHeadDimV};
   const std::vector<int64_t> lse_shape{problem.batch, problem.num_heads_q, problem.seqlen_q};
   std::vector<npy::Output> outputs;
-  if (!options.out.empty() && options.out_format == "bits") {
+  if (!options.out.empty() && options.out_format != "fp32") {
     outputs.push_back({options.out, npy::Type::kUInt16, out_shape, std::as_bytes(patterns)});
   } else if (!options.out.empty()) {
     outputs.push_back({options.out, npy::Type::kFloat32, out_shape, std::as_bytes(floats)});
@@ -286,9 +293,15 @@ Status check_flags(const RunOptions& options) {
         return invalid(output + " is an input; it will not be overwritten");
       }
     }
-    if (!output.empty()) MLA_RETURN_IF_ERROR(npy::check_writable(output));
+    MLA_RETURN_IF_ERROR(check_writable(output));
   }
-  if (options.schedules != "1" && options.machine != "model") {
+  if (options.out.empty() && !options.out_format.empty()) {
+    return invalid("--out-format is of the file that --out names, and there is no --out");
+  }
+  if (options.stage == "reference" && (!options.schedules.empty() || !options.device.empty())) {
+    return invalid("--schedules and --device are of the GPU model; --stage reference needs none");
+  }
+  if (!options.schedules.empty() && options.machine != "model") {
     return invalid("--schedules needs --machine model: a GPU's schedule cannot be drawn");
   }
   if (!options.device.empty() && options.machine != "model") {
@@ -310,15 +323,18 @@ int run_decode(const RunOptions& options) {
     if (!status.ok()) return refuse(status);
   }
   Schedules schedules;
-  if (Status status = parse_schedules(options.schedules, &schedules); !status.ok()) {
-    return refuse(status);
+  if (!options.schedules.empty()) {
+    const Status status = parse_schedules(options.schedules, &schedules);
+    if (!status.ok()) return refuse(status);
   }
   if (Status status = check_flags(options); !status.ok()) return refuse(status);
 
-  Dump dump;
-  if (Status status = load_problem(options, /*needed=*/true, &dump); !status.ok()) {
-    return refuse(status);
+  Use use{.decodes = true};
+  for (const Placement& placement : placements) {
+    if (placement.why_not.ok()) use.machine = placement.machine;
   }
+  Dump dump;
+  if (Status status = load_problem(options, use, &dump); !status.ok()) return refuse(status);
   std::vector<float> users_out, users_lse;
   if (!options.check_out.empty()) {
     const Status status = load_out(options.check_out, dump.problem, &users_out);

@@ -26,7 +26,7 @@ Status prepare(const RunOptions& options, const std::string& stage, const std::s
                const char* not_reference, std::vector<Placement>* placements, Dump* dump) {
   if (stage == "reference") return {StatusCode::kInvalidArgument, not_reference};
   MLA_RETURN_IF_ERROR(place(stage, machine, placements));
-  return load_problem(options, /*needed=*/false, dump);
+  return load_problem(options, Use{}, dump);
 }
 
 /// What is predicted of one stage for one device.

@@ -2,10 +2,11 @@
 //
 // Exit code: 0 all right; 1 the run failed; 2 nothing was run: bad input, or no such machine.
 #include <algorithm>
-#include <fstream>
 
+#include "bench/measure/memory.h"
 #include "bench/measure/program.h"
 #include "bench/measure/shapes.h"
+#include "bench/measure/write_file.h"
 #include "bench/tools/timeline.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
@@ -20,9 +21,7 @@ struct Options {
 };
 
 Status write(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text;
-  if (!file.flush()) return {StatusCode::kInvalidArgument, "cannot write " + path};
+  MLA_RETURN_IF_ERROR(write_file(path, text));
   std::cout << "wrote " << path << "\n";
   return {};
 }
@@ -42,7 +41,7 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
   MLA_RETURN_IF_ERROR(generate_on_device(machine, data, &tensors));
   DeviceBuffer workspace, buffer;
   MLA_RETURN_IF_ERROR(allocate_workspace(stage, data.problem, &workspace));
-  records->resize(static_cast<size_t>(blocks * timeline::kTracks));
+  records->resize(size_t{timeline::kTracks} * static_cast<size_t>(blocks));
   MLA_RETURN_IF_ERROR(buffer.allocate(machine, records->size() * sizeof(timeline::Record)));
   for (const bool warm : {false, true}) {
     MLA_RETURN_IF_ERROR(machine.fill(buffer.data(), 0, buffer.bytes()));
@@ -58,11 +57,14 @@ Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int 
   return machine.copy_to_host(records->data(), buffer.data(), buffer.bytes());
 }
 
-int refuse(const Status& status, int code = 2) {
+int refuse(const Status& status, int code = kNothingRun) {
   return complain("mla_timeline", status, code);
 }
 
 int run(const Options& options) {
+  for (const std::string& file : {options.trace, options.picture}) {
+    if (const Status status = check_writable(file); !status.ok()) return refuse(status);
+  }
   const bool on_gpu = options.machine == "gpu";
   std::string why_not;
   Machine* machine = on_gpu ? gpu_machine(&why_not) : &model_machine();
@@ -78,6 +80,9 @@ int run(const Options& options) {
   Shape shape;
   Status status = check_device(*stage, machine->limits());
   if (status.ok()) status = parse_shape(options.shape, &shape);
+  if (status.ok()) {
+    status = check_fits("shape " + shape.name, footprint(shape.spec), machine, 0);
+  }
   if (!status.ok()) return refuse(status);
 
   std::vector<timeline::Record> records;
@@ -85,7 +90,7 @@ int run(const Options& options) {
   const int last = *std::max_element(options.blocks.begin(), options.blocks.end());
   status = record(*machine, *stage, shape.spec, last + 1, &records);
   if (status.ok()) status = read_timelines(records, options.blocks, &timelines);
-  if (!status.ok()) return refuse(status, 1);
+  if (!status.ok()) return refuse(status, kWrong);
   for (BlockTimeline& timeline : timelines) {
     timeline = cut(timeline, options.from_us, options.to_us);
   }
@@ -98,7 +103,7 @@ int run(const Options& options) {
   if (status.ok() && !options.picture.empty()) {
     status = write(options.picture, svg(timelines, title));
   }
-  return status.ok() ? 0 : refuse(status, 1);
+  return status.ok() ? kRight : refuse(status, kWrong);
 }
 
 int parse_and_run(int argc, char** argv) {
@@ -116,9 +121,19 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--from-us", options.from_us,
                  "Show what comes after, since a block's first event");
   app.add_option("--to-us", options.to_us, "Show what comes before");
+  app.footer(kExitCodes);
   app.add_option("--trace", options.trace, "Write a Chrome trace here (.json)");
   app.add_option("--svg", options.picture, "Write a picture here (.svg)");
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
+  const auto invalid = [](const std::string& message) {
+    return refuse({StatusCode::kInvalidArgument, message});
+  };
+  if (!options.trace.empty() && options.trace == options.picture) {
+    return invalid("--trace and --svg are the same file, " + options.trace);
+  }
+  if (!(options.from_us < options.to_us)) {
+    return invalid("--from-us must be before --to-us: nothing would be shown");
+  }
   return run(options);
 }
 

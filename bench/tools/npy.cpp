@@ -2,7 +2,6 @@
 #include "reference/float16.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,10 +11,13 @@
 #include <cstring>
 #include <exception>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <string_view>
 #include <system_error>
+
+#include "bench/measure/write_file.h"
 
 namespace mla::npy {
 namespace {
@@ -35,14 +37,16 @@ struct TypeInfo {
   const char* name;
   size_t size;
 };
-constexpr std::array<TypeInfo, 7> kTypes{{{Type::kFloat16, "<f2", 2},
+constexpr std::array<TypeInfo, 9> kTypes{{{Type::kFloat16, "<f2", 2},
                                           {Type::kFloat32, "<f4", 4},
                                           {Type::kFloat64, "<f8", 8},
                                           {Type::kUInt16, "<u2", 2},
                                           {Type::kInt16, "<i2", 2},
                                           {Type::kInt32, "<i4", 4},
-                                          {Type::kInt64, "<i8", 8}}};
-constexpr const char* kTypeList = "<f2, <f4, <f8, <u2, <i2, <i4 or <i8";
+                                          {Type::kInt64, "<i8", 8},
+                                          {Type::kUInt32, "<u4", 4},
+                                          {Type::kUInt64, "<u8", 8}}};
+constexpr const char* kTypeList = "<f2, <f4, <f8, <u2, <i2, <i4, <i8, <u4 or <u8";
 
 const TypeInfo& info(Type type) {
   return *std::find_if(kTypes.begin(), kTypes.end(),
@@ -131,7 +135,16 @@ class Cursor {
   std::string_view text_;
 };
 
-Status parse_type(const std::string& path, const std::string& descr, Type* type) {
+/// How NumPy writes the types of ml_dtypes, which are bytes to it, or how others write their names.
+bool is_bfloat16(const std::string& descr) {
+  return descr.ends_with("V2") || descr == "bfloat16";
+}
+bool is_float8(const std::string& descr) {
+  return descr.ends_with("V1") || descr.ends_with("f1") || descr.starts_with("float8");
+}
+
+Status parse_type(const std::string& path, const std::string& descr, const std::string& needed,
+                  Type* type) {
   for (const TypeInfo& entry : kTypes) {
     if (descr == entry.name) {
       *type = entry.type;
@@ -143,11 +156,15 @@ Status parse_type(const std::string& path, const std::string& descr, Type* type)
     return file_error(path, found + ", which is big-endian; little-endian needed: " +
                                 "save array.astype(array.dtype.newbyteorder('<'))");
   }
-  if (descr.ends_with("V2")) {
-    return file_error(path, found + ", which is how NumPy saves a bfloat16 it does not know; " +
-                                "save array.view(numpy.uint16)");
+  if (is_bfloat16(descr)) {
+    return file_error(path, found + ", which is how a bfloat16 of ml_dtypes is saved; " +
+                                "save array.view(numpy.uint16) and say --dtype bf16");
   }
-  return file_error(path, found + "; " + kTypeList + " needed");
+  if (is_float8(descr)) {
+    return file_error(path, found + ", which is how a float8 of ml_dtypes is saved; " +
+                                "save array.astype(numpy.float32), which holds every value of it");
+  }
+  return file_error(path, found + "; " + needed + " needed");
 }
 
 Status parse_shape(const std::string& path, Cursor* cursor, std::vector<int64_t>* shape) {
@@ -167,7 +184,8 @@ Status parse_shape(const std::string& path, Cursor* cursor, std::vector<int64_t>
 }
 
 /// "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }", keys in any order.
-Status parse_header(const std::string& path, std::string_view text, Header* header) {
+Status parse_header(const std::string& path, std::string_view text, const std::string& needed,
+                    Header* header) {
   const Status malformed = file_error(
       path, "header is \"" + printable(text.substr(0, 80)) + (text.size() > 80 ? "..." : "") +
                 "\"; a dict with the keys descr, fortran_order and shape needed");
@@ -179,12 +197,11 @@ Status parse_header(const std::string& path, std::string_view text, Header* head
     if (!cursor.string(&key) || !cursor.eat(':')) return malformed;
     if (key == "descr" && !has_type) {
       if (cursor.next_is('[')) {
-        return file_error(
-            path, std::string("records (a structured dtype) found; ") + kTypeList + " needed");
+        return file_error(path, "records (a structured dtype) found; " + needed + " needed");
       }
       std::string descr;
       if (!cursor.string(&descr)) return malformed;
-      MLA_RETURN_IF_ERROR(parse_type(path, descr, &header->type));
+      MLA_RETURN_IF_ERROR(parse_type(path, descr, needed, &header->type));
       has_type = true;
     } else if (key == "fortran_order" && !has_order) {
       if (cursor.eat("True")) {
@@ -207,7 +224,8 @@ Status parse_header(const std::string& path, std::string_view text, Header* head
 
 /// Opens `path`, reads its header, checks the size of its data, and leaves the file at their first
 /// byte.
-Status open(const std::string& path, File* file, Header* header, uint64_t* data_bytes) {
+Status open(const std::string& path, const std::string& needed_types, File* file, Header* header,
+            uint64_t* data_bytes) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) {
@@ -258,7 +276,8 @@ Status open(const std::string& path, File* file, Header* header, uint64_t* data_
     return truncated_header(data_begin);
   }
   Header parsed;
-  MLA_RETURN_IF_ERROR(parse_header(path, text, &parsed));
+  MLA_RETURN_IF_ERROR(
+      parse_header(path, text, needed_types.empty() ? kTypeList : needed_types, &parsed));
 
   uint64_t needed = size_of(parsed.type);
   const bool empty = std::find(parsed.shape.begin(), parsed.shape.end(), 0) != parsed.shape.end();
@@ -301,24 +320,13 @@ std::string header_text(const Output& output) {
   return text + "\n";
 }
 
-Status write_file(const Output& output, const std::string& path) {
-  const auto failed = [&] {
-    return file_error(output.path, std::string("cannot be written: ") + std::strerror(errno));
-  };
-  File file(std::fopen(path.c_str(), "wb"));
-  if (!file) return failed();
+/// All that comes before the data.
+std::string prefix_of(const Output& output) {
   const std::string text = header_text(output);
   std::string prefix(kMagic);
   prefix +=
       {'\x01', '\x00', static_cast<char>(text.size() & 0xff), static_cast<char>(text.size() >> 8)};
-  prefix += text;
-  const size_t data_bytes = output.bytes.size();
-  if (std::fwrite(prefix.data(), 1, prefix.size(), file.get()) != prefix.size() ||
-      std::fwrite(output.bytes.data(), 1, data_bytes, file.get()) != data_bytes ||
-      std::fflush(file.get()) != 0) {
-    return failed();
-  }
-  return {};
+  return prefix + text;
 }
 
 }  // namespace
@@ -344,20 +352,20 @@ int64_t Header::elements() const {
   return product;
 }
 
-Status read_header(const std::string& path, Header* header) {
+Status read_header(const std::string& path, Header* header, const std::string& needed) {
   return guarded(path, [&]() -> Status {
     File file;
     uint64_t data_bytes = 0;
-    return open(path, &file, header, &data_bytes);
+    return open(path, needed, &file, header, &data_bytes);
   });
 }
 
-Status read(const std::string& path, Array* array) {
+Status read(const std::string& path, Array* array, const std::string& needed) {
   return guarded(path, [&]() -> Status {
     File file;
     Array result;
     uint64_t data_bytes = 0;
-    MLA_RETURN_IF_ERROR(open(path, &file, &result.header, &data_bytes));
+    MLA_RETURN_IF_ERROR(open(path, needed, &file, &result.header, &data_bytes));
     result.bytes.resize(data_bytes);
     if (std::fread(result.bytes.data(), 1, data_bytes, file.get()) != data_bytes) {
       return file_error(path, "changed or failed while it was read");
@@ -376,55 +384,34 @@ Status check_type(const std::string& path, const Header& header, std::initialize
 Status check_shape(const std::string& path, const Header& header, std::initializer_list<Axis> axes,
                    const std::string& why) {
   bool fits = header.shape.size() == axes.size();
-  std::string needed;
+  std::string needed, empty_axis;
   auto size = header.shape.begin();
   for (const Axis& axis : axes) {
     needed += (needed.empty() ? "" : ", ") + (axis.name ? axis.name : std::to_string(axis.size));
-    if (fits) fits = axis.name ? *size >= 1 : *size == axis.size;
-    if (fits) ++size;
+    if (!fits) continue;
+    fits = axis.name ? *size >= 1 : *size == axis.size;
+    if (!fits && axis.name) empty_axis = axis.name;
+    ++size;
   }
   if (fits) return {};
+  if (!empty_axis.empty()) {
+    return file_error(path, "shape " + to_string(header.shape) + " found: " + empty_axis +
+                                " = 0; at least 1 needed");
+  }
   return file_error(path, "shape " + to_string(header.shape) + " found; [" + needed + "] needed" +
                               (why.empty() ? "" : " " + why));
 }
 
-Status check_writable(const std::string& path) {
-  return guarded(path, [&]() -> Status {
-    std::error_code error;
-    const fs::file_status status = fs::status(path, error);
-    if (fs::exists(status) && !fs::is_regular_file(status)) {
-      return file_error(path, "not a regular file; will not be replaced");
-    }
-    const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : ".";
-    if (!fs::is_directory(folder, error)) {
-      return file_error(path, "there is no folder " + folder.string());
-    }
-    if (access(folder.c_str(), W_OK) != 0) {
-      return file_error(path, "folder " + folder.string() + ": " + std::strerror(errno));
-    }
-    return {};
-  });
-}
-
 Status write(std::span<const Output> outputs) {
-  std::vector<std::string> parts;
-  Status status = guarded(outputs.empty() ? "" : outputs.front().path, [&]() -> Status {
-    for (const Output& output : outputs) {
-      MLA_RETURN_IF_ERROR(check_writable(output.path));
-      parts.push_back(output.path + "." + std::to_string(getpid()) + ".part");
-      MLA_RETURN_IF_ERROR(write_file(output, parts.back()));
-    }
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      std::error_code error;
-      fs::rename(parts[i], outputs[i].path, error);
-      if (error) return file_error(outputs[i].path, "cannot be written: " + error.message());
-    }
-    return {};
-  });
-  if (!status.ok()) {
-    for (const std::string& part : parts) std::remove(part.c_str());
+  std::vector<std::string> prefixes;
+  std::transform(outputs.begin(), outputs.end(), std::back_inserter(prefixes), prefix_of);
+  std::vector<bench::FileContent> files;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const std::string_view data(reinterpret_cast<const char*>(outputs[i].bytes.data()),
+                                outputs[i].bytes.size());
+    files.push_back({outputs[i].path, {prefixes[i], data}});
   }
-  return status;
+  return bench::write_files(files);
 }
 
 }  // namespace mla::npy

@@ -2,7 +2,7 @@
 /// NumPy's .npy files, versions 1 to 3: what mla_run reads tensors from and writes results to.
 /// Format: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 ///
-/// Little-endian, C order, seven element types. Every failure is a kFileError whose message names
+/// Little-endian, C order, nine element types. Every failure is a kFileError whose message names
 /// the file, what was found and what is needed. No size that a file claims is believed before it is
 /// held against the file's own size, so a damaged file cannot make the reader allocate or loop.
 #pragma once
@@ -18,7 +18,7 @@
 
 namespace mla::npy {
 
-enum class Type { kFloat16, kFloat32, kFloat64, kUInt16, kInt16, kInt32, kInt64 };
+enum class Type { kFloat16, kFloat32, kFloat64, kUInt16, kInt16, kInt32, kInt64, kUInt32, kUInt64 };
 
 /// NumPy's name of a type: "<f2", "<u2", ...
 const char* to_string(Type type);
@@ -49,10 +49,11 @@ struct Array {
 
 /// Reads and checks everything but the data itself, whose size must be exactly what type and shape
 /// say.
-Status read_header(const std::string& path, Header* header);
+/// @param needed  Types, for the message about a file of another one; empty: all that can be read.
+Status read_header(const std::string& path, Header* header, const std::string& needed = "");
 
 /// Reads a file. kOutOfMemory if its data, checked to be there, do not fit into memory.
-Status read(const std::string& path, Array* array);
+Status read(const std::string& path, Array* array, const std::string& needed = "");
 
 /// One axis of a shape that is needed: its size, or any size >= 1 under a name.
 struct Axis {
@@ -78,12 +79,7 @@ struct Output {
   std::span<const std::byte> bytes;
 };
 
-/// ok if `path` could be written now: its folder exists and may be written to, and nothing but a
-/// regular file is there.
-Status check_writable(const std::string& path);
-
-/// Writes version 1 files, each beside its place under another name; only when all are complete are
-/// they moved into place. On an error what stood there before still does.
+/// Writes version 1 files as bench/measure/write_file.h does, all or none.
 Status write(std::span<const Output> outputs);
 
 }  // namespace mla::npy

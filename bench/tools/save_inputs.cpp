@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "bench/measure/truth.h"
+#include "bench/measure/write_file.h"
 #include "bench/tools/npy.h"
 
 namespace mla::bench {
 Status save_inputs(Machine& machine, const DecodeCase& spec, const std::string& folder) {
+  MLA_RETURN_IF_ERROR(check_writable((std::filesystem::path(folder) / "q.npy").string()));
   const DataSet data = make_data_set(spec);
   const Problem& problem = data.problem;
   MLA_RETURN_IF_ERROR(validate(problem));

@@ -213,11 +213,15 @@ DataSet make_data_set(const DecodeCase& spec) {
 }
 
 Layout DataSet::layout() const {
+  return layout_of(problem, spec.strided);
+}
+
+Layout layout_of(const Problem& problem, bool strided) {
   Layout layout;
   Tensors& strides = layout.strides;
   const int64_t batch = problem.batch, queries = problem.seqlen_q, heads = problem.num_heads_q;
   const int64_t kv_heads = problem.num_heads_kv;
-  if (spec.strided) {
+  if (strided) {
     strides.q_strides.head = kHeadDimQK + 64;
     strides.q_strides.token = heads * strides.q_strides.head + 8;
     strides.q_strides.batch = queries * strides.q_strides.token + 16;
@@ -250,8 +254,8 @@ Layout DataSet::layout() const {
   return layout;
 }
 
-Tensors Layout::tensors(void* q_buffer, void* kv_buffer, int32_t* table_buffer,
-                        int32_t* length_buffer, void* out_buffer, float* lse_buffer) const {
+Tensors Layout::tensors(const void* q_buffer, const void* kv_buffer, const int32_t* table_buffer,
+                        const int32_t* length_buffer, void* out_buffer, float* lse_buffer) const {
   Tensors tensors = strides;
   tensors.q = q_buffer;
   tensors.kv_cache = kv_buffer;
@@ -294,36 +298,35 @@ void for_each_row(const Problem& problem, Visit&& visit) {
 
 }  // namespace
 
-std::vector<uint16_t> gather_out(const DataSet& data, std::span<const uint16_t> buffer) {
-  const Layout at = data.layout();
-  std::vector<uint16_t> out(static_cast<size_t>(data.problem.out_elements()));
+std::vector<uint16_t> gather_out(const Problem& problem, const Layout& layout,
+                                 std::span<const uint16_t> buffer) {
+  std::vector<uint16_t> out(static_cast<size_t>(problem.out_elements()));
   auto next = out.begin();
-  for_each_row(data.problem, [&](int sequence, int query, int head) {
-    const auto row = buffer.begin() + at.strides.out_place(sequence, query, head);
+  for_each_row(problem, [&](int sequence, int query, int head) {
+    const auto row = buffer.begin() + layout.strides.out_place(sequence, query, head);
     next = std::copy_n(row, kHeadDimV, next);
   });
   return out;
 }
 
-std::vector<float> gather_lse(const DataSet& data, std::span<const float> buffer) {
-  const Layout at = data.layout();
-  const Tensors contiguous = with_strides(data.problem, {});
-  std::vector<float> lse(static_cast<size_t>(data.problem.lse_elements()));
-  for_each_row(data.problem, [&](int sequence, int query, int head) {
+std::vector<float> gather_lse(const Problem& problem, const Layout& layout,
+                              std::span<const float> buffer) {
+  const Tensors contiguous = with_strides(problem, {});
+  std::vector<float> lse(static_cast<size_t>(problem.lse_elements()));
+  for_each_row(problem, [&](int sequence, int query, int head) {
     lse[size_t(contiguous.lse_place(sequence, query, head))] =
-        buffer[size_t(at.strides.lse_place(sequence, query, head))];
+        buffer[size_t(layout.strides.lse_place(sequence, query, head))];
   });
   return lse;
 }
 
-bool gaps_hold(const DataSet& data, std::span<const uint16_t> out, uint16_t out_pattern,
-               std::span<const float> lse, float lse_pattern) {
-  const Layout at = data.layout();
+bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uint16_t> out,
+               uint16_t out_pattern, std::span<const float> lse, float lse_pattern) {
   std::vector<bool> out_written(out.size()), lse_written(lse.size());
-  for_each_row(data.problem, [&](int sequence, int query, int head) {
-    const auto row = out_written.begin() + at.strides.out_place(sequence, query, head);
+  for_each_row(problem, [&](int sequence, int query, int head) {
+    const auto row = out_written.begin() + layout.strides.out_place(sequence, query, head);
     std::fill_n(row, kHeadDimV, true);
-    lse_written[size_t(at.strides.lse_place(sequence, query, head))] = true;
+    lse_written[size_t(layout.strides.lse_place(sequence, query, head))] = true;
   });
   for (size_t i = 0; i < out.size(); ++i) {
     if (!out_written[i] && out[i] != out_pattern) return false;

@@ -89,9 +89,11 @@ struct Layout {
   int64_t begin = 0;  ///< Of block_table and of seqlens_k, in their buffers.
 
   /// The tensors in these buffers.
-  Tensors tensors(void* q_buffer, void* kv_buffer, int32_t* table_buffer, int32_t* length_buffer,
-                  void* out_buffer, float* lse_buffer) const;
+  Tensors tensors(const void* q_buffer, const void* kv_buffer, const int32_t* table_buffer,
+                  const int32_t* length_buffer, void* out_buffer, float* lse_buffer) const;
 };
+/// Of a problem that validate() accepts.
+Layout layout_of(const Problem& problem, bool strided);
 
 /// A case with its small tables filled in: everything but q and the cache.
 struct DataSet {
@@ -106,24 +108,25 @@ struct DataSet {
   std::vector<Needle> needles;        ///< All sequences' needles, by sequence, then by token
   std::vector<int32_t> needle_begin;  ///< [batch + 1], offsets into `needles`
   int64_t total_tokens() const;       ///< Sum of seqlens_k
-  Layout layout() const;              ///< Of a problem that validate() accepts.
+  Layout layout() const;              ///< layout_of() the problem.
   /// [layout().block_table] The block table as its buffer holds it; kGarbagePage in gaps.
   std::vector<int32_t> table_buffer() const;
   /// [layout().seqlens_k] The lengths as their buffer holds them; -1 in the gap.
   std::vector<int32_t> length_buffer() const;
 };
 
-/// @name Outputs in a buffer
-/// Of a case's layout, filled with a NaN pattern before the decode.
+/// @name Outputs in their buffers
 /// @{
 
 /// out [batch, seqlen_q, num_heads_q, 512], contiguous.
-std::vector<uint16_t> gather_out(const DataSet& data, std::span<const uint16_t> buffer);
+std::vector<uint16_t> gather_out(const Problem& problem, const Layout& layout,
+                                 std::span<const uint16_t> buffer);
 /// lse [batch, num_heads_q, seqlen_q], contiguous.
-std::vector<float> gather_lse(const DataSet& data, std::span<const float> buffer);
-/// Whether all that lies between the rows of out and lse still is the pattern.
-bool gaps_hold(const DataSet& data, std::span<const uint16_t> out, uint16_t out_pattern,
-               std::span<const float> lse, float lse_pattern);
+std::vector<float> gather_lse(const Problem& problem, const Layout& layout,
+                              std::span<const float> buffer);
+/// Whether all that lies between the rows of out and lse still is what the buffers were filled with.
+bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uint16_t> out,
+               uint16_t out_pattern, std::span<const float> lse, float lse_pattern);
 /// @}
 
 /// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.

@@ -3,6 +3,11 @@
 //   make_golden reference/testing/golden
 //
 // Prints a line per observation of Hopper's instructions: whether it is what is documented.
+//
+// Exit code: 0 both files are written; 1 one is not, with the reason; 2 wrong usage.
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <string>
@@ -18,13 +23,17 @@ namespace {
 Status write(const std::string& folder, std::string_view path_in_project, const char* what,
              const Machine& machine, const GoldenWords& words) {
   const std::string path = folder + std::string(path_in_project.substr(path_in_project.rfind('/')));
-  std::ofstream file(path);
+  const std::string part = path + ".part";  // becomes the file only once it is whole
+  errno = 0;
+  std::ofstream file(part);
   file << "# What " << what << " do with registers and memory.\n"
        << "# Made by make_golden on " << machine.description() << ".\n";
   write_golden_words(file, words);
   file.close();
-  if (!file) return {StatusCode::kFileError, "cannot write " + path};
-  return {};
+  if (file && std::rename(part.c_str(), path.c_str()) == 0) return {};
+  const std::string why = std::strerror(errno);
+  std::remove(part.c_str());
+  return {StatusCode::kFileError, path + ": cannot be written: " + why};
 }
 
 /// Which of a descriptor's offsets is which: what the swapped walk gave, in words.
@@ -73,7 +82,10 @@ int main(int argc, char** argv) {
     std::cerr << "usage: make_golden FOLDER\n";
     return 2;
   }
-  const mla::Status status = mla::make_golden(argv[1]);
+  mla::Status status = mla::make_golden(argv[1]);
+  if (status.ok() && !(std::cout << std::flush)) {
+    status = {mla::StatusCode::kFileError, "standard output cannot be written"};
+  }
   if (!status.ok()) std::cerr << "make_golden: " << status.to_string() << "\n";
   return status.ok() ? 0 : 1;
 }

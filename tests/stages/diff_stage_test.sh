@@ -35,4 +35,6 @@ coloured=$(stages/diff-stage --color 01 02)
 [[ $coloured == *$'\x1b'* ]] || fail "no colours where asked"
 added=$(grep -c '^+[^+]\|^+$' <<< "$plain")
 [[ ${plain##*$'\n'} == *": +$added -"* ]] || fail "$added lines added, but ${plain##*$'\n'}"
+code=0; stages/diff-stage 01 02 > /dev/full 2> /dev/null || code=$?
+[ "$code" -eq 1 ] || fail "into a full disk: exit code $code"
 [ "$failures" -eq 0 ]

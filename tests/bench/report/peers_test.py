@@ -303,7 +303,7 @@ class CommandLineTest(unittest.TestCase):
             for arguments, module, why in [
                     (["--shapes", "h1_"], None, "shape 'h1_' is not of the form"),
                     (["--peers", "x"], None, "'x' is none of"), ([], None, "--out FILE is missing"),
-                    (["--out", path + "/y.json"], None, "there is no such folder"),
+                    (["--out", path + "/y.json"], None, "there is no folder"),
                     (["--suite", "main", "--shapes", "h1_q1_b1_k1"], None, "not allowed with"),
                     (["--out", path], None, "needs PyTorch"), (["--out", path], no_gpu, "needs an NVIDIA GPU")]:
                 with mock.patch.object(peers, "torch", module):

@@ -163,6 +163,26 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
   std::filesystem::remove(path);
 }
 
+// Ctrl-C keeps the runs that came to their end, and only these: here those of the first scenario.
+TEST(MlaService, KeepsWhatItHasWhenInterrupted) {
+  const std::string path = temporary("interrupted.json"), log = temporary("interrupted.log");
+  const std::string command =
+      std::string(std::getenv("MLA_SERVICE")) +
+      " --engine model --scenario tiny,tiny --requests 12 --stage 03 --out " + path + " > " + log +
+      " 2>&1 & for i in $(seq 600); do grep -q tokens/s.of " + log +
+      " && break; sleep 0.1; done; kill -INT $!; wait $!";
+  std::remove(log.c_str());
+  const int status = std::system(("bash -c '" + command + "'").c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1) << read(log);
+  EXPECT_NE(read(log).find("Interrupted: the run under way, of tiny"), std::string::npos)
+      << read(log);
+  EXPECT_NE(read(log).find("results: " + path), std::string::npos) << read(log);
+  const Json runs = Json::parse(read(path))["runs"];
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0]["figures"]["finished"], 12);
+  std::filesystem::remove(path);
+}
+
 TEST(MlaService, DecodesOnTheModel) {
   const std::string path = temporary("tiny.json");
   const Result result = run("--engine model --scenario tiny --requests 3 --out " + path);
@@ -217,6 +237,13 @@ TEST(MlaService, RefusesBadInput) {
       {"--static-tolerance 2", "static tolerance = 2"},
       {"--pages 3 --max-length 256", "do not hold one buffer"},
       {"--out /nonesuch/a.json", "/nonesuch/a.json: cannot be written"},
+      {"--list --out a.json", "--list excludes --out"},
+      {"--pages 3 --cache-gib 1", "--cache-gib excludes --pages"},
+      {"--way paged --static-stage 02", "--static-stage is of the static way"},
+      {"--way paged --static-tolerance 0.1", "--static-tolerance is of the static way"},
+      {"--static-tolerance 0.1", "on a GPU"},
+      {"--distinct-caches 2", "--distinct-caches is of kernels"},
+      {"--distinct-caches -1", "distinct caches = -1"},
       {"--nonesuch", "nonesuch"},
   };
   for (const auto& [arguments, message] : cases) {

@@ -29,6 +29,27 @@ expect 2 "--benchmark_format=json cannot be honoured" --benchmark_format=json
 expect 2 "--benchmark_nothing=1 is no flag" --benchmark_nothing=1
 expect 2 "name two files" --out a.json --benchmark_out=b.json
 expect 2 "unknown argument" --filter=cold
+expect 2 "--out has no effect: --list measures nothing" --list --out a.json
+expect 2 "--samples has no effect: --benchmark_list_tests measures nothing" --benchmark_list_tests --samples a.csv
+expect 2 "--list and --save-inputs exclude each other" --list --save-inputs .
+expect 2 "--stages has no effect: --save-inputs runs no stage" --save-inputs .
+expect 2 "--out and --samples are the same file" --out a --samples a
+expect 2 "--quick is of suite paged" --quick
+expect 2 "suite paged has no shapes" --suite paged
+# again NAME CODE TEXT: as expect, of another shape
+again() {
+  local before=$shape
+  shape=$1
+  expect "${@:2}"
+  shape=$before
+}
+again h1_q1_b1_k64 2 "--explain has no effect: decodes of suite plan are not timed" --suite plan --explain
+again h16_q1_b0_k64 2 "invalid argument: shape 'h16_q1_b0_k64' has b = 0; 1 to 2147483647 are allowed"
+again h16_q1_b1_k2000000000 2 "has k = 2000000000; 1 to 1073741824 are allowed"
+again h16_q1_b1_k64_split100 2 "has split = 100; multiples of 64 are allowed"
+again h1_q1_b1_k64_fp16 2 "--shapes h1_q1_b1_k64_fp16 ends with _fp16, --dtype says bf16" --dtype bf16
+again h128_q1_b1048576_k1073741824 2 "needs 2.59 EB of host memory; "
+again h1_q1_b1_k1073741824 2 "TB of host memory; "
 [ -z "$(ls)" ] || { echo "FAILED: files of refused runs: $(ls)"; failures=1; }
 
 expect 0 "results: a.json" --benchmark_filter='02.*cold' --benchmark_repetitions=3 --benchmark_out=a.json

@@ -245,7 +245,92 @@ TEST_F(MlaRunTest, RefusesDamagedFiles) {
   expect_refused("--stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("f8.npy")),
                  path("f8.npy") + ": <f8 found; <u2 or <i2 (16-bit patterns), <f2 or <f4 needed");
   expect_refused("--stage 02 " + replaced(kPaged, "paged/seqlens.npy", "paged/expected_lse.npy"),
-                 "tests/data/paged/expected_lse.npy: <f8 found; <i4 or <i8 needed");
+                 "tests/data/paged/expected_lse.npy: <f8 found; <i4, <i8, <u4 or <u8 needed");
+}
+
+// What a message says is needed is what is read, and all of it.
+TEST_F(MlaRunTest, TakesTheTypesThatItNames) {
+  const std::string results = " --out " + path("out.npy");
+  ASSERT_EQ(run("decode --machine model --stage 02 " + kPaged + results).exit_code, 0);
+  const std::vector<std::byte> bits = read(path("out.npy")).bytes;
+  const auto decode_with = [&](const std::string& file) {
+    const std::string arguments =
+        replaced(kPaged, "tests/data/paged/" + file + ".npy", path(file + ".npy"));
+    const Ran ran = run("decode --machine model --stage 02 " + arguments + results);
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_EQ(read(path("out.npy")).bytes, bits);
+  };
+  write("block_table.npy", npy::Type::kUInt32, {2, 3},
+        std::vector<uint32_t>{2, 0xffffffffu, 7, 0, 1, 9});
+  decode_with("block_table");
+  write("block_table.npy", npy::Type::kUInt64, {2, 3},
+        std::vector<uint64_t>{2, ~uint64_t{0}, 7, 0, 1, 9});
+  decode_with("block_table");
+  write("seqlens.npy", npy::Type::kUInt64, {2}, std::vector<uint64_t>{5, 70});
+  decode_with("seqlens");
+  write("seqlens.npy", npy::Type::kUInt64, {2}, std::vector<uint64_t>{5, ~uint64_t{0}});
+  expect_refused(
+      "--stage 02 " + replaced(kPaged, "tests/data/paged/seqlens.npy", path("seqlens.npy")),
+      "18446744073709551615 found at element 1; a value that fits int32 needed");
+  // A type that no file may have is answered with those that this one may.
+  const auto refuse_type = [&](const std::string& file, const std::string& type,
+                               const std::string& needed) {
+    std::ofstream(path("odd.npy"), std::ios::binary)
+        << std::string("\x93NUMPY\x01\x00", 8) << '\x40' << '\0'
+        << ("{'descr': '" + type + "', 'fortran_order': False, 'shape': (2,), }" +
+            std::string(64, ' '))
+               .substr(0, 64)
+        << "ab";
+    expect_refused(
+        "--stage 02 " + replaced(kPaged, "tests/data/paged/" + file + ".npy", path("odd.npy")),
+        "dtype '" + type + "' found; " + needed + " needed");
+  };
+  refuse_type("q", "|u1", "<u2 or <i2 (16-bit patterns), <f2 or <f4");
+  refuse_type("cache", "|b1", "<u2 or <i2 (16-bit patterns), <f2 or <f4");
+  refuse_type("block_table", "|u1", "<i4, <i8, <u4 or <u8");
+  refuse_type("seqlens", "|i1", "<i4, <i8, <u4 or <u8");
+}
+
+TEST_F(MlaRunTest, TakesAScaleAsAFraction) {
+  const auto scaled = [](const std::string& scale) {
+    return "--stage reference " + replaced(kPaged, "0.135234", scale);
+  };
+  const Ran fraction = run("decode " + scaled("1/24"));
+  EXPECT_EQ(fraction.exit_code, 0) << fraction.text;
+  EXPECT_NE(fraction.text.find("scale 0.0416667"), std::string::npos) << fraction.text;
+  EXPECT_EQ(run("decode " + scaled("1e-40")).exit_code, 0);
+  for (const char* scale : {"0", "-1", "inf", "nan", "1/0", "0/3"}) {
+    expect_refused(scaled(scale),
+                   "--scale " + std::string(scale) + " must be finite and greater than 0");
+  }
+  expect_refused(scaled("1e-46"), "--scale 1e-46 is too small: it becomes 0 as a float");
+  expect_refused(scaled("1e39"), "--scale 1e39 is too large for a float");
+  for (const char* scale : {"x", "1/", "/2", "1/2/3", "0.1f"}) {
+    expect_refused(scaled(scale), "--scale " + std::string(scale) + " is no number");
+  }
+}
+
+TEST_F(MlaRunTest, ADumpMayBeDecodedBatchInvariantly) {
+  const Ran ran = run("decode --machine model --stage 04 --split 64 " + kPaged);
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("split every 64 tokens"), std::string::npos) << ran.text;
+  const Ran plan = run("plan --machine model --stage 04 --split 64 " + kPaged);
+  EXPECT_NE(plan.text.find("1:64-70 (slot 1)"), std::string::npos) << plan.text;
+  const Ran shape = run("plan --machine model --stage 04 --split 64 --shape h16_q1_b1_k200");
+  EXPECT_NE(shape.text.find("0:64-128 (slot 1)"), std::string::npos) << shape.text;
+  expect_refused("--stage 04 --split 65 " + kPaged, "--split 65 must be a multiple of 64");
+  expect_refused("--stage 04 --split 0 " + kPaged, "--split");
+  expect_refused("--stage 04 --split 64 --shape h1_q1_b1_k200_split128", "name two splits");
+}
+
+TEST_F(MlaRunTest, RefusesWhatMemoryDoesNotHold) {
+  expect_refused("--stage 02 --machine model --shape h128_q1_b65536_k1073741824",
+                 "shape h128_q1_b65536_k1073741824 needs 162 PB of host memory; ");
+  expect_refused("--stage reference --shape h1_q1_b1048576_k1073741824",
+                 "needs 1.30 EB of host memory; ");
+  expect_nothing_run("predict --stage 02 --shape h1_q1_b1048576_k1073741824",
+                     "needs 281 TB of host memory; ");
+  expect_refused("--stage 02 --shape h1_q1_b0_k64", "shape 'h1_q1_b0_k64' has b = 0; 1 to ");
 }
 
 TEST_F(MlaRunTest, RefusesShapesThatDisagree) {
@@ -302,6 +387,22 @@ TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
   expect_refused("--stage 02 --frobnicate " + kPaged, "--frobnicate");
   expect_refused("--stage all " + kPaged, "--out and --lse take one stage's result");
   expect_refused("--stage 02 --shape h1_q1_b1_k1 " + kPaged, "--shape generates tensors");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1 --layout paged", "brings its own --layout");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1 --scale 1", "brings its own --scale");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1_fp16 --dtype bf16",
+                 "--shape h1_q1_b1_k1_fp16 ends with _fp16, --dtype says bf16");
+  expect_refused("--stage 02 --seed 0 " + kPaged, "--seed is of generated tensors");
+  expect_refused("--stage 02 --data needles " + kPaged, "--data is of generated tensors");
+  for (const char* flag : {"--schedules 2", "--device a100"}) {
+    expect_refused("--stage reference --machine model --shape h1_q1_b1_k1 " + std::string(flag),
+                   "--stage reference needs none");
+  }
+  expect_nothing_run("decode --stage 02 --shape h1_q1_b1_k1 --out-format bits",
+                     "there is no --out");
+  for (const char* command : {"plan", "predict", "explain"}) {
+    expect_nothing_run(std::string(command) + " --stage 04 --shape h1_q1_b1_k1 --out out.npy",
+                       "--out");
+  }
   expect_refused("--stage 02 --shape nonsense", "shape 'nonsense' is not of the form");
   expect_refused("--stage 02 --schedules 3 " + kPaged, "--schedules needs --machine model");
   const Ran nowhere = run("decode --stage 02 " + kPaged + " --out " + path("no/such/out.npy"));

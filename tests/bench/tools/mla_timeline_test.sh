@@ -36,7 +36,11 @@ expect_refusal() {
   [[ $said == *"$1"* ]] || { echo "FAILED: $1 expected in: $said"; exit 1; }
 }
 expect_refusal "block 9 left no record" --block 9
-expect_refusal "cannot write /no/such" --trace /no/such
+expect_refusal "/no/such: cannot be written: there is no folder /no" --trace /no/such
 expect_refusal "shape" --shape nonsense
+expect_refusal "the same file" --trace "$scratch/a" --svg "$scratch/a"
+expect_refusal "nothing would be shown" --from-us 3 --to-us 2
+said=$("$program" --stage 99 --machine model --shape h1_q1_b1048576_k1073741824 2>&1)
+[[ $said == *"EB of host memory; "* ]] || { echo "FAILED: $said"; exit 1; }
 said=$("$program" --stage 55 --machine model 2>&1)
 [[ $said == *"no stage 55 that records; there are: 99_ping_pong"* ]] || { echo "FAILED: $said"; exit 1; }

@@ -120,7 +120,7 @@ TEST_F(NpyTest, ReadsEveryTypeAndVersion) {
   const std::vector<std::pair<std::string, Type>> types{
       {"<f2", Type::kFloat16}, {"<f4", Type::kFloat32}, {"<f8", Type::kFloat64},
       {"<u2", Type::kUInt16},  {"<i2", Type::kInt16},   {"<i4", Type::kInt32},
-      {"<i8", Type::kInt64}};
+      {"<i8", Type::kInt64},   {"<u4", Type::kUInt32},  {"<u8", Type::kUInt64}};
   for (const auto& [name, type] : types) {
     for (const char major : {'\1', '\2', '\3'}) {
       put(file(header(name, "(2, 1)"), std::string(2 * size_of(type), '\x11'), major));
@@ -179,6 +179,16 @@ TEST_F(NpyTest, RejectsTypesItCannotUse) {
   expect_rejected(file(header(">f4", "(1,)"), "abcd"), "'>f4' found, which is big-endian");
   expect_rejected(file(header("<V2", "(2,)"), "abcd"), "array.view(numpy.uint16)");
   expect_rejected(file(header("|V2", "(2,)"), "abcd"), "array.view(numpy.uint16)");
+  for (const char* name : {"<V2", "|V2", "bfloat16"}) {  // of ml_dtypes
+    expect_rejected(file(header(name, "(2,)"), "abcd"),
+                    "bfloat16 of ml_dtypes is saved; save "
+                    "array.view(numpy.uint16) and say --dtype");
+  }
+  for (const char* name : {"<V1", "|V1", "<f1", "|f1", "float8_e4m3fn", "float8_e5m2"}) {
+    expect_rejected(file(header(name, "(2,)"), "ab"),
+                    "float8 of ml_dtypes is saved; save "
+                    "array.astype(numpy.float32)");
+  }
   expect_rejected(file(header("<c8", "(0,)"), ""), "dtype '<c8' found; <f2, <f4");
   expect_rejected(file(header("|O", "(0,)"), ""), "dtype '|O' found");
   expect_rejected(file("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", "abcd"),
@@ -282,6 +292,10 @@ TEST_F(NpyTest, ChecksSayWhatWasFoundAndNeeded) {
   EXPECT_FALSE(check_shape("c.npy", found, {"b"}).ok());
   EXPECT_FALSE(check_shape("c.npy", Header{Type::kFloat32, {0}}, {"b"}).ok());
   EXPECT_EQ(check_shape("c.npy", found, {"b"}).code(), StatusCode::kFileError);
+  EXPECT_EQ(check_shape("q.npy", Header{Type::kFloat32, {0, 576}}, {"b", 576}).message(),
+            "q.npy: shape [0, 576] found: b = 0; at least 1 needed");
+  EXPECT_EQ(check_shape("q.npy", Header{Type::kFloat32, {0, 5}}, {2, 5}).message(),
+            "q.npy: shape [0, 5] found; [2, 5] needed");
 }
 
 TEST_F(NpyTest, WritesAllOrNothing) {
@@ -294,7 +308,7 @@ TEST_F(NpyTest, WritesAllOrNothing) {
   };
   const Status status = write(outputs);
   EXPECT_EQ(status.code(), StatusCode::kFileError);
-  EXPECT_EQ(status.message(), path("folder") + ": not a regular file; will not be replaced");
+  EXPECT_EQ(status.message(), path("folder") + ": cannot be written: it is a folder");
   EXPECT_EQ(get("kept.npy"), "old");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()), 2)
       << "nothing half-written may stay behind";

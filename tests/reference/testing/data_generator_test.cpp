@@ -316,12 +316,12 @@ TEST(Layouts, OutputsAreGatheredAndGapsWatched) {
       }
     }
   }
-  const std::vector<uint16_t> rows = gather_out(data, out);
-  const std::vector<float> sums = gather_lse(data, lse);
+  const std::vector<uint16_t> rows = gather_out(data.problem, layout, out);
+  const std::vector<float> sums = gather_lse(data.problem, layout, lse);
   for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(rows[i], i / 512);
   for (size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(sums[i], float(i));
   const auto hold = [&] {
-    return gaps_hold(data, out, 0xffff, lse, std::bit_cast<float>(0xffffffff));
+    return gaps_hold(data.problem, layout, out, 0xffff, lse, std::bit_cast<float>(0xffffffff));
   };
   EXPECT_TRUE(hold());
   out[size_t(layout.strides.out_place(0, 0, 1)) - 1] = 0;  // before a row
