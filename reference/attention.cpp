@@ -13,6 +13,7 @@ namespace mla {
 namespace {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using FloatMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Rows of the result that are evaluated together, as one matrix: query heads of one KV head, and
 /// query tokens of one sequence that see the same tokens.
@@ -80,16 +81,20 @@ class Evaluator {
     const double scale = double{problem_.softmax_scale};
     Matrix s(tile.num_rows, tile.tokens);
     Matrix k(kPageSize, kHeadDimQK);
-    Eigen::VectorXd v_square(tile.tokens);  // |v|^2 of each token
-    double k_square = 0;                    // the largest |k|^2
+    Eigen::VectorXd v_square(tile.tokens);                                // |v|^2 of each token
+    double k_square = 0;                                                  // the largest |k|^2
+    Eigen::RowVectorXd k_largest = Eigen::RowVectorXd::Zero(kHeadDimQK);  // |k| of each column
     for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
       const int64_t n = load_keys(tile, t, &k);
       s.middleCols(t, n).noalias() = scale * (q * k.topRows(n).transpose());
-      v_square.segment(t, n) = k.topLeftCorner(n, kHeadDimV).rowwise().squaredNorm();
       for (int64_t i = 0; i < n; ++i) {
+        v_square(t + i) = k.row(i).head<kHeadDimV>().squaredNorm();
+        const double square =
+            v_square(t + i) + k.row(i).tail<kHeadDimQK - kHeadDimV>().squaredNorm();
         // An infinite key gives a weight of 0, or NaN to the whole row.
-        const double square = v_square(t + i) + k.row(i).tail<kHeadDimQK - kHeadDimV>().squaredNorm();
-        if (std::isfinite(square)) k_square = std::max(k_square, square);
+        if (!std::isfinite(square)) continue;
+        k_square = std::max(k_square, square);
+        k_largest = k_largest.cwiseMax(k.row(i).cwiseAbs());
       }
     }
 
@@ -104,25 +109,28 @@ class Evaluator {
     }
 
     // O = P V / l [rows, 512]; V is the first 512 columns of K. Its size: the same of magnitudes,
-    // with weights as they count when they are rounded to 16 bits.
+    // with weights as they count when they are rounded to 16 bits; fp32 is enough for it.
     Matrix o = Matrix::Zero(tile.num_rows, kHeadDimV);
-    Matrix size = o;
-    const auto rounded = [dtype = problem_.dtype](double p) { return rounded_size(dtype, p); };
+    FloatMatrix size = FloatMatrix::Zero(tile.num_rows, kHeadDimV);
+    const auto rounded = [dtype = problem_.dtype](double p) {
+      return static_cast<float>(rounded_size(dtype, p));
+    };
     for (int64_t t = 0; t < tile.tokens; t += kPageSize) {
       const int64_t n = load_keys(tile, t, &k);
       o.noalias() += s.middleCols(t, n) * k.topLeftCorner(n, kHeadDimV);
-      size.noalias() +=
-          s.middleCols(t, n).unaryExpr(rounded) * k.topLeftCorner(n, kHeadDimV).cwiseAbs();
+      size.noalias() += s.middleCols(t, n).unaryExpr(rounded) *
+                        k.topLeftCorner(n, kHeadDimV).cwiseAbs().template cast<float>();
     }
     for (int64_t r = 0; r < tile.num_rows; ++r) {
       const int64_t row = result_row(tile, r);
       Eigen::Map<Eigen::RowVectorXd> out(result_.out.data() + row * kHeadDimV, kHeadDimV);
       out = o.row(r) / l(r);
       Eigen::Map<Eigen::RowVectorXd>(result_.out_size.data() + row * kHeadDimV, kHeadDimV) =
-          size.row(r) / l(r);
+          size.row(r).template cast<double>() / l(r);
       RowSize& row_size = result_.row_size[size_t(row)];
       row_size = size_of_row(s.row(r), l(r), v_square, out.squaredNorm());
-      row_size.logit = std::abs(scale) * q.row(r).norm() * std::sqrt(k_square);
+      row_size.logit = std::abs(scale) * std::min(q.row(r).norm() * std::sqrt(k_square),
+                                                  q.row(r).cwiseAbs().dot(k_largest));
     }
   }
 

@@ -32,8 +32,9 @@ MLA_HOST_DEVICE constexpr double rounded_size(DType dtype, double p) {
 /// How large the terms of one row's result are: what the errors of a right decode grow with. With p
 /// the weights of the softmax, and v the rows of V. All 0 for a row that sees nothing.
 struct RowSize {
-  double tokens = 0;    ///< How many the row sees.
-  double logit = 0;     ///< softmax_scale |q| max |k|, which no logit exceeds.
+  double tokens = 0;  ///< How many the row sees.
+  /// What no logit exceeds: softmax_scale times the lesser of |q| max |k| and sum |q_c| max |k_c|.
+  double logit = 0;
   double rounding = 0;  ///< sqrt(sum p^2 |v|^2), plus sum rounded_size(p) |v| over subnormal p.
   double spread = 0;    ///< sqrt(sum p |v - out|^2)
 };

@@ -380,10 +380,10 @@ int run_decode(const RunOptions& options) {
     const std::string time =
         std::isnan(result.seconds) ? "-" : duration(result.seconds) + (model ? " *" : "");
     const bool compared = result.decoded;
-    print_row(
-        placement.slug, model ? "model" : "gpu", time, compared ? &result.comparison.out : nullptr,
-        compared ? &result.comparison.lse : nullptr,
-        verdict(result.failure.empty(), result.comparison.out, result.comparison.lse));
+    print_row(placement.slug, model ? "model" : "gpu", time,
+              compared ? &result.comparison.out : nullptr,
+              compared ? &result.comparison.lse : nullptr,
+              verdict(result.failure.empty(), result.comparison.out, result.comparison.lse));
     if (!result.failure.empty()) {
       fmt::print("    {}\n", result.failure);
       if (repeat.empty()) repeat = repeat_line(options, placement, result);

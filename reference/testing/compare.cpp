@@ -45,34 +45,43 @@ double cosine_difference(double sum_dd, double sum_aa, double sum_rr) {
   return denominator == 0 ? 0 : sum_dd / denominator;
 }
 
-// Limits say how much an error may be: of_row(row).element(i, r) of element i, whose value should be
-// r; of_row(row).square(...) of a whole row, squared; whole_square() of everything, squared.
+// Limits say how much an error may be: of_row(row).element(column) of an element,
+// of_row(row).square(...) of a whole row, squared, whole_square() of everything, squared.
 
 /// The limits of fixed tolerances.
 struct FixedLimits {
   const Tolerance& tolerance;
+  std::span<const double> expected;
+  int64_t row_length;
   bool compares_rows = !std::isinf(tolerance.row_cos_tol);
   static constexpr double overflow = kInfinity;
 
-  const FixedLimits& of_row(int64_t) const { return *this; }
-  double element(int64_t, double r) const {
-    return std::max(tolerance.abs_tol, tolerance.rel_tol * (std::abs(r) + 1e-6));
-  }
-  double square(double sum_aa, double sum_rr) const {
-    return tolerance.row_cos_tol * (sum_aa + sum_rr);
-  }
+  struct Row {
+    const Tolerance& tolerance;
+    const double* expected;
+
+    double element(int64_t column) const {
+      return std::max(tolerance.abs_tol, tolerance.rel_tol * (std::abs(expected[column]) + 1e-6));
+    }
+    double square(double sum_aa, double sum_rr) const {
+      return tolerance.row_cos_tol * (sum_aa + sum_rr);
+    }
+  };
+  Row of_row(int64_t row) const { return {tolerance, expected.data() + row * row_length}; }
   double whole_square(const Partial& total) const {
     return tolerance.cos_tol * (total.sum_aa + total.sum_rr);
   }
 };
 
-// Errors in units of 2^-24, fp32's unit roundoff. fp32's own: a constant (exp, log, the division by
-// l), the square root of how many tokens are added up, and of an lse 4 ln tokens.
+// Errors in units of 2^-24, fp32's unit roundoff: a constant for exp, log and the division by l, the
+// square root of how many tokens are added up, and for lse 4 ln tokens.
 constexpr double kFp32 = 0x1p-24;
 constexpr double kConstant = 8;
-// Of a logit, relative to softmax_scale |q| |k|. In lse a bias of all logits counts, and tensor cores
-// round every 16 of 576 columns towards 0; in P only how logits differ.
-constexpr double kOutLogit = 6;
+// Of a logit, relative to RowSize::logit. A rounded product by the scale and 36 sums of 16 products
+// are off by half a unit on average, to either side; four times that is 2. In lse a bias counts, too,
+// which all logits have alike: tensor cores round each of the 36 sums towards 0, while they grow
+// from 0 to the logit.
+constexpr double kOutLogit = 2;
 constexpr double kLseLogit = 16;
 // Tensor cores round a sum towards 0 every 16 tokens, by 2^-24 of it on average, while it grows from
 // 0 to r: by half of that in the end.
@@ -90,6 +99,7 @@ struct OutLimits {
   double least = dtype == DType::kBFloat16 ? 0x1p-126 : 0x1p-25;
 
   struct Row {
+    const double* out;  ///< The reference's row [512]
     const double* out_size;
     RowSize size;
     double terms;         ///< Relative to the terms of a sum: rounding, fp32.
@@ -97,24 +107,39 @@ struct OutLimits {
     double logits;        ///< Relative to the spread.
     double least;
 
-    double element(int64_t i, double r) const {
-      const double terms_size = out_size[i] + std::abs(r);
-      if (terms_size == 0) return 0;
-      return terms * terms_size + towards_zero * std::abs(r) +
-             logits * std::min(terms_size, size.spread) + least;
+    double element(int64_t column) const {
+      const double r = std::abs(out[column]), both = out_size[column] + r;
+      if (both == 0) return 0;
+      return terms * both + towards_zero * r + logits * std::min(both, size.spread) + least;
     }
-    double square(double, double sum_rr) const {
+    double square(double, double) const {
       if (size.rounding == 0) return 0;
-      const double weights = std::max(size.rounding * size.rounding, sum_rr);
-      const double limit = (terms + towards_zero) * std::sqrt(weights + sum_rr / 4) +
-                           logits * std::min(size.spread, std::sqrt(weights)) +
-                           std::sqrt(double{kHeadDimV}) * least;
+      double sum_rr = 0, sum_sizes = 0;
+      for (int column = 0; column < kHeadDimV; ++column) {
+        if (!std::isfinite(out[column])) continue;
+        sum_rr += out[column] * out[column];
+        sum_sizes += out_size[column] * out_size[column];
+      }
+      // Two columns' worth for few columns that dominate: 512 errors average out, few do not.
+      const double rounding = size.rounding * size.rounding;
+      double largest = 0;
+      for (int column = 0; column < kHeadDimV; ++column) {
+        if (!std::isfinite(out[column])) continue;
+        const double share = out_size[column] * out_size[column] / sum_sizes;
+        largest = std::max(largest, rounding * share + out[column] * out[column]);
+      }
+      const double weights = std::max(rounding, sum_rr);
+      const double limit =
+          std::hypot((terms + towards_zero) * std::sqrt(weights + sum_rr / 4 + 2 * largest),
+                     logits * std::min(size.spread, std::sqrt(weights))) +
+          std::sqrt(double{kHeadDimV}) * least;
       return limit * limit;
     }
   };
   Row of_row(int64_t row) const {
     const RowSize& size = expected.row_size[size_t(row)];
-    return {expected.out_size.data(),
+    return {expected.out.data() + row * kHeadDimV,
+            expected.out_size.data() + row * kHeadDimV,
             size,
             u + kFp32 * (kConstant + std::sqrt(size.tokens)),
             kTowardsZero * size.tokens,
@@ -136,14 +161,14 @@ struct LseLimits {
 
   struct Row {
     double limit;
-    double element(int64_t, double) const { return limit; }
+    double element(int64_t) const { return limit; }
     double square(double, double) const { return kInfinity; }
   };
   Row of_row(int64_t i) const {
     const int64_t heads = problem.num_heads_q, queries = problem.seqlen_q;
-    const int64_t row = by_query_row ? i
-                                     : (i / queries / heads * queries + i % queries) * heads +
-                                           i / queries % heads;
+    const int64_t row =
+        by_query_row ? i
+                     : (i / queries / heads * queries + i % queries) * heads + i / queries % heads;
     const RowSize& size = expected.row_size[size_t(row)];
     const double ln_tokens = std::log(std::max(size.tokens, 1.0));
     return {kFp32 * (kLseLogit * size.logit + 4 * (1 + ln_tokens) + std::sqrt(size.tokens))};
@@ -174,7 +199,7 @@ Partial compare_rows(const T* actual, const double* expected, int64_t first_row,
   for (int64_t row = first_row; row < last_row; ++row) {
     double sum_dd = 0, sum_aa = 0, sum_rr = 0;
     bool has_nan = false;
-    const auto& limits_of_row = limits.of_row(row);
+    const auto limits_of_row = limits.of_row(row);
     for (int64_t i = row * row_length; i < (row + 1) * row_length; ++i) {
       const double a = value(actual[i]);
       const double r = expected[i];
@@ -182,7 +207,7 @@ Partial compare_rows(const T* actual, const double* expected, int64_t first_row,
       if (!std::isfinite(a) || !std::isfinite(r)) {
         bool match = a == r || (std::isnan(a) && std::isnan(r));
         if (std::isinf(a) && std::isfinite(r) && std::signbit(a) == std::signbit(r)) {
-          match = std::abs(r) + limits_of_row.element(i, r) >= limits.overflow;
+          match = std::abs(r) + limits_of_row.element(i - row * row_length) >= limits.overflow;
         }
         if (match) continue;
         ++partial.mismatches;
@@ -191,7 +216,7 @@ Partial compare_rows(const T* actual, const double* expected, int64_t first_row,
         continue;
       }
       const double error = std::abs(a - r);
-      const double share = share_of(error, limits_of_row.element(i, r));
+      const double share = share_of(error, limits_of_row.element(i - row * row_length));
       if (!(share <= 1)) {
         ++partial.mismatches;
         if (partial.first_beyond < 0) partial.first_beyond = i;
@@ -208,8 +233,10 @@ Partial compare_rows(const T* actual, const double* expected, int64_t first_row,
     partial.sum_rr += sum_rr;
     if (!limits.compares_rows) continue;
     const double limit = limits_of_row.square(sum_aa, sum_rr);
-    partial.sum_limits += limit;
-    partial.largest_limit = std::max(partial.largest_limit, limit);
+    if (std::isfinite(limit)) {  // NaN: a row of NaN, of which nothing is compared
+      partial.sum_limits += limit;
+      partial.largest_limit = std::max(partial.largest_limit, limit);
+    }
     const double share = std::sqrt(share_of(sum_dd, limit));
     if (share > partial.worst.share) partial.worst = {row, share, sum_dd, sum_aa, sum_rr, limit};
   }
@@ -314,8 +341,8 @@ Comparison compare_all(std::span<const T> actual, std::span<const double> expect
     result.failure += "; " + std::to_string(result.mismatches) + " of " +
                       std::to_string(result.elements) + " elements mismatch";
   } else if (!(worst.share <= 1)) {
-    result.failure = describe_norms(row_name(name, worst.index), worst.sum_dd, worst.limit_square,
-                                    worst.sum_rr);
+    result.failure =
+        describe_norms(row_name(name, worst.index), worst.sum_dd, worst.limit_square, worst.sum_rr);
   } else if (!(whole_share <= 1)) {
     result.failure = describe_norms("the whole", total.sum_dd, whole_limit, total.sum_rr);
   }
@@ -404,13 +431,14 @@ Comparison compare(DType dtype, std::span<const uint16_t> actual, std::span<cons
     using T = decltype(zero);
     // Same size, alignment and (trivial) representation: the pattern is the value.
     return compare_all(std::span(reinterpret_cast<const T*>(actual.data()), actual.size()),
-                       expected, row_length, FixedLimits{tolerance}, {});
+                       expected, row_length, FixedLimits{tolerance, expected, row_length}, {});
   });
 }
 
 Comparison compare(std::span<const float> actual, std::span<const double> expected,
                    int64_t row_length, const Tolerance& tolerance) {
-  return compare_all(actual, expected, row_length, FixedLimits{tolerance}, {});
+  return compare_all(actual, expected, row_length, FixedLimits{tolerance, expected, row_length},
+                     {});
 }
 
 std::string DecodeComparison::describe() const {

@@ -96,15 +96,18 @@ __global__ void __launch_bounds__(kThreads)
     second_moment = sum_over_block(second_moment);
     subnormal = sum_over_block(subnormal);
 
-    double out_square = 0;
-    for (int column = threadIdx.x; column < kHeadDimV; column += kThreads) {
-      double o = 0, size = 0;
+    double out_square = 0, logit = 0;
+    for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
+      double o = 0, size = 0, k_largest = 0;
       for (int t = 0; t < visible; ++t) {
-        const T* v = cache + cache_row(table, t, problem.num_heads_kv, head_kv) * kHeadDimQK;
-        const double x = to_float(v[column]);
+        const T* k = cache + cache_row(table, t, problem.num_heads_kv, head_kv) * kHeadDimQK;
+        const double x = to_float(k[column]);
         o += s[t] * x;
         size += rounded_size(problem.dtype, s[t]) * fabs(x);
+        if (isfinite(x)) k_largest = fmax(k_largest, fabs(x));
       }
+      logit += fabs(smem.q[column]) * k_largest;
+      if (column >= kHeadDimV) continue;
       if (visible > 0) {
         o /= sum;
         size /= sum;
@@ -114,6 +117,7 @@ __global__ void __launch_bounds__(kThreads)
       out_square += o * o;
     }
     out_square = sum_over_block(out_square);
+    logit = sum_over_block(logit);
     double q_square = 0;
     for (int column = 0; column < kHeadDimQK; ++column) q_square += smem.q[column] * smem.q[column];
     if (threadIdx.x == 0) {
@@ -121,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
       RowSize size{};
       if (visible > 0) {
         size.tokens = visible;
-        size.logit = fabs(double{problem.softmax_scale}) * sqrt(q_square * k_square);
+        size.logit = fabs(double{problem.softmax_scale}) * fmin(sqrt(q_square * k_square), logit);
         size.rounding = (sqrt(squares) + subnormal) / sum;
         size.spread = sqrt(fmax(0.0, second_moment / sum - out_square));
       }
