@@ -77,15 +77,20 @@ struct FixedLimits {
 // square root of how many tokens are added up, and for lse 4 ln tokens.
 constexpr double kFp32 = 0x1p-24;
 constexpr double kConstant = 8;
-// Of a logit, relative to RowSize::logit. A rounded product by the scale and 36 sums of 16 products
-// are off by half a unit on average, to either side; four times that is 2. In lse a bias counts, too,
-// which all logits have alike: tensor cores round each of the 36 sums towards 0, while they grow
-// from 0 to the logit.
-constexpr double kOutLogit = 2;
-constexpr double kLseLogit = 16;
+// Of a logit, relative to RowSize::logit, in lse: 576 sums, each off by at most a unit to either side,
+// add up to 12 units on average, and to four times that at most. It comes to this if the largest
+// product is the first. Tensor cores add 16 products at once and round 36 sums towards 0: 26 units.
+constexpr double kLseLogit = 48;
+// The same in out, where only how logits differ counts, for sums of 16 products at once.
+constexpr double kOutLogit = 8;
 // Tensor cores round a sum towards 0 every 16 tokens, by 2^-24 of it on average, while it grows from
 // 0 to r: by half of that in the end.
 constexpr double kTowardsZero = kFp32 / 32;
+// The production kernels' tolerances for out are a ceiling, with abs_tol relative to the terms. They
+// were made for logits of at most 11,000.
+constexpr double kCeiling = kOutTolerance.abs_tol / 0.1;
+constexpr double kRowCeiling = 2 * kOutTolerance.row_cos_tol;
+constexpr double kCeilingLogit = 11'000;
 
 /// What a right kernel's out may err: compare.h has the terms.
 struct OutLimits {
@@ -105,12 +110,15 @@ struct OutLimits {
     double terms;         ///< Relative to the terms of a sum: rounding, fp32.
     double towards_zero;  ///< Relative to the sum.
     double logits;        ///< Relative to the spread.
+    double ceiling;       ///< A factor on the ceiling.
     double least;
 
     double element(int64_t column) const {
       const double r = std::abs(out[column]), both = out_size[column] + r;
       if (both == 0) return 0;
-      return terms * both + towards_zero * r + logits * std::min(both, size.spread) + least;
+      const double limit = terms * both + towards_zero * r + logits * std::min(both, size.spread);
+      const double most = std::max(kCeiling * out_size[column], kOutTolerance.rel_tol * r);
+      return std::min(limit, ceiling * most) + least;
     }
     double square(double, double) const {
       if (size.rounding == 0) return 0;
@@ -129,10 +137,12 @@ struct OutLimits {
         largest = std::max(largest, rounding * share + out[column] * out[column]);
       }
       const double weights = std::max(rounding, sum_rr);
-      const double limit =
-          std::hypot((terms + towards_zero) * std::sqrt(weights + sum_rr / 4 + 2 * largest),
-                     logits * std::min(size.spread, std::sqrt(weights))) +
-          std::sqrt(double{kHeadDimV}) * least;
+      const double for_few = 2 * largest;
+      const double error = terms + towards_zero;
+      const double square = error * error * (weights + sum_rr / 4 + for_few) +
+                            logits * logits * std::min(size.spread * size.spread, weights);
+      const double most = ceiling * ceiling * kRowCeiling * (weights + for_few);
+      const double limit = std::sqrt(std::min(square, most)) + std::sqrt(double{kHeadDimV}) * least;
       return limit * limit;
     }
   };
@@ -144,6 +154,7 @@ struct OutLimits {
             u + kFp32 * (kConstant + std::sqrt(size.tokens)),
             kTowardsZero * size.tokens,
             kFp32 * kOutLogit * size.logit,
+            std::max(1.0, size.logit / kCeilingLogit),
             least};
   }
   double whole_square(const Partial& total) const {

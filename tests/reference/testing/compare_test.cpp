@@ -266,7 +266,7 @@ TEST(Compare, AnLseIsAsExactAsItsLogits) {
     return compare_lse(problem, std::vector{static_cast<float>(lse)}, expected).ok;
   };
   EXPECT_TRUE(passes(1e-5 + 0x1p-14));
-  EXPECT_FALSE(passes(1e-5 + 0x1p-9));
+  EXPECT_FALSE(passes(1e-5 + 0x1p-8));
   expected.row_size[0].logit = 1;
   EXPECT_FALSE(passes(1e-5 + 0x1p-14));
 }
@@ -670,6 +670,7 @@ TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
       }
       for (size_t i = 0; i < lse.size(); ++i) {
         const double r = expected.lse[i];
+        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // less exact than its size
         const double error =
             std::max(kLseTolerance.abs_tol, kLseTolerance.rel_tol * (std::abs(r) + 1e-6));
         lse[i] = static_cast<float>(r + 1.01 * error);
