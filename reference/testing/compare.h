@@ -6,18 +6,20 @@
 /// softmax, v for the rows of V, r for the reference's row. RowSize and out_size in
 /// reference/attention.h give the sums. A right kernel's errors are:
 ///
-///   rounding P     u sum p |v| at most. Over a row, at worst u |r| where all weights round alike,
+///   rounding P     u sum p |v| at most. Over a row, u |r| where all weights round alike, and
 ///                  u sqrt(sum p^2 |v|^2) where rows of V have nothing in common: the larger of both
 ///   rounding out   u |r| at most; over the 512 elements of a row u |r| / 2, since few are at worst
-///   fp32 logits    a weight is off by e = kOutLogit 2^-24 |logit|, out by e sum p |v - r|
-///   fp32 sums      2^-24 (kConstant + sqrt(tokens)) of what is added, as errors to either side add
-///                  up; 2^-29 tokens |r| for tensor cores, which round towards 0 every 16 tokens
+///   fp32 logits    a weight is off by e = 8 2^-24 of the logits' size, so out by e sum p |v - r|
+///   fp32 sums      2^-24 (8 + sqrt(tokens)) of what is added, as errors to either side add up;
+///                  2^-29 tokens |r| for tensor cores, which round towards 0 every 16 tokens
 ///
-/// A bound per element finds one wrong element; a bound per row finds what changes many a little,
-/// such as one token of a thousand left out. The rows' errors are independent, so that together
-/// they keep below half of what the rows allow; two rows' worth is added, for few rows. For lse only
-/// the fp32 terms are left. docs/testing.md has more.
+/// An element may err by the sum of these. A row's squared L2 error may be the sum of their squares,
+/// and two columns' worth more, since few columns that dominate a row do not average out; that of
+/// the whole half the sum of the rows', and two rows' worth more. The production kernels' tolerances,
+/// relative to the terms, are a ceiling. For lse only the fp32 terms are left: 2^-24 (48 of the
+/// logits' size + 4 + 4 ln tokens + sqrt(tokens)). docs/testing.md has more.
 ///
+/// An infinity is right beside a finite value of its sign from which rounding may overflow.
 /// All comparisons are written so that NaN fails.
 #pragma once
 

@@ -93,10 +93,11 @@ struct Kernel {
   double headroom = 0;   // the largest weight is e^-headroom
 };
 struct Fault {
-  int64_t token = -1;      // that is counted
-  int count = 1;           // so many times
-  int64_t page = -1;       // instead of which its neighbour is read
-  int64_t part_begin = 0;  // tokens that are left out
+  int64_t token = -1;        // that is counted
+  int count = 1;             // so many times ...
+  bool only_in_out = false;  // ... but once in the sum of the weights
+  int64_t page = -1;         // instead of which its neighbour is read
+  int64_t part_begin = 0;    // tokens that are left out
   int64_t part_end = 0;
   bool inverted_rescale = false, stale_maximum = false;
 };
@@ -185,7 +186,7 @@ class Decode {
         if (t >= fault.part_begin && t < fault.part_end) continue;
         const int count = t == fault.token ? fault.count : 1;
         const double p = std::exp(s[source(t)] - m);
-        sum += count * p;
+        sum += (fault.only_in_out ? 1 : count) * p;
         const double p16 = count * round_to(data.dtype, p);
         if (p16 == 0) continue;
         const float* const v = &k_[size_t(source(t) * 576)];
@@ -278,6 +279,7 @@ void plant_faults(Decode& decode, Margins* margins) {
     decode.run(0, kKernel);
   };
   plant("missing token", {.token = heaviest, .count = 0});
+  plant("token missing in out alone", {.token = heaviest, .count = 0, .only_in_out = true});
   plant("doubled token", {.token = heaviest, .count = 2});
   if (data.tokens >= 2 * kTile) plant("swapped page", {.page = heaviest / kTile});
   if (data.tokens >= 2) {
