@@ -14,6 +14,7 @@ namespace mla {
 namespace {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using FloatMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 /// Rows of the result that are evaluated together, as one matrix: query heads of one KV head, and
 /// query tokens of one sequence that see the same tokens.
@@ -59,17 +60,16 @@ std::vector<RowTile> make_tiles(const Problem& problem, const Tensors& tensors,
 template <typename T>
 class Evaluator {
  public:
-  /// `out` is [requests, num_heads_q, 512], `lse` [requests, num_heads_q].
+  /// The result's tensors have their size; lse is [requests, num_heads_q].
   Evaluator(const Problem& problem, const Tensors& tensors, std::span<const QueryRow> requests,
-            double* out, double* lse)
-      : problem_(problem), tensors_(tensors), requests_(requests), out_(out), lse_(lse) {}
+            ReferenceResult* result)
+      : problem_(problem), tensors_(tensors), requests_(requests), result_(*result) {}
 
   void evaluate(const RowTile& tile) const {
     if (tile.tokens == 0) {
       for (int64_t r = 0; r < tile.num_rows; ++r) {
-        const int64_t row = result_row(tile, r);
-        std::fill_n(out_ + row * kHeadDimV, kHeadDimV, 0.0);
-        lse_[row] = std::numeric_limits<double>::infinity();
+        // out and the sizes are 0 from the start.
+        result_.lse[size_t(result_row(tile, r))] = std::numeric_limits<double>::infinity();
       }
       return;
     }
@@ -82,9 +82,21 @@ class Evaluator {
     const double scale = double{problem_.softmax_scale};
     Matrix s(tile.num_rows, tile.tokens);
     Matrix k(kGrainTokens, kHeadDimQK);
+    Eigen::VectorXd v_square(tile.tokens);                                // |v|^2 of each token
+    double k_square = 0;                                                  // the largest |k|^2
+    Eigen::RowVectorXd k_largest = Eigen::RowVectorXd::Zero(kHeadDimQK);  // |k| of each column
     for (int64_t t = 0; t < tile.tokens; t += kGrainTokens) {
       const int64_t n = load_keys(tile, t, &k);
       s.middleCols(t, n).noalias() = scale * (q * k.topRows(n).transpose());
+      for (int64_t i = 0; i < n; ++i) {
+        v_square(t + i) = k.row(i).head<kHeadDimV>().squaredNorm();
+        const double square =
+            v_square(t + i) + k.row(i).tail<kHeadDimQK - kHeadDimV>().squaredNorm();
+        // An infinite key gives a weight of 0, or NaN to the whole row.
+        if (!std::isfinite(square)) continue;
+        k_square = std::max(k_square, square);
+        k_largest = k_largest.cwiseMax(k.row(i).cwiseAbs());
+      }
     }
 
     // P = exp(S - max S), in place of S; l = sum of P; lse = max S + ln l
@@ -94,22 +106,55 @@ class Evaluator {
       // Not Eigen's exp(): it bounds its argument, which would turn a NaN into a number.
       s.row(r) = s.row(r).unaryExpr([max](double logit) { return std::exp(logit - max); });
       l(r) = s.row(r).sum();
-      lse_[result_row(tile, r)] = max + std::log(l(r));
+      result_.lse[size_t(result_row(tile, r))] = max + std::log(l(r));
     }
 
-    // O = P V / l [rows, 512]; V is the first 512 columns of K
+    // O = P V / l [rows, 512]; V is the first 512 columns of K. Its size: the same of magnitudes,
+    // with weights as they count when they are rounded to 16 bits; fp32 is enough for it.
     Matrix o = Matrix::Zero(tile.num_rows, kHeadDimV);
+    FloatMatrix size = FloatMatrix::Zero(tile.num_rows, kHeadDimV);
+    const auto rounded = [dtype = problem_.dtype](double p) {
+      return static_cast<float>(rounded_size(dtype, p));
+    };
     for (int64_t t = 0; t < tile.tokens; t += kGrainTokens) {
       const int64_t n = load_keys(tile, t, &k);
       o.noalias() += s.middleCols(t, n) * k.topLeftCorner(n, kHeadDimV);
+      size.noalias() += s.middleCols(t, n).unaryExpr(rounded) *
+                        k.topLeftCorner(n, kHeadDimV).cwiseAbs().template cast<float>();
     }
     for (int64_t r = 0; r < tile.num_rows; ++r) {
-      Eigen::Map<Eigen::RowVectorXd>(out_ + result_row(tile, r) * kHeadDimV, kHeadDimV) =
-          o.row(r) / l(r);
+      const int64_t row = result_row(tile, r);
+      Eigen::Map<Eigen::RowVectorXd> out(result_.out.data() + row * kHeadDimV, kHeadDimV);
+      out = o.row(r) / l(r);
+      Eigen::Map<Eigen::RowVectorXd>(result_.out_size.data() + row * kHeadDimV, kHeadDimV) =
+          size.row(r).template cast<double>() / l(r);
+      RowSize& row_size = result_.row_size[size_t(row)];
+      row_size = size_of_row(s.row(r), l(r), v_square, out.squaredNorm());
+      row_size.logit = std::abs(scale) * std::min(q.row(r).norm() * std::sqrt(k_square),
+                                                  q.row(r).cwiseAbs().dot(k_largest));
     }
   }
 
  private:
+  /// The RowSize of weights p / l, of which the largest p is 1; all but the logits' size.
+  RowSize size_of_row(const Eigen::RowVectorXd& p, double l, const Eigen::VectorXd& v_square,
+                      double out_square) const {
+    double squares = 0, second_moment = 0, subnormal = 0;
+    for (Eigen::Index t = 0; t < p.size(); ++t) {
+      if (p(t) == 0) continue;  // whatever V is
+      squares += p(t) * p(t) * v_square(t);
+      second_moment += p(t) * v_square(t);
+      if (p(t) < smallest_normal(problem_.dtype)) {
+        subnormal += rounded_size(problem_.dtype, p(t)) * std::sqrt(v_square(t));
+      }
+    }
+    RowSize size;
+    size.tokens = static_cast<double>(p.size());
+    size.rounding = (std::sqrt(squares) + subnormal) / l;
+    size.spread = std::sqrt(std::max(0.0, second_moment / l - out_square));
+    return size;
+  }
+
   /// The 576 values from element `place` of a tensor on, in double.
   static Eigen::Matrix<double, 1, kHeadDimQK> load_row(const void* tensor, int64_t place) {
     const T* const values = static_cast<const T*>(tensor) + place;
@@ -148,8 +193,7 @@ class Evaluator {
   const Problem& problem_;
   const Tensors& tensors_;
   std::span<const QueryRow> requests_;
-  double* out_;
-  double* lse_;
+  ReferenceResult& result_;
 };
 
 Status check(const Problem& problem, Tensors tensors, const ReferenceResult* result,
@@ -194,10 +238,11 @@ ReferenceResult evaluate(const Problem& problem, const Tensors& given,
   const size_t heads = rows.size() * static_cast<size_t>(problem.num_heads_q);
   result.out.resize(heads * kHeadDimV);
   result.lse.resize(heads);
+  result.out_size.resize(result.out.size());
+  result.row_size.resize(heads);
   const std::vector<RowTile> tiles = make_tiles(problem, tensors, rows);
   visit_dtype(problem.dtype, [&](auto zero) {
-    const Evaluator<decltype(zero)> evaluator(problem, tensors, rows, result.out.data(),
-                                              result.lse.data());
+    const Evaluator<decltype(zero)> evaluator(problem, tensors, rows, &result);
     parallel_for(static_cast<int64_t>(tiles.size()), num_threads,
                  [&](int64_t i) { evaluator.evaluate(tiles[size_t(i)]); });
   });

@@ -269,8 +269,7 @@ class ShapeRun {
   Workspace scratch(size_t i) { return needs_[i].scratch_in(workspace(i)); }
 
   Status make_plan(size_t i, Stream stream) {
-    return plan_decode(*stages_[i], data_.problem, tensors_.tensors().seqlens_k, plan(i),
-                       stream);
+    return plan_decode(*stages_[i], data_.problem, tensors_.tensors().seqlens_k, plan(i), stream);
   }
 
   Status poison_workspace(size_t i) {

@@ -19,9 +19,10 @@ enum class CacheLayout { kPaged, kContiguous };
 /// Where the tensors lie, and what no file says. 16-bit patterns (<u2, <i2) are values of `dtype`;
 /// <f2 and <f4 are rounded to it, to nearest even.
 struct DumpFiles {
-  std::string q;      ///< [b, s_q, h_q, 576]
-  std::string cache;  ///< Paged: [pages, page_size, h_kv, 576]; contiguous: [b, s, h_kv, 576]; for h_kv =
-                      ///< 1 also without that axis.
+  std::string q;  ///< [b, s_q, h_q, 576]
+  std::string
+      cache;  ///< Paged: [pages, page_size, h_kv, 576]; contiguous: [b, s, h_kv, 576]; for h_kv =
+              ///< 1 also without that axis.
   std::string
       block_table;  ///< [b, max_pages], whole numbers; empty: none, and then the cache is contiguous.
   std::string seqlens;                ///< [b], whole numbers

@@ -204,7 +204,7 @@ void print_table_head() {
 
 /// One line of the table; what is not known is a dash.
 void print_row(const std::string& what, const char* machine, const std::string& time,
-               const Comparison* out, const Comparison* lse, const char* verdict) {
+               const Comparison* out, const Comparison* lse, const std::string& verdict) {
   const auto cell = [](const Comparison* comparison, double Comparison::*member) {
     return comparison ? fmt::format("{:.2e}", comparison->*member) : std::string("-");
   };
@@ -238,6 +238,12 @@ Status write_output(const RunOptions& options, const Problem& problem,
   return {};
 }
 
+/// "PASS" or "FAIL", and that the reference has NaN where it does: there, little was compared.
+std::string verdict(bool right, const Comparison& out, const Comparison& lse = {}) {
+  const std::string note = out.nan_rows > 0 ? out.nan_note() : lse.nan_note();
+  return (right ? "PASS" : "FAIL") + (note.empty() ? "" : "; " + note);
+}
+
 /// Compares the user's own results with the reference, as a row of the table each. False if one is
 /// wrong.
 bool check_users_results(const std::vector<float>& out, const std::vector<float>& lse,
@@ -246,17 +252,15 @@ bool check_users_results(const std::vector<float>& out, const std::vector<float>
   bool right = true;
   const auto report = [&](const char* flag, const Comparison& comparison, bool is_out) {
     print_row(flag, "-", "-", is_out ? &comparison : nullptr, is_out ? nullptr : &comparison,
-              comparison.ok ? "PASS" : "FAIL");
+              verdict(comparison.ok, comparison));
     if (!comparison.ok) fmt::print("    {}\n", comparison.failure);
     right &= comparison.ok;
   };
   if (!options.check_out.empty()) {
-    report("--check-out",
-           compare(out, expected.out, kHeadDimV, kOutTolerance, out_row_name(problem)), true);
+    report("--check-out", compare_out(problem, out, expected), true);
   }
   if (!options.check_lse.empty()) {
-    report("--check-lse", compare(lse, expected.lse, 1, kLseTolerance, lse_row_name(problem)),
-           false);
+    report("--check-lse", compare_lse(problem, lse, expected), false);
   }
   return right;
 }
@@ -390,9 +394,10 @@ int run_decode(const RunOptions& options) {
     const std::string time =
         std::isnan(result.seconds) ? "-" : duration(result.seconds) + (model ? " *" : "");
     const bool compared = result.decoded;
-    print_row(
-        placement.slug, model ? "model" : "gpu", time, compared ? &result.comparison.out : nullptr,
-        compared ? &result.comparison.lse : nullptr, result.failure.empty() ? "PASS" : "FAIL");
+    print_row(placement.slug, model ? "model" : "gpu", time,
+              compared ? &result.comparison.out : nullptr,
+              compared ? &result.comparison.lse : nullptr,
+              verdict(result.failure.empty(), result.comparison.out, result.comparison.lse));
     if (!result.failure.empty()) {
       fmt::print("    {}\n", result.failure);
       if (repeat.empty()) repeat = repeat_line(options, placement, result);

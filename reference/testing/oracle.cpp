@@ -6,11 +6,11 @@ namespace mla {
 
 namespace gpu {
 Status launch_oracle(const Problem&, const Tensors&, const QueryRow*, int64_t, unsigned, double*,
-                     double*, double*);
+                     double*, double*, double*, RowSize*);
 }
 namespace model {
 Status launch_oracle(const Problem&, const Tensors&, const QueryRow*, int64_t, unsigned, double*,
-                     double*, double*);
+                     double*, double*, double*, RowSize*);
 }
 
 Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& tensors,
@@ -22,23 +22,30 @@ Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& te
     return {};
   }
   // Enough blocks to fill any GPU; their scores stay under 4 GiB.
-  const int64_t score_bytes = problem.max_seqlen_k() * static_cast<int64_t>(sizeof(double));
+  const int64_t score_bytes = 2 * problem.max_seqlen_k() * static_cast<int64_t>(sizeof(double));
   const auto grid = static_cast<unsigned>(
       std::min(items, std::clamp<int64_t>((int64_t{4} << 30) / score_bytes, 1, 2048)));
 
-  DeviceBuffer device_rows, scores, out, lse;
+  DeviceBuffer device_rows, scores, out, lse, out_size, row_size;
   MLA_RETURN_IF_ERROR(device_rows.assign(machine, rows.data(), rows.size_bytes()));
   MLA_RETURN_IF_ERROR(scores.allocate(machine, static_cast<size_t>(grid * score_bytes)));
   MLA_RETURN_IF_ERROR(out.allocate(machine, static_cast<size_t>(items) * kHeadDimV * 8));
   MLA_RETURN_IF_ERROR(lse.allocate(machine, static_cast<size_t>(items) * 8));
+  MLA_RETURN_IF_ERROR(out_size.allocate(machine, out.bytes()));
+  MLA_RETURN_IF_ERROR(row_size.allocate(machine, static_cast<size_t>(items) * sizeof(RowSize)));
   const auto launch = MLA_ON_MACHINE(machine, launch_oracle);
   MLA_RETURN_IF_ERROR(launch(problem, with_strides(problem, tensors), device_rows.as<QueryRow>(),
-                             items, grid, scores.as<double>(), out.as<double>(), lse.as<double>()));
+                             items, grid, scores.as<double>(), out.as<double>(), lse.as<double>(),
+                             out_size.as<double>(), row_size.as<RowSize>()));
   MLA_RETURN_IF_ERROR(machine.synchronize());
-  result->out.resize(out.bytes() / 8);
-  result->lse.resize(lse.bytes() / 8);
-  MLA_RETURN_IF_ERROR(machine.copy_to_host(result->out.data(), out.data(), out.bytes()));
-  return machine.copy_to_host(result->lse.data(), lse.data(), lse.bytes());
+  const auto fetch = [&](const DeviceBuffer& from, auto* to) {
+    to->resize(from.bytes() / sizeof((*to)[0]));
+    return machine.copy_to_host(to->data(), from.data(), from.bytes());
+  };
+  MLA_RETURN_IF_ERROR(fetch(out, &result->out));
+  MLA_RETURN_IF_ERROR(fetch(lse, &result->lse));
+  MLA_RETURN_IF_ERROR(fetch(out_size, &result->out_size));
+  return fetch(row_size, &result->row_size);
 }
 
 Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& tensors,
@@ -59,6 +66,8 @@ Status oracle_decode(Machine& machine, const Problem& problem, const Tensors& te
                                     query)] = by_row.lse[static_cast<size_t>(i)];
   }
   result->out = std::move(by_row.out);
+  result->out_size = std::move(by_row.out_size);
+  result->row_size = std::move(by_row.row_size);
   return {};
 }
 

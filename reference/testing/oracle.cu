@@ -15,14 +15,32 @@ struct Smem {
   double reduce[kThreads];
 };
 
-// One item: one (row, head). Its scores, [max_seqlen_k] doubles, belong to the block.
+// One item: one (row, head). Its scores, and |v|^2 of each token, [2, max_seqlen_k] doubles, belong
+// to the block.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     decode_row(Problem problem, Tensors tensors, const QueryRow* __restrict__ rows,
                int64_t num_items, double* __restrict__ scores, double* __restrict__ out,
-               double* __restrict__ lse) {
+               double* __restrict__ lse, double* __restrict__ out_size,
+               RowSize* __restrict__ row_size) {
   Smem& smem = shared_memory<Smem>();
-  double* s = scores + blockIdx.x * problem.max_seqlen_k();
+  double* s = scores + blockIdx.x * 2 * problem.max_seqlen_k();
+  double* v_square = s + problem.max_seqlen_k();
+  const auto sum_over_block = [&](double value) {
+    __syncthreads();  // the sum before has been read
+    smem.reduce[threadIdx.x] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int i = 0; i < kThreads; ++i) sum += smem.reduce[i];
+    return sum;
+  };
+  const auto largest_of_block = [&](double value) {
+    __syncthreads();
+    smem.reduce[threadIdx.x] = value;
+    __syncthreads();
+    for (int i = 0; i < kThreads; ++i) value = fmax(value, smem.reduce[i]);
+    return value;
+  };
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const QueryRow row = rows[item / problem.num_heads_q];
     const int head = static_cast<int>(item % problem.num_heads_q);
@@ -38,44 +56,78 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
 
-    double largest = -INFINITY;
+    double largest = -INFINITY, k_square = 0;
     for (int t = threadIdx.x; t < visible; t += kThreads) {
       const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
-      double dot = 0;
+      double dot = 0, square = 0;
       for (int column = 0; column < kHeadDimQK; column += 8) {
+        if (column == kHeadDimV) v_square[t] = square;
         const uint4 eight = *reinterpret_cast<const uint4*>(k + column);
         for (int i = 0; i < 8; ++i) {
-          dot += smem.q[column + i] *
-                 static_cast<double>(to_float(reinterpret_cast<const T*>(&eight)[i]));
+          const double x = to_float(reinterpret_cast<const T*>(&eight)[i]);
+          dot += smem.q[column + i] * x;
+          square += x * x;
         }
       }
       s[t] = dot * problem.softmax_scale;
       largest = fmax(largest, s[t]);
+      if (isfinite(square)) k_square = fmax(k_square, square);
     }
-    smem.reduce[threadIdx.x] = largest;
-    __syncthreads();
-    for (int i = 0; i < kThreads; ++i) largest = fmax(largest, smem.reduce[i]);
-    __syncthreads();  // also: every score is written
+    largest = largest_of_block(largest);
+    k_square = largest_of_block(k_square);
 
-    double sum = 0;
+    double sum = 0, squares = 0, second_moment = 0, subnormal = 0;
     for (int t = threadIdx.x; t < visible; t += kThreads) {
-      s[t] = exp(s[t] - largest);
-      sum += s[t];
+      const double p = exp(s[t] - largest);
+      s[t] = p;
+      sum += p;
+      if (p == 0) continue;  // whatever V is
+      squares += p * p * v_square[t];
+      second_moment += p * v_square[t];
+      if (p < smallest_normal(problem.dtype)) {
+        subnormal += rounded_size(problem.dtype, p) * sqrt(v_square[t]);
+      }
     }
-    smem.reduce[threadIdx.x] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int i = 0; i < kThreads; ++i) sum += smem.reduce[i];
+    sum = sum_over_block(sum);  // also: every weight is written
+    squares = sum_over_block(squares);
+    second_moment = sum_over_block(second_moment);
+    subnormal = sum_over_block(subnormal);
 
-    double left = 0, right = 0;  // columns threadIdx.x and threadIdx.x + 256
-    for (int t = 0; t < visible; ++t) {
-      const T* v = cache + cache_place(problem, tensors, table, t, head_kv);
-      left += s[t] * static_cast<double>(to_float(v[threadIdx.x]));
-      right += s[t] * static_cast<double>(to_float(v[threadIdx.x + kThreads]));
+    double out_square = 0, logit = 0;
+    for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
+      double o = 0, size = 0, k_largest = 0;
+      for (int t = 0; t < visible; ++t) {
+        const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
+        const double x = to_float(k[column]);
+        o += s[t] * x;
+        size += rounded_size(problem.dtype, s[t]) * fabs(x);
+        if (isfinite(x)) k_largest = fmax(k_largest, fabs(x));
+      }
+      logit += fabs(smem.q[column]) * k_largest;
+      if (column >= kHeadDimV) continue;
+      if (visible > 0) {
+        o /= sum;
+        size /= sum;
+      }
+      out[item * kHeadDimV + column] = o;
+      out_size[item * kHeadDimV + column] = size;
+      out_square += o * o;
     }
-    out[item * kHeadDimV + threadIdx.x] = visible > 0 ? left / sum : 0;
-    out[item * kHeadDimV + threadIdx.x + kThreads] = visible > 0 ? right / sum : 0;
-    if (threadIdx.x == 0) lse[item] = visible > 0 ? largest + log(sum) : INFINITY;
+    out_square = sum_over_block(out_square);
+    logit = sum_over_block(logit);
+    double q_square = 0;
+    for (int column = 0; column < kHeadDimQK; ++column) q_square += smem.q[column] * smem.q[column];
+    if (threadIdx.x == 0) {
+      lse[item] = visible > 0 ? largest + log(sum) : INFINITY;
+      RowSize size{};
+      if (visible > 0) {
+        size.tokens = visible;
+        size.logit = fabs(double{problem.softmax_scale}) * fmin(sqrt(q_square * k_square), logit);
+        size.rounding = (sqrt(squares) + subnormal) / sum;
+        size.spread = sqrt(fmax(0.0, second_moment / sum - out_square));
+      }
+      row_size[item] = size;
+    }
     __syncthreads();  // the scores and the plan are free for the next item
   }
 }
@@ -83,10 +135,11 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 Status launch_oracle(const Problem& problem, const Tensors& tensors, const QueryRow* rows,
-                     int64_t num_items, unsigned grid, double* scores, double* out, double* lse) {
+                     int64_t num_items, unsigned grid, double* scores, double* out, double* lse,
+                     double* out_size, RowSize* row_size) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     return launch(decode_row<decltype(zero)>, grid, kThreads, sizeof(Smem), nullptr, problem,
-                  tensors, rows, num_items, scores, out, lse);
+                  tensors, rows, num_items, scores, out, lse, out_size, row_size);
   });
 }
 

@@ -224,6 +224,86 @@ TEST(Reference, EqualsPlainLoopsOnSeededCases) {
   EXPECT_GT(empty_rows, 100) << "the sample must contain rows that see nothing";
 }
 
+// What a row's errors are measured by, worked out by plain loops.
+TEST(Reference, KnowsTheSizesOfItsTerms) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    DecodeCase spec;
+    spec.dtype = dtype;
+    spec.lengths = {1, 70, 200, 0};
+    spec.batch = 4;
+    spec.seqlen_q = 2;
+    spec.num_heads_q = 6;
+    spec.num_heads_kv = 2;
+    spec.causal = true;
+    spec.data = DataKind::kNeedles;
+    DataSet data = make_data_set(spec);
+    data.problem.softmax_scale *=
+        2.6F;  // weights that are subnormal in fp16, and some that are lost
+    HostTensors host = generate(data);
+    const Tensors tensors = host.tensors(data);
+    ReferenceResult result;
+    ASSERT_OK(reference_attention(data.problem, tensors, &result));
+    const double u = dtype == DType::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
+    const double normal = dtype == DType::kBFloat16 ? std::ldexp(1, -126) : std::ldexp(1, -14);
+    int64_t subnormal = 0, lost = 0;
+    for (int row = 0; row < 4 * 2 * 6; ++row) {
+      const test::PlainInputs in =
+          test::gather(data.problem, tensors, row / 12, row / 6 % 2, row % 6);
+      const RowSize& size = result.row_size[size_t(row)];
+      ASSERT_EQ(size.tokens, in.tokens);
+      if (in.tokens == 0) {
+        EXPECT_EQ(size.logit + size.rounding + size.spread + result.out_size[size_t(row) * 512], 0);
+        continue;
+      }
+      const long double max = *std::max_element(in.logits.begin(), in.logits.end());
+      double l = 0, q_square = 0, k_square = 0, by_columns = 0;
+      for (const long double logit : in.logits) l += static_cast<double>(std::exp(logit - max));
+      std::vector<double> out_size(512);
+      double squares = 0, small = 0, spread = 0;
+      for (size_t c = 0; c < 576; ++c) {
+        double largest = 0;
+        for (size_t t = 0; t < in.logits.size(); ++t) {
+          largest = std::max(largest, std::abs(in.k[t * 576 + c]));
+        }
+        by_columns += std::abs(in.q[c]) * largest;
+        q_square += in.q[c] * in.q[c];
+      }
+      for (size_t t = 0; t < in.logits.size(); ++t) {
+        const auto p = static_cast<double>(std::exp(in.logits[t] - max));
+        // What rounding p to 16 bits costs at most, over u.
+        const double rounded = p >= normal ? p : std::min(p, u * normal) / u;
+        subnormal += p < normal;
+        lost += p < u * normal;
+        double v_square = 0, key_square = 0;
+        for (size_t c = 0; c < 576; ++c) {
+          const double k = in.k[t * 576 + c];
+          key_square += k * k;
+          if (c >= 512) continue;
+          v_square += k * k;
+          out_size[c] += rounded * std::abs(k) / l;
+          const double away = k - result.out[size_t(row) * 512 + c];
+          spread += p * away * away / l;
+        }
+        k_square = std::max(k_square, key_square);
+        squares += p * p * v_square;
+        if (p < normal) small += rounded * std::sqrt(v_square);
+      }
+      const double scale = double{data.problem.softmax_scale};
+      EXPECT_NEAR(size.logit, scale * std::min(std::sqrt(q_square * k_square), by_columns),
+                  1e-9 * size.logit);
+      EXPECT_NEAR(size.rounding, (std::sqrt(squares) + small) / l, 1e-9 * size.rounding);
+      EXPECT_NEAR(size.spread, std::sqrt(spread), 1e-6);
+      for (size_t c = 0; c < 512; ++c) {
+        ASSERT_NEAR(result.out_size[size_t(row) * 512 + c], out_size[c], 1e-5 * out_size[c]);
+      }
+    }
+    if (dtype == DType::kFloat16) {
+      EXPECT_GT(subnormal - lost, 100);
+      EXPECT_GT(lost, 100);
+    }
+  }
+}
+
 class ReferenceOnNeedles : public testing::Test {
  protected:
   ReferenceOnNeedles() {

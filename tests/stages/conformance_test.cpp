@@ -695,6 +695,43 @@ TEST_F(Conformance, LargeEqualLogits) {
   }
 }
 
+// Values of the size that a layer's norm leaves, 1, and larger ones; logits of deviation 0.3, 3 and 4.
+TEST_F(Conformance, DataOfOtherSizes) {
+  struct Factors {
+    float q, cache;  // on flat data, of deviation 0.1
+  };
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const auto [q_factor, cache_factor] :
+         {Factors{3, 10}, Factors{40, 10}, Factors{3, 20}, Factors{3, 1000}, Factors{40, 0.1F}}) {
+      DecodeCase spec;
+      spec.dtype = dtype;
+      spec.lengths = {11, 0, 501, 130};
+      spec.batch = 4;
+      spec.num_heads_q = 16;
+      const DataSet data = make_data_set(spec);
+      DeviceTensors tensors;
+      ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+      std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
+      const auto scale = [&](DeviceBuffer& buffer, std::vector<uint16_t>* values, float factor) {
+        MLA_RETURN_IF_ERROR(machine_->copy_to_host(values->data(), buffer.data(), buffer.bytes()));
+        visit_dtype(dtype, [&](auto zero) {
+          using T = decltype(zero);
+          for (uint16_t& bits : *values) {
+            bits =
+                std::bit_cast<uint16_t>(from_float<T>(factor * to_float(std::bit_cast<T>(bits))));
+          }
+        });
+        return machine_->copy_to_device(buffer.data(), values->data(), buffer.bytes());
+      };
+      ASSERT_OK(scale(tensors.q, &q, q_factor));
+      ASSERT_OK(scale(tensors.kv_cache, &cache, cache_factor));
+      ReferenceResult expected;
+      ASSERT_OK(reference_on(data, q, cache, &expected));
+      expect_right(*machine_, stages_, data, tensors, expected);
+    }
+  }
+}
+
 // The same input gives the same bits, run after run.
 TEST_F(Conformance, BitwiseRepeatable) {
   DecodeCase spec;

@@ -228,6 +228,46 @@ TEST_F(MlaRunTest, ComparesTheUsersOwnResults) {
   EXPECT_NE(ran.text.find("FAIL"), std::string::npos) << ran.text;
 }
 
+TEST_F(MlaRunTest, ComparesResultsOfDataOfAnySize) {
+  // The cache 20 times as large, as after a norm: what bf16 costs is 20 times as much.
+  const npy::Array cache = read("tests/data/paged/cache.npy");
+  std::vector<float> large;
+  for (const uint16_t bits : cache.values<uint16_t>()) {
+    large.push_back(20 * std::bit_cast<float>(uint32_t{bits} << 16));
+  }
+  write("cache.npy", npy::Type::kFloat32, cache.header.shape, large);
+  const std::string dump = replaced(kPaged, "tests/data/paged/cache.npy", path("cache.npy"));
+  const Ran ran = run("decode --machine model --stage 05 " + dump + " --out-format fp32 --out " +
+                      path("out.npy") + " --lse " + path("lse.npy"));
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  const Ran right = run("decode --stage reference " + dump + " --check-out " + path("out.npy") +
+                        " --check-lse " + path("lse.npy"));
+  EXPECT_EQ(right.exit_code, 0) << right.text;
+
+  const npy::Array lse = read(path("lse.npy"));
+  std::vector<float> base_2(lse.values<float>().begin(), lse.values<float>().end());
+  for (float& x : base_2) x *= 1.44269504F;
+  write("base_2.npy", npy::Type::kFloat32, lse.header.shape, base_2);
+  const Ran wrong = run("decode --stage reference " + dump + " --check-lse " + path("base_2.npy"));
+  EXPECT_EQ(wrong.exit_code, 1) << wrong.text;
+  EXPECT_NE(wrong.text.find("lse looks like base 2: divide by log2(e)"), std::string::npos)
+      << wrong.text;
+}
+
+TEST_F(MlaRunTest, SaysWhatIsNaNAsInTheReference) {
+  const npy::Array q = read("tests/data/paged/q.npy");
+  std::vector<uint16_t> patterns(q.values<uint16_t>().begin(), q.values<uint16_t>().end());
+  patterns[3 * 576 + 5] = 0x7FC0;  // head 0 of sequence 1
+  write("q.npy", npy::Type::kUInt16, q.header.shape, patterns);
+  const std::string dump = replaced(kPaged, "tests/data/paged/q.npy", path("q.npy"));
+  const Ran ran = run("decode --machine model --stage 02 " + dump + " --out " + path("out.npy"));
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("  PASS; NaN, as the reference: 1 row\n"), std::string::npos) << ran.text;
+  const Ran checked = run("decode --stage reference " + dump + " --check-out " + path("out.npy"));
+  EXPECT_NE(checked.text.find("  PASS; NaN, as the reference: 1 row\n"), std::string::npos)
+      << checked.text;
+}
+
 TEST_F(MlaRunTest, RefusesDamagedFiles) {
   expect_refused("--stage 02 " + replaced(kPaged, "paged/q.npy", "paged/nothing.npy"),
                  "file error: tests/data/paged/nothing.npy: cannot be opened: ");

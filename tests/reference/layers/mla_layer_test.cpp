@@ -445,15 +445,7 @@ void core_on(Machine& machine, const Stage& stage) {
       // The same core in double, on the same rounded q~ and cache.
       ReferenceResult truth;
       MLA_RETURN_IF_ERROR(reference_attention(host.problem, host.tensors(), &truth));
-      // abs_tol is for values of N(0, 0.1^2), as the stages' test data are. An error grows with the
-      // values: tensor cores round each weight of them to 16 bits.
-      const auto values = call.kv.leftCols(call.kv_lora_rank);
-      Tolerance tolerance = kOutTolerance;
-      tolerance.abs_tol *=
-          std::sqrt(values.squaredNorm() / static_cast<double>(values.size())) / 0.1;
-      DecodeComparison comparison;
-      comparison.out = compare(dtype, host.out, truth.out, kHeadDimV, tolerance);
-      comparison.lse = compare(host.lse, truth.lse, 1, kLseTolerance);
+      const DecodeComparison comparison = compare_decode(host.problem, host.out, host.lse, truth);
       EXPECT_OK(comparison);
       latent_error = std::max(latent_error, comparison.out.relative_l2);
       *latent = host.latent<double>();

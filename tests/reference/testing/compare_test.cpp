@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -29,6 +32,17 @@ uint16_t round_to(DType dtype, double value) {
 Comparison compare_floats(const std::vector<float>& actual, const std::vector<double>& expected,
                           int64_t row_length = 2, const Tolerance& tolerance = kOutTolerance) {
   return compare(actual, expected, row_length, tolerance);
+}
+
+/// A reference result, as of one token of such a row each.
+ReferenceResult reference_of(const std::vector<double>& out, const std::vector<double>& lse) {
+  ReferenceResult result{out, lse, out, std::vector<RowSize>(lse.size())};
+  for (size_t row = 0; row < lse.size(); ++row) {
+    double square = 0;
+    for (size_t i = row * 512; i < (row + 1) * 512; ++i) square += out[i] * out[i];
+    result.row_size[row] = {1, std::abs(lse[row]), std::sqrt(square), 0};
+  }
+  return result;
 }
 
 TEST(Compare, EqualPasses) {
@@ -103,7 +117,7 @@ TEST(Compare, RowsAreComparedApart) {
   EXPECT_EQ(result.worst_row, 1);
   EXPECT_NEAR(result.worst_row_cosine_difference, 0.01 / 2.01, 1e-6);
   EXPECT_FALSE(result.ok);
-  EXPECT_NE(result.failure.find("of row 1 is not less than"), std::string::npos) << result.failure;
+  EXPECT_EQ(result.failure, "L2 error 0.000316 of row 1 exceeds 1.42e-05; its norm is 0.00316");
   Tolerance whole_only = kOutTolerance;
   whole_only.row_cos_tol = kInfinity;
   EXPECT_TRUE(compare_floats(actual, expected, 10, whole_only).ok);
@@ -126,7 +140,7 @@ TEST(Compare, WholeTensorCosine) {
   EXPECT_FALSE(result.ok);
   EXPECT_NEAR(result.cosine_difference, 0.01 / (2 + 1 + 1.21), 1e-6);
   EXPECT_NEAR(result.relative_l2, 0.1 / std::sqrt(2), 1e-6);
-  EXPECT_EQ(result.failure, "cosine difference 0.00238 is not less than 0.001");
+  EXPECT_EQ(result.failure, "L2 error 0.1 of the whole exceeds 0.0649; its norm is 1.41");
 }
 
 TEST(Compare, SizesMustMatch) {
@@ -154,7 +168,7 @@ TEST(Compare, LargeInputsAreSearchedEverywhere) {
 TEST(Compare, DescribesADecode) {
   const std::vector<uint16_t> out(512, 0x3F80);
   const std::vector<float> lse{2};
-  const ReferenceResult expected{std::vector<double>(512, 1.0), {3}};
+  const ReferenceResult expected = reference_of(std::vector<double>(512, 1.0), {3});
   Problem problem;
   problem.batch = problem.num_heads_q = 1;
   const DecodeComparison result = compare_decode(problem, out, lse, expected);
@@ -174,7 +188,8 @@ TEST(Compare, NamesSequenceQueryTokenHeadAndColumn) {
   problem.batch = 2;
   problem.seqlen_q = 3;
   problem.num_heads_q = 5;
-  const ReferenceResult expected{std::vector<double>(30 * 512, 1.0), std::vector<double>(30, 2.0)};
+  const ReferenceResult expected =
+      reference_of(std::vector<double>(30 * 512, 1.0), std::vector<double>(30, 2.0));
   std::vector<uint16_t> out(expected.out.size(), 0x3F80);
   std::vector<float> lse(expected.lse.size(), 2);
   out[size_t(((1 * 3 + 2) * 5 + 4) * 512 + 17)] = 0x4000;  // [batch, seqlen_q, num_heads_q, 512]
@@ -187,7 +202,8 @@ TEST(Compare, NamesSequenceQueryTokenHeadAndColumn) {
   }
   // Of chosen query rows, all heads of each: the row that was chosen is named.
   const std::vector<QueryRow> rows{{1, 0}, {0, 2}};
-  const ReferenceResult some{std::vector<double>(10 * 512, 1.0), std::vector<double>(10, 2.0)};
+  const ReferenceResult some =
+      reference_of(std::vector<double>(10 * 512, 1.0), std::vector<double>(10, 2.0));
   out.assign(some.out.size(), 0x3F80);
   lse.assign(some.lse.size(), 2);
   out[size_t(7 * 512)] = 0x4000;
@@ -195,6 +211,93 @@ TEST(Compare, NamesSequenceQueryTokenHeadAndColumn) {
   const std::string text = compare_decode(problem, out, lse, some, rows).describe();
   EXPECT_NE(text.find("sequence 0, query token 2, head 2, column 0"), std::string::npos) << text;
   EXPECT_NE(text.find("sequence 0, query token 2, head 3: 3"), std::string::npos) << text;
+}
+
+TEST(Compare, SaysThatNaNIsAsInTheReference) {
+  ReferenceResult expected = reference_of(std::vector<double>(4 * 512, 1.0), {1, 1, 1, 1});
+  for (const size_t row : {1, 3}) {
+    std::fill_n(expected.out.begin() + std::ptrdiff_t(row) * 512, 512, kNaN);
+    expected.lse[row] = kNaN;
+    expected.row_size[row].rounding = expected.row_size[row].spread = kNaN;
+  }
+  std::vector<uint16_t> out;
+  for (const double x : expected.out) out.push_back(round_to(DType::kBFloat16, x));
+  std::vector<float> lse(expected.lse.begin(), expected.lse.end());
+  Problem problem;
+  problem.batch = 1;
+  problem.num_heads_q = 4;
+  const DecodeComparison result = compare_decode(problem, out, lse, expected);
+  EXPECT_OK(result);
+  for (const char* needed :
+       {"out: ok; NaN, as the reference: 2 rows (", "lse: ok; NaN, as the reference: 2 rows"}) {
+    EXPECT_NE(result.describe().find(needed), std::string::npos) << result.describe();
+  }
+  // The other rows are judged as ever, and so is a row that is NaN where it should not be.
+  out[5] = round_to(DType::kBFloat16, 1.1);
+  EXPECT_EQ(compare_decode(problem, out, lse, expected).out.first_mismatch, 5);
+  out[5] = nan_bits(DType::kBFloat16);
+  EXPECT_EQ(compare_decode(problem, out, lse, expected).out.first_mismatch, 5);
+}
+
+TEST(Compare, RecognisesAnLseToBase2) {
+  const std::vector<double> right{8.1, -3, 0, kInfinity};
+  const ReferenceResult expected = reference_of(std::vector<double>(4 * 512, 1.0), right);
+  Problem problem;
+  problem.batch = 1;
+  problem.num_heads_q = 4;
+  std::vector<float> lse;
+  for (const double x : right) lse.push_back(static_cast<float>(x * std::log2(std::exp(1.0))));
+  const std::string hint = "lse looks like base 2: divide by log2(e)";
+  const Comparison result = compare_lse(problem, lse, expected);
+  EXPECT_FALSE(result.ok);
+  EXPECT_NE(result.failure.find(hint), std::string::npos) << result.failure;
+  lse[0] *= 1.001F;  // wrong in either base
+  const Comparison wrong = compare_lse(problem, lse, expected);
+  EXPECT_FALSE(wrong.ok);
+  EXPECT_EQ(wrong.failure.find(hint), std::string::npos) << wrong.failure;
+}
+
+TEST(Compare, AnLseIsAsExactAsItsLogits) {
+  // Near 0, with logits of 1,000: off by one unit of their last place, 2^-14.
+  ReferenceResult expected = reference_of(std::vector<double>(512, 1.0), {1e-5});
+  expected.row_size[0].logit = 1000;
+  Problem problem;
+  problem.batch = problem.num_heads_q = 1;
+  const auto passes = [&](double lse) {
+    return compare_lse(problem, std::vector{static_cast<float>(lse)}, expected).ok;
+  };
+  EXPECT_TRUE(passes(1e-5 + 0x1p-14));
+  EXPECT_FALSE(passes(1e-5 + 0x1p-8));
+  expected.row_size[0].logit = 1;
+  EXPECT_FALSE(passes(1e-5 + 0x1p-14));
+}
+
+TEST(Compare, OutMayOverflowOnlyAtTheLargestNumber) {
+  Problem problem;
+  problem.dtype = DType::kFloat16;
+  problem.batch = problem.num_heads_q = 1;
+  std::vector<float> out(512, 1);
+  const auto passes = [&](double expected, float actual) {
+    std::vector<double> row(512, 1);
+    row[7] = expected;
+    out[7] = actual;
+    return compare_out(problem, out, reference_of(row, {0})).ok;
+  };
+  const auto inf = static_cast<float>(kInfinity);
+  EXPECT_TRUE(passes(65500, inf));
+  EXPECT_FALSE(passes(65500, -inf));
+  EXPECT_FALSE(passes(65000, inf));
+}
+
+TEST(Compare, NeedsTheSizesOfTheReference) {
+  ReferenceResult expected = reference_of(std::vector<double>(512, 1.0), {0});
+  expected.row_size.clear();
+  Problem problem;
+  problem.batch = problem.num_heads_q = 1;
+  const std::vector<uint16_t> out(512, 0x3F80);
+  const DecodeComparison result = compare_decode(problem, out, std::vector<float>{0}, expected);
+  EXPECT_EQ(result.out.failure, "the reference has no out_size and row_size for its out");
+  EXPECT_EQ(result.lse.failure, "the reference has no row_size for its lse");
 }
 
 /// b = 64, s_k = 4096, two heads: a right decode (the reference, rounded), in which a test plants a
@@ -532,6 +635,67 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
         }
         const DecodeComparison result = compare_decode(data.problem, host.out, host.lse, expected);
         EXPECT_OK(result);
+      }
+    }
+  }
+}
+
+// On the generator's data, what the production kernels' tolerances refuse is refused, element by
+// element and row by row. They are for values of size 0.1: abs_tol grows with larger ones.
+TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const DataKind kind : {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues,
+                                DataKind::kExtremeLogits}) {
+      DecodeCase spec;
+      spec.dtype = dtype;
+      spec.data = kind;
+      spec.seed = dtype == DType::kBFloat16 ? 0 : 1;
+      spec.num_heads_q = 2;
+      spec.lengths = {1, 2, 5, 20, 64, 140, 601, 4096};
+      spec.batch = 8;
+      SCOPED_TRACE(spec.name());
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      ReferenceResult expected;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+      std::vector<float> out(expected.out.begin(), expected.out.end());
+      std::vector<float> lse(expected.lse.begin(), expected.lse.end());
+      for (size_t i = 0; i < out.size(); i += 37) {
+        const double r = expected.out[i];
+        const double abs_tol = kOutTolerance.abs_tol * std::max(1.0, expected.out_size[i] / 0.1);
+        const double error = std::max(abs_tol, kOutTolerance.rel_tol * (std::abs(r) + 1e-6));
+        out[i] = static_cast<float>(r + 1.01 * error);
+        EXPECT_FALSE(compare_out(data.problem, out, expected).ok)
+            << "element " << i << ", expected " << r << ", size " << expected.out_size[i];
+        out[i] = static_cast<float>(r);
+      }
+      for (size_t i = 0; i < lse.size(); ++i) {
+        const double r = expected.lse[i];
+        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // less exact than its size
+        const double error =
+            std::max(kLseTolerance.abs_tol, kLseTolerance.rel_tol * (std::abs(r) + 1e-6));
+        lse[i] = static_cast<float>(r + 1.01 * error);
+        EXPECT_FALSE(compare_lse(data.problem, lse, expected).ok)
+            << "lse " << i << ", expected " << r;
+        lse[i] = static_cast<float>(r);
+      }
+      std::mt19937_64 random(1);
+      for (size_t row = 0; row < lse.size(); ++row) {
+        // Off by 4.5e-3 of its norm, as the fixed tolerance for rows has it, in any direction.
+        double square = 0, errors = 0;
+        std::vector<double> error(512);
+        for (size_t c = 0; c < 512; ++c) {
+          error[c] = expected.out[row * 512 + c] * std::normal_distribution<>()(random);
+          square += expected.out[row * 512 + c] * expected.out[row * 512 + c];
+          errors += error[c] * error[c];
+        }
+        const double factor = 1.1 * std::sqrt(2 * kOutTolerance.row_cos_tol * square / errors);
+        for (size_t c = 0; c < 512; ++c) {
+          out[row * 512 + c] = static_cast<float>(expected.out[row * 512 + c] + factor * error[c]);
+        }
+        EXPECT_FALSE(compare_out(data.problem, out, expected).ok) << "row " << row;
+        std::copy_n(expected.out.begin() + std::ptrdiff_t(row) * 512, 512,
+                    out.begin() + std::ptrdiff_t(row) * 512);
       }
     }
   }

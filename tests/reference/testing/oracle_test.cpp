@@ -48,6 +48,21 @@ void expect_equal_to_reference(Machine& machine, int cases) {
     for (size_t j = 0; j < expected.lse.size(); ++j) {
       ASSERT_TRUE(close(actual.lse[j], expected.lse[j])) << "lse[" << j << "]";
     }
+    // The sizes need few digits; the reference adds up out_size in fp32, and in a spread near 0 most
+    // cancel.
+    const auto near = [](double a, double b) { return std::abs(a - b) <= 1e-5 * b + 1e-7; };
+    ASSERT_EQ(actual.out_size.size(), expected.out_size.size());
+    ASSERT_EQ(actual.row_size.size(), expected.row_size.size());
+    for (size_t j = 0; j < expected.out_size.size(); ++j) {
+      ASSERT_TRUE(near(actual.out_size[j], expected.out_size[j])) << "out_size[" << j << "]";
+    }
+    for (size_t j = 0; j < expected.row_size.size(); ++j) {
+      const RowSize &a = actual.row_size[j], &b = expected.row_size[j];
+      ASSERT_EQ(a.tokens, b.tokens) << "row " << j;
+      ASSERT_TRUE(near(a.logit, b.logit)) << a.logit << ", " << b.logit << " in row " << j;
+      ASSERT_TRUE(near(a.rounding, b.rounding)) << a.rounding << ", " << b.rounding;
+      ASSERT_TRUE(near(a.spread, b.spread)) << a.spread << ", " << b.spread << " in row " << j;
+    }
   }
 }
 
