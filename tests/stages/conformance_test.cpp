@@ -355,11 +355,13 @@ Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTens
 
 // What is wrong with them; empty: nothing.
 std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceResult& expected) {
-  const DecodeComparison comparison = compare_decode(data.problem, gather_out(data, outputs.out),
-                                                     gather_lse(data, outputs.lse), expected);
+  const Layout layout = data.layout();
+  const DecodeComparison comparison =
+      compare_decode(data.problem, gather_out(data.problem, layout, outputs.out),
+                     gather_lse(data.problem, layout, outputs.lse), expected);
   if (!comparison.ok()) return comparison.describe();
-  const bool untouched =
-      gaps_hold(data, outputs.out, 0xffff, outputs.lse, std::bit_cast<float>(0xffffffff));
+  const bool untouched = gaps_hold(data.problem, layout, outputs.out, 0xffff, outputs.lse,
+                                   std::bit_cast<float>(0xffffffff));
   return untouched ? "" : "wrote between the rows of out or lse";
 }
 

@@ -101,8 +101,9 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
   std::vector<float> lse(prepared.tensors.lse.bytes() / sizeof(float));
   std::memcpy(out.data(), prepared.tensors.out.data(), prepared.tensors.out.bytes());
   std::memcpy(lse.data(), prepared.tensors.lse.data(), prepared.tensors.lse.bytes());
-  const DecodeComparison comparison = compare_decode(
-      problem, gather_out(prepared.data, out), gather_lse(prepared.data, lse), prepared.expected);
+  const DecodeComparison comparison =
+      compare_decode(problem, gather_out(problem, prepared.tensors.layout, out),
+                     gather_lse(problem, prepared.tensors.layout, lse), prepared.expected);
   if (!comparison.ok()) return "conformance: " + comparison.describe();
   if (prepared.first_out.empty()) prepared.first_out = out;
   return out == prepared.first_out ? "" : "conformance: results differ between schedules";

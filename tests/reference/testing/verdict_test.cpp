@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "reference/attention.h"
+#include "reference/float16.h"
 #include "reference/testing/compare.h"
 #include "tests/status_matchers.h"
 
