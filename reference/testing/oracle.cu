@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = threadIdx.x; t < visible; t += kThreads) {
       const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
       double dot = 0, square = 0;
+#pragma unroll 1  // unrolled, it would spill on sm_80
       for (int column = 0; column < kHeadDimQK; column += 8) {
         if (column == kHeadDimV) v_square[t] = square;
         const uint4 eight = *reinterpret_cast<const uint4*>(k + column);
