@@ -70,8 +70,8 @@ __device__ __forceinline__ void copy_rows(uint4 (*rows_smem)[kHeadDimQK / 8], co
   }
 }
 
-// One item: a worker, for one tile of rows of a KV head.
-template <typename T, typename Tile, int kBlocks>
+// One item: a worker, for one tile of rows of a KV head. kSmallPages: a tile lies in several pages.
+template <typename T, typename Tile, int kBlocks, bool kSmallPages>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     decode(Problem problem, Tensors tensors, SplitWorkspace split, SplitItems items) {
   constexpr int kRows = Tile::kRows, kTokens = Tile::kTokens, kDepth = Tile::kDepthWarps;
@@ -107,12 +107,15 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
   };
   // Tokens past the end become 0: the cache may hold anything there, and 0 * NaN would be NaN.
   const auto copy_kv = [&](int token_begin, int to) {
-    const int32_t* table = tensors.table_row(at.sequence);
-    copy_rows<Tile::kThreads, kTokens>(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
-      const int token = token_begin + r;
-      if (token >= at.seqlen_k) return nullptr;
+    const auto token_gmem = [&](int token) {
       return static_cast<const uint4*>(tensors.kv_cache) +
-             cache_place(problem, tensors, table, token, rows.head_kv) / 8;
+             cache_place(problem, tensors, tensors.table_row(at.sequence), token, rows.head_kv) / 8;
+    };
+    const uint4* tile_gmem = token_gmem(token_begin);
+    copy_rows<Tile::kThreads, kTokens>(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
+      if (token_begin + r >= at.seqlen_k) return nullptr;
+      return kSmallPages ? token_gmem(token_begin + r)
+                         : tile_gmem + r * (tensors.kv_strides.token / 8);
     });
   };
   const auto begin_piece = [&] {

@@ -62,8 +62,11 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
-        return launch(kernel::decode<decltype(zero), Tile, kBlocks<Tile>>, grid, Tile::kThreads,
-                      sizeof(kernel::Smem<Tile>), stream, problem, tensors, split, items);
+        return visit_flag(problem.page_size < Tile::kTokens, [&](auto small_pages) {
+          return launch(kernel::decode<decltype(zero), Tile, kBlocks<Tile>, small_pages()>, grid,
+                        Tile::kThreads, sizeof(kernel::Smem<Tile>), stream, problem, tensors, split,
+                        items);
+        });
       });
     });
   }));

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Kernels with one fault each, made of the kernels as they stand and of the list in mutants.txt.
 
-    stages/mutants/mutants.py FOLDER    writes FOLDER/NN_name/ for each stage of the list, and FOLDER/mutants.inc
+    stages/mutants/mutants.py FOLDER    writes FOLDER/NN_name/ for each stage of the list, FOLDER/host/ with the host
+                                        code of the list, and FOLDER/mutants.inc with the stages' mutants
 
 All faults of a stage go into one source, each behind a test of mla::mutant, so that a stage is compiled once:
 
@@ -21,6 +22,7 @@ LIST = pathlib.Path(__file__).resolve().parent / "mutants.txt"
 class Mutant:
     def __init__(self, line, stage, name, expected):
         self.line, self.stage, self.name, self.expected = line, stage, name, expected
+        self.tests = expected.removeprefix("tests: ") if expected.startswith("tests: ") else None  # of host code
         self.which, self.find, self.replacement = (1, 1), [], []
 
     def span(self, source):
@@ -31,8 +33,8 @@ class Mutant:
         matches = list(re.finditer(pattern, without_comments(source)))
         index, count = self.which
         if len(matches) != count:
-            raise ValueError(f"mutants.txt:{self.line}: '{text}' stands {len(matches)} times in the kernel of stage "
-                             f"{self.stage}, {count} expected: fit the list to the kernel")
+            raise ValueError(f"mutants.txt:{self.line}: '{text}' stands {len(matches)} times in "
+                             f"{source_of(self.stage).relative_to(ROOT)}, {count} expected: fit the list to the source")
         return matches[index - 1].span("part")
 
 
@@ -55,7 +57,8 @@ def read_list():
     for number, line in enumerate(LIST.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if head := re.fullmatch(r"(\d\d) (.*?) => ((?:model: |conformance|any|not modelled: ).*)", line):
+        if head := re.fullmatch(r"(\d\d|[\w/]+\.(?:cpp|cu)) (.*?) => ((?:model: |conformance|any|not modelled: |tests: ).*)",
+                                line):
             mutants.append(Mutant(number, *head.groups()))
         elif part := re.fullmatch(r"-(?:(\d+)/(\d+))? (.*)", line):
             if part[1]:
@@ -70,6 +73,11 @@ def read_list():
 
 def stage_folder(stage):
     return next(ROOT.glob(f"stages/{stage}_*"))
+
+
+def source_of(stage):
+    """The kernel of a stage, or the host code that an entry names by its path."""
+    return ROOT / stage if "/" in stage else stage_folder(stage) / "kernel.cuh"
 
 
 def with_all(source, spans):
@@ -124,7 +132,7 @@ def main(folder):
     mutants = read_list()
     spans, table = {}, ""
     for id, mutant in enumerate(mutants, 1):
-        source = (stage_folder(mutant.stage) / "kernel.cuh").read_text()
+        source = source_of(mutant.stage).read_text()
         error, line = "", 0
         try:
             begin, end = mutant.span(source)
@@ -136,9 +144,14 @@ def main(folder):
             here.setdefault((begin, end), []).append((id, " ".join(mutant.replacement)))
         except ValueError as problem:
             error = str(problem)
+        if mutant.tests:
+            continue
         strings = (stage_folder(mutant.stage).name, mutant.name, mutant.expected, error)
         table += f"{{{id}, {line}, {', '.join(map(quoted, strings))}}},\n"
-    for stage in sorted({mutant.stage for mutant in mutants}):
+    for stage in sorted({mutant.stage for mutant in mutants if mutant.tests}):
+        source = with_all(source_of(stage).read_text(), spans.get(stage, {}))
+        write(folder / "host" / stage, "namespace mla { extern int mutant; }\n" + source)
+    for stage in sorted({mutant.stage for mutant in mutants if not mutant.tests}):
         original = stage_folder(stage)
         source = with_all((original / "kernel.cuh").read_text(), spans.get(stage, {}))
         # On the first line, which is a comment, so that the others stay where they are.

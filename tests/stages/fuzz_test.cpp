@@ -38,8 +38,8 @@ class Fuzz : public testing::Test {
   // Mostly a number that a dimension may well have; else one at an edge, or any.
   int dimension() {
     constexpr int kUsual[] = {1, 2, 3, 4, 6, 16, 64, 128};
-    constexpr int kEdges[] = {INT_MIN, -1,      0,       1,           63,         64,
-                              65,      1 << 15, 1 << 20, (1 << 30) - 1, 1 << 30, INT_MAX};
+    constexpr int kEdges[] = {INT_MIN,       -1,      0,      1, 63, 64, 65, 1 << 15, 1 << 20,
+                              (1 << 30) - 1, 1 << 30, INT_MAX};
     const uint64_t kind = draw(8);
     return kind < 6 ? any(kUsual) : kind == 6 ? any(kEdges) : static_cast<int>(random_());
   }
@@ -67,8 +67,8 @@ class Fuzz : public testing::Test {
   }
 
   int64_t stride() {
-    constexpr int64_t kStrides[] = {kContiguous, 0,       1,          8,         576,
-                                    1 << 20,     -8,      INT64_MIN,  INT64_MAX, int64_t{1} << 40,
+    constexpr int64_t kStrides[] = {kContiguous, 0,       1,         8,         576,
+                                    1 << 20,     -8,      INT64_MIN, INT64_MAX, int64_t{1} << 40,
                                     512,         INT_MAX, -1152};
     return draw(3) == 0 ? any(kStrides) : kContiguous;
   }

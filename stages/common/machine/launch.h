@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "stages/common/machine/device.h"
 #include "stages/common/machine/machine.h"
@@ -82,6 +83,12 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
 }
 
 #endif
+
+/// Calls f(std::true_type{}) or f(std::false_type{}): makes `flag` a template argument.
+template <typename F>
+decltype(auto) visit_flag(bool flag, F&& f) {
+  return flag ? f(std::true_type{}) : f(std::false_type{});
+}
 
 /// Limits of the device that launch() uses; all zero without a GPU.
 inline DeviceLimits device_limits() {

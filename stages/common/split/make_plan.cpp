@@ -130,15 +130,14 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   for (int i = 0; i < problem.batch; ++i) plan.seqlens_k.push_back(length_of(i));
   plan.header = {.state = {.made = kPlanMade,
                            .shape = split_workspace(problem, shape, nullptr, nullptr).shape,
-                           .generation = 1,
+                           .generation = 0,
                            .refused = 0},
                  .batch = problem.batch,
                  .workers = shape.workers,
                  .fixed_split_tokens = problem.fixed_split_tokens,
                  .fixed_grains = static_cast<int32_t>(fixed),
                  .num_split_sequences = static_cast<int32_t>(plan.split_sequences.size()),
-                 .num_slots = plan.slot_begin.back(),
-                 .unused = {}};
+                 .num_slots = plan.slot_begin.back()};
   return plan;
 }
 

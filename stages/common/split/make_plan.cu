@@ -211,16 +211,17 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (threadIdx.x == 0) {
     plan.slot_begin[problem.batch] = static_cast<int>(slots);
-    const PlanState before = plan.header->state;
-    const uint32_t generation = before.made == kPlanMade ? before.generation + 1 : 1;
-    *plan.header = {{kPlanMade, plan.shape, generation, 0},
-                    problem.batch,
-                    shape.workers,
-                    problem.fixed_split_tokens,
-                    fixed,
-                    static_cast<int>(split_sequences),
-                    static_cast<int>(slots),
-                    {}};
+    PlanHeader& header = *plan.header;
+    header.state.made = kPlanMade;
+    header.state.shape = plan.shape;
+    atomicAdd(&header.state.generation, 1u);  // without waiting for what was there
+    header.state.refused = 0;
+    header.batch = problem.batch;
+    header.workers = shape.workers;
+    header.fixed_split_tokens = problem.fixed_split_tokens;
+    header.fixed_grains = fixed;
+    header.num_split_sequences = static_cast<int>(split_sequences);
+    header.num_slots = static_cast<int>(slots);
   }
 }
 

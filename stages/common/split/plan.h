@@ -84,7 +84,7 @@ struct alignas(16) SplitSequence {
 struct alignas(16) PlanState {
   uint32_t made;        ///< kPlanMade; anything else: there is no plan here.
   uint32_t shape;       ///< Of batch, workers, table and fixed splits: tells what it was made for.
-  uint32_t generation;  ///< Counts the plans made in this memory, from 1.
+  uint32_t generation;  ///< One more for every plan made in this memory, from whatever it held.
   /// Not 0: since this plan was made, a decode found that it is not one for its problem, and left its
   /// outputs alone.
   uint32_t refused;
@@ -100,7 +100,6 @@ struct PlanHeader {
   int32_t fixed_grains;         ///< As used: 0 where it would only leave workers idle.
   int32_t num_split_sequences;  ///< Sequences of more than one piece.
   int32_t num_slots;            ///< Pieces of those.
-  int32_t unused[2];
   bool operator==(const PlanHeader&) const = default;
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
@@ -127,7 +126,8 @@ struct HostPlan {
   bool operator==(const HostPlan&) const = default;
 };
 
-/// The same plan as make_plan's, made by the same rules on the host. `seqlens_k` is [batch], in tokens.
+/// The same plan as make_plan's, made by the same rules on the host, of generation 0. `seqlens_k` is
+/// [batch], in tokens.
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                            const std::vector<int32_t>& seqlens_k);
 

@@ -55,8 +55,9 @@ void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorks
 /// Tells plans for different problems apart: of all that decides where a plan's numbers may point.
 uint32_t shape_hash(const Problem& problem, const PlanShape& shape) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const int64_t value : {int64_t{problem.batch}, int64_t{shape.workers},
-                              int64_t{problem.fixed_split_tokens}, problem.max_seqlen_k()}) {
+  const int64_t values[] = {problem.batch, shape.workers, problem.fixed_split_tokens,
+                            problem.max_seqlen_k()};
+  for (const int64_t value : values) {
     for (int byte = 0; byte < 8; ++byte) {
       hash = (hash ^ ((value >> (8 * byte)) & 0xff)) * 0x100000001b3;
     }

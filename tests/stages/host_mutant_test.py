@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Host code with one fault each: none may go unnoticed by the tests of its list entry, which pass without it.
+
+    host_mutant_test.py PROGRAM    host_mutants, built from stages/mutants/mutants.txt
+"""
+import os
+import pathlib
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "stages" / "mutants"))
+import mutants  # noqa: E402
+
+
+def run(program, tests, number):
+    """The exit code of these tests with a mutant; 0 is none."""
+    command = [program, f"--gtest_filter={tests}", "--gtest_fail_fast", "--gtest_brief=1"]
+    environment = {**os.environ, "MLA_MUTANT": str(number)}
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+
+
+def main(program):
+    failures, found = [], 0
+    chosen = [(number, mutant) for number, mutant in enumerate(mutants.read_list(), 1) if mutant.tests]
+    for tests in sorted({mutant.tests for _, mutant in chosen}):
+        result = run(program, tests, 0)
+        if result.returncode != 0:
+            failures.append(f"{tests} fail without a fault:\n{result.stdout.decode(errors='replace')[-2000:]}")
+    for number, mutant in chosen:
+        try:
+            mutant.span(mutants.source_of(mutant.stage).read_text())
+        except ValueError as error:
+            failures.append(str(error))
+            continue
+        if run(program, mutant.tests, number).returncode == 0:
+            failures.append(f"mutants.txt:{mutant.line}: '{mutant.name}' of {mutant.stage} goes unnoticed")
+        else:
+            found += 1
+    print("\n".join(failures))
+    print(f"{found} of {len(chosen)} faults in host code found")
+    return 1 if failures or not chosen else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__.strip())
+    sys.exit(main(sys.argv[1]))

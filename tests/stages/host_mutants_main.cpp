@@ -1,0 +1,15 @@
+// The tests of plans, caches and the contract, on host code with one fault: MLA_MUTANT says which.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace mla {
+int mutant = 0;
+}
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  const char* chosen = std::getenv("MLA_MUTANT");
+  mla::mutant = chosen == nullptr ? 0 : std::atoi(chosen);
+  return RUN_ALL_TESTS();
+}
