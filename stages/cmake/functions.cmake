@@ -51,7 +51,7 @@ endfunction()
 
 # Kernels for GPUs: spills to local memory are errors, like every warning, and like ptxas' remarks that it serialised
 # wgmma, which is why the compiler runs under nvcc_guard.sh. With anything after that, spills are let through. By itself
-# nvcc does not compress code that has line numbers; compressed, it takes a tenth of the space in programs.
+# nvcc does not compress code that has line numbers; compressed, it takes a seventh of the space.
 function(mla_gpu_options target architectures)
   set(launcher sh ${PROJECT_SOURCE_DIR}/stages/cmake/nvcc_guard.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}"
