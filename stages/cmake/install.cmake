@@ -1,14 +1,24 @@
-# find_package(flashmla) for others: flashmla::stages, ::common, ::gpu_model, ::layers, ::reference and, with tests or
-# bench, ::testing. Headers go to include/flashmla, and name each other as "flashmla/reference/..." there, so that no
-# consumer's own "reference/" or "stages/" is shadowed.
+# find_package(flashmla) for others, whole or by COMPONENTS. Each component has a file of targets of its own, and
+# flashmlaConfig.cmake.in says what it needs. flashmla::gpu needs the CUDA Toolkit alone.
 include(CMakePackageConfigHelpers)
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/flashmla)
-set(installed_targets flashmla_reference flashmla_layers flashmla_gpu_model flashmla_common flashmla_stages)
-if(MLA_TESTS OR MLA_BENCH)
-  list(APPEND installed_targets flashmla_testing)
+set(built_components "")
+macro(install_component component)
+  install(TARGETS ${ARGN} EXPORT flashmla_${component})
+  install(EXPORT flashmla_${component} NAMESPACE flashmla:: DESTINATION ${package_folder}
+          FILE flashmla_${component}.cmake)
+  list(APPEND built_components ${component})
+endmacro()
+if(MLA_HAVE_CUDA)
+  install_component(gpu flashmla_gpu)
 endif()
-install(TARGETS ${installed_targets} EXPORT flashmla)
-install(EXPORT flashmla NAMESPACE flashmla:: DESTINATION ${package_folder} FILE flashmlaTargets.cmake)
+install_component(model flashmla_stages flashmla_common flashmla_gpu_model)
+install_component(reference flashmla_reference)
+install_component(layers flashmla_layers)
+if(MLA_TESTS OR MLA_BENCH)
+  install_component(testing flashmla_testing)
+endif()
+
 install(CODE "set(source \"${PROJECT_SOURCE_DIR}\")\nset(headers \"${CMAKE_INSTALL_INCLUDEDIR}/flashmla\")")
 install(SCRIPT ${CMAKE_CURRENT_LIST_DIR}/install_headers.cmake)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/flashmlaConfig.cmake.in flashmlaConfig.cmake

@@ -15,8 +15,8 @@ const Stage* find_stage(MachineKind machine, const std::string& slug, std::strin
   }
   if (why_not != nullptr && !names.empty()) {
     *why_not = "there is no stage '" + slug + "'; there are " + names;
-  } else if (why_not != nullptr && gpu_machine(why_not) != nullptr) {
-    *why_not = "this build has no stage for a GPU";
+  } else if (why_not != nullptr && find_machine(machine, why_not) != nullptr) {
+    *why_not = "this build has no stage for this machine";
   }
   return nullptr;
 }

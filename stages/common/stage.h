@@ -59,11 +59,12 @@ struct Stage {
 /// Stage::sustained_warmup_s of kernels that keep the tensor cores busy.
 inline constexpr double kTensorCoreWarmup = 1.2;
 
-/// Every folder stages/NN_*, in order, built for `machine`. Empty for kGpu in a build without CUDA.
+/// Every folder stages/NN_*, in order, built for `machine`. Empty for kGpu in a build without CUDA, and for
+/// kModel in a program that links the stages for GPUs alone.
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// The stage with this slug (or its number: "02"), or null with the reason in `why_not`: which stages
-/// there are, or why there is none for a GPU.
+/// there are, or why there is none for this machine.
 const Stage* find_stage(MachineKind machine, const std::string& slug,
                         std::string* why_not = nullptr);
 

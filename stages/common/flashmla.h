@@ -1,0 +1,9 @@
+/// @file
+/// All that a program needs to decode with stages, in one header. Installed as
+/// `flashmla/flashmla.h`. It includes no library but the standard one.
+#pragma once
+
+#include "reference/problem.h"
+#include "stages/common/cache/paged_cache.h"
+#include "stages/common/cache/paging_check.h"
+#include "stages/common/stage.h"
