@@ -70,10 +70,12 @@ __device__ __forceinline__ void copy_rows(uint4 (*rows_smem)[kHeadDimQK / 8], co
   }
 }
 
-// One item: a worker, for one tile of rows of a KV head. kSmallPages: a tile lies in several pages.
-template <typename T, typename Tile, int kBlocks, bool kSmallPages>
+// One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
+// size is 64, which the compiler then knows.
+template <typename T, typename Tile, int kBlocks, bool kPagesOf64>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     decode(Problem problem, Tensors tensors, SplitWorkspace split, SplitItems items) {
+  if (kPagesOf64) problem.page_size = 64;
   constexpr int kRows = Tile::kRows, kTokens = Tile::kTokens, kDepth = Tile::kDepthWarps;
   constexpr int kTokenTiles = Tile::kWarpTokens / 8;  // 16x8 fragments of a warp's share of S
   auto& smem = shared_memory<Smem<Tile>>();
@@ -114,8 +116,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     const uint4* tile_gmem = token_gmem(token_begin);
     copy_rows<Tile::kThreads, kTokens>(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
       if (token_begin + r >= at.seqlen_k) return nullptr;
-      return kSmallPages ? token_gmem(token_begin + r)
-                         : tile_gmem + r * (tensors.kv_strides.token / 8);
+      return problem.page_size < kTokens ? token_gmem(token_begin + r)
+                                         : tile_gmem + r * (tensors.kv_strides.token / 8);
     });
   };
   const auto begin_piece = [&] {

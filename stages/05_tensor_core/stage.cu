@@ -62,8 +62,8 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
-        return visit_flag(problem.page_size < Tile::kTokens, [&](auto small_pages) {
-          return launch(kernel::decode<decltype(zero), Tile, kBlocks<Tile>, small_pages()>, grid,
+        return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
+          return launch(kernel::decode<decltype(zero), Tile, kBlocks<Tile>, pages_of_64()>, grid,
                         Tile::kThreads, sizeof(kernel::Smem<Tile>), stream, problem, tensors, split,
                         items);
         });

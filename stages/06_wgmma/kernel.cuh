@@ -58,10 +58,12 @@ __device__ __forceinline__ void copy_rows(Box* boxes_smem, const void* any_gmem,
   }
 }
 
-// One item: a worker, for one tile of rows of a KV head. kSmallPages: a tile lies in several pages.
-template <typename T, bool kSmallPages>
+// One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
+// size is 64, which the compiler then knows.
+template <typename T, bool kPagesOf64>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(Problem problem, Tensors tensors, SplitWorkspace split, SplitItems items) {
+  if (kPagesOf64) problem.page_size = 64;
   auto& smem = shared_memory<Smem>();
   const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
@@ -100,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const uint4* tile_gmem = token_gmem(token_begin);
     copy_rows(smem.kv[to], tensors.kv_cache, [&](int r) -> const uint4* {
       if (token_begin + r >= at.seqlen_k) return nullptr;
-      return kSmallPages ? token_gmem(token_begin + r)
-                         : tile_gmem + r * (tensors.kv_strides.token / 8);
+      return problem.page_size < kTokens ? token_gmem(token_begin + r)
+                                         : tile_gmem + r * (tensors.kv_strides.token / 8);
     });
   };
   const auto begin_piece = [&] {

@@ -22,8 +22,8 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return visit_flag(problem.page_size < kernel::kTokens, [&](auto small_pages) {
-        return launch(kernel::decode<decltype(zero), small_pages()>, grid, kernel::kThreads,
+      return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
+        return launch(kernel::decode<decltype(zero), pages_of_64()>, grid, kernel::kThreads,
                       sizeof(kernel::Smem), stream, problem, tensors, split, items);
       });
     });

@@ -51,11 +51,13 @@ static_assert(sizeof(Smem) <= 232448, "227 KB");
 
 constexpr int kAllConsumers = 1;  // named barrier: 256 sync
 
-// One item: a worker, for one tile of rows of a KV head. kSmallPages: a tile lies in several pages.
-template <typename T, bool kSmallPages>
+// One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
+// size is 64, which the compiler then knows.
+template <typename T, bool kPagesOf64>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
            SplitWorkspace split, SplitItems items) {
+  if (kPagesOf64) problem.page_size = 64;
   auto& smem = shared_memory<Smem>();
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -88,12 +90,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (; at.more(); at.next()) {
       // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
       // the table may hold anything, page -1 makes zeros.
-      const int step = kSmallPages ? problem.page_size : kTokens;
+      const int step = min(kTokens, problem.page_size);
       const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
       const int32_t* table = tensors.table_row(at.sequence);
       for (int token = at.token_begin(); token < end; token += step) {
         const int page = token < at.seqlen_k ? table[problem.page_of(token)] : -1;
-        const int r = kSmallPages ? token % kTokens : 0;  // the copy's first row in the tile
+        const int r = token % kTokens;  // the copy's first row in the tile
         if (r == 0) {
           timeline::enter(track, Phase::kWaitSlot);
           ptx::mbarrier_wait(&smem.empty[buffer], parity);

@@ -66,11 +66,13 @@ enum Barrier {
   kP1Ready = 8,       // 32 arrive, 32 sync; 8 to 11: P1 and its m are in shared memory
 };
 
-// One item: a worker, for one tile of rows of a KV head. kSmallPages: a tile lies in several pages.
-template <typename T, bool kSmallPages>
+// One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
+// size is 64, which the compiler then knows.
+template <typename T, bool kPagesOf64>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
            SplitWorkspace split, SplitItems items) {
+  if (kPagesOf64) problem.page_size = 64;
   auto& smem = shared_memory<Smem>();
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (; at.more(); at.next()) {
       // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
       // the table may hold anything, page -1 makes zeros.
-      const int step = kSmallPages ? problem.page_size : kTokens;
+      const int step = min(kTokens, problem.page_size);
       const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
       const int32_t* table = tensors.table_row(at.sequence);
       const auto page_at = [&](int token) {
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       int buffer = 0;
       for (int token = at.token_begin(); token < end; token += step) {
         const int page = next_page;
-        const int r = kSmallPages ? token % kTokens : 0;  // the copy's first row in the tile
+        const int r = token % kTokens;  // the copy's first row in the tile
         next_page = page_at(token + step);
         if (r == 0) {
           if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);

@@ -27,8 +27,8 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors, &cache_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return visit_flag(problem.page_size < kernel::kTokens, [&](auto small_pages) {
-        return launch(kernel::decode<decltype(zero), small_pages()>, grid, kernel::kThreads,
+      return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
+        return launch(kernel::decode<decltype(zero), pages_of_64()>, grid, kernel::kThreads,
                       sizeof(kernel::Smem) + timeline::kSharedBytes, stream, cache_map, problem,
                       tensors, split, items);
       });
