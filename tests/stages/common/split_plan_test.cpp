@@ -311,6 +311,15 @@ TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
   EXPECT_GT(plan_of(input).header.num_slots, 0);
 }
 
+// A grain for every worker: all pay the fixed cost alike, so it does not count; with one grain more it does.
+TEST(SplitPlan, FixedCostsCountWhereSomePayMore) {
+  std::mt19937_64 random(4);
+  Input input = make_input(8, 1, 8, 2, 0, random);
+  EXPECT_EQ(plan_of(input).header.fixed_grains, 0);
+  input.lengths[3] = 65;
+  EXPECT_EQ(plan_of(input).header.fixed_grains, 2);
+}
+
 TEST(SplitPlan, LengthsOutsideTheTableAreClamped) {
   std::mt19937_64 random(3);
   for (const int fixed_split_tokens : {0, 64, 1024}) {
