@@ -35,7 +35,8 @@ class PieceCursor {
     find_end([&] { return begin.w; });
     if (!planned) {  // whatever is there instead, nothing is done
       grain_end_ = grain_;
-      if (blockIdx.x == 0 && threadIdx.x == 0) split.header->state.refused = 1;
+      // By all threads: a branch for one makes the compiler expect warps to diverge, in the loops, too.
+      atomicExch(&split.header->state.refused, 1u);
     }
   }
 
