@@ -373,11 +373,44 @@ TEST_F(MlaRunTest, RefusesWhatMemoryDoesNotHold) {
   expect_refused("--stage 02 --shape h1_q1_b0_k64", "shape 'h1_q1_b0_k64' has b = 0; 1 to ");
 }
 
+// The dump with pages of 64 tokens, once more with each of them as four pages of 16.
+TEST_F(MlaRunTest, DecodesADumpOfSmallPages) {
+  const npy::Array cache = read("tests/data/paged/cache.npy");
+  const npy::Array table = read("tests/data/paged/block_table.npy");
+  const std::span<const uint16_t> rows = cache.values<uint16_t>();
+  std::vector<int32_t> small;
+  for (const int32_t page : table.values<int32_t>()) {
+    for (int32_t part = 0; part < 4; ++part) small.push_back(page * 4 + part);
+  }
+  const int64_t pages = cache.header.shape[0], columns = table.header.shape[1];
+  write("cache.npy", npy::Type::kUInt16, {pages * 4, 16, 1, 576},
+        std::vector<uint16_t>(rows.begin(), rows.end()));
+  write("table.npy", npy::Type::kInt32, {2, columns * 4}, small);
+  const std::string files =
+      replaced(replaced(kPaged, "tests/data/paged/cache.npy", path("cache.npy")),
+               "tests/data/paged/block_table.npy", path("table.npy"));
+  for (const std::string stage : {"03", "08"}) {
+    const Ran ran = run("decode --machine model --stage " + stage + " " + files +
+                        " --check-out tests/data/paged/expected_out.npy");
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find("in 12 pages"), std::string::npos) << ran.text;
+  }
+}
+
+// A shape's name may ask for pages and strides.
+TEST_F(MlaRunTest, DecodesShapesWithPagesAndStrides) {
+  for (const std::string stage : {"03", "05", "08", "reference"}) {
+    const Ran ran = run("decode --machine model --stage " + stage +
+                        " --shape h4x2_q2_k70+0+33_causal_page32_strided_fp16");
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  }
+  expect_refused("--stage 02 --shape h4_q1_b1_k70_page20", "has page = 20");
+}
+
 TEST_F(MlaRunTest, RefusesShapesThatDisagree) {
-  write("page16.npy", npy::Type::kUInt16, {12, 16, 1, 576}, std::vector<uint16_t>(12 * 16 * 576));
-  expect_refused(
-      "--stage 02 " + replaced(kPaged, "tests/data/paged/cache.npy", path("page16.npy")),
-      path("page16.npy") + ": shape [12, 16, 1, 576] found; [pages, 64, h_kv, 576] needed");
+  write("page24.npy", npy::Type::kUInt16, {8, 24, 1, 576}, std::vector<uint16_t>(8 * 24 * 576));
+  expect_refused("--stage 02 " + replaced(kPaged, "tests/data/paged/cache.npy", path("page24.npy")),
+                 "page_size = 24 must be 16, 32, 64, 128 or 256");
   write("three.npy", npy::Type::kInt32, {3}, std::vector<int32_t>(3));
   expect_refused(
       "--stage 02 " + replaced(kPaged, "tests/data/paged/seqlens.npy", path("three.npy")),
