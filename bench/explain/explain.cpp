@@ -679,7 +679,7 @@ MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_
     longest = std::max(longest, length);
   }
   const double tokens = total_of(seqlens_k);
-  memory.cache = static_cast<double>(memory.pages) * kGrainTokens * row;
+  memory.cache = static_cast<double>(memory.pages) * problem.page_size * row;
   memory.padding = memory.cache - tokens * row;
   memory.contiguous = static_cast<double>(seqlens_k.size()) * longest * row;
   constexpr double kExpandedRow = 128 + 64 + 128;  // of K and V, per head of a DeepSeek layer
