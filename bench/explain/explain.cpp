@@ -82,6 +82,7 @@ struct Case {
   const ExplainInput& input;
   const Problem& problem;
   double tokens = 0;
+  int64_t grains = 0;
   int32_t longest = 0;
   Work work;
   Floor floor;
@@ -93,8 +94,9 @@ struct Case {
 
   explicit Case(const ExplainInput& from) : input(from), problem(from.problem) {
     tokens = total_of(input.seqlens_k);
-    if (!input.seqlens_k.empty()) {
-      longest = *std::max_element(input.seqlens_k.begin(), input.seqlens_k.end());
+    for (const int32_t length : input.seqlens_k) {
+      grains += grains_for(length);
+      longest = std::max(longest, length);
     }
     work = work_of(problem, static_cast<int64_t>(tokens));
     floor = floor_of(work, input.ceilings, Mode::kCold);
@@ -189,7 +191,7 @@ std::string does_not_split(const Case& c) {
 }
 
 /// The least batch of sequences of the mean length whose plan gives (nearly) all multiprocessors
-/// work; 0 for none below a page for each worker.
+/// work; 0 for none below a grain for each worker.
 int filling_batch(const Case& c) {
   Problem problem = c.problem;
   const auto length = static_cast<int32_t>(std::lround(c.tokens / c.problem.batch));
@@ -209,11 +211,11 @@ std::string too_short_to_fill(const Case& c) {
   if (c.free_plan && c.free_plan->busy > kNoticeable * c.plan->busy) return "";  // the cuts' fault
   std::string text = fmt::format(
       "{} of 64 tokens × {} give {} of the kernel, {} of {} multiprocessors: {}",
-      count(c.memory.pages, "page"), count(c.plan->shape.row_tiles, "row tile"),
+      count(c.grains, "grain"), count(c.plan->shape.row_tiles, "row tile"),
       count(c.plan->blocks, "block"), percent(c.plan->busy), c.input.limits.multiprocessors,
       c.plan->pieces == 0
           ? "sequences stay whole, which costs less than combining their parts."
-          : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_grains, "page")));
+          : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_grains, "grain")));
   if (const int batch = filling_batch(c); batch > 0) {
     text += fmt::format(
         " With {} of this mean length all have work; until then more of them meet idle "
@@ -377,7 +379,7 @@ std::string fixed_split_too_small(const Case& c) {
 
 std::string fixed_split_too_large(const Case& c) {
   if (!c.free_plan || !(c.plan->blocks * kNoticeable < c.free_plan->blocks)) return "";
-  const int64_t blocks = std::max<int64_t>(1, c.memory.pages / c.plan->shape.workers);
+  const int64_t blocks = std::max<int64_t>(1, c.grains / c.plan->shape.workers);
   if (blocks * kGrainTokens >= c.problem.fixed_split_tokens) return "";
   return fmt::format(
       "{} of the kernel get a piece, where free cuts keep {} at work. Cuts every {} tokens "
@@ -389,7 +391,7 @@ std::string imbalance(const Case& c) {
   // Where multiprocessors are without work, that is the finding.
   if (!c.plan || c.plan->busy * kNoticeable < 1 || !(c.plan->imbalance() > kNoticeable)) return "";
   const std::string loads =
-      fmt::format("The largest load is {} pages, the mean {}: {}. All wait for the last. ",
+      fmt::format("The largest load is {} grains, the mean {}: {}. All wait for the last. ",
                   c.plan->largest, number(c.plan->mean), times(c.plan->imbalance()));
   if (c.free_plan) {
     return loads + fmt::format(
@@ -401,10 +403,10 @@ std::string imbalance(const Case& c) {
     return loads + fmt::format(
                        "Sequences stay whole, which is let pass up to {} and a beginning over the "
                        "mean, because then nothing has to be combined.",
-                       count(c.plan->shape.combine_grains, "page"));
+                       count(c.plan->shape.combine_grains, "grain"));
   }
   return loads +
-         "With free cuts it is at most a page and a beginning over the mean: loads are short, and "
+         "With free cuts it is at most a grain and a beginning over the mean: loads are short, and "
          "longer sequences or a larger batch even them out.";
 }
 
@@ -454,12 +456,13 @@ std::string ragged_lengths(const Case& c) {
       times(c.memory.contiguous / c.memory.cache), bytes_text(c.memory.cache));
 }
 
-std::string below_a_page(const Case& c) {
+std::string below_a_grain(const Case& c) {
   if (c.tokens <= 0 || c.longest >= kGrainTokens) return "";
   return fmt::format(
-      "No sequence fills a page. A page is the least that is stored or given to a block: {} "
-      "of the cache is padding, and there is nothing to split.",
-      percent(c.memory.padding / c.memory.cache));
+      "No sequence fills a grain of {} tokens, the least that is given to a block: there is "
+      "nothing "
+      "to split. The least that is stored is a page of {} tokens: {} of the cache is padding.",
+      kGrainTokens, c.problem.page_size, percent(c.memory.padding / c.memory.cache));
 }
 
 std::string large_workspace(const Case& c) {
@@ -500,7 +503,7 @@ constexpr Rule kRules[] = {
     {"causal mask", causal_mask},
     {"fp16", fp16},
     {"ragged lengths", ragged_lengths},
-    {"below a page", below_a_page},
+    {"below a grain", below_a_grain},
     {"large workspace", large_workspace},
 };
 
@@ -615,7 +618,7 @@ std::string plan_line(const Case& c) {
   if (!c.plan) return "none: " + c.stage->slug + " splits no sequence";
   const Balance& plan = *c.plan;
   std::string text = fmt::format(
-      "{}{} × {}: {} with work, on {} of {}; largest load {} pages",
+      "{}{} × {}: {} with work, on {} of {}; largest load {} grains",
       c.input.stage.empty() ? c.stage->slug + ": " : "", count(plan.shape.row_tiles, "row tile"),
       count(plan.shape.workers, "worker"), count(plan.blocks, "block"), percent(plan.busy),
       count(c.input.limits.multiprocessors, "multiprocessor"), plan.largest);

@@ -367,7 +367,7 @@ TEST(Advice, EveryRuleHasATest) {
                                         "causal mask",
                                         "fp16",
                                         "ragged lengths",
-                                        "below a page",
+                                        "below a grain",
                                         "large workspace"};
   for (const std::string& rule : advice_rules()) EXPECT_EQ(tested.count(rule), 1u) << rule;
   EXPECT_EQ(tested.size(), advice_rules().size());
@@ -440,7 +440,7 @@ TEST(Advice, TooShortToFill) {
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts' fault
   EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
-  // Six pages for each worker, but two whole sequences for each of 50.
+  // Six grains for each worker, but two whole sequences for each of 50.
   const std::string whole = text_of(input_of("h128_q1_b100_k256", "08"), "too short to fill");
   EXPECT_NE(whole.find("sequences stay whole"), std::string::npos) << whole;
   EXPECT_EQ(text_of(input_of("h16_q1_b4_k512", "08"), "too short to fill").find("stay whole"),
@@ -696,11 +696,35 @@ TEST(Advice, RaggedLengths) {
   EXPECT_NE(text.find("85.6×"), std::string::npos) << text;
 }
 
-TEST(Advice, BelowAPage) {
-  EXPECT_SPEAKS("below a page", "h16_q1_b300_k20", "08");
-  EXPECT_SILENT("below a page", "h16_q1_b300_k64", "08");
-  EXPECT_SILENT("below a page", "h16_q1_b2_k100", "08");
+TEST(Advice, BelowAGrain) {
+  EXPECT_SPEAKS("below a grain", "h16_q1_b300_k20", "08");
+  EXPECT_SILENT("below a grain", "h16_q1_b300_k64", "08");
+  EXPECT_SILENT("below a grain", "h16_q1_b2_k100", "08");
   EXPECT_EQ(plan_of(input_of("h16_q1_b300_k20"), "08").pieces, 0);
+  // 20 tokens are 12 short of two pages of 16, and 44 short of one of 64.
+  for (const auto& [shape, padding] : {std::pair{"h16_q1_b300_k20_page16", "16 tokens: 38%"},
+                                       std::pair{"h16_q1_b300_k20", "64 tokens: 69%"}}) {
+    const std::string text = text_of(input_of(shape, "08"), "below a grain");
+    EXPECT_NE(text.find(padding), std::string::npos) << text;
+  }
+}
+
+// A plan deals out grains of 64 tokens, whatever a page holds.
+TEST(Advice, DoesNotTakePagesForGrains) {
+  for (const char* page : {"_page16", "_page256"}) {
+    for (const auto& [rule, shape] :
+         {std::pair{"too short to fill", "h16_q1_b4_k512"},
+          std::pair{"cuts too far apart", "h128_q1_b1_k65536_split16384"}}) {
+      const std::string text = text_of(input_of(shape, "08"), rule);
+      EXPECT_NE(text, "");
+      EXPECT_EQ(text_of(input_of(std::string(shape) + page, "08"), rule), text) << page;
+    }
+  }
+  EXPECT_NE(text_of(input_of("h16_q1_b4_k512_page16", "08"), "too short to fill").find("32 grains"),
+            std::string::npos);
+  const std::string whole = explain(input_of("h16_q1_b1_k8192_page256", "08"));
+  EXPECT_NE(whole.find("in 32 pages"), std::string::npos) << whole;
+  EXPECT_NE(whole.find("2 grains; 1 of 1"), std::string::npos) << whole;
 }
 
 TEST(Advice, LargeWorkspace) {
