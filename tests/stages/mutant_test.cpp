@@ -46,7 +46,8 @@ const std::vector<Mutant> kMutants = {
 
 // What a fault can show in: few shapes, but workers that end one sequence and begin the next, odd
 // and even numbers of tiles, tails with NaN behind them, sequences of several workers, maxima that
-// move, and rows of more than one tile. By few multiprocessors, workers get many tiles.
+// move, rows of more than one tile, and pages that are less or more than a tile. By few
+// multiprocessors, workers get many tiles.
 struct Case {
   DecodeCase spec;
   int multiprocessors;
@@ -54,7 +55,7 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> result;
   const auto add = [&](DType dtype, std::vector<int32_t> lengths, int seqlen_q, int heads,
-                       int multiprocessors) {
+                       int multiprocessors, int page_size = kDefaultPageSize) {
     DecodeCase spec;
     spec.dtype = dtype;
     spec.lengths = std::move(lengths);
@@ -62,6 +63,8 @@ std::vector<Case> cases() {
     spec.seqlen_q = seqlen_q;
     spec.num_heads_q = heads;
     spec.causal = seqlen_q > 1;
+    spec.page_size = page_size;
+    spec.strided = page_size != kDefaultPageSize;
     spec.data = DataKind::kNeedles;
     spec.seed = result.size();
     result.push_back({spec, multiprocessors});
@@ -70,6 +73,8 @@ std::vector<Case> cases() {
   add(DType::kFloat16, {150, 0, 321}, 1, 40, 1);        // one worker: all sequences
   add(DType::kBFloat16, {70, 300}, 2, 65, 3);           // 130 rows: three tiles, a worker each
   add(DType::kFloat16, {576, 130}, 2, 65, 6);           // two workers each
+  add(DType::kBFloat16, {20, 150}, 1, 16, 1, 16);  // tiles of up to four pages, gaps between rows
+  add(DType::kFloat16, {150, 0, 321}, 1, 16, 1, 256);  // pages of four tiles
   return result;
 }
 
