@@ -25,6 +25,16 @@ constexpr bool is_page_size(int page_size) {
          std::has_single_bit(static_cast<unsigned>(page_size));
 }
 
+/// Which group of `size`, a power of two, holds token `token` >= 0: a shift on a GPU, where division is
+/// slow.
+MLA_HOST_DEVICE inline int page_of(int token, int size) {
+#ifdef __CUDA_ARCH__
+  return token >> (__ffs(size) - 1);
+#else
+  return token / size;
+#endif
+}
+
 /// How many groups of `size` hold `tokens` >= 0 tokens: pages, for a page size.
 MLA_HOST_DEVICE constexpr int64_t pages_for(int64_t tokens, int size) {
   return (tokens + size - 1) / size;

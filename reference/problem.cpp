@@ -52,10 +52,7 @@ Status validate(const Problem& problem) {
   MLA_RETURN_IF_ERROR(check_at_least_one("seqlen_q", problem.seqlen_q));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_q", problem.num_heads_q));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", problem.num_heads_kv));
-  if (!is_page_size(problem.page_size)) {
-    return invalid("page_size = " + std::to_string(problem.page_size) +
-                   " must be 16, 32, 64, 128 or 256");
-  }
+  MLA_RETURN_IF_ERROR(check_page_size(problem.page_size));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", problem.num_pages));
   MLA_RETURN_IF_ERROR(check_at_least_one("max_pages_per_seq", problem.max_pages_per_seq));
   if (problem.max_seqlen_k() > kMaxTokensPerSeq) {

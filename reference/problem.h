@@ -75,35 +75,17 @@ struct Problem {
     return causal ? seqlen_k - seqlen_q + query + 1 : seqlen_k;
   }
 
-  /// Which page of its sequence holds a token, and at which row. A page size is a power of two: no
-  /// division.
-  MLA_HOST_DEVICE int page_of(int token) const {
-#ifdef __CUDA_ARCH__
-    return token >> (__ffs(page_size) - 1);
-#else
-    return token / page_size;
-#endif
-  }
-  MLA_HOST_DEVICE int row_in_page(int token) const {
-    return token & (page_size - 1);
-  }
+  /// Which page of its sequence holds a token.
+  MLA_HOST_DEVICE int page_of(int token) const { return mla::page_of(token, page_size); }
+  /// The token's row in that page.
+  MLA_HOST_DEVICE int row_in_page(int token) const { return token & (page_size - 1); }
 
   /// Elements of each tensor if it is contiguous.
-  int64_t q_elements() const {
-    return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK;
-  }
-  int64_t kv_elements() const {
-    return int64_t{num_pages} * page_size * num_heads_kv * kHeadDimQK;
-  }
-  int64_t block_table_elements() const {
-    return int64_t{batch} * max_pages_per_seq;
-  }
-  int64_t out_elements() const {
-    return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV;
-  }
-  int64_t lse_elements() const {
-    return int64_t{batch} * num_heads_q * seqlen_q;
-  }
+  int64_t q_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK; }
+  int64_t kv_elements() const { return int64_t{num_pages} * page_size * num_heads_kv * kHeadDimQK; }
+  int64_t block_table_elements() const { return int64_t{batch} * max_pages_per_seq; }
+  int64_t out_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV; }
+  int64_t lse_elements() const { return int64_t{batch} * num_heads_q * seqlen_q; }
 };
 
 /// A stride that says: as if the tensor were contiguous.

@@ -226,38 +226,30 @@ class ShapeRun {
   Status allocate_workspaces() {
     own_workspaces_.resize(result_.stages.size());
     needs_.resize(result_.stages.size());
-    const auto drop_if_too_large = [&](StageResult& entry, size_t needed, size_t held) {
-      const size_t there = bench_.machine.free_memory() + held;
-      if (needed <= there) return;
-      drop_if_error(entry,
-                    {StatusCode::kOutOfMemory, fmt::format("needs {} MiB of workspace, {} are free",
-                                                           needed >> 20, there >> 20)},
-                    "");
+    const auto fits = [&](size_t i) {
+      Status status =
+          workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(), &needs_[i]);
+      const size_t needed = needs_[i].total();
+      const size_t there = bench_.machine.free_memory() + workspace(i).bytes();
+      if (status.ok() && needed > there) {
+        status = {StatusCode::kOutOfMemory,
+                  fmt::format("needs {} MiB of workspace, {} are free", needed >> 20, there >> 20)};
+      }
+      drop_if_error(result_.stages[i], status, "");
+      return status.ok();
     };
     const auto grow = [&](DeviceBuffer& buffer, size_t needed) -> Status {
       if (needed <= buffer.bytes()) return {};
       return buffer.allocate(bench_.machine, needed);
     };
     for (size_t i = 0; i < result_.stages.size(); ++i) {
-      StageResult& entry = result_.stages[i];
-      if (!is_in(entry) || !plans(i)) continue;
-      const Status known =
-          workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(), &needs_[i]);
-      drop_if_error(entry, known, "");
-      if (!is_in(entry)) continue;
-      drop_if_too_large(entry, needs_[i].total(), own_workspaces_[i].bytes());
-      if (is_in(entry)) MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needs_[i].total()));
+      if (!is_in(result_.stages[i]) || !plans(i) || !fits(i)) continue;
+      MLA_RETURN_IF_ERROR(grow(own_workspaces_[i], needs_[i].total()));
     }
     size_t largest = 0;
     for (size_t i = 0; i < result_.stages.size(); ++i) {
-      StageResult& entry = result_.stages[i];
-      if (!is_in(entry) || plans(i)) continue;
-      const Status known =
-          workspace_bytes(*stages_[i], data_.problem, bench_.machine.limits(), &needs_[i]);
-      drop_if_error(entry, known, "");
-      if (!is_in(entry)) continue;
-      drop_if_too_large(entry, needs_[i].total(), shared_workspace_.bytes());
-      if (is_in(entry)) largest = std::max(largest, needs_[i].total());
+      if (!is_in(result_.stages[i]) || plans(i) || !fits(i)) continue;
+      largest = std::max(largest, needs_[i].total());
     }
     return grow(shared_workspace_, largest);
   }

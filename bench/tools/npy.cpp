@@ -1,5 +1,4 @@
 #include "bench/tools/npy.h"
-#include "reference/float16.h"
 
 #include <fmt/format.h>
 
@@ -18,6 +17,7 @@
 #include <system_error>
 
 #include "bench/measure/write_file.h"
+#include "reference/float16.h"
 
 namespace mla::npy {
 namespace {

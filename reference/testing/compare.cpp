@@ -1,5 +1,4 @@
 #include "reference/testing/compare.h"
-#include "reference/float16.h"
 
 #include <algorithm>
 #include <bit>
@@ -8,6 +7,7 @@
 #include <functional>
 #include <limits>
 
+#include "reference/float16.h"
 #include "reference/parallel_for.h"
 
 namespace mla {

@@ -1,11 +1,12 @@
 // What the instructions of stages/common/ptx/ptx.h are given, and what comes out.
 #include "reference/testing/fragments.h"
-#include "reference/float16.h"
 
 #include <bit>
 #include <cmath>
 #include <span>
 #include <vector>
+
+#include "reference/float16.h"
 
 namespace mla {
 namespace {

@@ -1,7 +1,6 @@
 // What the instructions of Hopper are given, what comes out, and what should, which plain loops
 // work out here from what stages/common/ptx/ptx_sm90.h documents.
 #include "reference/testing/hopper_fragments.h"
-#include "reference/float16.h"
 
 #include <algorithm>
 #include <bit>
@@ -12,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/float16.h"
 #include "reference/testing/golden.h"
 
 namespace mla {

@@ -69,21 +69,35 @@ Status check_buffer(const Stage& stage, const std::string& name, size_t needed,
   return {};
 }
 
-/// Where a call runs and how much memory it needs: found and checked once.
+/// Where a call runs, how it splits and how much memory it needs: found once.
 struct Place {
   Machine* machine = nullptr;
   DeviceLimits limits;
+  PlanShape shape;  ///< Of a stage that makes a plan.
   WorkspaceBytes bytes;
 };
+
+/// Shape and needs on a device with the place's limits, of a problem that is checked already.
+Status find_needs(const Stage& stage, const Problem& problem, Place* place) {
+  if (problem.batch == 0) return {};
+  if (stage.plan_shape != nullptr) {
+    place->shape = stage.plan_shape(problem, place->limits);
+    return split_bytes(problem, place->shape, &place->bytes);
+  }
+  if (stage.scratch_bytes != nullptr) {
+    place->bytes.scratch = stage.scratch_bytes(problem, place->limits);
+  }
+  return {};
+}
 
 /// The device of a call and its needs, whose problem is checked already.
 Status find_place(const Stage& stage, const Problem& problem, Place* place) {
   MLA_RETURN_IF_ERROR(machine_of(stage, &place->machine));
   place->limits = place->machine->limits();
-  return workspace_bytes(stage, problem, place->limits, &place->bytes);
+  return find_needs(stage, problem, place);
 }
 
-/// The same for what works on a plan: the problem and the plan's memory are checked, too.
+/// The same for what works on a plan alone: the problem and the plan's memory are checked, too.
 Status find_plan(const Stage& stage, const Problem& problem, const Workspace& plan, Place* place) {
   MLA_RETURN_IF_ERROR(validate(problem));
   MLA_RETURN_IF_ERROR(find_place(stage, problem, place));
@@ -97,8 +111,7 @@ Status no_plan(const Stage& stage) {
 Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
                     void* plan, const Place& place, Stream stream) {
   if (stage.plan_shape == nullptr || problem.batch == 0) return {};
-  return make_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
-                   plan, stream);
+  return make_plan(*place.machine, problem, place.shape, seqlens_k, plan, stream);
 }
 
 Status enqueue_decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
@@ -111,15 +124,11 @@ Status enqueue_decode(const Stage& stage, const Problem& problem, const Tensors&
 
 Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
                        WorkspaceBytes* bytes) {
+  Place place;
+  place.limits = limits;
   MLA_RETURN_IF_ERROR(validate(problem));
-  WorkspaceBytes result;
-  if (problem.batch == 0) {
-  } else if (stage.plan_shape != nullptr) {
-    MLA_RETURN_IF_ERROR(split_bytes(problem, stage.plan_shape(problem, limits), &result));
-  } else if (stage.scratch_bytes != nullptr) {
-    result.scratch = stage.scratch_bytes(problem, limits);
-  }
-  *bytes = result;
+  MLA_RETURN_IF_ERROR(find_needs(stage, problem, &place));
+  *bytes = place.bytes;
   return {};
 }
 
@@ -183,7 +192,8 @@ Status decode_planned(const Stage& stage, const Problem& problem, const Tensors&
                       const Workspace& plan, const Workspace& scratch, Stream stream) {
   Place place;
   MLA_RETURN_IF_ERROR(validate(problem, tensors));
-  MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
+  MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
+  MLA_RETURN_IF_ERROR(check_buffer(stage, "plan", place.bytes.plan, plan));
   MLA_RETURN_IF_ERROR(check_buffer(stage, "scratch", place.bytes.scratch, scratch));
   return enqueue_decode(stage, problem, tensors, plan.data, scratch.data, place, stream);
 }
@@ -209,8 +219,7 @@ Status read_plan(const Stage& stage, const Problem& problem, const Workspace& pl
     *read_back = {};
     return {};
   }
-  return read_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), plan.data,
-                   read_back, stream);
+  return read_plan(*place.machine, problem, place.shape, plan.data, read_back, stream);
 }
 
 Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
@@ -219,8 +228,7 @@ Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seq
   MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
   if (stage.plan_shape == nullptr || problem.batch == 0) return {};
   MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k, 4));
-  return check_plan(*place.machine, problem, stage.plan_shape(problem, place.limits), seqlens_k,
-                    plan.data, stream);
+  return check_plan(*place.machine, problem, place.shape, seqlens_k, plan.data, stream);
 }
 
 double cache_bytes(const Problem& problem, int64_t total_tokens) {

@@ -369,7 +369,7 @@ class Conformance : public testing::Test {
  protected:
   void SetUp() override {
     std::string why_not;
-    machine_ = options.machine == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    machine_ = find_machine(options.machine, &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
     for (const Stage& stage : stages(options.machine)) {
       if (!options.stage.empty() && stage.slug.rfind(options.stage, 0) != 0) continue;

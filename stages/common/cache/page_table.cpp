@@ -4,6 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "reference/checks.h"
+
 namespace mla {
 namespace {
 
@@ -31,14 +33,8 @@ std::string to_string(SequenceId id) {
 }
 
 Status PageTable::create(int num_pages, int page_size, PageTable* table) {
-  if (num_pages < 1) {
-    return {StatusCode::kInvalidArgument,
-            "num_pages = " + std::to_string(num_pages) + " must be at least 1"};
-  }
-  if (!is_page_size(page_size)) {
-    return {StatusCode::kInvalidArgument,
-            "page_size = " + std::to_string(page_size) + " must be 16, 32, 64, 128 or 256"};
-  }
+  MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", num_pages));
+  MLA_RETURN_IF_ERROR(check_page_size(page_size));
   try {
     PageTable result;
     result.references_.resize(static_cast<size_t>(num_pages));

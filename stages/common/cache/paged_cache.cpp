@@ -27,10 +27,7 @@ Status check_shape(const CacheShape& shape) {
   }
   MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", shape.num_pages));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", shape.num_heads_kv));
-  if (!is_page_size(shape.page_size)) {
-    return invalid("page_size = " + std::to_string(shape.page_size) +
-                   " must be 16, 32, 64, 128 or 256");
-  }
+  MLA_RETURN_IF_ERROR(check_page_size(shape.page_size));
   int64_t bytes = 0;
   if (!__builtin_mul_overflow(int64_t{shape.num_pages}, shape.page_bytes(), &bytes)) return {};
   return invalid("kv_cache [num_pages = " + std::to_string(shape.num_pages) +

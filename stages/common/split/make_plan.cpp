@@ -129,7 +129,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   }
   for (int i = 0; i < problem.batch; ++i) plan.seqlens_k.push_back(length_of(i));
   plan.header = {.state = {.made = kPlanMade,
-                           .shape = split_workspace(problem, shape, nullptr, nullptr).shape,
+                           .shape = plan_hash(problem, shape),
                            .generation = 0,
                            .refused = 0},
                  .batch = problem.batch,

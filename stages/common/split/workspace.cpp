@@ -52,8 +52,9 @@ void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorks
   part(workspace.out_partial, sizeof(float) * slots * rows * kHeadDimV);
 }
 
-/// Tells plans for different problems apart: of all that decides where a plan's numbers may point.
-uint32_t shape_hash(const Problem& problem, const PlanShape& shape) {
+}  // namespace
+
+uint32_t plan_hash(const Problem& problem, const PlanShape& shape) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   const int64_t values[] = {problem.batch, shape.workers, problem.fixed_split_tokens,
                             problem.max_seqlen_k()};
@@ -64,8 +65,6 @@ uint32_t shape_hash(const Problem& problem, const PlanShape& shape) {
   }
   return static_cast<uint32_t>(hash ^ (hash >> 32));
 }
-
-}  // namespace
 
 Status split_bytes(const Problem& problem, const PlanShape& shape, WorkspaceBytes* bytes) {
   // Slots have 32-bit numbers, and sizes 64 bits: more than there is memory for, by far.
@@ -97,8 +96,8 @@ SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, v
   };
   for_each_plan_part(problem, shape, result, place);
   next = static_cast<unsigned char*>(scratch);
-  for_each_partial(problem, shape, result, place);
-  result.shape = shape_hash(problem, shape);
+  if (scratch != nullptr) for_each_partial(problem, shape, result, place);
+  result.shape = plan_hash(problem, shape);
   return result;
 }
 

@@ -9,7 +9,7 @@ namespace mla {
 /// A plan and the partial results of one decode, as pointers into their memory. One plan can serve
 /// decodes on several streams at a time, each with partial results of its own.
 struct SplitWorkspace {
-  uint32_t shape;  ///< What PlanState::shape is if the plan was made for the problem.
+  uint32_t shape;  ///< plan_hash(): what PlanState::shape is if the plan was made for the problem.
   PlanHeader* header;
   WorkerBegin* worker_begin;  ///< [workers + 1]
   int32_t* slot_begin;  ///< [batch + 1]: slots of all earlier sequences. A split sequence has one
@@ -26,6 +26,9 @@ struct SplitWorkspace {
 int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
 /// Most slots that a plan can need. Depends on shapes alone.
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
+
+/// Tells plans for different problems apart: of all that decides where a plan's numbers may point.
+uint32_t plan_hash(const Problem& problem, const PlanShape& shape);
 
 /// Bytes that plan and partial results take. Depends on shapes alone.
 /// @return kInvalidArgument if there might be more than 2^31 - 1 slots, or more bytes than can be

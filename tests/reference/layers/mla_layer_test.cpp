@@ -2,7 +2,6 @@
 // and YaRN against values computed elsewhere, decode against prefill, its core on every stage, and
 // what it says to bad input.
 #include "reference/layers/mla_layer.h"
-#include "reference/float16.h"
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -16,6 +15,7 @@
 #include <stdexcept>
 
 #include "reference/attention.h"
+#include "reference/float16.h"
 #include "reference/testing/compare.h"
 #include "stages/common/stage.h"
 #include "tests/status_matchers.h"

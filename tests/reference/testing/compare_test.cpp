@@ -1,5 +1,4 @@
 #include "reference/testing/compare.h"
-#include "reference/float16.h"
 
 #include <gtest/gtest.h>
 
@@ -13,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/float16.h"
 #include "reference/testing/data_generator.h"
 #include "tests/reference/plain_attention.h"
 #include "tests/status_matchers.h"

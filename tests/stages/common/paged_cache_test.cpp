@@ -473,7 +473,7 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
  protected:
   void SetUp() override {
     std::string why_not;
-    machine_ = GetParam() == MachineKind::kModel ? &model_machine() : gpu_machine(&why_not);
+    machine_ = find_machine(GetParam(), &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
   }
   void TearDown() override {
