@@ -310,15 +310,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < 2; ++i) {
       if (place[i] < 0) continue;
       const int64_t first = place[i] + warpgroup * kColumns + lane % 4 * 2;
+      float* partial_gmem = split.out_partial + first;
+      T* out_gmem = static_cast<T*>(tensors.out) + first;
+      if (slot >= 0) {
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) {
-        const float low = o_rmem[n][2 * i] * inverse_l[i];
-        const float high = o_rmem[n][2 * i + 1] * inverse_l[i];
-        if (slot >= 0) {
-          *reinterpret_cast<float2*>(split.out_partial + first + n * 8) = make_float2(low, high);
-        } else {
-          *reinterpret_cast<uint32_t*>(static_cast<T*>(tensors.out) + first + n * 8) =
-              pack<T>(low, high);
+        for (int n = 0; n < kColumns / 8; ++n) {
+          *reinterpret_cast<float2*>(partial_gmem + n * 8) =
+              make_float2(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          *reinterpret_cast<uint32_t*>(out_gmem + n * 8) =
+              pack<T>(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
         }
       }
     }
