@@ -69,6 +69,15 @@ Status check_buffer(const Stage& stage, const std::string& name, size_t needed,
   return {};
 }
 
+/// Limits may come from a caller.
+Status check_limits(const DeviceLimits& limits) {
+  constexpr int kMost = 1 << 16;  // more than any device has, and a count of blocks fits 32 bits
+  if (limits.multiprocessors >= 1 && limits.multiprocessors <= kMost) return {};
+  return {StatusCode::kInvalidArgument,
+          "limits.multiprocessors = " + std::to_string(limits.multiprocessors) + " must be 1 to " +
+              std::to_string(kMost)};
+}
+
 /// Where a call runs, how it splits and how much memory it needs: found once.
 struct Place {
   Machine* machine = nullptr;
@@ -127,6 +136,7 @@ Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceL
   Place place;
   place.limits = limits;
   MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_limits(limits));
   MLA_RETURN_IF_ERROR(find_needs(stage, problem, &place));
   *bytes = place.bytes;
   return {};
@@ -152,6 +162,7 @@ Status allocate_workspace(const Stage& stage, const Problem& problem, DeviceBuff
 Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
                   PlanShape* shape) {
   MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_limits(limits));
   if (stage.plan_shape == nullptr) return no_plan(stage);
   *shape = stage.plan_shape(problem, limits);
   return {};
@@ -160,6 +171,7 @@ Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits
 Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
                const DeviceLimits& limits, Prediction* prediction) {
   MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_limits(limits));
   if (total_tokens < 0) {
     return {StatusCode::kInvalidArgument,
             "total_tokens = " + std::to_string(total_tokens) + " must be at least 0"};

@@ -73,7 +73,7 @@ Status check_device(const Stage& stage, const DeviceLimits& limits);
 
 /// @name What a stage asks for, and expects
 /// By shapes and the device alone. They return kInvalidArgument for a problem that validate()
-/// refuses, and then leave the result alone.
+/// refuses and for limits of no device, and then leave the result alone.
 /// @{
 
 /// Bytes of memory that a decode of `problem` needs beside its tensors, on a device with these limits.

@@ -313,6 +313,26 @@ TEST_P(Contract, QuestionsAboutBadProblemsAreRefused) {
   }
 }
 
+TEST_P(Contract, LimitsOfNoDeviceAreRefused) {
+  for (const Stage& stage : stages(GetParam())) {
+    for (const int multiprocessors : {-1, 0, (1 << 16) + 1, std::numeric_limits<int>::max()}) {
+      DeviceLimits limits = machine_->limits();
+      limits.multiprocessors = multiprocessors;
+      WorkspaceBytes needs{1, 2};
+      const Status status = workspace_bytes(stage, data_.problem, limits, &needs);
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << stage.slug;
+      EXPECT_NE(status.message().find("limits.multiprocessors"), std::string::npos)
+          << status.to_string();
+      EXPECT_EQ(needs.plan, 1u);
+      EXPECT_EQ(needs.scratch, 2u);
+      PlanShape shape;
+      EXPECT_FALSE(plan_shape(stage, data_.problem, limits, &shape).ok()) << stage.slug;
+      Prediction prediction;
+      EXPECT_FALSE(predict(stage, data_.problem, 64, limits, &prediction).ok()) << stage.slug;
+    }
+  }
+}
+
 // More pieces than a plan's 32-bit numbers count.
 TEST_P(Contract, TooManyPiecesAreRefused) {
   for (const Stage& stage : stages(GetParam())) {
