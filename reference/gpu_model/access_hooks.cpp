@@ -58,14 +58,18 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define HOOKS(bytes)                                                                     \
-  void __tsan_read##bytes(void* address) { access(address, bytes, gpu_model::Kind::kRead, CODE); }   \
-  void __tsan_write##bytes(void* address) { access(address, bytes, gpu_model::Kind::kWrite, CODE); } \
-  void __tsan_unaligned_read##bytes(void* address) {                                     \
-    access(address, bytes, gpu_model::Kind::kRead, CODE);                                            \
-  }                                                                                      \
-  void __tsan_unaligned_write##bytes(void* address) {                                    \
-    access(address, bytes, gpu_model::Kind::kWrite, CODE);                                           \
+#define HOOKS(bytes)                                       \
+  void __tsan_read##bytes(void* address) {                 \
+    access(address, bytes, gpu_model::Kind::kRead, CODE);  \
+  }                                                        \
+  void __tsan_write##bytes(void* address) {                \
+    access(address, bytes, gpu_model::Kind::kWrite, CODE); \
+  }                                                        \
+  void __tsan_unaligned_read##bytes(void* address) {       \
+    access(address, bytes, gpu_model::Kind::kRead, CODE);  \
+  }                                                        \
+  void __tsan_unaligned_write##bytes(void* address) {      \
+    access(address, bytes, gpu_model::Kind::kWrite, CODE); \
   }
 HOOKS(1)
 HOOKS(2)
@@ -96,37 +100,37 @@ void* __tsan_memset(void* to, int value, unsigned long bytes) {
   return std::memset(to, value, bytes);
 }
 
-#define UPDATE(bits, type, name)                                                           \
-  type __tsan_atomic##bits##_##name(volatile type* address, type value, int order) {      \
-    atomic_access(address, bits / 8, true, true, order, CODE);                             \
-    return __atomic_##name(address, value, __ATOMIC_SEQ_CST);                              \
+#define UPDATE(bits, type, name)                                                     \
+  type __tsan_atomic##bits##_##name(volatile type* address, type value, int order) { \
+    atomic_access(address, bits / 8, true, true, order, CODE);                       \
+    return __atomic_##name(address, value, __ATOMIC_SEQ_CST);                        \
   }
-#define COMPARE(bits, type, name)                                                          \
+#define COMPARE(bits, type, name)                                                           \
   int __tsan_atomic##bits##_compare_exchange_##name(volatile type* address, type* expected, \
-                                                    type value, int order, int) {          \
-    atomic_access(address, bits / 8, true, true, order, CODE);                             \
-    return __atomic_compare_exchange_n(address, expected, value, false, __ATOMIC_SEQ_CST,  \
-                                       __ATOMIC_SEQ_CST);                                  \
+                                                    type value, int order, int) {           \
+    atomic_access(address, bits / 8, true, true, order, CODE);                              \
+    return __atomic_compare_exchange_n(address, expected, value, false, __ATOMIC_SEQ_CST,   \
+                                       __ATOMIC_SEQ_CST);                                   \
   }
-#define ATOMICS(bits, type)                                                                \
-  type __tsan_atomic##bits##_load(const volatile type* address, int order) {               \
-    atomic_access(address, bits / 8, true, false, order, CODE);                            \
-    return __atomic_load_n(address, __ATOMIC_SEQ_CST);                                     \
-  }                                                                                        \
-  void __tsan_atomic##bits##_store(volatile type* address, type value, int order) {        \
-    atomic_access(address, bits / 8, false, true, order, CODE);                            \
-    __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                                    \
-  }                                                                                        \
-  type __tsan_atomic##bits##_exchange(volatile type* address, type value, int order) {     \
-    atomic_access(address, bits / 8, true, true, order, CODE);                             \
-    return __atomic_exchange_n(address, value, __ATOMIC_SEQ_CST);                          \
-  }                                                                                        \
-  UPDATE(bits, type, fetch_add)                                                            \
-  UPDATE(bits, type, fetch_sub)                                                            \
-  UPDATE(bits, type, fetch_and)                                                            \
-  UPDATE(bits, type, fetch_or)                                                             \
-  UPDATE(bits, type, fetch_xor)                                                            \
-  COMPARE(bits, type, strong)                                                              \
+#define ATOMICS(bits, type)                                                            \
+  type __tsan_atomic##bits##_load(const volatile type* address, int order) {           \
+    atomic_access(address, bits / 8, true, false, order, CODE);                        \
+    return __atomic_load_n(address, __ATOMIC_SEQ_CST);                                 \
+  }                                                                                    \
+  void __tsan_atomic##bits##_store(volatile type* address, type value, int order) {    \
+    atomic_access(address, bits / 8, false, true, order, CODE);                        \
+    __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                                \
+  }                                                                                    \
+  type __tsan_atomic##bits##_exchange(volatile type* address, type value, int order) { \
+    atomic_access(address, bits / 8, true, true, order, CODE);                         \
+    return __atomic_exchange_n(address, value, __ATOMIC_SEQ_CST);                      \
+  }                                                                                    \
+  UPDATE(bits, type, fetch_add)                                                        \
+  UPDATE(bits, type, fetch_sub)                                                        \
+  UPDATE(bits, type, fetch_and)                                                        \
+  UPDATE(bits, type, fetch_or)                                                         \
+  UPDATE(bits, type, fetch_xor)                                                        \
+  COMPARE(bits, type, strong)                                                          \
   COMPARE(bits, type, weak)
 ATOMICS(8, uint8_t)
 ATOMICS(16, uint16_t)

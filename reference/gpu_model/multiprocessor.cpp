@@ -148,7 +148,8 @@ bool Multiprocessor::run_block(uint64_t turn) {
   const dim3 block = launch_->block;
   if (races_ != nullptr) {
     const uint64_t index =
-        block_index_.x + launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
+        block_index_.x +
+        launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
     races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(index), count_,
                         shared_.data(), shared_.bytes());
   }
@@ -567,8 +568,7 @@ std::string Multiprocessor::deadlock() const {
     if (thread.finished) {
       text += one ? " has returned" : " have returned";
     } else {
-      text +=
-          (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + lacks(thread);
+      text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + lacks(thread);
     }
   }
   for (const Barrier& barrier : barriers_) {

@@ -81,10 +81,10 @@ struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
 
   std::unique_ptr<Fiber> fiber;
-  unsigned number;         ///< In the block, 0 ... Launch::threads() - 1,
-  uint3 index{};           ///< and as threadIdx.
-  bool finished = false;   ///< Whether it has returned.
-  Wait wait;               ///< What it waits for.
+  unsigned number;        ///< In the block, 0 ... Launch::threads() - 1,
+  uint3 index{};          ///< and as threadIdx.
+  bool finished = false;  ///< Whether it has returned.
+  Wait wait;              ///< What it waits for.
   bool waits_for_registers = false;
   int barrier = -1;        ///< The number of the barrier it waits at, or -1,
   bool predicate = false;  ///< and the predicate it brings there.
@@ -325,7 +325,7 @@ class Multiprocessor {
   std::vector<BulkCopy> loads_;   // under way
   BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
-  unsigned free_registers_ = 0;  // of those that the block began with, in all threads
+  unsigned free_registers_ = 0;   // of those that the block began with, in all threads
   std::array<WarpProducts, 32> products_;
   std::array<Warpgroup, 8> warpgroups_;
   // When what is asynchronous happens: drawn apart from the schedule, which it leaves alone.

@@ -260,8 +260,8 @@ void wrote(const void* granule, const char* file, int line) {
                       reinterpret_cast<std::byte*>(multiprocessor.generic_granules());
   multiprocessor.mark_written(static_cast<size_t>(offset) / sizeof(Granule), file, line);
   if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
-    races->access(multiprocessor.self().number, granule, sizeof(Granule), RaceDetector::Kind::kWrite,
-                  {"stmatrix_x4", file, line, nullptr});
+    races->access(multiprocessor.self().number, granule, sizeof(Granule),
+                  RaceDetector::Kind::kWrite, {"stmatrix_x4", file, line, nullptr});
   }
 }
 

@@ -90,21 +90,24 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   for (int i = 0; i < 4; ++i) d[i] = operands.d[i];
 }
 
-GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem,
+                                                           GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4", row_smem, file, line);
   detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
   detail::warp_operation("ldmatrix_x4", &operands, detail::load_matrices, file, line);
 }
-GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row_smem,
-                                                GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4],
+                                                                 const void* row_smem,
+                                                                 GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4_trans", row_smem, file, line);
   detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
   detail::warp_operation("ldmatrix_x4_trans", &operands, detail::load_matrices_transposed, file,
                          line);
 }
 
-GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_16(void* destination_smem, const void* source_gmem,
-                                          int source_bytes, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_16(void* destination_smem,
+                                                           const void* source_gmem,
+                                                           int source_bytes, GPU_MODEL_HERE) {
   const detail::Copy copy{destination_smem, source_bytes == 0 ? nullptr : source_gmem};
   if (detail::issue_copy(copy, source_bytes, file, line)) {
     detail::carry_out(copy);

@@ -67,10 +67,10 @@ ShadowMemory* GridRaces::find(const void* address, size_t* offset) {
 }
 
 uint32_t GridRaces::index_of(const Place& place) {
-  const auto hash = static_cast<uint64_t>(
-      (reinterpret_cast<uintptr_t>(place.code) ^ reinterpret_cast<uintptr_t>(place.file) * 31 ^
-       static_cast<uintptr_t>(place.line)) *
-      0x9e3779b97f4a7c15);
+  const auto hash = static_cast<uint64_t>((reinterpret_cast<uintptr_t>(place.code) ^
+                                           reinterpret_cast<uintptr_t>(place.file) * 31 ^
+                                           static_cast<uintptr_t>(place.line)) *
+                                          0x9e3779b97f4a7c15);
   uint32_t& recent = recent_places_[hash >> 54];
   if (places_[recent] == place && recent != 0) return recent;
   for (auto [at, end] = place_index_.equal_range(hash); at != end; ++at) {
@@ -194,7 +194,8 @@ void RaceDetector::atomic(unsigned thread, const void* address, bool reads, bool
       own = snapshot(thread);
       ++agent.now;
     }
-    if (own != nullptr && reads && before != nullptr) {  // a read-modify-write hands on what was there
+    if (own != nullptr && reads &&
+        before != nullptr) {  // a read-modify-write hands on what was there
       auto joined = std::make_shared<VectorClock>(*own);
       joined->join(*before);
       released = std::move(joined);
@@ -233,7 +234,9 @@ Epoch RaceDetector::epoch(Slot slot, Time time, const Wait& wait) const {
 
 RaceDetector::Actor RaceDetector::thread_actor(unsigned thread, const Place& place,
                                                bool atomic) const {
-  return {thread, false, false,
+  return {thread,
+          false,
+          false,
           {block_, agents_[thread].now, thread, grid_.index_of(place) & 0x7fffffff, atomic}};
 }
 
@@ -253,7 +256,8 @@ bool RaceDetector::before(const Actor& actor, const Epoch& of) const {
   if (knows(actor.thread, of)) return true;
   if (!actor.whole_warp) return false;
   const unsigned first = actor.thread / 32 * 32;
-  if (of.block == block_ && of.slot / 32 == first / 32 && of.slot < threads_) return true;  // a lane's own
+  if (of.block == block_ && of.slot / 32 == first / 32 && of.slot < threads_)
+    return true;  // a lane's own
   for (unsigned lane = first; lane < std::min(first + 32, threads_); ++lane) {
     if (knows(lane, of)) return true;
   }
@@ -302,7 +306,8 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, const Actor& ac
     const bool mine = reads.epoch.block == block_ && reads.epoch.slot == slot &&
                       reads.epoch.atomic == own.atomic && (reads.lanes != 0) == is_thread;
     if (mine && (reads.epoch.time == own.time || !is_thread)) {
-      reads.epoch.time = own.time;  // what comes after this read comes after the slot's earlier ones
+      reads.epoch.time =
+          own.time;  // what comes after this read comes after the slot's earlier ones
       reads.lanes |= lane;
       return;
     }
@@ -325,7 +330,8 @@ void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const
   Epoch known;  // neighbours mostly have the same writer
   shadow.for_each(offset, bytes, [&](Cell& cell) {
     const Epoch& write = cell.write;
-    const bool same = write.time == known.time && write.slot == known.slot && write.block == known.block;
+    const bool same =
+        write.time == known.time && write.slot == known.slot && write.block == known.block;
     if (!same && !(write.atomic && actor.epoch.atomic)) {
       if (!before(actor, write)) report("read", bytes, actor, "write", write, false);
       if (actor.async && !published(actor, write)) {
@@ -395,8 +401,8 @@ void RaceDetector::finish_copy(unsigned thread, const void* destination, const W
   });
 }
 
-void RaceDetector::issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier, Time phase,
-                              const Wait& wait) {
+void RaceDetector::issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier,
+                              Time phase, const Wait& wait) {
   write(shadow_, offset, bytes, {thread, false, true, epoch(barrier, phase, wait)});
 }
 
@@ -477,9 +483,8 @@ std::string RaceDetector::missing(const Actor& actor, const Epoch& other,
                                   bool only_unpublished) const {
   if (only_unpublished) return "that thread has called no fence_proxy_async since";
   if (other.block != block_) {
-    return other.block < grid_.first_block()
-               ? "no griddepcontrol_wait came before"
-               : "nothing released there is acquired here";
+    return other.block < grid_.first_block() ? "no griddepcontrol_wait came before"
+                                             : "nothing released there is acquired here";
   }
   if (other.slot == kNobody) return "the thread that issued it has not waited for it";
   if (other.slot < threads_) {
@@ -492,12 +497,13 @@ std::string RaceDetector::missing(const Actor& actor, const Epoch& other,
                : "the warp has waited for it, but nothing orders this access after that";
   }
   return multiprocessor_.phase_is_complete(other.slot - threads_ - warps_, other.time)
-             ? "this thread has not waited for the mbarrier's phase " + std::to_string(other.time - 1)
+             ? "this thread has not waited for the mbarrier's phase " +
+                   std::to_string(other.time - 1)
              : "it has not landed";
 }
 
-void RaceDetector::report(const char* kind, size_t bytes, const Actor& actor, const char* other_kind,
-                          const Epoch& other, bool only_unpublished) const {
+void RaceDetector::report(const char* kind, size_t bytes, const Actor& actor,
+                          const char* other_kind, const Epoch& other, bool only_unpublished) const {
   multiprocessor_.fail([&] {
     const bool by_warp = actor.epoch.slot >= threads_ && actor.epoch.slot < threads_ + warps_;
     return "race: " + describe(kind, bytes, actor.epoch) +

@@ -146,9 +146,9 @@ class RaceDetector {
 
  private:
   struct Agent {
-    std::shared_ptr<const VectorClock> base;  // what it knows of others
-    Time now = 1;                             // its own time,
-    Time fenced = 0;                          // and that of its last fence between the proxies
+    std::shared_ptr<const VectorClock> base;      // what it knows of others
+    Time now = 1;                                 // its own time,
+    Time fenced = 0;                              // and that of its last fence between the proxies
     std::shared_ptr<const VectorClock> released;  // what it knew at its last fence
     std::shared_ptr<VectorClock> acquired;        // what it would know after a fence
   };

@@ -9,8 +9,6 @@
 #include <memory>
 #include <string_view>
 
-#include "reference/gpu_model/multiprocessor.h"
-
 namespace gpu_model::detail {
 
 std::string source_line(const void* code) {
@@ -28,9 +26,9 @@ std::string source_line(const void* code) {
     std::string_view text = line.data();
     if (const size_t end = text.find_first_of(" \n"); end != text.npos) text = text.substr(0, end);
     if (text.starts_with('?')) break;
-    const std::string path = std::filesystem::path(text).lexically_normal();
-    const std::string_view name = relative_path(path);
-    if (!name.starts_with("reference/gpu_model/") && !name.starts_with("/usr/")) return std::string(name);
+    std::string path = std::filesystem::path(text).lexically_normal();
+    if (path.starts_with(GPU_MODEL_SOURCE_ROOT)) path.erase(0, sizeof GPU_MODEL_SOURCE_ROOT - 1);
+    if (!path.starts_with("reference/gpu_model/") && !path.starts_with("/usr/")) return path;
   }
   std::snprintf(line.data(), line.size(), "%s+0x%" PRIxPTR, file.dli_fname, offset);
   return line.data();

@@ -87,8 +87,7 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
-  return run_on_model(gpu_model::launch_dependent, kernel, grid, block, shared_bytes,
-                      arguments...);
+  return run_on_model(gpu_model::launch_dependent, kernel, grid, block, shared_bytes, arguments...);
 }
 
 #endif
