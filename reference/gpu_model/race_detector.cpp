@@ -13,6 +13,7 @@ namespace {
 
 // Of global memory that many blocks read, the readers of so many are remembered, beside the own block's.
 constexpr int kReadersOfOtherBlocks = 2;
+constexpr int kFewReads = 3;
 
 Place place_of(const Wait& wait) {
   return {wait.what, wait.file, wait.line, nullptr};
@@ -292,7 +293,8 @@ bool RaceDetector::known_reads(const Actor& actor, const Reads& reads, unsigned*
   return true;
 }
 
-void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, const Actor& actor) {
+void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
+                               const Actor& actor) {
   const Epoch& own = actor.epoch;
   const bool is_thread = own.slot < threads_;
   const Slot slot = is_thread ? own.slot / 32 * 32 : own.slot;
@@ -300,11 +302,12 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, const Actor& ac
   Actor one = actor;
   one.whole_warp = false;  // which is quickly told
   unsigned unknown = 0;
-  int others = 0;
+  int others = 0, count = 0;
   for (uint32_t* at = &cell.reads; *at != 0;) {
     Reads& reads = shadow.reads(*at);
     const bool mine = reads.epoch.block == block_ && reads.epoch.slot == slot &&
-                      reads.epoch.atomic == own.atomic && (reads.lanes != 0) == is_thread;
+                      reads.epoch.atomic == own.atomic && (reads.lanes != 0) == is_thread &&
+                      reads.bytes == bytes;
     if (mine && (reads.epoch.time == own.time || !is_thread)) {
       reads.epoch.time =
           own.time;  // what comes after this read comes after the slot's earlier ones
@@ -312,8 +315,9 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, const Actor& ac
       return;
     }
     if (mine) reads.lanes &= ~lane;
-    // What comes before this read comes before whatever comes after it.
-    if ((mine && reads.lanes == 0) || known_reads(one, reads, &unknown)) {
+    // What comes before this read comes before whatever comes after it. Worth its time where there is much.
+    const bool drops = ++count > kFewReads && reads.bytes == bytes;
+    if ((mine && reads.lanes == 0) || (drops && known_reads(one, reads, &unknown))) {
       shadow.drop_reads_at(*at);
       continue;
     }
@@ -323,12 +327,12 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, const Actor& ac
   if (others >= kReadersOfOtherBlocks) return;
   Epoch of = own;
   of.slot = slot;
-  shadow.add_reads(cell, {of, lane, 0});
+  shadow.add_reads(cell, {of, lane, bytes, 0});
 }
 
 void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
   Epoch known;  // neighbours mostly have the same writer
-  shadow.for_each(offset, bytes, [&](Cell& cell) {
+  shadow.for_each<false>(offset, bytes, [&](Cell& cell, uint32_t part) {
     const Epoch& write = cell.write;
     const bool same =
         write.time == known.time && write.slot == known.slot && write.block == known.block;
@@ -339,13 +343,12 @@ void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const
       }
       known = write;
     }
-    record_read(shadow, cell, actor);
-    return true;
+    record_read(shadow, cell, part, actor);
   });
 }
 
 void RaceDetector::write(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
-  shadow.for_each(offset, bytes, [&](Cell& cell) {
+  shadow.for_each<true>(offset, bytes, [&](Cell& cell, uint32_t) {
     const Epoch& last = cell.write;
     if (last.time != 0 && !(last.atomic && actor.epoch.atomic)) {
       if (!before(actor, last)) report("write", bytes, actor, "write", last, false);
@@ -364,7 +367,6 @@ void RaceDetector::write(ShadowMemory& shadow, size_t offset, size_t bytes, cons
     }
     cell.write = actor.epoch;
     shadow.drop_reads(cell);
-    return true;
   });
 }
 
@@ -395,10 +397,8 @@ void RaceDetector::issue_copy(unsigned thread, const void* destination, const vo
 void RaceDetector::finish_copy(unsigned thread, const void* destination, const Wait& wait) {
   const auto offset = static_cast<size_t>(static_cast<const std::byte*>(destination) - shared_);
   const Epoch written = epoch(thread, agents_[thread].now, wait);
-  shadow_.for_each(offset, sizeof(Granule), [&](Cell& cell) {
-    cell.write = written;
-    return true;
-  });
+  shadow_.for_each<true>(offset, sizeof(Granule),
+                         [&](Cell& cell, uint32_t) { cell.write = written; });
 }
 
 void RaceDetector::issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier,
@@ -413,7 +413,7 @@ void RaceDetector::issue_store(unsigned thread, size_t offset, size_t bytes, con
 void RaceDetector::finish_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait) {
   const Actor actor = thread_actor(thread, place_of(wait));
   const uint32_t place = actor.epoch.place;
-  shadow_.for_each(offset, bytes, [&](Cell& cell) {
+  shadow_.for_each<false>(offset, bytes, [&](Cell& cell, uint32_t part) {
     for (uint32_t* at = &cell.reads; *at != 0;) {
       const Epoch& each = shadow_.reads(*at).epoch;
       if (each.slot == kNobody && each.place == place) {
@@ -422,8 +422,7 @@ void RaceDetector::finish_store(unsigned thread, size_t offset, size_t bytes, co
         at = &shadow_.reads(*at).next;
       }
     }
-    record_read(shadow_, cell, actor);
-    return true;
+    record_read(shadow_, cell, part, actor);
   });
 }
 

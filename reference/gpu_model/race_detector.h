@@ -168,7 +168,7 @@ class RaceDetector {
   bool published(const Actor& actor, const Epoch& epoch) const;
   bool known_reads(const Actor& actor, const Reads& reads, unsigned* lane) const;
   void read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
-  void record_read(ShadowMemory& shadow, Cell& cell, const Actor& actor);
+  void record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes, const Actor& actor);
   void write(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
   std::shared_ptr<VectorClock> snapshot(unsigned thread) const;
   void release_into(VectorClock& clock, unsigned thread, const VectorClock* joined) const;

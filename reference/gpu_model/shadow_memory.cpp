@@ -90,7 +90,9 @@ void ShadowMemory::split(Cell& cell) {
     Cell part;
     part.write = cell.write;
     for (uint32_t each = cell.reads; each != 0; each = reads_[each].next) {
-      const Reads copy = reads_[each];
+      Reads copy = reads_[each];
+      if ((copy.bytes >> i & 1) == 0) continue;
+      copy.bytes = 15;
       add_reads(part, copy);
     }
     parts_[index + i] = part;
@@ -102,7 +104,7 @@ void ShadowMemory::split(Cell& cell) {
 void ShadowMemory::unite(Cell& cell) {
   const uint32_t parts = cell.parts;
   for (size_t i = 0; i < 4; ++i) {
-    // After a write all four are alike. After a read they may differ, and stay apart.
+    // After a write all four are alike.
     if (!same(parts_[parts + i].write, parts_[parts].write) || parts_[parts + i].reads != 0) return;
   }
   cell.write = parts_[parts].write;

@@ -22,9 +22,10 @@ struct Epoch {
 
 /// Reads of a cell by lanes of one warp at one time, or by another slot.
 struct Reads {
-  Epoch epoch;         ///< Its slot: of lane 0 of the warp, or the reader's own.
-  uint32_t lanes = 0;  ///< The lanes; 0 for a slot that is no thread.
-  uint32_t next = 0;   ///< Index of the next reads of the cell; 0: none.
+  Epoch epoch;          ///< Its slot: of lane 0 of the warp, or the reader's own.
+  uint32_t lanes = 0;   ///< The lanes; 0 for a slot that is no thread.
+  uint32_t bytes = 15;  ///< Which of the four bytes, as bits.
+  uint32_t next = 0;    ///< Index of the next reads of the cell; 0: none.
 };
 
 /// Four bytes of memory. All zeros: nobody has touched them.
@@ -48,10 +49,10 @@ class ShadowMemory {
   /// Forgets every access.
   void clear();
 
-  /// Calls function(cell) for the cells of `bytes` bytes from `offset`: one per byte where only a part
-  /// of the 4 bytes is meant, or was before. Ends early if a call returns false.
-  template <typename Function>
-  bool for_each(size_t offset, size_t bytes, Function function);
+  /// Calls function(cell, bytes of it) for the cells of `bytes` bytes from `offset`. A cell of which only
+  /// a part is written becomes four, one per byte, until a write is to all of them.
+  template <bool kWrites, typename Function>
+  void for_each(size_t offset, size_t bytes, Function function);
 
   Reads& reads(uint32_t index) { return reads_[index]; }
   /// Adds reads to the front of the cell's.
@@ -73,28 +74,26 @@ class ShadowMemory {
   uint32_t free_parts_ = 0;
 };
 
-template <typename Function>
-bool ShadowMemory::for_each(size_t offset, size_t bytes, Function function) {
+template <bool kWrites, typename Function>
+void ShadowMemory::for_each(size_t offset, size_t bytes, Function function) {
   for (size_t end = offset + bytes; offset < end;) {
     Cell& cell = cells_[offset / 4];
     const size_t first = offset % 4, last = offset / 4 == (end - 1) / 4 ? (end - 1) % 4 : 3;
     offset += last + 1 - first;
     const bool whole = first == 0 && last == 3;
-    if (whole && cell.parts == 0) [[likely]] {
-      if (!function(cell)) return false;
+    if (cell.parts == 0 && (whole || !kWrites)) [[likely]] {
+      function(cell, (2u << last) - (1u << first));
       continue;
     }
     if (cell.parts == 0) split(cell);
     const uint32_t parts = cell.parts;
     for (size_t i = first; i <= last; ++i) {
       Cell part = parts_[parts + i];  // a copy: the vector may grow
-      const bool goes_on = function(part);
+      function(part, 15u);
       parts_[parts + i] = part;
-      if (!goes_on) return false;
     }
-    if (whole) unite(cell);
+    if (whole && kWrites) unite(cell);
   }
-  return true;
 }
 
 }  // namespace gpu_model::detail
