@@ -303,12 +303,12 @@ Status run(Kernel kernel, const void* in, void* out, unsigned* counter, unsigned
 
 }  // namespace
 
-#define FAULT(kernel, Smem, blocks, what)                                                    \
-  {                                                                                          \
-    #kernel, what, [](bool right, const void* in, void* out, unsigned* counter) {            \
+#define FAULT(kernel, Smem, blocks, what)                                                  \
+  {                                                                                        \
+#kernel, what, [](bool right, const void* in, void* out, unsigned* counter) {            \
       return right ? run<Smem>(kernel<true>, in, out, counter, blocks)                       \
                    : run<Smem>(kernel<false>, in, out, counter, blocks);                     \
-    }                                                                                        \
+    } \
   }
 
 std::vector<RaceFault> race_faults() {
@@ -325,10 +325,13 @@ std::vector<RaceFault> race_faults() {
       FAULT(copy_over_readers, Granules, 1, "cp.async: the next copy before all have read"),
       FAULT(one_waits_for_all, Bulk, 1, "bulk copy: one thread waits, no barrier for the others"),
       FAULT(refilled_too_early, Bulk, 1, "bulk copy: the next one before all have read"),
-      FAULT(barrier_not_shared, Bulk, 1, "mbarrier: used by others without a barrier after its init"),
-      FAULT(product_without_fence, Operands, 1, "wgmma of plain stores: no fence between the proxies"),
+      FAULT(barrier_not_shared, Bulk, 1,
+            "mbarrier: used by others without a barrier after its init"),
+      FAULT(product_without_fence, Operands, 1,
+            "wgmma of plain stores: no fence between the proxies"),
       FAULT(product_without_barrier, Operands, 1, "wgmma of plain stores: no barrier"),
-      FAULT(product_fenced_by_another, Operands, 1, "wgmma of plain stores: fenced by one thread for all"),
+      FAULT(product_fenced_by_another, Operands, 1,
+            "wgmma of plain stores: fenced by one thread for all"),
       FAULT(tile_overwritten, Operands, 1, "wgmma: its operand overwritten before the wait"),
   };
 }
