@@ -47,6 +47,9 @@ bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
   mark.thread = static_cast<uint16_t>(self().number);
   marks_used_ = true;
   self().copies.issue(copy);
+  if (races_ != nullptr) {
+    races_->issue_copy(self().number, copy.destination, copy.source, wait);
+  }
   return launch_->seed != 0 && random_.next() % 2 == 0;
 }
 
@@ -54,13 +57,22 @@ bool Multiprocessor::take_copy(size_t pending, Copy& copy) {
   if (!self().copies.take(pending, copy)) return false;
   const auto offset = static_cast<const std::byte*>(copy.destination) - shared_.data();
   mark_written(static_cast<size_t>(offset) / sizeof(Granule));
+  if (races_ != nullptr) {
+    const GranuleMark& mark = marks_[static_cast<size_t>(offset) / sizeof(Granule)];
+    races_->finish_copy(self().number, copy.destination, {"cp_async_16", mark.file, mark.line});
+  }
   return true;
 }
 
 // What ptx.h calls.
 
 void check_matrix_row(const char* what, const void* row, const char* file, int line) {
-  Multiprocessor::here().granule(" reads", row, {what, file, line});
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  multiprocessor.granule(" reads", row, {what, file, line});
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->access(multiprocessor.self().number, row, sizeof(Granule), RaceDetector::Kind::kRead,
+                  {what, file, line, nullptr});
+  }
 }
 
 bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) {
@@ -69,6 +81,13 @@ bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) 
 
 void commit_copies() {
   Multiprocessor::here().self().copies.commit();
+}
+
+void wait_for_grids() {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->wait_for_grids(multiprocessor.self().number);
+  }
 }
 
 bool take_copy(int pending, Copy& copy) {

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "reference/gpu_model/multiprocessor.h"
-#include "reference/gpu_model/sanitizer.h"
 
 namespace gpu_model::detail {
 namespace {
@@ -46,6 +45,21 @@ void for_each_chunk(const TensorMap& map, const int (&coordinates)[4], Function 
       }
     }
   }
+}
+
+/// Calls function(address, bytes) for what a copy reads or writes of global memory.
+template <typename Function>
+void for_each_source(const BulkCopy& copy, Function function) {
+  if (!copy.tensor) {
+    function(copy.global, copy.bytes);
+    return;
+  }
+  for_each_chunk(copy.map, copy.coordinates,
+                 [&](size_t, const std::byte* global, int64_t begin, int64_t last) {
+                   if (begin < last) {
+                     function(global + begin * 2, static_cast<size_t>(last - begin) * 2);
+                   }
+                 });
 }
 
 /// Reads the source of a load.
@@ -124,6 +138,13 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
         });
       }
     }
+    if (races_ != nullptr) {
+      races_->issue_load(self().number, copy.offset, copy.bytes, slot_of(barrier),
+                         static_cast<Time>(barrier.phase + 1), wait);
+      for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+        races_->read_global(self().number, global, bytes, wait);
+      });
+    }
     for (size_t i = begin; i < end; ++i) {
       GranuleMark& mark = marks_[i];
       mark.state = GranuleMark::State::kLanding;
@@ -139,10 +160,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
 }
 
 void Multiprocessor::begin_load() {
-  // Its thread's past is visible to those who wait for the copy: it wrote, ThreadSanitizer thinks,
-  // when it issued it.
   BulkCopy& load = loads_.back();
-  tsan_release(shared_.data() + load.barrier);
   as_scheduler([&] {
     load.begun = true;
     if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
@@ -206,6 +224,12 @@ void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) 
     use_async_view();
     const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
     for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
+    if (races_ != nullptr) {
+      races_->issue_store(self().number, copy.offset, copy.bytes, wait);
+      for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+        races_->write_global(self().number, global, bytes, wait);
+      });
+    }
     for (size_t i = begin; i < end; ++i) ++async_.readers[i];
     StoreQueue& queue = self().stores;
     queue.stores.push_back(std::move(copy));
@@ -255,6 +279,10 @@ void Multiprocessor::wait_stores(size_t pending) {
     for (size_t i = 0; i < end; ++i) {
       BulkCopy& store = queue.stores[i];
       read_store(store);
+      if (races_ != nullptr) {
+        races_->finish_store(self().number, store.offset, store.bytes,
+                             {store.what, store.file, store.line});
+      }
       const size_t begin = store.offset / kGranule, count = store.bytes / kGranule;
       for (size_t j = begin; j < begin + count; ++j) --async_.readers[j];
       if (launch_->seed == 0 || async_random_.next() % 2 == 0) {

@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <new>
-#include <string>
 
 #include "reference/gpu_model/memory.h"
 #include "reference/gpu_model/sanitizer.h"
@@ -22,27 +21,18 @@ Fiber::Fiber(unsigned number) : number_(number) {
     munmap(map, kMapBytes);
     throw std::bad_alloc();
   }
-#ifdef GPU_MODEL_TSAN
-  tsan_ = __tsan_create_fiber(0);
-#endif
 }
 
 Fiber::~Fiber() {
   asan_unpoison(stack_, kMapBytes - kGuardBytes);
-#ifdef GPU_MODEL_TSAN
-  __tsan_destroy_fiber(tsan_);
-#endif
   munmap(stack_ - kGuardBytes, kMapBytes);
 }
 
-void Fiber::prepare(void (*entry)(void*), void* argument, [[maybe_unused]] unsigned gpu_thread) {
+void Fiber::prepare(void (*entry)(void*), void* argument) {
   entry_ = entry;
   argument_ = argument;
   std::byte* top = stack_ + kMapBytes - kGuardBytes - (number_ % kColours) * kColourBytes;
   context_ = make_fcontext(top, kStackBytes, start);
-#ifdef GPU_MODEL_TSAN
-  __tsan_set_fiber_name(tsan_, ("GPU thread " + std::to_string(gpu_thread)).c_str());
-#endif
 }
 
 void Fiber::start(transfer_t transfer) {
@@ -56,13 +46,6 @@ void Fiber::start(transfer_t transfer) {
 
 void Fiber::discard() {
   asan_unpoison(stack_, kMapBytes - kGuardBytes);  // redzones of functions that never returned
-#ifdef GPU_MODEL_TSAN
-  // Its record of the functions it is in is wrong now. The new one comes after all that it did.
-  release_to(this);
-  __tsan_acquire(this);
-  __tsan_destroy_fiber(tsan_);
-  tsan_ = __tsan_create_fiber(0);
-#endif
 }
 
 bool Fiber::overflows(const void* address) const {

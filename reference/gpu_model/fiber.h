@@ -18,26 +18,18 @@ class Fiber {
  public:
   static constexpr size_t kStackBytes = 256 * 1024;  ///< Only pages that are touched cost memory.
 
-  /// `number` names the fiber in ThreadSanitizer's reports. Throws std::bad_alloc if there is no
-  /// stack.
+  /// `number` colours the stack. Throws std::bad_alloc if there is none.
   explicit Fiber(unsigned number);
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
-  /// The next resume() calls entry(argument), which must end in leave(). `gpu_thread` is for
-  /// ThreadSanitizer's reports.
-  void prepare(void (*entry)(void*), void* argument, unsigned gpu_thread);
+  /// The next resume() calls entry(argument), which must end in leave().
+  void prepare(void (*entry)(void*), void* argument);
 
   /// From the scheduler: runs the fiber until it suspends or leaves.
   void resume();
   /// From the fiber: back to the scheduler, until the next resume().
   void suspend();
-  /// From the fiber: what the caller does from here to leave() is the scheduler's doing, as
-  /// ThreadSanitizer sees it.
-  void become_scheduler();
-  /// From the fiber: calls function(), which is the scheduler's doing, as ThreadSanitizer sees it.
-  template <typename Function>
-  void as_scheduler(Function function);
   /// From the fiber, or from a signal handler on top of it: back to the scheduler for good.
   [[noreturn]] void leave();
   /// From the scheduler, after a fiber left before its functions returned.
@@ -45,16 +37,6 @@ class Fiber {
 
   /// Whether an access to `address` went past the end of this stack.
   bool overflows(const void* address) const;
-
-  /// Calls function(), which ThreadSanitizer attributes to this fiber. Not from inside the function
-  /// of another such call.
-  template <typename Function>
-  void impersonate(Function function);
-
-  /// For ThreadSanitizer: what the fiber did before release_to is visible to whoever calls
-  /// acquire_from with the same token afterwards.
-  void release_to(void* token);
-  void acquire_from(void* token);
 
  private:
   /// Stacks that all began at the same distance from a page would compete for the same cache sets.
@@ -70,9 +52,7 @@ class Fiber {
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
   unsigned number_;
-  // For the sanitizers.
-  [[maybe_unused]] void* tsan_ = nullptr;
-  [[maybe_unused]] void* scheduler_tsan_ = nullptr;
+  // For AddressSanitizer.
   [[maybe_unused]] void* fake_stack_ = nullptr;
   [[maybe_unused]] const void* scheduler_stack_ = nullptr;
   [[maybe_unused]] size_t scheduler_stack_bytes_ = 0;
@@ -86,10 +66,6 @@ inline void Fiber::resume() {
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, stack_, kMapBytes - kGuardBytes);
 #endif
-#ifdef GPU_MODEL_TSAN
-  scheduler_tsan_ = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
   context_ = boost::context::detail::jump_fcontext(context_, this).fctx;
 #ifdef GPU_MODEL_ASAN
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
@@ -100,45 +76,9 @@ inline void Fiber::suspend() {
 #ifdef GPU_MODEL_ASAN
   __sanitizer_start_switch_fiber(&fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-  become_scheduler();
   scheduler_ = boost::context::detail::jump_fcontext(scheduler_, nullptr).fctx;
 #ifdef GPU_MODEL_ASAN
   __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
-#endif
-}
-
-template <typename Function>
-void Fiber::impersonate(Function function) {
-#ifdef GPU_MODEL_TSAN
-  void* caller = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
-  function();
-  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
-#else
-  function();
-#endif
-}
-
-inline void Fiber::release_to(void* token) {
-  impersonate([=] { tsan_release(token); });
-}
-
-inline void Fiber::acquire_from(void* token) {
-  impersonate([=] { tsan_acquire(token); });
-}
-
-inline void Fiber::become_scheduler() {
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(scheduler_tsan_, __tsan_switch_to_fiber_no_sync);
-#endif
-}
-
-template <typename Function>
-void Fiber::as_scheduler(Function function) {
-  become_scheduler();
-  function();
-#ifdef GPU_MODEL_TSAN
-  __tsan_switch_to_fiber(tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
 }
 
@@ -146,7 +86,6 @@ inline void Fiber::leave() {
 #ifdef GPU_MODEL_ASAN
   __sanitizer_start_switch_fiber(nullptr, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-  become_scheduler();
   boost::context::detail::jump_fcontext(scheduler_, nullptr);
   __builtin_unreachable();
 }

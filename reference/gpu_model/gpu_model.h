@@ -30,10 +30,17 @@ struct Device {
 /// The device of all launches from now on; assign to change it.
 Device& device();
 
+/// Whether any kernel of this program is compiled for the race detector: with -fsanitize=thread, and linked
+/// without.
+bool kernels_are_instrumented();
+
 /// How launches are scheduled from now on.
 struct Schedule {
   uint64_t seed = 0;   ///< Draws warp priorities, lane order and block order. 0: all in order.
   int os_threads = 0;  ///< How many cores blocks run on; 0: all.
+  /// Whether every pair of accesses that nothing orders is an error (race_detector.h). Plain accesses
+  /// are seen in kernels that are compiled for it; blocks then run on one core.
+  bool detect_races = kernels_are_instrumented();
 };
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();

@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "reference/gpu_model/multiprocessor.h"
-#include "reference/gpu_model/sanitizer.h"
 
 namespace gpu_model {
 namespace detail {
@@ -143,7 +142,8 @@ Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::functio
       block(block_),
       shared_bytes(shared_bytes_),
       kernel(kernel_),
-      seed(schedule().seed) {}
+      seed(schedule().seed),
+      detect_races(schedule().detect_races) {}
 
 dim3 Launch::block_at(uint64_t turn) const {
   uint64_t index = turn;
@@ -180,14 +180,26 @@ Schedule& schedule() {
   return schedule;
 }
 
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+namespace {
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+         bool dependent) {
   using namespace detail;
   if (Multiprocessor::current() != nullptr) throw KernelError("launch: called inside a kernel");
   Launch launch(grid, block, shared_bytes, kernel);
   check(launch);
   install_fault_handler();
 
-  const int wanted = schedule().os_threads > 0 ? schedule().os_threads : available_cores();
+  // The detector keeps no locks: with it one OS thread at a time runs blocks.
+  static std::mutex detecting;
+  std::unique_lock<std::mutex> lock;
+  if (launch.detect_races) {
+    lock = std::unique_lock(detecting);
+    GridRaces::instance().begin_grid(launch.blocks(), dependent);
+  }
+  const int wanted = launch.detect_races         ? 1
+                     : schedule().os_threads > 0 ? schedule().os_threads
+                                                 : available_cores();
   const uint64_t os_threads = std::min(
       {static_cast<uint64_t>(wanted), launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
   std::vector<std::thread> workers;
@@ -201,8 +213,18 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
   }
   run_on_this_thread(launch);
   for (std::thread& worker : workers) worker.join();
-  tsan_acquire(&launch.error);
   if (!launch.error.empty()) throw KernelError(launch.error);
+}
+
+}  // namespace
+
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  run(grid, block, shared_bytes, kernel, false);
+}
+
+void launch_dependent(dim3 grid, dim3 block, size_t shared_bytes,
+                      const std::function<void()>& kernel) {
+  run(grid, block, shared_bytes, kernel, true);
 }
 
 }  // namespace gpu_model

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "reference/gpu_model/multiprocessor.h"
-#include "reference/gpu_model/sanitizer.h"
 
 namespace gpu_model::detail {
 namespace {
@@ -109,6 +108,9 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   }
   ++state.phase;
   state.pending = state.count;
+  if (races_ != nullptr) {
+    races_->complete_phase(state.clock, slot_of(state), static_cast<Time>(state.phase));
+  }
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
     if (thread.wait.what != nullptr && thread.wait.mbarrier == static_cast<int>(state.offset)) {
@@ -118,7 +120,7 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   draw_priorities();
 }
 
-void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, const Wait& wait) {
+void Multiprocessor::mbarrier_wait(uint64_t mark, const Wait& wait) {
   if (wait.parity != 0 && wait.parity != 1) {
     fail([&] {
       return detail::describe(wait) + ": parity must be 0 or 1, " + place(self().number);
@@ -142,7 +144,7 @@ void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, 
   }
   MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
   now->observed = now->phase;
-  tsan_acquire(const_cast<ptx::Mbarrier*>(barrier));
+  if (races_ != nullptr) races_->wait(now->clock, self().number);
 }
 
 std::string Multiprocessor::phase(const Wait& wait) const {
@@ -160,18 +162,31 @@ std::string Multiprocessor::phase(const Wait& wait) const {
 
 namespace {
 
+/// Tells the race detector that a thread uses a barrier, or writes it: nothing else may be there.
+void use(const ptx::Mbarrier* barrier, RaceDetector::Kind kind, const Wait& wait) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->access(multiprocessor.self().number, barrier, sizeof *barrier, kind,
+                  {wait.what, wait.file, wait.line, nullptr});
+  }
+}
+
 Wait at_barrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   Wait wait{what, file, line};
   wait.mbarrier =
       static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
+  use(barrier, RaceDetector::Kind::kRead, wait);
   return wait;
 }
 
 }  // namespace
 
 uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file, int line) {
-  return Multiprocessor::here().mbarrier_init(barrier, count, {"mbarrier_init", file, line});
+  const Wait wait{"mbarrier_init", file, line};
+  const uint64_t mark = Multiprocessor::here().mbarrier_init(barrier, count, wait);
+  use(barrier, RaceDetector::Kind::kWrite, wait);
+  return mark;
 }
 
 void fence_mbarrier_init() {
@@ -187,7 +202,6 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   Multiprocessor& multiprocessor = Multiprocessor::here();
   const Wait wait = at_barrier(what, barrier, file, line);
   MbarrierState& state = multiprocessor.mbarrier(mark, wait);
-  tsan_release(const_cast<ptx::Mbarrier*>(barrier));
   if (bytes < 0) {
     multiprocessor.fail([&] {
       return describe(wait) + ": bytes = " + std::to_string(bytes) + " must be at least 0, " +
@@ -195,6 +209,9 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
     });
   }
   const uint64_t phase = state.phase;
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->arrive(state.clock, multiprocessor.self().number);
+  }
   multiprocessor.as_scheduler(
       [&] { multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait); });
   if (state.phase != phase) multiprocessor.let_others_overtake();
@@ -204,7 +221,7 @@ void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, int parity, cons
                    int line) {
   Wait wait = at_barrier("mbarrier_wait", barrier, file, line);
   wait.parity = parity;
-  Multiprocessor::here().mbarrier_wait(barrier, mark, wait);
+  Multiprocessor::here().mbarrier_wait(mark, wait);
 }
 
 }  // namespace gpu_model::detail

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "reference/gpu_model/race_detector.h"
+
 namespace gpu_model::detail {
 
 /// What the model knows of an mbarrier.
@@ -21,6 +23,7 @@ struct MbarrierState {
   const char* what = nullptr;  ///< and that load: its instruction and its place.
   const char* file = nullptr;
   int line = 0;
+  BarrierClock clock;  ///< For the race detector.
 
   /// What the kernel's memory holds in its place, to notice ordinary stores.
   uint64_t mark() const { return 0x6d62617272696572 ^ offset << 8; }

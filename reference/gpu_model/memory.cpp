@@ -63,7 +63,6 @@ void GuardedMemory::poison() {
   std::byte* first = map_ + kGuardBytes;
   const size_t inside = map_bytes_ - 2 * kGuardBytes;
   asan_unpoison(first, inside);
-  tsan_forget(first, inside);
   std::memset(first, 0xff, inside);
   asan_poison(first, static_cast<size_t>(data_ - first));
   asan_poison(data_ + bytes_, static_cast<size_t>(first + inside - (data_ + bytes_)));
@@ -105,6 +104,17 @@ std::map<const void*, GuardedMemory>& allocations() {
 size_t allocated_bytes = 0;
 
 }  // namespace
+
+const std::byte* find_allocation(const void* address, size_t* bytes) {
+  const std::scoped_lock lock(allocations_mutex);
+  auto after = allocations().upper_bound(address);
+  if (after == allocations().begin()) return nullptr;
+  const GuardedMemory& memory = std::prev(after)->second;
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - memory.data());
+  if (offset >= memory.bytes()) return nullptr;
+  *bytes = memory.bytes();
+  return memory.data();
+}
 
 std::string describe_global(const void* address, const char* access) {
   const std::scoped_lock lock(allocations_mutex);

@@ -48,6 +48,9 @@ class GuardedMemory {
   size_t bytes_ = 0;
 };
 
+/// Where the memory from gpu_model::allocate begins that `address` is in, and its size; null if none is.
+const std::byte* find_allocation(const void* address, size_t* bytes);
+
 /// "out-of-bounds global memory `access`: ..." if gpu_model::allocate gave out memory near
 /// `address`; empty otherwise.
 std::string describe_global(const void* address, const char* access);

@@ -8,8 +8,6 @@
 #include <exception>
 #include <utility>
 
-#include "reference/gpu_model/sanitizer.h"
-
 thread_local constinit uint3 threadIdx{};
 thread_local constinit uint3 blockIdx{};
 thread_local constinit dim3 blockDim;
@@ -21,6 +19,9 @@ namespace {
 std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
 }
+
+/// Of a multiprocessor.
+constexpr unsigned kRegisters = 65536;
 
 /// Of the priorities that are drawn: above what yield() gives.
 constexpr uint64_t kLowest = uint64_t{1} << 32;
@@ -82,6 +83,10 @@ Multiprocessor::Multiprocessor() {
 void Multiprocessor::run(Launch& launch) {
   launch_ = &launch;
   current_ = this;
+  if (launch.detect_races) {
+    if (detector_ == nullptr) detector_ = std::make_unique<RaceDetector>(*this);
+    races_ = detector_.get();
+  }
   gridDim = launch.grid;
   blockDim = launch.block;
   // No floating-point operation traps on a GPU. And the flag for inexact results is up from the
@@ -109,11 +114,7 @@ void Multiprocessor::run(Launch& launch) {
   } catch (const std::bad_alloc&) {
     launch.fail(0, "not enough memory for the stacks or the shared memory of a block");
   }
-  for (unsigned number = 0; number < std::min<size_t>(launch.threads(), threads_.size());
-       ++number) {
-    threads_[number]->fiber->release_to(
-        &launch.error);  // launch() acquires it when the grid is done
-  }
+  RaceDetector::active = races_ = nullptr;
   shared_ = GuardedMemory();
   std::fesetenv(&environment);
   current_ = nullptr;
@@ -127,7 +128,6 @@ bool Multiprocessor::run_block(uint64_t turn) {
   random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_index_.x +
                   launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
   shared_.poison();
-  tsan_release(&start_token_);
 
   count_ = launch_->threads();
   warp_count_ = (count_ + warpSize - 1) / warpSize;
@@ -137,25 +137,31 @@ bool Multiprocessor::run_block(uint64_t turn) {
   scheduling_points_ = 0;
   barriers_.fill({});
   reset_async();
+  // What ptxas gives the threads of a block that has the multiprocessor to itself.
+  const unsigned registers = std::min(256u, kRegisters / (warp_count_ * warpSize) / 8 * 8);
+  free_registers_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     const unsigned lanes = std::min(count_ - w * warpSize, unsigned{warpSize});
     const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
-    warps_[w] = {.exists = all, .runnable = all};
+    warps_[w] = {.exists = all, .runnable = all, .registers = registers};
   }
   const dim3 block = launch_->block;
-#ifdef GPU_MODEL_TSAN
-  // The same thread of two blocks shall not look like one thread, or a race between them is none.
-  for (unsigned number = 1; number < count_; ++number) {
-    std::swap(threads_[number - 1]->fiber, threads_[number]->fiber);
+  if (races_ != nullptr) {
+    const uint64_t index =
+        block_index_.x +
+        launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
+    races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(index), count_,
+                        shared_.data(), shared_.bytes());
   }
-#endif
+  RaceDetector::active = races_;
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
     thread.index = {number % block.x, number / block.x % block.y, number / block.x / block.y};
     thread.finished = false;
     thread.wait = {};
+    thread.waits_for_registers = false;
     thread.barrier = -1;
-    thread.fiber->prepare(run_thread, &thread, number);
+    thread.fiber->prepare(run_thread, &thread);
   }
   draw_priorities();
   schedule();
@@ -217,7 +223,6 @@ void Multiprocessor::schedule() {
       threadIdx = running_->index;
       running_->fiber->resume();
       running_ = nullptr;
-      if (error_.empty()) error_ = tsan_take_report();
       if (!error_.empty() || launch_->stopped) return;
     }
     if (async_.fenced) publish_stores();
@@ -228,7 +233,6 @@ void Multiprocessor::schedule() {
 void Multiprocessor::run_thread(void* argument) {
   auto& thread = *static_cast<Thread*>(argument);
   Multiprocessor* self = current();
-  tsan_acquire(&self->start_token_);
   std::string error;
   try {
     self->launch_->kernel();
@@ -293,7 +297,6 @@ void Multiprocessor::scheduling_point() {
 
 inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   Thread& thread = self();
-  thread.fiber->become_scheduler();
   block(thread, wait);
   Barrier& barrier = barriers_[static_cast<size_t>(wait.barrier)];
   if (barrier.arrived == 0) {
@@ -315,6 +318,7 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   ++barrier.arrived;
   thread.barrier = wait.barrier;
   thread.predicate = predicate;
+  if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
   if (barrier.arrived == expected) complete(barrier, wait.barrier);
   thread.fiber->suspend();
   return static_cast<int>(thread.result);
@@ -324,7 +328,6 @@ void Multiprocessor::arrive(Wait wait) {
   Thread& thread = self();
   const auto id = static_cast<size_t>(wait.barrier);
   Barrier& barrier = barriers_[id];
-  tsan_release(&thread.arrival_tokens[id]);
   as_scheduler([&] {
     if (barrier.arrived == 0) {
       barrier.first = thread.number;
@@ -348,6 +351,7 @@ void Multiprocessor::arrive(Wait wait) {
     barrier.passed.push_back(thread.number);
     barrier.passed_places.push_back(wait);
     ++barrier.arrived;
+    if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
     if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
   });
   if (barrier.arrived == 0) let_others_overtake();
@@ -394,14 +398,11 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
     met.push_back(&thread);
     holds += thread.predicate;
   }
-  // The first one's address as the token: whatever was released to it before, that thread knows
-  // already, so no order is invented between threads that did not meet.
-  for (Thread* thread : met) thread->fiber->release_to(met.front());
+  if (races_ != nullptr) {
+    const auto all = RaceDetector::part(barrier.meeting);
+    for (const Thread* thread : met) races_->know(thread->number, all);
+  }
   for (Thread* thread : met) {
-    thread->fiber->acquire_from(met.front());
-    for (const unsigned passed : barrier.passed) {
-      thread->fiber->acquire_from(&threads_[passed]->arrival_tokens[static_cast<size_t>(id)]);
-    }
     thread->result = holds;
     wake(*thread);
   }
@@ -414,7 +415,6 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
 inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned source,
                                         Combine combine, bool ordering, WarpOperation operation) {
   Thread& thread = self();
-  thread.fiber->become_scheduler();
   block(thread, wait);
   Warp& warp = warps_[thread.number / warpSize];
   const uint32_t bit = 1u << thread.number % warpSize;
@@ -489,9 +489,11 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
     });
     operation(operands);
   }
-  if (ordering) {
-    for_each_lane([&](Thread& thread) { thread.fiber->release_to(&leader); });
-    for_each_lane([&](Thread& thread) { thread.fiber->acquire_from(&leader); });
+  if (ordering && races_ != nullptr) {
+    Meeting meeting;
+    for_each_lane([&](Thread& thread) { races_->come(meeting, thread.number); });
+    const auto all = RaceDetector::part(meeting);
+    for_each_lane([&](Thread& thread) { races_->know(thread.number, all); });
   }
   for_each_lane([&](Thread& thread) {
     thread.result = combine != nullptr ? combined : thread_of(thread.source).operand;
@@ -535,10 +537,17 @@ std::string Multiprocessor::place(unsigned number) const {
          triple(thread.x, thread.y, thread.z);
 }
 
+std::string Multiprocessor::lacks(const Thread& thread) const {
+  if (!thread.waits_for_registers) return phase(thread.wait);
+  const Warp& warp = warps_[thread.number / warpSize];
+  return ": a warp wants " + std::to_string((warp.wanted - warp.registers) * warpSize) +
+         " registers more, and the block has " + std::to_string(free_registers_) + " to give";
+}
+
 std::string Multiprocessor::describe(const Thread& thread) const {
   const std::string name = "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
   if (thread.wait.what == nullptr) return name + (thread.finished ? " has returned" : " runs");
-  return name + " waits in " + detail::describe(thread.wait) + phase(thread.wait);
+  return name + " waits in " + detail::describe(thread.wait) + lacks(thread);
 }
 
 std::string Multiprocessor::deadlock() const {
@@ -559,8 +568,7 @@ std::string Multiprocessor::deadlock() const {
     if (thread.finished) {
       text += one ? " has returned" : " have returned";
     } else {
-      text +=
-          (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + phase(thread.wait);
+      text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + lacks(thread);
     }
   }
   for (const Barrier& barrier : barriers_) {
@@ -644,10 +652,10 @@ void yield() {
 
 void thread_fence() {
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  // ThreadSanitizer knows no fences: each is taken to order its thread after all earlier ones.
-  static char token;
-  tsan_acquire(&token);
-  tsan_release(&token);
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->fence(multiprocessor.self().number);
+  }
 }
 
 }  // namespace gpu_model::detail

@@ -19,6 +19,7 @@
 #include "reference/gpu_model/mbarrier.h"
 #include "reference/gpu_model/memory.h"
 #include "reference/gpu_model/proxy.h"
+#include "reference/gpu_model/race_detector.h"
 #include "reference/gpu_model/simt.h"
 #include "reference/gpu_model/wgmma.h"
 
@@ -32,6 +33,7 @@ struct Launch {
   const size_t shared_bytes;            ///< Dynamic shared memory per block.
   const std::function<void()>& kernel;  ///< What every thread runs.
   const uint64_t seed;                  ///< Schedule::seed at the launch.
+  const bool detect_races;              ///< Schedule::detect_races at the launch.
 
   /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
@@ -79,10 +81,11 @@ struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
 
   std::unique_ptr<Fiber> fiber;
-  unsigned number;         ///< In the block, 0 ... Launch::threads() - 1,
-  uint3 index{};           ///< and as threadIdx.
-  bool finished = false;   ///< Whether it has returned.
-  Wait wait;               ///< What it waits for.
+  unsigned number;        ///< In the block, 0 ... Launch::threads() - 1,
+  uint3 index{};          ///< and as threadIdx.
+  bool finished = false;  ///< Whether it has returned.
+  Wait wait;              ///< What it waits for.
+  bool waits_for_registers = false;
   int barrier = -1;        ///< The number of the barrier it waits at, or -1,
   bool predicate = false;  ///< and the predicate it brings there.
   uint64_t operand = 0;    ///< What it brings to a warp function,
@@ -92,7 +95,6 @@ struct Thread {
   StoreQueue stores;
   std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
   std::vector<FencedRegisters> registers;
-  char arrival_tokens[16] = {};  ///< For ThreadSanitizer: what it did before barrier_arrive.
 };
 
 /// The lanes of a warp, as bits, by what they do.
@@ -102,6 +104,8 @@ struct Warp {
   uint32_t finished = 0;
   uint32_t collecting = 0;  ///< Lanes that wait in a warp function.
   uint64_t priority = 0;    ///< Of all warps with runnable lanes, that with the highest one runs.
+  unsigned registers = 0;   ///< Per thread,
+  unsigned wanted = 0;      ///< and how many it waits for; 0: none.
 };
 
 /// A block barrier: __syncthreads' or a named one.
@@ -111,6 +115,7 @@ struct Barrier {
   Wait first_wait;                  ///< and where.
   std::vector<unsigned> passed;     ///< Threads that arrived without waiting,
   std::vector<Wait> passed_places;  ///< and where each of them did.
+  Meeting meeting;                  ///< What all of these know, for the race detector.
 };
 
 /// Runs blocks on one OS thread.
@@ -135,6 +140,15 @@ class Multiprocessor {
   Thread& self() { return *running_; }
   Thread& thread(unsigned number) { return *threads_[number]; }
   bool runs_thread() const { return running_ != nullptr; }
+  /// The race detector; null if this launch has none.
+  RaceDetector* races() { return races_; }
+  /// Whether the phase before this one of the block's mbarrier number `index` is complete.
+  bool phase_is_complete(size_t index, uint64_t phase) const {
+    return index < mbarriers_.size() && mbarriers_[index].phase >= phase;
+  }
+  Slot slot_of(const MbarrierState& state) const {
+    return races_->slot_of_mbarrier(static_cast<size_t>(&state - mbarriers_.data()));
+  }
   /// The block's dynamic shared memory, or an error if it is smaller than `bytes`.
   std::byte* shared_memory(size_t bytes);
 
@@ -187,7 +201,7 @@ class Multiprocessor {
   MbarrierState& mbarrier(uint64_t state, const Wait& wait);
   /// Counts arrivals and completed bytes (negative: expected bytes) of the current phase.
   void mbarrier_update(MbarrierState& state, unsigned arrivals, int64_t bytes, const Wait& wait);
-  void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, const Wait& wait);
+  void mbarrier_wait(uint64_t state, const Wait& wait);
   /// The mbarrier at an offset in shared memory, or null.
   MbarrierState* find_mbarrier(size_t offset);
 
@@ -205,11 +219,14 @@ class Multiprocessor {
   void wait_products(void* const* lanes);
   /// Checks that all warps of this thread's warpgroup execute the same instruction.
   void warpgroup_instruction(WarpgroupInstruction instruction);
+  /// This thread's warp gives registers back, or asks for more: `count` per thread.
+  void ask_for_registers(unsigned count);
+  /// Waits until this thread's warp has the registers that it asked for.
+  void wait_for_registers(const Wait& wait);
 
-  /// Calls function(), which ThreadSanitizer attributes to the scheduler.
   template <typename Function>
   void as_scheduler(Function function) {
-    self().fiber->as_scheduler(function);
+    function();
   }
   /// As the functions of these names in ptx.h.
   bool issue_copy(const Copy& copy, int source_bytes, Wait wait);
@@ -236,9 +253,7 @@ class Multiprocessor {
   /// destroyed, so the callers must own nothing; that is why the text is made in here.
   template <typename Message>
   [[noreturn]] void fail(Message message) {
-    tsan_release(this);  // this thread wrote what the message quotes, say an exception's text
-    self().fiber->become_scheduler();
-    tsan_acquire(this);
+    RaceDetector::active = nullptr;  // the text may be made by functions that kernels have, too
     rejected_ = running_;
     if (error_.empty()) error_ = message();
     self().fiber->leave();
@@ -259,6 +274,7 @@ class Multiprocessor {
   void complete(Warp& warp, unsigned mask, Combine combine, bool ordering, WarpOperation operation);
   void finish_thread();
   std::string phase(const Wait& wait) const;
+  std::string lacks(const Thread& thread) const;  // what the thread waits for
   void reset_async();
   void check_async_end();
   void publish_stores();
@@ -309,6 +325,7 @@ class Multiprocessor {
   std::vector<BulkCopy> loads_;   // under way
   BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
+  unsigned free_registers_ = 0;   // of those that the block began with, in all threads
   std::array<WarpProducts, 32> products_;
   std::array<Warpgroup, 8> warpgroups_;
   // When what is asynchronous happens: drawn apart from the schedule, which it leaves alone.
@@ -316,7 +333,8 @@ class Multiprocessor {
   Pace pace_ = Pace::kLate;
   Random async_random_;
   std::string error_;
-  char start_token_ = 0;  // for ThreadSanitizer: orders the block's start before its threads
+  std::unique_ptr<RaceDetector> detector_;
+  RaceDetector* races_ = nullptr;  // the same, while a launch looks for races
 
  public:
   Multiprocessor* next_idle = nullptr;

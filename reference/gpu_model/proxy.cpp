@@ -128,6 +128,7 @@ void Multiprocessor::use_async_view() {
 }
 
 void Multiprocessor::fence_proxy_async() {
+  if (races_ != nullptr) races_->fence_proxy(self().number);
   as_scheduler([&] {
     use_async_view();
     Thread& thread = self();
@@ -258,6 +259,10 @@ void wrote(const void* granule, const char* file, int line) {
   const auto offset = static_cast<const std::byte*>(granule) -
                       reinterpret_cast<std::byte*>(multiprocessor.generic_granules());
   multiprocessor.mark_written(static_cast<size_t>(offset) / sizeof(Granule), file, line);
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    races->access(multiprocessor.self().number, granule, sizeof(Granule),
+                  RaceDetector::Kind::kWrite, {"stmatrix_x4", file, line, nullptr});
+  }
 }
 
 void store_matrices(void* const* lanes) {

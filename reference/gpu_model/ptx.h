@@ -4,7 +4,8 @@
 ///
 /// Kernels see these very functions, not wrappers, so that reports name the kernel's line. Whatever
 /// reads or writes the kernel's memory is in this header, compiled with the kernel's flags and
-/// never inlined, so that sanitizers see the access as that thread's, called from that line.
+/// never inlined, so that AddressSanitizer sees the access as called from that line. The race detector is
+/// told of it by the model, with the kernel's line, and does not see it by itself (GPU_MODEL_UNSEEN).
 #pragma once
 
 #include <cmath>
@@ -13,6 +14,9 @@
 
 #include "reference/float16.h"
 #include "reference/gpu_model/simt.h"
+
+/// A function whose accesses the race detector does not see: the model tells it of them.
+#define GPU_MODEL_UNSEEN __attribute__((no_sanitize_thread))
 
 namespace gpu_model {
 namespace detail {
@@ -58,10 +62,13 @@ void commit_copies();
 bool take_copy(int pending, Copy& copy);
 
 /// Copies, or writes zeros.
-inline void carry_out(const Copy& copy) {
+GPU_MODEL_UNSEEN inline void carry_out(const Copy& copy) {
   *static_cast<Granule*>(copy.destination) =
       copy.source == nullptr ? Granule{} : *static_cast<const Granule*>(copy.source);
 }
+
+/// What all earlier grids did comes before what this thread does from here on.
+void wait_for_grids();
 
 /// Meets `threads` threads at barrier `id`; returns the number of true predicates.
 int named_barrier(int id, int threads, bool predicate, const char* file, int line);
@@ -83,21 +90,24 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   for (int i = 0; i < 4; ++i) d[i] = operands.d[i];
 }
 
-[[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4(uint32_t (&r)[4], const void* row_smem,
+                                                           GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4", row_smem, file, line);
   detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
   detail::warp_operation("ldmatrix_x4", &operands, detail::load_matrices, file, line);
 }
-[[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row_smem,
-                                                GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void ldmatrix_x4_trans(uint32_t (&r)[4],
+                                                                 const void* row_smem,
+                                                                 GPU_MODEL_HERE) {
   detail::check_matrix_row("ldmatrix_x4_trans", row_smem, file, line);
   detail::MatrixOperands operands{*static_cast<const detail::Granule*>(row_smem), r};
   detail::warp_operation("ldmatrix_x4_trans", &operands, detail::load_matrices_transposed, file,
                          line);
 }
 
-[[gnu::noinline]] inline void cp_async_16(void* destination_smem, const void* source_gmem,
-                                          int source_bytes, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_16(void* destination_smem,
+                                                           const void* source_gmem,
+                                                           int source_bytes, GPU_MODEL_HERE) {
   const detail::Copy copy{destination_smem, source_bytes == 0 ? nullptr : source_gmem};
   if (detail::issue_copy(copy, source_bytes, file, line)) {
     detail::carry_out(copy);
@@ -108,10 +118,9 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 inline void cp_async_commit_group() {
   detail::commit_copies();
 }
-/// Copies what arrived early once more: a write may happen until here, and ThreadSanitizer is to
-/// see it here under any seed.
+/// Copies what arrived early once more: a write may happen until here.
 template <int kPending>
-[[gnu::noinline]] void cp_async_wait_group() {
+GPU_MODEL_UNSEEN [[gnu::noinline]] void cp_async_wait_group() {
   static_assert(kPending >= 0);
   for (detail::Copy copy; detail::take_copy(kPending, copy);) detail::carry_out(copy);
 }
@@ -127,9 +136,11 @@ inline float ex2_approx(float x) {
   return exp2f(x);
 }
 
-// Launches run one after the other here, so there is nothing to wait for.
+// Launches run one after the other here, so there is nothing to wait for; but the race detector knows.
 inline void griddepcontrol_launch_dependents() {}
-inline void griddepcontrol_wait() {}
+inline void griddepcontrol_wait() {
+  detail::wait_for_grids();
+}
 
 }  // namespace ptx
 }  // namespace gpu_model

@@ -39,7 +39,7 @@ void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, int parity, con
 /// Rejects an address that is not aligned or not in shared memory.
 void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line);
 
-[[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrier* barrier) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrier* barrier) {
   return *static_cast<const volatile uint64_t*>(&barrier->state);
 }
 
@@ -62,7 +62,7 @@ void commit_stores();
 void wait_stores(int pending);
 
 /// Fills memory with NaN, so that what lay there is not taken for what a copy will write.
-inline void poison(void* memory, size_t bytes) {
+GPU_MODEL_UNSEEN inline void poison(void* memory, size_t bytes) {
   auto* granules = static_cast<Granule*>(memory);
   for (size_t i = 0; i < bytes / sizeof(Granule); ++i) granules[i] = ~Granule{};
 }
@@ -158,24 +158,28 @@ void multiply_async(const char* what, float (&d)[kTiles][4], const uint32_t* a_r
 
 namespace ptx {
 
-[[gnu::noinline]] inline void mbarrier_init(Mbarrier* barrier_smem, int count, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_init(Mbarrier* barrier_smem, int count,
+                                                             GPU_MODEL_HERE) {
   barrier_smem->state = detail::mbarrier_init(barrier_smem, count, file, line);
 }
 inline void fence_mbarrier_init() {
   detail::fence_mbarrier_init();
 }
-[[gnu::noinline]] inline void mbarrier_arrive(Mbarrier* barrier_smem, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive(Mbarrier* barrier_smem,
+                                                               GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_arrive", barrier_smem, file, line);
   detail::mbarrier_arrive("mbarrier_arrive", barrier_smem, detail::read_state(barrier_smem), 0,
                           file, line);
 }
-[[gnu::noinline]] inline void mbarrier_arrive_expect_tx(Mbarrier* barrier_smem, int bytes,
-                                                        GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive_expect_tx(Mbarrier* barrier_smem,
+                                                                         int bytes,
+                                                                         GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_arrive_expect_tx", barrier_smem, file, line);
   detail::mbarrier_arrive("mbarrier_arrive_expect_tx", barrier_smem,
                           detail::read_state(barrier_smem), bytes, file, line);
 }
-[[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_smem, int parity, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_smem, int parity,
+                                                             GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_wait", barrier_smem, file, line);
   detail::mbarrier_wait(barrier_smem, detail::read_state(barrier_smem), parity, file, line);
 }
@@ -194,10 +198,9 @@ inline uint64_t createpolicy_evict_last() {
 inline void prefetch_tensormap(const TensorMap* map, GPU_MODEL_HERE) {
   detail::check_tensor_map("prefetch_tensormap", map, file, line);
 }
-[[gnu::noinline]] inline void cp_async_bulk_tensor_4d(void* destination_smem, const TensorMap* map,
-                                                      int c0, int c1, int c2, int c3,
-                                                      Mbarrier* barrier_smem, uint64_t cache_policy,
-                                                      GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_4d(
+    void* destination_smem, const TensorMap* map, int c0, int c1, int c2, int c3,
+    Mbarrier* barrier_smem, uint64_t cache_policy, GPU_MODEL_HERE) {
   detail::check_mbarrier("cp_async_bulk_tensor_4d", barrier_smem, file, line);
   const size_t bytes =
       detail::check_tensor_load(destination_smem, map, {c0, c1, c2, c3}, barrier_smem,
@@ -213,8 +216,10 @@ inline void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1, 
                                           const void* source_smem, GPU_MODEL_HERE) {
   detail::tensor_store(map, {c0, c1, c2, c3}, source_smem, file, line);
 }
-[[gnu::noinline]] inline void cp_async_bulk(void* destination_smem, const void* source_gmem,
-                                            int bytes, Mbarrier* barrier_smem, GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk(void* destination_smem,
+                                                             const void* source_gmem, int bytes,
+                                                             Mbarrier* barrier_smem,
+                                                             GPU_MODEL_HERE) {
   detail::check_mbarrier("cp_async_bulk", barrier_smem, file, line);
   const size_t checked =
       detail::check_linear_load(destination_smem, source_gmem, bytes, barrier_smem,
@@ -235,7 +240,8 @@ void cp_async_bulk_wait_group_read() {
   detail::wait_stores(kPending);
 }
 
-[[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const uint32_t (&r)[4], GPU_MODEL_HERE) {
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const uint32_t (&r)[4],
+                                                           GPU_MODEL_HERE) {
   detail::check_matrix_row_to_write("stmatrix_x4", row_smem, file, line);
   detail::StoredMatrices operands{r, {}};
   detail::warp_operation("stmatrix_x4", &operands, detail::store_matrices, file, line);

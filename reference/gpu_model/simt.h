@@ -93,6 +93,11 @@ namespace gpu_model {
 /// Runs `kernel` once for every thread of the grid and returns when all have returned. Throws
 /// KernelError for the first thing that is wrong; what the kernel wrote until then stays written.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+/// The same for a grid that a GPU may start while the one before still runs: by programmatic dependent
+/// launch. Here it runs when that one has ended, but knows nothing of what it did before
+/// griddepcontrol_wait.
+void launch_dependent(dim3 grid, dim3 block, size_t shared_bytes,
+                      const std::function<void()>& kernel);
 
 /// The block's dynamic shared memory, of which the kernel uses `bytes`; an error if the launch
 /// asked for less.

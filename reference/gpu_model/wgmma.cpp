@@ -251,6 +251,35 @@ void Multiprocessor::warpgroup_instruction(WarpgroupInstruction instruction) {
   }
 }
 
+void Multiprocessor::ask_for_registers(unsigned count) {
+  Warp& own = warps_[self().number / warpSize];
+  if (count <= own.registers) {
+    free_registers_ += (own.registers - count) * warpSize;
+    own.registers = count;
+  } else {
+    own.wanted = count;
+  }
+  for (unsigned w = 0; w < warp_count_; ++w) {
+    Warp& warp = warps_[w];
+    if (warp.wanted == 0 || (warp.wanted - warp.registers) * warpSize > free_registers_) continue;
+    free_registers_ -= (warp.wanted - warp.registers) * warpSize;
+    warp.registers = warp.wanted;
+    warp.wanted = 0;
+    for (unsigned lane = 0; lane < warpSize; ++lane) {
+      Thread& waiting = *threads_[w * warpSize + lane];
+      if (waiting.waits_for_registers) wake(waiting);
+    }
+  }
+}
+
+void Multiprocessor::wait_for_registers(const Wait& wait) {
+  Thread& thread = self();
+  if (warps_[thread.number / warpSize].wanted == 0) return;
+  thread.waits_for_registers = true;
+  suspend(wait);
+  thread.waits_for_registers = false;
+}
+
 void Multiprocessor::check_registers(Thread& thread, const uint32_t* begin, size_t count,
                                      const char* name, const Product& product) {
   const auto* registers = reinterpret_cast<const Word*>(begin);
@@ -350,6 +379,10 @@ void Multiprocessor::issue_product(void* const* lanes) {
       });
     }
     check_async_access(granule, " reads", wait);
+    if (races_ != nullptr) {
+      races_->issue_product(warp, granule * kGranule, kGranule,
+                            static_cast<Time>(products.issued()), wait);
+    }
     ++async_.readers[granule];
     issued.granules[issued.granule_count++] = static_cast<uint16_t>(granule);
   });
@@ -498,6 +531,7 @@ void Multiprocessor::wait_products(void* const* lanes) {
     }
     accumulator.in_flight = false;
   }
+  if (races_ != nullptr) races_->finish_products(warp, static_cast<Time>(end));
   products.queue.erase(products.queue.begin(),
                        products.queue.begin() + static_cast<ptrdiff_t>(end - products.first));
   products.first = end;
@@ -529,10 +563,13 @@ void redistribute_registers(const char* what, int count, const char* file, int l
       what, &instruction,
       [](void* const* lanes) {
         Multiprocessor& multiprocessor = Multiprocessor::here();
+        const auto& asked = *static_cast<const WarpgroupInstruction*>(lanes[0]);
         multiprocessor.use_async_view();
-        multiprocessor.warpgroup_instruction(*static_cast<const WarpgroupInstruction*>(lanes[0]));
+        multiprocessor.warpgroup_instruction(asked);
+        multiprocessor.ask_for_registers(static_cast<unsigned>(asked.a));
       },
       file, line);
+  Multiprocessor::here().wait_for_registers({what, file, line});
 }
 
 uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes,

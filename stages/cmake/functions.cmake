@@ -40,6 +40,16 @@ set(default_architectures 80-real 90)
 set(model_kernel_flags ${MLA_KERNEL_FLAGS} -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi
     -ftrivial-auto-var-init=pattern $<$<CXX_COMPILER_ID:Clang>:-Wno-pass-failed>)
 
+# Kernels that are compiled with these are seen by the model's race detector (reference/gpu_model/race_detector.h). The
+# program is linked without them. AddressSanitizer bears no other beside it.
+set(race_detector_flags "")
+if(NOT MLA_SANITIZER STREQUAL address)
+  set(race_detector_flags -fsanitize=thread -g)
+endif()
+if(MLA_SANITIZER STREQUAL races)
+  list(APPEND model_kernel_flags ${race_detector_flags})
+endif()
+
 # A .cu file for the model: a source that includes it, so that one file can be in a target in either language.
 function(mla_model_source target cu_file)
   file(RELATIVE_PATH name ${PROJECT_SOURCE_DIR} ${cu_file})

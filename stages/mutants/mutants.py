@@ -57,7 +57,7 @@ def read_list():
     for number, line in enumerate(LIST.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if head := re.fullmatch(r"(\d\d|[\w/]+\.(?:cpp|cu)) (.*?) => ((?:model: |conformance|any|not modelled: |tests: ).*)",
+        if head := re.fullmatch(r"(\d\d|[\w/]+\.(?:cpp|cu)) (.*?) => ((?:model: |conformance|any|race|not modelled: |tests: ).*)",
                                 line):
             mutants.append(Mutant(number, *head.groups()))
         elif part := re.fullmatch(r"-(?:(\d+)/(\d+))? (.*)", line):

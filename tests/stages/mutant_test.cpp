@@ -88,11 +88,11 @@ struct Prepared {
 };
 
 // What became of one run: empty if it was right.
-std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
+std::string run(const Stage& stage, Prepared& prepared, uint64_t seed, bool detect_races) {
   Machine& machine = model_machine();
   gpu_model::device() = {};
   gpu_model::device().multiprocessors = prepared.from.multiprocessors;
-  gpu_model::schedule().seed = seed;
+  gpu_model::schedule() = {.seed = seed, .detect_races = detect_races};
   const Problem& problem = prepared.data.problem;
   DeviceBuffer workspace;
   Status status = allocate_workspace(stage, problem, &workspace);
@@ -118,19 +118,26 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed) {
 struct Findings {
   int seeds_by_model = 0, seeds_by_conformance = 0;
   std::vector<std::string> messages;  // one for each seed that found something
+  std::string friendly;               // what the first seed found with the race detector
 };
-Findings run_all(const Stage& stage, std::deque<Prepared>& prepared) {
+Findings run_all(const Stage& stage, std::deque<Prepared>& prepared, bool detect_races) {
   Findings findings;
   for (Prepared& each : prepared) each.first_out.clear();
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     std::string found;
     for (Prepared& each : prepared) {
-      found = run(stage, each, seed);
+      found = run(stage, each, seed, false);
       if (!found.empty()) break;
     }
     if (found.empty()) continue;
     ++(found.starts_with("conformance") ? findings.seeds_by_conformance : findings.seeds_by_model);
     findings.messages.push_back(found);
+  }
+  for (Prepared& each : prepared) {
+    if (!detect_races) break;
+    each.first_out.clear();
+    findings.friendly = run(stage, each, 0, true);
+    if (!findings.friendly.empty()) break;
   }
   return findings;
 }
@@ -173,19 +180,21 @@ constexpr const char* kPage = R"(# What the tests would notice
 A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08 with one fault
 each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
-reference, because *results* are wrong or change with the schedule. Each kernel runs on four small batches under ten
-schedules. The last column says under how many of these the fault was found; the message is from one of them, without the
-places in the source. The kernels without a fault pass the same runs.
+reference, because *results* are wrong or change with the schedule. Each kernel runs on six small batches under ten
+schedules, without the race detector. The column "schedules" says under how many of these the fault was found; the message
+is from one of them, without the places in the source. The last column says what one more run found, under the friendly
+schedule and with the [race detector](../reference/gpu_model/README.md#races-without-luck): *a race*, or *yes* if another rule
+or the results rejected it first. The kernels without a fault pass the same runs.
 
 The faults are listed in `stages/mutants/mutants.txt`, each as a text of the kernel and its replacement, so that they
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
-writes this page. A dash marks the faults that nothing finds, because the model knows nothing of what they break.
+writes this page. A dash marks what is not found.
 
 Six of the faults are exercises, three in stage 07 and three in stage 08: `stages/exercise begin 07 4` takes the line out
 and shows what the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
-| stage | fault | found by | message | seeds |
-|---|---|---|---|---|
+| stage | fault | found by | message | schedules | with the detector |
+|---|---|---|---|---|---|
 )";
 
 int run_mutants(const Options& options) {
@@ -212,8 +221,9 @@ int run_mutants(const Options& options) {
   mutant = 0;
   for (const Stage& stage : stages(MachineKind::kModel)) {
     if (!options.stage.empty() && !stage.slug.starts_with(options.stage)) continue;
-    const Findings findings = run_all(stage, prepared);
+    const Findings findings = run_all(stage, prepared, true);
     for (const std::string& message : findings.messages) fail(stage.slug + " as it is: " + message);
+    if (!findings.friendly.empty()) fail(stage.slug + " as it is: " + findings.friendly);
   }
 
   if (options.table) std::printf("%s", kPage);
@@ -229,7 +239,10 @@ int run_mutants(const Options& options) {
     }
     mutant = each.id;
     const auto begun = std::chrono::steady_clock::now();
-    const Findings findings = run_all(*find_stage(MachineKind::kModel, each.stage), prepared);
+    // With the detector every fault is found in one friendly run; where that is a race, it is a test.
+    const bool only_race = each.expected == "race", is_race = only_race || each.expected == "any";
+    const Findings findings =
+        run_all(*find_stage(MachineKind::kModel, each.stage), prepared, is_race || options.table);
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
     const int seeds = static_cast<int>(findings.messages.size());
@@ -252,23 +265,33 @@ int run_mutants(const Options& options) {
     }
     const bool is_blind_spot = each.expected.starts_with("not modelled: ");
     if (is_blind_spot) as_expected = seeds == 0;
+    if (only_race) as_expected = true;
     const char* finder = findings.seeds_by_model == 0 && findings.seeds_by_conformance == 0 ? "-"
                          : findings.seeds_by_conformance == 0 ? "model"
                          : findings.seeds_by_model == 0       ? "results"
                                                               : "model, results";
-    const std::string text = seeds == 0 ? each.expected : shorten(shown);
+    const std::string text = only_race    ? shorten(findings.friendly)
+                             : seeds == 0 ? each.expected
+                                          : shorten(shown);
     if (options.table) {
-      std::printf("| %s | %s | %s | %s | %d of %d |\n", each.stage.substr(0, 2).c_str(),
+      std::printf("| %s | %s | %s | %s | %d of %d | %s |\n", each.stage.substr(0, 2).c_str(),
                   escaped(each.name).c_str(), finder, escaped(text).c_str(), seeds,
-                  static_cast<int>(kSeeds));
+                  static_cast<int>(kSeeds),
+                  findings.friendly.empty()                               ? "-"
+                  : findings.friendly.find("race: ") != std::string::npos ? "a race"
+                                                                          : "yes");
     } else {
       std::printf("%-2s %-72s line %3d  %-14s %2d  %5.2f s  %s\n", each.stage.substr(0, 2).c_str(),
                   each.name.c_str(), each.line, finder, seeds, seconds, text.c_str());
     }
     if (options.messages) {
       for (const std::string& message : findings.messages) std::printf("    %s\n", message.c_str());
+      std::printf("    with the detector: %s\n", findings.friendly.c_str());
     }
     std::fflush(stdout);
+    if (is_race && findings.friendly.empty()) {
+      fail(name + ": the race detector does not find it in a friendly run");
+    }
     if (as_expected) continue;
     if (seeds == 0) {
       fail(name + ": survives every schedule: its line is superfluous, or these runs are too weak");

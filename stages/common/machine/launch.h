@@ -59,14 +59,14 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
 
 #else
 
-/// Runs kernel(arguments...) to its end on the model.
+/// Runs kernel(arguments...) to its end on the model, as `launch_grid` of simt.h does.
 /// @return kKernelRejected with what the model found, or kOutOfMemory.
 template <typename... Parameters, typename... Arguments>
-Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
-              Stream /*stream*/, Arguments... arguments) {
+Status run_on_model(decltype(gpu_model::launch)* launch_grid, void (*kernel)(Parameters...),
+                    unsigned grid, unsigned block, size_t shared_bytes, Arguments... arguments) {
   try {
-    gpu_model::launch(dim3(grid), dim3(block), shared_bytes,
-                      [&] { kernel(static_cast<Parameters>(arguments)...); });
+    launch_grid(dim3(grid), dim3(block), shared_bytes,
+                [&] { kernel(static_cast<Parameters>(arguments)...); });
   } catch (const gpu_model::KernelError& error) {
     return {StatusCode::kKernelRejected, error.what()};
   } catch (const std::bad_alloc&) {
@@ -75,11 +75,19 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
   return {};
 }
 
-/// The same, because launches on the model run one after the other.
+/// See above.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream /*stream*/, Arguments... arguments) {
+  return run_on_model(gpu_model::launch, kernel, grid, block, shared_bytes, arguments...);
+}
+
+/// See above. The grid runs when the one before has ended; that it might have begun earlier, the race
+/// detector knows.
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
-                        size_t shared_bytes, Stream stream, Arguments... arguments) {
-  return launch(kernel, grid, block, shared_bytes, stream, arguments...);
+                        size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
+  return run_on_model(gpu_model::launch_dependent, kernel, grid, block, shared_bytes, arguments...);
 }
 
 #endif

@@ -1,8 +1,8 @@
 /// @file
 /// The GPU model itself: kernels that are right must give right results under every schedule,
 /// kernels that are wrong must be rejected. A rejected kernel is one that launch() throws for, or,
-/// for a race in a build without ThreadSanitizer, one whose result is wrong under at least one of
-/// ten seeds.
+/// for a race that the detector may not look for, one whose result is wrong under at least one of ten
+/// seeds.
 
 #include <gtest/gtest.h>
 
@@ -39,17 +39,18 @@ class Races : public GpuModel {
     }
   }
 
-  /// The friendly schedule gives right results, so that only the adversary, or ThreadSanitizer,
+  /// The friendly schedule gives right results, so that only the adversary, or the race detector,
   /// finds the race.
   template <typename Kernel, typename Expected>
   static void expect_race(unsigned threads, Kernel kernel, Expected expected) {
-    const std::string friendly = run(0, threads, kernel, expected);
-    if (kThreadSanitizer) {
-      expect_contains(friendly, "ThreadSanitizer reported a data race");
-      expect_contains(friendly, " by block (0,0,0), thread (");
-      return;
+    if (gpu_model::kernels_are_instrumented()) {
+      const std::string friendly = run(0, threads, kernel, expected);
+      expect_contains(friendly, "race: ");
+      expect_contains(friendly, ": no ");
+      expect_contains(friendly, ", block (0,0,0), thread (");
     }
-    EXPECT_EQ(friendly, "");
+    gpu_model::schedule().detect_races = false;
+    EXPECT_EQ(run(0, threads, kernel, expected), "");
     int rejected = 0;
     for (uint64_t seed = 1; seed < kSeeds; ++seed) {
       rejected += !run(seed, threads, kernel, expected).empty();
@@ -139,17 +140,16 @@ __global__ void shuffle_for_syncwarp(int* out) {
 }
 
 TEST_F(Races, ShuffleOrdersNoMemory) {
-  if (!kThreadSanitizer) GTEST_SKIP() << "only ThreadSanitizer can tell";
+  if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "only the race detector can tell";
   GlobalArray<int> out(32);
-  expect_rejected("ThreadSanitizer reported a data race", 1, 32, 1024,
+  expect_rejected("no __syncwarp or barrier between them", 1, 32, 1024,
                   [&] { shuffle_for_syncwarp(out.data()); });
 }
 
 TEST_F(Races, BetweenBlocks) {
-  if (!kThreadSanitizer) GTEST_SKIP() << "only ThreadSanitizer can tell";
-  gpu_model::schedule().os_threads = 1;
+  if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "only the race detector can tell";
   GlobalArray<int> out(1);
-  expect_rejected("ThreadSanitizer reported a data race", 2, 32, 0, [&] {
+  expect_rejected("by another block: number 0 of the grid", 2, 32, 0, [&] {
     if (threadIdx.x == 0) out[0] = static_cast<int>(blockIdx.x);
   });
 }
@@ -643,7 +643,7 @@ TEST_F(Launches, AtomicsAcrossBlocks) {
 
 /// In which order the threads of each of 8 blocks of 64 come past three points.
 std::vector<int> order_of_execution(uint64_t seed, int os_threads) {
-  gpu_model::schedule() = {.seed = seed, .os_threads = os_threads};
+  gpu_model::schedule() = {.seed = seed, .os_threads = os_threads, .detect_races = false};
   GlobalArray<int> order(8 * 192), next(8);
   next.fill(0);
   gpu_model::launch(8, 64, 0, [&] {
@@ -657,7 +657,6 @@ std::vector<int> order_of_execution(uint64_t seed, int os_threads) {
 }
 
 TEST_F(Launches, ASeedIsASchedule) {
-  if (kThreadSanitizer) GTEST_SKIP() << "the kernel counts through a race";
   std::set<std::vector<int>> orders;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     const std::vector<int> order = order_of_execution(seed, 1);
@@ -669,13 +668,12 @@ TEST_F(Launches, ASeedIsASchedule) {
 }
 
 TEST_F(Launches, SeedZeroRunsThreadsInOrder) {
-  if (kThreadSanitizer) GTEST_SKIP() << "the kernel counts through a race";
   const std::vector<int> order = order_of_execution(0, 1);
   for (size_t i = 0; i < order.size(); ++i) EXPECT_EQ(order[i], static_cast<int>(i % 64));
 }
 
 TEST_F(Launches, BlocksRunOnSeveralOsThreads) {
-  gpu_model::schedule().os_threads = 2;
+  gpu_model::schedule() = {.os_threads = 2, .detect_races = false};
   std::atomic<int> present = 0;
   // Each block waits for the other one, which one OS thread could not do.
   gpu_model::launch(2, 1, 0, [&] {
@@ -745,7 +743,8 @@ TEST_F(Launches, KernelFunctionsOutsideAKernel) {
 }
 
 TEST_F(Launches, ManySmallBlocks) {
-  const int count = kThreadSanitizer ? 5000 : 100000;
+  gpu_model::schedule().detect_races = false;
+  const int count = 100000;
   std::atomic<int> blocks = 0;
   const auto start = std::chrono::steady_clock::now();
   gpu_model::launch(static_cast<unsigned>(count), 32, 64, [&] {

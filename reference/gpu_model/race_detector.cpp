@@ -1,0 +1,515 @@
+#include "reference/gpu_model/race_detector.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "reference/gpu_model/memory.h"
+#include "reference/gpu_model/multiprocessor.h"
+#include "reference/gpu_model/source_line.h"
+
+namespace gpu_model::detail {
+namespace {
+
+// Of global memory that many blocks read, the readers of so many are remembered, beside the own block's.
+constexpr int kReadersOfOtherBlocks = 2;
+constexpr int kFewReads = 3;
+
+Place place_of(const Wait& wait) {
+  return {wait.what, wait.file, wait.line, nullptr};
+}
+
+}  // namespace
+
+// What grids share --------------------------------------------------------------------------------
+
+GridRaces& GridRaces::instance() {
+  static auto* one = new GridRaces;  // never destroyed, like the multiprocessors
+  return *one;
+}
+
+void GridRaces::begin_grid(uint64_t blocks, bool dependent) {
+  if (!dependent) {
+    // All that ran has ended: its accesses are before whatever comes.
+    ended_below_ = next_block_;
+    for (const auto& region : regions_) region->shadow.clear();
+    regions_.clear();
+    released.clear();
+  }
+  recent_ = {};
+  first_block_ = next_block_;
+  next_block_ += static_cast<uint32_t>(blocks);
+}
+
+ShadowMemory* GridRaces::find(const void* address, size_t* offset) {
+  const auto number = reinterpret_cast<uintptr_t>(address);
+  const auto inside = [&](const Region& region) {
+    *offset = number - reinterpret_cast<uintptr_t>(region.begin);
+    return *offset < region.shadow.bytes();
+  };
+  Recent& recent = recent_[number / 4096 % recent_.size()];
+  if (recent.page == number / 4096) {
+    if (recent.region == nullptr) return nullptr;
+    if (inside(*recent.region)) return &recent.region->shadow;
+  }
+  const auto known = std::find_if(regions_.begin(), regions_.end(),
+                                  [&](const auto& region) { return inside(*region); });
+  Region* found = known == regions_.end() ? nullptr : known->get();
+  if (found == nullptr) {
+    size_t bytes = 0;
+    if (const std::byte* begin = find_allocation(address, &bytes); begin != nullptr) {
+      regions_.push_back(std::make_unique<Region>(Region{begin, ShadowMemory(bytes)}));
+      found = regions_.back().get();
+      inside(*found);
+    }
+  }
+  recent = {number / 4096, found};
+  return found == nullptr ? nullptr : &found->shadow;
+}
+
+uint32_t GridRaces::index_of(const Place& place) {
+  const auto hash = static_cast<uint64_t>((reinterpret_cast<uintptr_t>(place.code) ^
+                                           reinterpret_cast<uintptr_t>(place.file) * 31 ^
+                                           static_cast<uintptr_t>(place.line)) *
+                                          0x9e3779b97f4a7c15);
+  uint32_t& recent = recent_places_[hash >> 54];
+  if (places_[recent] == place && recent != 0) return recent;
+  for (auto [at, end] = place_index_.equal_range(hash); at != end; ++at) {
+    if (places_[at->second] == place) return recent = at->second;
+  }
+  recent = static_cast<uint32_t>(places_.size());
+  places_.push_back(place);
+  place_index_.emplace(hash, recent);
+  return recent;
+}
+
+// Clocks ------------------------------------------------------------------------------------------
+
+thread_local constinit RaceDetector* RaceDetector::active = nullptr;
+
+void RaceDetector::begin_block(uint32_t number, unsigned threads, std::byte* shared, size_t bytes) {
+  block_ = number;
+  threads_ = threads;
+  warps_ = (threads + 31) / 32;
+  shared_ = shared;
+  if (shadow_.bytes() == bytes) {
+    shadow_.clear();
+  } else {
+    shadow_ = ShadowMemory(bytes);
+  }
+  const auto start = std::make_shared<VectorClock>();
+  start->block = number;
+  start->known_below = grid_.ended_below();
+  agents_.assign(threads, {});
+  for (Agent& agent : agents_) agent.base = start;
+  warp_times_ = {};
+  knew_ = knows_ = nullptr;
+}
+
+void RaceDetector::release_into(VectorClock& clock, unsigned thread,
+                                const VectorClock* joined) const {
+  const Agent& agent = agents_[thread];
+  if (agent.base.get() != joined) clock.join(*agent.base);
+  VectorClock::raise(clock.seen, thread, agent.now);
+  VectorClock::raise(clock.published, thread, agent.fenced);
+  VectorClock::raise(clock.seen, threads_ + thread / 32, warp_times_[thread / 32]);
+}
+
+std::shared_ptr<VectorClock> RaceDetector::snapshot(unsigned thread) const {
+  auto clock = std::make_shared<VectorClock>(*agents_[thread].base);
+  release_into(*clock, thread, agents_[thread].base.get());
+  return clock;
+}
+
+void RaceDetector::acquire(unsigned thread, const VectorClock& clock) {
+  auto joined = std::make_shared<VectorClock>(*agents_[thread].base);
+  joined->join(clock);
+  agents_[thread].base = std::move(joined);
+}
+
+void RaceDetector::come(Meeting& meeting, unsigned thread) {
+  Agent& agent = agents_[thread];
+  if (meeting.clock == nullptr) {
+    meeting.clock = snapshot(thread);
+  } else {
+    release_into(*meeting.clock, thread, meeting.last.get());
+  }
+  meeting.last = agent.base;
+  ++agent.now;
+}
+
+std::shared_ptr<const VectorClock> RaceDetector::part(Meeting& meeting) {
+  meeting.last = nullptr;
+  return std::exchange(meeting.clock, nullptr);
+}
+
+void RaceDetector::arrive(BarrierClock& barrier, unsigned thread) {
+  Meeting& meeting = barrier.arrivals;
+  if (meeting.clock == nullptr && barrier.completed != nullptr) {
+    meeting.clock = std::make_shared<VectorClock>(*barrier.completed);
+  }
+  come(meeting, thread);
+}
+
+void RaceDetector::complete_phase(BarrierClock& barrier, Slot slot, Time phase) {
+  if (barrier.arrivals.clock == nullptr) return;  // nobody has arrived: the model rejects that
+  VectorClock::raise(barrier.arrivals.clock->seen, slot, phase);
+  barrier.completed = part(barrier.arrivals);
+  barrier.knew = barrier.knows = nullptr;
+}
+
+void RaceDetector::wait(BarrierClock& barrier, unsigned thread) {
+  Agent& agent = agents_[thread];
+  if (barrier.completed == nullptr || agent.base == barrier.knows) return;
+  if (agent.base != barrier.knew) {
+    barrier.knew = agent.base;
+    acquire(thread, *barrier.completed);
+    barrier.knows = agent.base;
+  }
+  agent.base = barrier.knows;
+}
+
+void RaceDetector::fence_proxy(unsigned thread) {
+  Agent& agent = agents_[thread];
+  agent.fenced = agent.now++;
+}
+
+void RaceDetector::fence(unsigned thread) {
+  Agent& agent = agents_[thread];
+  if (agent.acquired != nullptr) {
+    acquire(thread, *agent.acquired);
+    agent.acquired = nullptr;
+  }
+  agent.released = snapshot(thread);
+  ++agent.now;
+}
+
+void RaceDetector::atomic(unsigned thread, const void* address, bool reads, bool writes,
+                          bool acquires, bool releases) {
+  Agent& agent = agents_[thread];
+  std::shared_ptr<const VectorClock>& released = grid_.released[address];
+  const std::shared_ptr<const VectorClock> before = released;
+  if (writes) {
+    std::shared_ptr<const VectorClock> own = agent.released;
+    if (releases) {
+      own = snapshot(thread);
+      ++agent.now;
+    }
+    if (own != nullptr && reads &&
+        before != nullptr) {  // a read-modify-write hands on what was there
+      auto joined = std::make_shared<VectorClock>(*own);
+      joined->join(*before);
+      released = std::move(joined);
+    } else if (own != nullptr || !reads) {
+      released = std::move(own);
+    }
+  }
+  if (!reads || before == nullptr) return;
+  if (acquires) {
+    acquire(thread, *before);
+  } else if (agent.acquired == nullptr) {
+    agent.acquired = std::make_shared<VectorClock>(*agent.base);
+    agent.acquired->join(*before);
+  } else {
+    agent.acquired->join(*before);
+  }
+}
+
+void RaceDetector::wait_for_grids(unsigned thread) {
+  Agent& agent = agents_[thread];
+  if (agent.base->known_below >= grid_.first_block()) return;
+  if (agent.base != knew_) {
+    knew_ = agent.base;
+    auto later = std::make_shared<VectorClock>(*agent.base);
+    later->known_below = grid_.first_block();
+    knows_ = std::move(later);
+  }
+  agent.base = knows_;
+}
+
+// Accesses ----------------------------------------------------------------------------------------
+
+Epoch RaceDetector::epoch(Slot slot, Time time, const Wait& wait) const {
+  return {block_, time, slot, grid_.index_of(place_of(wait)) & 0x7fffffff, 0};
+}
+
+RaceDetector::Actor RaceDetector::thread_actor(unsigned thread, const Place& place,
+                                               bool atomic) const {
+  return {thread,
+          false,
+          false,
+          {block_, agents_[thread].now, thread, grid_.index_of(place) & 0x7fffffff, atomic}};
+}
+
+bool RaceDetector::knows(unsigned thread, const Epoch& of) const {
+  const VectorClock& base = *agents_[thread].base;
+  if (of.block == block_) {
+    if (of.slot == thread) return true;
+    if (of.slot == threads_ + thread / 32) return of.time <= warp_times_[thread / 32];
+    return VectorClock::at(base.seen, of.slot) >= of.time;
+  }
+  if (of.block < base.known_below) return true;
+  const VectorClock* other = base.of(of.block);
+  return other != nullptr && VectorClock::at(other->seen, of.slot) >= of.time;
+}
+
+bool RaceDetector::before(const Actor& actor, const Epoch& of) const {
+  if (knows(actor.thread, of)) return true;
+  if (!actor.whole_warp) return false;
+  const unsigned first = actor.thread / 32 * 32;
+  if (of.block == block_ && of.slot / 32 == first / 32 && of.slot < threads_)
+    return true;  // a lane's own
+  for (unsigned lane = first; lane < std::min(first + 32, threads_); ++lane) {
+    if (knows(lane, of)) return true;
+  }
+  return false;
+}
+
+// Of what ordinary means wrote, the asynchronous proxy sees what its writer has fenced.
+bool RaceDetector::published(const Actor& actor, const Epoch& of) const {
+  if (of.slot >= threads_) return true;
+  const unsigned first = actor.whole_warp ? actor.thread / 32 * 32 : actor.thread;
+  const unsigned end = actor.whole_warp ? std::min(first + 32, threads_) : first + 1;
+  for (unsigned thread = first; thread < end; ++thread) {
+    const VectorClock& base = *agents_[thread].base;
+    if (of.block < base.known_below) return true;
+    if (of.block == block_ && of.slot == thread && agents_[thread].fenced >= of.time) return true;
+    const VectorClock* other = base.of(of.block);
+    if (other != nullptr && VectorClock::at(other->published, of.slot) >= of.time) return true;
+  }
+  return false;
+}
+
+// Whether all of the reads come before what the actor does; if not, `lane` is one that does not.
+bool RaceDetector::known_reads(const Actor& actor, const Reads& reads, unsigned* lane) const {
+  *lane = 0;
+  if (reads.lanes == 0) return before(actor, reads.epoch);
+  for (uint32_t left = reads.lanes; left != 0; left &= left - 1) {
+    *lane = static_cast<unsigned>(std::countr_zero(left));
+    Epoch each = reads.epoch;
+    each.slot += *lane;
+    if (!before(actor, each)) return false;
+  }
+  return true;
+}
+
+void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
+                               const Actor& actor) {
+  const Epoch& own = actor.epoch;
+  const bool is_thread = own.slot < threads_;
+  const Slot slot = is_thread ? own.slot / 32 * 32 : own.slot;
+  const uint32_t lane = is_thread ? 1u << own.slot % 32 : 0;
+  Actor one = actor;
+  one.whole_warp = false;  // which is quickly told
+  unsigned unknown = 0;
+  int others = 0, count = 0;
+  for (uint32_t* at = &cell.reads; *at != 0;) {
+    Reads& reads = shadow.reads(*at);
+    const bool mine = reads.epoch.block == block_ && reads.epoch.slot == slot &&
+                      reads.epoch.atomic == own.atomic && (reads.lanes != 0) == is_thread &&
+                      reads.bytes == bytes;
+    if (mine && (reads.epoch.time == own.time || !is_thread)) {
+      reads.epoch.time =
+          own.time;  // what comes after this read comes after the slot's earlier ones
+      reads.lanes |= lane;
+      return;
+    }
+    if (mine) reads.lanes &= ~lane;
+    // What comes before this read comes before whatever comes after it. Worth its time where there is much.
+    const bool drops = ++count > kFewReads && reads.bytes == bytes;
+    if ((mine && reads.lanes == 0) || (drops && known_reads(one, reads, &unknown))) {
+      shadow.drop_reads_at(*at);
+      continue;
+    }
+    others += reads.epoch.block != block_;
+    at = &reads.next;
+  }
+  if (others >= kReadersOfOtherBlocks) return;
+  Epoch of = own;
+  of.slot = slot;
+  shadow.add_reads(cell, {of, lane, bytes, 0});
+}
+
+void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
+  Epoch known;  // neighbours mostly have the same writer
+  shadow.for_each<false>(offset, bytes, [&](Cell& cell, uint32_t part) {
+    const Epoch& write = cell.write;
+    const bool same =
+        write.time == known.time && write.slot == known.slot && write.block == known.block;
+    if (!same && !(write.atomic && actor.epoch.atomic)) {
+      if (!before(actor, write)) report("read", bytes, actor, "write", write, false);
+      if (actor.async && !published(actor, write)) {
+        report("read", bytes, actor, "write", write, true);
+      }
+      known = write;
+    }
+    record_read(shadow, cell, part, actor);
+  });
+}
+
+void RaceDetector::write(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
+  shadow.for_each<true>(offset, bytes, [&](Cell& cell, uint32_t) {
+    const Epoch& last = cell.write;
+    if (last.time != 0 && !(last.atomic && actor.epoch.atomic)) {
+      if (!before(actor, last)) report("write", bytes, actor, "write", last, false);
+      if (actor.async && !published(actor, last)) {
+        report("write", bytes, actor, "write", last, true);
+      }
+    }
+    for (uint32_t at = cell.reads; at != 0; at = shadow.reads(at).next) {
+      const Reads& reads = shadow.reads(at);
+      if (reads.epoch.atomic && actor.epoch.atomic) continue;
+      unsigned lane = 0;
+      if (known_reads(actor, reads, &lane)) continue;
+      Epoch other = reads.epoch;
+      if (reads.lanes != 0) other.slot += lane;
+      report("write", bytes, actor, "read", other, false);
+    }
+    cell.write = actor.epoch;
+    shadow.drop_reads(cell);
+  });
+}
+
+void RaceDetector::access(unsigned thread, const void* address, size_t bytes, Kind kind,
+                          const Place& place) {
+  const bool writes = kind == Kind::kWrite || kind == Kind::kAtomicWrite;
+  const bool atomic = kind == Kind::kAtomicRead || kind == Kind::kAtomicWrite;
+  size_t offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
+  ShadowMemory* shadow = &shadow_;
+  if (offset >= shadow_.bytes()) {
+    shadow = grid_.find(address, &offset);
+    if (shadow == nullptr) return;
+  }
+  bytes = std::min(bytes, shadow->bytes() - offset);  // what is past the end is an error of its own
+  const Actor actor = thread_actor(thread, place, atomic);
+  writes ? write(*shadow, offset, bytes, actor) : read(*shadow, offset, bytes, actor);
+}
+
+void RaceDetector::issue_copy(unsigned thread, const void* destination, const void* source,
+                              const Wait& wait) {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(destination) - shared_);
+  Actor actor = thread_actor(thread, place_of(wait));
+  actor.epoch.slot = kNobody;
+  write(shadow_, offset, sizeof(Granule), actor);
+  if (source != nullptr) access(thread, source, sizeof(Granule), Kind::kRead, place_of(wait));
+}
+
+void RaceDetector::finish_copy(unsigned thread, const void* destination, const Wait& wait) {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(destination) - shared_);
+  const Epoch written = epoch(thread, agents_[thread].now, wait);
+  shadow_.for_each<true>(offset, sizeof(Granule),
+                         [&](Cell& cell, uint32_t) { cell.write = written; });
+}
+
+void RaceDetector::issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier,
+                              Time phase, const Wait& wait) {
+  write(shadow_, offset, bytes, {thread, false, true, epoch(barrier, phase, wait)});
+}
+
+void RaceDetector::issue_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait) {
+  read(shadow_, offset, bytes, {thread, false, true, epoch(kNobody, 1, wait)});
+}
+
+void RaceDetector::finish_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait) {
+  const Actor actor = thread_actor(thread, place_of(wait));
+  const uint32_t place = actor.epoch.place;
+  shadow_.for_each<false>(offset, bytes, [&](Cell& cell, uint32_t part) {
+    for (uint32_t* at = &cell.reads; *at != 0;) {
+      const Epoch& each = shadow_.reads(*at).epoch;
+      if (each.slot == kNobody && each.place == place) {
+        shadow_.drop_reads_at(*at);
+      } else {
+        at = &shadow_.reads(*at).next;
+      }
+    }
+    record_read(shadow_, cell, part, actor);
+  });
+}
+
+void RaceDetector::read_global(unsigned thread, const void* address, size_t bytes,
+                               const Wait& wait) {
+  size_t offset = 0;
+  ShadowMemory* shadow = grid_.find(address, &offset);
+  if (shadow == nullptr) return;
+  Actor actor = thread_actor(thread, place_of(wait));
+  actor.async = true;
+  read(*shadow, offset, bytes, actor);
+}
+
+void RaceDetector::write_global(unsigned thread, const void* address, size_t bytes,
+                                const Wait& wait) {
+  size_t offset = 0;
+  ShadowMemory* shadow = grid_.find(address, &offset);
+  if (shadow == nullptr) return;
+  write(*shadow, offset, bytes, {thread, false, true, epoch(kNobody, 1, wait)});
+}
+
+void RaceDetector::issue_product(unsigned warp, size_t offset, size_t bytes, Time product,
+                                 const Wait& wait) {
+  read(shadow_, offset, bytes, {warp * 32, true, true, epoch(threads_ + warp, product, wait)});
+}
+
+// Reports -----------------------------------------------------------------------------------------
+
+std::string RaceDetector::describe(const char* kind, size_t bytes, const Epoch& of) const {
+  const Place& place = grid_.place(of.place);
+  if (place.what != nullptr) {
+    return std::string(place.what) + " at " + std::string(relative_path(place.file)) + ":" +
+           std::to_string(place.line);
+  }
+  return std::string(of.atomic ? "atomic " : "") + kind +
+         (bytes != 0 ? " of " + std::to_string(bytes) + " bytes" : "") + " at " +
+         source_line(place.code);
+}
+
+std::string RaceDetector::who(const Epoch& of) const {
+  if (of.block != block_) {
+    return of.block < grid_.first_block()
+               ? "by an earlier grid"
+               : "by another block: number " + std::to_string(of.block - grid_.first_block()) +
+                     " of the grid";
+  }
+  if (of.slot < threads_) {
+    const uint3 index = multiprocessor_.thread(of.slot).index;
+    return "by thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
+           std::to_string(index.z) + ")";
+  }
+  if (of.slot < threads_ + warps_) return "by warp " + std::to_string(of.slot - threads_);
+  return "under way";
+}
+
+std::string RaceDetector::missing(const Actor& actor, const Epoch& other,
+                                  bool only_unpublished) const {
+  if (only_unpublished) return "that thread has called no fence_proxy_async since";
+  if (other.block != block_) {
+    return other.block < grid_.first_block() ? "no griddepcontrol_wait came before"
+                                             : "nothing released there is acquired here";
+  }
+  if (other.slot == kNobody) return "the thread that issued it has not waited for it";
+  if (other.slot < threads_) {
+    return actor.thread / 32 == other.slot / 32 ? "no __syncwarp or barrier between them"
+                                                : "no barrier between them";
+  }
+  if (other.slot < threads_ + warps_) {
+    return other.time > warp_times_[other.slot - threads_]
+               ? "the warp has not waited for it"
+               : "the warp has waited for it, but nothing orders this access after that";
+  }
+  return multiprocessor_.phase_is_complete(other.slot - threads_ - warps_, other.time)
+             ? "this thread has not waited for the mbarrier's phase " +
+                   std::to_string(other.time - 1)
+             : "it has not landed";
+}
+
+void RaceDetector::report(const char* kind, size_t bytes, const Actor& actor,
+                          const char* other_kind, const Epoch& other, bool only_unpublished) const {
+  multiprocessor_.fail([&] {
+    const bool by_warp = actor.epoch.slot >= threads_ && actor.epoch.slot < threads_ + warps_;
+    return "race: " + describe(kind, bytes, actor.epoch) +
+           (by_warp ? " of warp " + std::to_string(actor.epoch.slot - threads_) : "") + " after " +
+           describe(other_kind, 0, other) + " " + who(other) + ": " +
+           missing(actor, other, only_unpublished) + ", " + multiprocessor_.place(actor.thread);
+  });
+}
+
+}  // namespace gpu_model::detail
