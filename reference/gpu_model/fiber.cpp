@@ -27,12 +27,19 @@ Fiber::Fiber(unsigned number) : number_(number) {
 #endif
 }
 
+Fiber::Fiber(unsigned number, std::byte* stack)
+    : stack_(stack + kGuardBytes), number_(number), owns_stack_(false) {
+#ifdef GPU_MODEL_TSAN
+  tsan_ = __tsan_create_fiber(0);
+#endif
+}
+
 Fiber::~Fiber() {
   asan_unpoison(stack_, kMapBytes - kGuardBytes);
 #ifdef GPU_MODEL_TSAN
   __tsan_destroy_fiber(tsan_);
 #endif
-  munmap(stack_ - kGuardBytes, kMapBytes);
+  if (owns_stack_) munmap(stack_ - kGuardBytes, kMapBytes);
 }
 
 void Fiber::prepare(void (*entry)(void*), void* argument, [[maybe_unused]] unsigned gpu_thread) {

@@ -21,6 +21,9 @@ class Fiber {
   /// `number` names the fiber in ThreadSanitizer's reports. Throws std::bad_alloc if there is no
   /// stack.
   explicit Fiber(unsigned number);
+  /// The same on a stack of kMapBytes that somebody else owns. The guard zone is its lowest part,
+  /// but nothing guards it.
+  Fiber(unsigned number, std::byte* stack);
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
@@ -56,12 +59,13 @@ class Fiber {
   void release_to(void* token);
   void acquire_from(void* token);
 
- private:
   /// Stacks that all began at the same distance from a page would compete for the same cache sets.
   static constexpr size_t kColours = 128;
   static constexpr size_t kColourBytes = 192;
+  /// A stack with its guard zone.
   static constexpr size_t kMapBytes = kGuardBytes + kStackBytes + kColours * kColourBytes;
 
+ private:
   static void start(boost::context::detail::transfer_t transfer);
 
   std::byte* stack_ = nullptr;                            // the guard zone lies below
@@ -70,6 +74,7 @@ class Fiber {
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
   unsigned number_;
+  bool owns_stack_ = true;
   // For the sanitizers.
   [[maybe_unused]] void* tsan_ = nullptr;
   [[maybe_unused]] void* scheduler_tsan_ = nullptr;

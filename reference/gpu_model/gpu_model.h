@@ -38,6 +38,14 @@ struct Schedule {
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
 
+/// What a launch promises its kernel.
+struct LaunchOptions {
+  bool cooperative = false;  ///< All blocks are resident at once, so they may wait for each other.
+};
+
+/// Why the grid cannot be resident all at once on device(), with the numbers; empty if it can.
+std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes);
+
 /// Memory that kernels may touch, filled with 0xff (NaN), between guard pages, so that an access
 /// past either end is reported. Aligned to at least 16 bytes. Null if there is not enough.
 void* allocate(size_t bytes);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -114,6 +115,18 @@ std::string describe_global(const void* address, const char* access) {
     }
   }
   return {};
+}
+
+std::string describe_place(const void* address) {
+  const std::scoped_lock lock(allocations_mutex);
+  for (const auto& [start, memory] : allocations()) {
+    if (!memory.contains(address)) continue;
+    return "byte " + std::to_string(static_cast<const std::byte*>(address) - memory.data()) +
+           " of an allocation of " + std::to_string(memory.bytes()) + " bytes";
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, "address %p", address);
+  return text;
 }
 
 }  // namespace detail

@@ -52,4 +52,7 @@ class GuardedMemory {
 /// `address`; empty otherwise.
 std::string describe_global(const void* address, const char* access);
 
+/// "byte 16 of an allocation of 64 bytes", or the address if gpu_model::allocate did not give it.
+std::string describe_place(const void* address);
+
 }  // namespace gpu_model::detail

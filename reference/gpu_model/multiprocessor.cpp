@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfenv>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -32,8 +31,8 @@ inline bool same(const char* a, const char* b) {
 
 inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
-         a.mbarrier == b.mbarrier && a.parity == b.parity && same(a.what, b.what) &&
-         same(a.file, b.file);
+         a.mbarrier == b.mbarrier && a.parity == b.parity && a.counter == b.counter &&
+         a.wanted == b.wanted && same(a.what, b.what) && same(a.file, b.file);
 }
 
 }  // namespace
@@ -50,8 +49,10 @@ std::string describe(const Wait& wait) {
     std::snprintf(argument, sizeof argument, "(barrier at byte %d, parity %d)", wait.mbarrier,
                   wait.parity);
   }
-  return std::string(wait.what) + argument + " at " + std::string(relative_path(wait.file)) + ":" +
-         std::to_string(wait.line);
+  const std::string counter =
+      wait.counter == nullptr ? "" : "(" + describe_counter(wait.counter, wait.wanted) + ")";
+  return std::string(wait.what) + argument + counter + " at " +
+         std::string(relative_path(wait.file)) + ":" + std::to_string(wait.line);
 }
 
 std::string_view relative_path(std::string_view file) {
@@ -72,36 +73,67 @@ uint64_t Random::next() {
   return z ^ (z >> 31);
 }
 
+namespace {
+constinit std::mutex all_mutex;  // for Multiprocessor::first and the chain from there
+}
+
 Multiprocessor::Multiprocessor() {
-  static std::mutex mutex;
-  const std::scoped_lock lock(mutex);
+  const std::scoped_lock lock(all_mutex);
   next = first;
   first = this;
 }
 
-void Multiprocessor::run(Launch& launch) {
+Multiprocessor::~Multiprocessor() {
+  const std::scoped_lock lock(all_mutex);
+  Multiprocessor** link = &first;
+  while (*link != this) link = &(*link)->next;
+  *link = next;
+}
+
+KernelArithmetic::KernelArithmetic() {
+  std::feholdexcept(&environment_);
+  volatile float inexact = 1;
+  inexact = inexact / 3;
+}
+
+KernelArithmetic::~KernelArithmetic() {
+  std::fesetenv(&environment_);
+}
+
+void Multiprocessor::prepare(Launch& launch, std::byte* stacks) {
   launch_ = &launch;
+  while (threads_.size() < launch.threads()) {
+    const auto number = static_cast<unsigned>(threads_.size());
+    threads_.push_back(stacks == nullptr
+                           ? std::make_unique<Thread>(number)
+                           : std::make_unique<Thread>(number, stacks + number * Fiber::kMapBytes));
+  }
+  // Odd seeds put shared memory at the front guard zone, so that both ends are exact under some
+  // seed.
+  const auto place =
+      launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
+  shared_ = GuardedMemory(launch.shared_bytes, place);
+  if (!shared_.valid()) throw std::bad_alloc();
+  marks_.assign(launch.shared_bytes / sizeof(Granule), {});
+  async_.granules.clear();
+}
+
+void Multiprocessor::release() {
+  for (unsigned number = 0; number < std::min<size_t>(launch_->threads(), threads_.size());
+       ++number) {
+    threads_[number]->fiber->release_to(
+        &launch_->error);  // launch() acquires it when the grid is done
+  }
+  shared_ = GuardedMemory();
+}
+
+void Multiprocessor::run(Launch& launch) {
   current_ = this;
   gridDim = launch.grid;
   blockDim = launch.block;
-  // No floating-point operation traps on a GPU. And the flag for inexact results is up from the
-  // start: a fiber that raises its own doubles what switching costs.
-  std::fenv_t environment;
-  std::feholdexcept(&environment);
-  volatile float inexact = 1;
-  inexact = inexact / 3;
+  const KernelArithmetic arithmetic;
   try {
-    while (threads_.size() < launch.threads()) {
-      threads_.push_back(std::make_unique<Thread>(static_cast<unsigned>(threads_.size())));
-    }
-    // Odd seeds put shared memory at the front guard zone, so that both ends are exact under some
-    // seed.
-    const auto place =
-        launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
-    shared_ = GuardedMemory(launch.shared_bytes, place);
-    if (!shared_.valid()) throw std::bad_alloc();
-    marks_.assign(launch.shared_bytes / sizeof(Granule), {});
-    async_.granules.clear();
+    prepare(launch);
     while (!launch.stopped) {
       const uint64_t turn = launch.next_turn++;
       if (turn >= launch.blocks() || !run_block(turn)) break;
@@ -109,19 +141,19 @@ void Multiprocessor::run(Launch& launch) {
   } catch (const std::bad_alloc&) {
     launch.fail(0, "not enough memory for the stacks or the shared memory of a block");
   }
-  for (unsigned number = 0; number < std::min<size_t>(launch.threads(), threads_.size());
-       ++number) {
-    threads_[number]->fiber->release_to(
-        &launch.error);  // launch() acquires it when the grid is done
-  }
-  shared_ = GuardedMemory();
-  std::fesetenv(&environment);
+  release();
   current_ = nullptr;
 }
 
 bool Multiprocessor::run_block(uint64_t turn) {
-  block_index_ = launch_->block_at(turn);
+  begin_block(launch_->block_at(turn));
   blockIdx = {block_index_.x, block_index_.y, block_index_.z};
+  schedule();
+  return end_block(turn);
+}
+
+void Multiprocessor::begin_block(dim3 index) {
+  block_index_ = index;
   // Drawn from the block's index, not from its turn or its OS thread: the same seed gives the same
   // schedule.
   random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_index_.x +
@@ -135,6 +167,8 @@ bool Multiprocessor::run_block(uint64_t turn) {
   rejected_ = nullptr;
   yields_ = 0;
   scheduling_points_ = 0;
+  watchers_.clear();
+  released_ = false;
   barriers_.fill({});
   reset_async();
   for (unsigned w = 0; w < warp_count_; ++w) {
@@ -155,10 +189,13 @@ bool Multiprocessor::run_block(uint64_t turn) {
     thread.finished = false;
     thread.wait = {};
     thread.barrier = -1;
+    thread.acquired = {};
     thread.fiber->prepare(run_thread, &thread, number);
   }
   draw_priorities();
-  schedule();
+}
+
+bool Multiprocessor::end_block(uint64_t turn) {
   if (error_.empty() && !launch_->stopped) check_async_end();
 
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
@@ -197,11 +234,14 @@ void Multiprocessor::schedule() {
       }
     }
     if (best == nullptr) {
-      if (!land_load()) error_ = deadlock();
+      if (together_ != nullptr) return;  // who decides what ends the wait
+      if (!wake_watchers() && !land_load()) error_ = deadlock();
       if (!error_.empty()) return;
       continue;
     }
-    if (best->priority < kLowest && !loads_.empty() && async_random_.next() % 4 == 0) {
+    const bool gave_way = best->priority < kLowest;
+    if (gave_way && !watchers_.empty()) wake_watchers();
+    if (gave_way && !loads_.empty() && async_random_.next() % 4 == 0) {
       land_load();  // only who gave way is left: it may be spinning until the load has landed
       if (!error_.empty()) return;
       continue;
@@ -215,6 +255,7 @@ void Multiprocessor::schedule() {
       if ((best->runnable >> lane & 1) == 0) continue;
       running_ = threads_[first_number + lane].get();
       threadIdx = running_->index;
+      ++resumes_;
       running_->fiber->resume();
       running_ = nullptr;
       if (error_.empty()) error_ = tsan_take_report();
@@ -222,6 +263,7 @@ void Multiprocessor::schedule() {
     }
     if (async_.fenced) publish_stores();
     if (!error_.empty()) return;
+    if (together_ != nullptr && (gave_way || released_ || together_->interrupts())) return;
   }
 }
 
@@ -285,6 +327,11 @@ void Multiprocessor::yield() {
   Thread& thread = self();
   warps_[thread.number / warpSize].priority = kLowest - ++yields_;
   thread.fiber->suspend();
+}
+
+void Multiprocessor::spin() {
+  ++spins_;
+  yield();
 }
 
 void Multiprocessor::scheduling_point() {
@@ -541,15 +588,28 @@ std::string Multiprocessor::describe(const Thread& thread) const {
   return name + " waits in " + detail::describe(thread.wait) + phase(thread.wait);
 }
 
+bool Multiprocessor::divergent() const {
+  return finished_ > 0 && barriers_[0].arrived + finished_ == count_;
+}
+
+std::string Multiprocessor::block_name() const {
+  return triple(block_index_.x, block_index_.y, block_index_.z);
+}
+
 std::string Multiprocessor::deadlock() const {
-  std::string text = finished_ > 0 && barriers_[0].arrived + finished_ == count_
-                         ? "divergent barrier: "
-                         : "deadlock: ";
-  text += "block " + triple(block_index_.x, block_index_.y, block_index_.z) + ": ";
+  return (divergent() ? "divergent barrier: block " : "deadlock: block ") + block_name() + ": " +
+         describe_waits() +
+         (watchers_.empty() ? "" : "; only a cooperative launch promises that other blocks run");
+}
+
+std::string Multiprocessor::describe_waits() const {
+  std::string text;
   for (unsigned begin = 0, end; begin < count_; begin = end) {
     const Thread& thread = *threads_[begin];
     const auto alike = [&](const Thread& other) {
-      return thread.finished ? other.finished : !other.finished && same(thread.wait, other.wait);
+      if (thread.finished || other.finished) return thread.finished == other.finished;
+      if (thread.wait.what == nullptr) return other.wait.what == nullptr;
+      return other.wait.what != nullptr && same(thread.wait, other.wait);
     };
     for (end = begin + 1; end < count_ && alike(*threads_[end]);) ++end;
     const bool one = end == begin + 1;
@@ -558,6 +618,8 @@ std::string Multiprocessor::deadlock() const {
                 : "threads " + std::to_string(begin) + "-" + std::to_string(end - 1);
     if (thread.finished) {
       text += one ? " has returned" : " have returned";
+    } else if (thread.wait.what == nullptr) {
+      text += one ? " runs" : " run";
     } else {
       text +=
           (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + phase(thread.wait);
@@ -638,8 +700,11 @@ void scheduling_point() {
   Multiprocessor::here().scheduling_point();
 }
 
-void yield() {
-  Multiprocessor::here().yield();
+void yield(const char* what, const char* file, int line) {
+  Thread& thread = Multiprocessor::here().self();
+  thread.wait = {what, file, line};  // for the report of a deadlock
+  Multiprocessor::here().spin();
+  thread.wait = {};
 }
 
 void thread_fence() {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -57,22 +59,84 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
                      "kernel launch");
 }
 
+/// The same as launch() for a kernel whose blocks wait for each other: all of them are resident at
+/// once.
+/// @return kUnsupported if the device has no room for that, with the numbers.
+template <typename... Parameters, typename... Arguments>
+Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                          size_t shared_bytes, Stream stream, Arguments... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  int each = 0, device = 0, multiprocessors = 0;
+  MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                      &each, kernel, static_cast<int>(block), shared_bytes),
+                                  "cudaOccupancyMaxActiveBlocksPerMultiprocessor"));
+  MLA_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
+  MLA_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+                  "cudaDeviceGetAttribute"));
+  if (const int64_t most = int64_t{each} * multiprocessors; grid > most) {
+    return {StatusCode::kUnsupported,
+            "the grid has " + std::to_string(grid) + " blocks, but at most " +
+                std::to_string(most) + " are resident at once: " + std::to_string(each) +
+                " on each of " + std::to_string(multiprocessors) + " multiprocessors"};
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
 #else
 
-/// Runs kernel(arguments...) to its end on the model.
-/// @return kKernelRejected with what the model found, or kOutOfMemory.
-template <typename... Parameters, typename... Arguments>
-Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
-              Stream /*stream*/, Arguments... arguments) {
+namespace detail {
+/// Runs a kernel on the model: what it throws as a Status.
+inline Status run_on_model(unsigned grid, unsigned block, size_t shared_bytes,
+                           const std::function<void()>& kernel,
+                           const gpu_model::LaunchOptions& options) {
   try {
-    gpu_model::launch(dim3(grid), dim3(block), shared_bytes,
-                      [&] { kernel(static_cast<Parameters>(arguments)...); });
+    gpu_model::launch(dim3(grid), dim3(block), shared_bytes, kernel, options);
   } catch (const gpu_model::KernelError& error) {
     return {StatusCode::kKernelRejected, error.what()};
   } catch (const std::bad_alloc&) {
     return {StatusCode::kOutOfMemory, "not enough memory for the GPU model's threads"};
   }
   return {};
+}
+}  // namespace detail
+
+/// Runs kernel(arguments...) to its end on the model.
+/// @return kKernelRejected with what the model found, or kOutOfMemory.
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+              Stream /*stream*/, Arguments... arguments) {
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); }, {});
+}
+
+/// The same as launch() for a kernel whose blocks wait for each other: all of them are resident at
+/// once.
+/// @return kUnsupported if the device has no room for that, with the numbers.
+template <typename... Parameters, typename... Arguments>
+Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                          size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
+  const std::string why = gpu_model::check_resident(grid, block, shared_bytes);
+  if (!why.empty()) return {StatusCode::kUnsupported, why};
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.cooperative = true});
 }
 
 /// The same, because launches on the model run one after the other.
