@@ -60,13 +60,16 @@ CoResidentBlocks::CoResidentBlocks(Launch& launch) : launch_(launch) {
   const size_t stacks = count * launch.threads();
   if (stacks > kMaxGuardedStacks) stacks_ = std::make_unique<StackArea>(stacks);
   blocks_.resize(count);
+  clusters_.resize(count / launch.options.cluster);
   for (size_t i = 0; i < count; ++i) {
     auto& multiprocessor = blocks_[i].multiprocessor;
     multiprocessor = std::make_unique<Multiprocessor>();
     multiprocessor->together_ = this;
-    multiprocessor->prepare(launch, stacks_ == nullptr ? nullptr
-                                                       : stacks_->data() + i * launch.threads() *
-                                                                               Fiber::kMapBytes);
+    multiprocessor->cluster_ = &clusters_[i / launch.options.cluster];
+    multiprocessor->cluster_->blocks.push_back(multiprocessor.get());
+    multiprocessor->prepare(
+        launch,
+        stacks_ == nullptr ? nullptr : stacks_->data() + i * launch.threads() * Fiber::kMapBytes);
   }
 }
 
@@ -93,6 +96,10 @@ void CoResidentBlocks::run_turn(uint64_t turn) {
   const uint64_t patience = kSpinRounds * blocks_.size();
   std::string error;
   while (ended_ < blocks_.size() && !launch_.stopped) {
+    if (Block* block = rejected(); block != nullptr) {
+      end(*block, turn);
+      break;
+    }
     Block* block = choose();
     if (block == nullptr) {
       if (wake_watchers() || land_load()) continue;
@@ -111,8 +118,7 @@ void CoResidentBlocks::run_turn(uint64_t turn) {
       wake_watchers();
     }
     run_block(*block);
-    const Multiprocessor& ran = *block->multiprocessor;
-    if (ran.finished_ == ran.count_ || !ran.error_.empty()) end(*block, turn);
+    if (block->multiprocessor->finished_ == block->multiprocessor->count_) end(*block, turn);
   }
   if (!error.empty()) launch_.fail(turn, std::move(error));
   for (Block& block : blocks_) {
@@ -127,11 +133,24 @@ void CoResidentBlocks::begin(uint64_t turn) {
   ended_ = 0;
   yields_ = 0;
   idle_ = 0;
+  for (Cluster& cluster : clusters_) cluster.begin(launch_.options.cluster * launch_.threads());
   for (size_t i = 0; i < blocks_.size(); ++i) {
     blocks_[i].ended = false;
-    blocks_[i].multiprocessor->begin_block(launch_.block_at(turn, i));
+    Multiprocessor& multiprocessor = *blocks_[i].multiprocessor;
+    multiprocessor.open();
+    multiprocessor.begin_block(launch_.block_at(turn, i));
+    multiprocessor.close();
+    multiprocessor.presence_ = Multiprocessor::Presence::kNotStarted;
   }
   draw_priorities();
+}
+
+/// A block in which something is wrong, by its own doing or another's.
+CoResidentBlocks::Block* CoResidentBlocks::rejected() {
+  for (Block& block : blocks_) {
+    if (!block.multiprocessor->error_.empty()) return &block;
+  }
+  return nullptr;
 }
 
 CoResidentBlocks::Block* CoResidentBlocks::choose() {
@@ -146,6 +165,7 @@ CoResidentBlocks::Block* CoResidentBlocks::choose() {
 void CoResidentBlocks::run_block(Block& block) {
   Multiprocessor& multiprocessor = *block.multiprocessor;
   const uint64_t resumes = multiprocessor.resumes_, spins = multiprocessor.spins_;
+  if (multiprocessor.presence_ == Multiprocessor::Presence::kNotStarted) multiprocessor.open();
   Multiprocessor::current_ = &multiprocessor;
   const dim3 index = multiprocessor.block_index_;
   blockIdx = {index.x, index.y, index.z};
@@ -161,8 +181,12 @@ void CoResidentBlocks::run_block(Block& block) {
 }
 
 void CoResidentBlocks::end(Block& block, uint64_t turn) {
-  Multiprocessor::current_ = block.multiprocessor.get();
-  block.multiprocessor->end_block(turn);
+  Multiprocessor& multiprocessor = *block.multiprocessor;
+  Multiprocessor::current_ = &multiprocessor;
+  if (multiprocessor.presence_ == Multiprocessor::Presence::kNotStarted) multiprocessor.open();
+  multiprocessor.end_block(turn);
+  multiprocessor.presence_ = Multiprocessor::Presence::kEnded;
+  multiprocessor.close();
   block.ended = true;
   ++ended_;
   idle_ = 0;
@@ -196,7 +220,8 @@ bool CoResidentBlocks::land_load() {
 void CoResidentBlocks::draw_priorities() {
   for (size_t i = 0; i < blocks_.size(); ++i) {
     // Seed 0 runs blocks in order.
-    blocks_[i].priority = launch_.seed == 0 ? kLowest + blocks_.size() - i : kLowest + draw() % kLowest;
+    blocks_[i].priority =
+        launch_.seed == 0 ? kLowest + blocks_.size() - i : kLowest + draw() % kLowest;
   }
 }
 

@@ -9,9 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "reference/gpu_model/cluster.h"
+
 namespace gpu_model::detail {
 
-class Multiprocessor;
 struct Launch;
 
 /// What a GPU thread saw in its last loads that acquire: who sees the same again spins.
@@ -70,6 +71,7 @@ class CoResidentBlocks {
   };
 
   void run_turn(uint64_t turn);
+  Block* rejected();
   void begin(uint64_t turn);
   Block* choose();
   void run_block(Block& block);
@@ -82,6 +84,7 @@ class CoResidentBlocks {
 
   Launch& launch_;
   std::unique_ptr<StackArea> stacks_;  // if there are too many for guard zones
+  std::vector<Cluster> clusters_;
   std::vector<Block> blocks_;
   size_t ended_ = 0;
   uint64_t random_ = 0;

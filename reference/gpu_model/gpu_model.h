@@ -41,6 +41,9 @@ Schedule& schedule();
 /// What a launch promises its kernel.
 struct LaunchOptions {
   bool cooperative = false;  ///< All blocks are resident at once, so they may wait for each other.
+  /// Blocks per cluster, neighbours in x: 1, 2, 4 or 8; 16 is more than every Hopper GPU has room
+  /// for.
+  unsigned cluster = 1;
 };
 
 /// Why the grid cannot be resident all at once on device(), with the numbers; empty if it can.

@@ -144,6 +144,17 @@ void check(const Launch& launch) {
                       " must be at most " + std::to_string(device().max_shared_bytes) +
                       ", the shared memory of a block");
   }
+  if (const unsigned cluster = launch.options.cluster; cluster != 1) {
+    const bool known = cluster == 2 || cluster == 4 || cluster == 8 || cluster == 16;
+    const std::string wrong = "launch: cluster = " + std::to_string(cluster);
+    if (!known) throw KernelError(wrong + " must be 1, 2, 4, 8 or 16");
+    if (device().compute_capability < 90) {
+      throw KernelError(wrong + " needs compute capability 9.0");
+    }
+    if (launch.grid.x % cluster != 0) {
+      throw KernelError(wrong + " does not divide grid.x = " + std::to_string(launch.grid.x));
+    }
+  }
   if (!launch.options.cooperative) return;
   const std::string why =
       gpu_model::check_resident(launch.blocks(), launch.threads(), launch.shared_bytes);

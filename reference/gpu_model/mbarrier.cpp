@@ -146,6 +146,7 @@ void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, 
 }
 
 std::string Multiprocessor::phase(const Wait& wait) const {
+  if (wait.cluster) return cluster_phase();
   if (wait.mbarrier < 0) return {};
   for (const MbarrierState& state : mbarriers_) {
     if (state.offset != static_cast<size_t>(wait.mbarrier)) continue;
@@ -200,9 +201,9 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   if (state.phase != phase) multiprocessor.let_others_overtake();
 }
 
-void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, int parity, const char* file,
-                   int line) {
-  Wait wait = at_barrier("mbarrier_wait", barrier, file, line);
+void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t mark, int parity,
+                   const char* file, int line) {
+  Wait wait = at_barrier(what, barrier, file, line);
   wait.parity = parity;
   Multiprocessor::here().mbarrier_wait(barrier, mark, wait);
 }

@@ -60,6 +60,12 @@ GuardedMemory::~GuardedMemory() {
   munmap(map_, map_bytes_);
 }
 
+void GuardedMemory::protect(bool accessible) {
+  const size_t inside = map_bytes_ - 2 * kGuardBytes;
+  if (inside == 0) return;
+  mprotect(map_ + kGuardBytes, inside, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
 void GuardedMemory::poison() {
   std::byte* first = map_ + kGuardBytes;
   const size_t inside = map_bytes_ - 2 * kGuardBytes;

@@ -31,6 +31,8 @@ class GuardedMemory {
   std::byte* data() const { return data_; }       ///< [bytes()]
   size_t bytes() const { return bytes_; }         ///< As asked for, without padding.
 
+  /// Lets accesses fault, or no longer.
+  void protect(bool accessible);
   /// Fills data and padding with 0xff, which is NaN in every float format.
   void poison();
   /// A padding byte that the kernel changed, as an offset from data(); 0 if there is none.

@@ -32,7 +32,8 @@ inline bool same(const char* a, const char* b) {
 inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
          a.mbarrier == b.mbarrier && a.parity == b.parity && a.counter == b.counter &&
-         a.wanted == b.wanted && same(a.what, b.what) && same(a.file, b.file);
+         a.wanted == b.wanted && a.cluster == b.cluster && same(a.what, b.what) &&
+         same(a.file, b.file);
 }
 
 }  // namespace
@@ -190,8 +191,10 @@ void Multiprocessor::begin_block(dim3 index) {
     thread.wait = {};
     thread.barrier = -1;
     thread.acquired = {};
+    thread.cluster_arrived = false;
     thread.fiber->prepare(run_thread, &thread, number);
   }
+  if (cluster_ == &own_cluster_) own_cluster_.begin(count_);
   draw_priorities();
 }
 
@@ -298,6 +301,7 @@ void Multiprocessor::finish_thread() {
   ++finished_;
   warp.finished |= bit;
   warp.runnable &= ~bit;
+  leave_cluster(thread);
   for (uint32_t lanes = warp.collecting; lanes != 0; lanes &= lanes - 1) {
     const unsigned lane = static_cast<unsigned>(std::countr_zero(lanes));
     const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
@@ -567,6 +571,7 @@ void Multiprocessor::fault(const void* address, const char* access) {
     } else if (shared_.contains(address)) {
       text =
           std::string("out-of-bounds shared memory ") + access + ": " + shared_.describe(address);
+    } else if (text = describe_peer_fault(address, access); !text.empty()) {
     } else if (text = describe_global(address, access); text.empty()) {
       char buffer[64];
       std::snprintf(buffer, sizeof buffer, "invalid memory %s: address %p", access, address);

@@ -16,6 +16,7 @@
 
 #include "reference/gpu_model/async_copy.h"
 #include "reference/gpu_model/bulk_copy.h"
+#include "reference/gpu_model/cluster.h"
 #include "reference/gpu_model/co_resident.h"
 #include "reference/gpu_model/fiber.h"
 #include "reference/gpu_model/mbarrier.h"
@@ -40,9 +41,9 @@ struct Launch {
   /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
   /// Whether the blocks of a turn run together.
-  bool together() const { return options.cooperative; }
+  bool together() const { return options.cooperative || options.cluster > 1; }
   /// How many blocks run together: those of a turn.
-  uint64_t blocks_together() const { return options.cooperative ? blocks() : 1; }
+  uint64_t blocks_together() const { return options.cooperative ? blocks() : options.cluster; }
   uint64_t turns() const { return blocks() / blocks_together(); }
   /// Blocks of the grid.
   uint64_t blocks() const { return uint64_t{grid.x} * grid.y * grid.z; }
@@ -80,6 +81,7 @@ struct Wait {
   int parity = -1;                    ///< and the parity that is waited for, or -1.
   const unsigned* counter = nullptr;  ///< A counter in global memory, or null,
   unsigned wanted = 0;                ///< and what it must reach.
+  bool cluster = false;               ///< Whether it is the cluster's barrier.
 };
 
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
@@ -107,6 +109,8 @@ struct Thread {
   std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
   std::vector<FencedRegisters> registers;
   AcquiredValues acquired;
+  bool cluster_arrived = false;  ///< Whether it has arrived at the cluster's barrier, not waited,
+  uint64_t cluster_phase = 0;    ///< and in which phase.
   char arrival_tokens[16] = {};  ///< For ThreadSanitizer: what it did before barrier_arrive.
 };
 
@@ -165,6 +169,23 @@ class Multiprocessor {
   void acquired(const void* address, uint64_t value, const Wait& wait);
   /// This thread has released something: others, in other blocks, too, may overtake it.
   void released();
+
+  // cluster.cpp. What takes an address takes one of any block of the cluster.
+  unsigned cluster_rank() const;
+  unsigned cluster_size() const { return static_cast<unsigned>(cluster_->blocks.size()); }
+  void cluster_arrive(bool release, const Wait& wait);
+  void cluster_wait(const Wait& wait);
+  /// Where the variable at `address` lies in the block of this rank.
+  void* map_address(const void* address, unsigned rank, const Wait& wait);
+  /// The block to which an address belongs, and its offset there, or an error.
+  Multiprocessor& reach(const void* address, size_t bytes, size_t alignment, size_t& offset,
+                        const Wait& wait);
+  void arrive_in_cluster(const ptx::Mbarrier* barrier, uint64_t mark, int bytes, const Wait& wait);
+  /// Checks and remembers what will be written; begin_cluster_load() lets it land.
+  void check_cluster_load(BulkCopy copy, void* destination, const ptx::Mbarrier* barrier,
+                          uint64_t mark, size_t alignment, const Wait& wait);
+  void begin_cluster_load();
+  void fence_proxy_async_cluster();
 
   // The rest is called by GPU threads.
 
@@ -301,6 +322,21 @@ class Multiprocessor {
   /// Runs the block until it has ended or is rejected. If others run, too, only until none of its
   /// threads can run, or the adversary or a thread that spins lets the others run.
   void schedule();
+  /// Whether others may use the block's shared memory.
+  enum class Presence { kNotStarted, kRuns, kEnded };
+  /// Makes accesses to shared memory fault, or lets them through: the block starts.
+  void close();
+  void open();
+  std::string absence() const;
+  std::string describe_peer_fault(const void* address, const char* access) const;
+  MbarrierState& reach_mbarrier(Multiprocessor& block, size_t offset, uint64_t mark,
+                                const Wait& wait);
+  void complete_cluster_barrier();
+  void leave_cluster(const Thread& thread);
+  std::string cluster_phase() const;
+  const BulkCopy* find_cluster_reader(size_t begin, size_t last) const;
+  void land_value(const BulkCopy& load);
+  void read_source(BulkCopy& copy);
   bool can_run() const;
   /// Whether all threads that can run have given way.
   bool gave_way() const;
@@ -360,6 +396,10 @@ class Multiprocessor {
   std::vector<Thread*> watchers_;         // threads that wait for a counter
   bool released_ = false;                 // whether another block may go on at once
   CoResidentBlocks* together_ = nullptr;  // those that it runs with, if any
+  Cluster own_cluster_{.blocks = {this}};
+  Cluster* cluster_ = &own_cluster_;
+  Presence presence_ = Presence::kRuns;
+  Multiprocessor* cluster_target_ = nullptr;  // of the load that a thread is about to begin
   GuardedMemory shared_;
   std::vector<GranuleMark> marks_;  // for every 16 bytes of shared_
   bool marks_used_ = false;         // by this block

@@ -99,6 +99,53 @@ Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned
                      "kernel launch");
 }
 
+/// The same as launch() for a kernel whose blocks form clusters of `cluster` neighbours: 2, 4, 8, or
+/// 16 where the device has room for that many.
+/// @return kUnsupported if the device has no room for one cluster.
+template <typename... Parameters, typename... Arguments>
+Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
+                      unsigned block, size_t shared_bytes, Stream stream, Arguments... arguments) {
+  if (cluster == 0 || grid % cluster != 0) {
+    return {StatusCode::kInvalidArgument,
+            "grid = " + std::to_string(grid) +
+                " is not a multiple of cluster = " + std::to_string(cluster)};
+  }
+  if (shared_bytes > 48 * 1024) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  if (cluster > 8) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                    "cudaFuncSetAttribute"));
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+                                  "cudaOccupancyMaxActiveClusters"));
+  if (clusters == 0) {
+    return {StatusCode::kUnsupported, "the device has no room for a cluster of " +
+                                          std::to_string(cluster) + " blocks of " +
+                                          std::to_string(block) + " threads and " +
+                                          std::to_string(shared_bytes) + " bytes of shared memory"};
+  }
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
 #else
 
 namespace detail {
@@ -144,6 +191,22 @@ template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream stream, Arguments... arguments) {
   return launch(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+/// The same as launch() for a kernel whose blocks form clusters of `cluster` neighbours: 2, 4, 8, or
+/// 16 where the device has room for that many.
+template <typename... Parameters, typename... Arguments>
+Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
+                      unsigned block, size_t shared_bytes, Stream /*stream*/,
+                      Arguments... arguments) {
+  if (cluster == 0 || grid % cluster != 0) {
+    return {StatusCode::kInvalidArgument,
+            "grid = " + std::to_string(grid) +
+                " is not a multiple of cluster = " + std::to_string(cluster)};
+  }
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.cluster = cluster});
 }
 
 #endif

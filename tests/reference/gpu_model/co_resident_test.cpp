@@ -92,7 +92,8 @@ __global__ void pass_around(unsigned* counters, int* values, int* out, int round
 }
 
 template <Wait kWait>
-std::string run_pass_around(unsigned blocks, unsigned threads, std::string (*run)(dim3, dim3, std::function<void()>)) {
+std::string run_pass_around(unsigned blocks, unsigned threads,
+                            std::string (*run)(dim3, dim3, std::function<void()>)) {
   constexpr int kRounds = 3;
   GlobalArray<unsigned> counters(kRounds);
   counters.fill(0);
@@ -143,9 +144,8 @@ TEST_F(CoResident, BlocksRunInManyOrders) {
     gpu_model::schedule().seed = seed;
     GlobalArray<unsigned> next(1), order(kBlocks);
     next[0] = 0;
-    gpu_model::launch(
-        kBlocks, 1, 0, [&] { order[atomicAdd(next.data(), 1)] = blockIdx.x; },
-        {.cooperative = true});
+    gpu_model::launch(kBlocks, 1, 0, [&] { order[atomicAdd(next.data(), 1)] = blockIdx.x; },
+                      {.cooperative = true});
     if (seed == 0) {
       EXPECT_EQ(order.values(), (std::vector<unsigned>{0, 1, 2, 3}));
     }
@@ -160,15 +160,14 @@ TEST_F(CoResident, SameSeedSameSchedule) {
   const auto trace = [] {
     GlobalArray<unsigned> next(1), order(4 * 32 * 3);
     next[0] = 0;
-    gpu_model::launch(
-        4, 32, 0,
-        [&] {
-          for (int i = 0; i < 3; ++i) {
-            order[atomicAdd(next.data(), 1)] = blockIdx.x * 32 + threadIdx.x;
-            __syncthreads();
-          }
-        },
-        {.cooperative = true});
+    gpu_model::launch(4, 32, 0,
+                      [&] {
+                        for (int i = 0; i < 3; ++i) {
+                          order[atomicAdd(next.data(), 1)] = blockIdx.x * 32 + threadIdx.x;
+                          __syncthreads();
+                        }
+                      },
+                      {.cooperative = true});
     return order.values();
   };
   for (uint64_t seed = 1; seed < kSeeds; ++seed) {
@@ -230,16 +229,18 @@ TEST_F(CoResident, WaitingForASleeperIsNoDeadlock) {
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     gpu_model::schedule().seed = seed;
     counter[0] = 0;
-    EXPECT_EQ(error_together(2, 32, 0, [&] {
-      if (threadIdx.x != 0) return;
-      if (blockIdx.x == 0) {
-        for (int i = 0; i < 2000; ++i) __nanosleep(100);
-        ptx::st_release(counter.data(), 7);
-      } else {
-        while (ptx::ld_acquire(counter.data()) != 7) {
-        }
-      }
-    }), "");
+    EXPECT_EQ(error_together(2, 32, 0,
+                             [&] {
+                               if (threadIdx.x != 0) return;
+                               if (blockIdx.x == 0) {
+                                 for (int i = 0; i < 2000; ++i) __nanosleep(100);
+                                 ptx::st_release(counter.data(), 7);
+                               } else {
+                                 while (ptx::ld_acquire(counter.data()) != 7) {
+                                 }
+                               }
+                             }),
+              "");
   }
 }
 
@@ -316,10 +317,12 @@ TEST_F(CoResident, PlainLaunchPromisesNothing) {
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
     gpu_model::schedule().seed = seed;
     counter[0] = 0;
-    EXPECT_EQ(error_of(1, 64, 0, [&] {
-      if (threadIdx.x == 0) ptx::st_release(counter.data(), 1);
-      ptx::wait_until_at_least(counter.data(), 1);
-    }), "");
+    EXPECT_EQ(error_of(1, 64, 0,
+                       [&] {
+                         if (threadIdx.x == 0) ptx::st_release(counter.data(), 1);
+                         ptx::wait_until_at_least(counter.data(), 1);
+                       }),
+              "");
     gpu_model::schedule().os_threads = 1;
     expect_rejected("only a cooperative launch promises that other blocks run", 2, 32, 0, [&] {
       if (threadIdx.x != 0) return;
@@ -341,7 +344,8 @@ TEST_F(CoResident, LaunchCooperative) {
   gpu_model::device().multiprocessors = 4;
   GlobalArray<unsigned> counter(1), seen(8);
   counter[0] = 0;
-  EXPECT_OK(mla::model::launch_cooperative(count_blocks, 8, 1024, 0, {}, counter.data(), seen.data()));
+  EXPECT_OK(
+      mla::model::launch_cooperative(count_blocks, 8, 1024, 0, {}, counter.data(), seen.data()));
   for (unsigned block = 0; block < 8; ++block) EXPECT_EQ(seen[block], 8u);
   const mla::Status status =
       mla::model::launch_cooperative(count_blocks, 9, 1024, 0, {}, counter.data(), seen.data());
@@ -360,20 +364,21 @@ TEST_F(CoResident, AWholeGpu) {
   for (const uint64_t seed : {0, 5}) {
     gpu_model::schedule().seed = seed;
     counters.fill(0);
-    gpu_model::launch(
-        kBlocks, kThreads, kSharedBytes,
-        [&] {
-          auto* values = static_cast<unsigned*>(gpu_model::dynamic_shared_memory(kSharedBytes));
-          for (size_t i = threadIdx.x; i < kSharedBytes / 4; i += kThreads) values[i] = blockIdx.x;
-          meet_all_blocks<Wait::kUntil>(&counters[0]);
-          if (threadIdx.x == 0) atomicAdd(&counters[1], values[kSharedBytes / 4 - 1]);
-          meet_all_blocks<Wait::kNone>(&counters[0]);
-          if (threadIdx.x == 0) {
-            ptx::wait_until_at_least(&counters[0], 2 * kBlocks);
-            out[blockIdx.x] = ptx::ld_acquire(&counters[1]);
-          }
-        },
-        {.cooperative = true});
+    gpu_model::launch(kBlocks, kThreads, kSharedBytes,
+                      [&] {
+                        auto* values =
+                            static_cast<unsigned*>(gpu_model::dynamic_shared_memory(kSharedBytes));
+                        for (size_t i = threadIdx.x; i < kSharedBytes / 4; i += kThreads)
+                          values[i] = blockIdx.x;
+                        meet_all_blocks<Wait::kUntil>(&counters[0]);
+                        if (threadIdx.x == 0) atomicAdd(&counters[1], values[kSharedBytes / 4 - 1]);
+                        meet_all_blocks<Wait::kNone>(&counters[0]);
+                        if (threadIdx.x == 0) {
+                          ptx::wait_until_at_least(&counters[0], 2 * kBlocks);
+                          out[blockIdx.x] = ptx::ld_acquire(&counters[1]);
+                        }
+                      },
+                      {.cooperative = true});
     for (unsigned block = 0; block < kBlocks; ++block) {
       ASSERT_EQ(out[block], kBlocks * (kBlocks - 1) / 2);
     }
