@@ -296,8 +296,7 @@ void Multiprocessor::land_value(const BulkCopy& load) {
     if (target[i] != std::byte{0xff} && error_.empty()) {
       error_ = detail::describe({load.what, load.file, load.line}) +
                " writes shared memory at byte " + std::to_string(load.offset) + " of block " +
-               block_name() +
-               ", where an ordinary store wrote while it was under way, issued by " +
+               block_name() + ", where an ordinary store wrote while it was under way, issued by " +
                load.issuer->place(load.thread);
       return;
     }

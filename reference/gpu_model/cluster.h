@@ -16,7 +16,7 @@ struct Cluster {
   unsigned arrived = 0;                 ///< Threads that have arrived in this phase,
   unsigned pending = 0;                 ///< those that have yet to arrive or return,
   unsigned running = 0;                 ///< and those that have not returned.
-  char tokens[2] = {};                  ///< For ThreadSanitizer, by phase: what came before arrivals.
+  char tokens[2] = {};  ///< For ThreadSanitizer, by phase: what came before arrivals.
 
   /// Before the blocks start.
   void begin(unsigned threads) {

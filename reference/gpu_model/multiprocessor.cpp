@@ -261,7 +261,8 @@ void Multiprocessor::schedule() {
       ++resumes_;
       running_->fiber->resume();
       running_ = nullptr;
-      if (error_.empty()) error_ = tsan_take_report();
+      // Taken even if it comes too late: the next launch must not find it.
+      if (std::string race = tsan_take_report(); error_.empty()) error_ = std::move(race);
       if (!error_.empty() || launch_->stopped) return;
     }
     if (async_.fenced) publish_stores();

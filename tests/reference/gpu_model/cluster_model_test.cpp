@@ -55,8 +55,7 @@ class ClusterModel : public GpuModel {
                            Kernel kernel) {
     for (uint64_t seed = 0; seed < seeds(); ++seed) {
       gpu_model::schedule().seed = seed;
-      const std::string error =
-          error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
+      const std::string error = error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
       EXPECT_NE(error, "") << "seed " << seed;
       expect_contains(error, part);
     }
@@ -69,8 +68,7 @@ class ClusterModel : public GpuModel {
     bool named = part.empty() || kThreadSanitizer;
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       gpu_model::schedule().seed = seed;
-      const std::string error =
-          error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
+      const std::string error = error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
       found += !error.empty() || !check().empty();
       named = named || error.find(part) != std::string::npos;
     }
@@ -238,8 +236,8 @@ TEST_F(ClusterModel, BarrierThatOneBlockDoesNotReach) {
   struct Smem {
     ptx::Mbarrier never;
   };
-  expect_wrong<Smem>(": 32 of 64 threads of the cluster have yet to arrive; block (1,0,0): ", 2,
-                     32, [&] {
+  expect_wrong<Smem>(": 32 of 64 threads of the cluster have yet to arrive; block (1,0,0): ", 2, 32,
+                     [&] {
                        auto& smem = *shared<Smem>();
                        if (threadIdx.x == 0) ptx::mbarrier_init(&smem.never, 1);
                        __syncthreads();
@@ -303,7 +301,8 @@ TEST_F(ClusterModel, RemoteArrival) {
   const auto check = [&] {
     return check_all(4, [&](unsigned i) { return out[i] == static_cast<int>(i) + 7; });
   };
-  expect_right<SignalSmem>(4, 32, [&] { signal<Signal::kRight>(out.data()); }, check);
+  expect_right<SignalSmem>(
+      4, 32, [&] { signal<Signal::kRight>(out.data()); }, check);
   out.fill(0);
   expect_found<SignalSmem>(
       "", 4, 32,
@@ -316,8 +315,9 @@ TEST_F(ClusterModel, RemoteArrival) {
       "which has not started", 4, 32, [&] { signal<Signal::kNoBarrierAfterInit>(out.data()); },
       check);
   if (kThreadSanitizer) return;
-  expect_wrong<SignalSmem>("threads 0-31 wait in mbarrier_wait_cluster(barrier at byte 72, parity 0)",
-                           4, 32, [&] { signal<Signal::kOneMissing>(out.data()); });
+  expect_wrong<SignalSmem>(
+      "threads 0-31 wait in mbarrier_wait_cluster(barrier at byte 72, parity 0)", 4, 32,
+      [&] { signal<Signal::kOneMissing>(out.data()); });
   expect_wrong<SignalSmem>("phase 0 wants 1 of 4 arrivals and 0 bytes", 4, 32,
                            [&] { signal<Signal::kOneMissing>(out.data()); });
 }
@@ -327,22 +327,23 @@ TEST_F(ClusterModel, RemoteArrivalThatIsOneTooMany) {
   struct Smem {
     ptx::Mbarrier full;
   };
-  expect_wrong<Smem>("too many arrivals: phase 0 takes 1 and still waits for 16 bytes, of the "
-                     "barrier at byte 0 of block (0,0,0), block (1,0,0), thread (0,0,0)",
-                     2, 32, [&] {
-                       auto& smem = *shared<Smem>();
-                       if (threadIdx.x == 0) {
-                         ptx::mbarrier_init(&smem.full, 1);
-                         if (ptx::cluster_ctarank() == 0) {
-                           ptx::mbarrier_arrive_expect_tx(&smem.full, 16);
-                         }
-                       }
-                       cluster_sync();
-                       if (threadIdx.x == 0 && ptx::cluster_ctarank() == 1) {
-                         ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.full, 0));
-                       }
-                       cluster_sync();
-                     });
+  expect_wrong<Smem>(
+      "too many arrivals: phase 0 takes 1 and still waits for 16 bytes, of the "
+      "barrier at byte 0 of block (0,0,0), block (1,0,0), thread (0,0,0)",
+      2, 32, [&] {
+        auto& smem = *shared<Smem>();
+        if (threadIdx.x == 0) {
+          ptx::mbarrier_init(&smem.full, 1);
+          if (ptx::cluster_ctarank() == 0) {
+            ptx::mbarrier_arrive_expect_tx(&smem.full, 16);
+          }
+        }
+        cluster_sync();
+        if (threadIdx.x == 0 && ptx::cluster_ctarank() == 1) {
+          ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.full, 0));
+        }
+        cluster_sync();
+      });
 }
 
 template <int kExpectedBytes, bool kWait>
@@ -376,12 +377,12 @@ TEST_F(ClusterModel, StoresAndAddsAsynchronously) {
         check_all(4, [&](unsigned i) { return out[i] == static_cast<int>(i) + 7; });
     return wrong.empty() && out[4] != 10 ? "wrong sum" : wrong;
   };
-  expect_right<SignalSmem>(4, 32, [&] { send<32, true>(out.data()); }, check);
+  expect_right<SignalSmem>(
+      4, 32, [&] { send<32, true>(out.data()); }, check);
   expect_wrong<SignalSmem>("phase 0 wants 0 of 1 arrivals and 4 bytes", 4, 32,
                            [&] { send<36, true>(out.data()); });
   expect_found<SignalSmem>(
-      "the block ended while ", 4, 32, [&] { send<28, true>(out.data()); },
-      check);
+      "the block ended while ", 4, 32, [&] { send<28, true>(out.data()); }, check);
   expect_wrong<SignalSmem>(kThreadSanitizer ? "" : "the block ended while ", 4, 32,
                            [&] { send<32, false>(out.data()); });
 }
@@ -441,8 +442,9 @@ __global__ void copy(uint32_t* out) {
   if (kCopy == Copy::kTargetStored) smem.to[threadIdx.x] = 2;
   cluster_sync();
   if (threadIdx.x == 0) {
-    ptx::cp_async_bulk_cluster(ptx::mapa(&smem.to[0], next), smem.from, sizeof smem.from,
-                               ptx::mapa(&smem.full, kCopy == Copy::kBarrierElsewhere ? rank : next));
+    ptx::cp_async_bulk_cluster(
+        ptx::mapa(&smem.to[0], next), smem.from, sizeof smem.from,
+        ptx::mapa(&smem.full, kCopy == Copy::kBarrierElsewhere ? rank : next));
   }
   __syncwarp();
   if constexpr (kCopy == Copy::kSourceOverwritten) {
@@ -459,11 +461,11 @@ __global__ void copy(uint32_t* out) {
 TEST_F(ClusterModel, CopiesBetweenBlocks) {
   GlobalArray<uint32_t> out(3 * 256 + 256);
   const auto check = [&] {
-    return check_all(4 * 256, [&](unsigned i) {
-      return out[i] == (i / 256 + 3) % 4 * 1000 + i % 256;
-    });
+    return check_all(4 * 256,
+                     [&](unsigned i) { return out[i] == (i / 256 + 3) % 4 * 1000 + i % 256; });
   };
-  expect_right<CopySmem>(4, 32, [&] { copy<Copy::kRight>(out.data()); }, check);
+  expect_right<CopySmem>(
+      4, 32, [&] { copy<Copy::kRight>(out.data()); }, check);
   if (kThreadSanitizer) return;
   expect_wrong<CopySmem>("was written by ordinary stores, with no fence_proxy_async since", 4, 32,
                          [&] { copy<Copy::kNoFence>(out.data()); });
@@ -594,7 +596,8 @@ TEST_F(ClusterModel, Multicast) {
   const auto check = [&] {
     return check_all(4 * 64 * 64, [&](unsigned i) { return out[i] == values[i % (64 * 64)]; });
   };
-  expect_right<MulticastSmem>(4, 32, [&] { multicast(&map, 0xf, out.data()); }, check);
+  expect_right<MulticastSmem>(
+      4, 32, [&] { multicast(&map, 0xf, out.data()); }, check);
   // Block 2 is forgotten.
   expect_wrong<MulticastSmem>(
       "block (2,0,0): threads 0-31 wait in mbarrier_wait(barrier at byte 8192, parity 0) at ", 4,
