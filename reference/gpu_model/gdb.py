@@ -128,8 +128,9 @@ def state_of(thread, multiprocessor):
         argument = "(barrier at byte {}, parity {})".format(
             int(wait["mbarrier"]), int(wait["parity"]))
     if int(wait["counter"]) != 0:
-        argument = "(counter at 0x{:x} wants {}, holds {})".format(
-            int(wait["counter"]), int(wait["wanted"]), int(wait["counter"].dereference()))
+        wanted = int(wait["wanted"])
+        argument = "(counter at 0x{:x}{} holds {})".format(
+            int(wait["counter"]), " wants {},".format(wanted) if wanted else "", int(wait["counter"].dereference()))
     path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
         wait["what"].string(), argument, path, int(wait["line"]))

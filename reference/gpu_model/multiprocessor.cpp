@@ -564,6 +564,7 @@ std::byte* Multiprocessor::shared_memory(size_t bytes) {
 }
 
 void Multiprocessor::fault(const void* address, const char* access) {
+  tsan_drop_report();
   fail([&] {
     std::string text;
     if (self().fiber->overflows(address)) {

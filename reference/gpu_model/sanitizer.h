@@ -61,7 +61,11 @@ inline void tsan_acquire([[maybe_unused]] void* token) {
 /// empty if none.
 #ifdef GPU_MODEL_TSAN
 std::string tsan_take_report();
+/// Forgets it: this GPU thread has faulted, and ThreadSanitizer has ended its ignoring of races
+/// where it called the handler.
+void tsan_drop_report();
 #else
+inline void tsan_drop_report() {}
 inline std::string tsan_take_report() {
   return {};
 }

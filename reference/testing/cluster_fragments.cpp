@@ -39,25 +39,21 @@ Status record_cluster_fragments(Machine& machine, std::vector<Observation>* resu
 
   result->push_back(observation("cluster_rank", seen, &ClusterOutput::rank,
                                 [](uint32_t rank, uint32_t i) { return i == 0 ? rank : 2; }));
+  result->push_back(observation("cluster_mapa_load", seen, &ClusterOutput::read,
+                                [](uint32_t rank, uint32_t i) { return 1000 * (1 - rank) + i; }));
+  result->push_back(observation("cluster_mapa_store_and_arrival", seen, &ClusterOutput::stored,
+                                [](uint32_t rank, uint32_t i) { return 2000 * (2 - rank) + i; }));
+  result->push_back(observation(
+      "cluster_st_async", seen, &ClusterOutput::sent,
+      [](uint32_t rank, uint32_t i) { return i == 3 ? 12 - rank : 3000 + 1000 * i + 1 - rank; }));
+  result->push_back(observation("cluster_bulk", seen, &ClusterOutput::copied,
+                                [](uint32_t rank, uint32_t i) { return 6000 * (1 - rank) + i; }));
   result->push_back(
-      observation("cluster_mapa_load", seen, &ClusterOutput::read,
-                  [](uint32_t rank, uint32_t i) { return 1000 * (1 - rank) + i; }));
-  result->push_back(
-      observation("cluster_mapa_store_and_arrival", seen, &ClusterOutput::stored,
-                  [](uint32_t rank, uint32_t i) { return 2000 * (2 - rank) + i; }));
-  result->push_back(observation("cluster_st_async", seen, &ClusterOutput::sent,
-                                [](uint32_t rank, uint32_t i) {
-                                  return i == 3 ? 12 - rank : 3000 + 1000 * i + 1 - rank;
-                                }));
-  result->push_back(
-      observation("cluster_bulk", seen, &ClusterOutput::copied,
-                  [](uint32_t rank, uint32_t i) { return 6000 * (1 - rank) + i; }));
-  result->push_back(observation("cluster_multicast", seen, &ClusterOutput::box,
-                                [](uint32_t, uint32_t word) {
-                                  const uint32_t row = word / 32, chunk = (word / 4 % 8) ^ row % 8;
-                                  const uint32_t element = row * 64 + chunk * 8 + word % 4 * 2;
-                                  return (element + 1) << 16 | element;
-                                }));
+      observation("cluster_multicast", seen, &ClusterOutput::box, [](uint32_t, uint32_t word) {
+        const uint32_t row = word / 32, chunk = (word / 4 % 8) ^ row % 8;
+        const uint32_t element = row * 64 + chunk * 8 + word % 4 * 2;
+        return (element + 1) << 16 | element;
+      }));
   return {};
 }
 

@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(32)
                   uint64_t{5000 + rank} << 32 | (4000 + rank), sent);
     ptx::red_async_add(ptx::mapa(&smem.sum, other), rank + 1, sent);
     ptx::cp_async_bulk_cluster(ptx::mapa(&smem.to[0], other), smem.from,
-                               static_cast<int>(sizeof smem.from),
-                               ptx::mapa(&smem.copied, other));
+                               static_cast<int>(sizeof smem.from), ptx::mapa(&smem.copied, other));
     if (rank == 0) {
       ptx::cp_async_bulk_tensor_4d_multicast(smem.box, &map, 0, 0, 0, 0, &smem.box_full, 3,
                                              ptx::createpolicy_evict_last());

@@ -20,14 +20,15 @@ inline constexpr uint32_t kClusterCopyWords = 64, kClusterBoxWords = 256;
 
 /// What a block of a cluster of two saw. `other` is the other block's rank.
 struct ClusterOutput {
-  uint32_t rank[2];    ///< Its rank, and the number of blocks.
-  uint32_t read[32];   ///< What it read in the other block: 1000 other + i.
+  uint32_t rank[2];     ///< Its rank, and the number of blocks.
+  uint32_t read[32];    ///< What it read in the other block: 1000 other + i.
   uint32_t stored[32];  ///< What the other block stored here, then arrived: 2000 (other + 1) + i.
   /// What st_async of the other block brought, 3000 + other and the halves 4000 + other and
   /// 5000 + other, and what its red_async_add made of 10: 11 + other.
   uint32_t sent[4];
-  uint32_t copied[kClusterCopyWords];  ///< What a bulk copy of the other block brought: 6000 other + i.
-  uint32_t box[kClusterBoxWords];      ///< The box, as block 0 multicast it.
+  uint32_t
+      copied[kClusterCopyWords];   ///< What a bulk copy of the other block brought: 6000 other + i.
+  uint32_t box[kClusterBoxWords];  ///< The box, as block 0 multicast it.
 };
 
 /// Runs the instructions on a cluster of two blocks. Element e of the tensor is e; `out`, two of

@@ -42,7 +42,7 @@ class ClusterModel : public GpuModel {
   /// Right under every schedule, in one cluster.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_right(unsigned cluster, unsigned threads, Kernel kernel, Check check) {
-    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    for (uint64_t seed = 0; seed < seeds(); ++seed) {
       gpu_model::schedule().seed = seed;
       EXPECT_EQ(error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel), "")
           << "seed " << seed;

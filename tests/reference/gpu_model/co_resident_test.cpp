@@ -119,7 +119,7 @@ std::string together(dim3 grid, dim3 block, std::function<void()> kernel) {
 }
 
 TEST_F(CoResident, BlocksWaitForEachOtherInAnyWay) {
-  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+  for (uint64_t seed = 0; seed < (kThreadSanitizer ? 3 : kSeeds); ++seed) {
     gpu_model::schedule().seed = seed;
     EXPECT_EQ(run_pass_around<Wait::kUntil>(5, 64, together), "") << "seed " << seed;
     EXPECT_EQ(run_pass_around<Wait::kAcquire>(5, 64, together), "") << "seed " << seed;
@@ -131,7 +131,7 @@ TEST_F(CoResident, BlocksWaitForEachOtherInAnyWay) {
 }
 
 TEST_F(CoResident, MissingBarrierBetweenBlocksIsFound) {
-  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+  for (uint64_t seed = 0; seed < (kThreadSanitizer ? 3 : kSeeds); ++seed) {
     gpu_model::schedule().seed = seed;
     EXPECT_NE(run_pass_around<Wait::kNone>(5, 64, together), "") << "seed " << seed;
   }
