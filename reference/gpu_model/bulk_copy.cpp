@@ -146,7 +146,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
       mark.file = wait.file;
       mark.line = wait.line;
       mark.thread = static_cast<uint16_t>(self().number);
-      mark.issuer = nullptr;
+      mark.issuer = 0;
       async_.granules[i] = ~Granule{};
     }
     marks_used_ = true;

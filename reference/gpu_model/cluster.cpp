@@ -66,7 +66,7 @@ void Multiprocessor::complete_cluster_barrier() {
   for (Multiprocessor* block : cluster.blocks) {
     for (unsigned number = 0; number < block->count_; ++number) {
       Thread& thread = *block->threads_[number];
-      if (thread.wait.what != nullptr && thread.wait.cluster) block->wake(thread);
+      if (thread.wait.barrier == Wait::kCluster) block->wake(thread);
     }
     block->draw_priorities();
   }
@@ -251,7 +251,7 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
       granule_mark.file = wait.file;
       granule_mark.line = wait.line;
       granule_mark.thread = static_cast<uint16_t>(self().number);
-      granule_mark.issuer = this;
+      granule_mark.issuer = static_cast<uint8_t>(cluster_rank() + 1);
       block.async_.granules[i] = ~Granule{};
     }
     block.marks_used_ = true;
@@ -331,7 +331,7 @@ void cluster_arrive(const char* what, bool release, const char* file, int line) 
 
 void cluster_wait(const char* file, int line) {
   Wait wait{"barrier_cluster_wait", file, line};
-  wait.cluster = true;
+  wait.barrier = Wait::kCluster;
   Multiprocessor::here().cluster_wait(wait);
 }
 

@@ -287,7 +287,7 @@ bool Multiprocessor::wake_watchers() {
   for (size_t i = 0; i < watchers_.size();) {
     Thread& thread = *watchers_[i];
     const bool later = woken && launch_->seed != 0 && random_.next() % 2 == 0;
-    if (later || load(thread.wait.counter) < thread.wait.wanted) {
+    if (later || load(thread.counter) < thread.wanted) {
       ++i;
       continue;
     }
@@ -299,20 +299,33 @@ bool Multiprocessor::wake_watchers() {
   return woken;
 }
 
-void Multiprocessor::wait_for_counter(const Wait& wait) {
-  as_scheduler([&] { watchers_.push_back(&self()); });
+void Multiprocessor::wait_for_counter(const unsigned* counter, unsigned wanted, const Wait& wait) {
+  Thread& thread = self();
+  thread.counter = counter;
+  thread.wanted = wanted;
+  as_scheduler([&] { watchers_.push_back(&thread); });
   suspend(wait);
+  thread.counter = nullptr;
 }
 
-void Multiprocessor::acquired(const void* address, uint64_t value, const Wait& wait) {
+std::string Multiprocessor::lacks(const Thread& thread) const {
+  if (thread.counter != nullptr) return ": " + describe_counter(thread.counter, thread.wanted);
+  if (thread.wait.barrier == Wait::kCluster) return cluster_phase();
+  return phase(thread.wait);
+}
+
+void Multiprocessor::acquired(const unsigned* address, unsigned value, const Wait& wait) {
   Thread& thread = self();
   if (!thread.acquired.same_as_before(address, value)) {
     scheduling_point();
     return;
   }
   thread.wait = wait;  // for the report of a deadlock
+  thread.counter = address;
+  thread.wanted = 0;
   spin();
   thread.wait = {};
+  thread.counter = nullptr;
 }
 
 void Multiprocessor::released() {
@@ -322,8 +335,8 @@ void Multiprocessor::released() {
 }
 
 std::string describe_counter(const unsigned* counter, unsigned wanted) {
-  return "counter at " + describe_place(counter) +
-         (wanted == 0 ? "" : ", wants " + std::to_string(wanted)) + ", holds " +
+  return "the counter at " + describe_place(counter) +
+         (wanted == 0 ? "" : " wants " + std::to_string(wanted) + " and") + " holds " +
          std::to_string(load(counter));
 }
 
@@ -331,9 +344,7 @@ std::string describe_counter(const unsigned* counter, unsigned wanted) {
 
 void acquired(const char* what, const unsigned* address, unsigned value, const char* file,
               int line) {
-  Wait wait{what, file, line};
-  wait.counter = address;
-  Multiprocessor::here().acquired(address, value, wait);
+  Multiprocessor::here().acquired(address, value, {what, file, line});
 }
 
 void released() {
@@ -341,10 +352,7 @@ void released() {
 }
 
 void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line) {
-  Wait wait{"wait_until_at_least", file, line};
-  wait.counter = counter;
-  wait.wanted = wanted;
-  Multiprocessor::here().wait_for_counter(wait);
+  Multiprocessor::here().wait_for_counter(counter, wanted, {"wait_until_at_least", file, line});
 }
 
 }  // namespace gpu_model::detail

@@ -93,7 +93,7 @@ class CoResidentBlocks {
   uint64_t idle_ = 0;  // how often in a row a block ran whose threads only spun
 };
 
-/// "counter at byte 16 of an allocation of 64 bytes, wants 4, holds 2"
+/// "the counter at byte 16 of an allocation of 64 bytes wants 4 and holds 2"
 std::string describe_counter(const unsigned* counter, unsigned wanted);
 
 }  // namespace gpu_model::detail

@@ -122,15 +122,16 @@ def state_of(thread, multiprocessor):
     argument = ""
     if int(wait["mask"]) != 0:
         argument = "(mask 0x{:08x})".format(int(wait["mask"]))
-    if int(wait["barrier"]) != 0:
+    if int(wait["barrier"]) > 0:
         argument = "({}, {})".format(int(wait["barrier"]), int(wait["threads"]))
     if int(wait["mbarrier"]) >= 0:
         argument = "(barrier at byte {}, parity {})".format(
             int(wait["mbarrier"]), int(wait["parity"]))
-    if int(wait["counter"]) != 0:
-        wanted = int(wait["wanted"])
+    if int(thread["counter"]) != 0:
+        wanted = int(thread["wanted"])
         argument = "(counter at 0x{:x}{} holds {})".format(
-            int(wait["counter"]), " wants {},".format(wanted) if wanted else "", int(wait["counter"].dereference()))
+            int(thread["counter"]), " wants {},".format(wanted) if wanted else "",
+            int(thread["counter"].dereference()))
     path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
         wait["what"].string(), argument, path, int(wait["line"]))

@@ -146,7 +146,6 @@ void Multiprocessor::mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, 
 }
 
 std::string Multiprocessor::phase(const Wait& wait) const {
-  if (wait.cluster) return cluster_phase();
   if (wait.mbarrier < 0) return {};
   for (const MbarrierState& state : mbarriers_) {
     if (state.offset != static_cast<size_t>(wait.mbarrier)) continue;

@@ -31,8 +31,7 @@ inline bool same(const char* a, const char* b) {
 
 inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
-         a.mbarrier == b.mbarrier && a.parity == b.parity && a.counter == b.counter &&
-         a.wanted == b.wanted && a.cluster == b.cluster && same(a.what, b.what) &&
+         a.mbarrier == b.mbarrier && a.parity == b.parity && same(a.what, b.what) &&
          same(a.file, b.file);
 }
 
@@ -41,7 +40,7 @@ inline bool same(const Wait& a, const Wait& b) {
 std::string describe(const Wait& wait) {
   char argument[64] = "";
   if (wait.mask != 0) std::snprintf(argument, sizeof argument, "(mask 0x%08x)", wait.mask);
-  if (wait.barrier != 0) {
+  if (wait.barrier > 0) {
     std::snprintf(argument, sizeof argument, "(%d, %d)", wait.barrier, wait.threads);
   }
   if (wait.mbarrier >= 0 && wait.parity < 0) {
@@ -50,10 +49,8 @@ std::string describe(const Wait& wait) {
     std::snprintf(argument, sizeof argument, "(barrier at byte %d, parity %d)", wait.mbarrier,
                   wait.parity);
   }
-  const std::string counter =
-      wait.counter == nullptr ? "" : "(" + describe_counter(wait.counter, wait.wanted) + ")";
-  return std::string(wait.what) + argument + counter + " at " +
-         std::string(relative_path(wait.file)) + ":" + std::to_string(wait.line);
+  return std::string(wait.what) + argument + " at " + std::string(relative_path(wait.file)) + ":" +
+         std::to_string(wait.line);
 }
 
 std::string_view relative_path(std::string_view file) {
@@ -190,6 +187,7 @@ void Multiprocessor::begin_block(dim3 index) {
     thread.finished = false;
     thread.wait = {};
     thread.barrier = -1;
+    thread.counter = nullptr;
     thread.acquired = {};
     thread.cluster_arrived = false;
     thread.fiber->prepare(run_thread, &thread, number);
@@ -592,7 +590,7 @@ std::string Multiprocessor::place(unsigned number) const {
 std::string Multiprocessor::describe(const Thread& thread) const {
   const std::string name = "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
   if (thread.wait.what == nullptr) return name + (thread.finished ? " has returned" : " runs");
-  return name + " waits in " + detail::describe(thread.wait) + phase(thread.wait);
+  return name + " waits in " + detail::describe(thread.wait) + lacks(thread);
 }
 
 bool Multiprocessor::divergent() const {
@@ -616,7 +614,8 @@ std::string Multiprocessor::describe_waits() const {
     const auto alike = [&](const Thread& other) {
       if (thread.finished || other.finished) return thread.finished == other.finished;
       if (thread.wait.what == nullptr) return other.wait.what == nullptr;
-      return other.wait.what != nullptr && same(thread.wait, other.wait);
+      return other.wait.what != nullptr && same(thread.wait, other.wait) &&
+             thread.counter == other.counter && thread.wanted == other.wanted;
     };
     for (end = begin + 1; end < count_ && alike(*threads_[end]);) ++end;
     const bool one = end == begin + 1;
@@ -628,8 +627,7 @@ std::string Multiprocessor::describe_waits() const {
     } else if (thread.wait.what == nullptr) {
       text += one ? " runs" : " run";
     } else {
-      text +=
-          (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + phase(thread.wait);
+      text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + lacks(thread);
     }
   }
   for (const Barrier& barrier : barriers_) {

@@ -74,14 +74,13 @@ struct Wait {
   const char* what = nullptr;  ///< The function,
   const char* file = nullptr;  ///< and the place of the call.
   int line = 0;
-  unsigned mask = 0;                  ///< The lanes that must meet, or 0 if no mask is given.
-  int barrier = 0;                    ///< The number of a named barrier, or 0,
-  int threads = 0;                    ///< and how many threads must meet there.
-  int mbarrier = -1;                  ///< An mbarrier's offset in shared memory, or -1,
-  int parity = -1;                    ///< and the parity that is waited for, or -1.
-  const unsigned* counter = nullptr;  ///< A counter in global memory, or null,
-  unsigned wanted = 0;                ///< and what it must reach.
-  bool cluster = false;               ///< Whether it is the cluster's barrier.
+  unsigned mask = 0;  ///< The lanes that must meet, or 0 if no mask is given.
+  int barrier = 0;    ///< The number of a named barrier, or 0,
+  int threads = 0;    ///< and how many threads must meet there.
+  int mbarrier = -1;  ///< An mbarrier's offset in shared memory, or -1,
+  int parity = -1;    ///< and the parity that is waited for, or -1.
+
+  static constexpr int kCluster = -1;  ///< As `barrier`: the cluster's.
 };
 
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
@@ -108,6 +107,8 @@ struct Thread {
   StoreQueue stores;
   std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
   std::vector<FencedRegisters> registers;
+  const unsigned* counter = nullptr;  ///< A counter in global memory that it waits for, or null,
+  unsigned wanted = 0;                ///< and what that must reach; 0: to change.
   AcquiredValues acquired;
   bool cluster_arrived = false;  ///< Whether it has arrived at the cluster's barrier, not waited,
   uint64_t cluster_phase = 0;    ///< and in which phase.
@@ -163,10 +164,10 @@ class Multiprocessor {
   void run(Launch& launch);
 
   // co_resident.cpp.
-  /// Waits until the counter of `wait` has been seen to be at least what is wanted.
-  void wait_for_counter(const Wait& wait);
+  /// Waits until the counter has been seen to be at least what is wanted.
+  void wait_for_counter(const unsigned* counter, unsigned wanted, const Wait& wait);
   /// This thread loaded `value` from `address`. If it did before, it spins.
-  void acquired(const void* address, uint64_t value, const Wait& wait);
+  void acquired(const unsigned* address, unsigned value, const Wait& wait);
   /// This thread has released something: others, in other blocks, too, may overtake it.
   void released();
 
@@ -347,6 +348,8 @@ class Multiprocessor {
   void complete(Warp& warp, unsigned mask, Combine combine, bool ordering, WarpOperation operation);
   void finish_thread();
   std::string phase(const Wait& wait) const;
+  /// What lacks of what a thread waits for.
+  std::string lacks(const Thread& thread) const;
   void reset_async();
   void check_async_end();
   void publish_stores();

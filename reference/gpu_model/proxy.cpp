@@ -41,9 +41,9 @@ size_t Multiprocessor::shared_offset(const void* address, size_t bytes, size_t a
 }
 
 std::string Multiprocessor::writer(const GranuleMark& mark) const {
-  if (mark.state == GranuleMark::State::kLanding && mark.issuer != nullptr) {
-    return mark.issuer->place(mark.thread) + " at " + std::string(relative_path(mark.file)) + ":" +
-           std::to_string(mark.line);
+  if (mark.state == GranuleMark::State::kLanding && mark.issuer != 0) {
+    return cluster_->blocks[mark.issuer - 1u]->place(mark.thread) + " at " +
+           std::string(relative_path(mark.file)) + ":" + std::to_string(mark.line);
   }
   const uint3 index = threads_[mark.thread]->index;
   return "thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +

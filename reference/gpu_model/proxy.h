@@ -12,8 +12,6 @@
 
 namespace gpu_model::detail {
 
-class Multiprocessor;
-
 /// The last known write to a granule.
 struct GranuleMark {
   enum class State : uint8_t {
@@ -27,7 +25,7 @@ struct GranuleMark {
   uint16_t thread = 0;  ///< and the number of the thread that did.
   uint16_t listed = 0;  ///< 1 + the thread whose Thread::written lists this granule; 0: none.
   State state = State::kIdle;
-  const Multiprocessor* issuer = nullptr;  ///< The block of the thread, if it is another one.
+  uint8_t issuer = 0;  ///< 1 + the rank of the thread's block in the cluster, or 0: this block.
 };
 
 /// An array of granules. Not a plain vector, which would drop what their type says about aliasing.

@@ -189,10 +189,10 @@ TEST_F(CoResident, CounterThatStaysTooLow) {
       line = __LINE__ + 1;
       ptx::wait_until_at_least(&counters[4], 3);
     });
-    EXPECT_EQ(error,
-              "deadlock: block (3,0,0): thread 0 waits in wait_until_at_least(counter at byte 16 "
-              "of an allocation of 64 bytes, wants 3, holds 2) at " +
-                  at(line) + "; threads 1-31 have returned; 3 blocks have ended");
+    EXPECT_EQ(error, "deadlock: block (3,0,0): thread 0 waits in wait_until_at_least at " +
+                         at(line) +
+                         ": the counter at byte 16 of an allocation of 64 bytes wants 3 and holds "
+                         "2; threads 1-31 have returned; 3 blocks have ended");
   }
 }
 
@@ -210,9 +210,9 @@ TEST_F(CoResident, BlocksThatSpinForever) {
   };
   error_together(1, 32, 1024, spin);
   expect_wrong(
-      "deadlock: blocks (0,0,0) to (1,0,0), each: thread 0 waits in ld_acquire(counter at byte 4 "
-      "of an allocation of 8 bytes, holds 0) at " +
-          at(line) + "; threads 1-31 wait in __syncthreads",
+      "deadlock: blocks (0,0,0) to (1,0,0), each: thread 0 waits in ld_acquire at " + at(line) +
+          ": the counter at byte 4 of an allocation of 8 bytes holds 0; threads 1-31 wait in "
+          "__syncthreads",
       2, 32, spin);
   // Each waits for the other, looks at two places, and sleeps.
   expect_wrong("deadlock: block", 2, 32, [&] {
