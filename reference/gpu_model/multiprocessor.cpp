@@ -260,7 +260,9 @@ void Multiprocessor::schedule() {
       running_->fiber->resume();
       running_ = nullptr;
       // Taken even if it comes too late: the next launch must not find it.
-      if (std::string race = tsan_take_report(); error_.empty()) error_ = std::move(race);
+      if (std::string race = tsan_take_report(); !race.empty() && error_.empty()) {
+        error_ = std::move(race);
+      }
       if (!error_.empty() || launch_->stopped) return;
     }
     if (async_.fenced) publish_stores();
