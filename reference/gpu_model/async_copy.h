@@ -9,8 +9,7 @@
 
 namespace gpu_model::detail {
 
-/// The copies that one GPU thread has issued and not waited for, in that order. Only that thread
-/// makes the vectors grow, so to ThreadSanitizer their memory is its own.
+/// The copies that one GPU thread has issued and not waited for, in that order.
 class CopyQueue {
  public:
   /// Adds a copy.

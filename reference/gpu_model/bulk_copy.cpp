@@ -89,6 +89,22 @@ void read_global(BulkCopy& copy) {
 
 }  // namespace
 
+/// Reads what a load brings: global memory, or another block's shared memory.
+void Multiprocessor::read_source(BulkCopy& copy) {
+  if (copy.source == nullptr) {
+    read_global(copy);
+    return;
+  }
+  const Wait wait{copy.what, copy.file, copy.line};
+  const size_t begin = copy.source_offset / kGranule;
+  copy.has_data = true;
+  copy.data.resize(copy.bytes / kGranule);
+  for (size_t i = 0; i < copy.data.size(); ++i) {
+    copy.source->check_async_access(begin + i, " reads, while it is under way,", wait);
+    copy.data[i] = copy.source->async_.granules[begin + i];
+  }
+}
+
 /// Faults here, in the thread that asks, and not when the copy is carried out, if the global memory
 /// is not there.
 void Multiprocessor::probe(const BulkCopy& copy) {
@@ -151,6 +167,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
       mark.file = wait.file;
       mark.line = wait.line;
       mark.thread = static_cast<uint16_t>(self().number);
+      mark.issuer = 0;
       async_.granules[i] = ~Granule{};
     }
     marks_used_ = true;
@@ -187,8 +204,19 @@ void Multiprocessor::land(size_t index) {
   loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
   Wait wait{load.what, load.file, load.line};
   wait.mbarrier = static_cast<int>(load.barrier);
-  const auto by = [&] { return ", issued by " + place(load.thread); };
-  if (!load.has_data) read_global(load);
+  const auto by = [&] {
+    return ", issued by " + (load.issuer != nullptr ? load.issuer : this)->place(load.thread);
+  };
+  if (load.kind != BulkCopy::Kind::kBulk) {
+    land_value(load);
+    if (!error_.empty()) return;
+  } else if (!load.has_data) {
+    read_source(load);
+  }
+  if (load.source != nullptr) {
+    const size_t source = load.source_offset / kGranule;
+    for (size_t i = 0; i < load.bytes / kGranule; ++i) --load.source->async_.readers[source + i];
+  }
   const size_t begin = load.offset / kGranule;
   for (size_t i = 0; i < load.data.size(); ++i) {
     Granule& generic = generic_granules()[begin + i];
@@ -320,6 +348,9 @@ std::string Multiprocessor::reader(size_t index) {
       }
     }
   }
+  if (const BulkCopy* copy = find_cluster_reader(index, index); copy != nullptr) {
+    return at(copy->what, copy->file, copy->line);
+  }
   return "an operation under way";
 }
 
@@ -359,6 +390,16 @@ void check_bytes(int bytes, const void* global, const Wait& wait) {
   });
 }
 
+void check_policy(uint64_t policy, const Wait& wait) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (policy == kEvictFirst || policy == kEvictLast) return;
+  multiprocessor.fail([&] {
+    return describe(wait) +
+           ": the cache policy is not one that createpolicy_evict_first or _last made, " +
+           multiprocessor.place(multiprocessor.self().number);
+  });
+}
+
 }  // namespace
 
 void check_tensor_map(const char* what, const TensorMap* map, const char* file, int line) {
@@ -388,13 +429,7 @@ size_t check_tensor_load(void* destination, const TensorMap* map, const int (&co
                          const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   Wait wait{"cp_async_bulk_tensor_4d", file, line};
-  if (policy != kEvictFirst && policy != kEvictLast) {
-    multiprocessor.fail([&] {
-      return describe(wait) +
-             ": the cache policy is not one that createpolicy_evict_first or _last made, " +
-             multiprocessor.place(multiprocessor.self().number);
-    });
-  }
+  check_policy(policy, wait);
   wait.mbarrier =
       static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
   return multiprocessor.check_load(box(map, coordinates, wait), destination, mark, wait);
@@ -411,6 +446,31 @@ size_t check_linear_load(void* destination, const void* source, int bytes,
   copy.global = static_cast<std::byte*>(const_cast<void*>(source));
   copy.bytes = static_cast<size_t>(bytes);
   return multiprocessor.check_load(std::move(copy), destination, mark, wait);
+}
+
+size_t check_multicast(void* destination, const TensorMap* map, const int (&coordinates)[4],
+                       const ptx::Mbarrier* barrier, uint64_t mark, uint64_t policy,
+                       const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  const Wait wait{"cp_async_bulk_tensor_4d_multicast", file, line};
+  check_policy(policy, wait);
+  BulkCopy copy = box(map, coordinates, wait);
+  const size_t bytes = copy.bytes, alignment = map->swizzle_128b ? 1024 : 128;
+  multiprocessor.check_cluster_load(std::move(copy), destination, barrier, mark, alignment, wait);
+  return bytes;
+}
+
+size_t check_cluster_copy(void* destination, const void* source, int bytes,
+                          const ptx::Mbarrier* barrier, uint64_t mark, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  const Wait wait{"cp_async_bulk_cluster", file, line};
+  check_bytes(bytes, nullptr, wait);
+  BulkCopy copy;
+  copy.bytes = static_cast<size_t>(bytes);
+  copy.source = &multiprocessor;
+  copy.source_offset = multiprocessor.shared_offset(source, copy.bytes, kGranule, " reads", wait);
+  multiprocessor.check_cluster_load(std::move(copy), destination, barrier, mark, kGranule, wait);
+  return static_cast<size_t>(bytes);
 }
 
 void begin_load() {

@@ -11,6 +11,8 @@
 
 namespace gpu_model::detail {
 
+class Multiprocessor;
+
 /// One bulk copy, of a tensor's box or of consecutive bytes.
 struct BulkCopy {
   const char* what = nullptr;  ///< The instruction,
@@ -27,6 +29,15 @@ struct BulkCopy {
   bool begun = false;           ///< Whether a load may land.
   bool has_data = false;        ///< Whether its source has been read.
   GranuleArray data;            ///< What was read, as it lies in shared memory.
+
+  // Between blocks of a cluster. It is under way in the block that it writes to.
+  /// A bulk copy, or what st_async or red_async does with one value.
+  enum class Kind : uint8_t { kBulk, kStore, kAdd };
+  Kind kind = Kind::kBulk;
+  uint64_t value = 0;                ///< If it is one value: that.
+  Multiprocessor* issuer = nullptr;  ///< The block of the thread, if not the one that is written.
+  Multiprocessor* source = nullptr;  ///< The block whose shared memory it reads, if any,
+  size_t source_offset = 0;          ///< and where, in bytes.
 };
 
 /// The stores of one GPU thread that may still read shared memory, in the order of issue.

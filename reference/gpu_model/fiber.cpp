@@ -23,9 +23,12 @@ Fiber::Fiber(unsigned number) : number_(number) {
   }
 }
 
+Fiber::Fiber(unsigned number, std::byte* stack)
+    : stack_(stack + kGuardBytes), number_(number), owns_stack_(false) {}
+
 Fiber::~Fiber() {
   asan_unpoison(stack_, kMapBytes - kGuardBytes);
-  munmap(stack_ - kGuardBytes, kMapBytes);
+  if (owns_stack_) munmap(stack_ - kGuardBytes, kMapBytes);
 }
 
 void Fiber::prepare(void (*entry)(void*), void* argument) {

@@ -20,6 +20,9 @@ class Fiber {
 
   /// `number` colours the stack. Throws std::bad_alloc if there is none.
   explicit Fiber(unsigned number);
+  /// The same on a stack of kMapBytes that somebody else owns. The guard zone is its lowest part,
+  /// but nothing guards it.
+  Fiber(unsigned number, std::byte* stack);
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
@@ -38,12 +41,13 @@ class Fiber {
   /// Whether an access to `address` went past the end of this stack.
   bool overflows(const void* address) const;
 
- private:
   /// Stacks that all began at the same distance from a page would compete for the same cache sets.
   static constexpr size_t kColours = 128;
   static constexpr size_t kColourBytes = 192;
+  /// A stack with its guard zone.
   static constexpr size_t kMapBytes = kGuardBytes + kStackBytes + kColours * kColourBytes;
 
+ private:
   static void start(boost::context::detail::transfer_t transfer);
 
   std::byte* stack_ = nullptr;                            // the guard zone lies below
@@ -52,6 +56,7 @@ class Fiber {
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
   unsigned number_;
+  bool owns_stack_ = true;
   // For AddressSanitizer.
   [[maybe_unused]] void* fake_stack_ = nullptr;
   [[maybe_unused]] const void* scheduler_stack_ = nullptr;

@@ -4,6 +4,7 @@
     (gdb) gpu threads       which GPU threads there are, and where each waits
     (gdb) gpu thread 5      where in the kernel GPU thread 5 is
     (gdb) gpu thread 5 bt   its whole backtrace; any gdb command may take the place of bt
+    (gdb) gpu thread 3,0,0:5 bt     the same of block (3,0,0), if several blocks run
 
 `gpu thread` reads what Boost.Context saves when it leaves a fiber, which it knows for x86-64 alone. It needs a live
 process: gdb cannot set the registers of a core file.
@@ -55,7 +56,7 @@ def multiprocessors():
         pointer = pointer["next"]
     if not found:
         raise gdb.GdbError("No kernel is running.")
-    return found
+    return sorted(found, key=lambda one: [int(one["block_index_"][axis]) for axis in "zyx"])
 
 
 def selected():
@@ -69,6 +70,14 @@ def selected():
     except gdb.error:  # no thread-local storage to read, in a core file say
         pass
     return running[0]
+
+
+def running(block):
+    """The multiprocessor that runs this block, "(3,0,0)"."""
+    for multiprocessor in multiprocessors():
+        if triple(multiprocessor["block_index_"]) == block:
+            return multiprocessor
+    raise gdb.GdbError("Block {} does not run.".format(block))
 
 
 def threads_of(multiprocessor):
@@ -113,11 +122,16 @@ def state_of(thread, multiprocessor):
     argument = ""
     if int(wait["mask"]) != 0:
         argument = "(mask 0x{:08x})".format(int(wait["mask"]))
-    if int(wait["barrier"]) != 0:
+    if int(wait["barrier"]) > 0:
         argument = "({}, {})".format(int(wait["barrier"]), int(wait["threads"]))
     if int(wait["mbarrier"]) >= 0:
         argument = "(barrier at byte {}, parity {})".format(
             int(wait["mbarrier"]), int(wait["parity"]))
+    if int(thread["counter"]) != 0:
+        wanted = int(thread["wanted"])
+        argument = "(counter at 0x{:x}{} holds {})".format(
+            int(thread["counter"]), " wants {},".format(wanted) if wanted else "",
+            int(thread["counter"].dereference()))
     path = path_in_repository(wait["file"].string())
     return "waits in {}{} at {}:{}".format(
         wait["what"].string(), argument, path, int(wait["line"]))
@@ -153,17 +167,18 @@ class GpuThreads(gdb.Command):
 
 
 class GpuThread(gdb.Command):
-    """Where a GPU thread of the current block is; or run a gdb command as if it were stopped: gpu thread 5 bt."""
+    """Where a GPU thread of the current block, or of block X,Y,Z, is; or run a gdb command as if it were stopped: gpu thread 5 bt."""
 
     def __init__(self):
         super().__init__("gpu thread", gdb.COMMAND_STACK)
 
     def invoke(self, argument, from_tty):
         words = argument.split(None, 1)
-        if not words or not words[0].isdigit():
-            raise gdb.GdbError("usage: gpu thread NUMBER [COMMAND], as in gpu thread 5 bt")
-        number, command = int(words[0]), words[1] if len(words) > 1 else None
-        multiprocessor = selected()
+        which = re.fullmatch(r"(?:(\d+,\d+,\d+):)?(\d+)", words[0]) if words else None
+        if which is None:
+            raise gdb.GdbError("usage: gpu thread [X,Y,Z:]NUMBER [COMMAND], as in gpu thread 5 bt")
+        number, command = int(which.group(2)), words[1] if len(words) > 1 else None
+        multiprocessor = selected() if which.group(1) is None else running("({})".format(which.group(1)))
         threads = threads_of(multiprocessor)
         if number >= len(threads):
             raise gdb.GdbError("The block has threads 0 to {}.".format(len(threads) - 1))

@@ -45,6 +45,21 @@ struct Schedule {
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
 
+/// What a launch promises its kernel.
+struct LaunchOptions {
+  bool cooperative = false;  ///< All blocks are resident at once, so they may wait for each other.
+  /// Blocks per cluster, neighbours in x: 1, 2, 4 or 8; 16 is more than every Hopper GPU has room
+  /// for.
+  unsigned cluster = 1;
+  /// A GPU may start the grid while the one before still runs: programmatic dependent launch. Here it runs
+  /// when that one has ended, but to the race detector it knows nothing of what that one did before
+  /// griddepcontrol_wait.
+  bool dependent = false;
+};
+
+/// Why the grid cannot be resident all at once on device(), with the numbers; empty if it can.
+std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes);
+
 /// Memory that kernels may touch, filled with 0xff (NaN), between guard pages, so that an access
 /// past either end is reported. Aligned to at least 16 bytes. Null if there is not enough.
 void* allocate(size_t bytes);

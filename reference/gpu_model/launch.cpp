@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <string>
 #include <system_error>
@@ -95,6 +96,15 @@ Multiprocessor& take_multiprocessor() {
 }
 
 void run_on_this_thread(Launch& launch) {
+  if (launch.together()) {
+    const SignalStack stack;
+    try {
+      CoResidentBlocks(launch).run();
+    } catch (const std::bad_alloc&) {
+      launch.fail(0, "not enough memory for the stacks or the shared memory of all blocks");
+    }
+    return;
+  }
   Multiprocessor& multiprocessor = take_multiprocessor();
   {
     const SignalStack stack;
@@ -133,29 +143,48 @@ void check(const Launch& launch) {
                       " must be at most " + std::to_string(device().max_shared_bytes) +
                       ", the shared memory of a block");
   }
+  if (const unsigned cluster = launch.options.cluster; cluster != 1) {
+    const bool known = cluster == 2 || cluster == 4 || cluster == 8 || cluster == 16;
+    const std::string wrong = "launch: cluster = " + std::to_string(cluster);
+    if (!known) throw KernelError(wrong + " must be 1, 2, 4, 8 or 16");
+    if (device().compute_capability < 90) {
+      throw KernelError(wrong + " needs compute capability 9.0");
+    }
+    if (launch.grid.x % cluster != 0) {
+      throw KernelError(wrong + " does not divide grid.x = " + std::to_string(launch.grid.x));
+    }
+  }
+  if (!launch.options.cooperative) return;
+  const std::string why =
+      gpu_model::check_resident(launch.blocks(), launch.threads(), launch.shared_bytes);
+  if (!why.empty()) throw KernelError("launch: " + why);
 }
 
 }  // namespace
 
-Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_)
+Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_,
+               const LaunchOptions& options_)
     : grid(grid_),
       block(block_),
       shared_bytes(shared_bytes_),
       kernel(kernel_),
+      options(options_),
       seed(schedule().seed),
-      detect_races(schedule().detect_races) {}
+      // The detector does not follow blocks that run together.
+      detect_races(schedule().detect_races && blocks_together() == 1) {}
 
-dim3 Launch::block_at(uint64_t turn) const {
+dim3 Launch::block_at(uint64_t turn, uint64_t number) const {
   uint64_t index = turn;
   if (seed != 0) {
-    // turn * stride + offset visits every block once if the stride has no factor in common with
+    // turn * stride + offset visits every turn once if the stride has no factor in common with
     // their number.
     Random random{seed};
-    uint64_t stride = random.next() % blocks() | 1;
-    while (std::gcd(stride, blocks()) != 1) stride += 2;
+    uint64_t stride = random.next() % turns() | 1;
+    while (std::gcd(stride, turns()) != 1) stride += 2;
     __extension__ using Wide = unsigned __int128;
-    index = static_cast<uint64_t>((Wide{turn} * stride + random.next()) % blocks());
+    index = static_cast<uint64_t>((Wide{turn} * stride + random.next()) % turns());
   }
+  index = index * blocks_together() + number;
   return dim3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
               static_cast<unsigned>(index / grid.x / grid.y));
 }
@@ -180,13 +209,30 @@ Schedule& schedule() {
   return schedule;
 }
 
-namespace {
+std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes) {
+  // A multiprocessor has 1 KiB more than a block may use, and reserves 1 KiB for each block.
+  constexpr size_t kReserved = 1024;
+  const int capability = device().compute_capability;
+  const unsigned max_threads = capability == 86 || capability == 89 ? 1536 : 2048;
+  const uint64_t by_threads = max_threads / ((threads + 31) / 32 * 32);
+  const uint64_t by_shared_memory =
+      (device().max_shared_bytes + kReserved) / (shared_bytes + kReserved);
+  const uint64_t each = std::min({by_threads, by_shared_memory, uint64_t{32}});
+  const uint64_t most = each * static_cast<uint64_t>(device().multiprocessors);
+  if (blocks <= most) return {};
+  return "the grid has " + std::to_string(blocks) + " blocks, but at most " + std::to_string(most) +
+         " are resident at once: " + std::to_string(each) + " on each of " +
+         std::to_string(device().multiprocessors) + " multiprocessors (" +
+         std::to_string(by_threads) + " by their " + std::to_string(threads) + " threads, " +
+         std::to_string(by_shared_memory) + " by their " + std::to_string(shared_bytes) +
+         " bytes of shared memory)";
+}
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
-         bool dependent) {
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+            const LaunchOptions& options) {
   using namespace detail;
   if (Multiprocessor::current() != nullptr) throw KernelError("launch: called inside a kernel");
-  Launch launch(grid, block, shared_bytes, kernel);
+  Launch launch(grid, block, shared_bytes, kernel, options);
   check(launch);
   install_fault_handler();
 
@@ -195,13 +241,14 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   std::unique_lock<std::mutex> lock;
   if (launch.detect_races) {
     lock = std::unique_lock(detecting);
-    GridRaces::instance().begin_grid(launch.blocks(), dependent);
+    GridRaces::instance().begin_grid(launch.blocks(), options.dependent);
   }
   const int wanted = launch.detect_races         ? 1
                      : schedule().os_threads > 0 ? schedule().os_threads
                                                  : available_cores();
-  const uint64_t os_threads = std::min(
-      {static_cast<uint64_t>(wanted), launch.blocks(), uint64_t{kMaxStacks / launch.threads()}});
+  const uint64_t os_threads =
+      std::min({static_cast<uint64_t>(wanted), launch.turns(),
+                std::max<uint64_t>(1, kMaxStacks / (launch.threads() * launch.blocks_together()))});
   std::vector<std::thread> workers;
   try {
     workers.reserve(os_threads);
@@ -214,17 +261,6 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   run_on_this_thread(launch);
   for (std::thread& worker : workers) worker.join();
   if (!launch.error.empty()) throw KernelError(launch.error);
-}
-
-}  // namespace
-
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
-  run(grid, block, shared_bytes, kernel, false);
-}
-
-void launch_dependent(dim3 grid, dim3 block, size_t shared_bytes,
-                      const std::function<void()>& kernel) {
-  run(grid, block, shared_bytes, kernel, true);
 }
 
 }  // namespace gpu_model

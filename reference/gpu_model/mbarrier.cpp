@@ -217,9 +217,9 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   if (state.phase != phase) multiprocessor.let_others_overtake();
 }
 
-void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t mark, int parity, const char* file,
-                   int line) {
-  Wait wait = at_barrier("mbarrier_wait", barrier, file, line);
+void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t mark, int parity,
+                   const char* file, int line) {
+  Wait wait = at_barrier(what, barrier, file, line);
   wait.parity = parity;
   Multiprocessor::here().mbarrier_wait(mark, wait);
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -57,6 +58,12 @@ GuardedMemory::~GuardedMemory() {
   if (map_ == nullptr) return;
   asan_unpoison(map_, map_bytes_);  // the next mapping at this address is somebody else's
   munmap(map_, map_bytes_);
+}
+
+void GuardedMemory::protect(bool accessible) {
+  const size_t inside = map_bytes_ - 2 * kGuardBytes;
+  if (inside == 0) return;
+  mprotect(map_ + kGuardBytes, inside, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
 void GuardedMemory::poison() {
@@ -124,6 +131,18 @@ std::string describe_global(const void* address, const char* access) {
     }
   }
   return {};
+}
+
+std::string describe_place(const void* address) {
+  const std::scoped_lock lock(allocations_mutex);
+  for (const auto& [start, memory] : allocations()) {
+    if (!memory.contains(address)) continue;
+    return "byte " + std::to_string(static_cast<const std::byte*>(address) - memory.data()) +
+           " of an allocation of " + std::to_string(memory.bytes()) + " bytes";
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, "address %p", address);
+  return text;
 }
 
 }  // namespace detail

@@ -31,6 +31,8 @@ class GuardedMemory {
   std::byte* data() const { return data_; }       ///< [bytes()]
   size_t bytes() const { return bytes_; }         ///< As asked for, without padding.
 
+  /// Lets accesses fault, or no longer.
+  void protect(bool accessible);
   /// Fills data and padding with 0xff, which is NaN in every float format.
   void poison();
   /// A padding byte that the kernel changed, as an offset from data(); 0 if there is none.
@@ -54,5 +56,8 @@ const std::byte* find_allocation(const void* address, size_t* bytes);
 /// "out-of-bounds global memory `access`: ..." if gpu_model::allocate gave out memory near
 /// `address`; empty otherwise.
 std::string describe_global(const void* address, const char* access);
+
+/// "byte 16 of an allocation of 64 bytes", or the address if gpu_model::allocate did not give it.
+std::string describe_place(const void* address);
 
 }  // namespace gpu_model::detail

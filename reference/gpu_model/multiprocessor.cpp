@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfenv>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -42,7 +41,7 @@ inline bool same(const Wait& a, const Wait& b) {
 std::string describe(const Wait& wait) {
   char argument[64] = "";
   if (wait.mask != 0) std::snprintf(argument, sizeof argument, "(mask 0x%08x)", wait.mask);
-  if (wait.barrier != 0) {
+  if (wait.barrier > 0) {
     std::snprintf(argument, sizeof argument, "(%d, %d)", wait.barrier, wait.threads);
   }
   if (wait.mbarrier >= 0 && wait.parity < 0) {
@@ -73,15 +72,56 @@ uint64_t Random::next() {
   return z ^ (z >> 31);
 }
 
+namespace {
+constinit std::mutex all_mutex;  // for Multiprocessor::first and the chain from there
+}
+
 Multiprocessor::Multiprocessor() {
-  static std::mutex mutex;
-  const std::scoped_lock lock(mutex);
+  const std::scoped_lock lock(all_mutex);
   next = first;
   first = this;
 }
 
-void Multiprocessor::run(Launch& launch) {
+Multiprocessor::~Multiprocessor() {
+  const std::scoped_lock lock(all_mutex);
+  Multiprocessor** link = &first;
+  while (*link != this) link = &(*link)->next;
+  *link = next;
+}
+
+KernelArithmetic::KernelArithmetic() {
+  std::feholdexcept(&environment_);
+  volatile float inexact = 1;
+  inexact = inexact / 3;
+}
+
+KernelArithmetic::~KernelArithmetic() {
+  std::fesetenv(&environment_);
+}
+
+void Multiprocessor::prepare(Launch& launch, std::byte* stacks) {
   launch_ = &launch;
+  while (threads_.size() < launch.threads()) {
+    const auto number = static_cast<unsigned>(threads_.size());
+    threads_.push_back(stacks == nullptr
+                           ? std::make_unique<Thread>(number)
+                           : std::make_unique<Thread>(number, stacks + number * Fiber::kMapBytes));
+  }
+  // Odd seeds put shared memory at the front guard zone, so that both ends are exact under some
+  // seed.
+  const auto place =
+      launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
+  shared_ = GuardedMemory(launch.shared_bytes, place);
+  if (!shared_.valid()) throw std::bad_alloc();
+  marks_.assign(launch.shared_bytes / sizeof(Granule), {});
+  async_.granules.clear();
+}
+
+void Multiprocessor::release() {
+  shared_ = GuardedMemory();
+}
+
+void Multiprocessor::run(Launch& launch) {
   current_ = this;
   if (launch.detect_races) {
     if (detector_ == nullptr) detector_ = std::make_unique<RaceDetector>(*this);
@@ -89,24 +129,9 @@ void Multiprocessor::run(Launch& launch) {
   }
   gridDim = launch.grid;
   blockDim = launch.block;
-  // No floating-point operation traps on a GPU. And the flag for inexact results is up from the
-  // start: a fiber that raises its own doubles what switching costs.
-  std::fenv_t environment;
-  std::feholdexcept(&environment);
-  volatile float inexact = 1;
-  inexact = inexact / 3;
+  const KernelArithmetic arithmetic;
   try {
-    while (threads_.size() < launch.threads()) {
-      threads_.push_back(std::make_unique<Thread>(static_cast<unsigned>(threads_.size())));
-    }
-    // Odd seeds put shared memory at the front guard zone, so that both ends are exact under some
-    // seed.
-    const auto place =
-        launch.seed % 2 == 0 ? GuardedMemory::Place::kAtEnd : GuardedMemory::Place::kAtStart;
-    shared_ = GuardedMemory(launch.shared_bytes, place);
-    if (!shared_.valid()) throw std::bad_alloc();
-    marks_.assign(launch.shared_bytes / sizeof(Granule), {});
-    async_.granules.clear();
+    prepare(launch);
     while (!launch.stopped) {
       const uint64_t turn = launch.next_turn++;
       if (turn >= launch.blocks() || !run_block(turn)) break;
@@ -115,14 +140,19 @@ void Multiprocessor::run(Launch& launch) {
     launch.fail(0, "not enough memory for the stacks or the shared memory of a block");
   }
   RaceDetector::active = races_ = nullptr;
-  shared_ = GuardedMemory();
-  std::fesetenv(&environment);
+  release();
   current_ = nullptr;
 }
 
 bool Multiprocessor::run_block(uint64_t turn) {
-  block_index_ = launch_->block_at(turn);
+  begin_block(launch_->block_at(turn));
   blockIdx = {block_index_.x, block_index_.y, block_index_.z};
+  schedule();
+  return end_block(turn);
+}
+
+void Multiprocessor::begin_block(dim3 index) {
+  block_index_ = index;
   // Drawn from the block's index, not from its turn or its OS thread: the same seed gives the same
   // schedule.
   random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_index_.x +
@@ -135,6 +165,8 @@ bool Multiprocessor::run_block(uint64_t turn) {
   rejected_ = nullptr;
   yields_ = 0;
   scheduling_points_ = 0;
+  watchers_.clear();
+  released_ = false;
   barriers_.fill({});
   reset_async();
   // What ptxas gives the threads of a block that has the multiprocessor to itself.
@@ -147,10 +179,10 @@ bool Multiprocessor::run_block(uint64_t turn) {
   }
   const dim3 block = launch_->block;
   if (races_ != nullptr) {
-    const uint64_t index =
+    const uint64_t number =
         block_index_.x +
         launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
-    races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(index), count_,
+    races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(number), count_,
                         shared_.data(), shared_.bytes());
   }
   RaceDetector::active = races_;
@@ -161,10 +193,16 @@ bool Multiprocessor::run_block(uint64_t turn) {
     thread.wait = {};
     thread.waits_for_registers = false;
     thread.barrier = -1;
+    thread.counter = nullptr;
+    thread.acquired = {};
+    thread.cluster_arrived = false;
     thread.fiber->prepare(run_thread, &thread);
   }
+  if (cluster_ == &own_cluster_) own_cluster_.begin(count_);
   draw_priorities();
-  schedule();
+}
+
+bool Multiprocessor::end_block(uint64_t turn) {
   if (error_.empty() && !launch_->stopped) check_async_end();
 
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
@@ -203,11 +241,14 @@ void Multiprocessor::schedule() {
       }
     }
     if (best == nullptr) {
-      if (!land_load()) error_ = deadlock();
+      if (together_ != nullptr) return;  // who decides what ends the wait
+      if (!wake_watchers() && !land_load()) error_ = deadlock();
       if (!error_.empty()) return;
       continue;
     }
-    if (best->priority < kLowest && !loads_.empty() && async_random_.next() % 4 == 0) {
+    const bool gave_way = best->priority < kLowest;
+    if (gave_way && !watchers_.empty()) wake_watchers();
+    if (gave_way && !loads_.empty() && async_random_.next() % 4 == 0) {
       land_load();  // only who gave way is left: it may be spinning until the load has landed
       if (!error_.empty()) return;
       continue;
@@ -221,12 +262,14 @@ void Multiprocessor::schedule() {
       if ((best->runnable >> lane & 1) == 0) continue;
       running_ = threads_[first_number + lane].get();
       threadIdx = running_->index;
+      ++resumes_;
       running_->fiber->resume();
       running_ = nullptr;
       if (!error_.empty() || launch_->stopped) return;
     }
     if (async_.fenced) publish_stores();
     if (!error_.empty()) return;
+    if (together_ != nullptr && (gave_way || released_ || together_->interrupts())) return;
   }
 }
 
@@ -260,6 +303,7 @@ void Multiprocessor::finish_thread() {
   ++finished_;
   warp.finished |= bit;
   warp.runnable &= ~bit;
+  leave_cluster(thread);
   for (uint32_t lanes = warp.collecting; lanes != 0; lanes &= lanes - 1) {
     const unsigned lane = static_cast<unsigned>(std::countr_zero(lanes));
     const Thread& other = *threads_[thread.number / warpSize * warpSize + lane];
@@ -289,6 +333,11 @@ void Multiprocessor::yield() {
   Thread& thread = self();
   warps_[thread.number / warpSize].priority = kLowest - ++yields_;
   thread.fiber->suspend();
+}
+
+void Multiprocessor::spin() {
+  ++spins_;
+  yield();
 }
 
 void Multiprocessor::scheduling_point() {
@@ -522,6 +571,7 @@ void Multiprocessor::fault(const void* address, const char* access) {
     } else if (shared_.contains(address)) {
       text =
           std::string("out-of-bounds shared memory ") + access + ": " + shared_.describe(address);
+    } else if (text = describe_peer_fault(address, access); !text.empty()) {
     } else if (text = describe_global(address, access); text.empty()) {
       char buffer[64];
       std::snprintf(buffer, sizeof buffer, "invalid memory %s: address %p", access, address);
@@ -537,28 +587,35 @@ std::string Multiprocessor::place(unsigned number) const {
          triple(thread.x, thread.y, thread.z);
 }
 
-std::string Multiprocessor::lacks(const Thread& thread) const {
-  if (!thread.waits_for_registers) return phase(thread.wait);
-  const Warp& warp = warps_[thread.number / warpSize];
-  return ": a warp wants " + std::to_string((warp.wanted - warp.registers) * warpSize) +
-         " registers more, and the block has " + std::to_string(free_registers_) + " to give";
-}
-
 std::string Multiprocessor::describe(const Thread& thread) const {
   const std::string name = "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
   if (thread.wait.what == nullptr) return name + (thread.finished ? " has returned" : " runs");
   return name + " waits in " + detail::describe(thread.wait) + lacks(thread);
 }
 
+bool Multiprocessor::divergent() const {
+  return finished_ > 0 && barriers_[0].arrived + finished_ == count_;
+}
+
+std::string Multiprocessor::block_name() const {
+  return triple(block_index_.x, block_index_.y, block_index_.z);
+}
+
 std::string Multiprocessor::deadlock() const {
-  std::string text = finished_ > 0 && barriers_[0].arrived + finished_ == count_
-                         ? "divergent barrier: "
-                         : "deadlock: ";
-  text += "block " + triple(block_index_.x, block_index_.y, block_index_.z) + ": ";
+  return (divergent() ? "divergent barrier: block " : "deadlock: block ") + block_name() + ": " +
+         describe_waits() +
+         (watchers_.empty() ? "" : "; only a cooperative launch promises that other blocks run");
+}
+
+std::string Multiprocessor::describe_waits() const {
+  std::string text;
   for (unsigned begin = 0, end; begin < count_; begin = end) {
     const Thread& thread = *threads_[begin];
     const auto alike = [&](const Thread& other) {
-      return thread.finished ? other.finished : !other.finished && same(thread.wait, other.wait);
+      if (thread.finished || other.finished) return thread.finished == other.finished;
+      if (thread.wait.what == nullptr) return other.wait.what == nullptr;
+      return other.wait.what != nullptr && same(thread.wait, other.wait) &&
+             thread.counter == other.counter && thread.wanted == other.wanted;
     };
     for (end = begin + 1; end < count_ && alike(*threads_[end]);) ++end;
     const bool one = end == begin + 1;
@@ -567,6 +624,8 @@ std::string Multiprocessor::deadlock() const {
                 : "threads " + std::to_string(begin) + "-" + std::to_string(end - 1);
     if (thread.finished) {
       text += one ? " has returned" : " have returned";
+    } else if (thread.wait.what == nullptr) {
+      text += one ? " runs" : " run";
     } else {
       text += (one ? " waits in " : " wait in ") + detail::describe(thread.wait) + lacks(thread);
     }
@@ -646,8 +705,11 @@ void scheduling_point() {
   Multiprocessor::here().scheduling_point();
 }
 
-void yield() {
-  Multiprocessor::here().yield();
+void yield(const char* what, const char* file, int line) {
+  Thread& thread = Multiprocessor::here().self();
+  thread.wait = {what, file, line};  // for the report of a deadlock
+  Multiprocessor::here().spin();
+  thread.wait = {};
 }
 
 void thread_fence() {

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <cfenv>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,8 @@
 
 #include "reference/gpu_model/async_copy.h"
 #include "reference/gpu_model/bulk_copy.h"
+#include "reference/gpu_model/cluster.h"
+#include "reference/gpu_model/co_resident.h"
 #include "reference/gpu_model/fiber.h"
 #include "reference/gpu_model/mbarrier.h"
 #include "reference/gpu_model/memory.h"
@@ -27,20 +30,27 @@ namespace gpu_model::detail {
 
 /// What the multiprocessors share while a grid runs.
 struct Launch {
-  Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_);
+  Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_,
+         const LaunchOptions& options_);
 
   const dim3 grid, block;
   const size_t shared_bytes;            ///< Dynamic shared memory per block.
   const std::function<void()>& kernel;  ///< What every thread runs.
-  const uint64_t seed;                  ///< Schedule::seed at the launch.
-  const bool detect_races;              ///< Schedule::detect_races at the launch.
+  const LaunchOptions options;
+  const uint64_t seed;      ///< Schedule::seed at the launch.
+  const bool detect_races;  ///< Schedule::detect_races at the launch.
 
   /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
+  /// Whether the blocks of a turn run together.
+  bool together() const { return options.cooperative || options.cluster > 1; }
+  /// How many blocks run together: those of a turn.
+  uint64_t blocks_together() const { return options.cooperative ? blocks() : options.cluster; }
+  uint64_t turns() const { return blocks() / blocks_together(); }
   /// Blocks of the grid.
   uint64_t blocks() const { return uint64_t{grid.x} * grid.y * grid.z; }
-  /// The block that runs in this turn, 0 ... blocks() - 1.
-  dim3 block_at(uint64_t turn) const;
+  /// The block that runs in this turn, 0 ... turns() - 1; if there are several, one of them.
+  dim3 block_at(uint64_t turn, uint64_t number = 0) const;
 
   std::atomic<uint64_t> next_turn = 0;
   std::atomic<bool> stopped = false;  ///< Whether a block was rejected.
@@ -71,6 +81,8 @@ struct Wait {
   int threads = 0;    ///< and how many threads must meet there.
   int mbarrier = -1;  ///< An mbarrier's offset in shared memory, or -1,
   int parity = -1;    ///< and the parity that is waited for, or -1.
+
+  static constexpr int kCluster = -1;  ///< As `barrier`: the cluster's.
 };
 
 /// "__syncwarp(mask 0x0000ffff) at stages/01_naive/kernel.cuh:41"
@@ -79,6 +91,9 @@ std::string describe(const Wait& wait);
 /// A GPU thread.
 struct Thread {
   explicit Thread(unsigned number_) : fiber(std::make_unique<Fiber>(number_)), number(number_) {}
+  /// The same with a given stack.
+  Thread(unsigned number_, std::byte* stack)
+      : fiber(std::make_unique<Fiber>(number_, stack)), number(number_) {}
 
   std::unique_ptr<Fiber> fiber;
   unsigned number;        ///< In the block, 0 ... Launch::threads() - 1,
@@ -95,6 +110,11 @@ struct Thread {
   StoreQueue stores;
   std::vector<uint32_t> written;  ///< Granules that it wrote by ordinary means and has not fenced.
   std::vector<FencedRegisters> registers;
+  const unsigned* counter = nullptr;  ///< A counter in global memory that it waits for, or null,
+  unsigned wanted = 0;                ///< and what that must reach; 0: to change.
+  AcquiredValues acquired;
+  bool cluster_arrived = false;  ///< Whether it has arrived at the cluster's barrier, not waited,
+  uint64_t cluster_phase = 0;    ///< and in which phase.
 };
 
 /// The lanes of a warp, as bits, by what they do.
@@ -118,10 +138,24 @@ struct Barrier {
   Meeting meeting;                  ///< What all of these know, for the race detector.
 };
 
-/// Runs blocks on one OS thread.
+/// While this lives no floating-point operation traps, as none does on a GPU, and the flag for
+/// inexact results is up: a fiber that raises its own doubles what switching costs.
+class KernelArithmetic {
+ public:
+  KernelArithmetic();
+  ~KernelArithmetic();
+  KernelArithmetic(const KernelArithmetic&) = delete;
+
+ private:
+  std::fenv_t environment_;
+};
+
+/// Runs blocks on one OS thread: one after the other, or, if it is one of a CoResidentBlocks, one
+/// block while others run, too.
 class Multiprocessor {
  public:
   Multiprocessor();
+  ~Multiprocessor();
 
   /// The one of this OS thread; null if it runs no kernel.
   static Multiprocessor* current() { return current_; }
@@ -133,6 +167,31 @@ class Multiprocessor {
 
   /// Runs blocks of the launch on this OS thread until none is left or one is rejected.
   void run(Launch& launch);
+
+  // co_resident.cpp.
+  /// Waits until the counter has been seen to be at least what is wanted.
+  void wait_for_counter(const unsigned* counter, unsigned wanted, const Wait& wait);
+  /// This thread loaded `value` from `address`. If it did before, it spins.
+  void acquired(const unsigned* address, unsigned value, const Wait& wait);
+  /// This thread has released something: others, in other blocks, too, may overtake it.
+  void released();
+
+  // cluster.cpp. What takes an address takes one of any block of the cluster.
+  unsigned cluster_rank() const;
+  unsigned cluster_size() const { return static_cast<unsigned>(cluster_->blocks.size()); }
+  void cluster_arrive(bool release, const Wait& wait);
+  void cluster_wait(const Wait& wait);
+  /// Where the variable at `address` lies in the block of this rank.
+  void* map_address(const void* address, unsigned rank, const Wait& wait);
+  /// The block to which an address belongs, and its offset there, or an error.
+  Multiprocessor& reach(const void* address, size_t bytes, size_t alignment, size_t& offset,
+                        const Wait& wait);
+  void arrive_in_cluster(const ptx::Mbarrier* barrier, uint64_t mark, int bytes, const Wait& wait);
+  /// Checks and remembers what will be written; begin_cluster_load() lets it land.
+  void check_cluster_load(BulkCopy copy, void* destination, const ptx::Mbarrier* barrier,
+                          uint64_t mark, size_t alignment, const Wait& wait);
+  void begin_cluster_load();
+  void fence_proxy_async_cluster();
 
   // The rest is called by GPU threads.
 
@@ -242,6 +301,8 @@ class Multiprocessor {
   /// Called after this thread let others go on without waiting itself. Yields now and then, because
   /// what it does next must not depend on its doing so first.
   void let_others_overtake();
+  /// yield() by a thread that has done nothing else since it last ran.
+  void spin();
 
   /// Rejects the kernel, from a GPU thread or not.
   template <typename Message>
@@ -264,17 +325,46 @@ class Multiprocessor {
   std::string place(unsigned number) const;
 
  private:
+  friend class CoResidentBlocks;
+
   [[noreturn]] static void called_outside();
   static void run_thread(void* thread);
+  /// Gets what a block of the launch needs. Its threads' stacks lie at `stacks`, or are its own.
+  void prepare(Launch& launch, std::byte* stacks = nullptr);
+  void release();
   bool run_block(uint64_t turn);
+  void begin_block(dim3 index);
+  bool end_block(uint64_t turn);
+  /// Runs the block until it has ended or is rejected. If others run, too, only until none of its
+  /// threads can run, or the adversary or a thread that spins lets the others run.
   void schedule();
+  /// Whether others may use the block's shared memory.
+  enum class Presence { kNotStarted, kRuns, kEnded };
+  /// Makes accesses to shared memory fault, or lets them through: the block starts.
+  void close();
+  void open();
+  std::string absence() const;
+  std::string describe_peer_fault(const void* address, const char* access) const;
+  MbarrierState& reach_mbarrier(Multiprocessor& block, size_t offset, uint64_t mark,
+                                const Wait& wait);
+  void complete_cluster_barrier();
+  void leave_cluster(const Thread& thread);
+  std::string cluster_phase() const;
+  const BulkCopy* find_cluster_reader(size_t begin, size_t last) const;
+  void land_value(const BulkCopy& load);
+  void read_source(BulkCopy& copy);
+  bool can_run() const;
+  /// Whether all threads that can run have given way.
+  bool gave_way() const;
+  bool wake_watchers();
   void block(Thread& thread, Wait wait);
   void draw_priorities();
   void complete(Barrier& barrier, int id);
   void complete(Warp& warp, unsigned mask, Combine combine, bool ordering, WarpOperation operation);
   void finish_thread();
   std::string phase(const Wait& wait) const;
-  std::string lacks(const Thread& thread) const;  // what the thread waits for
+  /// What lacks of what a thread waits for.
+  std::string lacks(const Thread& thread) const;
   void reset_async();
   void check_async_end();
   void publish_stores();
@@ -300,6 +390,9 @@ class Multiprocessor {
                        const Product& product);
   void record_registers(Thread& thread, const uint32_t* begin, size_t count);
   std::string deadlock() const;
+  bool divergent() const;
+  std::string block_name() const;
+  std::string describe_waits() const;
   std::string describe(const Thread& thread) const;
 
   static thread_local constinit Multiprocessor* current_;
@@ -317,6 +410,14 @@ class Multiprocessor {
   Thread* rejected_ = nullptr;  // for gdb.py
   uint64_t yields_ = 0;
   unsigned scheduling_points_ = 0;
+  uint64_t resumes_ = 0, spins_ = 0;      // how often a thread ran, and how often it only spun
+  std::vector<Thread*> watchers_;         // threads that wait for a counter
+  bool released_ = false;                 // whether another block may go on at once
+  CoResidentBlocks* together_ = nullptr;  // those that it runs with, if any
+  Cluster own_cluster_{.blocks = {this}};
+  Cluster* cluster_ = &own_cluster_;
+  Presence presence_ = Presence::kRuns;
+  Multiprocessor* cluster_target_ = nullptr;  // of the load that a thread is about to begin
   GuardedMemory shared_;
   std::vector<GranuleMark> marks_;  // for every 16 bytes of shared_
   bool marks_used_ = false;         // by this block

@@ -41,6 +41,10 @@ size_t Multiprocessor::shared_offset(const void* address, size_t bytes, size_t a
 }
 
 std::string Multiprocessor::writer(const GranuleMark& mark) const {
+  if (mark.state == GranuleMark::State::kLanding && mark.issuer != 0) {
+    return cluster_->blocks[mark.issuer - 1u]->place(mark.thread) + " at " +
+           std::string(relative_path(mark.file)) + ":" + std::to_string(mark.line);
+  }
   const uint3 index = threads_[mark.thread]->index;
   return "thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
          std::to_string(index.z) + ") at " + std::string(relative_path(mark.file)) + ":" +
@@ -221,6 +225,9 @@ void Multiprocessor::check_async_end() {
     if (barrier.landed > barrier.observed) under_way(barrier.what, barrier.file, barrier.line);
   }
   if (async_.used) {
+    if (const BulkCopy* copy = find_cluster_reader(0, SIZE_MAX); copy != nullptr) {
+      under_way(copy->what, copy->file, copy->line);
+    }
     for (unsigned number = 0; number < count_; ++number) {
       for (const BulkCopy& store : threads_[number]->stores.stores) {
         under_way(store.what, store.file, store.line);

@@ -25,6 +25,7 @@ struct GranuleMark {
   uint16_t thread = 0;  ///< and the number of the thread that did.
   uint16_t listed = 0;  ///< 1 + the thread whose Thread::written lists this granule; 0: none.
   State state = State::kIdle;
+  uint8_t issuer = 0;  ///< 1 + the rank of the thread's block in the cluster, or 0: this block.
 };
 
 /// An array of granules. Not a plain vector, which would drop what their type says about aliasing.
@@ -52,9 +53,6 @@ struct AsyncView {
   bool used = false;              ///< Whether this block has used it.
   bool fenced = false;            ///< Whether stores of unknown threads have yet to be published.
 };
-
-// The model's own copies. Not memcpy, which ThreadSanitizer would take for an access by whatever
-// thread runs; for the same reason the compiler may not make one of these loops.
 
 inline bool equal(const Granule& a, const Granule& b) {
   const Granule difference = a ^ b;

@@ -8,6 +8,7 @@
 /// told of it by the model, with the kernel's line, and does not see it by itself (GPU_MODEL_UNSEEN).
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -75,9 +76,46 @@ int named_barrier(int id, int threads, bool predicate, const char* file, int lin
 /// Counts this thread at barrier `id` without waiting.
 void named_barrier_arrive(int id, int threads, const char* file, int line);
 
+// co_resident.cpp.
+
+/// This thread has loaded `value` from `address`: lets others run, at once if it was there before.
+void acquired(const char* what, const unsigned* address, unsigned value, const char* file,
+              int line);
+/// This thread has released something.
+void released();
+/// Waits until the counter may have become at least `wanted`.
+void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line);
+
+inline unsigned load_acquire(const unsigned* address) {
+  return std::atomic_ref<unsigned>(*const_cast<unsigned*>(address)).load(std::memory_order_acquire);
+}
+
 }  // namespace detail
 
 namespace ptx {
+
+[[gnu::noinline]] inline unsigned ld_acquire(const unsigned* address_gmem, GPU_MODEL_HERE) {
+  const unsigned value = detail::load_acquire(address_gmem);
+  detail::acquired("ld_acquire", address_gmem, value, file, line);
+  return value;
+}
+[[gnu::noinline]] inline void st_release(unsigned* address_gmem, unsigned value) {
+  detail::scheduling_point();
+  std::atomic_ref<unsigned>(*address_gmem).store(value, std::memory_order_release);
+  detail::released();
+}
+[[gnu::noinline]] inline void red_add_release(unsigned* address_gmem, unsigned value) {
+  detail::scheduling_point();
+  std::atomic_ref<unsigned>(*address_gmem).fetch_add(value, std::memory_order_release);
+  detail::released();
+}
+[[gnu::noinline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
+                                                  GPU_MODEL_HERE) {
+  detail::scheduling_point();
+  while (detail::load_acquire(counter_gmem) < value) {
+    detail::wait_for_counter(counter_gmem, value, file, line);
+  }
+}
 
 template <typename T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, GPU_MODEL_HERE) {

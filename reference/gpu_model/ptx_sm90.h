@@ -4,7 +4,7 @@
 /// README.md.
 ///
 /// As in ptx.h, whatever reads or writes the kernel's memory for a thread is in this header, so
-/// that sanitizers see the access as that thread's.
+/// that AddressSanitizer sees the access as that thread's.
 #pragma once
 
 #include <cstddef>
@@ -34,8 +34,8 @@ uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file
 void fence_mbarrier_init();
 void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
                      const char* file, int line);
-void mbarrier_wait(const ptx::Mbarrier* barrier, uint64_t state, int parity, const char* file,
-                   int line);
+void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int parity,
+                   const char* file, int line);
 /// Rejects an address that is not aligned or not in shared memory.
 void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line);
 
@@ -60,6 +60,30 @@ void tensor_store(const TensorMap* map, const int (&coordinates)[4], const void*
 void linear_store(void* destination, const void* source, int bytes, const char* file, int line);
 void commit_stores();
 void wait_stores(int pending);
+
+// cluster.cpp, and of copies bulk_copy.cpp. Addresses may be those of any block of the cluster.
+
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive(const char* what, bool release, const char* file, int line);
+void cluster_wait(const char* file, int line);
+void* map_address(const void* address, unsigned rank, const char* file, int line);
+void fence_proxy_async_cluster();
+/// Rejects an address that is not a multiple of `bytes`, or in no block that runs.
+void check_in_cluster(const char* what, const void* address, size_t bytes, const char* file,
+                      int line);
+void arrive_in_cluster(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
+                       const char* file, int line);
+/// These check and remember what begin_cluster_load() begins; the two latter return its bytes.
+void check_value(const char* what, bool add, void* destination, uint64_t value, size_t bytes,
+                 const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
+size_t check_multicast(void* destination, const TensorMap* map, const int (&coordinates)[4],
+                       const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
+                       const char* file, int line);
+size_t check_cluster_copy(void* destination, const void* source, int bytes,
+                          const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
+void begin_cluster_load();
+void check_multicast_mask(unsigned mask, const char* file, int line);
 
 /// Fills memory with NaN, so that what lay there is not taken for what a copy will write.
 GPU_MODEL_UNSEEN inline void poison(void* memory, size_t bytes) {
@@ -181,7 +205,8 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive_expect_tx(Mbarrie
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_smem, int parity,
                                                              GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_wait", barrier_smem, file, line);
-  detail::mbarrier_wait(barrier_smem, detail::read_state(barrier_smem), parity, file, line);
+  detail::mbarrier_wait("mbarrier_wait", barrier_smem, detail::read_state(barrier_smem), parity,
+                        file, line);
 }
 
 inline void fence_proxy_async() {
@@ -238,6 +263,92 @@ template <int kPending>
 void cp_async_bulk_wait_group_read() {
   static_assert(kPending >= 0);
   detail::wait_stores(kPending);
+}
+
+inline unsigned cluster_ctarank() {
+  return detail::cluster_rank();
+}
+inline unsigned cluster_nctarank() {
+  return detail::cluster_size();
+}
+inline void barrier_cluster_arrive(GPU_MODEL_HERE) {
+  detail::cluster_arrive("barrier_cluster_arrive", true, file, line);
+}
+inline void barrier_cluster_arrive_relaxed(GPU_MODEL_HERE) {
+  detail::cluster_arrive("barrier_cluster_arrive_relaxed", false, file, line);
+}
+inline void barrier_cluster_wait(GPU_MODEL_HERE) {
+  detail::cluster_wait(file, line);
+}
+template <typename T>
+T* mapa(T* address_smem, unsigned rank, GPU_MODEL_HERE) {
+  return static_cast<T*>(detail::map_address(address_smem, rank, file, line));
+}
+inline void fence_proxy_async_cluster() {
+  detail::fence_proxy_async_cluster();
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive_cluster(Mbarrier* barrier,
+                                                                       GPU_MODEL_HERE) {
+  detail::check_in_cluster("mbarrier_arrive_cluster", barrier, 8, file, line);
+  detail::arrive_in_cluster("mbarrier_arrive_cluster", barrier, detail::read_state(barrier), 0,
+                            file, line);
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive_expect_tx_cluster(Mbarrier* barrier,
+                                                                                 int bytes,
+                                                                                 GPU_MODEL_HERE) {
+  detail::check_in_cluster("mbarrier_arrive_expect_tx_cluster", barrier, 8, file, line);
+  detail::arrive_in_cluster("mbarrier_arrive_expect_tx_cluster", barrier,
+                            detail::read_state(barrier), bytes, file, line);
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait_cluster(Mbarrier* barrier_smem,
+                                                                     int parity, GPU_MODEL_HERE) {
+  detail::check_mbarrier("mbarrier_wait_cluster", barrier_smem, file, line);
+  detail::mbarrier_wait("mbarrier_wait_cluster", barrier_smem, detail::read_state(barrier_smem),
+                        parity, file, line);
+}
+template <typename T>
+GPU_MODEL_UNSEEN [[gnu::noinline]] void st_async(T* destination, std::type_identity_t<T> value,
+                                                 Mbarrier* barrier, GPU_MODEL_HERE) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  detail::check_in_cluster("st_async", barrier, 8, file, line);
+  detail::check_value("st_async", false, destination, std::bit_cast<Bits>(value), sizeof(T),
+                      barrier, detail::read_state(barrier), file, line);
+  *destination = std::bit_cast<T>(static_cast<Bits>(~Bits{0}));
+  detail::begin_cluster_load();
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void red_async_add(uint32_t* destination, uint32_t value,
+                                                             Mbarrier* barrier, GPU_MODEL_HERE) {
+  detail::check_in_cluster("red_async_add", barrier, 8, file, line);
+  detail::check_value("red_async_add", true, destination, value, sizeof value, barrier,
+                      detail::read_state(barrier), file, line);
+  detail::begin_cluster_load();
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_cluster(void* destination,
+                                                                     const void* source_smem,
+                                                                     int bytes, Mbarrier* barrier,
+                                                                     GPU_MODEL_HERE) {
+  detail::check_in_cluster("cp_async_bulk_cluster", barrier, 8, file, line);
+  const size_t checked = detail::check_cluster_copy(destination, source_smem, bytes, barrier,
+                                                    detail::read_state(barrier), file, line);
+  detail::poison(destination, checked);
+  detail::begin_cluster_load();
+}
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_4d_multicast(
+    void* destination_smem, const TensorMap* map, int c0, int c1, int c2, int c3,
+    Mbarrier* barrier_smem, uint16_t mask, uint64_t cache_policy, GPU_MODEL_HERE) {
+  detail::check_multicast_mask(mask, file, line);
+  for (unsigned rank = 0; rank < 16; ++rank) {
+    if ((mask >> rank & 1) == 0) continue;
+    void* destination = mapa(destination_smem, rank, file, line);
+    Mbarrier* barrier = mapa(barrier_smem, rank, file, line);
+    detail::check_in_cluster("cp_async_bulk_tensor_4d_multicast", barrier, 8, file, line);
+    const size_t bytes =
+        detail::check_multicast(destination, map, {c0, c1, c2, c3}, barrier,
+                                detail::read_state(barrier), cache_policy, file, line);
+    detail::poison(destination, bytes);
+    detail::begin_cluster_load();
+  }
 }
 
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const uint32_t (&r)[4],

@@ -30,7 +30,8 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 /// One copy per OS thread, because a block never leaves its OS thread. Only dynamic shared memory
 /// is poisoned before each block, lies between guard pages and belongs to one block, so kernels
-/// that are to be checked use that.
+/// that are to be checked use that. So must those whose blocks are resident together: they share
+/// the OS thread, and with it this copy.
 #define __shared__ static thread_local
 
 struct uint3 {
@@ -92,12 +93,8 @@ namespace gpu_model {
 
 /// Runs `kernel` once for every thread of the grid and returns when all have returned. Throws
 /// KernelError for the first thing that is wrong; what the kernel wrote until then stays written.
-void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
-/// The same for a grid that a GPU may start while the one before still runs: by programmatic dependent
-/// launch. Here it runs when that one has ended, but knows nothing of what it did before
-/// griddepcontrol_wait.
-void launch_dependent(dim3 grid, dim3 block, size_t shared_bytes,
-                      const std::function<void()>& kernel);
+void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+            const LaunchOptions& options = {});
 
 /// The block's dynamic shared memory, of which the kernel uses `bytes`; an error if the launch
 /// asked for less.
@@ -126,8 +123,9 @@ unsigned lane();
 
 /// Lets other threads run now and then: called where a kernel may spin.
 void scheduling_point();
-/// Lets every other runnable thread of the block run first.
-void yield();
+/// Lets every other runnable thread of the block run first, and other blocks if they are resident:
+/// this thread waits for something that they do.
+void yield(const char* what, const char* file, int line);
 /// Orders this thread's accesses to memory.
 void thread_fence();
 
@@ -291,8 +289,8 @@ inline void __threadfence() {
 inline void __threadfence_block() {
   gpu_model::detail::thread_fence();
 }
-inline void __nanosleep(unsigned) {
-  gpu_model::detail::yield();
+inline void __nanosleep(unsigned, GPU_MODEL_HERE) {
+  gpu_model::detail::yield("__nanosleep", file, line);
 }
 
 template <typename T>

@@ -21,6 +21,8 @@ using GoldenWords = std::map<std::string, std::vector<uint32_t>>;
 inline constexpr char kFragmentsFile[] = "reference/testing/golden/fragments.txt";
 /// The same for Hopper's instructions.
 inline constexpr char kHopperFragmentsFile[] = "reference/testing/golden/hopper_fragments.txt";
+/// The same for clusters.
+inline constexpr char kClusterFragmentsFile[] = "reference/testing/golden/cluster_fragments.txt";
 /// What a test says behind the name of a file that is not what it should be.
 inline constexpr char kGoldenFileHelp[] =
     " is missing or damaged, or it records other instructions. Run this in the project's root; "

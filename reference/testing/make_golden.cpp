@@ -4,7 +4,7 @@
 //
 // Prints a line per observation of Hopper's instructions: whether it is what is documented.
 //
-// Exit code: 0 both files are written; 1 one is not, with the reason; 2 wrong usage.
+// Exit code: 0 all files are written; 1 one is not, with the reason; 2 wrong usage.
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "reference/testing/cluster_fragments.h"
 #include "reference/testing/golden.h"
 #include "reference/testing/hopper_fragments.h"
 
@@ -70,8 +71,20 @@ Status make_golden(const std::string& folder) {
   report_swapped(std::cout, observations);
   std::cout << observations.size() - failed << " of " << observations.size()
             << " are as documented\n";
-  return write(folder, kHopperFragmentsFile, "wgmma, TMA, stmatrix and mbarrier", *gpu,
-               hopper_fragments);
+  MLA_RETURN_IF_ERROR(write(folder, kHopperFragmentsFile, "wgmma, TMA, stmatrix and mbarrier", *gpu,
+                            hopper_fragments));
+
+  std::vector<Observation> cluster_observations;
+  MLA_RETURN_IF_ERROR(record_cluster_fragments(*gpu, &cluster_observations));
+  GoldenWords cluster_fragments;
+  for (const Observation& o : cluster_observations) {
+    const std::string wrong = undocumented(o);
+    std::cout << (wrong.empty() ? "PASS " : "FAIL ") << o.name << (wrong.empty() ? "" : ": ")
+              << wrong << "\n";
+    cluster_fragments[o.name] = kept_words(o);
+  }
+  return write(folder, kClusterFragmentsFile, "the instructions for clusters", *gpu,
+               cluster_fragments);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -57,16 +59,102 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
                      "kernel launch");
 }
 
+/// The same as launch() for a kernel whose blocks wait for each other: all of them are resident at
+/// once.
+/// @return kUnsupported if the device has no room for that, with the numbers.
+template <typename... Parameters, typename... Arguments>
+Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                          size_t shared_bytes, Stream stream, Arguments... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  int each = 0, device = 0, multiprocessors = 0;
+  MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                      &each, kernel, static_cast<int>(block), shared_bytes),
+                                  "cudaOccupancyMaxActiveBlocksPerMultiprocessor"));
+  MLA_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "cudaGetDevice"));
+  MLA_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+                  "cudaDeviceGetAttribute"));
+  if (const int64_t most = int64_t{each} * multiprocessors; grid > most) {
+    return {StatusCode::kUnsupported,
+            "the grid has " + std::to_string(grid) + " blocks, but at most " +
+                std::to_string(most) + " are resident at once: " + std::to_string(each) +
+                " on each of " + std::to_string(multiprocessors) + " multiprocessors"};
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
+/// The same as launch() for a kernel whose blocks form clusters of `cluster` neighbours: 2, 4, 8, or
+/// 16 where the device has room for that many.
+/// @return kUnsupported if the device has no room for one cluster.
+template <typename... Parameters, typename... Arguments>
+Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
+                      unsigned block, size_t shared_bytes, Stream stream, Arguments... arguments) {
+  if (cluster == 0 || grid % cluster != 0) {
+    return {StatusCode::kInvalidArgument,
+            "grid = " + std::to_string(grid) +
+                " is not a multiple of cluster = " + std::to_string(cluster)};
+  }
+  if (shared_bytes > 48 * 1024) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes)),
+                    "cudaFuncSetAttribute"));
+  }
+  if (cluster > 8) {
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                    "cudaFuncSetAttribute"));
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+                                  "cudaOccupancyMaxActiveClusters"));
+  if (clusters == 0) {
+    return {StatusCode::kUnsupported, "the device has no room for a cluster of " +
+                                          std::to_string(cluster) + " blocks of " +
+                                          std::to_string(block) + " threads and " +
+                                          std::to_string(shared_bytes) + " bytes of shared memory"};
+  }
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                     "kernel launch");
+}
+
 #else
 
-/// Runs kernel(arguments...) to its end on the model, as `launch_grid` of simt.h does.
-/// @return kKernelRejected with what the model found, or kOutOfMemory.
-template <typename... Parameters, typename... Arguments>
-Status run_on_model(decltype(gpu_model::launch)* launch_grid, void (*kernel)(Parameters...),
-                    unsigned grid, unsigned block, size_t shared_bytes, Arguments... arguments) {
+namespace detail {
+/// Runs a kernel on the model: what it throws as a Status.
+inline Status run_on_model(unsigned grid, unsigned block, size_t shared_bytes,
+                           const std::function<void()>& kernel,
+                           const gpu_model::LaunchOptions& options) {
   try {
-    launch_grid(dim3(grid), dim3(block), shared_bytes,
-                [&] { kernel(static_cast<Parameters>(arguments)...); });
+    gpu_model::launch(dim3(grid), dim3(block), shared_bytes, kernel, options);
   } catch (const gpu_model::KernelError& error) {
     return {StatusCode::kKernelRejected, error.what()};
   } catch (const std::bad_alloc&) {
@@ -74,12 +162,28 @@ Status run_on_model(decltype(gpu_model::launch)* launch_grid, void (*kernel)(Par
   }
   return {};
 }
+}  // namespace detail
 
-/// See above.
+/// Runs kernel(arguments...) to its end on the model.
+/// @return kKernelRejected with what the model found, or kOutOfMemory.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream /*stream*/, Arguments... arguments) {
-  return run_on_model(gpu_model::launch, kernel, grid, block, shared_bytes, arguments...);
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); }, {});
+}
+
+/// The same as launch() for a kernel whose blocks wait for each other: all of them are resident at
+/// once.
+/// @return kUnsupported if the device has no room for that, with the numbers.
+template <typename... Parameters, typename... Arguments>
+Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
+                          size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
+  const std::string why = gpu_model::check_resident(grid, block, shared_bytes);
+  if (!why.empty()) return {StatusCode::kUnsupported, why};
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.cooperative = true});
 }
 
 /// See above. The grid runs when the one before has ended; that it might have begun earlier, the race
@@ -87,7 +191,25 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
-  return run_on_model(gpu_model::launch_dependent, kernel, grid, block, shared_bytes, arguments...);
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.dependent = true});
+}
+
+/// The same as launch() for a kernel whose blocks form clusters of `cluster` neighbours: 2, 4, 8, or
+/// 16 where the device has room for that many.
+template <typename... Parameters, typename... Arguments>
+Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
+                      unsigned block, size_t shared_bytes, Stream /*stream*/,
+                      Arguments... arguments) {
+  if (cluster == 0 || grid % cluster != 0) {
+    return {StatusCode::kInvalidArgument,
+            "grid = " + std::to_string(grid) +
+                " is not a multiple of cluster = " + std::to_string(cluster)};
+  }
+  return detail::run_on_model(grid, block, shared_bytes,
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.cluster = cluster});
 }
 
 #endif

@@ -143,6 +143,42 @@ __device__ __forceinline__ void griddepcontrol_wait() {
 #endif
 }
 
+// Between blocks, through counters in global memory. What a thread did before a release is visible
+// to a thread that acquires what it wrote, in any block; other threads' work comes along if a
+// barrier ordered it before. Only blocks of a launch_cooperative() may wait for each other. Sections
+// "ld", "st", "red" and "Memory Consistency Model",
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#memory-consistency-model
+
+/// Loads and acquires, at the scope of the GPU.
+__device__ __forceinline__ unsigned ld_acquire(const unsigned* address_gmem) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(address_gmem))
+               : "memory");
+  return value;
+}
+/// Stores and releases, at the scope of the GPU.
+__device__ __forceinline__ void st_release(unsigned* address_gmem, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(address_gmem)), "r"(value)
+               : "memory");
+}
+/// Adds and releases, at the scope of the GPU.
+__device__ __forceinline__ void red_add_release(unsigned* address_gmem, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(address_gmem)), "r"(value)
+               : "memory");
+}
+/// Loads and acquires until the counter is at least `value`. On the model a wait that nothing can
+/// end is reported with both.
+__device__ __forceinline__ void wait_until_at_least(const unsigned* counter_gmem, unsigned value) {
+  while (ld_acquire(counter_gmem) < value) {
+  }
+}
+
 #else
 
 using gpu_model::ptx::barrier_sync;
@@ -153,9 +189,13 @@ using gpu_model::ptx::cp_async_wait_group;
 using gpu_model::ptx::ex2_approx;
 using gpu_model::ptx::griddepcontrol_launch_dependents;
 using gpu_model::ptx::griddepcontrol_wait;
+using gpu_model::ptx::ld_acquire;
 using gpu_model::ptx::ldmatrix_x4;
 using gpu_model::ptx::ldmatrix_x4_trans;
 using gpu_model::ptx::mma_m16n8k16;
+using gpu_model::ptx::red_add_release;
+using gpu_model::ptx::st_release;
+using gpu_model::ptx::wait_until_at_least;
 
 #endif
 

@@ -209,6 +209,142 @@ __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
 }
 
+// Clusters: blocks that reach into each other's shared memory. A pointer from mapa() is good for
+// ordinary loads, stores and atomics, and for the functions below whose parameters are not named
+// _smem. Before a block touches another's memory the other must have started, and before a block
+// ends the others must be done with its memory: both are what a cluster barrier is for.
+
+/// This block's number in its cluster. Section "%cluster_ctarank",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#special-registers-cluster-ctarank
+__device__ __forceinline__ unsigned cluster_ctarank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+/// Blocks of the cluster. Section "%cluster_nctarank",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#special-registers-cluster-nctarank
+__device__ __forceinline__ unsigned cluster_nctarank() {
+  unsigned count;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+  return count;
+}
+/// Arrives at the cluster's barrier without waiting; all threads of the cluster that have not
+/// returned must, a warp's lanes together. What a thread did before is visible to those who wait.
+/// Section "barrier.cluster",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-barrier-cluster
+__device__ __forceinline__ void barrier_cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+/// The same, but orders no memory.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+}
+/// Waits until all have arrived.
+__device__ __forceinline__ void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Where the variable at `address_smem` lies in the block of this rank. Section "mapa",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-mapa
+template <typename T>
+__device__ __forceinline__ T* mapa(T* address_smem, unsigned rank) {
+  uint64_t address;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(address)
+               : "l"(reinterpret_cast<uint64_t>(address_smem)), "r"(rank));
+  return reinterpret_cast<T*>(address);
+}
+/// fence_proxy_async() for the shared memory of all blocks of the cluster.
+__device__ __forceinline__ void fence_proxy_async_cluster() {
+  asm volatile("fence.proxy.async.shared::cluster;" ::: "memory");
+}
+/// mbarrier_arrive() at a barrier of any block of the cluster. Who waits and then reads what this
+/// thread wrote uses mbarrier_wait_cluster().
+__device__ __forceinline__ void mbarrier_arrive_cluster(Mbarrier* barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];"
+               :
+               : "r"(shared_address(barrier))
+               : "memory");
+}
+/// mbarrier_arrive_expect_tx() at a barrier of any block of the cluster.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx_cluster(Mbarrier* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cluster.shared::cluster.b64 _, [%0], %1;"
+               :
+               : "r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+/// mbarrier_wait() for what threads of other blocks wrote, too.
+__device__ __forceinline__ void mbarrier_wait_cluster(Mbarrier* barrier_smem, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}"
+      :
+      : "r"(shared_address(barrier_smem)), "r"(parity)
+      : "memory");
+}
+/// Stores a value of 4 or 8 bytes in any block of the cluster, asynchronously, and completes its
+/// bytes on an mbarrier of the same block. Section "st.async",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-st-async
+template <typename T>
+__device__ __forceinline__ void st_async(T* destination, std::type_identity_t<T> value,
+                                         Mbarrier* barrier) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 :
+                 : "r"(shared_address(destination)),
+                   "r"(*reinterpret_cast<const uint32_t*>(&value)), "r"(shared_address(barrier))
+                 : "memory");
+  } else {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
+                 :
+                 : "r"(shared_address(destination)),
+                   "l"(*reinterpret_cast<const uint64_t*>(&value)), "r"(shared_address(barrier))
+                 : "memory");
+  }
+}
+/// Adds to a number in any block of the cluster, asynchronously, and completes 4 bytes on an
+/// mbarrier of the same block. Section "red.async",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-red-async
+__device__ __forceinline__ void red_async_add(uint32_t* destination, uint32_t value,
+                                              Mbarrier* barrier) {
+  asm volatile(
+      "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32 "
+      "[%0], %1, [%2];"
+      :
+      : "r"(shared_address(destination)), "r"(value), "r"(shared_address(barrier))
+      : "memory");
+}
+/// Copies `bytes`, a multiple of 16, from this block's shared memory to that of any block of the
+/// cluster, both 16-byte aligned, and completes them on an mbarrier of the latter. One thread calls
+/// it.
+__device__ __forceinline__ void cp_async_bulk_cluster(void* destination, const void* source_smem,
+                                                      int bytes, Mbarrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];"
+      :
+      : "r"(shared_address(destination)), "r"(shared_address(source_smem)), "r"(bytes),
+        "r"(shared_address(barrier))
+      : "memory");
+}
+/// cp_async_bulk_tensor_4d() to the same place in every block of the cluster whose bit in `mask` is
+/// set, by rank; each block's own mbarrier completes the bytes.
+__device__ __forceinline__ void cp_async_bulk_tensor_4d_multicast(
+    void* destination_smem, const TensorMap* map, int c0, int c1, int c2, int c3,
+    Mbarrier* barrier_smem, uint16_t mask, uint64_t cache_policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7, %8;"
+      :
+      : "r"(shared_address(destination_smem)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
+        "r"(shared_address(barrier_smem)), "h"(mask), "l"(cache_policy)
+      : "memory");
+}
+
 namespace detail {
 // The compiler does not know what an asynchronous product does to these registers. This keeps it
 // from moving an access to them past this point.
@@ -375,26 +511,40 @@ __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], cons
 #else
 
 using gpu_model::ptx::barrier_arrive;
+using gpu_model::ptx::barrier_cluster_arrive;
+using gpu_model::ptx::barrier_cluster_arrive_relaxed;
+using gpu_model::ptx::barrier_cluster_wait;
+using gpu_model::ptx::cluster_ctarank;
+using gpu_model::ptx::cluster_nctarank;
 using gpu_model::ptx::cp_async_bulk;
+using gpu_model::ptx::cp_async_bulk_cluster;
 using gpu_model::ptx::cp_async_bulk_commit_group;
 using gpu_model::ptx::cp_async_bulk_prefetch_tensor_4d;
 using gpu_model::ptx::cp_async_bulk_store;
 using gpu_model::ptx::cp_async_bulk_tensor_4d;
+using gpu_model::ptx::cp_async_bulk_tensor_4d_multicast;
 using gpu_model::ptx::cp_async_bulk_tensor_4d_store;
 using gpu_model::ptx::cp_async_bulk_wait_group_read;
 using gpu_model::ptx::createpolicy_evict_first;
 using gpu_model::ptx::createpolicy_evict_last;
 using gpu_model::ptx::fence_mbarrier_init;
 using gpu_model::ptx::fence_proxy_async;
+using gpu_model::ptx::fence_proxy_async_cluster;
+using gpu_model::ptx::mapa;
 using gpu_model::ptx::matrix_descriptor;
 using gpu_model::ptx::Mbarrier;
 using gpu_model::ptx::mbarrier_arrive;
+using gpu_model::ptx::mbarrier_arrive_cluster;
 using gpu_model::ptx::mbarrier_arrive_expect_tx;
+using gpu_model::ptx::mbarrier_arrive_expect_tx_cluster;
 using gpu_model::ptx::mbarrier_init;
 using gpu_model::ptx::mbarrier_wait;
+using gpu_model::ptx::mbarrier_wait_cluster;
 using gpu_model::ptx::prefetch_tensormap;
+using gpu_model::ptx::red_async_add;
 using gpu_model::ptx::setmaxnreg_dec;
 using gpu_model::ptx::setmaxnreg_inc;
+using gpu_model::ptx::st_async;
 using gpu_model::ptx::stmatrix_x4;
 using gpu_model::ptx::wgmma_commit_group;
 using gpu_model::ptx::wgmma_fence;

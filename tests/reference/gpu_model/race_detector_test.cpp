@@ -78,10 +78,10 @@ TEST_F(RaceDetection, AGridMayBeginBeforeTheOneAheadEnds) {
   gpu_model::launch(1, 32, 0, write);
   EXPECT_NO_THROW(gpu_model::launch(1, 32, 0, read(false)));
   gpu_model::launch(1, 32, 0, write);
-  EXPECT_NO_THROW(gpu_model::launch_dependent(1, 32, 0, read(true)));
+  gpu_model::launch(1, 32, 0, read(true), {.dependent = true});
   gpu_model::launch(1, 32, 0, write);
   try {
-    gpu_model::launch_dependent(1, 32, 0, read(false));
+    gpu_model::launch(1, 32, 0, read(false), {.dependent = true});
     ADD_FAILURE() << "not rejected";
   } catch (const gpu_model::KernelError& error) {
     expect_contains(error.what(), "by an earlier grid: no griddepcontrol_wait came before");
