@@ -48,6 +48,7 @@ using gpu_model::atomic_access;
 
 #define CODE __builtin_return_address(0)
 
+// NOLINTBEGIN(bugprone-reserved-identifier): the compiler's names
 extern "C" {
 
 void __tsan_init() {
@@ -143,3 +144,4 @@ void __tsan_atomic_thread_fence(int) {
 void __tsan_atomic_signal_fence(int) {}
 
 }  // extern "C"
+// NOLINTEND(bugprone-reserved-identifier)

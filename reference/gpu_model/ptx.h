@@ -17,7 +17,7 @@
 #include "reference/gpu_model/simt.h"
 
 /// A function whose accesses the race detector does not see: the model tells it of them.
-#define GPU_MODEL_UNSEEN __attribute__((no_sanitize_thread))
+#define GPU_MODEL_UNSEEN [[gnu::no_sanitize_thread]]
 
 namespace gpu_model {
 namespace detail {
