@@ -12,6 +12,7 @@ limit=86400
 if [[ ${1-} == --limit ]]; then limit=$2; shift 2; fi
 export build=build-clang
 cmake --preset clang -DCMAKE_EXPORT_COMPILE_COMMANDS=ON > /dev/null
+cmake --build $build --target mutants > /dev/null  # sources that a test includes
 
 base=$(git merge-base HEAD origin/main 2> /dev/null || true)
 if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then base=HEAD~1; fi

@@ -93,7 +93,7 @@ __global__ void pass_around(unsigned* counters, int* values, int* out, int round
 
 template <Wait kWait>
 std::string run_pass_around(unsigned blocks, unsigned threads,
-                            std::string (*run)(dim3, dim3, std::function<void()>)) {
+                            std::string (*run)(dim3, dim3, const std::function<void()>&)) {
   constexpr int kRounds = 3;
   GlobalArray<unsigned> counters(kRounds);
   counters.fill(0);
@@ -109,7 +109,7 @@ std::string run_pass_around(unsigned blocks, unsigned threads,
   return {};
 }
 
-std::string together(dim3 grid, dim3 block, std::function<void()> kernel) {
+std::string together(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   try {
     gpu_model::launch(grid, block, 0, kernel, {.cooperative = true});
   } catch (const gpu_model::KernelError& error) {
