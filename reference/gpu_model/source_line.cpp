@@ -27,7 +27,12 @@ std::string source_line(const void* code) {
     if (const size_t end = text.find_first_of(" \n"); end != text.npos) text = text.substr(0, end);
     if (text.starts_with('?')) break;
     std::string path = std::filesystem::path(text).lexically_normal();
-    if (path.starts_with(GPU_MODEL_SOURCE_ROOT)) path.erase(0, sizeof GPU_MODEL_SOURCE_ROOT - 1);
+    // The part below the tree's root, whatever tree the compiler, or its cache, found the file in.
+    for (size_t at = path.find('/'); at != path.npos; at = path.find('/', at + 1)) {
+      if (!std::filesystem::is_regular_file(GPU_MODEL_SOURCE_ROOT + path.substr(at + 1))) continue;
+      path.erase(0, at + 1);
+      break;
+    }
     if (!path.starts_with("reference/gpu_model/") && !path.starts_with("/usr/")) return path;
   }
   std::snprintf(line.data(), line.size(), "%s+0x%" PRIxPTR, file.dli_fname, offset);
