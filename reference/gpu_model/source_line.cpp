@@ -29,7 +29,8 @@ std::string source_line(const void* code) {
     std::string path = std::filesystem::path(text).lexically_normal();
     // The part below the tree's root, whatever tree the compiler, or its cache, found the file in.
     for (size_t at = path.find('/'); at != path.npos; at = path.find('/', at + 1)) {
-      if (!std::filesystem::is_regular_file(GPU_MODEL_SOURCE_ROOT + path.substr(at + 1))) continue;
+      const std::string below = path.substr(at + 1, path.rfind(':') - at - 1);
+      if (!std::filesystem::is_regular_file(GPU_MODEL_SOURCE_ROOT + below)) continue;
       path.erase(0, at + 1);
       break;
     }
