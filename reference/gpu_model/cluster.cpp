@@ -221,25 +221,31 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
     if (bulk && block.async_.fenced) block.publish_stores();
     const size_t begin = copy.offset / kGranule;
     const size_t end = (copy.offset + copy.bytes + kGranule - 1) / kGranule;
-    const auto reject_at = [&](size_t index, const std::string& why) {
+    const auto reject_at = [&](size_t index, auto&& why) {
       fail([&] {
         return detail::describe(wait) + " writes shared memory at byte " +
                std::to_string(index * kGranule) + " of block " + block.block_name() + " that " +
-               why + ", " + place(self().number);
+               why() + ", " + place(self().number);
       });
     };
     for (size_t i = begin; i < end; ++i) {
       const GranuleMark& granule_mark = block.marks_[i];
       using State = GranuleMark::State;
       if (granule_mark.state == State::kCopying || granule_mark.state == State::kLanding) {
-        reject_at(i, block.pending_write(granule_mark));
+        reject_at(i, [&] { return block.pending_write(granule_mark); });
       }
       if (bulk && (granule_mark.state == State::kWritten ||
                    !equal(block.generic_granules()[i], block.async_.granules[i]))) {
-        reject_at(i, "was written by ordinary stores, with no fence_proxy_async since");
+        reject_at(i, [] {
+          return std::string("was written by ordinary stores, with no fence_proxy_async since");
+        });
       }
-      if (block.async_.readers[i] != 0) reject_at(i, block.reader(i) + " still reads");
-      if (i == copy.barrier / kGranule && bulk) reject_at(i, "holds its own barrier");
+      if (block.async_.readers[i] != 0) {
+        reject_at(i, [&] { return block.reader(i) + " still reads"; });
+      }
+      if (i == copy.barrier / kGranule && bulk) {
+        reject_at(i, [] { return std::string("holds its own barrier"); });
+      }
     }
     for (size_t i = begin; i < end && bulk; ++i) {
       GranuleMark& granule_mark = block.marks_[i];
