@@ -68,11 +68,9 @@ bool Multiprocessor::take_copy(size_t pending, Copy& copy) {
 
 void check_matrix_row(const char* what, const void* row, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
-  multiprocessor.granule(" reads", row, {what, file, line});
-  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
-    races->access(multiprocessor.self().number, row, sizeof(Granule), RaceDetector::Kind::kRead,
-                  {what, file, line, nullptr});
-  }
+  const Wait wait{what, file, line};
+  multiprocessor.granule(" reads", row, wait);
+  multiprocessor.note_access(row, sizeof(Granule), RaceDetector::Kind::kRead, wait);
 }
 
 bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) {

@@ -142,47 +142,48 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
     });
   }
   probe(copy);
-  as_scheduler([&] {
-    use_async_view();
-    const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
-    for (size_t i = begin; i < end; ++i) {
-      check_async_access(i, " writes", wait);
-      check_no_reader(i, wait);
-      if (i == copy.barrier / kGranule) {
-        fail([&] {
-          return detail::describe(wait) + " writes over its own barrier, " + place(self().number);
-        });
-      }
-    }
-    if (races_ != nullptr) {
-      races_->issue_load(self().number, copy.offset, copy.bytes, slot_of(barrier),
-                         static_cast<Time>(barrier.phase + 1), wait);
-      for_each_source(copy, [&](const std::byte* global, size_t bytes) {
-        races_->read_global(self().number, global, bytes, wait);
+  use_async_view();
+  const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
+  for (size_t i = begin; i < end; ++i) {
+    check_async_access(i, " writes", wait);
+    check_no_reader(i, wait);
+    if (i == copy.barrier / kGranule) {
+      fail([&] {
+        return detail::describe(wait) + " writes over its own barrier, " + place(self().number);
       });
     }
-    for (size_t i = begin; i < end; ++i) {
-      GranuleMark& mark = marks_[i];
-      mark.state = GranuleMark::State::kLanding;
-      mark.file = wait.file;
-      mark.line = wait.line;
-      mark.thread = static_cast<uint16_t>(self().number);
-      mark.issuer = 0;
-      async_.granules[i] = ~Granule{};
-    }
-    marks_used_ = true;
-    loads_.push_back(std::move(copy));
-  });
+  }
+  if (races_ != nullptr) {
+    races_->issue_load(self().number, copy.offset, copy.bytes, slot_of(barrier),
+                       static_cast<Time>(barrier.phase + 1), wait);
+    for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+      races_->read_global(self().number, global, bytes, wait);
+    });
+  }
+  mark_landing(begin, end, self().number, 0, wait);
+  loads_.push_back(std::move(copy));
   return loads_.back().bytes;
+}
+
+void Multiprocessor::mark_landing(size_t begin, size_t end, unsigned thread, uint8_t issuer,
+                                  const Wait& wait) {
+  for (size_t i = begin; i < end; ++i) {
+    GranuleMark& mark = marks_[i];
+    mark.state = GranuleMark::State::kLanding;
+    mark.file = wait.file;
+    mark.line = wait.line;
+    mark.thread = static_cast<uint16_t>(thread);
+    mark.issuer = issuer;
+    async_.granules[i] = ~Granule{};
+  }
+  marks_used_ = true;
 }
 
 void Multiprocessor::begin_load() {
   BulkCopy& load = loads_.back();
-  as_scheduler([&] {
-    load.begun = true;
-    if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
-    if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) land(loads_.size() - 1);
-  });
+  load.begun = true;
+  if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
+  if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) land(loads_.size() - 1);
 }
 
 void Multiprocessor::land_loads_early() {
@@ -248,21 +249,19 @@ void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) 
   copy.line = wait.line;
   copy.thread = self().number;
   probe(copy);
-  as_scheduler([&] {
-    use_async_view();
-    const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
-    for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
-    if (races_ != nullptr) {
-      races_->issue_store(self().number, copy.offset, copy.bytes, wait);
-      for_each_source(copy, [&](const std::byte* global, size_t bytes) {
-        races_->write_global(self().number, global, bytes, wait);
-      });
-    }
-    for (size_t i = begin; i < end; ++i) ++async_.readers[i];
-    StoreQueue& queue = self().stores;
-    queue.stores.push_back(std::move(copy));
-    if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) read_store(queue.stores.back());
-  });
+  use_async_view();
+  const size_t begin = copy.offset / kGranule, end = begin + copy.bytes / kGranule;
+  for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
+  if (races_ != nullptr) {
+    races_->issue_store(self().number, copy.offset, copy.bytes, wait);
+    for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+      races_->write_global(self().number, global, bytes, wait);
+    });
+  }
+  for (size_t i = begin; i < end; ++i) ++async_.readers[i];
+  StoreQueue& queue = self().stores;
+  queue.stores.push_back(std::move(copy));
+  if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) read_store(queue.stores.back());
 }
 
 void Multiprocessor::read_store(BulkCopy& store) {
@@ -292,38 +291,34 @@ void Multiprocessor::write_global(BulkCopy& store) {
 }
 
 void Multiprocessor::commit_stores() {
-  as_scheduler([&] {
-    StoreQueue& queue = self().stores;
-    queue.group_ends.push_back(queue.stores.size());
-  });
+  StoreQueue& queue = self().stores;
+  queue.group_ends.push_back(queue.stores.size());
 }
 
 void Multiprocessor::wait_stores(size_t pending) {
-  as_scheduler([&] {
-    StoreQueue& queue = self().stores;
-    if (queue.group_ends.size() <= pending) return;
-    const size_t groups = queue.group_ends.size() - pending;
-    const size_t end = queue.group_ends[groups - 1];
-    for (size_t i = 0; i < end; ++i) {
-      BulkCopy& store = queue.stores[i];
-      read_store(store);
-      if (races_ != nullptr) {
-        races_->finish_store(self().number, store.offset, store.bytes,
-                             {store.what, store.file, store.line});
-      }
-      const size_t begin = store.offset / kGranule, count = store.bytes / kGranule;
-      for (size_t j = begin; j < begin + count; ++j) --async_.readers[j];
-      if (launch_->seed == 0 || async_random_.next() % 2 == 0) {
-        write_global(store);
-      } else {
-        writes_.push_back(std::move(store));
-      }
+  StoreQueue& queue = self().stores;
+  if (queue.group_ends.size() <= pending) return;
+  const size_t groups = queue.group_ends.size() - pending;
+  const size_t end = queue.group_ends[groups - 1];
+  for (size_t i = 0; i < end; ++i) {
+    BulkCopy& store = queue.stores[i];
+    read_store(store);
+    if (races_ != nullptr) {
+      races_->finish_store(self().number, store.offset, store.bytes,
+                           {store.what, store.file, store.line});
     }
-    queue.stores.erase(queue.stores.begin(), queue.stores.begin() + static_cast<ptrdiff_t>(end));
-    queue.group_ends.erase(queue.group_ends.begin(),
-                           queue.group_ends.begin() + static_cast<ptrdiff_t>(groups));
-    for (size_t& group_end : queue.group_ends) group_end -= end;
-  });
+    const size_t begin = store.offset / kGranule, count = store.bytes / kGranule;
+    for (size_t j = begin; j < begin + count; ++j) --async_.readers[j];
+    if (launch_->seed == 0 || async_random_.next() % 2 == 0) {
+      write_global(store);
+    } else {
+      writes_.push_back(std::move(store));
+    }
+  }
+  queue.stores.erase(queue.stores.begin(), queue.stores.begin() + static_cast<ptrdiff_t>(end));
+  queue.group_ends.erase(queue.group_ends.begin(),
+                         queue.group_ends.begin() + static_cast<ptrdiff_t>(groups));
+  for (size_t& group_end : queue.group_ends) group_end -= end;
 }
 
 std::string Multiprocessor::reader(size_t index) {

@@ -34,11 +34,9 @@ void Multiprocessor::cluster_arrive(bool release, const Wait& wait) {
   }
   thread.cluster_arrived = true;
   thread.cluster_phase = cluster.phase;
-  as_scheduler([&] {
-    ++cluster.arrived;
-    --cluster.pending;
-    complete_cluster_barrier();
-  });
+  ++cluster.arrived;
+  --cluster.pending;
+  complete_cluster_barrier();
   if (release) released();
 }
 
@@ -174,15 +172,14 @@ void Multiprocessor::arrive_in_cluster(const ptx::Mbarrier* barrier, uint64_t ma
              " must be at least 0, " + place(self().number);
     });
   }
-  as_scheduler([&] {
-    block.mbarrier_update(state, 1, -int64_t{bytes}, wait);
-    if (block.error_.empty() || &block == this) return;
+  block.mbarrier_update(state, 1, -int64_t{bytes}, wait);
+  if (!block.error_.empty() && &block != this) {
     fail([&] {
       return std::exchange(block.error_, {}) + ", of the barrier at byte " +
              std::to_string(offset) + " of block " + block.block_name() + ", " +
              place(self().number);
     });
-  });
+  }
   released();
 }
 
@@ -209,67 +206,57 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
   copy.thread = self().number;
   copy.issuer = this;
   if (copy.kind == BulkCopy::Kind::kBulk && copy.source == nullptr) probe(copy);
-  as_scheduler([&] {
-    const bool bulk = copy.kind == BulkCopy::Kind::kBulk;
-    if (copy.source != nullptr) {
-      use_async_view();
-      const size_t begin = copy.source_offset / kGranule, end = begin + copy.bytes / kGranule;
-      for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
-      for (size_t i = begin; i < end; ++i) ++async_.readers[i];
+  const bool bulk = copy.kind == BulkCopy::Kind::kBulk;
+  if (copy.source != nullptr) {
+    use_async_view();
+    const size_t begin = copy.source_offset / kGranule, end = begin + copy.bytes / kGranule;
+    for (size_t i = begin; i < end; ++i) check_async_access(i, " reads", wait);
+    for (size_t i = begin; i < end; ++i) ++async_.readers[i];
+  }
+  block.use_async_view();
+  if (bulk && block.async_.fenced) block.publish_stores();
+  const size_t begin = copy.offset / kGranule;
+  const size_t end = (copy.offset + copy.bytes + kGranule - 1) / kGranule;
+  const auto reject_at = [&](size_t index, auto&& why) {
+    fail([&] {
+      return detail::describe(wait) + " writes shared memory at byte " +
+             std::to_string(index * kGranule) + " of block " + block.block_name() + " that " +
+             why() + ", " + place(self().number);
+    });
+  };
+  for (size_t i = begin; i < end; ++i) {
+    const GranuleMark& granule_mark = block.marks_[i];
+    using State = GranuleMark::State;
+    if (granule_mark.state == State::kCopying || granule_mark.state == State::kLanding) {
+      reject_at(i, [&] { return block.pending_write(granule_mark); });
     }
-    block.use_async_view();
-    if (bulk && block.async_.fenced) block.publish_stores();
-    const size_t begin = copy.offset / kGranule;
-    const size_t end = (copy.offset + copy.bytes + kGranule - 1) / kGranule;
-    const auto reject_at = [&](size_t index, auto&& why) {
-      fail([&] {
-        return detail::describe(wait) + " writes shared memory at byte " +
-               std::to_string(index * kGranule) + " of block " + block.block_name() + " that " +
-               why() + ", " + place(self().number);
+    if (bulk && (granule_mark.state == State::kWritten ||
+                 !equal(block.generic_granules()[i], block.async_.granules[i]))) {
+      reject_at(i, [] {
+        return std::string("was written by ordinary stores, with no fence_proxy_async since");
       });
-    };
-    for (size_t i = begin; i < end; ++i) {
-      const GranuleMark& granule_mark = block.marks_[i];
-      using State = GranuleMark::State;
-      if (granule_mark.state == State::kCopying || granule_mark.state == State::kLanding) {
-        reject_at(i, [&] { return block.pending_write(granule_mark); });
-      }
-      if (bulk && (granule_mark.state == State::kWritten ||
-                   !equal(block.generic_granules()[i], block.async_.granules[i]))) {
-        reject_at(i, [] {
-          return std::string("was written by ordinary stores, with no fence_proxy_async since");
-        });
-      }
-      if (block.async_.readers[i] != 0) {
-        reject_at(i, [&] { return block.reader(i) + " still reads"; });
-      }
-      if (i == copy.barrier / kGranule && bulk) {
-        reject_at(i, [] { return std::string("holds its own barrier"); });
-      }
     }
-    for (size_t i = begin; i < end && bulk; ++i) {
-      GranuleMark& granule_mark = block.marks_[i];
-      granule_mark.state = GranuleMark::State::kLanding;
-      granule_mark.file = wait.file;
-      granule_mark.line = wait.line;
-      granule_mark.thread = static_cast<uint16_t>(self().number);
-      granule_mark.issuer = static_cast<uint8_t>(cluster_rank() + 1);
-      block.async_.granules[i] = ~Granule{};
+    if (block.async_.readers[i] != 0) {
+      reject_at(i, [&] { return block.reader(i) + " still reads"; });
     }
-    block.marks_used_ = true;
-    block.loads_.push_back(std::move(copy));
-    cluster_target_ = &block;
-  });
+    if (i == copy.barrier / kGranule && bulk) {
+      reject_at(i, [] { return std::string("holds its own barrier"); });
+    }
+  }
+  if (bulk) {
+    const auto issuer = static_cast<uint8_t>(cluster_rank() + 1);
+    block.mark_landing(begin, end, self().number, issuer, wait);
+  }
+  block.loads_.push_back(std::move(copy));
+  cluster_target_ = &block;
 }
 
 void Multiprocessor::begin_cluster_load() {
   Multiprocessor& block = *cluster_target_;
   BulkCopy& load = block.loads_.back();
-  as_scheduler([&] {
-    load.begun = true;
-    const bool early = launch_->seed != 0 && async_random_.next() % 2 == 0;
-    if (early && load.kind == BulkCopy::Kind::kBulk) block.read_source(load);
-  });
+  load.begun = true;
+  const bool early = launch_->seed != 0 && async_random_.next() % 2 == 0;
+  if (early && load.kind == BulkCopy::Kind::kBulk) block.read_source(load);
   released();
 }
 
@@ -307,13 +294,11 @@ void Multiprocessor::land_value(const BulkCopy& load) {
 
 void Multiprocessor::fence_proxy_async_cluster() {
   fence_proxy_async();
-  as_scheduler([&] {
-    for (Multiprocessor* block : cluster_->blocks) {
-      if (block == this || block->presence_ != Presence::kRuns) continue;
-      block->use_async_view();
-      block->publish_stores();
-    }
-  });
+  for (Multiprocessor* block : cluster_->blocks) {
+    if (block == this || block->presence_ != Presence::kRuns) continue;
+    block->use_async_view();
+    block->publish_stores();
+  }
 }
 
 // What ptx_sm90.h calls.

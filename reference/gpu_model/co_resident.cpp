@@ -16,9 +16,6 @@
 namespace gpu_model::detail {
 namespace {
 
-/// Of the priorities that are drawn: above what a block gets whose threads gave way.
-constexpr uint64_t kLowest = uint64_t{1} << 32;
-
 /// How often every block may run while all threads only spin, until that is a deadlock.
 constexpr uint64_t kSpinRounds = 10000;
 
@@ -303,7 +300,7 @@ void Multiprocessor::wait_for_counter(const unsigned* counter, unsigned wanted, 
   Thread& thread = self();
   thread.counter = counter;
   thread.wanted = wanted;
-  as_scheduler([&] { watchers_.push_back(&thread); });
+  watchers_.push_back(&thread);
   suspend(wait);
   thread.counter = nullptr;
 }

@@ -47,17 +47,13 @@ uint64_t Multiprocessor::mbarrier_init(const ptx::Mbarrier* barrier, int count,
              " has yet to complete on it, " + place(self().number);
     });
   }
-  uint64_t mark = 0;
-  as_scheduler([&] {
-    MbarrierState* state = find_mbarrier(offset);
-    if (state == nullptr) state = &mbarriers_.emplace_back();
-    *state = {};
-    state->offset = offset;
-    state->count = state->pending = static_cast<unsigned>(count);
-    state->thread = self().number;
-    mark = state->mark();
-  });
-  return mark;
+  MbarrierState* state = find_mbarrier(offset);
+  if (state == nullptr) state = &mbarriers_.emplace_back();
+  *state = {};
+  state->offset = offset;
+  state->count = state->pending = static_cast<unsigned>(count);
+  state->thread = self().number;
+  return state->mark();
 }
 
 void Multiprocessor::fence_mbarrier_init() {
@@ -162,21 +158,12 @@ std::string Multiprocessor::phase(const Wait& wait) const {
 
 namespace {
 
-/// Tells the race detector that a thread uses a barrier, or writes it: nothing else may be there.
-void use(const ptx::Mbarrier* barrier, RaceDetector::Kind kind, const Wait& wait) {
-  Multiprocessor& multiprocessor = Multiprocessor::here();
-  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
-    races->access(multiprocessor.self().number, barrier, sizeof *barrier, kind,
-                  {wait.what, wait.file, wait.line, nullptr});
-  }
-}
-
 Wait at_barrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   Wait wait{what, file, line};
   wait.mbarrier =
       static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
-  use(barrier, RaceDetector::Kind::kRead, wait);
+  multiprocessor.note_access(barrier, sizeof *barrier, RaceDetector::Kind::kRead, wait);
   return wait;
 }
 
@@ -184,8 +171,9 @@ Wait at_barrier(const char* what, const ptx::Mbarrier* barrier, const char* file
 
 uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file, int line) {
   const Wait wait{"mbarrier_init", file, line};
-  const uint64_t mark = Multiprocessor::here().mbarrier_init(barrier, count, wait);
-  use(barrier, RaceDetector::Kind::kWrite, wait);
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  const uint64_t mark = multiprocessor.mbarrier_init(barrier, count, wait);
+  multiprocessor.note_access(barrier, sizeof *barrier, RaceDetector::Kind::kWrite, wait);
   return mark;
 }
 
@@ -212,8 +200,7 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
     races->arrive(state.clock, multiprocessor.self().number);
   }
-  multiprocessor.as_scheduler(
-      [&] { multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait); });
+  multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait);
   if (state.phase != phase) multiprocessor.let_others_overtake();
 }
 

@@ -134,11 +134,10 @@ std::string describe_global(const void* address, const char* access) {
 }
 
 std::string describe_place(const void* address) {
-  const std::scoped_lock lock(allocations_mutex);
-  for (const auto& [start, memory] : allocations()) {
-    if (!memory.contains(address)) continue;
-    return "byte " + std::to_string(static_cast<const std::byte*>(address) - memory.data()) +
-           " of an allocation of " + std::to_string(memory.bytes()) + " bytes";
+  size_t bytes = 0;
+  if (const std::byte* begin = find_allocation(address, &bytes); begin != nullptr) {
+    return "byte " + std::to_string(static_cast<const std::byte*>(address) - begin) +
+           " of an allocation of " + std::to_string(bytes) + " bytes";
   }
   char text[32];
   std::snprintf(text, sizeof text, "address %p", address);

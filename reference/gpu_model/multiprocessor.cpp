@@ -22,9 +22,6 @@ std::string triple(unsigned x, unsigned y, unsigned z) {
 /// Of a multiprocessor.
 constexpr unsigned kRegisters = 65536;
 
-/// Of the priorities that are drawn: above what yield() gives.
-constexpr uint64_t kLowest = uint64_t{1} << 32;
-
 /// Literals are mostly the same object; two translation units may have two.
 inline bool same(const char* a, const char* b) {
   return a == b || std::strcmp(a, b) == 0;
@@ -155,8 +152,9 @@ void Multiprocessor::begin_block(dim3 index) {
   block_index_ = index;
   // Drawn from the block's index, not from its turn or its OS thread: the same seed gives the same
   // schedule.
-  random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_index_.x +
-                  launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
+  const uint64_t block_number =
+      index.x + launch_->grid.x * (index.y + uint64_t{launch_->grid.y} * index.z);
+  random_.state = launch_->seed * 0x9e3779b97f4a7c15 + block_number;
   shared_.poison();
 
   count_ = launch_->threads();
@@ -179,11 +177,8 @@ void Multiprocessor::begin_block(dim3 index) {
   }
   const dim3 block = launch_->block;
   if (races_ != nullptr) {
-    const uint64_t number =
-        block_index_.x +
-        launch_->grid.x * (block_index_.y + uint64_t{launch_->grid.y} * block_index_.z);
-    races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(number), count_,
-                        shared_.data(), shared_.bytes());
+    races_->begin_block(GridRaces::instance().first_block() + static_cast<uint32_t>(block_number),
+                        count_, shared_.data(), shared_.bytes());
   }
   RaceDetector::active = races_;
   for (unsigned number = 0; number < count_; ++number) {
@@ -377,32 +372,30 @@ void Multiprocessor::arrive(Wait wait) {
   Thread& thread = self();
   const auto id = static_cast<size_t>(wait.barrier);
   Barrier& barrier = barriers_[id];
-  as_scheduler([&] {
-    if (barrier.arrived == 0) {
-      barrier.first = thread.number;
-      barrier.first_wait = wait;
+  if (barrier.arrived == 0) {
+    barrier.first = thread.number;
+    barrier.first_wait = wait;
+  }
+  const auto reject_arrival = [&](const char* why, const Wait& other) {
+    fail([&] {
+      return "divergent barrier: " + place(thread.number) + " is in " + detail::describe(wait) +
+             why + detail::describe(other);
+    });
+  };
+  if (barrier.first_wait.threads != wait.threads) {
+    reject_arrival(" while another thread is in ", barrier.first_wait);
+  }
+  for (size_t i = 0; i < barrier.passed.size(); ++i) {
+    if (barrier.passed[i] == thread.number) {
+      reject_arrival(", but the barrier has not completed since the same thread passed ",
+                     barrier.passed_places[i]);
     }
-    const auto reject_arrival = [&](const char* why, const Wait& other) {
-      fail([&] {
-        return "divergent barrier: " + place(thread.number) + " is in " + detail::describe(wait) +
-               why + detail::describe(other);
-      });
-    };
-    if (barrier.first_wait.threads != wait.threads) {
-      reject_arrival(" while another thread is in ", barrier.first_wait);
-    }
-    for (size_t i = 0; i < barrier.passed.size(); ++i) {
-      if (barrier.passed[i] == thread.number) {
-        reject_arrival(", but the barrier has not completed since the same thread passed ",
-                       barrier.passed_places[i]);
-      }
-    }
-    barrier.passed.push_back(thread.number);
-    barrier.passed_places.push_back(wait);
-    ++barrier.arrived;
-    if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
-    if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
-  });
+  }
+  barrier.passed.push_back(thread.number);
+  barrier.passed_places.push_back(wait);
+  ++barrier.arrived;
+  if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
+  if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
   if (barrier.arrived == 0) let_others_overtake();
 }
 

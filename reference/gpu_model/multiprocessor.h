@@ -62,6 +62,9 @@ struct Launch {
   uint64_t error_turn = UINT64_MAX;
 };
 
+/// Of the priorities that are drawn, for warps and for blocks: above what those get that gave way.
+constexpr uint64_t kLowest = uint64_t{1} << 32;
+
 /// Splitmix64: good enough to draw schedules, and the same everywhere.
 struct Random {
   uint64_t state = 0;
@@ -201,6 +204,11 @@ class Multiprocessor {
   bool runs_thread() const { return running_ != nullptr; }
   /// The race detector; null if this launch has none.
   RaceDetector* races() { return races_; }
+  /// Tells the race detector of an access by an instruction of this thread, which it does not see itself.
+  void note_access(const void* address, size_t bytes, RaceDetector::Kind kind, const Wait& wait) {
+    if (races_ == nullptr) return;
+    races_->access(self().number, address, bytes, kind, {wait.what, wait.file, wait.line, nullptr});
+  }
   /// Whether the phase before this one of the block's mbarrier number `index` is complete.
   bool phase_is_complete(size_t index, uint64_t phase) const {
     return index < mbarriers_.size() && mbarriers_[index].phase >= phase;
@@ -246,6 +254,9 @@ class Multiprocessor {
       reject_async_access(index, does, wait);
     }
   }
+  /// A bulk copy that `issuer` (1 + the rank of a thread's block in the cluster; 0: this block) has issued
+  /// is to write the granules from `begin` to `end`.
+  void mark_landing(size_t begin, size_t end, unsigned thread, uint8_t issuer, const Wait& wait);
   /// Rejects an asynchronous write to a granule that something asynchronous reads.
   void check_no_reader(size_t index, const Wait& wait);
   Granule* generic_granules() { return reinterpret_cast<Granule*>(shared_.data()); }
@@ -283,10 +294,6 @@ class Multiprocessor {
   /// Waits until this thread's warp has the registers that it asked for.
   void wait_for_registers(const Wait& wait);
 
-  template <typename Function>
-  void as_scheduler(Function function) {
-    function();
-  }
   /// As the functions of these names in ptx.h.
   bool issue_copy(const Copy& copy, int source_bytes, Wait wait);
   bool take_copy(size_t pending, Copy& copy);

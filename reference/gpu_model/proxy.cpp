@@ -117,7 +117,7 @@ void Multiprocessor::mark_written(size_t index, const char* file, int line) {
   marks_used_ = true;
   if (mark.listed == mark.thread + 1) return;
   mark.listed = static_cast<uint16_t>(mark.thread + 1);
-  as_scheduler([&] { self().written.push_back(static_cast<uint32_t>(index)); });
+  self().written.push_back(static_cast<uint32_t>(index));
 }
 
 void Multiprocessor::use_async_view() {
@@ -133,23 +133,21 @@ void Multiprocessor::use_async_view() {
 
 void Multiprocessor::fence_proxy_async() {
   if (races_ != nullptr) races_->fence_proxy(self().number);
-  as_scheduler([&] {
-    use_async_view();
-    Thread& thread = self();
-    for (const uint32_t index : thread.written) {
-      GranuleMark& mark = marks_[index];
-      if (mark.listed == thread.number + 1) mark.listed = 0;
-      if (mark.state != GranuleMark::State::kWritten || mark.thread != thread.number) continue;
-      mark.state = GranuleMark::State::kIdle;
-      async_.granules[index] = generic_granules()[index];
-    }
-    thread.written.clear();
-    if (shared_.bytes() <= kExactBytes || launch_->seed % kExactSeeds == kExactSeeds - 1) {
-      publish_stores();
-    } else {
-      async_.fenced = true;
-    }
-  });
+  use_async_view();
+  Thread& thread = self();
+  for (const uint32_t index : thread.written) {
+    GranuleMark& mark = marks_[index];
+    if (mark.listed == thread.number + 1) mark.listed = 0;
+    if (mark.state != GranuleMark::State::kWritten || mark.thread != thread.number) continue;
+    mark.state = GranuleMark::State::kIdle;
+    async_.granules[index] = generic_granules()[index];
+  }
+  thread.written.clear();
+  if (shared_.bytes() <= kExactBytes || launch_->seed % kExactSeeds == kExactSeeds - 1) {
+    publish_stores();
+  } else {
+    async_.fenced = true;
+  }
 }
 
 void Multiprocessor::publish_stores() {
@@ -266,10 +264,8 @@ void wrote(const void* granule, const char* file, int line) {
   const auto offset = static_cast<const std::byte*>(granule) -
                       reinterpret_cast<std::byte*>(multiprocessor.generic_granules());
   multiprocessor.mark_written(static_cast<size_t>(offset) / sizeof(Granule), file, line);
-  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
-    races->access(multiprocessor.self().number, granule, sizeof(Granule),
-                  RaceDetector::Kind::kWrite, {"stmatrix_x4", file, line, nullptr});
-  }
+  multiprocessor.note_access(granule, sizeof(Granule), RaceDetector::Kind::kWrite,
+                             {"stmatrix_x4", file, line});
 }
 
 void store_matrices(void* const* lanes) {
