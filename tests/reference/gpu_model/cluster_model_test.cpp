@@ -22,27 +22,15 @@ class ClusterModel : public GpuModel {
  protected:
   static std::string error_in_cluster(unsigned cluster, unsigned grid, unsigned threads,
                                       size_t shared_bytes, const std::function<void()>& kernel) {
-    std::string message;
-    try {
-      gpu_model::LaunchOptions options;
-      options.cluster = cluster;
-      gpu_model::launch(grid, threads, shared_bytes, kernel, options);
-    } catch (const gpu_model::KernelError& error) {
-      message = error.what();
-    }
-    const gpu_model::Schedule schedule = gpu_model::schedule();
-    reset();
-    expect_usable();
-    gpu_model::schedule() = schedule;
-    return message;
+    gpu_model::LaunchOptions options;
+    options.cluster = cluster;
+    return error_of(grid, threads, shared_bytes, kernel, options);
   }
-
-  static uint64_t seeds() { return kSeeds; }
 
   /// Right under every schedule, in one cluster.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_right(unsigned cluster, unsigned threads, Kernel kernel, Check check) {
-    for (uint64_t seed = 0; seed < seeds(); ++seed) {
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       gpu_model::schedule().seed = seed;
       EXPECT_EQ(error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel), "")
           << "seed " << seed;
@@ -53,7 +41,7 @@ class ClusterModel : public GpuModel {
   template <typename Smem, typename Kernel>
   static void expect_wrong(const std::string& part, unsigned cluster, unsigned threads,
                            Kernel kernel) {
-    for (uint64_t seed = 0; seed < seeds(); ++seed) {
+    for (uint64_t seed = 0; seed < kSeeds; ++seed) {
       gpu_model::schedule().seed = seed;
       const std::string error = error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
       EXPECT_NE(error, "") << "seed " << seed;

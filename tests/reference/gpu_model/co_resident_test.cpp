@@ -21,19 +21,7 @@ class CoResident : public GpuModel {
   /// What a cooperative launch throws; empty if nothing.
   template <typename Kernel>
   static std::string error_together(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel) {
-    std::string message;
-    try {
-      gpu_model::launch(grid, block, shared_bytes, kernel, {.cooperative = true});
-    } catch (const gpu_model::KernelError& error) {
-      message = error.what();
-    }
-    const gpu_model::Schedule schedule = gpu_model::schedule();
-    const gpu_model::Device device = gpu_model::device();
-    reset();
-    expect_usable();
-    gpu_model::schedule() = schedule;
-    gpu_model::device() = device;
-    return message;
+    return error_of(grid, block, shared_bytes, kernel, {.cooperative = true});
   }
 
   /// The error under every seed.

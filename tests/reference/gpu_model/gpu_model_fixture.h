@@ -70,17 +70,20 @@ class GpuModel : public testing::Test {
 
   /// What launch() throws; empty if nothing.
   template <typename Kernel>
-  static std::string error_of(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel) {
+  static std::string error_of(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel,
+                              const gpu_model::LaunchOptions& options = {}) {
     std::string message;
     try {
-      gpu_model::launch(grid, block, shared_bytes, kernel);
+      gpu_model::launch(grid, block, shared_bytes, kernel, options);
     } catch (const gpu_model::KernelError& error) {
       message = error.what();
     }
     const gpu_model::Schedule schedule = gpu_model::schedule();
+    const gpu_model::Device device = gpu_model::device();
     reset();
     expect_usable();
     gpu_model::schedule() = schedule;
+    gpu_model::device() = device;
     return message;
   }
 
