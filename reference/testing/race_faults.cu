@@ -239,16 +239,20 @@ __device__ __forceinline__ void store_sum(const float (&d)[8][4], unsigned* out)
   out[threadIdx.x] = __float_as_uint(sum);
 }
 
+__device__ __forceinline__ void store_product(Operands& smem, unsigned* out) {
+  float d[8][4];
+  multiply(smem, d);
+  ptx::wgmma_wait_group<0>(d);
+  store_sum(d, out);
+}
+
 template <bool kRight>
 __global__ void product_without_fence(const uint4* in, unsigned* out, unsigned*) {
   auto& smem = shared_memory<Operands>();
   store_operands(smem, in);
   if (kRight) ptx::fence_proxy_async();
   __syncthreads();
-  float d[8][4];
-  multiply(smem, d);
-  ptx::wgmma_wait_group<0>(d);
-  store_sum(d, out);
+  store_product(smem, out);
 }
 
 template <bool kRight>
@@ -257,10 +261,7 @@ __global__ void product_without_barrier(const uint4* in, unsigned* out, unsigned
   store_operands(smem, in);
   ptx::fence_proxy_async();
   if (kRight) __syncthreads();
-  float d[8][4];
-  multiply(smem, d);
-  ptx::wgmma_wait_group<0>(d);
-  store_sum(d, out);
+  store_product(smem, out);
 }
 
 // A fence is for what its own thread wrote.
@@ -271,10 +272,7 @@ __global__ void product_fenced_by_another(const uint4* in, unsigned* out, unsign
   if (kRight) ptx::fence_proxy_async();
   __syncthreads();
   if (threadIdx.x == 0) ptx::fence_proxy_async();
-  float d[8][4];
-  multiply(smem, d);
-  ptx::wgmma_wait_group<0>(d);
-  store_sum(d, out);
+  store_product(smem, out);
 }
 
 // The next P goes where the product still reads this one.
