@@ -19,7 +19,40 @@
 
 namespace mla::MLA_MACHINE {
 
+namespace detail {
+inline Status check_cluster(unsigned grid, unsigned cluster) {
+  if (cluster > 0 && grid % cluster == 0) return {};
+  return {StatusCode::kInvalidArgument,
+          "grid = " + std::to_string(grid) +
+              " is not a multiple of cluster = " + std::to_string(cluster)};
+}
+}  // namespace detail
+
 #ifdef __CUDACC__
+
+namespace detail {
+/// Above the default limit of shared memory a kernel must opt in.
+template <typename Kernel>
+Status allow_shared_bytes(Kernel* kernel, size_t shared_bytes) {
+  if (shared_bytes <= 48 * 1024) return {};
+  return cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared_bytes)),
+                     "cudaFuncSetAttribute");
+}
+
+/// A launch with one attribute, which must outlive it.
+inline cudaLaunchConfig_t launch_config(unsigned grid, unsigned block, size_t shared_bytes,
+                                        Stream stream, cudaLaunchAttribute* attribute) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attribute;
+  config.numAttrs = 1;
+  return config;
+}
+}  // namespace detail
 
 /// Enqueues kernel(arguments...) on `stream`: `grid` blocks of `block` threads, each block with
 /// `shared_bytes` of dynamic shared memory.
@@ -27,12 +60,7 @@ namespace mla::MLA_MACHINE {
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream stream, Arguments... arguments) {
-  if (shared_bytes > 48 * 1024) {  // above the default limit a kernel must opt in
-    MLA_RETURN_IF_ERROR(
-        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(shared_bytes)),
-                    "cudaFuncSetAttribute"));
-  }
+  MLA_RETURN_IF_ERROR(detail::allow_shared_bytes(kernel, shared_bytes));
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(
       static_cast<Parameters>(arguments)...);
   return cuda_status(cudaGetLastError(), "kernel launch");
@@ -48,13 +76,8 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(block);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const cudaLaunchConfig_t config =
+      detail::launch_config(grid, block, shared_bytes, stream, &attribute);
   return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
                      "kernel launch");
 }
@@ -65,12 +88,7 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
 template <typename... Parameters, typename... Arguments>
 Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                           size_t shared_bytes, Stream stream, Arguments... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    MLA_RETURN_IF_ERROR(
-        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(shared_bytes)),
-                    "cudaFuncSetAttribute"));
-  }
+  MLA_RETURN_IF_ERROR(detail::allow_shared_bytes(kernel, shared_bytes));
   int each = 0, device = 0, multiprocessors = 0;
   MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
                                       &each, kernel, static_cast<int>(block), shared_bytes),
@@ -88,13 +106,8 @@ Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(block);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const cudaLaunchConfig_t config =
+      detail::launch_config(grid, block, shared_bytes, stream, &attribute);
   return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
                      "kernel launch");
 }
@@ -105,17 +118,8 @@ Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned
 template <typename... Parameters, typename... Arguments>
 Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
                       unsigned block, size_t shared_bytes, Stream stream, Arguments... arguments) {
-  if (cluster == 0 || grid % cluster != 0) {
-    return {StatusCode::kInvalidArgument,
-            "grid = " + std::to_string(grid) +
-                " is not a multiple of cluster = " + std::to_string(cluster)};
-  }
-  if (shared_bytes > 48 * 1024) {
-    MLA_RETURN_IF_ERROR(
-        cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(shared_bytes)),
-                    "cudaFuncSetAttribute"));
-  }
+  MLA_RETURN_IF_ERROR(detail::check_cluster(grid, cluster));
+  MLA_RETURN_IF_ERROR(detail::allow_shared_bytes(kernel, shared_bytes));
   if (cluster > 8) {
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
@@ -126,13 +130,8 @@ Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned 
   attribute.val.clusterDim.x = cluster;
   attribute.val.clusterDim.y = 1;
   attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(block);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const cudaLaunchConfig_t config =
+      detail::launch_config(grid, block, shared_bytes, stream, &attribute);
   int clusters = 0;
   MLA_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
                                   "cudaOccupancyMaxActiveClusters"));
@@ -202,11 +201,7 @@ template <typename... Parameters, typename... Arguments>
 Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned grid,
                       unsigned block, size_t shared_bytes, Stream /*stream*/,
                       Arguments... arguments) {
-  if (cluster == 0 || grid % cluster != 0) {
-    return {StatusCode::kInvalidArgument,
-            "grid = " + std::to_string(grid) +
-                " is not a multiple of cluster = " + std::to_string(cluster)};
-  }
+  MLA_RETURN_IF_ERROR(detail::check_cluster(grid, cluster));
   return detail::run_on_model(grid, block, shared_bytes,
                               [&] { kernel(static_cast<Parameters>(arguments)...); },
                               {.cluster = cluster});
