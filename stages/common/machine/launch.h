@@ -20,6 +20,7 @@
 namespace mla::MLA_MACHINE {
 
 namespace detail {
+/// A grid consists of whole clusters.
 inline Status check_cluster(unsigned grid, unsigned cluster) {
   if (cluster > 0 && grid % cluster == 0) return {};
   return {StatusCode::kInvalidArgument,
