@@ -278,4 +278,18 @@ void store_matrices(void* const* lanes) {
   }
 }
 
+void store_transposed_matrices(void* const* lanes) {
+  const auto element = [&](size_t matrix, size_t row, size_t column) {
+    const uint32_t* r = static_cast<const StoredMatrices*>(lanes[row * 4 + column / 2])->r;
+    return r[matrix] >> column % 2 * 16 & 0xffff;
+  };
+  for (size_t lane = 0; lane < 16; ++lane) {
+    auto* operands = static_cast<StoredMatrices*>(lanes[lane]);
+    const size_t matrix = lane / 8, column = lane % 8;
+    for (size_t i = 0; i < 4; ++i) {
+      operands->row[i] = element(matrix, 2 * i, column) | element(matrix, 2 * i + 1, column) << 16;
+    }
+  }
+}
+
 }  // namespace gpu_model::detail

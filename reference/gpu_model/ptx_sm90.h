@@ -103,6 +103,7 @@ struct StoredMatrices {
   Granule row;
 };
 void store_matrices(void* const* lanes);
+void store_transposed_matrices(void* const* lanes);
 
 // wgmma.cpp.
 
@@ -112,7 +113,8 @@ struct Product {
   int line;
   int columns;
   bool float16;
-  bool b_transposed;  ///< Whether B is MN-major.
+  bool a_transposed;  ///< Whether A is MN-major,
+  bool b_transposed;  ///< and B.
   bool accumulate;
   bool a_in_registers;
   uint64_t a, b;  ///< Descriptors.
@@ -158,7 +160,7 @@ void name_registers(NamedRegisters& named, int& count, T& registers) {
   }
 }
 
-template <typename T, bool kTransposeB, size_t kTiles>
+template <typename T, bool kTransposeA, bool kTransposeB, size_t kTiles>
 void multiply_async(const char* what, float (&d)[kTiles][4], const uint32_t* a_registers,
                     uint64_t a, uint64_t b, bool accumulate, const char* file, int line) {
   static_assert(std::is_same_v<T, mla::bfloat16> || std::is_same_v<T, mla::float16>);
@@ -169,6 +171,7 @@ void multiply_async(const char* what, float (&d)[kTiles][4], const uint32_t* a_r
                         line,
                         static_cast<int>(kTiles * 8),
                         std::is_same_v<T, mla::float16>,
+                        kTransposeA,
                         kTransposeB,
                         accumulate,
                         a_registers != nullptr,
@@ -360,6 +363,20 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const
   detail::wrote(row_smem, file, line);
 }
 
+/// Lanes 16 to 31 have an address, too, but no column.
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x2_trans(void* column_smem,
+                                                                 const uint32_t (&r)[2],
+                                                                 GPU_MODEL_HERE) {
+  const bool stores = detail::lane() < 16;
+  if (stores) detail::check_matrix_row_to_write("stmatrix_x2_trans", column_smem, file, line);
+  detail::StoredMatrices operands{r, {}};
+  detail::warp_operation("stmatrix_x2_trans", &operands, detail::store_transposed_matrices, file,
+                         line);
+  if (!stores) return;
+  *static_cast<detail::Granule*>(column_smem) = operands.row;
+  detail::wrote(column_smem, file, line);
+}
+
 inline void barrier_arrive(int id, int threads, GPU_MODEL_HERE) {
   detail::named_barrier_arrive(id, threads, file, line);
 }
@@ -421,22 +438,36 @@ void wgmma_wait_group(A& a = detail::no_registers, B& b = detail::no_registers,
 
 template <typename T>
 void wgmma_m64n32k16(float (&d)[4][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, false>("wgmma_m64n32k16", d, nullptr, a, b, accumulate, file, line);
+  detail::multiply_async<T, false, false>("wgmma_m64n32k16", d, nullptr, a, b, accumulate, file, line);
 }
 template <typename T>
 void wgmma_m64n64k16(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file, line);
+  detail::multiply_async<T, false, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file, line);
+}
+template <typename T, size_t kTiles>
+void wgmma_m64nNk16(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate,
+                    GPU_MODEL_HERE) {
+  static_assert(kTiles <= 4);
+  detail::multiply_async<T, false, false>("wgmma_m64nNk16", d, nullptr, a, b, accumulate, file,
+                                          line);
+}
+template <typename T, size_t kTiles>
+void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate,
+                            GPU_MODEL_HERE) {
+  static_assert(kTiles <= 4);
+  detail::multiply_async<T, true, false>("wgmma_m64nNk16_trans_a", d, nullptr, a, b, accumulate,
+                                         file, line);
 }
 template <typename T>
 void wgmma_m64n256k16_trans_b(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulate,
                               GPU_MODEL_HERE) {
-  detail::multiply_async<T, true>("wgmma_m64n256k16_trans_b", d, nullptr, a, b, accumulate, file,
+  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, nullptr, a, b, accumulate, file,
                                   line);
 }
 template <typename T>
 void wgmma_m64n256k16_trans_b(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
                               bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, true>("wgmma_m64n256k16_trans_b", d, a, 0, b, accumulate, file, line);
+  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, a, 0, b, accumulate, file, line);
 }
 
 }  // namespace ptx

@@ -129,6 +129,15 @@ void copy_pair(float* to, const float* from) {
 template <typename T>
 void convert_a(const Product& product, const WarpProduct& issued, const Granule* granules,
                float* a) {
+  if (product.a_transposed) {
+    for (size_t k = 0; k < kDepth; ++k) {
+      float values[kRows];
+      convert<T>(granules[2 * k], values);
+      convert<T>(granules[2 * k + 1], values + 8);
+      for (size_t row = 0; row < kRows; ++row) a[row * kDepth + k] = values[row];
+    }
+    return;
+  }
   if (!product.a_in_registers) {
     for (size_t i = 0; i < kRows * kDepth / 8; ++i) convert<T>(granules[i], a + 8 * i);
     return;
@@ -186,7 +195,14 @@ using Word [[gnu::may_alias]] = uint32_t;
 
 template <typename Function>
 void Multiprocessor::for_each_granule(const Product& product, unsigned warp, Function function) {
-  if (!product.a_in_registers) {
+  if (product.a_transposed) {
+    const Matrix a(product.a);
+    for (size_t k = 0; k < kDepth; ++k) {
+      const size_t address = a.start + k / 8 * a.stride + k % 8 * 128 + warp % 4 * 2 * kGranule;
+      function(swizzled(address));
+      function(swizzled(address + kGranule));
+    }
+  } else if (!product.a_in_registers) {
     const Matrix a(product.a);
     for (size_t row = warp % 4 * kRows; row < (warp % 4 + 1) * kRows; ++row) {
       const size_t address = a.start + row / 8 * a.stride + row % 8 * 128;

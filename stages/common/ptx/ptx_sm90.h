@@ -190,6 +190,14 @@ __device__ __forceinline__ void stmatrix_x4(void* row_smem, const uint32_t (&r)[
                : "memory");
 }
 
+/// Stores two 8x8 matrices, transposed: lane l < 16 passes the address of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x2_trans(void* column_smem, const uint32_t (&r)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
+               :
+               : "r"(shared_address(column_smem)), "r"(r[0]), "r"(r[1])
+               : "memory");
+}
+
 /// Arrives at barrier `id` without waiting; `threads` counts those who arrive and those who wait.
 /// Section "bar, barrier", as barrier_sync.
 __device__ __forceinline__ void barrier_arrive(int id, int threads) {
@@ -504,6 +512,54 @@ __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], cons
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
   }
 }
+// The same for 8 to 32 columns. A number of an operand is a string to the compiler, so each number of
+// columns is written out.
+#define MLA_WGMMA_PRODUCT(columns, registers, a_number, b_number, flag_number, type, transpose_a, ...)  \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number ", 0;\n"                               \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers "}, " \
+               "%" a_number ", %" b_number ", p, 1, 1, " transpose_a ", 0;\n}"                          \
+               : __VA_ARGS__                                                                            \
+               : "l"(a), "l"(b), "r"(int{accumulate}))
+#define MLA_WGMMA_COLUMNS(type, transpose_a)                                                        \
+  if constexpr (kTiles == 1) {                                                                      \
+    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "4", "5", "6", type, transpose_a, MLA_WGMMA_D(0));     \
+  } else if constexpr (kTiles == 2) {                                                               \
+    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "8", "9", "10", type, transpose_a,    \
+                      MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                              \
+  } else if constexpr (kTiles == 3) {                                                               \
+    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11", "12", "13", "14",   \
+                      type, transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2));           \
+  } else {                                                                                          \
+    static_assert(kTiles == 4);                                                                     \
+    MLA_WGMMA_PRODUCT(                                                                              \
+        "32", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", "16", "17",   \
+        "18", type, transpose_a, MLA_WGMMA_D4(0));                                                  \
+  }
+
+/// A and B in shared memory, both K-major; B is [8 kTiles columns, k].
+template <typename T, int kTiles>
+__device__ __forceinline__ void wgmma_m64nNk16(float (&d)[kTiles][4], MatrixDescriptor a,
+                                               MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    MLA_WGMMA_COLUMNS("bf16", "0")
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    MLA_WGMMA_COLUMNS("f16", "0")
+  }
+}
+/// A in shared memory, MN-major: [k, 64 rows]; B in shared memory, K-major.
+template <typename T, int kTiles>
+__device__ __forceinline__ void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], MatrixDescriptor a,
+                                                       MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    MLA_WGMMA_COLUMNS("bf16", "1")
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    MLA_WGMMA_COLUMNS("f16", "1")
+  }
+}
+#undef MLA_WGMMA_COLUMNS
+#undef MLA_WGMMA_PRODUCT
 #undef MLA_WGMMA_128_REGISTERS
 #undef MLA_WGMMA_D4
 #undef MLA_WGMMA_D
@@ -545,12 +601,15 @@ using gpu_model::ptx::red_async_add;
 using gpu_model::ptx::setmaxnreg_dec;
 using gpu_model::ptx::setmaxnreg_inc;
 using gpu_model::ptx::st_async;
+using gpu_model::ptx::stmatrix_x2_trans;
 using gpu_model::ptx::stmatrix_x4;
 using gpu_model::ptx::wgmma_commit_group;
 using gpu_model::ptx::wgmma_fence;
 using gpu_model::ptx::wgmma_m64n256k16_trans_b;
 using gpu_model::ptx::wgmma_m64n32k16;
 using gpu_model::ptx::wgmma_m64n64k16;
+using gpu_model::ptx::wgmma_m64nNk16;
+using gpu_model::ptx::wgmma_m64nNk16_trans_a;
 using gpu_model::ptx::wgmma_wait_group;
 
 #endif
