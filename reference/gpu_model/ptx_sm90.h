@@ -236,6 +236,10 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_4d(
   detail::poison(destination_smem, bytes);
   detail::begin_load();
 }
+inline void cp_async_bulk_tensor_5d(void*, const TensorMap*, int, int, int, int, int, Mbarrier*,
+                                    uint64_t) {
+  __builtin_trap();
+}
 inline void cp_async_bulk_prefetch_tensor_4d(const TensorMap* map, int, int, int, int,
                                              GPU_MODEL_HERE) {
   detail::check_tensor_map("cp_async_bulk_prefetch_tensor_4d", map, file, line);

@@ -124,6 +124,20 @@ __device__ __forceinline__ void cp_async_bulk_tensor_4d(void* destination_smem,
         "r"(shared_address(barrier_smem)), "l"(cache_policy)
       : "memory");
 }
+/// The same for a tensor of five dimensions.
+__device__ __forceinline__ void cp_async_bulk_tensor_5d(void* destination_smem,
+                                                        const TensorMap* map, int c0, int c1,
+                                                        int c2, int c3, int c4,
+                                                        Mbarrier* barrier_smem,
+                                                        uint64_t cache_policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;"
+      :
+      : "r"(shared_address(destination_smem)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
+        "r"(c4), "r"(shared_address(barrier_smem)), "l"(cache_policy)
+      : "memory");
+}
 /// Fetches the map's box into L2.
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-prefetch-tensor
 __device__ __forceinline__ void cp_async_bulk_prefetch_tensor_4d(const TensorMap* map, int c0,
@@ -578,6 +592,7 @@ using gpu_model::ptx::cp_async_bulk_commit_group;
 using gpu_model::ptx::cp_async_bulk_prefetch_tensor_4d;
 using gpu_model::ptx::cp_async_bulk_store;
 using gpu_model::ptx::cp_async_bulk_tensor_4d;
+using gpu_model::ptx::cp_async_bulk_tensor_5d;
 using gpu_model::ptx::cp_async_bulk_tensor_4d_multicast;
 using gpu_model::ptx::cp_async_bulk_tensor_4d_store;
 using gpu_model::ptx::cp_async_bulk_wait_group_read;
