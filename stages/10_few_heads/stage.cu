@@ -10,25 +10,33 @@ namespace {
 
 namespace kernel = few_heads;
 
-constexpr int kMaxRows = 32;
-
-// Rows of a tile: those that there are, padded; 32 where there are more.
+// Calls f(rows of a warpgroup, warpgroups): as many rows as there are, padded, or 64 where there are more.
 template <typename F>
 decltype(auto) visit_rows(int rows, F&& f) {
-  if (rows <= 8) return f(std::integral_constant<int, 8>());
-  if (rows <= 16) return f(std::integral_constant<int, 16>());
-  if (rows <= 24) return f(std::integral_constant<int, 24>());
-  return f(std::integral_constant<int, kMaxRows>());
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  if (rows <= 8) return f(std::integral_constant<int, 8>(), One());
+  if (rows <= 16) return f(std::integral_constant<int, 16>(), One());
+  if (rows <= 24) return f(std::integral_constant<int, 24>(), One());
+  if (rows <= 32) return f(std::integral_constant<int, 32>(), One());
+  if (rows <= 48) return f(std::integral_constant<int, 24>(), Two());
+  return f(std::integral_constant<int, 32>(), Two());
+}
+
+int padded_rows(const Problem& problem) {
+  return visit_rows(problem.rows_per_kv_head(), [](auto rows, auto warpgroups) {
+    return int{rows()} * int{warpgroups()};
+  });
 }
 
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
-  const int tiles = visit_rows(problem.rows_per_kv_head(),
-                               [&](auto rows) { return row_tiles_of(problem, rows()); });
+  const int rows = padded_rows(problem), tiles = row_tiles_of(problem, rows);
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors),
           .fixed_grains = 2,
           .min_grains = 2,
-          .combine_grains = 4};
+          .combine_grains = 4,
+          .merged_pieces = std::min(kernel::kMaxMerged, 256 / rows)};
 }
 
 Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
@@ -36,15 +44,13 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   TensorMap cache_map;
-  MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors, &cache_map));
+  MLA_RETURN_IF_ERROR(encode_page_map(problem, tensors, kernel::kCopyBoxes, &cache_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return visit_rows(problem.rows_per_kv_head(), [&](auto rows) {
-        return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
-          return launch(kernel::decode<decltype(zero), rows(), pages_of_64()>, grid,
-                        kernel::kThreads, sizeof(kernel::Smem<rows()>), stream, cache_map, problem,
-                        tensors, split, items);
-        });
+      return visit_rows(problem.rows_per_kv_head(), [&](auto rows, auto warpgroups) {
+        return launch(kernel::decode<decltype(zero), rows(), warpgroups()>, grid,
+                      kernel::kThreads<warpgroups()>, sizeof(kernel::Smem<rows(), warpgroups()>), stream,
+                      cache_map, problem, tensors, split, items);
       });
     });
   }));
@@ -53,8 +59,7 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const PlanShape shape = plan_shape(problem, limits);
-  const int rows =
-      visit_rows(problem.rows_per_kv_head(), [](auto padded) { return int{padded()}; });
+  const int rows = padded_rows(problem);
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * rows * kernel::kTokens * (kHeadDimQK + kHeadDimV);

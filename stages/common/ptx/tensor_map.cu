@@ -75,13 +75,13 @@ Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMa
   return encode_tensor_map(tensors.kv_cache, shape, map);
 }
 
-Status encode_page_map(const Problem& problem, const Tensors& tensors, TensorMap* map) {
+Status encode_page_map(const Problem& problem, const Tensors& tensors, int chunks, TensorMap* map) {
   const CacheStrides& strides = tensors.kv_strides;
   TensorShape shape;
   shape.rank = 5;
-  const int64_t size[] = {64, 8, kHeadDimQK / 64, problem.page_size / 8, problem.num_pages};
+  const int64_t size[] = {64, 8, kHeadDimQK / 64 * problem.num_heads_kv, problem.page_size / 8, problem.num_pages};
   const int64_t stride[] = {1, strides.token, 64, 8 * strides.token, strides.page};
-  const int box[] = {64, 8, kHeadDimQK / 64, std::min(kGrainTokens, problem.page_size) / 8, 1};
+  const int box[] = {64, 8, chunks, std::min(kGrainTokens, problem.page_size) / 8, 1};
   for (int i = 0; i < 5; ++i) {
     shape.size[i] = static_cast<uint64_t>(size[i]);
     shape.stride_bytes[i] = static_cast<uint64_t>(stride[i]) * 2;

@@ -44,6 +44,6 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
 Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map);
 
 /// The same in boxes of whole tiles: 64 columns, 8 rows, 9 chunks, groups, page.
-Status encode_page_map(const Problem& problem, const Tensors& tensors, TensorMap* map);
+Status encode_page_map(const Problem& problem, const Tensors& tensors, int chunks, TensorMap* map);
 
 }  // namespace mla::MLA_MACHINE
