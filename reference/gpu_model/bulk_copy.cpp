@@ -18,31 +18,30 @@ constexpr uint64_t kElementsPerGranule = kGranule / 2;
 /// Calls function(granule of the box, global address, first column that lies in the tensor, end of
 /// them) for each chunk of 16 bytes of a box, the columns counted from the chunk's first.
 template <typename Function>
-void for_each_chunk(const TensorMap& map, const int (&coordinates)[4], Function function) {
+void for_each_chunk(const TensorMap& map, const Coordinates& coordinates, Function function) {
   const size_t row_granules = map.box[0] / kElementsPerGranule;
-  size_t row = 0;
-  for (uint32_t i3 = 0; i3 < map.box[3]; ++i3) {
-    for (uint32_t i2 = 0; i2 < map.box[2]; ++i2) {
-      for (uint32_t i1 = 0; i1 < map.box[1]; ++i1, ++row) {
-        const int64_t outer[3] = {int64_t{coordinates[1]} + i1, int64_t{coordinates[2]} + i2,
-                                  int64_t{coordinates[3]} + i3};
-        bool inside = true;
-        std::byte* start = static_cast<std::byte*>(const_cast<void*>(map.address));
-        for (size_t i = 0; i < 3; ++i) {
-          inside = inside && outer[i] >= 0 && outer[i] < static_cast<int64_t>(map.size[i + 1]);
-          if (inside) start += static_cast<uint64_t>(outer[i]) * map.stride_bytes[i + 1];
-        }
-        for (size_t chunk = 0; chunk < row_granules; ++chunk) {
-          const int64_t column =
-              int64_t{coordinates[0]} + static_cast<int64_t>(chunk * kElementsPerGranule);
-          const int64_t end = static_cast<int64_t>(map.size[0]) - column;
-          const int64_t count = int64_t{kElementsPerGranule};
-          const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
-          const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
-          const size_t granule = row * row_granules + (map.swizzle_128b ? chunk ^ row % 8 : chunk);
-          function(granule, start + column * 2, begin, std::max(begin, last));
-        }
-      }
+  const auto rank = static_cast<size_t>(map.rank);
+  size_t rows = 1;
+  for (size_t i = 1; i < rank; ++i) rows *= map.box[i];
+  for (size_t row = 0; row < rows; ++row) {
+    bool inside = true;
+    std::byte* start = static_cast<std::byte*>(const_cast<void*>(map.address));
+    size_t rest = row;
+    for (size_t i = 1; i < rank; ++i) {
+      const int64_t place = int64_t{coordinates.start[i]} + static_cast<int64_t>(rest % map.box[i]);
+      rest /= map.box[i];
+      inside = inside && place >= 0 && place < static_cast<int64_t>(map.size[i]);
+      if (inside) start += static_cast<uint64_t>(place) * map.stride_bytes[i];
+    }
+    for (size_t chunk = 0; chunk < row_granules; ++chunk) {
+      const int64_t column =
+          int64_t{coordinates.start[0]} + static_cast<int64_t>(chunk * kElementsPerGranule);
+      const int64_t end = static_cast<int64_t>(map.size[0]) - column;
+      const int64_t count = int64_t{kElementsPerGranule};
+      const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
+      const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
+      const size_t granule = row * row_granules + (map.swizzle_128b ? chunk ^ row % 8 : chunk);
+      function(granule, start + column * 2, begin, std::max(begin, last));
     }
   }
 }
@@ -354,12 +353,12 @@ std::string Multiprocessor::reader(size_t index) {
 namespace {
 
 /// The box that a copy takes, or else an error if the map is not valid.
-BulkCopy box(const TensorMap* map, const int (&coordinates)[4], const Wait& wait) {
-  check_tensor_map(wait.what, map, wait.file, wait.line);
-  if (coordinates[0] % static_cast<int>(kElementsPerGranule) != 0) {
+BulkCopy box(const TensorMap* map, const Coordinates& coordinates, const Wait& wait) {
+  check_tensor_map(wait.what, map, coordinates.rank, wait.file, wait.line);
+  if (coordinates.start[0] % static_cast<int>(kElementsPerGranule) != 0) {
     Multiprocessor& multiprocessor = Multiprocessor::here();
     multiprocessor.fail([&] {
-      return describe(wait) + ": the box begins at column " + std::to_string(coordinates[0]) +
+      return describe(wait) + ": the box begins at column " + std::to_string(coordinates.start[0]) +
              ", which must be a multiple of 8 (16 bytes): elsewhere it is an illegal "
              "instruction, " +
              multiprocessor.place(multiprocessor.self().number);
@@ -368,8 +367,9 @@ BulkCopy box(const TensorMap* map, const int (&coordinates)[4], const Wait& wait
   BulkCopy copy;
   copy.tensor = true;
   copy.map = *map;
-  std::copy_n(coordinates, 4, copy.coordinates);
-  copy.bytes = size_t{2} * map->box[0] * map->box[1] * map->box[2] * map->box[3];
+  copy.coordinates = coordinates;
+  copy.bytes = 2;
+  for (int i = 0; i < map->rank; ++i) copy.bytes *= map->box[i];
   return copy;
 }
 
@@ -397,18 +397,20 @@ void check_policy(uint64_t policy, const Wait& wait) {
 
 }  // namespace
 
-void check_tensor_map(const char* what, const TensorMap* map, const char* file, int line) {
+void check_tensor_map(const char* what, const TensorMap* map, int rank, const char* file,
+                      int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
-  const auto require = [&](bool holds, const char* why) {
+  const auto require = [&](bool holds, std::string_view why) {
     if (holds) return;
     multiprocessor.fail([&] {
-      return describe({what, file, line}) + ": " + why + ", " +
+      return describe({what, file, line}) + ": " + std::string(why) + ", " +
              multiprocessor.place(multiprocessor.self().number);
     });
   };
   require(map != nullptr, "the tensor map is null");
   require(reinterpret_cast<uintptr_t>(map) % 64 == 0, "the tensor map is not aligned to 64 bytes");
-  require(map->rank == 4, "the tensor map must have rank 4");
+  require(rank != 4 || map->rank == 4, "the tensor map must have rank 4");
+  require(rank != 5 || map->rank == 5, "the tensor map must have rank 5");
   if (!gpu_model::check_tensor_map(*map).empty()) {
     multiprocessor.fail([&] {
       return describe({what, file, line}) + ": " + gpu_model::check_tensor_map(*map) + ", " +
@@ -419,11 +421,11 @@ void check_tensor_map(const char* what, const TensorMap* map, const char* file, 
           "tensor map: with a 128-byte swizzle box[0] must be 64");
 }
 
-size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
-                         const ptx::Mbarrier* barrier, uint64_t mark, uint64_t policy,
-                         const char* file, int line) {
+size_t check_tensor_load(const char* what, void* destination, const TensorMap* map,
+                         const Coordinates& coordinates, const ptx::Mbarrier* barrier,
+                         uint64_t mark, uint64_t policy, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
-  Wait wait{"cp_async_bulk_tensor_4d", file, line};
+  Wait wait{what, file, line};
   check_policy(policy, wait);
   wait.mbarrier =
       static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
@@ -443,7 +445,7 @@ size_t check_linear_load(void* destination, const void* source, int bytes,
   return multiprocessor.check_load(std::move(copy), destination, mark, wait);
 }
 
-size_t check_multicast(void* destination, const TensorMap* map, const int (&coordinates)[4],
+size_t check_multicast(void* destination, const TensorMap* map, const Coordinates& coordinates,
                        const ptx::Mbarrier* barrier, uint64_t mark, uint64_t policy,
                        const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
@@ -472,7 +474,7 @@ void begin_load() {
   Multiprocessor::here().begin_load();
 }
 
-void tensor_store(const TensorMap* map, const int (&coordinates)[4], const void* source,
+void tensor_store(const TensorMap* map, const Coordinates& coordinates, const void* source,
                   const char* file, int line) {
   const Wait wait{"cp_async_bulk_tensor_4d_store", file, line};
   Multiprocessor::here().store(box(map, coordinates, wait), source, wait);

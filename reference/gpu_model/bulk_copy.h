@@ -21,7 +21,7 @@ struct BulkCopy {
   unsigned thread = 0;          ///< and the number of the thread that issued it.
   bool tensor = false;          ///< Whether it copies a tensor's box.
   TensorMap map;                ///< If so: the tensor,
-  int coordinates[4] = {};      ///< and where the box begins, innermost first.
+  Coordinates coordinates;      ///< and where the box begins.
   std::byte* global = nullptr;  ///< If not: the address in global memory.
   size_t offset = 0;            ///< In shared memory, in bytes.
   size_t bytes = 0;             ///< Its size in shared memory.

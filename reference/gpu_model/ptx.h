@@ -109,14 +109,6 @@ namespace ptx {
   std::atomic_ref<unsigned>(*address_gmem).fetch_add(value, std::memory_order_release);
   detail::released();
 }
-[[gnu::noinline]] inline uint64_t atom_cas_acq_rel(uint64_t* address_gmem, uint64_t expected,
-                                                   uint64_t value) {
-  detail::scheduling_point();
-  std::atomic_ref<uint64_t>(*address_gmem)
-      .compare_exchange_strong(expected, value, std::memory_order_acq_rel);
-  detail::released();
-  return expected;
-}
 [[gnu::noinline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
                                                   GPU_MODEL_HERE) {
   detail::scheduling_point();

@@ -47,15 +47,22 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrie
 
 constexpr uint64_t kEvictFirst = 0x12f0000000000000, kEvictLast = 0x14f0000000000000;
 
+/// Where a box begins, innermost dimension first.
+struct Coordinates {
+  int rank = 0;  ///< 4 or 5, that of the tensor map.
+  int start[5] = {};
+};
+
 /// Checks and remembers a load, which begins when begin_load() is called. Returns its bytes.
-size_t check_tensor_load(void* destination, const TensorMap* map, const int (&coordinates)[4],
-                         const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
-                         const char* file, int line);
+size_t check_tensor_load(const char* what, void* destination, const TensorMap* map,
+                         const Coordinates& coordinates, const ptx::Mbarrier* barrier,
+                         uint64_t state, uint64_t policy, const char* file, int line);
 size_t check_linear_load(void* destination, const void* source, int bytes,
                          const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
 void begin_load();
-void check_tensor_map(const char* what, const TensorMap* map, const char* file, int line);
-void tensor_store(const TensorMap* map, const int (&coordinates)[4], const void* source,
+/// Rejects a map that is not valid or, if `rank` is not 0, of another rank.
+void check_tensor_map(const char* what, const TensorMap* map, int rank, const char* file, int line);
+void tensor_store(const TensorMap* map, const Coordinates& coordinates, const void* source,
                   const char* file, int line);
 void linear_store(void* destination, const void* source, int bytes, const char* file, int line);
 void commit_stores();
@@ -77,7 +84,7 @@ void arrive_in_cluster(const char* what, const ptx::Mbarrier* barrier, uint64_t 
 /// These check and remember what begin_cluster_load() begins; the two latter return its bytes.
 void check_value(const char* what, bool add, void* destination, uint64_t value, size_t bytes,
                  const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
-size_t check_multicast(void* destination, const TensorMap* map, const int (&coordinates)[4],
+size_t check_multicast(void* destination, const TensorMap* map, const Coordinates& coordinates,
                        const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
                        const char* file, int line);
 size_t check_cluster_copy(void* destination, const void* source, int bytes,
@@ -224,29 +231,35 @@ inline uint64_t createpolicy_evict_last() {
 }
 
 inline void prefetch_tensormap(const TensorMap* map, GPU_MODEL_HERE) {
-  detail::check_tensor_map("prefetch_tensormap", map, file, line);
+  detail::check_tensor_map("prefetch_tensormap", map, 0, file, line);
 }
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_4d(
     void* destination_smem, const TensorMap* map, int c0, int c1, int c2, int c3,
     Mbarrier* barrier_smem, uint64_t cache_policy, GPU_MODEL_HERE) {
   detail::check_mbarrier("cp_async_bulk_tensor_4d", barrier_smem, file, line);
-  const size_t bytes =
-      detail::check_tensor_load(destination_smem, map, {c0, c1, c2, c3}, barrier_smem,
-                                detail::read_state(barrier_smem), cache_policy, file, line);
+  const size_t bytes = detail::check_tensor_load(
+      "cp_async_bulk_tensor_4d", destination_smem, map, {4, {c0, c1, c2, c3}}, barrier_smem,
+      detail::read_state(barrier_smem), cache_policy, file, line);
   detail::poison(destination_smem, bytes);
   detail::begin_load();
 }
-inline void cp_async_bulk_tensor_5d(void*, const TensorMap*, int, int, int, int, int, Mbarrier*,
-                                    uint64_t) {
-  __builtin_trap();
+GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_5d(
+    void* destination_smem, const TensorMap* map, int c0, int c1, int c2, int c3, int c4,
+    Mbarrier* barrier_smem, uint64_t cache_policy, GPU_MODEL_HERE) {
+  detail::check_mbarrier("cp_async_bulk_tensor_5d", barrier_smem, file, line);
+  const size_t bytes = detail::check_tensor_load(
+      "cp_async_bulk_tensor_5d", destination_smem, map, {5, {c0, c1, c2, c3, c4}}, barrier_smem,
+      detail::read_state(barrier_smem), cache_policy, file, line);
+  detail::poison(destination_smem, bytes);
+  detail::begin_load();
 }
 inline void cp_async_bulk_prefetch_tensor_4d(const TensorMap* map, int, int, int, int,
                                              GPU_MODEL_HERE) {
-  detail::check_tensor_map("cp_async_bulk_prefetch_tensor_4d", map, file, line);
+  detail::check_tensor_map("cp_async_bulk_prefetch_tensor_4d", map, 4, file, line);
 }
 inline void cp_async_bulk_tensor_4d_store(const TensorMap* map, int c0, int c1, int c2, int c3,
                                           const void* source_smem, GPU_MODEL_HERE) {
-  detail::tensor_store(map, {c0, c1, c2, c3}, source_smem, file, line);
+  detail::tensor_store(map, {4, {c0, c1, c2, c3}}, source_smem, file, line);
 }
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk(void* destination_smem,
                                                              const void* source_gmem, int bytes,
@@ -351,7 +364,7 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_bulk_tensor_4d_multicast
     Mbarrier* barrier = mapa(barrier_smem, rank, file, line);
     detail::check_in_cluster("cp_async_bulk_tensor_4d_multicast", barrier, 8, file, line);
     const size_t bytes =
-        detail::check_multicast(destination, map, {c0, c1, c2, c3}, barrier,
+        detail::check_multicast(destination, map, {4, {c0, c1, c2, c3}}, barrier,
                                 detail::read_state(barrier), cache_policy, file, line);
     detail::poison(destination, bytes);
     detail::begin_cluster_load();
@@ -441,12 +454,9 @@ void wgmma_wait_group(A& a = detail::no_registers, B& b = detail::no_registers,
 }
 
 template <typename T>
-void wgmma_m64n32k16(float (&d)[4][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, false, false>("wgmma_m64n32k16", d, nullptr, a, b, accumulate, file, line);
-}
-template <typename T>
 void wgmma_m64n64k16(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, false, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file, line);
+  detail::multiply_async<T, false, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file,
+                                          line);
 }
 template <typename T, size_t kTiles>
 void wgmma_m64nNk16(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate,
@@ -465,13 +475,14 @@ void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool 
 template <typename T>
 void wgmma_m64n256k16_trans_b(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulate,
                               GPU_MODEL_HERE) {
-  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, nullptr, a, b, accumulate, file,
-                                  line);
+  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, nullptr, a, b, accumulate,
+                                         file, line);
 }
 template <typename T>
 void wgmma_m64n256k16_trans_b(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
                               bool accumulate, GPU_MODEL_HERE) {
-  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, a, 0, b, accumulate, file, line);
+  detail::multiply_async<T, false, true>("wgmma_m64n256k16_trans_b", d, a, 0, b, accumulate, file,
+                                         line);
 }
 
 }  // namespace ptx

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, Wgm
       const ptx::MatrixDescriptor a = a_begin + input.a.offset[step] / 16;
       ptx::wgmma_fence(d);
       if constexpr (form == WgmmaForm::kM64N32) {
-        ptx::wgmma_m64n32k16<T>(d, a, b, accumulate);
+        ptx::wgmma_m64nNk16<T>(d, a, b, accumulate);
       } else if constexpr (form == WgmmaForm::kM64N64) {
         ptx::wgmma_m64n64k16<T>(d, a, b, accumulate);
       } else {

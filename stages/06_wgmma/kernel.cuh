@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int step = 0; step < kHeadDimQK / 16; ++step) {
       const int offset = (step / 4 * kBoxBytes + step % 4 * 32) / 16;
-      ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, step > 0);
+      ptx::wgmma_m64nNk16<T>(s_rmem, q + offset, k + offset, step > 0);
     }
     ptx::wgmma_commit_group();
   };

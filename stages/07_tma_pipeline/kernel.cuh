@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const int offset = (box * kBoxBytes + step * 32) / 16;
-        ptx::wgmma_m64n32k16<T>(s_rmem, q + offset, k + offset, box + step > 0);
+        ptx::wgmma_m64nNk16<T>(s_rmem, q + offset, k + offset, box + step > 0);
       }
     }
     ptx::wgmma_commit_group();

@@ -10,33 +10,53 @@ namespace {
 
 namespace kernel = few_heads;
 
-// Calls f(rows of a warpgroup, warpgroups): as many rows as there are, padded, or 64 where there are more.
+// Calls f(rows of a tile): as many as there are, padded, or 32 where there are more.
 template <typename F>
-decltype(auto) visit_rows(int rows, F&& f) {
-  using One = std::integral_constant<int, 1>;
-  using Two = std::integral_constant<int, 2>;
-  if (rows <= 8) return f(std::integral_constant<int, 8>(), One());
-  if (rows <= 16) return f(std::integral_constant<int, 16>(), One());
-  if (rows <= 24) return f(std::integral_constant<int, 24>(), One());
-  if (rows <= 32) return f(std::integral_constant<int, 32>(), One());
-  if (rows <= 48) return f(std::integral_constant<int, 24>(), Two());
-  return f(std::integral_constant<int, 32>(), Two());
+decltype(auto) visit_rows(const Problem& problem, F&& f) {
+  const int rows = problem.rows_per_kv_head();
+  if (rows <= 8) return f(std::integral_constant<int, 8>());
+  if (rows <= 16) return f(std::integral_constant<int, 16>());
+  if (rows <= 24) return f(std::integral_constant<int, 24>());
+  return f(std::integral_constant<int, 32>());
 }
 
-int padded_rows(const Problem& problem) {
-  return visit_rows(problem.rows_per_kv_head(), [](auto rows, auto warpgroups) {
-    return int{rows()} * int{warpgroups()};
-  });
+int tile_rows(const Problem& problem) {
+  return visit_rows(problem, [](auto rows) { return int{rows()}; });
 }
 
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
-  const int rows = padded_rows(problem), tiles = row_tiles_of(problem, rows);
+  const int tiles = row_tiles_of(problem, tile_rows(problem));
   return {.row_tiles = tiles,
           .workers = workers_for(tiles, limits.multiprocessors),
           .fixed_grains = 2,
           .min_grains = 2,
-          .combine_grains = 4,
-          .merged_pieces = std::min(kernel::kMaxMerged, 256 / rows)};
+          .combine_grains = 4};
+}
+
+Status encode(const Problem& problem, const Tensors& tensors, TensorMap* map,
+              kernel::TileMap* tile_map) {
+  const CacheStrides& strides = tensors.kv_strides;
+  if (problem.num_heads_kv > 1 && strides.head % 64 != 0) {
+    tile_map->head_boxes = 0;
+    return encode_cache_map(problem, tensors, map, 8);
+  }
+  // Heads are boxes further on. With one head any number will do.
+  tile_map->head_boxes =
+      problem.num_heads_kv > 1 ? static_cast<int>(strides.head / 64) : kernel::kBoxes;
+  TensorShape shape;
+  shape.rank = 5;
+  const int64_t size[] = {64, 8, tile_map->head_boxes * (problem.num_heads_kv - 1) + kernel::kBoxes,
+                          problem.page_size / 8, problem.num_pages};
+  const int64_t stride[] = {1, strides.token, 64, strides.token * 8, strides.page};
+  const int box[] = {64, 8, kernel::kCopyBoxes, std::min(kernel::kTokens, problem.page_size) / 8,
+                     1};
+  for (int i = 0; i < shape.rank; ++i) {
+    shape.size[i] = static_cast<uint64_t>(size[i]);
+    shape.stride_bytes[i] = static_cast<uint64_t>(stride[i]) * 2;
+    shape.box[i] = static_cast<uint32_t>(box[i]);
+  }
+  shape.swizzle_128b = true;
+  return encode_tensor_map(tensors.kv_cache, shape, map);
 }
 
 Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
@@ -44,13 +64,14 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   const PlanShape shape = plan_shape(problem, limits);
   const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
   TensorMap cache_map;
-  MLA_RETURN_IF_ERROR(encode_page_map(problem, tensors, kernel::kCopyBoxes, &cache_map));
+  kernel::TileMap tile_map;
+  MLA_RETURN_IF_ERROR(encode(problem, tensors, &cache_map, &tile_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return visit_rows(problem.rows_per_kv_head(), [&](auto rows, auto warpgroups) {
-        return launch(kernel::decode<decltype(zero), rows(), warpgroups()>, grid,
-                      kernel::kThreads<warpgroups()>, sizeof(kernel::Smem<rows(), warpgroups()>), stream,
-                      cache_map, problem, tensors, split, items);
+      return visit_rows(problem, [&](auto rows) {
+        return launch(kernel::decode<decltype(zero), rows()>, grid, kernel::kThreads,
+                      sizeof(kernel::Smem<rows()>), stream, cache_map, tile_map, problem, tensors,
+                      split, items);
       });
     });
   }));
@@ -59,13 +80,14 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const PlanShape shape = plan_shape(problem, limits);
-  const int rows = padded_rows(problem);
+  const int rows = tile_rows(problem);
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * rows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
   // A tile's bytes: K, Q; V, and P for each of its boxes; the way in; P written.
-  prediction.shared_bytes = tiles * 2 * (kernel::kTokens * (2 * kHeadDimQK + kHeadDimV) +
-                                         rows * (kHeadDimQK + (kernel::kVBoxes + 1) * kernel::kTokens));
+  prediction.shared_bytes = tiles * 2 *
+                            (kernel::kTokens * (2 * kHeadDimQK + kHeadDimV) +
+                             rows * (kHeadDimQK + (kernel::kVBoxes + 1) * kernel::kTokens));
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
   prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;

@@ -172,18 +172,6 @@ __device__ __forceinline__ void red_add_release(unsigned* address_gmem, unsigned
                : "l"(__cvta_generic_to_global(address_gmem)), "r"(value)
                : "memory");
 }
-/// Puts `value` in place of `expected`, if that is there, and returns what was; acquires and releases, at
-/// the scope of the GPU. Section "atom",
-/// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-atom
-__device__ __forceinline__ uint64_t atom_cas_acq_rel(uint64_t* address_gmem, uint64_t expected,
-                                                     uint64_t value) {
-  uint64_t found;
-  asm volatile("atom.acq_rel.gpu.global.cas.b64 %0, [%1], %2, %3;"
-               : "=l"(found)
-               : "l"(__cvta_generic_to_global(address_gmem)), "l"(expected), "l"(value)
-               : "memory");
-  return found;
-}
 /// Loads and acquires until the counter is at least `value`. On the model a wait that nothing can
 /// end is reported with both.
 __device__ __forceinline__ void wait_until_at_least(const unsigned* counter_gmem, unsigned value) {
@@ -193,7 +181,6 @@ __device__ __forceinline__ void wait_until_at_least(const unsigned* counter_gmem
 
 #else
 
-using gpu_model::ptx::atom_cas_acq_rel;
 using gpu_model::ptx::barrier_sync;
 using gpu_model::ptx::barrier_sync_or;
 using gpu_model::ptx::cp_async_16;

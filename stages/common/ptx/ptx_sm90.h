@@ -25,7 +25,7 @@ namespace mla::MLA_MACHINE::ptx {
 /// `descriptor + bytes / 16` is that of the matrix that begins `bytes` further on.
 ///
 /// Read by rows (K-major: k runs along a row), `stride_bytes` lies between groups of 8 rows, and
-/// `leading_bytes` is not used. Read by columns (MN-major, kTransposeB: k runs down a column),
+/// `leading_bytes` is not used. Read by columns (MN-major, trans_a, trans_b: k runs down a column),
 /// `leading_bytes` lies between boxes of 64 columns and `stride_bytes` between groups of 8 rows.
 /// Section "Matrix Descriptor Format",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
@@ -432,29 +432,6 @@ __device__ __forceinline__ void wgmma_wait_group(Registers&... registers) {
   "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "   \
   "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
 
-/// A and B in shared memory, both K-major; B is [32 columns, k].
-template <typename T>
-__device__ __forceinline__ void wgmma_m64n32k16(float (&d)[4][4], MatrixDescriptor a,
-                                                MatrixDescriptor b, bool accumulate) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "%16, %17, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D4(0)
-        : "l"(a), "l"(b), "r"(int{accumulate}));
-  } else {
-    static_assert(std::is_same_v<T, float16>);
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "%16, %17, p, 1, 1, 0, 0;\n}"
-        : MLA_WGMMA_D4(0)
-        : "l"(a), "l"(b), "r"(int{accumulate}));
-  }
-}
 /// A and B in shared memory, both K-major; B is [64 columns, k].
 template <typename T>
 __device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescriptor a,
@@ -528,26 +505,29 @@ __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], cons
 }
 // The same for 8 to 32 columns. A number of an operand is a string to the compiler, so each number of
 // columns is written out.
-#define MLA_WGMMA_PRODUCT(columns, registers, a_number, b_number, flag_number, type, transpose_a, ...)  \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number ", 0;\n"                               \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers "}, " \
-               "%" a_number ", %" b_number ", p, 1, 1, " transpose_a ", 0;\n}"                          \
-               : __VA_ARGS__                                                                            \
+#define MLA_WGMMA_PRODUCT(columns, registers, a_number, b_number, flag_number, type, transpose_a,  \
+                          ...)                                                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number                                    \
+               ", 0;\n"                                                                            \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers \
+               "}, "                                                                               \
+               "%" a_number ", %" b_number ", p, 1, 1, " transpose_a ", 0;\n}"                     \
+               : __VA_ARGS__                                                                       \
                : "l"(a), "l"(b), "r"(int{accumulate}))
-#define MLA_WGMMA_COLUMNS(type, transpose_a)                                                        \
-  if constexpr (kTiles == 1) {                                                                      \
-    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "4", "5", "6", type, transpose_a, MLA_WGMMA_D(0));     \
-  } else if constexpr (kTiles == 2) {                                                               \
-    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "8", "9", "10", type, transpose_a,    \
-                      MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                              \
-  } else if constexpr (kTiles == 3) {                                                               \
-    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11", "12", "13", "14",   \
-                      type, transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2));           \
-  } else {                                                                                          \
-    static_assert(kTiles == 4);                                                                     \
-    MLA_WGMMA_PRODUCT(                                                                              \
-        "32", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", "16", "17",   \
-        "18", type, transpose_a, MLA_WGMMA_D4(0));                                                  \
+#define MLA_WGMMA_COLUMNS(type, transpose_a)                                                      \
+  if constexpr (kTiles == 1) {                                                                    \
+    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "4", "5", "6", type, transpose_a, MLA_WGMMA_D(0));   \
+  } else if constexpr (kTiles == 2) {                                                             \
+    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "8", "9", "10", type, transpose_a,  \
+                      MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                            \
+  } else if constexpr (kTiles == 3) {                                                             \
+    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11", "12", "13", "14", \
+                      type, transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2));         \
+  } else {                                                                                        \
+    static_assert(kTiles == 4);                                                                   \
+    MLA_WGMMA_PRODUCT("32",                                                                       \
+                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",     \
+                      "16", "17", "18", type, transpose_a, MLA_WGMMA_D4(0));                      \
   }
 
 /// A and B in shared memory, both K-major; B is [8 kTiles columns, k].
@@ -592,9 +572,9 @@ using gpu_model::ptx::cp_async_bulk_commit_group;
 using gpu_model::ptx::cp_async_bulk_prefetch_tensor_4d;
 using gpu_model::ptx::cp_async_bulk_store;
 using gpu_model::ptx::cp_async_bulk_tensor_4d;
-using gpu_model::ptx::cp_async_bulk_tensor_5d;
 using gpu_model::ptx::cp_async_bulk_tensor_4d_multicast;
 using gpu_model::ptx::cp_async_bulk_tensor_4d_store;
+using gpu_model::ptx::cp_async_bulk_tensor_5d;
 using gpu_model::ptx::cp_async_bulk_wait_group_read;
 using gpu_model::ptx::createpolicy_evict_first;
 using gpu_model::ptx::createpolicy_evict_last;
@@ -621,7 +601,6 @@ using gpu_model::ptx::stmatrix_x4;
 using gpu_model::ptx::wgmma_commit_group;
 using gpu_model::ptx::wgmma_fence;
 using gpu_model::ptx::wgmma_m64n256k16_trans_b;
-using gpu_model::ptx::wgmma_m64n32k16;
 using gpu_model::ptx::wgmma_m64n64k16;
 using gpu_model::ptx::wgmma_m64nNk16;
 using gpu_model::ptx::wgmma_m64nNk16_trans_a;

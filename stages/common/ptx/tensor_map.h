@@ -39,11 +39,9 @@ struct TensorShape {
 Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMap* map);
 
 /// The same for the cache of a problem, [576, num_heads_kv, page_size, num_pages], in boxes of 64
-/// columns of one head and of 64 tokens of a page, or of the whole page if that has fewer. Coordinates
+/// columns of one head and of `tokens` of a page, or of the whole page if that has fewer. Coordinates
 /// are (column, head, token of the page, page).
-Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map);
-
-/// The same in boxes of whole tiles: 64 columns, 8 rows, 9 chunks, groups, page.
-Status encode_page_map(const Problem& problem, const Tensors& tensors, int chunks, TensorMap* map);
+Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map,
+                        int tokens = kGrainTokens);
 
 }  // namespace mla::MLA_MACHINE

@@ -123,9 +123,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
       }
       if (begin.sequence < problem.batch) begin.seqlen_k = length_of(begin.sequence);
     }
-    if (splits > std::max(1, shape.merged_pieces)) {
-      plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});
-    }
+    if (splits > 1) plan.split_sequences.push_back({i, plan.slot_begin.back(), splits, 0});
     plan.slot_begin.push_back(plan.slot_begin.back() + (splits > 1 ? splits : 0));
     start = end;
   }

@@ -185,8 +185,7 @@ __global__ void __launch_bounds__(kThreads)
       const int cuts = piece_grains > 0 ? pieces_of(grains[j]) - 1 : smem.cuts[2 * threadIdx.x + j];
       splits[j] = cuts > 0 ? cuts + 1 : 0;
     }
-    const auto combines = [&](int n) { return n > max(1, shape.merged_pieces); };
-    const auto packed = [&](int n) { return (int64_t{n} << 32) | (combines(n) ? 1 : 0); };
+    const auto packed = [](int n) { return (int64_t{n} << 32) | (n > 0 ? 1 : 0); };
     int64_t tile_total;
     int64_t sum =
         exclusive_sum(packed(splits[0]) + packed(splits[1]), smem.warp_sum[1], &tile_total);
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t sequence = base + 2 * threadIdx.x + j;
       const int slot_begin = static_cast<int>(slots + (sum >> 32));
       if (sequence < problem.batch) plan.slot_begin[sequence] = slot_begin;
-      if (combines(splits[j])) {
+      if (splits[j] > 0) {
         plan.split_sequences[split_sequences + (sum & 0xffffffff)] = {static_cast<int>(sequence),
                                                                       slot_begin, splits[j], 0};
       }

@@ -58,25 +58,13 @@ class PieceCursor {
     return min(seqlen_k, grain_end_ * kGrainTokens);
   }
 
-  /// Whether the piece is the whole sequence.
-  __device__ __forceinline__ bool is_whole() const {
-    return grain_ == 0 && grain_end_ == grains();
-  }
-
   /// Where partial results go; -1 if the piece is the whole sequence and its results are final.
   __device__ __forceinline__ int slot() const {
-    if (is_whole()) return -1;
+    if (grain_ == 0 && grain_end_ == grains()) return -1;
     const int4 begin = worker_begin(worker_);
     int index = sequence == begin.x ? begin.z : 0;  // pieces of the sequence before this one
     if (problem_.fixed_split_tokens > 0) index = token_begin() / problem_.fixed_split_tokens;
     return split_.slot_begin[sequence] + index;
-  }
-
-  /// Of a part: its slot, the sequence's first one and how many that has; slot -1 if the piece is whole.
-  __device__ __forceinline__ int4 part() const {
-    if (is_whole()) return make_int4(-1, 0, 0, 0);
-    const int first = split_.slot_begin[sequence];
-    return make_int4(slot(), first, split_.slot_begin[sequence + 1] - first, 0);
   }
 
  private:

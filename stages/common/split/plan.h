@@ -51,9 +51,6 @@ struct PlanShape {
   int min_grains =
       1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
-  /// A sequence of at most so many pieces is merged by the decode's own blocks (arrivals.h); 0: by the
-  /// combine, as all others.
-  int merged_pieces = 0;
 };
 
 /// Tiles of `tile_rows` query rows that a problem has, over all KV heads.
@@ -73,7 +70,7 @@ struct alignas(16) WorkerBegin {
   bool operator==(const WorkerBegin&) const = default;
 };
 
-/// A sequence that has more pieces than PlanShape::merged_pieces, for the combine.
+/// A sequence that has several pieces, for the combine.
 struct alignas(16) SplitSequence {
   int32_t sequence;
   int32_t slot_begin;
@@ -101,8 +98,8 @@ struct PlanHeader {
   int32_t workers;
   int32_t fixed_split_tokens;
   int32_t fixed_grains;         ///< As used: 0 where it would only leave workers idle.
-  int32_t num_split_sequences;  ///< Sequences that the combine merges.
-  int32_t num_slots;            ///< Pieces of all sequences that have more than one.
+  int32_t num_split_sequences;  ///< Sequences of more than one piece.
+  int32_t num_slots;            ///< Pieces of those.
   bool operator==(const PlanHeader&) const = default;
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"

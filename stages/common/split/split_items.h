@@ -17,7 +17,6 @@ struct SplitItems {
   int row_tiles;     ///< Tiles of rows, of a KV head.
   unsigned tiles;    ///< Of all KV heads.
   unsigned first;    ///< Item of the grid's first block.
-  int merged_pieces;  ///< PlanShape::merged_pieces
   float scale_log2;  ///< softmax_scale log2(e)
 };
 
@@ -30,7 +29,6 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
   items.rows = problem.rows_per_kv_head();
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
-  items.merged_pieces = shape.merged_pieces;
   items.scale_log2 = problem.softmax_scale * kLog2e;
   const int64_t count = int64_t{items.tiles} * shape.workers;  // below 2^32: workers_for()
   for (int64_t first = 0; first < count; first += grid_for(count - first)) {
@@ -47,7 +45,6 @@ struct RowTile {
   const Tensors& tensors;
   const SplitItems& items;
   const unsigned worker;  ///< That has the item.
-  const unsigned tile;    ///< Of all KV heads' tiles, this one.
   const int head_kv;
   const int begin;
 
@@ -58,9 +55,9 @@ struct RowTile {
         tensors(tensors_),
         items(items_),
         worker((items.first + blockIdx.x) / items.tiles),
-        tile((items.first + blockIdx.x) % items.tiles),
-        head_kv(static_cast<int>(tile) / items.row_tiles),
-        begin(static_cast<int>(tile) % items.row_tiles * tile_rows) {}
+        head_kv(static_cast<int>((items.first + blockIdx.x) % items.tiles) / items.row_tiles),
+        begin(static_cast<int>((items.first + blockIdx.x) % items.tiles) % items.row_tiles *
+              tile_rows) {}
 
   __device__ __forceinline__ bool exists(int r) const { return begin + r < items.rows; }
 

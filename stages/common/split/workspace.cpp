@@ -1,9 +1,7 @@
 #include "stages/common/split/workspace.h"
 
 #include <algorithm>
-#include <atomic>
 #include <climits>
-#include <random>
 #include <string>
 
 namespace mla {
@@ -52,8 +50,6 @@ void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorks
       static_cast<size_t>(problem.num_heads_kv) * static_cast<size_t>(problem.rows_per_kv_head());
   part(workspace.lse_partial, sizeof(float) * slots * rows);
   part(workspace.out_partial, sizeof(float) * slots * rows * kHeadDimV);
-  if (shape.merged_pieces == 0) return;
-  part(workspace.arrivals, sizeof(uint64_t) * slots * static_cast<size_t>(shape.row_tiles));
 }
 
 }  // namespace
@@ -61,7 +57,7 @@ void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorks
 uint32_t plan_hash(const Problem& problem, const PlanShape& shape) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   const int64_t values[] = {problem.batch, shape.workers, problem.fixed_split_tokens,
-                            problem.max_seqlen_k(), shape.merged_pieces};
+                            problem.max_seqlen_k()};
   for (const int64_t value : values) {
     for (int byte = 0; byte < 8; ++byte) {
       hash = (hash ^ ((value >> (8 * byte)) & 0xff)) * 0x100000001b3;
@@ -102,8 +98,6 @@ SplitWorkspace split_workspace(const Problem& problem, const PlanShape& shape, v
   next = static_cast<unsigned char*>(scratch);
   if (scratch != nullptr) for_each_partial(problem, shape, result, place);
   result.shape = plan_hash(problem, shape);
-  static std::atomic<uint64_t> calls = std::random_device()();
-  result.call = (calls.fetch_add(1) * 0x9e3779b97f4a7c15) << 8;
   return result;
 }
 

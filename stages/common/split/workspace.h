@@ -20,8 +20,6 @@ struct SplitWorkspace {
   float* lse_partial;
   /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; not read where lse is -inf.
   float* out_partial;
-  uint64_t* arrivals;  ///< [slots, row_tiles], for arrivals.h; null if the plan merges no pieces.
-  uint64_t call;       ///< Tells this decode's arrivals from what else the memory may hold.
 };
 
 /// Most sequences that a plan can split. Depends on shapes alone.

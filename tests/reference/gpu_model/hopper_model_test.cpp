@@ -146,7 +146,7 @@ __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T
   ptx::wgmma_fence(d, a_registers);
   for (uint64_t k = 0; k < 4; ++k) {
     if constexpr (kForm == Form::kN32) {
-      ptx::wgmma_m64n32k16<T>(d, a + k * 2, b + k * 2, k > 0);
+      ptx::wgmma_m64nNk16<T>(d, a + k * 2, b + k * 2, k > 0);
     } else if constexpr (kForm == Form::kN64) {
       ptx::wgmma_m64n64k16<T>(d, a + k * 2, b + k * 2, k > 0);
     } else if constexpr (kForm == Form::kN256Shared) {
