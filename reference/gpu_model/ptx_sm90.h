@@ -47,12 +47,6 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline uint64_t read_state(const ptx::Mbarrie
 
 constexpr uint64_t kEvictFirst = 0x12f0000000000000, kEvictLast = 0x14f0000000000000;
 
-/// Where a box begins, innermost dimension first.
-struct Coordinates {
-  int rank = 0;  ///< 4 or 5, that of the tensor map.
-  int start[5] = {};
-};
-
 /// Checks and remembers a load, which begins when begin_load() is called. Returns its bytes.
 size_t check_tensor_load(const char* what, void* destination, const TensorMap* map,
                          const Coordinates& coordinates, const ptx::Mbarrier* barrier,

@@ -17,6 +17,12 @@ struct alignas(64) TensorMap {
   bool swizzle_128b = false;      ///< See TensorShape.
 };
 
+/// Where a box begins, innermost dimension first.
+struct Coordinates {
+  int rank = 0;  ///< 4 or 5, that of the tensor map.
+  int start[5] = {};
+};
+
 /// Why a driver would refuse the map, with the member, its value and what is allowed; empty if it
 /// would not.
 std::string check_tensor_map(const TensorMap& map);
