@@ -38,15 +38,37 @@ struct WgmmaCase {
   size_t k = 16;
   bool accumulate = false;
   Layout a, b;
-  uint32_t a_leading = 8192;  ///< Not used, because A is K-major.
+  uint32_t a_leading = 8192;  ///< Not used: A is K-major, or has one box of columns.
   bool swapped = false;       ///< B's descriptor has leading and stride exchanged.
 };
 
+struct FormFacts {
+  WgmmaForm form;
+  const char* name;
+  size_t columns;
+  bool trans_a, trans_b;  ///< Whether A and B are MN-major.
+};
+constexpr FormFacts kForms[] = {
+    {WgmmaForm::kM64N32, "m64n32", 32, false, false},
+    {WgmmaForm::kM64N64, "m64n64", 64, false, false},
+    {WgmmaForm::kM64N256, "m64n256", 256, false, true},
+    {WgmmaForm::kM64N256Register, "m64n256_a_in_registers", 256, false, true},
+    {WgmmaForm::kM64N8, "m64n8", 8, false, false},
+    {WgmmaForm::kM64N16, "m64n16", 16, false, false},
+    {WgmmaForm::kM64N24, "m64n24", 24, false, false},
+    {WgmmaForm::kM64N8TransA, "m64n8_trans_a", 8, true, false},
+    {WgmmaForm::kM64N16TransA, "m64n16_trans_a", 16, true, false},
+    {WgmmaForm::kM64N24TransA, "m64n24_trans_a", 24, true, false},
+    {WgmmaForm::kM64N32TransA, "m64n32_trans_a", 32, true, false},
+};
+constexpr const FormFacts& facts_of(WgmmaForm form) {
+  return kForms[static_cast<size_t>(form)];
+}
 constexpr bool mn_major(WgmmaForm form) {
-  return form == WgmmaForm::kM64N256 || form == WgmmaForm::kM64N256Register;
+  return facts_of(form).trans_b;
 }
 constexpr size_t columns_of(WgmmaForm form) {
-  return form == WgmmaForm::kM64N32 ? 32 : form == WgmmaForm::kM64N64 ? 64 : 256;
+  return facts_of(form).columns;
 }
 
 std::vector<WgmmaCase> wgmma_cases(WgmmaForm form) {
@@ -63,8 +85,13 @@ std::vector<WgmmaCase> wgmma_cases(WgmmaForm form) {
   add("accumulate", Values::kIntegers, 16).accumulate = true;
   add("random", Values::kRandom, 16).accumulate = true;
   add("subnormal", Values::kSubnormal, 16);
-  add("special", Values::kSpecial, 16).accumulate = true;
-  if (mn_major(form)) {
+  if (columns_of(form) >= 16) add("special", Values::kSpecial, 16).accumulate = true;
+  if (facts_of(form).trans_a) {
+    add("walk", Values::kIntegers, 64);
+    add("walk_other_leading", Values::kIntegers, 64).a_leading = 16;
+    add("walk_a_stride_3072", Values::kIntegers, 64).a = {8192, 3072, 0};
+    add("walk_a_further_on", Values::kIntegers, 64).a = {8192, 3072, 2048};
+  } else if (mn_major(form)) {
     add("walk", Values::kIntegers, 64);
     add("walk_swapped", Values::kIntegers, 64).swapped = true;
     add("walk_leading_16384", Values::kIntegers, 64).b = {16384, 1024, 0};
@@ -89,6 +116,9 @@ std::vector<WgmmaCase> wgmma_cases(WgmmaForm form) {
     // Rows 32 ... of a box of 64, or all of a box that does not come first.
     add("walk_b_further_on", Values::kIntegers, 128).b.begin =
         form == WgmmaForm::kM64N32 ? 4096 : 16384;
+    if (form == WgmmaForm::kM64N16) {  // eight rows of three boxes each
+      add("walk_a_stride_3072", Values::kIntegers, 64).a = {8192, 3072, 1024};
+    }
   }
   return cases;
 }
@@ -210,7 +240,9 @@ void fill_wgmma_input(WgmmaForm form, const WgmmaCase& wgmma, const Matrices& m,
   std::fill(std::begin(input->b_smem), std::end(input->b_smem), ~0u);
   for (size_t row = 0; row < 64; ++row) {
     for (size_t i = 0; i < k; ++i) {
-      put(input->a_smem, wgmma.a.position(row, i), m.a[row * k + i]);
+      put(input->a_smem,
+          facts_of(form).trans_a ? wgmma.a.position(i, row) : wgmma.a.position(row, i),
+          m.a[row * k + i]);
       const Place place = place_in_registers(row, i);
       put(input->a_registers[i / 16][place.thread], place.half * 2, m.a[row * k + i]);
     }
@@ -229,10 +261,11 @@ void fill_wgmma_input(WgmmaForm form, const WgmmaCase& wgmma, const Matrices& m,
     const auto along_rows = [&](const Layout& layout) {
       return static_cast<uint32_t>(layout.begin + step / 4 * layout.box_bytes + step % 4 * 32);
     };
-    input->a.offset[step] = along_rows(wgmma.a);
-    input->b.offset[step] =
-        mn_major(form) ? static_cast<uint32_t>(wgmma.b.begin + step * 2 * wgmma.b.group_bytes)
-                       : along_rows(wgmma.b);
+    const auto down_columns = [&](const Layout& layout) {
+      return static_cast<uint32_t>(layout.begin + step * 2 * layout.group_bytes);
+    };
+    input->a.offset[step] = facts_of(form).trans_a ? down_columns(wgmma.a) : along_rows(wgmma.a);
+    input->b.offset[step] = mn_major(form) ? down_columns(wgmma.b) : along_rows(wgmma.b);
   }
   for (size_t thread = 0; thread < 128; ++thread) {
     for (size_t i = 0; i < 128; ++i) {  // without accumulate the old D must not count, even NaN
@@ -295,14 +328,13 @@ template <typename T>
 Status record_wgmma(Machine& machine, const HopperFragments& fragments, WgmmaForm form,
                     std::vector<Observation>* result) {
   constexpr bool kBFloat16 = std::is_same_v<T, bfloat16>;
-  constexpr const char* kFormNames[] = {"m64n32", "m64n64", "m64n256", "m64n256_a_in_registers"};
   const std::vector<WgmmaCase> cases = wgmma_cases(form);
   std::vector<Observation> observations(cases.size());
   std::vector<WgmmaInput> inputs(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) {
     const Matrices matrices = wgmma_matrices<T>(cases[i], columns_of(form));
     fill_wgmma_input(form, cases[i], matrices, &inputs[i]);
-    observations[i].name = std::string("wgmma_") + kFormNames[static_cast<size_t>(form)] +
+    observations[i].name = std::string("wgmma_") + facts_of(form).name +
                            (kBFloat16 ? "_bf16_" : "_fp16_") + cases[i].name;
     expect_of_wgmma<T>(form, cases[i], matrices, inputs[i], &observations[i]);
   }
@@ -347,6 +379,11 @@ struct TmaCase {
 TmaTensor cache_tensor(bool swizzle) {  // 2 heads, 3 pages
   return {{576, 2, 64, 3}, {2, 1152, 2304, 147456}, {64, 1, 64, 1}, swizzle};
 }
+/// The same in boxes of three times 64 columns of 16 tokens: {64 columns, token % 8, columns / 64 of both
+/// heads, token / 8, page}.
+TmaTensor tile_tensor() {
+  return {{64, 8, 18, 8, 3}, {2, 2304, 128, 18432, 147456}, {64, 8, 3, 2, 1}, true};
+}
 /// No size is a multiple of the box's, rows are padded, by 4 elements.
 TmaTensor odd_tensor(bool swizzle) {
   return swizzle ? TmaTensor{{100, 3, 10, 5}, {2, 208, 624, 6240}, {64, 2, 4, 3}, true}
@@ -376,7 +413,21 @@ std::vector<TmaCase> tma_loads() {
        {{{0, 0, 0, 0}}, {{64, 1, 8, 3}}, {{-16, -1, -2, -1}}, {{88, 2, 9, 4}}}},
       {"odd_plain",
        odd_tensor(false),
-       {{{0, 0, 0, 0}}, {{8, 1, 8, 4}}, {{-8, -1, -2, -1}}, {{96, 2, 8, 3}}}}};
+       {{{0, 0, 0, 0}}, {{8, 1, 8, 4}}, {{-8, -1, -2, -1}}, {{96, 2, 8, 3}}}},
+      {"tile",
+       tile_tensor(),
+       {
+           {{0, 0, 12, 2, 1}},  // all inside
+           {{0, 3, 6, 0, 2}},
+           {{0, -2, 0, 4, 0}},
+           {{8, 0, 0, 0, 1}},  // rows, columns
+           {{0, 0, 16, 0, 0}},
+           {{0, 0, -1, 1, 1}},  // boxes of columns
+           {{0, 0, 3, 7, 0}},
+           {{0, 0, 3, -1, 1}},  // groups of tokens
+           {{0, 0, 0, 0, -1}},
+           {{0, 0, 9, 6, 3}},  // pages
+       }}};
 }
 
 // No box here begins before the tensor: an H200 ended in an illegal instruction at the one that
@@ -388,9 +439,11 @@ std::vector<TmaCase> tma_stores() {
 }
 
 /// What an element of a tensor is. In the cache no two of a box are equal, and none is 0.
-uint16_t tma_value(const int64_t (&c)[4]) {
-  return static_cast<uint16_t>(((c[0] / 64 + 4 * c[1] + 5 * c[3]) % 15 + 1) << 12 | c[0] % 64 << 6 |
-                               c[2]);
+uint16_t tma_value(const TmaTensor& tensor, const int64_t (&c)[5]) {
+  const bool tiles = tensor.rank() == 5;
+  const int64_t token = tiles ? c[3] * 8 + c[1] : c[2];
+  const int64_t part = tiles ? c[2] + 5 * c[4] : c[0] / 64 + 4 * c[1] + 5 * c[3];
+  return static_cast<uint16_t>((part % 15 + 1) << 12 | c[0] % 64 << 6 | token);
 }
 
 /// Calls f(element of the box, place in shared memory, coordinates, place in the tensor), the last
@@ -398,15 +451,16 @@ uint16_t tma_value(const int64_t (&c)[4]) {
 /// pad the end of a row are inside.
 template <typename F>
 void for_each_of_box(const TmaTensor& tensor, const TmaBox& box, bool store, const F& f) {
-  const uint32_t* size = tensor.box;
-  const size_t count = size_t{size[0]} * size[1] * size[2] * size[3];
+  const auto rank = static_cast<size_t>(tensor.rank());
+  size_t count = 1;
+  for (size_t i = 0; i < rank; ++i) count *= tensor.box[i];
   for (size_t e = 0; e < count; ++e) {
-    int64_t c[4], place = 0;
+    int64_t c[5] = {}, place = 0;
     bool inside = true;
     size_t rest = e;
-    for (size_t i = 0; i < 4; ++i) {
-      c[i] = box.start[i] + static_cast<int64_t>(rest % size[i]);
-      rest /= size[i];
+    for (size_t i = 0; i < rank; ++i) {
+      c[i] = box.start[i] + static_cast<int64_t>(rest % tensor.box[i]);
+      rest /= tensor.box[i];
       const int64_t end = static_cast<int64_t>(tensor.size[i]);
       inside = inside && c[i] >= 0 && c[i] < (store && i == 0 ? (end + 7) / 8 * 8 : end);
       place += c[i] * static_cast<int64_t>(tensor.stride_bytes[i]) / 2;
@@ -417,27 +471,26 @@ void for_each_of_box(const TmaTensor& tensor, const TmaBox& box, bool store, con
 
 /// The tensor in memory; what pads its rows is NaN.
 std::vector<uint32_t> tensor_words(const TmaTensor& tensor) {
-  std::vector<uint32_t> words(tensor.size[3] * tensor.stride_bytes[3] / 4, ~0u);
-  int64_t c[4];
-  const auto size = [&](size_t i) { return static_cast<int64_t>(tensor.size[i]); };
-  for (c[3] = 0; c[3] < size(3); ++c[3]) {
-    for (c[2] = 0; c[2] < size(2); ++c[2]) {
-      for (c[1] = 0; c[1] < size(1); ++c[1]) {
-        for (c[0] = 0; c[0] < size(0); ++c[0]) {
-          size_t bytes = 0;
-          for (size_t i = 0; i < 4; ++i)
-            bytes += static_cast<size_t>(c[i]) * tensor.stride_bytes[i];
-          put(words.data(), bytes, tma_value(c));
-        }
-      }
+  const auto rank = static_cast<size_t>(tensor.rank());
+  std::vector<uint32_t> words(tensor.size[rank - 1] * tensor.stride_bytes[rank - 1] / 4, ~0u);
+  size_t elements = 1;
+  for (size_t i = 0; i < rank; ++i) elements *= tensor.size[i];
+  for (size_t e = 0; e < elements; ++e) {
+    int64_t c[5] = {};
+    size_t bytes = 0, rest = e;
+    for (size_t i = 0; i < rank; ++i) {
+      c[i] = static_cast<int64_t>(rest % tensor.size[i]);
+      rest /= tensor.size[i];
+      bytes += static_cast<size_t>(c[i]) * tensor.stride_bytes[i];
     }
+    put(words.data(), bytes, tma_value(tensor, c));
   }
   return words;
 }
 
 std::string name_of_box(const char* what, const TmaCase& tma, const TmaBox& box) {
   std::string name = what + tma.name + "_at";
-  for (const int32_t c : box.start) name += "_" + std::to_string(c);
+  for (int i = 0; i < tma.tensor.rank(); ++i) name += "_" + std::to_string(box.start[i]);
   return name;
 }
 
@@ -464,8 +517,9 @@ Status record_tma_loads(Machine& machine, const HopperFragments& fragments,
       o.documented.assign(kTmaBoxWords, kUntouched);
       size_t elements = 0;
       for_each_of_box(tma.tensor, tma.boxes[i], false,
-                      [&](size_t element, const int64_t(&c)[4], int64_t place) {
-                        put(o.documented.data(), 2 * element, place < 0 ? 0 : tma_value(c));
+                      [&](size_t element, const int64_t(&c)[5], int64_t place) {
+                        put(o.documented.data(), 2 * element,
+                            place < 0 ? 0 : tma_value(tma.tensor, c));
                         ++elements;
                       });
       o.words.resize(std::min(kTmaBoxWords, elements / 2 + o.columns));
@@ -496,7 +550,7 @@ Status record_tma_stores(Machine& machine, const HopperFragments& fragments,
       MLA_RETURN_IF_ERROR(
           tensor.assign(machine, o.documented.data(), std::span(o.documented).size_bytes()));
       for_each_of_box(tma.tensor, box, true,
-                      [&](size_t element, const int64_t(&)[4], int64_t place) {
+                      [&](size_t element, const int64_t(&)[5], int64_t place) {
                         if (place < 0) return;
                         put(o.documented.data(), 2 * static_cast<size_t>(place),
                             kTmaStored + static_cast<uint32_t>(element));
@@ -568,6 +622,30 @@ Status record_stmatrix(Machine& machine, const HopperFragments& fragments,
   return {};
 }
 
+Status record_stmatrix_trans(Machine& machine, const HopperFragments& fragments,
+                             std::vector<Observation>* result) {
+  Observation o{"stmatrix_x2_trans", Kept::kWords, "row", "word", 4, {}, {}, {}, {}};
+  DeviceBuffer out;
+  MLA_RETURN_IF_ERROR(out.allocate(machine, 32 * 4 * sizeof(uint32_t)));
+  MLA_RETURN_IF_ERROR(fragments.stmatrix_trans(out.as<uint32_t[4]>()));
+  MLA_RETURN_IF_ERROR(machine.synchronize());
+  o.words.resize(32 * 4);
+  o.documented.assign(32 * 4, kUntouched);
+  for (uint32_t address = 0; address < 16; ++address) {
+    const uint32_t matrix = address / 8, column = address % 8;
+    const auto element = [&](uint32_t row) {
+      return 8 * (4 * row + column / 2) + 2 * matrix + 1 + column % 2;
+    };
+    for (uint32_t pair = 0; pair < 4; ++pair) {
+      o.documented[row_of_lane(address) * 4 + pair] =
+          element(2 * pair + 1) << 16 | element(2 * pair);
+    }
+  }
+  MLA_RETURN_IF_ERROR(machine.copy_to_host(o.words.data(), out.data(), out.bytes()));
+  result->push_back(std::move(o));
+  return {};
+}
+
 Status record_mbarrier(Machine& machine, const HopperFragments& fragments,
                        std::vector<Observation>* result) {
   Observation o{"mbarrier", Kept::kWords, "wait", "thread", 128, {}, {}, {}, {}};
@@ -600,13 +678,12 @@ Status record_hopper_fragments(Machine& machine, std::vector<Observation>* resul
     }
     return status;
   };
-  for (const WgmmaForm form :
-       {WgmmaForm::kM64N32, WgmmaForm::kM64N64, WgmmaForm::kM64N256, WgmmaForm::kM64N256Register}) {
-    MLA_RETURN_IF_ERROR(finish(record_wgmma<bfloat16>(machine, fragments, form, result)));
-    MLA_RETURN_IF_ERROR(finish(record_wgmma<float16>(machine, fragments, form, result)));
+  for (const FormFacts& facts : kForms) {
+    MLA_RETURN_IF_ERROR(finish(record_wgmma<bfloat16>(machine, fragments, facts.form, result)));
+    MLA_RETURN_IF_ERROR(finish(record_wgmma<float16>(machine, fragments, facts.form, result)));
   }
-  for (const auto part :
-       {record_stmatrix, record_mbarrier, record_bulk, record_tma_loads, record_tma_stores}) {
+  for (const auto part : {record_stmatrix, record_stmatrix_trans, record_mbarrier, record_bulk,
+                          record_tma_loads, record_tma_stores}) {
     MLA_RETURN_IF_ERROR(finish(part(machine, fragments, result)));
   }
   return {};

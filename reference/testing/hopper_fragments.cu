@@ -13,9 +13,30 @@ struct WgmmaSmem {
   alignas(1024) uint32_t b[kWgmmaBBytes / 4];
 };
 
+constexpr int columns_of(WgmmaForm form) {
+  switch (form) {
+    case WgmmaForm::kM64N8:
+    case WgmmaForm::kM64N8TransA:
+      return 8;
+    case WgmmaForm::kM64N16:
+    case WgmmaForm::kM64N16TransA:
+      return 16;
+    case WgmmaForm::kM64N24:
+    case WgmmaForm::kM64N24TransA:
+      return 24;
+    case WgmmaForm::kM64N32:
+    case WgmmaForm::kM64N32TransA:
+      return 32;
+    case WgmmaForm::kM64N64:
+      return 64;
+    default:
+      return 256;
+  }
+}
+
 template <typename T, WgmmaForm form>
 __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, WgmmaOutput* out) {
-  constexpr int kColumns = form == WgmmaForm::kM64N32 ? 32 : form == WgmmaForm::kM64N64 ? 64 : 256;
+  constexpr int kColumns = columns_of(form);
   WgmmaSmem& smem = shared_memory<WgmmaSmem>();
   const WgmmaInput& input = in[blockIdx.x];
   const unsigned thread = threadIdx.x;
@@ -45,12 +66,14 @@ __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, Wgm
     } else {
       const ptx::MatrixDescriptor a = a_begin + input.a.offset[step] / 16;
       ptx::wgmma_fence(d);
-      if constexpr (form == WgmmaForm::kM64N32) {
-        ptx::wgmma_m64nNk16<T>(d, a, b, accumulate);
-      } else if constexpr (form == WgmmaForm::kM64N64) {
+      if constexpr (form == WgmmaForm::kM64N64) {
         ptx::wgmma_m64n64k16<T>(d, a, b, accumulate);
-      } else {
+      } else if constexpr (form == WgmmaForm::kM64N256) {
         ptx::wgmma_m64n256k16_trans_b<T>(d, a, b, accumulate);
+      } else if constexpr (form >= WgmmaForm::kM64N8TransA) {
+        ptx::wgmma_m64nNk16_trans_a<T>(d, a, b, accumulate);
+      } else {
+        ptx::wgmma_m64nNk16<T>(d, a, b, accumulate);
       }
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>(d);
@@ -72,8 +95,22 @@ Status launch_wgmma(WgmmaForm form, const WgmmaInput* in, unsigned count, WgmmaO
       return run(wgmma_fragments<T, WgmmaForm::kM64N64>);
     case WgmmaForm::kM64N256:
       return run(wgmma_fragments<T, WgmmaForm::kM64N256>);
-    default:
+    case WgmmaForm::kM64N256Register:
       return run(wgmma_fragments<T, WgmmaForm::kM64N256Register>);
+    case WgmmaForm::kM64N8:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N8>);
+    case WgmmaForm::kM64N16:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N16>);
+    case WgmmaForm::kM64N24:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N24>);
+    case WgmmaForm::kM64N8TransA:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N8TransA>);
+    case WgmmaForm::kM64N16TransA:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N16TransA>);
+    case WgmmaForm::kM64N24TransA:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N24TransA>);
+    default:
+      return run(wgmma_fragments<T, WgmmaForm::kM64N32TransA>);
   }
 }
 
@@ -88,7 +125,8 @@ struct TmaSmem {
 };
 
 __global__ void tma_load_fragments(const __grid_constant__ TensorMap map, const TmaBox* boxes,
-                                   int count, int box_bytes, uint32_t (*out)[kTmaBoxWords]) {
+                                   int count, int rank, int box_bytes,
+                                   uint32_t (*out)[kTmaBoxWords]) {
   TmaSmem& smem = shared_memory<TmaSmem>();
   const unsigned thread = threadIdx.x;
   if (thread == 0) {
@@ -102,11 +140,17 @@ __global__ void tma_load_fragments(const __grid_constant__ TensorMap map, const 
     __syncthreads();
     if (thread == 0) {
       const int32_t* start = boxes[i].start;
-      ptx::cp_async_bulk_prefetch_tensor_4d(&map, start[0], start[1], start[2], start[3]);
+      const uint64_t policy =
+          i % 2 == 0 ? ptx::createpolicy_evict_first() : ptx::createpolicy_evict_last();
       ptx::mbarrier_arrive_expect_tx(&smem.full, box_bytes);
-      ptx::cp_async_bulk_tensor_4d(
-          smem.box, &map, start[0], start[1], start[2], start[3], &smem.full,
-          i % 2 == 0 ? ptx::createpolicy_evict_first() : ptx::createpolicy_evict_last());
+      if (rank == 5) {
+        ptx::cp_async_bulk_tensor_5d(smem.box, &map, start[0], start[1], start[2], start[3],
+                                     start[4], &smem.full, policy);
+      } else {
+        ptx::cp_async_bulk_prefetch_tensor_4d(&map, start[0], start[1], start[2], start[3]);
+        ptx::cp_async_bulk_tensor_4d(smem.box, &map, start[0], start[1], start[2], start[3],
+                                     &smem.full, policy);
+      }
     }
     // A box at an edge that brought fewer bytes would never get past this.
     ptx::mbarrier_wait(&smem.full, i % 2);
@@ -132,8 +176,8 @@ __global__ void tma_store_fragments(const __grid_constant__ TensorMap map, TmaBo
 
 Status encode(const TmaTensor& tensor, const void* address, TensorMap* map) {
   TensorShape shape;
-  shape.rank = 4;
-  for (int i = 0; i < 4; ++i) {
+  shape.rank = tensor.rank();
+  for (int i = 0; i < shape.rank; ++i) {
     shape.size[i] = tensor.size[i];
     shape.stride_bytes[i] = tensor.stride_bytes[i];
     shape.box[i] = tensor.box[i];
@@ -146,10 +190,10 @@ Status tma_load(const TmaTensor& shape, const void* tensor, const TmaBox* boxes,
                 uint32_t (*out)[kTmaBoxWords]) {
   TensorMap map;
   MLA_RETURN_IF_ERROR(encode(shape, tensor, &map));
-  const auto box_bytes =
-      static_cast<int>(2 * shape.box[0] * shape.box[1] * shape.box[2] * shape.box[3]);
-  return launch(tma_load_fragments, 1, 128, sizeof(TmaSmem), nullptr, map, boxes, count, box_bytes,
-                out);
+  int box_bytes = 2;
+  for (int i = 0; i < shape.rank(); ++i) box_bytes *= static_cast<int>(shape.box[i]);
+  return launch(tma_load_fragments, 1, 128, sizeof(TmaSmem), nullptr, map, boxes, count,
+                shape.rank(), box_bytes, out);
 }
 
 Status tma_store(const TmaTensor& shape, void* tensor, TmaBox box) {
@@ -213,6 +257,7 @@ struct StmatrixSmem {
   alignas(16) uint32_t rows[32][4];
 };
 
+template <bool kTransposed>
 __global__ void stmatrix_fragments(uint32_t (*out)[4]) {
   StmatrixSmem& smem = shared_memory<StmatrixSmem>();
   const unsigned lane = threadIdx.x;
@@ -223,13 +268,22 @@ __global__ void stmatrix_fragments(uint32_t (*out)[4]) {
     const uint32_t low = 8 * lane + 2 * i + 1;
     r[i] = (low + 1) << 16 | low;
   }
-  ptx::stmatrix_x4(smem.rows[row_of_lane(lane)], r);
+  if constexpr (kTransposed) {
+    const uint32_t two[2] = {r[0], r[1]};
+    ptx::stmatrix_x2_trans(smem.rows[row_of_lane(lane)], two);
+  } else {
+    ptx::stmatrix_x4(smem.rows[row_of_lane(lane)], r);
+  }
   __syncthreads();
   for (int i = 0; i < 4; ++i) out[lane][i] = smem.rows[lane][i];
 }
 
 Status stmatrix(uint32_t (*out)[4]) {
-  return launch(stmatrix_fragments, 1, 32, sizeof(StmatrixSmem), nullptr, out);
+  return launch(stmatrix_fragments<false>, 1, 32, sizeof(StmatrixSmem), nullptr, out);
+}
+
+Status stmatrix_trans(uint32_t (*out)[4]) {
+  return launch(stmatrix_fragments<true>, 1, 32, sizeof(StmatrixSmem), nullptr, out);
 }
 
 struct MbarrierSmem {
@@ -273,7 +327,7 @@ Status mbarrier(uint32_t (*out)[128]) {
 }  // namespace
 
 HopperFragments hopper_fragments() {
-  return {wgmma, tma_load, tma_store, bulk, stmatrix, mbarrier};
+  return {wgmma, tma_load, tma_store, bulk, stmatrix, stmatrix_trans, mbarrier};
 }
 
 }  // namespace mla::MLA_MACHINE

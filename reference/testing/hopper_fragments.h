@@ -17,12 +17,19 @@
 
 namespace mla {
 
-/// The products of a warpgroup: how many columns, how B lies in memory, and where A is.
+/// The products of a warpgroup: how many columns, how A and B lie in memory, and where A is.
 enum class WgmmaForm {
-  kM64N32,          ///< A and B in shared memory, both K-major.
-  kM64N64,          ///< The same.
-  kM64N256,         ///< A and B in shared memory, B MN-major.
-  kM64N256Register  ///< A in registers, B in shared memory, MN-major.
+  kM64N32,           ///< A and B in shared memory, both K-major.
+  kM64N64,           ///< The same.
+  kM64N256,          ///< A and B in shared memory, B MN-major.
+  kM64N256Register,  ///< A in registers, B in shared memory, MN-major.
+  kM64N8,            ///< As kM64N32.
+  kM64N16,
+  kM64N24,
+  kM64N8TransA,  ///< A and B in shared memory, A MN-major.
+  kM64N16TransA,
+  kM64N24TransA,
+  kM64N32TransA,
 };
 /// The most steps of one chain, of k = 16 each.
 inline constexpr size_t kWgmmaSteps = 8;
@@ -46,16 +53,18 @@ struct WgmmaInput {
 /// [thread][register], as WgmmaInput::d.
 using WgmmaOutput = float[128][128];
 
-/// A tensor of four dimensions of 16-bit elements, and the box of it that one copy takes.
+/// A tensor of four or five dimensions of 16-bit elements, and the box of it that one copy takes.
 /// Dimensions innermost first, sizes in elements.
 struct TmaTensor {
-  uint64_t size[4], stride_bytes[4];
-  uint32_t box[4];
+  uint64_t size[5], stride_bytes[5];
+  uint32_t box[5];
   bool swizzle_128b;
+  /// 5, or 4 if the last size is 0.
+  int rank() const { return size[4] > 0 ? 5 : 4; }
 };
 /// Where a box begins.
 struct TmaBox {
-  int32_t start[4];  ///< Coordinates, innermost first.
+  int32_t start[5];  ///< Coordinates, innermost first.
 };
 /// The most words of one box.
 inline constexpr size_t kTmaBoxWords = 2048;
@@ -91,6 +100,8 @@ struct HopperFragments {
   /// Lane l holds in register i the number 8 l + 2 i + 1 in the low half, and one more in the high
   /// half. It passes the address of row row_of_lane(l). All 32 rows are then copied to `out`.
   Status (*stmatrix)(uint32_t (*out)[4]);
+  /// The same for the 16 columns of two matrices; the rest of `out` stays kUntouched.
+  Status (*stmatrix_trans)(uint32_t (*out)[4]);
   /// [kMbarrierPhases + 1][128] First 1 from each thread whose wait with parity 1 on the new
   /// barrier ended. Then what each thread saw after the wait for phase p: the sum
   /// 100 p + 1 ... 100 p + 4.
