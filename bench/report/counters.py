@@ -21,16 +21,14 @@ import tempfile
 from pathlib import Path
 
 import program
+from recordings import Error
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["01", "02", "03", "04", "05"]
-SHAPES = ["h16_q1_b2_k256", "h128_q1_b1_k512"]  # small enough for the model to take seconds
+# Small enough for the model to take seconds; the first is what the chapters show, the second has tiles that are not full.
+SHAPES = ["h128_q1_b1_k256", "h16_q1_b2_k300"]
 DECODES = 6  # that mla_run makes on a GPU: one to check, five for the time
 GPU_SCHEMA, MODEL_SCHEMA = "flashmla_counters_gpu/1", "flashmla_counters_model/1"
-
-
-class Error(Exception):
-    """A message for the user."""
 
 
 def pair(title, part, kind, figure, *metrics):
@@ -214,9 +212,9 @@ def record_gpu(options):
             names = [kernel["name"] for kernel in data["kernels"]]
             runs.append({"stage": data["stage"], "shape": shape, "kernels": sum_of_decodes(rows, names, DECODES)})
             print(f"{data['stage']} {shape}: {', '.join(runs[-1]['kernels'])}")
-    query = ["nvidia-smi", "--format=csv,noheader", "-i", "0", "--query-gpu"]
-    context = {"gpu": first_line([*query[:-1], "--query-gpu=name"]),
-               "driver": first_line([*query[:-1], "--query-gpu=driver_version"]),
+    query = ["nvidia-smi", "--format=csv,noheader", "-i", "0"]
+    context = {"gpu": first_line([*query, "--query-gpu=name"]),
+               "driver": first_line([*query, "--query-gpu=driver_version"]),
                "ncu": first_line([options.ncu, "--version"]), "nvcc": first_line(["nvcc", "--version"]),
                "commit": commit(), "date": now()}
     return {"schema": GPU_SCHEMA, "context": context, "runs": runs}
@@ -272,6 +270,39 @@ def difference(model, gpu):
     if model == gpu:
         return "0%"
     return f"{100 * (model / gpu - 1):+.1f}%" if gpu else "—"
+
+
+def within(model, gpu, limit=0.02):
+    return abs(model - gpu) <= limit * gpu
+
+
+def comparison_table(model, gpu):
+    """A header and rows: every pair, with the difference."""
+    rows = [[stage, kernel, title, f"{of_model:.0f}", f"{of_gpu:.0f}", difference(of_model, of_gpu)]
+            for stage, _, kernel, title, of_model, of_gpu, _ in compare(model, gpu)]
+    return ["stage", "kernel", "counter", "model", "ncu", "difference"], rows
+
+
+def stage_table(model, stage):
+    """A header and a row per kernel of a stage, on the first shape."""
+    runs = [run for run in model["runs"] if run["stage"] == stage and run["shape"] == SHAPES[0]]
+    def cell(kernel, part, kinds, upper, lower=None):
+        found = [kernel.get(part, {}).get(kind, {}) for kind in kinds]
+        above = sum(one.get(upper, 0) for one in found)
+        below = sum(one.get(lower, 0) for one in found)
+        if lower is None:
+            return f"{above}" if any(found) else "—"
+        return f"{above / below:.4g}" if below else "—"
+    loads, shared = ["loads", "async_copies", "bulk_loads"], ["loads", "matrix_loads"]
+    rows = [[kernel["name"],
+             cell(kernel, "global", loads, "requests"), cell(kernel, "global", loads, "sectors", "requests"),
+             cell(kernel, "global", ["stores", "bulk_stores"], "sectors", "requests"),
+             cell(kernel, "shared", shared, "requests"), cell(kernel, "shared", shared, "wavefronts", "requests"),
+             cell(kernel, "shared", [*shared, "stores", "matrix_stores", "async_copies"], "conflicts"),
+             f"{kernel['flop'] / 1e6:.4g}" if kernel["flop"] else "—"]
+            for run in runs for kernel in run["kernels"]]
+    return ["kernel", "global loads", "sectors per load", "sectors per store", "shared loads",
+            "wavefronts per load", "bank conflicts", "tensor MFLOP"], rows
 
 
 def main(arguments=None):

@@ -440,8 +440,10 @@ Examples:
   command->add_flag("--listing", profile.listing,
                     "Also print the kernels' source with the counts beside each line");
   command->add_flag("--json", profile.json, "As one JSON object per stage, with every line");
-  command->add_option("--schedule", profile.schedule,
-                      "The schedule of the threads (default 0). Counts are the same under each");
+  command
+      ->add_option("--schedule", profile.schedule,
+                   "The schedule of the threads (default 0). Counts are the same under each")
+      ->check(CLI::NonNegativeNumber);
   add_device(command, &profile);
 
   command = add_command(app, "list", "Show the stages, and what can run here", R"(

@@ -7,8 +7,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "bench/profile/profile.h"
 #include "bench/tools/mla_run.h"
-#include "bench/tools/profile.h"
 #include "bench/tools/stage_runner.h"
 #include "reference/gpu_model/named_devices.h"
 
@@ -50,17 +50,19 @@ Status count(const Placement& placement, const Dump& dump, gpu_model::Profile* p
 }  // namespace
 
 int run_profile(const RunOptions& options, char** arguments) {
-  if (!gpu_model::kernels_are_instrumented()) {
-    // Another program has the kernels that can be counted.
-    std::error_code error;
-    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-    const std::filesystem::path other =
-        self.parent_path() / ("mla_profile" + self.filename().string().substr(strlen("mla_run")));
+  // Kernels that can be counted are in a program of their own: their inline functions must not be mixed with others.
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::string name = self.filename().string();
+  if (name.starts_with("mla_run")) {
+    const std::filesystem::path other = self.parent_path() / ("mla_profile" + name.substr(7));
     execv(other.c_str(), arguments);
-    return refuse({StatusCode::kUnavailable,
-                   fmt::format("{} cannot be started: {}; it is built with mla_run, but not beside "
-                               "AddressSanitizer, which bears no other instrumentation",
-                               other.string(), std::strerror(errno))});
+    return refuse(
+        {StatusCode::kUnavailable,
+         fmt::format(
+             "{} cannot be started: {}. It is built with mla_run; but beside AddressSanitizer "
+             "kernels cannot be counted",
+             other.string(), std::strerror(errno))});
   }
   if (options.stage == "reference") {
     return refuse({StatusCode::kInvalidArgument,

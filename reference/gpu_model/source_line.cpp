@@ -86,10 +86,16 @@ std::vector<std::vector<SourceFrame>> source_frames(const std::vector<const void
     std::vector<size_t> which;
   };
   std::map<std::string, Asked> by_file;
+  // The name that dladdr has of the program itself is what it was called by, which may be another's.
+  Dl_info self = {};
+  dladdr(reinterpret_cast<const void*>(&offset_of), &self);
+  std::error_code error;
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe", error);
   for (size_t i = 0; i < codes.size(); ++i) {
     Dl_info file = {};
     if (dladdr(codes[i], &file) == 0) continue;
-    Asked& asked = by_file[file.dli_fname];
+    const bool in_program = file.dli_fbase == self.dli_fbase && !program.empty();
+    Asked& asked = by_file[in_program ? program : file.dli_fname];
     asked.offsets.push_back(offset_of(codes[i], file));
     asked.which.push_back(i);
   }

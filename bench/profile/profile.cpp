@@ -1,4 +1,4 @@
-#include "bench/tools/profile.h"
+#include "bench/profile/profile.h"
 
 #include <fmt/format.h>
 
