@@ -46,7 +46,8 @@ class MlaRunProfile : public testing::Test {
   }
 
   /// What is counted of a kernel.
-  static Json kernel(const std::string& stage, const std::string& name, const std::string& more = "") {
+  static Json kernel(const std::string& stage, const std::string& name,
+                     const std::string& more = "") {
     const Ran ran = run("--json --stage " + stage + " --shape h16_q1_b2_k256 " + more);
     EXPECT_EQ(ran.exit_code, 0) << ran.text;
     const Json json = Json::parse(ran.text, nullptr, false);
