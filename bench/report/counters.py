@@ -21,14 +21,13 @@ import tempfile
 from pathlib import Path
 
 import program
-from recordings import Error
+from recordings import COUNTERS_SCHEMA, Error
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["01", "02", "03", "04", "05"]
 # Small enough for the model to take seconds; the first is what the chapters show, the second has tiles that are not full.
 SHAPES = ["h128_q1_b1_k256", "h16_q1_b2_k300"]
 DECODES = 6  # that mla_run makes on a GPU: one to check, five for the time
-GPU_SCHEMA, MODEL_SCHEMA = "flashmla_counters_gpu/1", "flashmla_counters_model/1"
 
 
 def pair(title, part, kind, figure, *metrics):
@@ -199,7 +198,7 @@ def profile(options, stage, shape):
 def record_model(options):
     runs = [{"stage": data["stage"], "shape": shape, "kernels": data["kernels"]}
             for shape in options.shapes for stage in options.stages for data in [profile(options, stage, shape)]]
-    return {"schema": MODEL_SCHEMA, "context": {"commit": commit(), "date": now()}, "runs": runs}
+    return {"context": {"schema": COUNTERS_SCHEMA, "machine": "model", "commit": commit(), "date": now()}, "runs": runs}
 
 
 def record_gpu(options):
@@ -213,18 +212,18 @@ def record_gpu(options):
             runs.append({"stage": data["stage"], "shape": shape, "kernels": sum_of_decodes(rows, names, DECODES)})
             print(f"{data['stage']} {shape}: {', '.join(runs[-1]['kernels'])}")
     query = ["nvidia-smi", "--format=csv,noheader", "-i", "0"]
-    context = {"gpu": first_line([*query, "--query-gpu=name"]),
+    context = {"schema": COUNTERS_SCHEMA, "machine": "gpu", "gpu": first_line([*query, "--query-gpu=name"]),
                "driver": first_line([*query, "--query-gpu=driver_version"]),
                "ncu": first_line([options.ncu, "--version"]), "nvcc": first_line(["nvcc", "--version"]),
                "commit": commit(), "date": now()}
-    return {"schema": GPU_SCHEMA, "context": context, "runs": runs}
+    return {"context": context, "runs": runs}
 
 
 def now():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
-def load(path, schema):
+def load(path):
     """A recording, or None."""
     if not path.exists():
         return None
@@ -232,14 +231,15 @@ def load(path, schema):
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Error(f"{path}: {error}") from None
-    if data.get("schema") != schema:
-        raise Error(f"{path}: the schema is {data.get('schema')}, not {schema}")
+    schema = data.get("context", {}).get("schema")
+    if schema != COUNTERS_SCHEMA:
+        raise Error(f"{path}: the schema is {schema}, not {COUNTERS_SCHEMA}")
     return data
 
 
 def load_both(root):
     folder = root / "bench" / "results"
-    return load(folder / "counters_model.json", MODEL_SCHEMA), load(folder / "counters_gpu.json", GPU_SCHEMA)
+    return load(folder / "counters_model.json"), load(folder / "counters_gpu.json")
 
 
 # ---- comparison ----

@@ -31,14 +31,14 @@ NCU = f'''==PROF== Connected to process 1234 (/build/bench/mla_run)
 
 def model(sectors=2000):
     kernel = {"name": "scores", "flop": 0, "global": {"loads": {"requests": 1000, "sectors": sectors}}}
-    return {"schema": counters.MODEL_SCHEMA, "context": {"commit": "abc", "date": "2026-11-29"},
+    return {"context": {"schema": counters.COUNTERS_SCHEMA, "machine": "model", "commit": "abc", "date": "2026-11-29"},
             "runs": [{"stage": "01_naive", "shape": counters.SHAPES[0], "kernels": [kernel]}]}
 
 
 def gpu():
     rows = counters.parse_ncu(NCU)
     kernels = counters.sum_of_decodes(rows, ["scores", "softmax"], 2)
-    return {"schema": counters.GPU_SCHEMA, "context": {"gpu": "NVIDIA H200"},
+    return {"context": {"schema": counters.COUNTERS_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200"},
             "runs": [{"stage": "01_naive", "shape": counters.SHAPES[0], "kernels": kernels}]}
 
 
@@ -121,7 +121,7 @@ class CompareTest(unittest.TestCase):
             self.assertEqual(code, 0)
             self.assertIn("-0.1%", out)
             (results / "counters_gpu.json").write_text("{}")
-            self.assertIn("the schema is None, not flashmla_counters_gpu/1", main("--compare")[2])
+            self.assertIn("the schema is None, not flashmla_stages/counters/1", main("--compare")[2])
             self.assertIn("no_such_program: No such file", main("--model", "--program", "no_such_program")[2])
 
 
