@@ -76,6 +76,10 @@ std::string below_root(const std::string& path) {
   return path;
 }
 
+std::string blocks_text(uint64_t blocks) {
+  return std::to_string(blocks) + (blocks == 1 ? " block" : " blocks");
+}
+
 /// How a kernel uses a multiprocessor, in words.
 std::string residency_text(const KernelProfile& kernel) {
   const gpu_model::Residency& room = kernel.residency;
@@ -84,11 +88,11 @@ std::string residency_text(const KernelProfile& kernel) {
                     : room.blocks == room.by_shared_memory ? "shared memory"
                                                            : "registers";
   if (room.blocks == 32) why = "the limit of 32";
-  return fmt::format("room for {}{} blocks at once on a multiprocessor by {}: {} of 64 warps{}",
-                     kernel.registers == 0 ? "at most " : "", room.blocks, why, room.blocks * warps,
-                     kernel.registers == 0
-                         ? "; registers not known"
-                         : fmt::format("; {} registers per thread", kernel.registers));
+  return fmt::format(
+      "room for {}{} at once on a multiprocessor by {}: {} of 64 warps{}",
+      kernel.registers == 0 ? "at most " : "", blocks_text(room.blocks), why, room.blocks * warps,
+      kernel.registers == 0 ? "; registers not known"
+                            : fmt::format("; {} registers per thread", kernel.registers));
 }
 
 }  // namespace
@@ -189,7 +193,7 @@ std::string profile_table(const std::vector<KernelProfile>& kernels) {
   std::string text;
   for (const KernelProfile& kernel : kernels) {
     text += fmt::format(
-        "\n{}: {} of {} blocks of {} threads{}, {} bytes of shared memory; {}\n", kernel.name,
+        "\n{}: {} of {} of {} threads{}, {} bytes of shared memory; {}\n", kernel.name,
         kernel.launches == 1 ? "a launch" : std::to_string(kernel.launches) + " launches",
         kernel.blocks, kernel.threads,
         kernel.cluster > 1 ? fmt::format(", {} to a cluster", kernel.cluster) : "",
