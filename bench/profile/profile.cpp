@@ -195,7 +195,7 @@ std::string profile_table(const std::vector<KernelProfile>& kernels) {
     text += fmt::format(
         "\n{}: {} of {} of {} threads{}, {} bytes of shared memory; {}\n", kernel.name,
         kernel.launches == 1 ? "a launch" : std::to_string(kernel.launches) + " launches",
-        kernel.blocks, kernel.threads,
+        blocks_text(kernel.blocks), kernel.threads,
         kernel.cluster > 1 ? fmt::format(", {} to a cluster", kernel.cluster) : "",
         kernel.shared_bytes, residency_text(kernel));
     Table global({"", "requests", "sectors", "sectors per request", "of bytes fetched used",

@@ -217,7 +217,7 @@ bool BlockCounters::log(unsigned thread, uintptr_t address, uint32_t bytes, size
     alone.lanes = 1u << lane;
     alone.bytes = bytes;
     alone.address[lane] = address;
-    count(index, alone);
+    count(warp, index, alone);
     return false;
   }
   const size_t at = pending.head + (number - pending.first);
@@ -228,10 +228,10 @@ bool BlockCounters::log(unsigned thread, uintptr_t address, uint32_t bytes, size
   request.address[lane] = address;
   const bool full = pending.requests.size() - pending.head > kMostPending;
   if (request.lanes == exists_[warp]) {
-    count(index, request);
+    count(warp, index, request);
     request.lanes = 0;
   } else if (full) {
-    count(index, pending.requests[pending.head]);
+    count(warp, index, pending.requests[pending.head]);
     pending.requests[pending.head].lanes = 0;
   }
   while (pending.head < pending.requests.size() && pending.requests[pending.head].lanes == 0) {
@@ -255,7 +255,7 @@ void BlockCounters::meet(unsigned warp) {
   for (const uint32_t index : touched_[warp]) {
     Pending& pending = pending_[warp][index];
     for (size_t i = pending.head; i < pending.requests.size(); ++i) {
-      if (pending.requests[i].lanes != 0) count(index, pending.requests[i]);
+      if (pending.requests[i].lanes != 0) count(warp, index, pending.requests[i]);
     }
     pending.requests.clear();
     pending.times.fill(0);
@@ -264,19 +264,70 @@ void BlockCounters::meet(unsigned warp) {
     pending.touched = false;
   }
   touched_[warp].clear();
+  count_held(warp);
 }
 
-void BlockCounters::count(size_t index, const Request& request) {
+void BlockCounters::count(unsigned warp, size_t index, const Request& request) {
   CountedInstruction& instruction = instructions_[index];
-  ++instruction.counts.executed;
-  instruction.counts.threads += static_cast<uint64_t>(std::popcount(request.lanes));
-  if (instruction.kind == AccessKind::kNone) return;
+  if (instruction.kind == AccessKind::kNone) {
+    ++instruction.counts.executed;
+    instruction.counts.threads += static_cast<uint64_t>(std::popcount(request.lanes));
+    return;
+  }
   Request shared = request, global = request;
   for_each_lane(request.lanes, [&](unsigned lane) {
     (is_shared(request.address[lane]) ? global : shared).lanes &= ~(1u << lane);
   });
+  const bool plain = instruction.what == nullptr && instruction.kind != AccessKind::kAtomic;
+  if (global.lanes == 0 && plain) {
+    hold(warp, index, shared);
+    return;
+  }
+  count_held(warp);
+  ++instruction.counts.executed;
+  instruction.counts.threads += static_cast<uint64_t>(std::popcount(request.lanes));
   if (shared.lanes != 0) count_shared(instruction, shared);
   if (global.lanes != 0) count_global(instruction, global);
+}
+
+void BlockCounters::hold(unsigned warp, size_t index, const Request& request) {
+  std::vector<Held>& held = held_[warp];
+  if (!held.empty()) {
+    const Request& last = held.back().request;
+    bool goes_on = instructions_[held.back().index].kind == instructions_[index].kind &&
+                   last.lanes == request.lanes && last.bytes == request.bytes;
+    for_each_lane(request.lanes, [&](unsigned lane) {
+      goes_on &= goes_on && request.address[lane] == last.address[lane] + last.bytes;
+    });
+    if (!goes_on) count_held(warp);
+  }
+  held.push_back({index, request});
+  if (held.size() * request.bytes >= 16) count_held(warp);
+}
+
+void BlockCounters::count_held(unsigned warp) {
+  std::vector<Held>& held = held_[warp];
+  for (size_t i = 0; i < held.size();) {
+    Request request = held[i].request;
+    uintptr_t misaligned = 0;
+    for_each_lane(request.lanes, [&](unsigned lane) {
+      misaligned |= request.address[lane] - reinterpret_cast<uintptr_t>(shared_);
+    });
+    size_t joined = 1;
+    for (const uint32_t width : {16u, 8u, 4u}) {
+      const size_t wanted = width / request.bytes;
+      if (wanted < 2 || i + wanted > held.size() || misaligned % width != 0) continue;
+      joined = wanted;
+      request.bytes = width;
+      break;
+    }
+    CountedInstruction& instruction = instructions_[held[i].index];
+    ++instruction.counts.executed;
+    instruction.counts.threads += static_cast<uint64_t>(std::popcount(request.lanes));
+    count_shared(instruction, request);
+    i += joined;
+  }
+  held.clear();
 }
 
 void BlockCounters::count_global(CountedInstruction& instruction, const Request& request) {

@@ -150,6 +150,10 @@ class BlockCounters {
     std::vector<Request> requests;
     bool touched = false;
   };
+  struct Held {
+    size_t index;
+    Request request;
+  };
   struct Region {  // global memory from gpu_model::allocate
     const std::byte* begin = nullptr;
     size_t bytes = 0;
@@ -165,7 +169,11 @@ class BlockCounters {
   }
   size_t index_of(const Key& key);
   bool log(unsigned thread, uintptr_t address, uint32_t bytes, size_t index);
-  void count(size_t index, const Request& request);
+  void count(unsigned warp, size_t index, const Request& request);
+  // Plain accesses to shared memory that directly follow one another, side by side, are one as wide as
+  // it may be: nvcc joins them.
+  void hold(unsigned warp, size_t index, const Request& request);
+  void count_held(unsigned warp);
   void count_global(CountedInstruction& instruction, const Request& request);
   void count_shared(CountedInstruction& instruction, const Request& request);
   Region* region_of(uintptr_t address);
@@ -175,6 +183,7 @@ class BlockCounters {
   std::vector<uint32_t> slots_ = std::vector<uint32_t>(1024);  // hash table: 1 + index
   std::array<std::vector<Pending>, 32> pending_;               // by warp and instruction
   std::array<std::vector<uint32_t>, 32> touched_;              // by warp
+  std::array<std::vector<Held>, 32> held_;                     // by warp
   std::array<uint32_t, 32> exists_{};                          // by warp: its lanes
   std::vector<uint32_t> burst_;  // by thread: accesses since others ran
   unsigned warps_ = 0;

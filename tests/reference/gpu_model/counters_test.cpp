@@ -276,6 +276,24 @@ TEST_F(Counters, WideAccessesTakeHalvesAndQuarters) {
   }
 }
 
+TEST_F(Counters, NeighbouringAccessesToSharedMemoryAreJoined) {
+  // Each lane reads four words in a row, one by one, from a multiple of 16 bytes, or from one word on.
+  const auto read = [](unsigned first) {
+    return [first] {
+      const auto* smem = static_cast<volatile float*>(gpu_model::dynamic_shared_memory(32768));
+      for (unsigned i = 0; i < 4; ++i) static_cast<void>(smem[threadIdx.x * 4 + first + i]);
+    };
+  };
+  count(read(0), 32, 1, 32768);
+  EXPECT_EQ(loads().shared_requests, 1u);
+  EXPECT_EQ(loads().shared_wavefronts, 4u);
+  EXPECT_EQ(loads().shared_conflicts, 0u);
+  EXPECT_EQ(loads().shared_bytes, 512u);
+  count(read(1), 32, 1, 32768);  // 4, 8 and 4 bytes
+  EXPECT_EQ(loads().shared_requests, 3u);
+  EXPECT_EQ(loads().shared_wavefronts, 4u + 4 + 4);
+}
+
 TEST_F(Counters, LdmatrixWithAndWithoutSwizzle) {
   // Rows of 128 bytes: without a swizzle the eight rows of a matrix begin at the same bank.
   const auto load = [](bool swizzled) {
