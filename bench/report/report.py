@@ -533,7 +533,7 @@ def comparison(model, gpu):
     pairs = counters.compare(model, gpu)
     close = sum(counters.within(of_model, of_gpu) for *_, of_model, of_gpu, _ in pairs)
     get = gpu["context"].get
-    parts = [f"{close} of {len(pairs)} counters are within 2%. {get('gpu')}, driver {get('driver')}, {get('ncu')}, "
+    parts = [f"{close} of {len(pairs)} counters are within 2%. {get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, "
              f"commit {get('commit')}, {get('date')}; the model at commit {model['context']['commit']}."]
     for shape in unique(shape for _, shape, *_ in pairs):
         one = {**model, "runs": [run for run in model["runs"] if run["shape"] == shape]}
