@@ -103,7 +103,7 @@ TEST_F(MlaRunProfile, Stage02) {
   EXPECT_EQ(scores["shared"]["stores"]["requests"], steps * 2 * (1 + 4));
   EXPECT_EQ(scores["shared"]["loads"]["conflicts"], 0);
   EXPECT_EQ(scores["executed"]["__syncthreads"], 2 * steps);
-  EXPECT_EQ(scores["active_blocks"]["blocks"], 10);
+  EXPECT_EQ(scores["active_blocks"]["by_shared_memory"], 10);
 }
 
 TEST_F(MlaRunProfile, Stage03) {
