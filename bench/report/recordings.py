@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 SCHEMA = "flashmla_stages/2"
 PEERS_SCHEMA = "flashmla_stages/peers/1"
+COUNTERS_SCHEMA = "flashmla_stages/counters/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
@@ -175,6 +176,14 @@ def service_problems(data):
     return found
 
 
+def counters_problems(data):
+    on_gpu = data["context"].get("machine") == "gpu"
+    found = lacking("context", data["context"], ["machine", "commit", "date", *["gpu", "driver", "ncu", "nvcc"] * on_gpu])
+    for run in data.get("runs", []):
+        found += lacking("a run", run, ["stage", "shape", "kernels"])
+    return found if data.get("runs") else found + ["no runs"]
+
+
 def problems(data, name):
     """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
     schema = data.get("context", {}).get("schema")
@@ -182,6 +191,8 @@ def problems(data, name):
         return peers_problems(data)
     if schema == SERVICE_SCHEMA:
         return service_problems(data)
+    if schema == COUNTERS_SCHEMA:
+        return counters_problems(data)
     return Results(data, name).problems()
 
 

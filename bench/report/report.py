@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import counters
 import plots
 import program
 import prose
@@ -525,6 +526,21 @@ def block(name, root, results, peers):
     return known[name]()
 
 
+def comparison(model, gpu):
+    """The counters of the model beside those of a GPU."""
+    if model is None or gpu is None:
+        return NOT_RECORDED
+    pairs = counters.compare(model, gpu)
+    close = sum(counters.within(of_model, of_gpu) for *_, of_model, of_gpu, _ in pairs)
+    get = gpu["context"].get
+    parts = [f"{close} of {len(pairs)} counters are within 2%. {get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, "
+             f"commit {get('commit')}, {get('date')}; the model at commit {model['context']['commit']}."]
+    for shape in unique(shape for _, shape, *_ in pairs):
+        one = {**model, "runs": [run for run in model["runs"] if run["shape"] == shape]}
+        parts += [f"`{shape}`:", counters.comparison_table(one, gpu)]
+    return written(parts, markdown)
+
+
 # ---- texts between markers, and figures ----
 
 def texts(root, results):
@@ -540,6 +556,16 @@ def texts(root, results):
     for stage in results.stages:
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(results, stage))}\n\n{note} {caption(results)}"))
+    model, gpu = counters.load_both(root)
+    for stage in unique(run["stage"] for run in model["runs"]) if model else []:
+        path = root / "stages" / stage / "README.md"
+        if "<!-- counters:begin -->" in (path.read_text(encoding="utf-8") if path.exists() else ""):
+            wanted.append((path, "counters", markdown(counters.stage_table(model, stage)) +
+                           f"\n\nCounted on the model, commit {model['context']['commit']}: "
+                           f"`mla_run profile --stage {stage[:2]} --shape {counters.SHAPES[0]}`."))
+    page = root / "docs" / "counters.md"
+    if page.exists():
+        wanted.append((page, "comparison", comparison(model, gpu)))
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):

@@ -337,6 +337,19 @@ void add_problem(CLI::App* command, RunOptions* options) {
       ->group(generated);
 }
 
+/// The device that the model pretends to be.
+void add_device(CLI::App* command, RunOptions* options) {
+  std::vector<std::string> devices;
+  std::string what = "The device it pretends to be:";
+  for (const gpu_model::NamedDevice& device : gpu_model::named_devices()) {
+    devices.push_back(device.name);
+    what += fmt::format("{} {} ({})", devices.size() > 1 ? "," : "", device.name, device.what);
+  }
+  command->add_option("--device", options->device, what)
+      ->check(CLI::IsMember(devices))
+      ->group("On the model");
+}
+
 void add_decode(CLI::App* command, RunOptions* options) {
   add_stage(command, options, "A stage (02 or 02_shared_tiled), all, or reference");
   add_problem(command, options);
@@ -359,15 +372,7 @@ void add_decode(CLI::App* command, RunOptions* options) {
                    "Run under so many thread schedules (default 1), or under 17..19; all must "
                    "give the same bits")
       ->group(model);
-  std::vector<std::string> devices;
-  std::string what = "The device it pretends to be:";
-  for (const gpu_model::NamedDevice& device : gpu_model::named_devices()) {
-    devices.push_back(device.name);
-    what += fmt::format("{} {} ({})", devices.size() > 1 ? "," : "", device.name, device.what);
-  }
-  command->add_option("--device", options->device, what)
-      ->check(CLI::IsMember(devices))
-      ->group(model);
+  add_device(command, options);
 }
 
 /// Runs the program described by the command line; CLI11's own exit codes become ours.
@@ -381,7 +386,7 @@ int parse_and_run(int argc, char** argv) {
       "h16_q1_b2_k256\n\n" +
       std::string(kExitCodes));
 
-  RunOptions decode, plan, predict, explain;
+  RunOptions decode, plan, predict, explain, profile;
   CLI::App* command = add_command(
       app, "decode", "Decode with one stage, or all, and compare with the float64 reference", R"(
 Examples, the second with the dump in tests/data:
@@ -422,6 +427,25 @@ Examples:
   add_stage(command, &explain, "The stage to advise on; by default the best one");
   add_problem(command, &explain);
 
+  command = add_command(
+      app, "profile", "Count on the model what a stage does to memory: sectors, bank conflicts", R"(
+Of every kernel: requests to global memory and the 32-byte sectors that they touch; wavefronts of shared memory and
+bank conflicts; what warps execute. docs/counters.md says what is counted, and how it compares with a GPU's counters.
+Examples:
+
+  mla_run profile --stage 02 --shape h16_q1_b1_k256
+  mla_run profile --stage 02 --shape h16_q1_b1_k256 --listing)");
+  command->add_option("--stage", profile.stage, "A stage, or all");
+  add_problem(command, &profile);
+  command->add_flag("--listing", profile.listing,
+                    "Also print the kernels' source with the counts beside each line");
+  command->add_flag("--json", profile.json, "As one JSON object per stage, with every line");
+  command
+      ->add_option("--schedule", profile.schedule,
+                   "The schedule of the threads (default 0). Counts are the same under each")
+      ->check(CLI::NonNegativeNumber);
+  add_device(command, &profile);
+
   command = add_command(app, "list", "Show the stages, and what can run here", R"(
 Example:
 
@@ -433,6 +457,7 @@ Example:
   if (app.got_subcommand("plan")) return run_plan(plan);
   if (app.got_subcommand("predict")) return run_predict(predict);
   if (app.got_subcommand("explain")) return run_explain(explain);
+  if (app.got_subcommand("profile")) return run_profile(profile, argv);
   return run_list();
 }
 

@@ -26,6 +26,8 @@ struct RunOptions {
   std::string schedules;  ///< "3", "17..19"; empty: 1
   std::string device;     ///< Of the model; empty: its default
   bool json = false;
+  bool listing = false;   ///< The sources with counts beside them.
+  uint64_t schedule = 0;  ///< The model's schedule while it counts.
 };
 
 /// A stage on the machine it is to run on, or why it cannot.
@@ -58,6 +60,8 @@ int run_decode(const RunOptions& options);
 int run_plan(const RunOptions& options);
 int run_predict(const RunOptions& options);
 int run_explain(const RunOptions& options);
+/// Where this program's kernels cannot be counted, `arguments` go to the one beside it whose can.
+int run_profile(const RunOptions& options, char** arguments);
 int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.

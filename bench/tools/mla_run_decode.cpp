@@ -14,6 +14,7 @@
 #include "bench/measure/write_file.h"
 #include "bench/tools/mla_run.h"
 #include "bench/tools/npy.h"
+#include "bench/tools/stage_runner.h"
 #include "reference/attention.h"
 #include "reference/gpu_model/named_devices.h"
 #include "reference/testing/compare.h"
@@ -61,68 +62,6 @@ Status parse_schedules(const std::string& text, Schedules* schedules) {
           fmt::format("--schedules {}: how many, 1 to {}, or which, as in 17..19", text, kMost)};
 }
 
-/// Out and lse on the host.
-struct Output {
-  std::vector<uint16_t> out;
-  std::vector<float> lse;
-};
-
-/// Runs a stage on tensors held on its machine.
-class Runner {
- public:
-  Status prepare(const Placement& placement, const Dump& dump) {
-    stage_ = placement.stage;
-    machine_ = placement.machine;
-    problem_ = dump.problem;
-    const Tensors host = dump.tensors();
-    device_.layout = dump.layout();
-    const Layout& at = device_.layout;
-    const auto bytes = [](int64_t elements, size_t size) {
-      return static_cast<size_t>(elements) * size;
-    };
-    MLA_RETURN_IF_ERROR(device_.q.assign(*machine_, host.q, bytes(at.q, 2)));
-    MLA_RETURN_IF_ERROR(device_.kv_cache.assign(*machine_, host.kv_cache, bytes(at.kv_cache, 2)));
-    MLA_RETURN_IF_ERROR(device_.block_table.assign(*machine_, host.block_table - at.begin,
-                                                   bytes(at.block_table, 4)));
-    MLA_RETURN_IF_ERROR(
-        device_.seqlens_k.assign(*machine_, host.seqlens_k - at.begin, bytes(at.seqlens_k, 4)));
-    MLA_RETURN_IF_ERROR(device_.out.allocate(*machine_, bytes(at.out, 2)));
-    MLA_RETURN_IF_ERROR(device_.lse.allocate(*machine_, bytes(at.lse, 4)));
-    return allocate_workspace(*stage_, problem_, &workspace_);
-  }
-
-  /// One decode into outputs full of NaN, by the host's clock, waiting included.
-  Status run(double* seconds) {
-    MLA_RETURN_IF_ERROR(device_.poison_outputs(*machine_));
-    if (workspace_.bytes() > 0) {  // nothing that the run before left
-      MLA_RETURN_IF_ERROR(machine_->fill(workspace_.data(), 0xff, workspace_.bytes()));
-    }
-    MLA_RETURN_IF_ERROR(machine_->synchronize());
-    const auto start = WallClock::now();
-    MLA_RETURN_IF_ERROR(decode(*stage_, problem_, device_.tensors(), workspace_));
-    MLA_RETURN_IF_ERROR(machine_->synchronize());
-    *seconds = seconds_since(start);
-    return {};
-  }
-
-  Status fetch(Output* output) const {
-    std::vector<uint16_t> out;
-    std::vector<float> lse;
-    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.out, &out));
-    MLA_RETURN_IF_ERROR(bench::fetch(*machine_, device_.lse, &lse));
-    output->out = gather_out(problem_, device_.layout, out);
-    output->lse = gather_lse(problem_, device_.layout, lse);
-    return {};
-  }
-
- private:
-  const Stage* stage_ = nullptr;
-  Machine* machine_ = nullptr;
-  Problem problem_;
-  DeviceTensors device_;
-  DeviceBuffer workspace_;
-};
-
 /// What came of a stage's runs.
 struct Result {
   bool decoded = false;       ///< Every run ended without an error.
@@ -148,7 +87,7 @@ Result run_stage(const Placement& placement, const Dump& dump, const ReferenceRe
   const uint64_t runs = on_model ? schedules.count : 1 + kTimedRuns;
   Result result;
   std::vector<double> times;
-  Runner runner;
+  StageRunner runner;
   Status status = runner.prepare(placement, dump);
   for (uint64_t i = 0; i < runs && status.ok() && result.failure.empty(); ++i) {
     const uint64_t seed = schedules.first + i;

@@ -14,14 +14,24 @@ bool instrumented = false;
 
 using Kind = detail::RaceDetector::Kind;
 
+AccessKind counted(Kind kind) {
+  if (kind == Kind::kRead) return AccessKind::kLoad;
+  return kind == Kind::kWrite ? AccessKind::kStore : AccessKind::kAtomic;
+}
+
 [[gnu::always_inline]] inline void access(const volatile void* address, size_t bytes, Kind kind,
                                           const void* code) {
-  detail::RaceDetector* races = detail::RaceDetector::active;
-  if (races == nullptr) return;
-  detail::Multiprocessor& multiprocessor = *detail::Multiprocessor::current();
-  if (!multiprocessor.runs_thread()) return;
-  races->access(multiprocessor.self().number, const_cast<const void*>(address), bytes, kind,
-                {nullptr, nullptr, 0, code});
+  detail::Multiprocessor* multiprocessor = detail::Multiprocessor::current();
+  if (multiprocessor == nullptr || !multiprocessor->runs_thread()) return;
+  const void* place = const_cast<const void*>(address);
+  const unsigned thread = multiprocessor->self().number;
+  if (detail::RaceDetector* races = detail::RaceDetector::active; races != nullptr) {
+    races->access(thread, place, bytes, kind, {nullptr, nullptr, 0, code});
+  }
+  detail::BlockCounters* counters = multiprocessor->counters();
+  if (counters != nullptr && counters->access(thread, place, bytes, counted(kind), code)) {
+    multiprocessor->let_lanes_catch_up();
+  }
 }
 
 void atomic_access(const volatile void* address, size_t bytes, bool reads, bool writes, int order,

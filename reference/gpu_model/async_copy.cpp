@@ -50,6 +50,10 @@ bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
   if (races_ != nullptr) {
     races_->issue_copy(self().number, copy.destination, copy.source, wait);
   }
+  if (counters_ != nullptr) {
+    counters_->async_copy(self().number, copy.destination, copy.source, wait.what, wait.file,
+                          wait.line);
+  }
   return launch_->seed != 0 && random_.next() % 2 == 0;
 }
 
@@ -71,6 +75,7 @@ void check_matrix_row(const char* what, const void* row, const char* file, int l
   const Wait wait{what, file, line};
   multiprocessor.granule(" reads", row, wait);
   multiprocessor.note_access(row, sizeof(Granule), RaceDetector::Kind::kRead, wait);
+  multiprocessor.count_access(row, sizeof(Granule), AccessKind::kMatrixLoad, wait);
 }
 
 bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) {
@@ -79,6 +84,12 @@ bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) 
 
 void commit_copies() {
   Multiprocessor::here().self().copies.commit();
+}
+
+void count_instruction(const char* what, const char* file, int line) {
+  if (Multiprocessor* multiprocessor = Multiprocessor::current(); multiprocessor != nullptr) {
+    multiprocessor->count_access(nullptr, 0, AccessKind::kNone, {what, file, line});
+  }
 }
 
 void wait_for_grids() {

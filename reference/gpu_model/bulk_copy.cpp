@@ -123,6 +123,15 @@ void Multiprocessor::probe(const BulkCopy& copy) {
                  });
 }
 
+void Multiprocessor::count_bulk_copy(const BulkCopy& copy, AccessKind kind) {
+  if (counters_ == nullptr) return;
+  Counts& counts = counters_->bulk_copy(kind, copy.bytes, copy.what, copy.file, copy.line);
+  if (copy.source != nullptr) return;  // another block's shared memory
+  for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+    counters_->bulk_piece(counts, global, bytes);
+  });
+}
+
 size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t barrier_mark,
                                   const Wait& wait) {
   const size_t alignment = copy.tensor ? (copy.map.swizzle_128b ? 1024 : 128) : kGranule;
@@ -159,6 +168,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
       races_->read_global(self().number, global, bytes, wait);
     });
   }
+  count_bulk_copy(copy, AccessKind::kBulkLoad);
   mark_landing(begin, end, self().number, 0, wait);
   loads_.push_back(std::move(copy));
   return loads_.back().bytes;
@@ -257,6 +267,7 @@ void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) 
       races_->write_global(self().number, global, bytes, wait);
     });
   }
+  count_bulk_copy(copy, AccessKind::kBulkStore);
   for (size_t i = begin; i < end; ++i) ++async_.readers[i];
   StoreQueue& queue = self().stores;
   queue.stores.push_back(std::move(copy));

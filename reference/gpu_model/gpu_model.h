@@ -34,6 +34,8 @@ Device& device();
 /// without.
 bool kernels_are_instrumented();
 
+struct Profile;
+
 /// How launches are scheduled from now on.
 struct Schedule {
   uint64_t seed = 0;   ///< Draws warp priorities, lane order and block order. 0: all in order.
@@ -41,6 +43,10 @@ struct Schedule {
   /// Whether every pair of accesses that nothing orders is an error (race_detector.h). Plain accesses
   /// are seen in kernels that are compiled for it; blocks then run on one core.
   bool detect_races = kernels_are_instrumented();
+  /// Where to what all launches do is added (counters.h); null: nothing is counted. Plain accesses are seen in
+  /// kernels that are compiled for the race detector. Memory that is allocated meanwhile is aligned to a
+  /// page, because sectors depend on it.
+  Profile* profile = nullptr;
 };
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
@@ -55,13 +61,23 @@ struct LaunchOptions {
   /// when that one has ended, but to the race detector it knows nothing of what that one did before
   /// griddepcontrol_wait.
   bool dependent = false;
+  const void* kernel = nullptr;  ///< The kernel's function, by which a profile names the launch.
 };
+
+/// How many blocks a multiprocessor of device() has room for at once.
+struct Residency {
+  unsigned by_threads, by_shared_memory;  ///< If nothing but these bounded it,
+  unsigned by_registers;                  ///< nor this, if it is known; else 0.
+  unsigned blocks;                        ///< By all that is known; at most 32.
+};
+/// `registers` per thread, as ptxas gives them; 0: not known. Shared memory is in bytes per block.
+Residency residency(unsigned threads, size_t shared_bytes, unsigned registers = 0);
 
 /// Why the grid cannot be resident all at once on device(), with the numbers; empty if it can.
 std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes);
 
 /// Memory that kernels may touch, filled with 0xff (NaN), between guard pages, so that an access
-/// past either end is reported. Aligned to at least 16 bytes. Null if there is not enough.
+/// past either end is reported. Aligned to at least 16 bytes, with a profile to 4096. Null if there is not enough.
 void* allocate(size_t bytes);
 /// Frees what allocate() returned; null is fine.
 void deallocate(void* pointer);

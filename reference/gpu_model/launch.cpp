@@ -160,6 +160,23 @@ void check(const Launch& launch) {
   if (!why.empty()) throw KernelError("launch: " + why);
 }
 
+/// Where the launch is counted; null if it is not.
+CountedLaunch* begin_profile(const Launch& launch) {
+  if (schedule().profile == nullptr) return nullptr;
+  CountedLaunch& counted = schedule().profile->launches.emplace_back();
+  counted.kernel = launch.options.kernel;
+  const auto copy = [](unsigned(&to)[3], dim3 from) {
+    to[0] = from.x;
+    to[1] = from.y;
+    to[2] = from.z;
+  };
+  copy(counted.grid, launch.grid);
+  copy(counted.block, launch.block);
+  counted.shared_bytes = launch.shared_bytes;
+  counted.cluster = launch.options.cluster;
+  return &counted;
+}
+
 }  // namespace
 
 Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::function<void()>& kernel_,
@@ -170,6 +187,7 @@ Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::functio
       kernel(kernel_),
       options(options_),
       seed(schedule().seed),
+      profile(begin_profile(*this)),
       // The detector does not follow blocks that run together.
       detect_races(schedule().detect_races && blocks_together() == 1) {}
 
@@ -209,22 +227,37 @@ Schedule& schedule() {
   return schedule;
 }
 
-std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes) {
+Residency residency(unsigned threads, size_t shared_bytes, unsigned registers) {
   // A multiprocessor has 1 KiB more than a block may use, and reserves 1 KiB for each block.
   constexpr size_t kReserved = 1024;
+  // Registers are given to warps, 256 at a time.
+  constexpr unsigned kRegisters = 65536, kUnit = 256;
   const int capability = device().compute_capability;
   const unsigned max_threads = capability == 86 || capability == 89 ? 1536 : 2048;
-  const uint64_t by_threads = max_threads / ((threads + 31) / 32 * 32);
-  const uint64_t by_shared_memory =
-      (device().max_shared_bytes + kReserved) / (shared_bytes + kReserved);
-  const uint64_t each = std::min({by_threads, by_shared_memory, uint64_t{32}});
-  const uint64_t most = each * static_cast<uint64_t>(device().multiprocessors);
+  const unsigned warps = (threads + 31) / 32;
+  Residency result = {};
+  result.by_threads = max_threads / (warps * 32);
+  result.by_shared_memory =
+      static_cast<unsigned>((device().max_shared_bytes + kReserved) / (shared_bytes + kReserved));
+  result.blocks = std::min({result.by_threads, result.by_shared_memory, 32u});
+  if (registers > 0) {
+    const unsigned per_warp = (registers * 32 + kUnit - 1) / kUnit * kUnit;
+    // A quarter of the registers, and of the warps, belongs to each of the four schedulers.
+    result.by_registers = kRegisters / 4 / per_warp * 4 / warps;
+    result.blocks = std::min(result.blocks, result.by_registers);
+  }
+  return result;
+}
+
+std::string check_resident(uint64_t blocks, unsigned threads, size_t shared_bytes) {
+  const Residency each = residency(threads, shared_bytes);
+  const uint64_t most = uint64_t{each.blocks} * static_cast<uint64_t>(device().multiprocessors);
   if (blocks <= most) return {};
   return "the grid has " + std::to_string(blocks) + " blocks, but at most " + std::to_string(most) +
-         " are resident at once: " + std::to_string(each) + " on each of " +
+         " are resident at once: " + std::to_string(each.blocks) + " on each of " +
          std::to_string(device().multiprocessors) + " multiprocessors (" +
-         std::to_string(by_threads) + " by their " + std::to_string(threads) + " threads, " +
-         std::to_string(by_shared_memory) + " by their " + std::to_string(shared_bytes) +
+         std::to_string(each.by_threads) + " by their " + std::to_string(threads) + " threads, " +
+         std::to_string(each.by_shared_memory) + " by their " + std::to_string(shared_bytes) +
          " bytes of shared memory)";
 }
 

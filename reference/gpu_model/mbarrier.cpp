@@ -201,6 +201,7 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
     races->arrive(state.clock, multiprocessor.self().number);
   }
   multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait);
+  multiprocessor.count_access(nullptr, 0, AccessKind::kNone, wait);
   if (state.phase != phase) multiprocessor.let_others_overtake();
 }
 
@@ -208,6 +209,7 @@ void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t mark
                    const char* file, int line) {
   Wait wait = at_barrier(what, barrier, file, line);
   wait.parity = parity;
+  Multiprocessor::here().count_access(nullptr, 0, AccessKind::kNone, wait);
   Multiprocessor::here().mbarrier_wait(mark, wait);
 }
 

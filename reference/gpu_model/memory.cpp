@@ -148,7 +148,9 @@ std::string describe_place(const void* address) {
 
 void* allocate(size_t bytes) {
   if (bytes > free_memory()) return nullptr;
-  detail::GuardedMemory memory(bytes, detail::GuardedMemory::Place::kAtEnd);
+  const auto place = schedule().profile == nullptr ? detail::GuardedMemory::Place::kAtEnd
+                                                   : detail::GuardedMemory::Place::kAtStart;
+  detail::GuardedMemory memory(bytes, place);
   if (!memory.valid()) return nullptr;
   memory.poison();
   void* data = memory.data();

@@ -27,6 +27,12 @@ inline bool same(const char* a, const char* b) {
   return a == b || std::strcmp(a, b) == 0;
 }
 
+/// FLOP of what a warp does together.
+uint64_t flop_of(WarpOperation operation) {
+  const bool multiplies = operation == multiply_bfloat16 || operation == multiply_float16;
+  return multiplies ? 2 * 16 * 8 * 16 : 0;
+}
+
 inline bool same(const Wait& a, const Wait& b) {
   return a.line == b.line && a.mask == b.mask && a.barrier == b.barrier && a.threads == b.threads &&
          a.mbarrier == b.mbarrier && a.parity == b.parity && same(a.what, b.what) &&
@@ -112,9 +118,17 @@ void Multiprocessor::prepare(Launch& launch, std::byte* stacks) {
   if (!shared_.valid()) throw std::bad_alloc();
   marks_.assign(launch.shared_bytes / sizeof(Granule), {});
   async_.granules.clear();
+  if (launch.profile != nullptr) owned_counters_ = std::make_unique<BlockCounters>();
+  counters_ = owned_counters_.get();
 }
 
 void Multiprocessor::release() {
+  if (owned_counters_ != nullptr) {
+    const std::scoped_lock lock(launch_->mutex);
+    owned_counters_->add_to(launch_->profile->instructions);
+    owned_counters_.reset();
+    counters_ = nullptr;
+  }
   shared_ = GuardedMemory();
 }
 
@@ -181,6 +195,7 @@ void Multiprocessor::begin_block(dim3 index) {
                         count_, shared_.data(), shared_.bytes());
   }
   RaceDetector::active = races_;
+  if (counters_ != nullptr) counters_->begin_block(shared_.data(), shared_.bytes(), count_);
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
     thread.index = {number % block.x, number / block.x % block.y, number / block.x / block.y};
@@ -206,6 +221,7 @@ bool Multiprocessor::end_block(uint64_t turn) {
              triple(block_index_.x, block_index_.y, block_index_.z);
   }
   const bool rejected = !error_.empty();
+  if (counters_ != nullptr) counters_->end_block();
   if (rejected) launch_->fail(turn, std::exchange(error_, {}));
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
@@ -363,6 +379,7 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   thread.barrier = wait.barrier;
   thread.predicate = predicate;
   if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
+  count_access(nullptr, 0, AccessKind::kNone, wait);
   if (barrier.arrived == expected) complete(barrier, wait.barrier);
   thread.fiber->suspend();
   return static_cast<int>(thread.result);
@@ -395,6 +412,7 @@ void Multiprocessor::arrive(Wait wait) {
   barrier.passed_places.push_back(wait);
   ++barrier.arrived;
   if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
+  count_access(nullptr, 0, AccessKind::kNone, wait);
   if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
   if (barrier.arrived == 0) let_others_overtake();
 }
@@ -447,6 +465,9 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
   for (Thread* thread : met) {
     thread->result = holds;
     wake(*thread);
+    if (counters_ != nullptr && thread->number % warpSize == 0) {
+      counters_->meet(thread->number / warpSize);
+    }
   }
   barrier.arrived = 0;
   barrier.passed.clear();
@@ -524,6 +545,11 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
       });
     }
   });
+  if (counters_ != nullptr) {
+    counters_->warp_executes(leader.wait.what, leader.wait.file, leader.wait.line,
+                             static_cast<unsigned>(std::popcount(mask)), flop_of(operation));
+    counters_->meet(leader.number / warpSize);
+  }
   if (operation != nullptr) {
     void* operands[warpSize] = {};
     for_each_lane([&](Thread& thread) {

@@ -18,6 +18,7 @@
 #include "reference/gpu_model/bulk_copy.h"
 #include "reference/gpu_model/cluster.h"
 #include "reference/gpu_model/co_resident.h"
+#include "reference/gpu_model/counters.h"
 #include "reference/gpu_model/fiber.h"
 #include "reference/gpu_model/mbarrier.h"
 #include "reference/gpu_model/memory.h"
@@ -37,8 +38,9 @@ struct Launch {
   const size_t shared_bytes;            ///< Dynamic shared memory per block.
   const std::function<void()>& kernel;  ///< What every thread runs.
   const LaunchOptions options;
-  const uint64_t seed;      ///< Schedule::seed at the launch.
-  const bool detect_races;  ///< Schedule::detect_races at the launch.
+  const uint64_t seed;           ///< Schedule::seed at the launch.
+  CountedLaunch* const profile;  ///< Where it is counted; null: nowhere.
+  const bool detect_races;       ///< Schedule::detect_races at the launch.
 
   /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
@@ -204,6 +206,15 @@ class Multiprocessor {
   bool runs_thread() const { return running_ != nullptr; }
   /// The race detector; null if this launch has none.
   RaceDetector* races() { return races_; }
+  /// The counters; null if this launch has none.
+  BlockCounters* counters() { return counters_; }
+  /// Lets the other lanes of the warp run: this one is far ahead.
+  void let_lanes_catch_up() { running_->fiber->suspend(); }
+  /// Counts an instruction of this thread, which accesses shared memory or, with kNone, nothing.
+  void count_access(const void* address, size_t bytes, AccessKind kind, const Wait& wait) {
+    if (counters_ == nullptr) return;
+    counters_->access(self().number, address, bytes, kind, wait.what, wait.file, wait.line);
+  }
   /// Tells the race detector of an access by an instruction of this thread, which it does not see itself.
   void note_access(const void* address, size_t bytes, RaceDetector::Kind kind, const Wait& wait) {
     if (races_ == nullptr) return;
@@ -322,6 +333,7 @@ class Multiprocessor {
   template <typename Message>
   [[noreturn]] void fail(Message message) {
     RaceDetector::active = nullptr;  // the text may be made by functions that kernels have, too
+    counters_ = nullptr;
     rejected_ = running_;
     if (error_.empty()) error_ = message();
     self().fiber->leave();
@@ -386,6 +398,7 @@ class Multiprocessor {
   void land_loads_early();
   void land(size_t load);
   void probe(const BulkCopy& copy);
+  void count_bulk_copy(const BulkCopy& copy, AccessKind kind);
   void write_global(BulkCopy& store);
   void read_store(BulkCopy& store);
   void compute_products(unsigned warp, uint64_t end);
@@ -443,6 +456,8 @@ class Multiprocessor {
   std::string error_;
   std::unique_ptr<RaceDetector> detector_;
   RaceDetector* races_ = nullptr;  // the same, while a launch looks for races
+  std::unique_ptr<BlockCounters> owned_counters_;
+  BlockCounters* counters_ = nullptr;  // the same, until a thread is rejected
 
  public:
   Multiprocessor* next_idle = nullptr;

@@ -256,7 +256,10 @@ void fence_proxy_async() {
 }
 
 void check_matrix_row_to_write(const char* what, const void* row, const char* file, int line) {
-  Multiprocessor::here().granule_to_write(row, {what, file, line});
+  const Wait wait{what, file, line};
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  multiprocessor.granule_to_write(row, wait);
+  multiprocessor.count_access(row, sizeof(Granule), AccessKind::kMatrixStore, wait);
 }
 
 void wrote(const void* granule, const char* file, int line) {

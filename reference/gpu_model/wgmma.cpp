@@ -403,6 +403,15 @@ void Multiprocessor::issue_product(void* const* lanes) {
     issued.granules[issued.granule_count++] = static_cast<uint16_t>(granule);
   });
 
+  if (counters_ != nullptr) {
+    // A warp's rows of A; B once for the warpgroup.
+    const size_t b_granules = warp % 4 == 0 ? 2 * static_cast<size_t>(product.columns) : 0;
+    const size_t a_granules = product.a_in_registers ? 0 : 2 * kRows;
+    counters_->product(product.what, product.file, product.line,
+                       (a_granules + b_granules) * kGranule,
+                       2 * kRows * kDepth * static_cast<uint64_t>(product.columns));
+  }
+
   // The accumulators: in flight already, or read from the registers.
   const auto columns = static_cast<size_t>(product.columns);
   const size_t registers = columns / 2;

@@ -46,6 +46,10 @@ set(race_detector_flags "")
 if(NOT MLA_SANITIZER STREQUAL address)
   set(race_detector_flags -fsanitize=thread -g)
 endif()
+# Kernels that are compiled with these are counted (reference/gpu_model/counters.h): every access as the source has it,
+# a float4 as one, as nvcc does it. Optimised, so that what is the same is loaded once.
+set(counted_kernel_flags ${race_detector_flags} -O2 -fno-tree-vectorize -fno-tree-slp-vectorize
+    $<$<CXX_COMPILER_ID:GNU>:-fno-tree-sra -fno-ipa-sra -fno-store-merging -fno-tree-loop-distribute-patterns>)
 if(MLA_SANITIZER STREQUAL races)
   list(APPEND model_kernel_flags ${race_detector_flags})
 endif()

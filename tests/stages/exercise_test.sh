@@ -75,6 +75,7 @@ check_untouched() {
     return
   fi
   expect 1 "is as it came" stages/exercise check "$1" "$2"
+  check_counter "$1" "$2"
   [ "$3" = break ] || return 0
   local run
   while read -r run; do
@@ -83,6 +84,23 @@ check_untouched() {
   done < <(python3 -c 'import json, sys
 for run in json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["runs"]: print(run)' \
     "stages/$1/exercises/exercises.json" "$2")
+}
+# What an exercise is to bring down is higher on the kernel as it came.
+check_counter() {
+  local counter
+  counter=$(python3 -c 'import json, sys
+counter = json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1].get("counter", {})
+print(*(counter[key] for key in ("shape", "kernel", "figure", "at_most") if counter))' \
+    "stages/$1/exercises/exercises.json" "$2")
+  [ -n "$counter" ] || return 0
+  # shellcheck disable=SC2086
+  set -- "$1" $counter
+  expect 0 "" python3 -c 'import json, sys
+kernels = {kernel["name"]: kernel for kernel in json.loads(sys.argv[1])["kernels"]}
+value = kernels[sys.argv[2]]
+for key in sys.argv[3].split("."): value = value[key]
+assert value > int(sys.argv[4]), f"{value} is not more than {sys.argv[4]}"' \
+    "$("$MLA_BUILD/bench/mla_run" profile --stage "$1" --shape "$2" --json)" "$3" "$4" "$5"
 }
 # Answer and traps are what their expressions give over the predictions of the project's own program.
 check_number() {

@@ -170,7 +170,8 @@ template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
               Stream /*stream*/, Arguments... arguments) {
   return detail::run_on_model(grid, block, shared_bytes,
-                              [&] { kernel(static_cast<Parameters>(arguments)...); }, {});
+                              [&] { kernel(static_cast<Parameters>(arguments)...); },
+                              {.kernel = reinterpret_cast<const void*>(kernel)});
 }
 
 /// The same as launch() for a kernel whose blocks wait for each other: all of them are resident at
@@ -181,9 +182,9 @@ Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned
                           size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
   const std::string why = gpu_model::check_resident(grid, block, shared_bytes);
   if (!why.empty()) return {StatusCode::kUnsupported, why};
-  return detail::run_on_model(grid, block, shared_bytes,
-                              [&] { kernel(static_cast<Parameters>(arguments)...); },
-                              {.cooperative = true});
+  return detail::run_on_model(
+      grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); },
+      {.cooperative = true, .kernel = reinterpret_cast<const void*>(kernel)});
 }
 
 /// See above. The grid runs when the one before has ended; that it might have begun earlier, the race
@@ -193,7 +194,7 @@ Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned b
                         size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {
   return detail::run_on_model(grid, block, shared_bytes,
                               [&] { kernel(static_cast<Parameters>(arguments)...); },
-                              {.dependent = true});
+                              {.dependent = true, .kernel = reinterpret_cast<const void*>(kernel)});
 }
 
 /// The same as launch() for a kernel whose blocks form clusters of `cluster` neighbours: 2, 4, 8, or
@@ -203,9 +204,9 @@ Status launch_cluster(void (*kernel)(Parameters...), unsigned cluster, unsigned 
                       unsigned block, size_t shared_bytes, Stream /*stream*/,
                       Arguments... arguments) {
   MLA_RETURN_IF_ERROR(detail::check_cluster(grid, cluster));
-  return detail::run_on_model(grid, block, shared_bytes,
-                              [&] { kernel(static_cast<Parameters>(arguments)...); },
-                              {.cluster = cluster});
+  return detail::run_on_model(
+      grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); },
+      {.cluster = cluster, .kernel = reinterpret_cast<const void*>(kernel)});
 }
 
 #endif

@@ -905,7 +905,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "recordings", "program", "prose", "plots"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "recordings", "program", "prose", "plots"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
