@@ -332,6 +332,7 @@ TEST(Explain, AdviceIsForTheFastestStage) {
     const ExplainInput input = input_of(shape);
     const StageFacts* subject = subject_of(input);
     for (const StageFacts& stage : input.stages) {
+      if (stage.cold.n == 0) continue;  // newer than the recording
       EXPECT_LE(subject->cold.median, stage.cold.median) << shape << " " << stage.slug;
     }
   }
@@ -395,7 +396,9 @@ TEST(Advice, AFasterStageIsOneByTheRecords) {
   int from_times = 0, from_limits = 0;
   for (const std::string& shape : recorded_shapes()) {
     for (const StageFacts& asked : input_of(shape).stages) {
+      if (asked.cold.n == 0) continue;  // newer than the recording
       ExplainInput input = input_of(shape, asked.slug);
+      std::erase_if(input.stages, [](const StageFacts& stage) { return stage.cold.n == 0; });
       const auto faster = [&](const std::string& text) {
         for (const StageFacts& other : input.stages) {
           const bool named = text.find(other.slug) != std::string::npos;
