@@ -18,10 +18,10 @@ COLOURS = {
     "mid": ("#767676", "#9a9fa5"),
     "s1": ("#8c8c8c", "#8b8b8b"), "s2": ("#56b4e9", "#a6dcff"), "s3": ("#009e73", "#2bc79a"),
     "s4": ("#e69f00", "#f0b53a"), "s5": ("#cc79a7", "#e3a0c6"), "s6": ("#0072b2", "#4da3e0"),
-    "s7": ("#d55e00", "#ff8a3d"), "s8": ("#1a1a1a", "#f4f4f4"),
+    "s7": ("#d55e00", "#ff8a3d"), "s8": ("#1a1a1a", "#f4f4f4"), "s10": ("#7a4fb5", "#b794f0"),
 }
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-MARKERS = "os^Dv<>P"
+MARKERS = dict(zip(("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s10"), "os^Dv<>Ph"))
 LADDER_SHAPES = ["h128_q1_b128_k8192", "h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
 ROOFLINE_SHAPES = ["h16_q1_b128_k8192", "h32_q1_b128_k8192", "h64_q1_b128_k8192", "h128_q1_b128_k8192"]
 
@@ -141,13 +141,17 @@ def stamp(results, data):
 
 # ---- drawing ----
 
+def name_of(stage):
+    """'s8' for 08_seesaw: its name among colours and markers, if it has one."""
+    return f"s{int(stage[:2])}" if stage[:2].isdigit() else None
+
+
 def colour(stage):
-    number = stage[:2]
-    return LIGHT[f"s{int(number)}"] if number.isdigit() and 1 <= int(number) <= 8 else LIGHT["mid"]
+    return LIGHT.get(name_of(stage), LIGHT["mid"])
 
 
 def marker(stage):
-    return MARKERS[int(stage[:2]) - 1] if colour(stage) != LIGHT["mid"] else "x"
+    return MARKERS.get(name_of(stage), "x")
 
 
 def canvas(width, height, panels=1, **options):
@@ -221,11 +225,18 @@ def draw_ladder(data):
     axes.set_ylim(min(every) * 0.8, max(every) * 1.35)
     axes.set_xlim(-0.3, len(stages) - 0.8)
     for i, (shape, floor, tint) in enumerate(zip(data["shapes"], data["floors"], tints)):
-        points = [(n, data["times"][stage][i]) for n, stage in enumerate(stages) if data["times"][stage][i]]
-        axes.plot(*zip(*points), color=tint, marker=MARKERS[i])
+        points = {stage: (n, data["times"][stage][i]) for n, stage in enumerate(stages) if data["times"][stage][i]}
+        ladder = [points[stage] for stage in points if stage < "09"]
+        look = {"color": tint, "marker": "os^D"[i]}
+        if ladder:
+            axes.plot(*zip(*ladder), **look)
+        for stage in points:
+            if stage >= "09":  # it branches from 08
+                axes.plot(*zip(*ladder[-1:], points[stage]), **look, linewidth=1, linestyle=":")
         if floor:
             axes.hlines(floor, -0.3, len(stages) - 0.8, color=tint, linewidth=1, linestyle=(0, (4, 3)))
-        ends.append((points[-1][1], f"{shape_title(shape)}: {us(points[-1][1])} µs", tint))
+        best = min(time for _, time in points.values())
+        ends.append((best, f"{shape_title(shape)}: {us(best)} µs", tint))
     log_axis(axes.yaxis, min(every), max(every))
     axes.set_xticks(range(len(stages)), [stage.replace("_", "\n").replace("\nkv", "\nKV").replace("\ntma", "\nTMA")
                                          for stage in stages], fontsize=8)

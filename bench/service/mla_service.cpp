@@ -130,7 +130,7 @@ class RealClock final : public Clock {
   }
 
  private:
-  /// The last of the ladder that this device runs.
+  /// The last that this device runs, up to where the ladder branches.
   const Stage* best_stage() const {
     const Stage* best = nullptr;
     for (const Stage& stage : stages(machine_.kind())) {

@@ -71,8 +71,8 @@ std::vector<Case> cases() {
   };
   add(DType::kBFloat16, {200, 50, 64, 420}, 1, 64, 2);  // two workers, several pieces each
   add(DType::kFloat16, {150, 0, 321}, 1, 40, 1);        // one worker: all sequences
-  add(DType::kBFloat16, {70, 300}, 2, 65, 3);           // 130 rows: three tiles, a worker each
-  add(DType::kFloat16, {576, 130}, 2, 65, 6);           // two workers each
+  add(DType::kBFloat16, {70, 300}, 2, 65, 3);      // 130 rows: three tiles or more, a worker each
+  add(DType::kFloat16, {576, 130}, 2, 65, 6);      // two workers each
   add(DType::kBFloat16, {20, 150}, 1, 16, 1, 16);  // tiles of up to four pages, gaps between rows
   add(DType::kFloat16, {150, 0, 321}, 1, 16, 1, 256);  // pages of four tiles
   return result;
@@ -177,8 +177,8 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08 with one fault
-each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08 and of 10 with
+one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
 reference, because *results* are wrong or change with the schedule. Each kernel runs on six small batches under ten
 schedules, without the race detector. The column "schedules" says under how many of these the fault was found; the message
@@ -190,8 +190,8 @@ The faults are listed in `stages/mutants/mutants.txt`, each as a text of the ker
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
 writes this page. A dash marks what is not found.
 
-Six of the faults are exercises, three in stage 07 and three in stage 08: `stages/exercise begin 07 4` takes the line out
-and shows what the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
+Eight of the faults are exercises, in stages 07, 08 and 10: `stages/exercise begin 07 4` takes the line out and shows what
+the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
 | stage | fault | found by | message | schedules | with the detector |
 |---|---|---|---|---|---|

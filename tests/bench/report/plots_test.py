@@ -69,6 +69,13 @@ class PlotsTest(unittest.TestCase):
             self.assertIn(plots.stamp(self.results, data), root.find(f"{SVG}desc").text)
             self.assertLess(len(svg), 60000)
 
+    def test_the_ladder_branches(self):
+        times = {"07_tma_pipeline": [9.0], "08_seesaw": [8.0], "10_few_heads": [7.0], "90_mine": [8.5]}
+        axes = plots.draw_ladder({"shapes": ["h16_q1_b64_k4096"], "times": times, "floors": [5.0]}).axes[0]
+        lines = [[tuple(point) for point in line.get_xydata()] for line in axes.lines]
+        self.assertEqual(lines, [[(0, 9), (1, 8)], [(1, 8), (2, 7)], [(1, 8), (3, 8.5)]])
+        self.assertIn("16 heads, 64 × 4096: 7.00 µs", [text.get_text() for text in axes.texts])
+
     def test_no_colour_but_by_variable(self):
         for name, data in self.wanted.items():
             svg = plots.draw(name, data, self.results)

@@ -895,6 +895,35 @@ class ProseTest(unittest.TestCase):
         self.assertEqual(members, {})
         self.assertIn(f"there are {232448 - end:,} bytes left", text)
 
+    def test_few_heads_budget(self):
+        """The chapter's table of shared memory is the kernel's layout, for each number of rows."""
+        folder = ROOT / "stages" / "10_few_heads"
+        kernel = (folder / "kernel.cuh").read_text()
+        body = re.search(r"struct Smem \{\n(.*?)\n\};", kernel, re.S)[1]
+        sizes = {"Atom": 1024, "float": 4, "int": 4, "ptx::Mbarrier": 8}
+        counts = {"kBuffers": 2, "kCopies": 3, "kCopyBoxes": 3, "kBoxes": 9, "kTokens": 64, "kWarps": 4}
+        table = (folder / "README.md").read_text().partition("### Budget\n")[2].partition("| registers")[0]
+        rows = [[cell.strip(" *").replace(",", "") for cell in line.strip("|").split("|")]
+                for line in table.strip().splitlines() if line.startswith("|")]
+        header, listed = rows[0], rows[2:]
+        for column, query_rows in enumerate(map(int, header[1:]), 1):
+            members, end = {}, 0
+            for kind, name, dimensions in re.findall(r"^  ([\w:]+) (\w+)((?:\s*\[[^\]]+\])*);", body, re.M):
+                size = sizes[kind] * math.prod(
+                    eval(one.replace("/", "//"), {}, {**counts, "kRows": query_rows})  # from our own kernel
+                    for one in re.findall(r"\[([^\]]+)\]", dimensions))
+                align = min(16, sizes[kind])
+                end = -(-end // align) * align + size
+                members[name] = size
+            end = -(-end // 16) * 16
+            sums = {row[0]: int(row[column]) for row in listed}
+            self.assertEqual(sums.pop("`Smem`"), end)
+            self.assertEqual(sum(sums.values()), end)
+            self.assertEqual(sums["`kv`: two tiles"], members["kv"])
+            self.assertEqual(sums["`q`: 9 boxes"], members["q"])
+            self.assertEqual(sums["`p`"], members["p"])
+            self.assertEqual(sums["`row_max` and `row_sum`"], members["row_max"] + members["row_sum"])
+
 
 class RunScriptTest(unittest.TestCase):
     """bench/run.sh in a folder of its own, with a program that measures nothing in mla_bench's place."""

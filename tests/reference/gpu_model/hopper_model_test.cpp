@@ -687,6 +687,157 @@ TEST_F(Hopper, ProductOfRegisters) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// Products of few columns, A as it lies or transposed.
+
+enum class FewBreak { kNothing, kAStoredTo, kBNotFenced };
+
+template <int kTiles>
+struct FewSmem {
+  alignas(1024) uint16_t a[64 * 64];
+  alignas(1024) uint16_t b[kTiles * 8 * 64];
+};
+
+// Small whole numbers, so that sums are exact: A[m, k] and B[k, n].
+int a_value(unsigned m, unsigned k) {
+  return static_cast<int>(m % 7 + k % 3) - 2;
+}
+int b_value(unsigned k, unsigned n) {
+  return static_cast<int>(n + k % 5) - 3;
+}
+
+/// D[64, 8 kTiles] = A[64, 64] B. In shared memory A is [m, k], or [k, m] if transposed; B is [n, k].
+template <typename T, bool kTransposed, int kTiles, FewBreak kBreak>
+__global__ void multiply_few(float* out) {
+  auto& smem = *shared<FewSmem<kTiles>>();
+  const auto place = [](unsigned row, unsigned column) {
+    return row * 64 + (column / 8 ^ row % 8) * 8 + column % 8;
+  };
+  const auto bits = [](int value) {
+    return std::bit_cast<uint16_t>(from_float<T>(static_cast<float>(value)));
+  };
+  for (unsigned i = threadIdx.x; i < 64 * 64; i += 128) {
+    const unsigned m = i / 64, k = i % 64;
+    smem.a[kTransposed ? place(k, m) : place(m, k)] = bits(a_value(m, k));
+  }
+  if (kBreak == FewBreak::kBNotFenced) ptx::fence_proxy_async();
+  for (unsigned i = threadIdx.x; i < kTiles * 8 * 64; i += 128) {
+    smem.b[place(i / 64, i % 64)] = bits(b_value(i % 64, i / 64));
+  }
+  if (kBreak != FewBreak::kBNotFenced) ptx::fence_proxy_async();
+  __syncthreads();
+  float d[kTiles][4];
+  const uint64_t a = ptx::matrix_descriptor(smem.a, 0, 1024);
+  const uint64_t b = ptx::matrix_descriptor(smem.b, 0, 1024);
+  ptx::wgmma_fence(d);
+  for (uint64_t k = 0; k < 4; ++k) {
+    if constexpr (kTransposed) {
+      ptx::wgmma_m64nNk16_trans_a<T>(d, a + k * 2048 / 16, b + k * 2, k > 0);
+    } else {
+      ptx::wgmma_m64nNk16<T>(d, a + k * 2, b + k * 2, k > 0);
+    }
+  }
+  ptx::wgmma_commit_group();
+  if (kBreak == FewBreak::kAStoredTo) {
+    if (threadIdx.x == 50) smem.a[16 * 64 + 16] ^= 1;  // which its own warp reads, either way
+    ptx::fence_proxy_async();
+  }
+  ptx::wgmma_wait_group<0>(d);
+  const unsigned lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+  for (unsigned n = 0; n < kTiles; ++n) {
+    for (unsigned i = 0; i < 4; ++i) {
+      out[(row + i / 2 * 8) * kTiles * 8 + n * 8 + lane % 4 * 2 + i % 2] = d[n][i];
+    }
+  }
+}
+
+template <typename Columns>
+class HopperFewColumns : public Hopper {
+ protected:
+  static constexpr int kTiles = Columns();
+  static constexpr size_t kBytes = sizeof(FewSmem<kTiles>);
+
+  template <typename T, bool kTransposed>
+  static void expect_product() {
+    GlobalArray<float> out(size_t{64} * kTiles * 8);
+    const auto check = [&]() -> std::string {
+      for (unsigned m = 0; m < 64; ++m) {
+        for (unsigned n = 0; n < kTiles * 8; ++n) {
+          int sum = 0;
+          for (unsigned k = 0; k < 64; ++k) sum += a_value(m, k) * b_value(k, n);
+          if (out[size_t{m} * kTiles * 8 + n] != static_cast<float>(sum)) {
+            return "wrong at " + std::to_string(m) + ", " + std::to_string(n);
+          }
+        }
+      }
+      out.fill(NAN);
+      return {};
+    };
+    expect_right(
+        128, kBytes, [&] { multiply_few<T, kTransposed, kTiles, FewBreak::kNothing>(out.data()); },
+        check);
+    expect_wrong("ordinary stores wrote shared memory at byte 2080 that wgmma_m64nNk16", 128,
+                 kBytes,
+                 [&] { multiply_few<T, kTransposed, kTiles, FewBreak::kAStoredTo>(out.data()); });
+    expect_wrong("by ordinary stores, with no fence_proxy_async since", 128, kBytes,
+                 [&] { multiply_few<T, kTransposed, kTiles, FewBreak::kBNotFenced>(out.data()); });
+  }
+};
+
+using FewColumns = ::testing::Types<std::integral_constant<int, 1>, std::integral_constant<int, 2>,
+                                    std::integral_constant<int, 3>, std::integral_constant<int, 4>>;
+TYPED_TEST_SUITE(HopperFewColumns, FewColumns);
+TYPED_TEST(HopperFewColumns, AAsItLies) {
+  this->template expect_product<bfloat16, false>();
+  this->template expect_product<float16, false>();
+}
+TYPED_TEST(HopperFewColumns, ATransposed) {
+  this->template expect_product<bfloat16, true>();
+  this->template expect_product<float16, true>();
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Matrices that are stored transposed.
+
+enum class TransposedBreak { kNothing, kMisaligned, kOutside };
+
+/// Stores two matrices of 8 x 8, element [row, column] of matrix i 64 i + 8 row + column; to `out`.
+template <TransposedBreak kBreak>
+__global__ void store_transposed(uint16_t* out) {
+  auto& smem = *shared<TileSmem>();
+  const unsigned lane = threadIdx.x;
+  uint32_t r[2];
+  for (unsigned i = 0; i < 2; ++i) {
+    const uint32_t first = 64 * i + lane / 4 * 8 + lane % 4 * 2;
+    r[i] = first | (first + 1) << 16;
+  }
+  size_t place = lane * size_t{8};  // of a column
+  if (kBreak == TransposedBreak::kMisaligned && lane == 13) place += 4;
+  if (kBreak == TransposedBreak::kOutside && lane == 13) place = 64 * 64;
+  // The other lanes' addresses are not used.
+  ptx::stmatrix_x2_trans(lane < 16 ? &smem.tile[place] : nullptr, r);
+  __syncwarp();
+  for (unsigned i = lane; i < 128; i += 32) out[i] = smem.tile[i];
+}
+
+TEST_F(Hopper, MatricesAreStoredTransposed) {
+  GlobalArray<uint16_t> out(128);
+  const auto check = [&]() -> std::string {
+    for (size_t i = 0; i < 128; ++i) {  // column, row
+      if (out[i] != i / 64 * 64 + i % 8 * 8 + i / 8 % 8) return "wrong at " + std::to_string(i);
+    }
+    out.fill(0xffff);
+    return {};
+  };
+  const size_t bytes = sizeof(TileSmem);
+  expect_right(
+      32, bytes, [&] { store_transposed<TransposedBreak::kNothing>(out.data()); }, check);
+  expect_wrong("writes a misaligned address, 8 bytes past a multiple of 16", 32, bytes,
+               [&] { store_transposed<TransposedBreak::kMisaligned>(out.data()); });
+  expect_wrong("not in the block's dynamic shared memory", 32, bytes,
+               [&] { store_transposed<TransposedBreak::kOutside>(out.data()); });
+}
+
 TEST_F(Hopper, DescriptorsAreChecked) {
   const auto run = [](uint64_t a, uint64_t b) {
     return [=] {
@@ -825,6 +976,85 @@ TEST_F(Hopper, BoxesAtEdges) {
           [&] { load_box(&map, c[0], c[1], c[2], c[3], out.data(), &copy_map); }, check);
     }
   }
+}
+
+/// Copies a box of five dimensions.
+struct FiveSmem {
+  alignas(1024) uint16_t box[2 * 2 * 2 * 2 * 64];
+  ptx::Mbarrier barrier;
+};
+__global__ void load_five(const TensorMap* map, const std::array<int, 5>& c, uint16_t* out) {
+  auto& smem = *shared<FiveSmem>();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.barrier, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&smem.barrier, sizeof smem.box);
+    ptx::cp_async_bulk_tensor_5d(smem.box, map, c[0], c[1], c[2], c[3], c[4], &smem.barrier,
+                                 ptx::createpolicy_evict_first());
+  }
+  __syncwarp();
+  ptx::mbarrier_wait(&smem.barrier, 0);
+  for (size_t i = threadIdx.x; i < sizeof smem.box / 2; i += 32) out[i] = smem.box[i];
+}
+
+TEST_F(Hopper, BoxesOfFiveDimensions) {
+  // The third dimension's stride is less than the second's, as that of 64 columns within a row.
+  constexpr int64_t kSize[5] = {64, 3, 2, 3, 2}, kStride[5] = {1, 128, 64, 384, 1152};
+  GlobalArray<uint16_t> tensor(2304), out(sizeof(FiveSmem::box) / 2);
+  for (size_t i = 0; i < 2304; ++i) tensor[i] = static_cast<uint16_t>(i + 1);
+  TensorShape shape;
+  shape.rank = 5;
+  for (size_t i = 0; i < 5; ++i) {
+    shape.size[i] = static_cast<uint64_t>(kSize[i]);
+    shape.stride_bytes[i] = static_cast<uint64_t>(kStride[i]) * 2;
+    shape.box[i] = i == 0 ? 64 : 2;
+  }
+  std::vector<std::array<int, 5>> places = {{}, {-8, -1, -1, -1, -1}, {8, 2, 1, 2, 1}};
+  for (size_t i = 0; i < 5; ++i) {  // outside in one dimension, half and whole
+    for (const int start : {-1, 1}) {
+      for (const int most : {1, 4}) {
+        places.push_back({});
+        places.back()[i] = start * (i == 0 ? most * 16 : start < 0 ? most : most + 1);
+      }
+    }
+  }
+  for (const bool swizzle : {false, true}) {
+    shape.swizzle_128b = swizzle;
+    TensorMap map;
+    ASSERT_OK(mla::model::encode_tensor_map(tensor.data(), shape, &map));
+    for (const auto& c : places) {
+      const auto check = [&]() -> std::string {
+        for (size_t i = 0; i < sizeof(FiveSmem::box) / 2; ++i) {
+          const size_t row = i / 64;
+          const size_t column = swizzle ? i % 64 ^ row % 8 * 8 : i % 64;
+          const size_t in_box[5] = {column, row % 2, row / 2 % 2, row / 4 % 2, row / 8};
+          bool inside = true;
+          int64_t at = 0;
+          for (size_t d = 0; d < 5; ++d) {
+            const int64_t x = c[d] + static_cast<int64_t>(in_box[d]);
+            inside = inside && x >= 0 && x < kSize[d];
+            at += x * kStride[d];
+          }
+          const uint16_t expected = inside ? tensor[static_cast<size_t>(at)] : 0;
+          if (out[i] != expected) return "wrong at " + std::to_string(i);
+        }
+        out.fill(0xffff);
+        return {};
+      };
+      expect_right(
+          32, sizeof(FiveSmem), [&] { load_five(&map, c, out.data()); }, check);
+    }
+  }
+  const TensorMap four = matrix_map(tensor.data(), 16, 64, 8);
+  expect_wrong("the tensor map must have rank 5", 32, sizeof(FiveSmem),
+               [&] { load_five(&four, {}, out.data()); });
+  TensorMap five;
+  ASSERT_OK(mla::model::encode_tensor_map(tensor.data(), shape, &five));
+  expect_wrong("the tensor map must have rank 4", 32, sizeof(LoadSmem),
+               [&] { load_box(&five, 0, 0, 0, 0, out.data(), &four); });
+  expect_wrong("the box begins at column 3", 32, sizeof(FiveSmem), [&] {
+    load_five(&five, {3, 0, 0, 0, 0}, out.data());
+  });
 }
 
 /// Whatever is wrong, one thread does it.
