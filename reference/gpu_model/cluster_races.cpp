@@ -56,13 +56,15 @@ void ClusterClock::complete() {
   for (Part& part : parts) {
     if (part.block == 0) continue;
     released.push_back(RaceDetector::part(part.arrivals));
-    if (released.back() == nullptr) {  // all came relaxed: nothing is known of the block, but that it runs
+    if (released.back() ==
+        nullptr) {  // all came relaxed: nothing is known of the block, but that it runs
       auto runs = std::make_shared<VectorClock>();
       runs->block = part.block;
       released.back() = std::move(runs);
     }
     parts_of_release.push_back(released.back()->own_part());
-    if (auto clock = RaceDetector::part(part.ran); clock != nullptr) ran.push_back(std::move(clock));
+    if (auto clock = RaceDetector::part(part.ran); clock != nullptr)
+      ran.push_back(std::move(clock));
   }
   for (Part& part : parts) {
     if (part.block == 0) continue;
@@ -122,8 +124,9 @@ void RaceDetector::issue_source(unsigned thread, const RaceDetector& target, siz
 
 std::string RaceDetector::name_of_block(uint32_t number) const {
   const uint32_t index = number - grid_.first_block();
-  return "(" + std::to_string(index % gridDim.x) + "," + std::to_string(index / gridDim.x % gridDim.y) +
-         "," + std::to_string(index / gridDim.x / gridDim.y) + ")";
+  return "(" + std::to_string(index % gridDim.x) + "," +
+         std::to_string(index / gridDim.x % gridDim.y) + "," +
+         std::to_string(index / gridDim.x / gridDim.y) + ")";
 }
 
 void RaceDetector::check_started(const RaceDetector& target, const char* kind, size_t bytes,

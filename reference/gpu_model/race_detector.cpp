@@ -424,7 +424,8 @@ void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const
       }
       known = write;
     }
-    record_read(shadow, cell, part, actor);
+    // When another block's mbarrier is no longer used is what its phase says.
+    if (!actor.barrier || shadow.block() == block_) record_read(shadow, cell, part, actor);
   });
 }
 
