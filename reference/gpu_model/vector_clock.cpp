@@ -1,6 +1,7 @@
 #include "reference/gpu_model/vector_clock.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 namespace gpu_model::detail {
@@ -26,6 +27,17 @@ auto position(const std::vector<std::shared_ptr<const VectorClock>>& clocks, uin
                           [](const auto& clock, uint32_t number) { return clock->block < number; });
 }
 
+/// Numbers parts. The detector runs on one OS thread at a time.
+uint64_t next_part = 1;
+
+/// Whether one part covers another, of pairs that were compared lately: threads of one block compare the
+/// same parts of all others.
+struct Compared {
+  uint64_t a = 0, b = 0;
+  bool covers = false;
+};
+std::array<Compared, 1 << 14> compared;
+
 }  // namespace
 
 void VectorClock::raise(std::vector<Time>& times, Slot slot, Time time) {
@@ -43,6 +55,7 @@ std::shared_ptr<const VectorClock> VectorClock::own_part() const {
   auto part = std::make_shared<VectorClock>();
   part->block = block;
   part->raise_to(*this);
+  part->number = next_part++;
   return part;
 }
 
@@ -54,8 +67,15 @@ void VectorClock::raise_to(const VectorClock& part) {
 }
 
 bool VectorClock::covers(const VectorClock& part) const {
-  return release >= part.release && all_below(part.seen, seen) &&
-         all_below(part.published, published) && all_below(part.inits, inits);
+  if (release < part.release) return false;
+  const auto compare = [&] {
+    return all_below(part.seen, seen) && all_below(part.published, published) &&
+           all_below(part.inits, inits);
+  };
+  if (number == 0 || part.number == 0) return compare();
+  Compared& known = compared[(number * 31 + part.number) % compared.size()];
+  if (known.a != number || known.b != part.number) known = {number, part.number, compare()};
+  return known.covers;
 }
 
 template <typename Share>
@@ -68,13 +88,14 @@ void VectorClock::add(const VectorClock& part, Share share) {
   const auto found = others.begin() + (position(others, part.block) - others.cbegin());
   if (found == others.end() || (*found)->block != part.block) {
     others.insert(found, share());
-  } else if (found->get() != &part && !(*found)->covers(part)) {
-    if (part.covers(**found)) {
-      *found = share();
-      return;
-    }
+  } else if (found->get() == &part) {
+    return;
+  } else if (part.covers(**found)) {  // also if they are equal, so that next time they are the same
+    *found = share();
+  } else if (!(*found)->covers(part)) {
     const auto joined = std::make_shared<VectorClock>(**found);
     joined->raise_to(part);
+    joined->number = next_part++;
     *found = joined;
   }
 }

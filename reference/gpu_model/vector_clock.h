@@ -35,6 +35,8 @@ struct VectorClock {
   std::vector<Time> inits;
   /// What is known of other blocks, by ascending number. These have no others.
   std::vector<std::shared_ptr<const VectorClock>> others;
+  uint64_t number =
+      0;  ///< Of what is in `others` and never changes: which it is, to compare two only once.
 
   /// Adds what `other` knows.
   void join(const VectorClock& other);

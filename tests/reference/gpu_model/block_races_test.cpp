@@ -1,6 +1,7 @@
 // Races between blocks that run together, in clusters and in cooperative grids: each kernel that lacks one
 // edge is rejected in one run under the friendly schedule, and the kernel that has it is not, under any.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -31,8 +32,8 @@ class BlockRaces : public GpuModel {
       for (uint64_t seed = 0; seed < (right ? kSeeds : 1); ++seed) {
         gpu_model::schedule() = {.seed = seed};
         begin();
-        const std::string error =
-            error_of(blocks, 64, sizeof(Smem), [&] { kernel(right); }, options);
+        const std::string error = error_of(
+            blocks, 64, sizeof(Smem), [&] { kernel(right); }, options);
         if (right) {
           EXPECT_EQ(error, "") << "seed " << seed;
         } else {
@@ -679,17 +680,40 @@ TEST_F(BlockRaces, AWriteAfterTheReadsOfManyBlocks) {
 
 /// Each block has a shared memory of its own.
 TEST_F(BlockRaces, EachBlockOfAGridHasASharedMemoryOfItsOwn) {
-  in_grid("no barrier between them, block (2,0,0), thread (32,0,0)", 4,
-          [&](bool right) {
-            auto* words = static_cast<unsigned*>(gpu_model::dynamic_shared_memory(256));
-            words[threadIdx.x] = blockIdx.x;
-            if (first_thread()) {
-              ptx::red_add_release(&counters[0], 1);
-              ptx::wait_until_at_least(&counters[0], gridDim.x);
-            }
-            if (right || blockIdx.x != 2) __syncthreads();
-            out[blockIdx.x * 64 + threadIdx.x] = words[63 - threadIdx.x];
-          });
+  in_grid("no barrier between them, block (2,0,0), thread (32,0,0)", 4, [&](bool right) {
+    auto* words = static_cast<unsigned*>(gpu_model::dynamic_shared_memory(256));
+    words[threadIdx.x] = blockIdx.x;
+    if (first_thread()) {
+      ptx::red_add_release(&counters[0], 1);
+      ptx::wait_until_at_least(&counters[0], gridDim.x);
+    }
+    if (right || blockIdx.x != 2) __syncthreads();
+    out[blockIdx.x * 64 + threadIdx.x] = words[63 - threadIdx.x];
+  });
+}
+
+/// A grid as large as a GPU, each of whose threads releases and acquires by itself: 50,688 clocks.
+TEST_F(BlockRaces, AWholeGpuNeedsLittleMemory) {
+  constexpr unsigned kBlocks = 132, kThreads = 384;
+  GlobalArray<unsigned> values(kBlocks * kThreads), sums(kBlocks * kThreads);
+  begin();
+  gpu_model::launch(kBlocks, kThreads, 0,
+                    [&] {
+                      const unsigned thread = blockIdx.x * kThreads + threadIdx.x;
+                      values[thread] = thread;
+                      __threadfence();
+                      atomicAdd(&counters[0], 1u);
+                      ptx::wait_until_at_least(&counters[0], kBlocks * kThreads);
+                      sums[thread] = values[(thread + 12345) % (kBlocks * kThreads)];
+                      ptx::red_add_release(&counters[1], 1);
+                      ptx::wait_until_at_least(&counters[1], kBlocks * kThreads);
+                      values[thread] = 0;
+                    },
+                    {.cooperative = true});
+  EXPECT_EQ(sums[0], 12345u);
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  EXPECT_LT(used.ru_maxrss, 4 << 20);  // KiB
 }
 
 }  // namespace
