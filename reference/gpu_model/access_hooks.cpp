@@ -88,6 +88,26 @@ HOOKS(4)
 HOOKS(8)
 HOOKS(16)
 
+// Volatile accesses are atomic and relaxed, as the PTX ISA has ld.volatile and st.volatile.
+#define VOLATILE_HOOKS(bytes)                                           \
+  void __tsan_volatile_read##bytes(void* address) {                     \
+    atomic_access(address, bytes, true, false, __ATOMIC_RELAXED, CODE); \
+  }                                                                     \
+  void __tsan_volatile_write##bytes(void* address) {                    \
+    atomic_access(address, bytes, false, true, __ATOMIC_RELAXED, CODE); \
+  }                                                                     \
+  void __tsan_unaligned_volatile_read##bytes(void* address) {           \
+    atomic_access(address, bytes, true, false, __ATOMIC_RELAXED, CODE); \
+  }                                                                     \
+  void __tsan_unaligned_volatile_write##bytes(void* address) {          \
+    atomic_access(address, bytes, false, true, __ATOMIC_RELAXED, CODE); \
+  }
+VOLATILE_HOOKS(1)
+VOLATILE_HOOKS(2)
+VOLATILE_HOOKS(4)
+VOLATILE_HOOKS(8)
+VOLATILE_HOOKS(16)
+
 void __tsan_read_range(void* address, unsigned long bytes) {
   access(address, bytes, gpu_model::Kind::kRead, CODE);
 }

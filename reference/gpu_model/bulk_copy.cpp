@@ -162,8 +162,8 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
     }
   }
   if (races_ != nullptr) {
-    races_->issue_load(self().number, copy.offset, copy.bytes, slot_of(barrier),
-                       static_cast<Time>(barrier.phase + 1), wait);
+    races_->issue_load(self().number, *races_, copy.offset, copy.bytes, Landing::kBulk,
+                       slot_of(barrier), static_cast<Time>(barrier.phase + 1), wait);
     for_each_source(copy, [&](const std::byte* global, size_t bytes) {
       races_->read_global(self().number, global, bytes, wait);
     });
@@ -464,6 +464,11 @@ size_t check_multicast(void* destination, const TensorMap* map, const Coordinate
   check_policy(policy, wait);
   BulkCopy copy = box(map, coordinates, wait);
   const size_t bytes = copy.bytes, alignment = map->swizzle_128b ? 1024 : 128;
+  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
+    for_each_source(copy, [&](const std::byte* global, size_t part) {
+      races->read_global(multiprocessor.self().number, global, part, wait);
+    });
+  }
   multiprocessor.check_cluster_load(std::move(copy), destination, barrier, mark, alignment, wait);
   return bytes;
 }

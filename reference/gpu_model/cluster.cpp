@@ -34,6 +34,9 @@ void Multiprocessor::cluster_arrive(bool release, const Wait& wait) {
   }
   thread.cluster_arrived = true;
   thread.cluster_phase = cluster.phase;
+  if (races_ != nullptr) {
+    races_->arrive(cluster.clock.parts[cluster_rank()], thread.number, release);
+  }
   ++cluster.arrived;
   --cluster.pending;
   complete_cluster_barrier();
@@ -49,6 +52,7 @@ void Multiprocessor::cluster_wait(const Wait& wait) {
     });
   }
   if (cluster_->phase == thread.cluster_phase) suspend(wait);
+  if (races_ != nullptr) races_->wait(cluster_->clock.parts[cluster_rank()], thread.number);
   thread.cluster_arrived = false;
 }
 
@@ -56,6 +60,7 @@ void Multiprocessor::complete_cluster_barrier() {
   Cluster& cluster = *cluster_;
   if (cluster.pending > 0 || cluster.arrived == 0) return;
   ++cluster.phase;
+  if (races_ != nullptr) cluster.clock.complete();
   cluster.arrived = 0;
   cluster.pending = cluster.running;
   for (Multiprocessor* block : cluster.blocks) {
@@ -151,6 +156,8 @@ Multiprocessor& Multiprocessor::reach(const void* address, size_t bytes, size_t 
 
 MbarrierState& Multiprocessor::reach_mbarrier(Multiprocessor& block, size_t offset, uint64_t mark,
                                               const Wait& wait) {
+  note_access(block.shared_.data() + offset, sizeof(ptx::Mbarrier), RaceDetector::Kind::kBarrier,
+              wait);
   MbarrierState* state = block.find_mbarrier(offset);
   if (state != nullptr && mark == state->mark()) return *state;
   fail([&] {
@@ -171,6 +178,11 @@ void Multiprocessor::arrive_in_cluster(const ptx::Mbarrier* barrier, uint64_t ma
       return detail::describe(wait) + ": bytes = " + std::to_string(bytes) +
              " must be at least 0, " + place(self().number);
     });
+  }
+  if (races_ != nullptr && &block == this) {
+    races_->arrive(state.clock, self().number);
+  } else if (races_ != nullptr) {
+    races_->arrive(state.clock, *block.races_, self().number);
   }
   block.mbarrier_update(state, 1, -int64_t{bytes}, wait);
   if (!block.error_.empty() && &block != this) {
@@ -193,7 +205,8 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
              place(self().number);
     });
   }
-  if (!reach_mbarrier(block, copy.barrier, mark, wait).fenced) {
+  const MbarrierState& barrier_state = reach_mbarrier(block, copy.barrier, mark, wait);
+  if (!barrier_state.fenced) {
     fail([&] {
       return detail::describe(wait) +
              ": the thread that initialised the barrier has not called fence_mbarrier_init, " +
@@ -241,6 +254,19 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
     }
     if (i == copy.barrier / kGranule && bulk) {
       reject_at(i, [] { return std::string("holds its own barrier"); });
+    }
+  }
+  if (races_ != nullptr) {
+    const Landing landing = bulk                                  ? Landing::kBulk
+                            : copy.kind == BulkCopy::Kind::kStore ? Landing::kStore
+                                                                  : Landing::kAdd;
+    const Slot slot = block.slot_of(barrier_state);
+    const auto phase = static_cast<Time>(barrier_state.phase + 1);
+    races_->issue_load(self().number, *block.races_, copy.offset, copy.bytes, landing, slot, phase,
+                       wait);
+    if (copy.source != nullptr) {
+      races_->issue_source(self().number, *block.races_, copy.source_offset, copy.bytes, slot,
+                           phase, wait);
     }
   }
   if (bulk) {
@@ -294,6 +320,7 @@ void Multiprocessor::land_value(const BulkCopy& load) {
 
 void Multiprocessor::fence_proxy_async_cluster() {
   fence_proxy_async();
+  if (races_ != nullptr) races_->fence_proxy(self().number, true);
   for (Multiprocessor* block : cluster_->blocks) {
     if (block == this || block->presence_ != Presence::kRuns) continue;
     block->use_async_view();

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "reference/gpu_model/race_detector.h"
+
 namespace gpu_model::detail {
 
 class Multiprocessor;
@@ -16,11 +18,13 @@ struct Cluster {
   unsigned arrived = 0;                 ///< Threads that have arrived in this phase,
   unsigned pending = 0;                 ///< those that have yet to arrive or return,
   unsigned running = 0;                 ///< and those that have not returned.
+  ClusterClock clock = {};              ///< For the race detector.
 
   /// Before the blocks start.
   void begin(unsigned threads) {
     phase = arrived = 0;
     pending = running = threads;
+    clock.parts.assign(blocks.size(), {});
   }
 };
 

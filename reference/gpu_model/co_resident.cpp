@@ -64,6 +64,7 @@ CoResidentBlocks::CoResidentBlocks(Launch& launch) : launch_(launch) {
     multiprocessor->together_ = this;
     multiprocessor->cluster_ = &clusters_[i / launch.options.cluster];
     multiprocessor->cluster_->blocks.push_back(multiprocessor.get());
+    multiprocessor->use_races(launch);
     multiprocessor->prepare(
         launch,
         stacks_ == nullptr ? nullptr : stacks_->data() + i * launch.threads() * Fiber::kMapBytes);
@@ -86,6 +87,7 @@ void CoResidentBlocks::run() {
     run_turn(turn);
   }
   Multiprocessor::current_ = nullptr;
+  RaceDetector::active = nullptr;
 }
 
 void CoResidentBlocks::run_turn(uint64_t turn) {
@@ -164,6 +166,7 @@ void CoResidentBlocks::run_block(Block& block) {
   const uint64_t resumes = multiprocessor.resumes_, spins = multiprocessor.spins_;
   if (multiprocessor.presence_ == Multiprocessor::Presence::kNotStarted) multiprocessor.open();
   Multiprocessor::current_ = &multiprocessor;
+  RaceDetector::active = multiprocessor.races_;
   const dim3 index = multiprocessor.block_index_;
   blockIdx = {index.x, index.y, index.z};
   multiprocessor.schedule();

@@ -188,8 +188,7 @@ Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::functio
       options(options_),
       seed(schedule().seed),
       profile(begin_profile(*this)),
-      // The detector does not follow blocks that run together.
-      detect_races(schedule().detect_races && blocks_together() == 1) {}
+      detect_races(schedule().detect_races) {}
 
 dim3 Launch::block_at(uint64_t turn, uint64_t number) const {
   uint64_t index = turn;

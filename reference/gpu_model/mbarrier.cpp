@@ -60,6 +60,7 @@ void Multiprocessor::fence_mbarrier_init() {
   for (MbarrierState& state : mbarriers_) {
     if (state.thread == self().number) state.fenced = true;
   }
+  if (races_ != nullptr) races_->fence_inits(self().number);
 }
 
 MbarrierState& Multiprocessor::mbarrier(uint64_t mark, const Wait& wait) {
@@ -116,7 +117,7 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   draw_priorities();
 }
 
-void Multiprocessor::mbarrier_wait(uint64_t mark, const Wait& wait) {
+void Multiprocessor::mbarrier_wait(uint64_t mark, bool cluster, const Wait& wait) {
   if (wait.parity != 0 && wait.parity != 1) {
     fail([&] {
       return detail::describe(wait) + ": parity must be 0 or 1, " + place(self().number);
@@ -140,7 +141,7 @@ void Multiprocessor::mbarrier_wait(uint64_t mark, const Wait& wait) {
   }
   MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
   now->observed = now->phase;
-  if (races_ != nullptr) races_->wait(now->clock, self().number);
+  if (races_ != nullptr) races_->wait(now->clock, self().number, cluster);
 }
 
 std::string Multiprocessor::phase(const Wait& wait) const {
@@ -163,7 +164,7 @@ Wait at_barrier(const char* what, const ptx::Mbarrier* barrier, const char* file
   Wait wait{what, file, line};
   wait.mbarrier =
       static_cast<int>(multiprocessor.shared_offset(barrier, sizeof *barrier, 8, " uses", wait));
-  multiprocessor.note_access(barrier, sizeof *barrier, RaceDetector::Kind::kRead, wait);
+  multiprocessor.note_access(barrier, sizeof *barrier, RaceDetector::Kind::kBarrier, wait);
   return wait;
 }
 
@@ -206,11 +207,12 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
 }
 
 void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t mark, int parity,
-                   const char* file, int line) {
+                   bool cluster, const char* file, int line) {
   Wait wait = at_barrier(what, barrier, file, line);
   wait.parity = parity;
-  Multiprocessor::here().count_access(nullptr, 0, AccessKind::kNone, wait);
-  Multiprocessor::here().mbarrier_wait(mark, wait);
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  multiprocessor.count_access(nullptr, 0, AccessKind::kNone, wait);
+  multiprocessor.mbarrier_wait(mark, cluster, wait);
 }
 
 }  // namespace gpu_model::detail

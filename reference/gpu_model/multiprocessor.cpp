@@ -122,6 +122,12 @@ void Multiprocessor::prepare(Launch& launch, std::byte* stacks) {
   counters_ = owned_counters_.get();
 }
 
+void Multiprocessor::use_races(const Launch& launch) {
+  if (!launch.detect_races) return;
+  if (detector_ == nullptr) detector_ = std::make_unique<RaceDetector>(*this);
+  races_ = detector_.get();
+}
+
 void Multiprocessor::release() {
   if (owned_counters_ != nullptr) {
     const std::scoped_lock lock(launch_->mutex);
@@ -134,10 +140,7 @@ void Multiprocessor::release() {
 
 void Multiprocessor::run(Launch& launch) {
   current_ = this;
-  if (launch.detect_races) {
-    if (detector_ == nullptr) detector_ = std::make_unique<RaceDetector>(*this);
-    races_ = detector_.get();
-  }
+  use_races(launch);
   gridDim = launch.grid;
   blockDim = launch.block;
   const KernelArithmetic arithmetic;
@@ -214,6 +217,7 @@ void Multiprocessor::begin_block(dim3 index) {
 
 bool Multiprocessor::end_block(uint64_t turn) {
   if (error_.empty() && !launch_->stopped) check_async_end();
+  if (races_ != nullptr && error_.empty() && !launch_->stopped) error_ = races_->check_end();
 
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
     error_ = "out-of-bounds shared memory write: at byte " + std::to_string(offset) + " of " +

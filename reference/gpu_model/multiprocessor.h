@@ -183,6 +183,7 @@ class Multiprocessor {
 
   // cluster.cpp. What takes an address takes one of any block of the cluster.
   unsigned cluster_rank() const;
+  const Cluster& cluster() const { return *cluster_; }
   unsigned cluster_size() const { return static_cast<unsigned>(cluster_->blocks.size()); }
   void cluster_arrive(bool release, const Wait& wait);
   void cluster_wait(const Wait& wait);
@@ -282,7 +283,7 @@ class Multiprocessor {
   MbarrierState& mbarrier(uint64_t state, const Wait& wait);
   /// Counts arrivals and completed bytes (negative: expected bytes) of the current phase.
   void mbarrier_update(MbarrierState& state, unsigned arrivals, int64_t bytes, const Wait& wait);
-  void mbarrier_wait(uint64_t state, const Wait& wait);
+  void mbarrier_wait(uint64_t state, bool cluster, const Wait& wait);
   /// The mbarrier at an offset in shared memory, or null.
   MbarrierState* find_mbarrier(size_t offset);
 
@@ -350,6 +351,8 @@ class Multiprocessor {
   static void run_thread(void* thread);
   /// Gets what a block of the launch needs. Its threads' stacks lie at `stacks`, or are its own.
   void prepare(Launch& launch, std::byte* stacks = nullptr);
+  /// Has a race detector if the launch has.
+  void use_races(const Launch& launch);
   void release();
   bool run_block(uint64_t turn);
   void begin_block(dim3 index);

@@ -34,8 +34,9 @@ uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file
 void fence_mbarrier_init();
 void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
                      const char* file, int line);
+/// `cluster`: it acquires what threads of other blocks of the cluster released, too.
 void mbarrier_wait(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int parity,
-                   const char* file, int line);
+                   bool cluster, const char* file, int line);
 /// Rejects an address that is not aligned or not in shared memory.
 void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line);
 
@@ -210,7 +211,7 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_s
                                                              GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_wait", barrier_smem, file, line);
   detail::mbarrier_wait("mbarrier_wait", barrier_smem, detail::read_state(barrier_smem), parity,
-                        file, line);
+                        false, file, line);
 }
 
 inline void fence_proxy_async() {
@@ -318,7 +319,7 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait_cluster(Mbarrier* b
                                                                      int parity, GPU_MODEL_HERE) {
   detail::check_mbarrier("mbarrier_wait_cluster", barrier_smem, file, line);
   detail::mbarrier_wait("mbarrier_wait_cluster", barrier_smem, detail::read_state(barrier_smem),
-                        parity, file, line);
+                        parity, true, file, line);
 }
 template <typename T>
 GPU_MODEL_UNSEEN [[gnu::noinline]] void st_async(T* destination, std::type_identity_t<T> value,

@@ -11,7 +11,8 @@
 namespace gpu_model::detail {
 namespace {
 
-// Of global memory that many blocks read, the readers of so many are remembered, beside the own block's.
+// Of global memory that many blocks read, the readers of so many are remembered one by one, beside the own
+// block's.
 constexpr int kReadersOfOtherBlocks = 2;
 constexpr int kFewReads = 3;
 
@@ -35,6 +36,7 @@ void GridRaces::begin_grid(uint64_t blocks, bool dependent) {
     for (const auto& region : regions_) region->shadow.clear();
     regions_.clear();
     released.clear();
+    releases = 0;
   }
   recent_ = {};
   first_block_ = next_block_;
@@ -93,9 +95,9 @@ void RaceDetector::begin_block(uint32_t number, unsigned threads, std::byte* sha
   warps_ = (threads + 31) / 32;
   shared_ = shared;
   if (shadow_.bytes() == bytes) {
-    shadow_.clear();
+    shadow_.clear(number);
   } else {
-    shadow_ = ShadowMemory(bytes);
+    shadow_ = ShadowMemory(bytes, number);
   }
   const auto start = std::make_shared<VectorClock>();
   start->block = number;
@@ -103,36 +105,63 @@ void RaceDetector::begin_block(uint32_t number, unsigned threads, std::byte* sha
   agents_.assign(threads, {});
   for (Agent& agent : agents_) agent.base = start;
   warp_times_ = {};
-  knew_ = knows_ = nullptr;
+  used_by_others_ = false;
+  ran_ = nullptr;
+  released_.clear();
+  from_grids_ = from_atomics_ = {};
 }
 
-void RaceDetector::release_into(VectorClock& clock, unsigned thread,
+RaceDetector::Moment RaceDetector::moment(unsigned thread) const {
+  Moment now = agents_[thread];
+  now.products = warp_times_[thread / 32];
+  now.release = ++grid_.releases;
+  return now;
+}
+
+void RaceDetector::release_into(VectorClock& clock, unsigned thread, const Moment& at,
                                 const VectorClock* joined) const {
-  const Agent& agent = agents_[thread];
-  if (agent.base.get() != joined) clock.join(*agent.base);
-  VectorClock::raise(clock.seen, thread, agent.now);
-  VectorClock::raise(clock.published, thread, agent.fenced);
-  VectorClock::raise(clock.seen, threads_ + thread / 32, warp_times_[thread / 32]);
+  if (at.base.get() != joined) clock.join(*at.base);
+  clock.release = std::max(clock.release, at.release);
+  VectorClock::raise(clock.seen, thread, at.now);
+  VectorClock::raise(clock.seen, threads_ + thread / 32, at.products);
+  VectorClock::raise(clock.published, thread, at.fenced);
+  if (at.fenced_cluster != 0) {
+    VectorClock::raise(clock.published, threads_ + thread, at.fenced_cluster);
+  }
 }
 
-std::shared_ptr<VectorClock> RaceDetector::snapshot(unsigned thread) const {
-  auto clock = std::make_shared<VectorClock>(*agents_[thread].base);
-  release_into(*clock, thread, agents_[thread].base.get());
+std::shared_ptr<VectorClock> RaceDetector::snapshot(unsigned thread, const Moment& at) const {
+  auto clock = std::make_shared<VectorClock>(*at.base);
+  release_into(*clock, thread, at, at.base.get());
   return clock;
 }
 
-void RaceDetector::acquire(unsigned thread, const VectorClock& clock) {
-  auto joined = std::make_shared<VectorClock>(*agents_[thread].base);
-  joined->join(clock);
-  agents_[thread].base = std::move(joined);
+const std::shared_ptr<const VectorClock>& RaceDetector::released_by_fence(unsigned thread) {
+  Agent& agent = agents_[thread];
+  if (agent.released == nullptr && agent.fence.base != nullptr) {
+    agent.released = snapshot(thread, agent.fence);
+  }
+  return agent.released;
+}
+
+void RaceDetector::learn(Lesson& lesson, unsigned thread,
+                         const std::shared_ptr<const VectorClock>& clock) {
+  std::shared_ptr<const VectorClock>& base = agents_[thread].base;
+  if (clock == nullptr || (lesson.clock == clock && lesson.knows == base)) return;
+  if (lesson.clock != clock || lesson.knew != base) {
+    auto joined = std::make_shared<VectorClock>(*base);
+    joined->join(*clock);
+    lesson = {clock, base, std::move(joined)};
+  }
+  base = lesson.knows;
 }
 
 void RaceDetector::come(Meeting& meeting, unsigned thread) {
   Agent& agent = agents_[thread];
   if (meeting.clock == nullptr) {
-    meeting.clock = snapshot(thread);
+    meeting.clock = snapshot(thread, moment(thread));
   } else {
-    release_into(*meeting.clock, thread, meeting.last.get());
+    release_into(*meeting.clock, thread, moment(thread), meeting.last.get());
   }
   meeting.last = agent.base;
   ++agent.now;
@@ -152,47 +181,55 @@ void RaceDetector::arrive(BarrierClock& barrier, unsigned thread) {
 }
 
 void RaceDetector::complete_phase(BarrierClock& barrier, Slot slot, Time phase) {
-  if (barrier.arrivals.clock == nullptr) return;  // nobody has arrived: the model rejects that
-  VectorClock::raise(barrier.arrivals.clock->seen, slot, phase);
-  barrier.completed = part(barrier.arrivals);
-  barrier.knew = barrier.knows = nullptr;
-}
-
-void RaceDetector::wait(BarrierClock& barrier, unsigned thread) {
-  Agent& agent = agents_[thread];
-  if (barrier.completed == nullptr || agent.base == barrier.knows) return;
-  if (agent.base != barrier.knew) {
-    barrier.knew = agent.base;
-    acquire(thread, *barrier.completed);
-    barrier.knows = agent.base;
+  if (barrier.arrivals.clock == nullptr) {  // none of the block's own threads has arrived
+    barrier.arrivals.clock = barrier.completed != nullptr
+                                 ? std::make_shared<VectorClock>(*barrier.completed)
+                                 : std::make_shared<VectorClock>();
+    barrier.arrivals.clock->block = block_;
   }
-  agent.base = barrier.knows;
+  VectorClock::raise(barrier.arrivals.clock->seen, slot, phase);
+  barrier.completed = barrier.completed_cluster = part(barrier.arrivals);
+  if (barrier.foreign == nullptr) return;
+  auto all = std::make_shared<VectorClock>(*barrier.foreign);
+  all->join(*barrier.completed);
+  barrier.completed_cluster = std::move(all);
 }
 
-void RaceDetector::fence_proxy(unsigned thread) {
+void RaceDetector::wait(BarrierClock& barrier, unsigned thread, bool cluster) {
+  if (cluster) {
+    learn(barrier.lesson_cluster, thread, barrier.completed_cluster);
+    return;
+  }
+  learn(barrier.lesson, thread, barrier.completed);
+  if (barrier.foreign != nullptr) agents_[thread].withheld = barrier.completed_cluster;
+}
+
+void RaceDetector::fence_proxy(unsigned thread, bool cluster) {
   Agent& agent = agents_[thread];
   agent.fenced = agent.now++;
+  if (cluster) agent.fenced_cluster = agent.fenced;
 }
 
 void RaceDetector::fence(unsigned thread) {
   Agent& agent = agents_[thread];
-  if (agent.acquired != nullptr) {
-    acquire(thread, *agent.acquired);
-    agent.acquired = nullptr;
-  }
-  agent.released = snapshot(thread);
+  learn(from_atomics_, thread, std::exchange(agent.acquired, nullptr));
+  agent.fence = moment(thread);
+  agent.released = nullptr;
   ++agent.now;
 }
 
 void RaceDetector::atomic(unsigned thread, const void* address, bool reads, bool writes,
                           bool acquires, bool releases) {
   Agent& agent = agents_[thread];
-  std::shared_ptr<const VectorClock>& released = grid_.released[address];
+  size_t offset = 0;
+  RaceDetector* block = owner(address, &offset);
+  std::shared_ptr<const VectorClock>& released =
+      block != nullptr ? block->released_[address] : grid_.released[address];
   const std::shared_ptr<const VectorClock> before = released;
   if (writes) {
-    std::shared_ptr<const VectorClock> own = agent.released;
+    std::shared_ptr<const VectorClock> own = released_by_fence(thread);
     if (releases) {
-      own = snapshot(thread);
+      own = snapshot(thread, moment(thread));
       ++agent.now;
     }
     if (own != nullptr && reads &&
@@ -206,25 +243,25 @@ void RaceDetector::atomic(unsigned thread, const void* address, bool reads, bool
   }
   if (!reads || before == nullptr) return;
   if (acquires) {
-    acquire(thread, *before);
+    learn(from_atomics_, thread, before);
   } else if (agent.acquired == nullptr) {
-    agent.acquired = std::make_shared<VectorClock>(*agent.base);
-    agent.acquired->join(*before);
-  } else {
-    agent.acquired->join(*before);
+    agent.acquired = before;
+  } else if (agent.acquired != before) {
+    auto joined = std::make_shared<VectorClock>(*agent.acquired);
+    joined->join(*before);
+    agent.acquired = std::move(joined);
   }
 }
 
 void RaceDetector::wait_for_grids(unsigned thread) {
-  Agent& agent = agents_[thread];
-  if (agent.base->known_below >= grid_.first_block()) return;
-  if (agent.base != knew_) {
-    knew_ = agent.base;
-    auto later = std::make_shared<VectorClock>(*agent.base);
-    later->known_below = grid_.first_block();
-    knows_ = std::move(later);
+  if (agents_[thread].base->known_below >= grid_.first_block()) return;
+  if (from_grids_.clock == nullptr) {
+    auto ended = std::make_shared<VectorClock>();
+    ended->block = block_;
+    ended->known_below = grid_.first_block();
+    from_grids_.clock = std::move(ended);
   }
-  agent.base = knows_;
+  learn(from_grids_, thread, from_grids_.clock);
 }
 
 // Accesses ----------------------------------------------------------------------------------------
@@ -235,10 +272,9 @@ Epoch RaceDetector::epoch(Slot slot, Time time, const Wait& wait) const {
 
 RaceDetector::Actor RaceDetector::thread_actor(unsigned thread, const Place& place,
                                                bool atomic) const {
-  return {thread,
-          false,
-          false,
-          {block_, agents_[thread].now, thread, grid_.index_of(place) & 0x7fffffff, atomic}};
+  return {
+      .thread = thread,
+      .epoch = {block_, agents_[thread].now, thread, grid_.index_of(place) & 0x7fffffff, atomic}};
 }
 
 bool RaceDetector::knows(unsigned thread, const Epoch& of) const {
@@ -266,23 +302,38 @@ bool RaceDetector::before(const Actor& actor, const Epoch& of) const {
 }
 
 // Of what ordinary means wrote, the asynchronous proxy sees what its writer has fenced.
-bool RaceDetector::published(const Actor& actor, const Epoch& of) const {
+bool RaceDetector::published(const Actor& actor, const Epoch& of,
+                             const ShadowMemory& shadow) const {
   if (of.slot >= threads_) return true;
+  const bool far = shadow.block() != 0 && shadow.block() != of.block;
   const unsigned first = actor.whole_warp ? actor.thread / 32 * 32 : actor.thread;
   const unsigned end = actor.whole_warp ? std::min(first + 32, threads_) : first + 1;
   for (unsigned thread = first; thread < end; ++thread) {
     const VectorClock& base = *agents_[thread].base;
     if (of.block < base.known_below) return true;
-    if (of.block == block_ && of.slot == thread && agents_[thread].fenced >= of.time) return true;
+    const Agent& agent = agents_[thread];
+    const Time fenced = far ? agent.fenced_cluster : agent.fenced;
+    if (of.block == block_ && of.slot == thread && fenced >= of.time) return true;
     const VectorClock* other = base.of(of.block);
-    if (other != nullptr && VectorClock::at(other->published, of.slot) >= of.time) return true;
+    const Slot slot = far ? threads_ + of.slot : of.slot;
+    if (other != nullptr && VectorClock::at(other->published, slot) >= of.time) return true;
   }
   return false;
 }
 
-// Whether all of the reads come before what the actor does; if not, `lane` is one that does not.
+// Whether all of the reads come before what the actor does; if not, `lane` is one that does not. Of those
+// of many blocks: whether they may.
 bool RaceDetector::known_reads(const Actor& actor, const Reads& reads, unsigned* lane) const {
   *lane = 0;
+  if (reads.epoch.block == 0) {
+    const VectorClock& base = *agents_[actor.thread].base;
+    if (reads.epoch.slot < base.known_below) return true;
+    uint32_t maybe = 1u << block_ % 32;
+    for (const auto& other : base.others) {
+      if (other->release > reads.epoch.time) maybe |= 1u << other->block % 32;
+    }
+    return (reads.lanes & ~maybe) == 0;
+  }
   if (reads.lanes == 0) return before(actor, reads.epoch);
   for (uint32_t left = reads.lanes; left != 0; left &= left - 1) {
     *lane = static_cast<unsigned>(std::countr_zero(left));
@@ -305,7 +356,11 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
   int others = 0, count = 0;
   for (uint32_t* at = &cell.reads; *at != 0;) {
     Reads& reads = shadow.reads(*at);
-    const bool mine = reads.epoch.block == block_ && reads.epoch.slot == slot &&
+    if (reads.epoch.block == 0) {
+      at = &reads.next;
+      continue;
+    }
+    const bool mine = reads.epoch.block == own.block && reads.epoch.slot == slot &&
                       reads.epoch.atomic == own.atomic && (reads.lanes != 0) == is_thread &&
                       reads.bytes == bytes;
     if (mine && (reads.epoch.time == own.time || !is_thread)) {
@@ -324,10 +379,34 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
     others += reads.epoch.block != block_;
     at = &reads.next;
   }
-  if (others >= kReadersOfOtherBlocks) return;
+  if (others >= kReadersOfOtherBlocks && shadow.block() == 0) {
+    record_read_by_many(shadow, cell, bytes, actor);
+    return;
+  }
   Epoch of = own;
   of.slot = slot;
   shadow.add_reads(cell, {of, lane, bytes, 0});
+}
+
+// One record for all blocks that are not remembered one by one. It says too little to tell whether a
+// write comes after all of these reads. But a write by who knows no later release of some block surely
+// does not.
+void RaceDetector::record_read_by_many(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
+                                       const Actor& actor) {
+  const uint32_t bit = 1u << block_ % 32;
+  for (uint32_t at = cell.reads; at != 0; at = shadow.reads(at).next) {
+    Reads& reads = shadow.reads(at);
+    if (reads.epoch.block == 0 && reads.epoch.slot == grid_.first_block() &&
+        reads.epoch.atomic == actor.epoch.atomic && reads.bytes == bytes) {
+      reads.lanes |= bit;
+      return;
+    }
+  }
+  Epoch many = actor.epoch;
+  many.block = 0;
+  many.slot = grid_.first_block();
+  many.time = grid_.releases;
+  shadow.add_reads(cell, {many, bit, bytes, 0});
 }
 
 void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
@@ -337,13 +416,16 @@ void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const
     const bool same =
         write.time == known.time && write.slot == known.slot && write.block == known.block;
     if (!same && !(write.atomic && actor.epoch.atomic)) {
-      if (!before(actor, write)) report("read", bytes, actor, "write", write, false);
-      if (actor.async && !published(actor, write)) {
-        report("read", bytes, actor, "write", write, true);
+      if (!before(actor, write) && !knows_init(actor, write)) {
+        report("read", bytes, actor, "write", write, nullptr);
+      }
+      if (actor.async && !published(actor, write, shadow)) {
+        report("read", bytes, actor, "write", write, &shadow);
       }
       known = write;
     }
-    record_read(shadow, cell, part, actor);
+    // When another block's mbarrier is no longer used is what its phase says.
+    if (!actor.barrier || shadow.block() == block_) record_read(shadow, cell, part, actor);
   });
 }
 
@@ -351,9 +433,9 @@ void RaceDetector::write(ShadowMemory& shadow, size_t offset, size_t bytes, cons
   shadow.for_each<true>(offset, bytes, [&](Cell& cell, uint32_t) {
     const Epoch& last = cell.write;
     if (last.time != 0 && !(last.atomic && actor.epoch.atomic)) {
-      if (!before(actor, last)) report("write", bytes, actor, "write", last, false);
-      if (actor.async && !published(actor, last)) {
-        report("write", bytes, actor, "write", last, true);
+      if (!before(actor, last)) report("write", bytes, actor, "write", last, nullptr);
+      if (actor.async && !published(actor, last, shadow)) {
+        report("write", bytes, actor, "write", last, &shadow);
       }
     }
     for (uint32_t at = cell.reads; at != 0; at = shadow.reads(at).next) {
@@ -362,8 +444,8 @@ void RaceDetector::write(ShadowMemory& shadow, size_t offset, size_t bytes, cons
       unsigned lane = 0;
       if (known_reads(actor, reads, &lane)) continue;
       Epoch other = reads.epoch;
-      if (reads.lanes != 0) other.slot += lane;
-      report("write", bytes, actor, "read", other, false);
+      if (reads.lanes != 0 && other.block != 0) other.slot += lane;
+      report("write", bytes, actor, "read", other, nullptr);
     }
     cell.write = actor.epoch;
     shadow.drop_reads(cell);
@@ -374,14 +456,17 @@ void RaceDetector::access(unsigned thread, const void* address, size_t bytes, Ki
                           const Place& place) {
   const bool writes = kind == Kind::kWrite || kind == Kind::kAtomicWrite;
   const bool atomic = kind == Kind::kAtomicRead || kind == Kind::kAtomicWrite;
-  size_t offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
-  ShadowMemory* shadow = &shadow_;
-  if (offset >= shadow_.bytes()) {
-    shadow = grid_.find(address, &offset);
-    if (shadow == nullptr) return;
-  }
+  size_t offset = 0;
+  RaceDetector* block = owner(address, &offset);
+  ShadowMemory* shadow = block != nullptr ? &block->shadow_ : grid_.find(address, &offset);
+  if (shadow == nullptr) return;
   bytes = std::min(bytes, shadow->bytes() - offset);  // what is past the end is an error of its own
-  const Actor actor = thread_actor(thread, place, atomic);
+  Actor actor = thread_actor(thread, place, atomic);
+  actor.barrier = kind == Kind::kBarrier;
+  if (block != this && block != nullptr) {
+    check_started(*block, writes ? "write" : "read", bytes, actor);
+    block->used_by_others_ = true;
+  }
   writes ? write(*shadow, offset, bytes, actor) : read(*shadow, offset, bytes, actor);
 }
 
@@ -401,9 +486,17 @@ void RaceDetector::finish_copy(unsigned thread, const void* destination, const W
                          [&](Cell& cell, uint32_t) { cell.write = written; });
 }
 
-void RaceDetector::issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier,
-                              Time phase, const Wait& wait) {
-  write(shadow_, offset, bytes, {thread, false, true, epoch(barrier, phase, wait)});
+void RaceDetector::issue_load(unsigned thread, RaceDetector& target, size_t offset, size_t bytes,
+                              Landing landing, Slot barrier, Time phase, const Wait& wait) {
+  // st.async and red.async are performed in the generic proxy, as the PTX ISA says in their sections.
+  Actor actor{thread, false, landing == Landing::kBulk, epoch(barrier, phase, wait)};
+  actor.epoch.block = target.block_;
+  actor.epoch.atomic = landing == Landing::kAdd;
+  if (&target != this) {
+    check_started(target, "write", bytes, actor);
+    target.used_by_others_ = true;
+  }
+  write(target.shadow_, offset, bytes, actor);
 }
 
 void RaceDetector::issue_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait) {
@@ -463,27 +556,38 @@ std::string RaceDetector::describe(const char* kind, size_t bytes, const Epoch& 
 }
 
 std::string RaceDetector::who(const Epoch& of) const {
-  if (of.block != block_) {
-    return of.block < grid_.first_block()
-               ? "by an earlier grid"
-               : "by another block: number " + std::to_string(of.block - grid_.first_block()) +
-                     " of the grid";
-  }
+  const uint32_t block = of.block != 0 ? of.block : of.slot;
+  if (block < grid_.first_block()) return "by an earlier grid";
+  if (of.block == 0) return "by one of many blocks";
+  const std::string whose = of.block == block_ ? "" : " of block " + name_of_block(of.block);
   if (of.slot < threads_) {
     const uint3 index = multiprocessor_.thread(of.slot).index;
     return "by thread (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
-           std::to_string(index.z) + ")";
+           std::to_string(index.z) + ")" + whose;
   }
-  if (of.slot < threads_ + warps_) return "by warp " + std::to_string(of.slot - threads_);
+  if (of.slot < threads_ + warps_) return "by warp " + std::to_string(of.slot - threads_) + whose;
   return "under way";
 }
 
 std::string RaceDetector::missing(const Actor& actor, const Epoch& other,
-                                  bool only_unpublished) const {
-  if (only_unpublished) return "that thread has called no fence_proxy_async since";
+                                  const ShadowMemory* unpublished) const {
+  if (unpublished != nullptr) {
+    const bool far = unpublished->block() != 0 && unpublished->block() != other.block;
+    return std::string("that thread has called no fence_proxy_async") + (far ? "_cluster" : "") +
+           " since";
+  }
+  const auto& withheld = agents_[actor.thread].withheld;
+  if (const VectorClock* known = withheld == nullptr ? nullptr : withheld->of(other.block);
+      known != nullptr && VectorClock::at(known->seen, other.slot) >= other.time) {
+    return "it was released to this block, but mbarrier_wait acquires only what the own block's "
+           "threads release; mbarrier_wait_cluster acquires the rest";
+  }
   if (other.block != block_) {
-    return other.block < grid_.first_block() ? "no griddepcontrol_wait came before"
-                                             : "nothing released there is acquired here";
+    const uint32_t block = other.block != 0 ? other.block : other.slot;
+    if (block < grid_.first_block()) return "no griddepcontrol_wait came before";
+    return other.slot >= threads_ + warps_ && other.slot < kNobody && other.block != 0
+               ? "nothing here says that it has ended"
+               : "nothing released there is acquired here";
   }
   if (other.slot == kNobody) return "the thread that issued it has not waited for it";
   if (other.slot < threads_) {
@@ -502,13 +606,14 @@ std::string RaceDetector::missing(const Actor& actor, const Epoch& other,
 }
 
 void RaceDetector::report(const char* kind, size_t bytes, const Actor& actor,
-                          const char* other_kind, const Epoch& other, bool only_unpublished) const {
+                          const char* other_kind, const Epoch& other,
+                          const ShadowMemory* unpublished) const {
   multiprocessor_.fail([&] {
     const bool by_warp = actor.epoch.slot >= threads_ && actor.epoch.slot < threads_ + warps_;
     return "race: " + describe(kind, bytes, actor.epoch) +
            (by_warp ? " of warp " + std::to_string(actor.epoch.slot - threads_) : "") + " after " +
            describe(other_kind, 0, other) + " " + who(other) + ": " +
-           missing(actor, other, only_unpublished) + ", " + multiprocessor_.place(actor.thread);
+           missing(actor, other, unpublished) + ", " + multiprocessor_.place(actor.thread);
   });
 }
 

@@ -9,6 +9,9 @@
 /// when the warp waits for it; a bulk load writes in its mbarrier's slot, whose time passes with the
 /// phase. So what is asynchronous is known to no one before it has been waited for, whenever it happens.
 ///
+/// Shared memory has the shadow of its block, where the accesses of all blocks of a cluster meet. How
+/// clocks of many blocks are kept: vector_clock.h. What clusters add: cluster_races.cpp.
+///
 /// The detector sees plain accesses of kernels that are compiled with -fsanitize=thread
 /// (access_hooks.cpp); the model tells it of all else.
 #pragma once
@@ -45,12 +48,35 @@ struct Meeting {
   std::shared_ptr<const VectorClock> last;  ///< What was joined last, which is mostly joined next.
 };
 
-/// The clock of an mbarrier.
+/// What a thread learned from a clock: who knows the same and learns from it, too, then knows the same.
+struct Lesson {
+  std::shared_ptr<const VectorClock> clock, knew, knows;
+};
+
+/// The clock of an mbarrier. Threads of other blocks release to it at the scope of the cluster, which a
+/// wait at that of the block does not acquire.
 struct BarrierClock {
-  Meeting arrivals;                              ///< Of the current phase, and all before it.
-  std::shared_ptr<const VectorClock> completed;  ///< Up to the last complete phase.
-  /// Of the last wait: what a thread knew, and what it then knew.
-  std::shared_ptr<const VectorClock> knew, knows;
+  Meeting arrivals;                      ///< Of the block's threads: this phase, and all before it.
+  std::shared_ptr<VectorClock> foreign;  ///< Of other blocks' threads.
+  /// Up to the last complete phase: of the block, and with what other blocks' threads released.
+  std::shared_ptr<const VectorClock> completed, completed_cluster;
+  Lesson lesson, lesson_cluster;
+};
+
+/// The clocks of a cluster's barrier, and what they are of one of its blocks.
+struct ClusterClock {
+  struct Part {
+    uint32_t block = 0;  ///< Its number; 0: none of its threads has come.
+    Meeting arrivals;    ///< What those released who came since the barrier was last complete,
+    Meeting ran;         ///< and what they had done, though they came relaxed.
+    std::shared_ptr<const VectorClock> completed;  ///< What those know who wait,
+    std::shared_ptr<const VectorClock> all_ran;    ///< and what has happened.
+    Lesson lesson;
+  };
+  std::vector<Part> parts;  ///< By rank.
+
+  /// The barrier is complete.
+  void complete();
 };
 
 /// What is common to the blocks of a grid, and to grids that overlap. Used by one OS thread at a time.
@@ -73,8 +99,10 @@ class GridRaces {
   uint32_t index_of(const Place& place);
   const Place& place(uint32_t index) const { return places_[index]; }
 
-  /// What was released to a place in memory by atomics.
+  /// What was released to a place in global memory by atomics.
   std::unordered_map<const void*, std::shared_ptr<const VectorClock>> released;
+  /// How often any thread has released anything.
+  Time releases = 0;
 
  private:
   struct Region {
@@ -94,6 +122,9 @@ class GridRaces {
   std::unordered_multimap<uint64_t, uint32_t> place_index_;
 };
 
+/// How what a thread has issued writes shared memory.
+enum class Landing { kBulk, kStore, kAdd };
+
 /// Races of one block's threads.
 class RaceDetector {
  public:
@@ -105,16 +136,26 @@ class RaceDetector {
   void begin_block(uint32_t number, unsigned threads, std::byte* shared, size_t bytes);
 
   // Accesses by a thread. `bytes` from `address`, in any memory.
-  enum class Kind { kRead, kWrite, kAtomicRead, kAtomicWrite };
+  enum class Kind {
+    kRead,
+    kWrite,
+    kAtomicRead,
+    kAtomicWrite,
+    kBarrier
+  };  // (kBarrier: uses an mbarrier)
   void access(unsigned thread, const void* address, size_t bytes, Kind kind, const Place& place);
 
   // cp.async: its thread writes when it waits; until then nobody may touch the bytes.
   void issue_copy(unsigned thread, const void* destination, const void* source, const Wait& wait);
   void finish_copy(unsigned thread, const void* destination, const Wait& wait);
 
-  // Bulk copies. Offsets are in shared memory.
-  void issue_load(unsigned thread, size_t offset, size_t bytes, Slot barrier, Time phase,
-                  const Wait& wait);
+  // Bulk copies, st_async and red_async. Offsets are in shared memory.
+  /// To be written: the shared memory of `target`, whose mbarrier has that slot.
+  void issue_load(unsigned thread, RaceDetector& target, size_t offset, size_t bytes,
+                  Landing landing, Slot barrier, Time phase, const Wait& wait);
+  /// To be read until then: this block's shared memory.
+  void issue_source(unsigned thread, const RaceDetector& target, size_t offset, size_t bytes,
+                    Slot barrier, Time phase, const Wait& wait);
   void issue_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait);
   void finish_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait);
   void read_global(unsigned thread, const void* address, size_t bytes, const Wait& wait);
@@ -133,8 +174,10 @@ class RaceDetector {
   }
   void arrive(BarrierClock& barrier, unsigned thread);
   void complete_phase(BarrierClock& barrier, Slot slot, Time phase);
-  void wait(BarrierClock& barrier, unsigned thread);
-  void fence_proxy(unsigned thread);
+  void wait(BarrierClock& barrier, unsigned thread, bool cluster);
+  /// `cluster`: for the shared memory of all of its blocks.
+  void fence_proxy(unsigned thread, bool cluster = false);
+  void fence_inits(unsigned thread);
   void fence(unsigned thread);
   /// An atomic access, which what the thread fenced is released by, and acquired from at its next fence;
   /// with `release` and `acquire` at once.
@@ -142,15 +185,32 @@ class RaceDetector {
               bool release);
   void wait_for_grids(unsigned thread);
 
+  // The same between the blocks of a cluster.
+  void arrive(BarrierClock& barrier, const RaceDetector& owner, unsigned thread);
+  void arrive(ClusterClock::Part& part, unsigned thread, bool release);
+  void wait(ClusterClock::Part& part, unsigned thread);
+  /// What is wrong with the block's end: others have used its memory, and nothing says that they are done.
+  /// Empty if nothing is.
+  std::string check_end();
+
   Slot slot_of_mbarrier(size_t index) const { return threads_ + warps_ + static_cast<Slot>(index); }
 
  private:
-  struct Agent {
-    std::shared_ptr<const VectorClock> base;      // what it knows of others
-    Time now = 1;                                 // its own time,
-    Time fenced = 0;                              // and that of its last fence between the proxies
-    std::shared_ptr<const VectorClock> released;  // what it knew at its last fence
-    std::shared_ptr<VectorClock> acquired;        // what it would know after a fence
+  // What a thread knows at a moment.
+  struct Moment {
+    std::shared_ptr<const VectorClock> base;  // of others
+    Time now = 1;                             // Its own time,
+    Time fenced = 0;                          // that of its last fence between the proxies,
+    Time fenced_cluster = 0;                  // and of its last for the whole cluster.
+    Time products = 0;                        // Its warp's products that have ended,
+    Time release = 0;                         // and the number of the release that this is.
+  };
+  struct Agent : Moment {
+    Time inits = 0;                               // when it last called fence_mbarrier_init
+    Moment fence;                                 // its last __threadfence, if it has a base,
+    std::shared_ptr<const VectorClock> released;  // and what it knew there, once that is wanted
+    std::shared_ptr<const VectorClock> acquired;  // what it would also know after a fence
+    std::shared_ptr<const VectorClock> withheld;  // what a wait had not the scope to acquire
   };
   // Who makes an access.
   struct Actor {
@@ -158,6 +218,7 @@ class RaceDetector {
     bool whole_warp = false;  // with that of all its lanes
     bool async = false;       // through the asynchronous proxy
     Epoch epoch;
+    bool barrier = false;  // uses an mbarrier
   };
   static constexpr Slot kNobody = 1 << 20;  // a slot that is never known
 
@@ -165,18 +226,32 @@ class RaceDetector {
   Epoch epoch(Slot slot, Time time, const Wait& wait) const;
   bool knows(unsigned thread, const Epoch& epoch) const;
   bool before(const Actor& actor, const Epoch& epoch) const;
-  bool published(const Actor& actor, const Epoch& epoch) const;
+  bool knows_init(const Actor& actor, const Epoch& epoch) const;
+  bool published(const Actor& actor, const Epoch& epoch, const ShadowMemory& shadow) const;
   bool known_reads(const Actor& actor, const Reads& reads, unsigned* lane) const;
   void read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
   void record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes, const Actor& actor);
+  void record_read_by_many(ShadowMemory& shadow, Cell& cell, uint32_t bytes, const Actor& actor);
   void write(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
-  std::shared_ptr<VectorClock> snapshot(unsigned thread) const;
-  void release_into(VectorClock& clock, unsigned thread, const VectorClock* joined) const;
-  void acquire(unsigned thread, const VectorClock& clock);
+  Moment moment(unsigned thread) const;
+  std::shared_ptr<VectorClock> snapshot(unsigned thread, const Moment& at) const;
+  void release_into(VectorClock& clock, unsigned thread, const Moment& at,
+                    const VectorClock* joined) const;
+  const std::shared_ptr<const VectorClock>& released_by_fence(unsigned thread);
+  void learn(Lesson& lesson, unsigned thread, const std::shared_ptr<const VectorClock>& clock);
+  /// The block of this cluster in whose shared memory the address is, and where; null if none.
+  RaceDetector* owner(const void* address, size_t* offset);
+  /// Rejects an access to the memory of a block of which nothing is known, not even that it runs.
+  void check_started(const RaceDetector& target, const char* kind, size_t bytes,
+                     const Actor& actor) const;
   [[noreturn]] void report(const char* kind, size_t bytes, const Actor& actor,
-                           const char* other_kind, const Epoch& other, bool only_unpublished) const;
+                           const char* other_kind, const Epoch& other,
+                           const ShadowMemory* unpublished) const;
+  std::string name_of_block(uint32_t number) const;
   std::string who(const Epoch& epoch) const;
-  std::string missing(const Actor& actor, const Epoch& other, bool only_unpublished) const;
+  /// `unpublished`: it is ordered, but of that memory the asynchronous proxy does not see it.
+  std::string missing(const Actor& actor, const Epoch& other,
+                      const ShadowMemory* unpublished) const;
   std::string describe(const char* kind, size_t bytes, const Epoch& epoch) const;
 
   Multiprocessor& multiprocessor_;
@@ -187,8 +262,12 @@ class RaceDetector {
   ShadowMemory shadow_;  // of shared memory
   std::vector<Agent> agents_;
   std::array<Time, 32> warp_times_ = {};
-  // Of the last griddepcontrol_wait: what a thread knew, and what it then knew.
-  std::shared_ptr<const VectorClock> knew_, knows_;
+  bool used_by_others_ = false;  // whether other blocks have used its shared memory
+  std::shared_ptr<const VectorClock>
+      ran_;  // what happened before the cluster's barrier let it go on
+  // What was released to a place in this block's shared memory by atomics.
+  std::unordered_map<const void*, std::shared_ptr<const VectorClock>> released_;
+  Lesson from_grids_, from_atomics_;
 };
 
 }  // namespace gpu_model::detail

@@ -19,7 +19,7 @@ bool same(const Epoch& a, const Epoch& b) {
 
 }  // namespace
 
-ShadowMemory::ShadowMemory(size_t bytes) : bytes_(bytes) {
+ShadowMemory::ShadowMemory(size_t bytes, uint32_t block) : bytes_(bytes), block_(block) {
   if (bytes == 0) return;
   void* map = mmap(nullptr, cell_bytes(bytes), PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -38,6 +38,7 @@ ShadowMemory::ShadowMemory(ShadowMemory&& other) noexcept {
 ShadowMemory& ShadowMemory::operator=(ShadowMemory&& other) noexcept {
   std::swap(cells_, other.cells_);
   std::swap(bytes_, other.bytes_);
+  std::swap(block_, other.block_);
   std::swap(reads_, other.reads_);
   std::swap(free_reads_, other.free_reads_);
   std::swap(parts_, other.parts_);
@@ -45,7 +46,8 @@ ShadowMemory& ShadowMemory::operator=(ShadowMemory&& other) noexcept {
   return *this;
 }
 
-void ShadowMemory::clear() {
+void ShadowMemory::clear(uint32_t block) {
+  block_ = block;
   if (cells_ != nullptr) madvise(cells_, cell_bytes(bytes_), MADV_DONTNEED);
   reads_.resize(1);
   free_reads_ = 0;

@@ -20,10 +20,13 @@ struct Epoch {
   uint32_t atomic : 1 = 0;
 };
 
-/// Reads of a cell by lanes of one warp at one time, or by another slot.
+/// Reads of a cell by lanes of one warp at one time, or by another slot. Or, if the epoch's block is 0, by
+/// many blocks of the grid whose first is the epoch's slot: after its release number `time`, the
+/// first of them at its place.
 struct Reads {
-  Epoch epoch;          ///< Its slot: of lane 0 of the warp, or the reader's own.
-  uint32_t lanes = 0;   ///< The lanes; 0 for a slot that is no thread.
+  Epoch epoch;  ///< Its slot: of lane 0 of the warp, or the reader's own.
+  uint32_t lanes =
+      0;  ///< The lanes; 0 for a slot that is no thread. Of many blocks: their numbers, modulo 32.
   uint32_t bytes = 15;  ///< Which of the four bytes, as bits.
   uint32_t next = 0;    ///< Index of the next reads of the cell; 0: none.
 };
@@ -39,15 +42,17 @@ struct Cell {
 class ShadowMemory {
  public:
   ShadowMemory() = default;
-  /// Of `bytes` bytes. Throws std::bad_alloc.
-  explicit ShadowMemory(size_t bytes);
+  /// Of `bytes` bytes of a block's shared memory, or, without a block, of global memory. Throws std::bad_alloc.
+  explicit ShadowMemory(size_t bytes, uint32_t block = 0);
   ~ShadowMemory();
   ShadowMemory(ShadowMemory&& other) noexcept;
   ShadowMemory& operator=(ShadowMemory&& other) noexcept;
 
   size_t bytes() const { return bytes_; }
-  /// Forgets every access.
-  void clear();
+  /// Whose shared memory it is; 0: global memory.
+  uint32_t block() const { return block_; }
+  /// Forgets every access. From now on it is this block's memory.
+  void clear(uint32_t block = 0);
 
   /// Calls function(cell, bytes of it) for the cells of `bytes` bytes from `offset`. A cell of which only
   /// a part is written becomes four, one per byte, until a write is to all of them.
@@ -68,6 +73,7 @@ class ShadowMemory {
 
   Cell* cells_ = nullptr;
   size_t bytes_ = 0;
+  uint32_t block_ = 0;
   std::vector<Reads> reads_ = std::vector<Reads>(1);  // index 0 is none
   uint32_t free_reads_ = 0;
   std::vector<Cell> parts_ = std::vector<Cell>(4);

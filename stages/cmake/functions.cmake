@@ -44,7 +44,8 @@ set(model_kernel_flags ${MLA_KERNEL_FLAGS} -fno-strict-aliasing -Wno-unknown-pra
 # program is linked without them. AddressSanitizer bears no other beside it.
 set(race_detector_flags "")
 if(NOT MLA_SANITIZER STREQUAL address)
-  set(race_detector_flags -fsanitize=thread -g)
+  set(race_detector_flags -fsanitize=thread -g
+      "$<IF:$<CXX_COMPILER_ID:Clang>,SHELL:-mllvm -tsan-distinguish-volatile,--param=tsan-distinguish-volatile=1>")
 endif()
 # Kernels that are compiled with these are counted (reference/gpu_model/counters.h): every access as the source has it,
 # a float4 as one, as nvcc does it. Optimised, so that what is the same is loaded once.

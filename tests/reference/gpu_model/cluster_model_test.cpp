@@ -27,41 +27,46 @@ class ClusterModel : public GpuModel {
     return error_of(grid, threads, shared_bytes, kernel, options);
   }
 
-  /// Right under every schedule, in one cluster.
+  /// Right under every schedule, in one cluster, and without a race.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_right(unsigned cluster, unsigned threads, Kernel kernel, Check check) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-      gpu_model::schedule().seed = seed;
+      gpu_model::schedule() = {.seed = seed};
       EXPECT_EQ(error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel), "")
           << "seed " << seed;
       EXPECT_EQ(check(), "") << "seed " << seed;
     }
   }
-  /// Rejected under every schedule.
+  /// Rejected under every schedule, without the race detector.
   template <typename Smem, typename Kernel>
   static void expect_wrong(const std::string& part, unsigned cluster, unsigned threads,
                            Kernel kernel) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-      gpu_model::schedule().seed = seed;
+      gpu_model::schedule() = {.seed = seed, .detect_races = false};
       const std::string error = error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
       EXPECT_NE(error, "") << "seed " << seed;
       expect_contains(error, part);
     }
   }
-  /// Rejected, at least once with this part, or wrong results, under some.
+  /// Rejected, at least once with this part, or wrong results, under some; by the race detector under the
+  /// first.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_found(const std::string& part, unsigned cluster, unsigned threads,
                            Kernel kernel, Check check) {
     int found = 0;
     bool named = part.empty();
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
-      gpu_model::schedule().seed = seed;
+      gpu_model::schedule() = {.seed = seed, .detect_races = false};
       const std::string error = error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel);
       found += !error.empty() || !check().empty();
       named = named || error.find(part) != std::string::npos;
     }
     EXPECT_GE(found, 1);
     EXPECT_TRUE(named) << part;
+    gpu_model::schedule() = {};
+    if (gpu_model::kernels_are_instrumented()) {
+      EXPECT_NE(error_in_cluster(cluster, cluster, threads, sizeof(Smem), kernel), "");
+    }
     RecordProperty("seeds_that_found_it", found);
   }
 };
