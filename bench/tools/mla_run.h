@@ -28,6 +28,16 @@ struct RunOptions {
   bool json = false;
 };
 
+/// What `trace` takes beside that.
+struct TraceOptions {
+  std::vector<uint64_t> blocks = {0};
+  bool all_blocks = false;
+  std::optional<uint64_t> schedule;  ///< By default the seed of the data.
+  uint64_t max_events = 1'000'000;
+  uint32_t max_mib = 64;
+  std::string chrome, check;  ///< Files.
+};
+
 /// A stage on the machine it is to run on, or why it cannot.
 struct Placement {
   std::string slug;
@@ -58,6 +68,7 @@ int run_decode(const RunOptions& options);
 int run_plan(const RunOptions& options);
 int run_predict(const RunOptions& options);
 int run_explain(const RunOptions& options);
+int run_trace(const RunOptions& options, const TraceOptions& trace);
 int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.

@@ -34,6 +34,8 @@ Device& device();
 /// without.
 bool kernels_are_instrumented();
 
+class Recording;  // recording.h
+
 /// How launches are scheduled from now on.
 struct Schedule {
   uint64_t seed = 0;   ///< Draws warp priorities, lane order and block order. 0: all in order.
@@ -41,6 +43,8 @@ struct Schedule {
   /// Whether every pair of accesses that nothing orders is an error (race_detector.h). Plain accesses
   /// are seen in kernels that are compiled for it; blocks then run on one core.
   bool detect_races = kernels_are_instrumented();
+  /// What happens in launches is written here, if anywhere; blocks then run on one core.
+  Recording* recording = nullptr;
 };
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();
