@@ -27,8 +27,8 @@ class Trace {
       const auto number = static_cast<int64_t>(regions_.size());
       regions_.push_back(&launch.at("regions"));
       name("process_name", number, -1,
-           "launch " + block[0].dump() + ", block (" + block[1].dump() + "," + block[2].dump() + "," +
-               block[3].dump() + ")");
+           "launch " + block[0].dump() + ", block (" + block[1].dump() + "," + block[2].dump() +
+               "," + block[3].dump() + ")");
       int64_t threads = 1;
       for (const Json& size : launch.at("block")) threads *= size.get<int64_t>();
       for (int64_t warp = 0; warp * 32 < threads; ++warp) {
@@ -100,8 +100,8 @@ class Trace {
 
   /// A lane that is free, of those of a copy engine.
   int64_t lane_of(int64_t block, const std::string& engine) {
-    const auto first = engines_.try_emplace(engine, (1 + static_cast<int64_t>(engines_.size())) *
-                                                        kLanes);
+    const auto first =
+        engines_.try_emplace(engine, (1 + static_cast<int64_t>(engines_.size())) * kLanes);
     std::vector<bool>& busy = busy_[{block, engine}];
     const auto free = std::find(busy.begin(), busy.end(), false) - busy.begin();
     const int64_t thread = first.first->second + free;
@@ -127,7 +127,8 @@ class Trace {
     if (kind == "phase") {
       return end_waits(key("mbarrier", {block, number("offset")}), "the phase is complete");
     }
-    if (kind == "grant") return end_waits(key("registers", {block, number("warp")}), "another warp");
+    if (kind == "grant")
+      return end_waits(key("registers", {block, number("warp")}), "another warp");
     if (kind == "cluster_met") {
       return end_waits(key("cluster", {cluster_of(block)}), "the last to arrive");
     }
@@ -143,15 +144,16 @@ class Trace {
     const Json& place = file_.at("places").at(event.at("place").get<size_t>());
     const std::string what = place[0];
     Slice slice{what, now_, number("warp"), block, Json::object()};
-    slice.arguments["line"] = file_.at("files").at(place[1].get<size_t>()).get<std::string>() + ":" +
-                              place[2].dump();
+    slice.arguments["line"] =
+        file_.at("files").at(place[1].get<size_t>()).get<std::string>() + ":" + place[2].dump();
     for (const auto& [field, value] : event.items()) {
       if (field != "block" && field != "warp" && field != "place") slice.arguments[field] = value;
     }
     end_waits(key("warp", {block, slice.thread}), "its other lanes");
     if (kind == "copy") {
       Slice copy = slice;
-      const std::string engine = number("group") == 0   ? "cp.async of warp " + std::to_string(slice.thread)
+      const std::string engine = number("group") == 0
+                                     ? "cp.async of warp " + std::to_string(slice.thread)
                                  : what.find("bulk") != std::string::npos ? "bulk copies"
                                                                           : "st.async";
       copy.block = number("at") >= 0 ? number("at") : block;
@@ -210,7 +212,7 @@ class Trace {
   Waits waits_;  // by what ends them
   Copies copies_;
   std::map<std::pair<int64_t, int64_t>, std::vector<int64_t>> by_warp_;  // cp.async not waited for
-  std::map<std::string, int64_t> engines_;  // their first threads
+  std::map<std::string, int64_t> engines_;                               // their first threads
   std::map<std::pair<int64_t, std::string>, std::vector<bool>> busy_;
 };
 
@@ -220,8 +222,9 @@ Status chrome_recording(std::string_view json, std::string* trace) {
   try {
     const Json file = Json::parse(json);
     const Json result{{"displayTimeUnit", "ms"},
-                      {"otherData", {{"about", file.at("about")},
-                                     {"time", "one microsecond is one event: there is no clock"}}},
+                      {"otherData",
+                       {{"about", file.at("about")},
+                        {"time", "one microsecond is one event: there is no clock"}}},
                       {"traceEvents", Trace(file).run()}};
     *trace = result.dump() + "\n";
   } catch (const std::exception& error) {

@@ -382,6 +382,10 @@ void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
                    "Blocks of each grid, by number (default 0); of a cluster all are recorded")
       ->delimiter(',');
   command->add_flag("--blocks", trace->all_blocks, "Every block")->excludes("--block");
+  command
+      ->add_option("--multiprocessors", trace->multiprocessors,
+                   "Of the device: with fewer of them a block gets more of the work")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--max-events", trace->max_events, "Keep so many events, and count the rest")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

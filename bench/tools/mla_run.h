@@ -33,6 +33,7 @@ struct TraceOptions {
   std::vector<uint64_t> blocks = {0};
   bool all_blocks = false;
   std::optional<uint64_t> schedule;  ///< By default the seed of the data.
+  int multiprocessors = 0;  ///< Of the device that the model pretends to be; 0: as many as usual.
   uint64_t max_events = 1'000'000;
   uint32_t max_mib = 64;
   std::string chrome, check;  ///< Files.

@@ -37,10 +37,11 @@ Status record(const Stage& stage, const DecodeCase& spec, uint64_t schedule,
 }
 
 std::string describe(const RecordingSummary& summary) {
-  return fmt::format("{} launches, {} blocks: {} events, {} waits, {} copies, {} mbarrier phases, "
-                     "{} wgmma by warp",
-                     summary.launches, summary.blocks, summary.events, summary.waits,
-                     summary.copies, summary.phases, summary.products);
+  return fmt::format(
+      "{} launches, {} blocks: {} events, {} waits, {} copies, {} mbarrier phases, "
+      "{} wgmma by warp",
+      summary.launches, summary.blocks, summary.events, summary.waits, summary.copies,
+      summary.phases, summary.products);
 }
 
 int check_file(const std::string& path) {
@@ -51,8 +52,7 @@ int check_file(const std::string& path) {
   if (const Status status = check_recording(text, &summary); !status.ok()) {
     return refuse({status.code(), path + ": " + status.message()}, kWrong);
   }
-  fmt::print("{}: right; {}{}{}\n", path, describe(summary),
-             summary.truncated ? "; truncated" : "",
+  fmt::print("{}: right; {}{}{}\n", path, describe(summary), summary.truncated ? "; truncated" : "",
              summary.error.empty() ? "" : "; the kernel was rejected: " + summary.error);
   return kRight;
 }
@@ -81,6 +81,7 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   for (const std::string& file : {options.out, trace.chrome}) {
     if (const Status status = check_writable(file); !status.ok()) return refuse(status);
   }
+  if (trace.multiprocessors > 0) gpu_model::device().multiprocessors = trace.multiprocessors;
   std::vector<Placement> placements;
   Status status = place(options.stage, "model", &placements);
   if (!status.ok()) return refuse(status);
@@ -101,7 +102,8 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   if (trace.all_blocks) wanted.blocks.clear();
   gpu_model::Recording recording(wanted);
   const Status decoded = record(*placement.stage, shape.spec, schedule, &recording);
-  if (!decoded.ok() && decoded.code() != StatusCode::kKernelRejected) return refuse(decoded, kWrong);
+  if (!decoded.ok() && decoded.code() != StatusCode::kKernelRejected)
+    return refuse(decoded, kWrong);
   const std::string json = recording.json({{"stage", placement.slug},
                                            {"shape", shape.name},
                                            {"seed", std::to_string(shape.spec.seed)},

@@ -17,9 +17,17 @@ using Kind = detail::RaceDetector::Kind;
 [[gnu::always_inline]] inline void access(const volatile void* address, size_t bytes, Kind kind,
                                           const void* code) {
   detail::RaceDetector* races = detail::RaceDetector::active;
+  if (races == nullptr && schedule().recording == nullptr) return;
+  detail::Multiprocessor* current = detail::Multiprocessor::current();
+  if (current == nullptr || !current->runs_thread()) return;
+  detail::Multiprocessor& multiprocessor = *current;
+  if (multiprocessor.recording() != nullptr) {
+    const bool atomic = kind == Kind::kAtomicRead || kind == Kind::kAtomicWrite;
+    const bool writes = kind == Kind::kWrite || kind == Kind::kAtomicWrite;
+    multiprocessor.record_plain_access(const_cast<const void*>(address), bytes, !writes || atomic,
+                                       writes, code);
+  }
   if (races == nullptr) return;
-  detail::Multiprocessor& multiprocessor = *detail::Multiprocessor::current();
-  if (!multiprocessor.runs_thread()) return;
   races->access(multiprocessor.self().number, const_cast<const void*>(address), bytes, kind,
                 {nullptr, nullptr, 0, code});
 }

@@ -221,6 +221,14 @@ class Multiprocessor {
     const auto offset = static_cast<const std::byte*>(address) - shared_.data();
     recording_->access(*this, static_cast<size_t>(offset), sizeof(Granule), writes);
   }
+  /// The same of a plain access, if it is one to this block's shared memory.
+  void record_plain_access(const void* address, size_t bytes, bool reads, bool writes,
+                           const void* code) {
+    const auto offset =
+        static_cast<size_t>(static_cast<const std::byte*>(address) - shared_.data());
+    if (recording_ == nullptr || offset >= shared_.bytes()) return;
+    recording_->plain_access(*this, code, offset, bytes, reads, writes);
+  }
   /// Whether the phase before this one of the block's mbarrier number `index` is complete.
   bool phase_is_complete(size_t index, uint64_t phase) const {
     return index < mbarriers_.size() && mbarriers_[index].phase >= phase;

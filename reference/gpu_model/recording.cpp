@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <mutex>
 #include <utility>
 
 #include "reference/gpu_model/multiprocessor.h"
+#include "reference/gpu_model/source_line.h"
 
 namespace gpu_model {
 namespace {
@@ -150,6 +152,16 @@ void append_ranges(std::string& text, std::vector<std::pair<uint32_t, uint32_t>>
   text += ']';
 }
 
+/// source_line(), which takes a while, of code that may have been asked for before.
+std::string known_source_line(const void* code) {
+  static std::mutex mutex;
+  static std::map<const void*, std::string> known;
+  const std::scoped_lock lock(mutex);
+  std::string& line = known[code];
+  if (line.empty()) line = detail::source_line(code);
+  return line;
+}
+
 std::string triple(unsigned x, unsigned y, unsigned z) {
   return "[" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + "]";
 }
@@ -176,14 +188,17 @@ void Recording::Event::add(const Event& other) {
   writes.insert(writes.end(), other.writes.begin(), other.writes.end());
 }
 
-int Recording::place(const Wait& wait) {
-  const std::string_view path = detail::relative_path(wait.file);
-  auto file = files_.find(path);
-  if (file == files_.end()) {
-    file = files_.emplace(std::string(path), static_cast<int>(files_.size())).first;
+int Recording::place(std::string_view what, std::string_view file, int line) {
+  auto known = files_.find(file);
+  if (known == files_.end()) {
+    known = files_.emplace(std::string(file), static_cast<int>(files_.size())).first;
   }
   const auto number = static_cast<int>(places_.size());
-  return places_.try_emplace({wait.what, file->second, wait.line}, number).first->second;
+  return places_.try_emplace({std::string(what), known->second, line}, number).first->second;
+}
+
+int Recording::place(const Wait& wait) {
+  return place(wait.what, detail::relative_path(wait.file), wait.line);
 }
 
 int Recording::counter_number(const unsigned* counter) {
@@ -286,8 +301,8 @@ void Recording::gather(Event event) {
       other.add(event);
       return;
     }
-    // A copy must not come before a read, by what came between, of what it writes.
-    if (event.kind == Kind::kCopy && !other.reads.empty()) break;
+    // A copy must not come before what came between, if that used the memory that it writes.
+    if (event.kind == Kind::kCopy && !(other.reads.empty() && other.writes.empty())) break;
   }
   gathered_.push_back(std::move(event));
 }
@@ -349,10 +364,10 @@ std::string Recording::json(const std::vector<std::pair<std::string, std::string
   append(file, error_);
   file += ",\n\"truncated\":";
   file += left_out_ > 0 ? "true" : "false";
-  for (const auto& [name, value] : {std::pair("events_kept", events_),
-                                    std::pair("events_left_out", left_out_),
-                                    std::pair("max_events", options_.max_events),
-                                    std::pair("max_bytes", uint64_t{options_.max_bytes})}) {
+  for (const auto& [name, value] :
+       {std::pair("events_kept", events_), std::pair("events_left_out", left_out_),
+        std::pair("max_events", options_.max_events),
+        std::pair("max_bytes", uint64_t{options_.max_bytes})}) {
     file += std::string(",\n\"") + name + "\":";
     append(file, static_cast<int64_t>(value));
   }
@@ -399,13 +414,13 @@ void Recording::begin_launch(const detail::Launch& launch) {
   const auto flag = [](bool value) { return value ? "true" : "false"; };
   const dim3 grid = launch.grid, block = launch.block;
   regions_.clear();
-  launches_.push_back(
-      "{\"seed\":" + std::to_string(launch.seed) + ",\"grid\":" + triple(grid.x, grid.y, grid.z) +
-      ",\"block\":" + triple(block.x, block.y, block.z) +
-      ",\"shared_bytes\":" + std::to_string(launch.shared_bytes) +
-      ",\"cooperative\":" + flag(launch.options.cooperative) +
-      ",\"cluster\":" + std::to_string(launch.options.cluster) +
-      ",\"dependent\":" + flag(launch.options.dependent));
+  launches_.push_back("{\"seed\":" + std::to_string(launch.seed) +
+                      ",\"grid\":" + triple(grid.x, grid.y, grid.z) +
+                      ",\"block\":" + triple(block.x, block.y, block.z) +
+                      ",\"shared_bytes\":" + std::to_string(launch.shared_bytes) +
+                      ",\"cooperative\":" + flag(launch.options.cooperative) +
+                      ",\"cluster\":" + std::to_string(launch.options.cluster) +
+                      ",\"dependent\":" + flag(launch.options.dependent));
 }
 
 void Recording::end_launch(const std::string& error) {
@@ -495,11 +510,36 @@ void Recording::access(Multiprocessor& block, size_t offset, size_t bytes, bool 
       .emplace_back(static_cast<uint32_t>(offset), static_cast<uint32_t>(offset + bytes));
 }
 
+void Recording::plain_access(Multiprocessor& block, const void* code, size_t offset, size_t bytes,
+                             bool reads, bool writes) {
+  const int kind = (reads ? 1 : 0) + (writes ? 2 : 0);
+  auto known = code_places_.find({code, kind});
+  if (known == code_places_.end()) {
+    const std::string line = known_source_line(code);  // "path:41"
+    const size_t colon = line.rfind(':');
+    int number = 0;
+    if (colon != line.npos) {
+      std::from_chars(line.data() + colon + 1, line.data() + line.size(), number);
+    }
+    const char* const names[] = {"", "load", "store", "atomic"};
+    known = code_places_
+                .emplace(std::pair(code, kind),
+                         place(names[kind], std::string_view(line).substr(0, colon), number))
+                .first;
+  }
+  Event event = of_thread(block, Kind::kRun, {});
+  event.place = known->second;
+  event.sum = 1;
+  const Range range(static_cast<uint32_t>(offset), static_cast<uint32_t>(offset + bytes));
+  if (reads) event.reads = {range};
+  if (writes) event.writes = {range};
+  add_by_thread(std::move(event));
+}
+
 void Recording::meet(Multiprocessor& block, const Wait& wait, unsigned expected, bool waits,
                      unsigned arrived) {
   Event event = of_thread(block, Kind::kMeet, wait);
-  const uint64_t generation =
-      blocks_[event.block].generations[static_cast<size_t>(wait.barrier)];
+  const uint64_t generation = blocks_[event.block].generations[static_cast<size_t>(wait.barrier)];
   event.key = {wait.barrier, static_cast<int64_t>(generation), expected, waits};
   event.last[0] = arrived;
   add_by_thread(std::move(event));
@@ -570,8 +610,7 @@ void Recording::copy(Multiprocessor& block, const Multiprocessor& at, detail::Bu
   event.key = {static_cast<int64_t>(copy.number),
                stores ? static_cast<int64_t>(Group::kStores) : -1,
                stores ? -1 : int64_t{at.recorded_block()},
-               stores ? -1 : static_cast<int64_t>(copy.barrier),
-               reads ? int64_t{event.block} : -1};
+               stores ? -1 : static_cast<int64_t>(copy.barrier), reads ? int64_t{event.block} : -1};
   event.sum = static_cast<int64_t>(copy.bytes);
   if (reads) event.reads = {range(stores ? copy.offset : copy.source_offset)};
   if (!stores) event.writes = {range(copy.offset)};
@@ -587,7 +626,8 @@ void Recording::land(const Multiprocessor& block, const detail::BulkCopy& copy, 
 
 void Recording::commit(Multiprocessor& block, const Wait& wait, Group group) {
   const bool by_warp = group == Group::kProducts;
-  Event event = by_warp ? of_warp(block, Kind::kCommit, wait) : of_thread(block, Kind::kCommit, wait);
+  Event event =
+      by_warp ? of_warp(block, Kind::kCommit, wait) : of_thread(block, Kind::kCommit, wait);
   event.key[0] = static_cast<int64_t>(group);
   if (by_warp) {
     has_spoken_ = true;
@@ -600,7 +640,8 @@ void Recording::commit(Multiprocessor& block, const Wait& wait, Group group) {
 void Recording::settle(Multiprocessor& block, const Wait& wait, Group group, size_t allowed,
                        size_t count) {
   const bool by_warp = group == Group::kProducts;
-  Event event = by_warp ? of_warp(block, Kind::kSettle, wait) : of_thread(block, Kind::kSettle, wait);
+  Event event =
+      by_warp ? of_warp(block, Kind::kSettle, wait) : of_thread(block, Kind::kSettle, wait);
   event.key = {static_cast<int64_t>(group), static_cast<int64_t>(allowed)};
   event.sum = static_cast<int64_t>(count);
   if (by_warp) {

@@ -106,6 +106,10 @@ class Recording {
   void ran(detail::Multiprocessor& block, unsigned mask, const detail::Wait& wait);
   /// This thread is about to read, or write, shared memory with its warp.
   void access(detail::Multiprocessor& block, size_t offset, size_t bytes, bool writes);
+  /// A plain access of this thread to its block's shared memory, by the instruction at `code`: of
+  /// kernels that are compiled for the race detector.
+  void plain_access(detail::Multiprocessor& block, const void* code, size_t offset, size_t bytes,
+                    bool reads, bool writes);
   void meet(detail::Multiprocessor& block, const detail::Wait& wait, unsigned expected, bool waits,
             unsigned arrived);
   void met(const detail::Multiprocessor& block, int barrier, size_t released);
@@ -123,8 +127,8 @@ class Recording {
   /// A cp.async of 16 bytes.
   void copy(detail::Multiprocessor& block, const detail::Wait& wait, size_t offset);
   /// Any other copy, into or out of block `at`, which gets a number.
-  void copy(detail::Multiprocessor& block, const detail::Multiprocessor& at,
-            detail::BulkCopy& copy, bool stores);
+  void copy(detail::Multiprocessor& block, const detail::Multiprocessor& at, detail::BulkCopy& copy,
+            bool stores);
   /// It has landed: a load, with what its mbarrier's phase wants after that, or a store.
   void land(const detail::Multiprocessor& block, const detail::BulkCopy& copy, uint64_t phase,
             unsigned pending, int64_t missing);
@@ -190,6 +194,7 @@ class Recording {
   };
 
   static bool gathers(const Event& event);
+  int place(std::string_view what, std::string_view file, int line);
   int place(const detail::Wait& wait);
   int counter_number(const unsigned* counter);
   Event of_thread(detail::Multiprocessor& block, Kind kind, const detail::Wait& wait);
@@ -214,6 +219,7 @@ class Recording {
   std::string regions_;                // of the last launch, in JSON
   std::map<std::string, int, std::less<>> files_;
   std::map<std::tuple<std::string, int, int>, int> places_;  // what, file, line
+  std::map<std::pair<const void*, int>, int> code_places_;   // code, and what it does there
   std::map<const unsigned*, int> counters_;
   std::vector<std::string> counter_names_;
 

@@ -112,7 +112,7 @@ struct Waits {
 };
 
 struct CopyGroups {
-  std::vector<int64_t> open;               // numbers of copies that are in no group yet
+  std::vector<int64_t> open;  // numbers of copies that are in no group yet
   std::deque<std::vector<int64_t>> groups;
 };
 
@@ -210,7 +210,7 @@ class Replay {
     }
     const size_t files = file_.at("files").size();
     for (const Json& place : file_.at("places")) {
-      require(place.size() == 3 && place[1].get<size_t>() < files && place[2].get<int>() > 0,
+      require(place.size() == 3 && place[1].get<size_t>() < files && place[2].get<int>() >= 0,
               "a place is not an instruction, a file and a line");
       places_.push_back(place[0]);
     }
@@ -253,9 +253,8 @@ class Replay {
         lane.waits = {};
       }
       require(lane.waits.what == nullptr,
-              "of a lane that waits for " + std::string(lane.waits.what == nullptr
-                                                            ? ""
-                                                            : lane.waits.what));
+              "of a lane that waits for " +
+                  std::string(lane.waits.what == nullptr ? "" : lane.waits.what));
       function(warp, lane);
     }
   }
@@ -316,9 +315,8 @@ class Replay {
   }
 
   static void same(int64_t stated, int64_t follows, const char* what) {
-    require(stated == follows, std::string(what) + " is " + std::to_string(stated) +
-                                   ", but " + std::to_string(follows) +
-                                   " follows from the events before");
+    require(stated == follows, std::string(what) + " is " + std::to_string(stated) + ", but " +
+                                   std::to_string(follows) + " follows from the events before");
   }
 
   Mbarrier& mbarrier_at(Block& block, int64_t offset) {
@@ -368,8 +366,8 @@ class Replay {
       Mbarrier& barrier = mbarrier_at(block, event("offset"));
       require(barrier.due, "the phase is not complete");
       same(event("phase"), barrier.phase, "phase");
-      same(event("released"),
-           release(block, {"an mbarrier", event("offset"), barrier.phase}), "released");
+      same(event("released"), release(block, {"an mbarrier", event("offset"), barrier.phase}),
+           "released");
       barrier = {barrier.count, barrier.count, 0, barrier.phase + 1};
       ++summary_.phases;
     } else if (kind == "wait") {
@@ -404,6 +402,11 @@ class Replay {
     }
   }
 
+  static bool waits_of(const Event& event) {
+    require(event("waits") == 0 || event("waits") == 1, "waits is neither 0 nor 1");
+    return event("waits") == 1;
+  }
+
   void begin_wait(const Event& event, const Waits& what) {
     for_lanes(event, [&](Warp&, Lane& lane) { lane.waits = what; });
     ++summary_.waits;
@@ -422,8 +425,8 @@ class Replay {
       block.warps[i].registers =
           std::min<int64_t>(256, 65536 / static_cast<int64_t>(block.warps.size() * 32) / 8 * 8);
     }
-    const size_t bytes = file_.at("launches").at(static_cast<size_t>(block.launch))
-                             .at("shared_bytes");
+    const size_t bytes =
+        file_.at("launches").at(static_cast<size_t>(block.launch)).at("shared_bytes");
     block.writers.resize(bytes);
     block.readers.resize(bytes);
   }
@@ -475,7 +478,7 @@ class Replay {
     barrier.arrived += std::popcount(lanes_of(event));
     same(event("arrived"), barrier.arrived, "arrived");
     require(barrier.arrived <= barrier.expected, "more threads arrive than the barrier expects");
-    if (event("waits") != 0) {
+    if (waits_of(event)) {
       begin_wait(event, {"a barrier", event("barrier"), barrier.generation});
     } else {
       touch(event);
@@ -514,7 +517,8 @@ class Replay {
       Block& target = block_at(copy.at);
       require(target.running, "it writes to a block that does not run");
       if (copy.group < 0) mbarrier_at(target, copy.barrier);
-      require_idle(target.readers, copy.writes, " is written while something asynchronous reads it");
+      require_idle(target.readers, copy.writes,
+                   " is written while something asynchronous reads it");
       if (!copy.adds) {
         require_idle(target.writers, copy.writes, " is written while a copy to it is under way");
         add(target.writers, copy.writes, 1);
@@ -633,7 +637,7 @@ class Replay {
       });
       same(event("pending"), cluster.pending, "pending");
     } else if (event.kind() == "cluster_wait") {
-      const bool waits = event("waits") != 0;
+      const bool waits = waits_of(event);
       require(waits == (event("phase") == cluster.phase), "waits contradicts the phase");
       for_lanes(event, [&](Warp&, Lane& lane) {
         require(lane.arrived && lane.phase == event("phase"), "it has not arrived");
