@@ -157,9 +157,8 @@ class Trace {
                                  : what.find("bulk") != std::string::npos ? "bulk copies"
                                                                           : "st.async";
       copy.block = number("at") >= 0 ? number("at") : block;
-      if (!event.at("writes").empty()) {
-        copy.name += " to " + place_in(copy.block, event.at("writes")[0]);
-      }
+      const Json& writes = file_.at("ranges").at(event.at("writes").get<size_t>());
+      if (!writes.empty()) copy.name += " to " + place_in(copy.block, writes[0]);
       copy.thread = lane_of(copy.block, engine);
       if (number("group") == 0) by_warp_[{block, slice.thread}].push_back(number("copy"));
       copies_.emplace(number("copy"), std::pair(std::move(copy), engine));

@@ -138,9 +138,9 @@ void append_list(std::string& text, const std::vector<std::string>& items) {
 }
 
 /// "[begin, end, begin, end]", neighbours joined.
-void append_ranges(std::string& text, std::vector<std::pair<uint32_t, uint32_t>>& ranges) {
+std::string text_of(std::vector<std::pair<uint32_t, uint32_t>>& ranges) {
   std::sort(ranges.begin(), ranges.end());
-  text += '[';
+  std::string text = "[";
   for (size_t i = 0; i < ranges.size();) {
     auto [begin, end] = ranges[i];
     for (; i < ranges.size() && ranges[i].first <= end; ++i) end = std::max(end, ranges[i].second);
@@ -149,7 +149,7 @@ void append_ranges(std::string& text, std::vector<std::pair<uint32_t, uint32_t>>
     text += ',';
     append(text, int64_t{end});
   }
-  text += ']';
+  return text + ']';
 }
 
 /// source_line(), which takes a while, of code that may have been asked for before.
@@ -280,6 +280,13 @@ void Recording::end_pass() {
   pass_warp_ = -1;
 }
 
+int Recording::ranges_number(std::vector<Range>& ranges) {
+  const auto [known, is_new] =
+      ranges_.try_emplace(text_of(ranges), static_cast<int>(ranges_.size()));
+  if (is_new) ranges_bytes_ += known->first.size();
+  return known->second;
+}
+
 bool Recording::gathers(const Event& event) {
   return event.kind == Kind::kRun || event.kind == Kind::kProduct ||
          (event.kind == Kind::kCopy && !event.alone);
@@ -336,11 +343,11 @@ void Recording::write(Event& event) {
   if (format.sums) number(event.sum);
   for (size_t i = 0; i < format.lasts; ++i) number(event.last[i]);
   if (format.reads && (event.kind != Kind::kRun || !event.reads.empty() || !event.writes.empty())) {
-    append_ranges(text_ += ',', event.reads);
-    if (format.writes) append_ranges(text_ += ',', event.writes);
+    number(ranges_number(event.reads));
+    if (format.writes) number(ranges_number(event.writes));
   }
   text_ += ']';
-  if (text_.size() > options_.max_bytes) {
+  if (text_.size() + ranges_bytes_ > options_.max_bytes) {
     text_.resize(before);
     ++left_out_;
     return;
@@ -383,7 +390,8 @@ std::string Recording::json(const std::vector<std::pair<std::string, std::string
     file += ']';
   }
   file += "],\n\"files\":[";
-  std::vector<std::string> names(files_.size()), places(places_.size()), counters, blocks;
+  std::vector<std::string> names(files_.size()), places(places_.size()), ranges(ranges_.size());
+  std::vector<std::string> counters, blocks;
   for (const auto& [name, number] : files_) append(names[static_cast<size_t>(number)], name);
   append_list(file, names);
   file += "],\n\"places\":[";
@@ -393,6 +401,9 @@ std::string Recording::json(const std::vector<std::pair<std::string, std::string
     text += "," + std::to_string(std::get<1>(what)) + "," + std::to_string(std::get<2>(what)) + "]";
   }
   append_list(file, places);
+  file += "],\n\"ranges\":[";
+  for (const auto& [text, number] : ranges_) ranges[static_cast<size_t>(number)] = text;
+  append_list(file, ranges);
   file += "],\n\"counters\":[";
   for (const std::string& name : counter_names_) append(counters.emplace_back(), name);
   append_list(file, counters);

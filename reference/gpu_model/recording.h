@@ -193,6 +193,7 @@ class Recording {
     std::vector<WarpState> warps;
   };
 
+  int ranges_number(std::vector<Range>& ranges);
   static bool gathers(const Event& event);
   int place(std::string_view what, std::string_view file, int line);
   int place(const detail::Wait& wait);
@@ -210,6 +211,7 @@ class Recording {
 
   RecordingOptions options_;
   std::string text_;
+  size_t ranges_bytes_ = 0;
   uint64_t events_ = 0;    // written
   uint64_t left_out_ = 0;  // that did not fit
   uint64_t copies_ = 0;    // numbered so far
@@ -219,6 +221,7 @@ class Recording {
   std::string regions_;                // of the last launch, in JSON
   std::map<std::string, int, std::less<>> files_;
   std::map<std::tuple<std::string, int, int>, int> places_;  // what, file, line
+  std::map<std::string, int, std::less<>> ranges_;           // in JSON
   std::map<std::pair<const void*, int>, int> code_places_;   // code, and what it does there
   std::map<const unsigned*, int> counters_;
   std::vector<std::string> counter_names_;

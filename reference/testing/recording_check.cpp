@@ -67,7 +67,9 @@ using Ranges = std::vector<uint32_t>;
 /// One event, its fields by name.
 class Event {
  public:
-  Event(const Json& event, const std::vector<std::vector<std::string>>& kinds) : event_(event) {
+  Event(const Json& event, const std::vector<std::vector<std::string>>& kinds,
+        const std::vector<Ranges>& ranges)
+      : event_(event), ranges_(ranges) {
     require(event.is_array() && !event.empty() && event[0].is_number_unsigned() &&
                 event[0].get<size_t>() < kinds.size(),
             "is of no kind");
@@ -86,10 +88,10 @@ class Event {
     return event_[i].get<int64_t>();
   }
   Ranges ranges(std::string_view name) const {
-    const size_t i = find(name);
-    if (i >= event_.size()) return {};
-    require(event_[i].is_array() && event_[i].size() % 2 == 0, "ranges are pairs");
-    return event_[i].get<Ranges>();
+    if (!has(name)) return {};
+    const auto number = static_cast<size_t>((*this)(name));
+    require(number < ranges_.size(), "no such ranges");
+    return ranges_[number];
   }
 
  private:
@@ -98,6 +100,7 @@ class Event {
                                fields_->begin());
   }
   const Json& event_;
+  const std::vector<Ranges>& ranges_;
   const std::vector<std::string>* fields_;
 };
 
@@ -179,7 +182,7 @@ class Replay {
     size_t number = 0;
     for (const Json& event : file_.at("events")) {
       try {
-        step(Event(event, kinds_));
+        step(Event(event, kinds_, ranges_));
       } catch (const Wrong& wrong) {
         throw Wrong("event " + std::to_string(number) + ", " + event.dump() + ": " + wrong.what());
       }
@@ -213,6 +216,10 @@ class Replay {
       require(place.size() == 3 && place[1].get<size_t>() < files && place[2].get<int>() >= 0,
               "a place is not an instruction, a file and a line");
       places_.push_back(place[0]);
+    }
+    for (const Json& ranges : file_.at("ranges")) {
+      require(ranges.size() % 2 == 0, "ranges are no pairs");
+      ranges_.push_back(ranges.get<Ranges>());
     }
     counters_ = file_.at("counters").size();
     for (const Json& launch : file_.at("launches")) {
@@ -694,6 +701,7 @@ class Replay {
   const Json& file_;
   std::vector<std::vector<std::string>> kinds_;
   std::vector<std::string> places_;  // their instructions
+  std::vector<Ranges> ranges_;
   size_t counters_ = 0;
   std::vector<Block> blocks_;
   std::map<std::tuple<int64_t, int64_t, int64_t, int64_t>, Cluster> clusters_;

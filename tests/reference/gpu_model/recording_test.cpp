@@ -84,7 +84,12 @@ class RecordingTest : public GpuModel {
       if (fields.at(0) != kind) continue;
       json& named = found.emplace_back();
       for (size_t i = 1; i < event.size(); ++i) named[fields.at(i).get<std::string>()] = event[i];
-      if (named.contains("place")) named["what"] = file.at("places").at(named["place"].get<size_t>());
+      const auto resolve = [&](const char* field, const char* list, const char* name) {
+        if (named.contains(field)) named[name] = file.at(list).at(named[field].get<size_t>());
+      };
+      resolve("place", "places", "what");
+      resolve("reads", "ranges", "reads");
+      resolve("writes", "ranges", "writes");
     }
     return found;
   }
@@ -116,15 +121,16 @@ void simple_kernel(int* line) {
 
 TEST_F(RecordingTest, SaysWhatItIs) {
   int line = 0;
-  const json file =
-      json::parse(record({.block = 64, .shared_bytes = sizeof(TileSmem)}, [&] { simple_kernel(&line); }));
+  const json file = json::parse(
+      record({.block = 64, .shared_bytes = sizeof(TileSmem)}, [&] { simple_kernel(&line); }));
   EXPECT_EQ(file.at("schema"), "gpu_model recording");
   EXPECT_EQ(file.at("version"), 1);
   EXPECT_EQ(file.at("about").at("test"), "a \"name\"");
   EXPECT_EQ(file.at("truncated"), false);
   const json& launch = file.at("launches").at(0);
   EXPECT_EQ(launch.at("block"), (json{64, 1, 1}));
-  EXPECT_EQ(launch.at("regions"), (json{{"values", 0, 256}, {"tile", 256, 1024}, {"full", 1280, 8}}));
+  EXPECT_EQ(launch.at("regions"),
+            (json{{"values", 0, 256}, {"tile", 256, 1024}, {"full", 1280, 8}}));
 
   const std::vector<json> meetings = events_of(file, "meet");
   ASSERT_EQ(meetings.size(), 2u);  // one per warp
@@ -141,8 +147,8 @@ TEST_F(RecordingTest, SaysWhatItIs) {
 TEST_F(RecordingTest, PlainAccessesAreSeenInInstrumentedKernels) {
   if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "not compiled for the race detector";
   int line = 0;
-  const json file =
-      json::parse(record({.block = 64, .shared_bytes = sizeof(TileSmem)}, [&] { simple_kernel(&line); }));
+  const json file = json::parse(
+      record({.block = 64, .shared_bytes = sizeof(TileSmem)}, [&] { simple_kernel(&line); }));
   int stores = 0, loads = 0;
   for (const json& event : events_of(file, "run")) {
     if (event.at("what").at(0) == "store") {
@@ -401,8 +407,8 @@ TEST_F(RecordingTest, CountersOfACooperativeGrid) {
       while (ptx::ld_acquire(&counters[1]) != 7) {
       }
     };
-    const std::string file = record({.grid = 3, .options = {.cooperative = true}}, kernel, seed,
-                                    {.blocks = {}});
+    const std::string file =
+        record({.grid = 3, .options = {.cooperative = true}}, kernel, seed, {.blocks = {}});
     EXPECT_EQ(expect_right(file).blocks, 3u);
     const json read = json::parse(file);
     EXPECT_EQ(read.at("counters").size(), 2u);
