@@ -375,6 +375,34 @@ void add_decode(CLI::App* command, RunOptions* options) {
   add_device(command, options);
 }
 
+void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
+  command->add_option("--stage", options->stage, "A stage (08 or 08_seesaw)");
+  command->add_option("--shape", options->shape, "As in h16_q1_b2_k256; a small one");
+  command->add_option(
+      "--seed", options->seed,
+      "Of the data, as in decode, and of the schedule (default 0: the friendly one)");
+  command->add_option("--schedule", trace->schedule, "Of the schedule, if not the same");
+  command
+      ->add_option("--block", trace->blocks,
+                   "Blocks of each grid, by number (default 0); of a cluster all are recorded")
+      ->delimiter(',');
+  command->add_flag("--blocks", trace->all_blocks, "Every block")->excludes("--block");
+  command
+      ->add_option("--multiprocessors", trace->multiprocessors,
+                   "Of the device: with fewer of them a block gets more of the work")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--max-events", trace->max_events, "Keep so many events, and count the rest")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--max-mib", trace->max_mib, "The same, in MiB of the events' text")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("-o,--out", options->out, "Write the recording here (.json)");
+  command->add_option("--chrome", trace->chrome,
+                      "Write it as a Chrome trace, for Perfetto; its time is the order of events");
+  command->add_option("--check", trace->check, "Replay a recording, and say whether it is right");
+}
+
 /// Runs the program described by the command line; CLI11's own exit codes become ours.
 int parse_and_run(int argc, char** argv) {
   CLI::App app("Decodes with the stages, on tensors of a model or generated ones, and explains.",
@@ -386,7 +414,8 @@ int parse_and_run(int argc, char** argv) {
       "h16_q1_b2_k256\n\n" +
       std::string(kExitCodes));
 
-  RunOptions decode, plan, predict, explain, profile;
+  RunOptions decode, plan, predict, explain, profile, trace;
+  TraceOptions trace_options;
   CLI::App* command = add_command(
       app, "decode", "Decode with one stage, or all, and compare with the float64 reference", R"(
 Examples, the second with the dump in tests/data:
@@ -445,6 +474,14 @@ Examples:
                    "The schedule of the threads (default 0). Counts are the same under each")
       ->check(CLI::NonNegativeNumber);
   add_device(command, &profile);
+  command = add_command(app, "trace", "Record every event of a block of a decode on the GPU model",
+                        R"(
+docs/recording.md describes the file. A trace is not a timeline: it knows the order of events and no times.
+Examples:
+
+  mla_run trace --stage 08 --shape h64_q1_b1_k256 --seed 3 -o trace.json --chrome chrome.json
+  mla_run trace --check trace.json)");
+  add_trace(command, &trace, &trace_options);
 
   command = add_command(app, "list", "Show the stages, and what can run here", R"(
 Example:
@@ -458,6 +495,7 @@ Example:
   if (app.got_subcommand("predict")) return run_predict(predict);
   if (app.got_subcommand("explain")) return run_explain(explain);
   if (app.got_subcommand("profile")) return run_profile(profile, argv);
+  if (app.got_subcommand("trace")) return run_trace(trace, trace_options);
   return run_list();
 }
 

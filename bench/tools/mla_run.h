@@ -30,6 +30,17 @@ struct RunOptions {
   uint64_t schedule = 0;  ///< The model's schedule while it counts.
 };
 
+/// What `trace` takes beside that.
+struct TraceOptions {
+  std::vector<uint64_t> blocks = {0};
+  bool all_blocks = false;
+  std::optional<uint64_t> schedule;  ///< By default the seed of the data.
+  int multiprocessors = 0;  ///< Of the device that the model pretends to be; 0: as many as usual.
+  uint64_t max_events = 1'000'000;
+  uint32_t max_mib = 64;
+  std::string chrome, check;  ///< Files.
+};
+
 /// A stage on the machine it is to run on, or why it cannot.
 struct Placement {
   std::string slug;
@@ -62,6 +73,7 @@ int run_predict(const RunOptions& options);
 int run_explain(const RunOptions& options);
 /// Where this program's kernels cannot be counted, `arguments` go to the one beside it whose can.
 int run_profile(const RunOptions& options, char** arguments);
+int run_trace(const RunOptions& options, const TraceOptions& trace);
 int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.

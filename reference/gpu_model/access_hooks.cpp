@@ -25,6 +25,11 @@ AccessKind counted(Kind kind) {
   if (multiprocessor == nullptr || !multiprocessor->runs_thread()) return;
   const void* place = const_cast<const void*>(address);
   const unsigned thread = multiprocessor->self().number;
+  if (multiprocessor->recording() != nullptr) {
+    const bool atomic = kind == Kind::kAtomicRead || kind == Kind::kAtomicWrite;
+    const bool writes = kind == Kind::kWrite || kind == Kind::kAtomicWrite;
+    multiprocessor->record_plain_access(place, bytes, !writes || atomic, writes, code);
+  }
   if (detail::RaceDetector* races = detail::RaceDetector::active; races != nullptr) {
     races->access(thread, place, bytes, kind, {nullptr, nullptr, 0, code});
   }

@@ -6,6 +6,10 @@
 
 namespace gpu_model::detail {
 
+size_t CopyQueue::covered(size_t pending) const {
+  return group_ends_.size() <= pending ? 0 : group_ends_[group_ends_.size() - pending - 1];
+}
+
 bool CopyQueue::take(size_t pending, Copy& copy) {
   if (group_ends_.size() <= pending) return false;
   const size_t groups = group_ends_.size() - pending;
@@ -54,6 +58,9 @@ bool Multiprocessor::issue_copy(const Copy& copy, int source_bytes, Wait wait) {
     counters_->async_copy(self().number, copy.destination, copy.source, wait.what, wait.file,
                           wait.line);
   }
+  if (recording_ != nullptr) {
+    recording_->copy(*this, wait, static_cast<size_t>(&mark - marks_.data()) * sizeof(Granule));
+  }
   return launch_->seed != 0 && random_.next() % 2 == 0;
 }
 
@@ -74,6 +81,7 @@ void check_matrix_row(const char* what, const void* row, const char* file, int l
   Multiprocessor& multiprocessor = Multiprocessor::here();
   const Wait wait{what, file, line};
   multiprocessor.granule(" reads", row, wait);
+  multiprocessor.record_access(row, false);
   multiprocessor.note_access(row, sizeof(Granule), RaceDetector::Kind::kRead, wait);
   multiprocessor.count_access(row, sizeof(Granule), AccessKind::kMatrixLoad, wait);
 }
@@ -82,8 +90,13 @@ bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line) 
   return Multiprocessor::here().issue_copy(copy, source_bytes, {"cp_async_16", file, line});
 }
 
-void commit_copies() {
-  Multiprocessor::here().self().copies.commit();
+void commit_copies(const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  multiprocessor.self().copies.commit();
+  if (Recording* recording = multiprocessor.recording(); recording != nullptr) {
+    recording->commit(multiprocessor, {"cp_async_commit_group", file, line},
+                      Recording::Group::kCopies);
+  }
 }
 
 void count_instruction(const char* what, const char* file, int line) {
@@ -92,7 +105,18 @@ void count_instruction(const char* what, const char* file, int line) {
   }
 }
 
-void wait_for_grids() {
+void wait_for_copies(int pending, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (Recording* recording = multiprocessor.recording(); recording != nullptr) {
+    const auto allowed = static_cast<size_t>(pending);
+    recording->settle(multiprocessor, {"cp_async_wait_group", file, line},
+                      Recording::Group::kCopies, allowed,
+                      multiprocessor.self().copies.covered(allowed));
+  }
+}
+
+void wait_for_grids(const char* file, int line) {
+  executed("griddepcontrol_wait", file, line);
   Multiprocessor& multiprocessor = Multiprocessor::here();
   if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
     races->wait_for_grids(multiprocessor.self().number);

@@ -16,6 +16,8 @@ class CopyQueue {
   void issue(const Copy& copy) { copies_.push_back(copy); }
   /// Ends a group.
   void commit() { group_ends_.push_back(copies_.size()); }
+  /// How many copies a wait for all but `pending` groups completes.
+  size_t covered(size_t pending) const;
   /// See take_copy() in ptx.h.
   bool take(size_t pending, Copy& copy);
 

@@ -170,6 +170,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
   }
   count_bulk_copy(copy, AccessKind::kBulkLoad);
   mark_landing(begin, end, self().number, 0, wait);
+  if (recording_ != nullptr) recording_->copy(*this, *this, copy, false);
   loads_.push_back(std::move(copy));
   return loads_.back().bytes;
 }
@@ -247,6 +248,10 @@ void Multiprocessor::land(size_t index) {
   barrier->what = load.what;
   barrier->file = load.file;
   barrier->line = load.line;
+  if (recording_ != nullptr) {
+    recording_->land(*this, load, barrier->phase, barrier->pending,
+                     barrier->bytes - static_cast<int64_t>(load.bytes));
+  }
   mbarrier_update(*barrier, 0, static_cast<int64_t>(load.bytes), wait);
 }
 
@@ -269,6 +274,7 @@ void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) 
   }
   count_bulk_copy(copy, AccessKind::kBulkStore);
   for (size_t i = begin; i < end; ++i) ++async_.readers[i];
+  if (recording_ != nullptr) recording_->copy(*this, *this, copy, true);
   StoreQueue& queue = self().stores;
   queue.stores.push_back(std::move(copy));
   if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) read_store(queue.stores.back());
@@ -287,6 +293,7 @@ void Multiprocessor::read_store(BulkCopy& store) {
 }
 
 void Multiprocessor::write_global(BulkCopy& store) {
+  if (recording_ != nullptr) recording_->land(*this, store, 0, 0, 0);
   if (!store.tensor) {
     for (size_t i = 0; i < store.data.size(); ++i) {
       __builtin_memcpy(store.global + i * kGranule, &store.data[i], kGranule);
@@ -300,16 +307,20 @@ void Multiprocessor::write_global(BulkCopy& store) {
                  });
 }
 
-void Multiprocessor::commit_stores() {
+void Multiprocessor::commit_stores(const Wait& wait) {
   StoreQueue& queue = self().stores;
   queue.group_ends.push_back(queue.stores.size());
+  if (recording_ != nullptr) recording_->commit(*this, wait, Recording::Group::kStores);
 }
 
-void Multiprocessor::wait_stores(size_t pending) {
+void Multiprocessor::wait_stores(size_t pending, const Wait& wait) {
   StoreQueue& queue = self().stores;
-  if (queue.group_ends.size() <= pending) return;
-  const size_t groups = queue.group_ends.size() - pending;
-  const size_t end = queue.group_ends[groups - 1];
+  const size_t groups = queue.group_ends.size() - std::min(pending, queue.group_ends.size());
+  const size_t end = groups == 0 ? 0 : queue.group_ends[groups - 1];
+  if (recording_ != nullptr) {
+    recording_->settle(*this, wait, Recording::Group::kStores, pending, end);
+  }
+  if (groups == 0) return;
   for (size_t i = 0; i < end; ++i) {
     BulkCopy& store = queue.stores[i];
     read_store(store);
@@ -505,12 +516,13 @@ void linear_store(void* destination, const void* source, int bytes, const char* 
   Multiprocessor::here().store(std::move(copy), source, wait);
 }
 
-void commit_stores() {
-  Multiprocessor::here().commit_stores();
+void commit_stores(const char* file, int line) {
+  Multiprocessor::here().commit_stores({"cp_async_bulk_commit_group", file, line});
 }
 
-void wait_stores(int pending) {
-  Multiprocessor::here().wait_stores(static_cast<size_t>(pending));
+void wait_stores(int pending, const char* file, int line) {
+  Multiprocessor::here().wait_stores(static_cast<size_t>(pending),
+                                     {"cp_async_bulk_wait_group_read", file, line});
 }
 
 }  // namespace gpu_model::detail

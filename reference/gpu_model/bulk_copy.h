@@ -29,6 +29,7 @@ struct BulkCopy {
   bool begun = false;           ///< Whether a load may land.
   bool has_data = false;        ///< Whether its source has been read.
   GranuleArray data;            ///< What was read, as it lies in shared memory.
+  uint64_t number = 0;          ///< In a recording.
 
   // Between blocks of a cluster. It is under way in the block that it writes to.
   /// A bulk copy, or what st_async or red_async does with one value.

@@ -39,6 +39,9 @@ void Multiprocessor::cluster_arrive(bool release, const Wait& wait) {
   }
   ++cluster.arrived;
   --cluster.pending;
+  if (recording_ != nullptr) {
+    recording_->cluster_arrive(*this, wait, cluster.phase, cluster.pending);
+  }
   complete_cluster_barrier();
   if (release) released();
 }
@@ -51,7 +54,9 @@ void Multiprocessor::cluster_wait(const Wait& wait) {
              ", but has not arrived at the cluster's barrier";
     });
   }
-  if (cluster_->phase == thread.cluster_phase) suspend(wait);
+  const bool waits = cluster_->phase == thread.cluster_phase;
+  if (recording_ != nullptr) recording_->cluster_wait(*this, wait, thread.cluster_phase, waits);
+  if (waits) suspend(wait);
   if (races_ != nullptr) races_->wait(cluster_->clock.parts[cluster_rank()], thread.number);
   thread.cluster_arrived = false;
 }
@@ -63,13 +68,17 @@ void Multiprocessor::complete_cluster_barrier() {
   if (races_ != nullptr) cluster.clock.complete();
   cluster.arrived = 0;
   cluster.pending = cluster.running;
+  size_t released = 0;
   for (Multiprocessor* block : cluster.blocks) {
     for (unsigned number = 0; number < block->count_; ++number) {
       Thread& thread = *block->threads_[number];
-      if (thread.wait.barrier == Wait::kCluster) block->wake(thread);
+      if (thread.wait.barrier != Wait::kCluster) continue;
+      block->wake(thread);
+      ++released;
     }
     block->draw_priorities();
   }
+  if (recording_ != nullptr) recording_->cluster_met(*this, cluster.phase - 1, released);
 }
 
 void Multiprocessor::leave_cluster(const Thread& thread) {
@@ -184,6 +193,7 @@ void Multiprocessor::arrive_in_cluster(const ptx::Mbarrier* barrier, uint64_t ma
   } else if (races_ != nullptr) {
     races_->arrive(state.clock, *block.races_, self().number);
   }
+  if (recording_ != nullptr) recording_->arrive(*this, wait, block, state, bytes);
   block.mbarrier_update(state, 1, -int64_t{bytes}, wait);
   if (!block.error_.empty() && &block != this) {
     fail([&] {
@@ -273,6 +283,7 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
     const auto issuer = static_cast<uint8_t>(cluster_rank() + 1);
     block.mark_landing(begin, end, self().number, issuer, wait);
   }
+  if (recording_ != nullptr) recording_->copy(*this, block, copy, false);
   block.loads_.push_back(std::move(copy));
   cluster_target_ = &block;
 }
@@ -318,8 +329,8 @@ void Multiprocessor::land_value(const BulkCopy& load) {
   for (size_t i = 0; i < load.bytes; ++i) target[i] = static_cast<std::byte>(load.value >> 8 * i);
 }
 
-void Multiprocessor::fence_proxy_async_cluster() {
-  fence_proxy_async();
+void Multiprocessor::fence_proxy_async_cluster(const Wait& wait) {
+  fence_proxy_async(wait);
   if (races_ != nullptr) races_->fence_proxy(self().number, true);
   for (Multiprocessor* block : cluster_->blocks) {
     if (block == this || block->presence_ != Presence::kRuns) continue;
@@ -352,8 +363,8 @@ void* map_address(const void* address, unsigned rank, const char* file, int line
   return Multiprocessor::here().map_address(address, rank, {"mapa", file, line});
 }
 
-void fence_proxy_async_cluster() {
-  Multiprocessor::here().fence_proxy_async_cluster();
+void fence_proxy_async_cluster(const char* file, int line) {
+  Multiprocessor::here().fence_proxy_async_cluster({"fence_proxy_async_cluster", file, line});
 }
 
 void check_in_cluster(const char* what, const void* address, size_t bytes, const char* file,

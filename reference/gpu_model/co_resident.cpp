@@ -292,6 +292,9 @@ bool Multiprocessor::wake_watchers() {
       continue;
     }
     watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(i));
+    if (recording_ != nullptr) {
+      recording_->counter_met(*this, thread.number, thread.counter, load(thread.counter));
+    }
     wake(thread);
     woken = true;
   }
@@ -304,6 +307,9 @@ void Multiprocessor::wait_for_counter(const unsigned* counter, unsigned wanted, 
   thread.counter = counter;
   thread.wanted = wanted;
   watchers_.push_back(&thread);
+  if (recording_ != nullptr) {
+    recording_->counter_wait(*this, wait, counter, wanted, load(counter));
+  }
   suspend(wait);
   thread.counter = nullptr;
 }
@@ -322,6 +328,7 @@ std::string Multiprocessor::lacks(const Thread& thread) const {
 void Multiprocessor::acquired(const unsigned* address, unsigned value, const Wait& wait) {
   Thread& thread = self();
   if (!thread.acquired.same_as_before(address, value)) {
+    if (recording_ != nullptr) recording_->counter(*this, wait, address, value);
     scheduling_point();
     return;
   }
@@ -352,8 +359,13 @@ void acquired(const char* what, const unsigned* address, unsigned value, const c
   Multiprocessor::here().acquired(address, value, {what, file, line});
 }
 
-void released() {
-  Multiprocessor::here().released();
+void released(const char* what, const unsigned* address, unsigned value, const char* file,
+              int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (Recording* recording = multiprocessor.recording(); recording != nullptr) {
+    recording->counter(multiprocessor, {what, file, line}, address, value);
+  }
+  multiprocessor.released();
 }
 
 void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line) {

@@ -100,7 +100,8 @@ def print_kernel_frames():
         path = path_in_repository(table.fullname()) if table else ""
         if path and not path.startswith(("reference/gpu_model/", "stages/common/machine/launch.h", "/usr/")):
             # Without template arguments, parameters and namespaces.
-            name = re.sub(r"<.*|\(.*", "", str(frame.name())).split("::")[-1]
+            name = str(frame.name()).replace("(anonymous namespace)::", "")
+            name = re.sub(r"<.*|\(.*", "", name).split("::")[-1]
             print("#{:<2} {} at {}:{}".format(frame.level(), name, path, frame.find_sal().line))
         frame = frame.older()
 

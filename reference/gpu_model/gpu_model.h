@@ -35,6 +35,7 @@ Device& device();
 bool kernels_are_instrumented();
 
 struct Profile;
+class Recording;  // recording.h
 
 /// How launches are scheduled from now on.
 struct Schedule {
@@ -47,6 +48,8 @@ struct Schedule {
   /// kernels that are compiled for the race detector. Memory that is allocated meanwhile is aligned to a
   /// page, because sectors depend on it.
   Profile* profile = nullptr;
+  /// What happens in launches is written here, if anywhere; blocks then run on one core.
+  Recording* recording = nullptr;
 };
 /// The schedule of all launches from now on; assign to change it.
 Schedule& schedule();

@@ -188,7 +188,8 @@ Launch::Launch(dim3 grid_, dim3 block_, size_t shared_bytes_, const std::functio
       options(options_),
       seed(schedule().seed),
       profile(begin_profile(*this)),
-      detect_races(schedule().detect_races) {}
+      detect_races(schedule().detect_races),
+      recording(schedule().recording) {}
 
 dim3 Launch::block_at(uint64_t turn, uint64_t number) const {
   uint64_t index = turn;
@@ -275,7 +276,9 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
     lock = std::unique_lock(detecting);
     GridRaces::instance().begin_grid(launch.blocks(), options.dependent);
   }
-  const int wanted = launch.detect_races         ? 1
+  if (launch.recording != nullptr) launch.recording->begin_launch(launch);
+  const bool one = launch.detect_races || launch.recording != nullptr;
+  const int wanted = one                         ? 1
                      : schedule().os_threads > 0 ? schedule().os_threads
                                                  : available_cores();
   const uint64_t os_threads =
@@ -292,6 +295,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
   }
   run_on_this_thread(launch);
   for (std::thread& worker : workers) worker.join();
+  if (launch.recording != nullptr) launch.recording->end_launch(launch.error);
   if (!launch.error.empty()) throw KernelError(launch.error);
 }
 

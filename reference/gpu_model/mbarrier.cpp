@@ -53,10 +53,12 @@ uint64_t Multiprocessor::mbarrier_init(const ptx::Mbarrier* barrier, int count,
   state->offset = offset;
   state->count = state->pending = static_cast<unsigned>(count);
   state->thread = self().number;
+  if (recording_ != nullptr) recording_->mbarrier(*this, wait, count);
   return state->mark();
 }
 
-void Multiprocessor::fence_mbarrier_init() {
+void Multiprocessor::fence_mbarrier_init(const Wait& wait) {
+  if (recording_ != nullptr) recording_->run(*this, wait);
   for (MbarrierState& state : mbarriers_) {
     if (state.thread == self().number) state.fenced = true;
   }
@@ -108,12 +110,15 @@ void Multiprocessor::mbarrier_update(MbarrierState& state, unsigned arrivals, in
   if (races_ != nullptr) {
     races_->complete_phase(state.clock, slot_of(state), static_cast<Time>(state.phase));
   }
+  size_t released = 0;
   for (unsigned number = 0; number < count_; ++number) {
     Thread& thread = *threads_[number];
     if (thread.wait.what != nullptr && thread.wait.mbarrier == static_cast<int>(state.offset)) {
       wake(thread);
+      ++released;
     }
   }
+  if (recording_ != nullptr) recording_->phase(*this, state, released);
   draw_priorities();
 }
 
@@ -126,6 +131,7 @@ void Multiprocessor::mbarrier_wait(uint64_t mark, bool cluster, const Wait& wait
   MbarrierState& state = mbarrier(mark, wait);
   if (static_cast<int>(state.phase % 2) == wait.parity) {
     const uint64_t phase = state.phase;
+    if (recording_ != nullptr) recording_->wait(*this, wait, phase);
     suspend(wait);
     // Others may have initialised barriers meanwhile.
     const MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
@@ -138,6 +144,8 @@ void Multiprocessor::mbarrier_wait(uint64_t mark, bool cluster, const Wait& wait
                place(self().number);
       });
     }
+  } else if (recording_ != nullptr) {
+    recording_->pass(*this, wait, state.phase);
   }
   MbarrierState* now = find_mbarrier(static_cast<size_t>(wait.mbarrier));
   now->observed = now->phase;
@@ -178,8 +186,8 @@ uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file
   return mark;
 }
 
-void fence_mbarrier_init() {
-  Multiprocessor::here().fence_mbarrier_init();
+void fence_mbarrier_init(const char* file, int line) {
+  Multiprocessor::here().fence_mbarrier_init({"fence_mbarrier_init", file, line});
 }
 
 void check_mbarrier(const char* what, const ptx::Mbarrier* barrier, const char* file, int line) {
@@ -200,6 +208,9 @@ void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t ma
   const uint64_t phase = state.phase;
   if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
     races->arrive(state.clock, multiprocessor.self().number);
+  }
+  if (Recording* recording = multiprocessor.recording(); recording != nullptr) {
+    recording->arrive(multiprocessor, wait, multiprocessor, state, bytes);
   }
   multiprocessor.mbarrier_update(state, 1, -int64_t{bytes}, wait);
   multiprocessor.count_access(nullptr, 0, AccessKind::kNone, wait);

@@ -212,12 +212,18 @@ void Multiprocessor::begin_block(dim3 index) {
     thread.fiber->prepare(run_thread, &thread);
   }
   if (cluster_ == &own_cluster_) own_cluster_.begin(count_);
+  recording_ = launch_->recording;
+  if (recording_ != nullptr && !recording_->wants(*launch_, block_number)) recording_ = nullptr;
+  if (recording_ != nullptr) {
+    recorded_block_ = recording_->begin(index.x, index.y, index.z, count_);
+  }
   draw_priorities();
 }
 
 bool Multiprocessor::end_block(uint64_t turn) {
   if (error_.empty() && !launch_->stopped) check_async_end();
   if (races_ != nullptr && error_.empty() && !launch_->stopped) error_ = races_->check_end();
+  if (recording_ != nullptr && error_.empty() && !launch_->stopped) recording_->end(*this);
 
   if (const ptrdiff_t offset = shared_.damage(); offset != 0 && error_.empty()) {
     error_ = "out-of-bounds shared memory write: at byte " + std::to_string(offset) + " of " +
@@ -272,6 +278,7 @@ void Multiprocessor::schedule() {
     // equally often.
     const unsigned first_number = static_cast<unsigned>(best - warps_.data()) * warpSize;
     const unsigned mix = launch_->seed == 0 ? 0 : random_.next() % warpSize;
+    if (recording_ != nullptr) recording_->begin_pass(*this, first_number / warpSize);
     for (unsigned i = 0; i < warpSize; ++i) {
       const unsigned lane = i ^ mix;
       if ((best->runnable >> lane & 1) == 0) continue;
@@ -318,6 +325,7 @@ void Multiprocessor::finish_thread() {
   ++finished_;
   warp.finished |= bit;
   warp.runnable &= ~bit;
+  if (recording_ != nullptr) recording_->returned(*this);
   leave_cluster(thread);
   for (uint32_t lanes = warp.collecting; lanes != 0; lanes &= lanes - 1) {
     const unsigned lane = static_cast<unsigned>(std::countr_zero(lanes));
@@ -384,6 +392,7 @@ inline int Multiprocessor::meet(unsigned expected, bool predicate, Wait wait) {
   thread.predicate = predicate;
   if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
   count_access(nullptr, 0, AccessKind::kNone, wait);
+  if (recording_ != nullptr) recording_->meet(*this, wait, expected, true, barrier.arrived);
   if (barrier.arrived == expected) complete(barrier, wait.barrier);
   thread.fiber->suspend();
   return static_cast<int>(thread.result);
@@ -417,7 +426,9 @@ void Multiprocessor::arrive(Wait wait) {
   ++barrier.arrived;
   if (races_ != nullptr) races_->come(barrier.meeting, thread.number);
   count_access(nullptr, 0, AccessKind::kNone, wait);
-  if (barrier.arrived == static_cast<unsigned>(wait.threads)) complete(barrier, wait.barrier);
+  const auto expected = static_cast<unsigned>(wait.threads);
+  if (recording_ != nullptr) recording_->meet(*this, wait, expected, false, barrier.arrived);
+  if (barrier.arrived == expected) complete(barrier, wait.barrier);
   if (barrier.arrived == 0) let_others_overtake();
 }
 
@@ -466,6 +477,7 @@ void Multiprocessor::complete(Barrier& barrier, int id) {
     const auto all = RaceDetector::part(barrier.meeting);
     for (const Thread* thread : met) races_->know(thread->number, all);
   }
+  if (recording_ != nullptr) recording_->met(*this, id, met.size());
   for (Thread* thread : met) {
     thread->result = holds;
     wake(*thread);
@@ -503,6 +515,7 @@ inline uint64_t Multiprocessor::collect(Wait wait, uint64_t operand, unsigned so
   thread.operand = operand;
   thread.source = source;
   warp.collecting |= bit;
+  if (recording_ != nullptr) recording_->come(*this, wait);
   const uint32_t mask = wait.mask & warp.exists;
   if ((mask & ~warp.collecting) == 0) complete(warp, mask, combine, ordering, operation);
   thread.fiber->suspend();
@@ -567,6 +580,7 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
     const auto all = RaceDetector::part(meeting);
     for_each_lane([&](Thread& thread) { races_->know(thread.number, all); });
   }
+  if (recording_ != nullptr) recording_->ran(*this, mask, leader.wait);
   for_each_lane([&](Thread& thread) {
     thread.result = combine != nullptr ? combined : thread_of(thread.source).operand;
     wake(thread);
@@ -741,6 +755,24 @@ void thread_fence() {
   if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
     races->fence(multiprocessor.self().number);
   }
+}
+
+void executed(const char* what, const char* file, int line) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  if (Recording* recording = multiprocessor.recording(); recording != nullptr) {
+    recording->run(multiprocessor, {what, file, line});
+  }
+}
+
+bool wants_regions() {
+  const Recording* recording = Multiprocessor::here().recording();
+  return recording != nullptr && recording->wants_regions();
+}
+
+void name_regions(const char* names, std::initializer_list<NamedRegion> regions) {
+  Multiprocessor& multiprocessor = Multiprocessor::here();
+  multiprocessor.recording()->name_regions(multiprocessor.shared_memory(0), names, regions.begin(),
+                                           regions.size());
 }
 
 }  // namespace gpu_model::detail

@@ -24,6 +24,7 @@
 #include "reference/gpu_model/memory.h"
 #include "reference/gpu_model/proxy.h"
 #include "reference/gpu_model/race_detector.h"
+#include "reference/gpu_model/recording.h"
 #include "reference/gpu_model/simt.h"
 #include "reference/gpu_model/wgmma.h"
 
@@ -41,6 +42,7 @@ struct Launch {
   const uint64_t seed;           ///< Schedule::seed at the launch.
   CountedLaunch* const profile;  ///< Where it is counted; null: nowhere.
   const bool detect_races;       ///< Schedule::detect_races at the launch.
+  Recording* const recording;    ///< Schedule::recording at the launch.
 
   /// Threads per block.
   unsigned threads() const { return block.x * block.y * block.z; }
@@ -197,7 +199,7 @@ class Multiprocessor {
   void check_cluster_load(BulkCopy copy, void* destination, const ptx::Mbarrier* barrier,
                           uint64_t mark, size_t alignment, const Wait& wait);
   void begin_cluster_load();
-  void fence_proxy_async_cluster();
+  void fence_proxy_async_cluster(const Wait& wait);
 
   // The rest is called by GPU threads.
 
@@ -220,6 +222,24 @@ class Multiprocessor {
   void note_access(const void* address, size_t bytes, RaceDetector::Kind kind, const Wait& wait) {
     if (races_ == nullptr) return;
     races_->access(self().number, address, bytes, kind, {wait.what, wait.file, wait.line, nullptr});
+  }
+  /// Where the events of this block go; null if nowhere.
+  Recording* recording() const { return recording_; }
+  /// Its number there.
+  unsigned recorded_block() const { return recorded_block_; }
+  /// Tells the recording that this thread's warp is about to read or write 16 bytes at an address.
+  void record_access(const void* address, bool writes) {
+    if (recording_ == nullptr) return;
+    const auto offset = static_cast<const std::byte*>(address) - shared_.data();
+    recording_->access(*this, static_cast<size_t>(offset), sizeof(Granule), writes);
+  }
+  /// The same of a plain access, if it is one to this block's shared memory.
+  void record_plain_access(const void* address, size_t bytes, bool reads, bool writes,
+                           const void* code) {
+    const auto offset =
+        static_cast<size_t>(static_cast<const std::byte*>(address) - shared_.data());
+    if (recording_ == nullptr || offset >= shared_.bytes()) return;
+    recording_->plain_access(*this, code, offset, bytes, reads, writes);
   }
   /// Whether the phase before this one of the block's mbarrier number `index` is complete.
   bool phase_is_complete(size_t index, uint64_t phase) const {
@@ -255,7 +275,7 @@ class Multiprocessor {
   GranuleMark& granule_to_write(const void* address, const Wait& wait);
   /// This thread has written a granule.
   void mark_written(size_t index, const char* file = nullptr, int line = 0);
-  void fence_proxy_async();
+  void fence_proxy_async(const Wait& wait);
   /// Makes the asynchronous view, if this block has none yet.
   void use_async_view();
   /// Rejects an asynchronous access to a granule that something else still writes, or that ordinary
@@ -279,7 +299,7 @@ class Multiprocessor {
 
   // mbarrier.cpp.
   uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const Wait& wait);
-  void fence_mbarrier_init();
+  void fence_mbarrier_init(const Wait& wait);
   MbarrierState& mbarrier(uint64_t state, const Wait& wait);
   /// Counts arrivals and completed bytes (negative: expected bytes) of the current phase.
   void mbarrier_update(MbarrierState& state, unsigned arrivals, int64_t bytes, const Wait& wait);
@@ -291,8 +311,8 @@ class Multiprocessor {
   size_t check_load(BulkCopy copy, void* destination, uint64_t barrier_state, const Wait& wait);
   void begin_load();
   void store(BulkCopy copy, const void* source, const Wait& wait);
-  void commit_stores();
-  void wait_stores(size_t pending);
+  void commit_stores(const Wait& wait);
+  void wait_stores(size_t pending, const Wait& wait);
 
   // wgmma.cpp.
   void issue_product(void* const* lanes);
@@ -302,7 +322,7 @@ class Multiprocessor {
   /// Checks that all warps of this thread's warpgroup execute the same instruction.
   void warpgroup_instruction(WarpgroupInstruction instruction);
   /// This thread's warp gives registers back, or asks for more: `count` per thread.
-  void ask_for_registers(unsigned count);
+  void ask_for_registers(unsigned count, const Wait& wait);
   /// Waits until this thread's warp has the registers that it asked for.
   void wait_for_registers(const Wait& wait);
 
@@ -461,6 +481,8 @@ class Multiprocessor {
   RaceDetector* races_ = nullptr;  // the same, while a launch looks for races
   std::unique_ptr<BlockCounters> owned_counters_;
   BlockCounters* counters_ = nullptr;  // the same, until a thread is rejected
+  Recording* recording_ = nullptr;
+  unsigned recorded_block_ = 0;
 
  public:
   Multiprocessor* next_idle = nullptr;

@@ -131,7 +131,8 @@ void Multiprocessor::use_async_view() {
   for (uint16_t& readers : async_.readers) readers = 0;
 }
 
-void Multiprocessor::fence_proxy_async() {
+void Multiprocessor::fence_proxy_async(const Wait& wait) {
+  if (recording_ != nullptr) recording_->run(*this, wait);
   if (races_ != nullptr) races_->fence_proxy(self().number);
   use_async_view();
   Thread& thread = self();
@@ -251,8 +252,8 @@ void Multiprocessor::check_async_end() {
 
 // What ptx_sm90.h calls.
 
-void fence_proxy_async() {
-  Multiprocessor::here().fence_proxy_async();
+void fence_proxy_async(const char* file, int line) {
+  Multiprocessor::here().fence_proxy_async({"fence_proxy_async", file, line});
 }
 
 void check_matrix_row_to_write(const char* what, const void* row, const char* file, int line) {
@@ -260,6 +261,7 @@ void check_matrix_row_to_write(const char* what, const void* row, const char* fi
   Multiprocessor& multiprocessor = Multiprocessor::here();
   multiprocessor.granule_to_write(row, wait);
   multiprocessor.count_access(row, sizeof(Granule), AccessKind::kMatrixStore, wait);
+  multiprocessor.record_access(row, true);
 }
 
 void wrote(const void* granule, const char* file, int line) {

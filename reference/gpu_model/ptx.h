@@ -57,7 +57,9 @@ struct Copy {
 /// Checks and remembers a copy. Returns whether it must arrive at once.
 bool issue_copy(const Copy& copy, int source_bytes, const char* file, int line);
 /// Ends a group of copies.
-void commit_copies();
+void commit_copies(const char* file, int line);
+/// A wait for all but `pending` groups begins, for a recording.
+void wait_for_copies(int pending, const char* file, int line);
 /// Gives the next of the copies that a wait for all but `pending` groups covers; false if there is
 /// none left.
 bool take_copy(int pending, Copy& copy);
@@ -72,7 +74,9 @@ GPU_MODEL_UNSEEN inline void carry_out(const Copy& copy) {
 void count_instruction(const char* what, const char* file, int line);
 
 /// What all earlier grids did comes before what this thread does from here on.
-void wait_for_grids();
+void wait_for_grids(const char* file, int line);
+/// This thread executes an instruction that waits for nothing, for a recording.
+void executed(const char* what, const char* file, int line);
 
 /// Meets `threads` threads at barrier `id`; returns the number of true predicates.
 int named_barrier(int id, int threads, bool predicate, const char* file, int line);
@@ -84,8 +88,9 @@ void named_barrier_arrive(int id, int threads, const char* file, int line);
 /// This thread has loaded `value` from `address`: lets others run, at once if it was there before.
 void acquired(const char* what, const unsigned* address, unsigned value, const char* file,
               int line);
-/// This thread has released something.
-void released();
+/// This thread has released something: `address` now holds `value`.
+void released(const char* what, const unsigned* address, unsigned value, const char* file,
+              int line);
 /// Waits until the counter may have become at least `wanted`.
 void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line);
 
@@ -102,15 +107,17 @@ namespace ptx {
   detail::acquired("ld_acquire", address_gmem, value, file, line);
   return value;
 }
-[[gnu::noinline]] inline void st_release(unsigned* address_gmem, unsigned value) {
+[[gnu::noinline]] inline void st_release(unsigned* address_gmem, unsigned value, GPU_MODEL_HERE) {
   detail::scheduling_point();
   std::atomic_ref<unsigned>(*address_gmem).store(value, std::memory_order_release);
-  detail::released();
+  detail::released("st_release", address_gmem, value, file, line);
 }
-[[gnu::noinline]] inline void red_add_release(unsigned* address_gmem, unsigned value) {
+[[gnu::noinline]] inline void red_add_release(unsigned* address_gmem, unsigned value,
+                                              GPU_MODEL_HERE) {
   detail::scheduling_point();
-  std::atomic_ref<unsigned>(*address_gmem).fetch_add(value, std::memory_order_release);
-  detail::released();
+  const unsigned before =
+      std::atomic_ref<unsigned>(*address_gmem).fetch_add(value, std::memory_order_release);
+  detail::released("red_add_release", address_gmem, before + value, file, line);
 }
 [[gnu::noinline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
                                                   GPU_MODEL_HERE) {
@@ -156,13 +163,14 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void cp_async_16(void* destination_sme
     *static_cast<detail::Granule*>(destination_smem) = ~detail::Granule{};
   }
 }
-inline void cp_async_commit_group() {
-  detail::commit_copies();
+inline void cp_async_commit_group(GPU_MODEL_HERE) {
+  detail::commit_copies(file, line);
 }
 /// Copies what arrived early once more: a write may happen until here.
 template <int kPending>
-GPU_MODEL_UNSEEN [[gnu::noinline]] void cp_async_wait_group() {
+GPU_MODEL_UNSEEN [[gnu::noinline]] void cp_async_wait_group(GPU_MODEL_HERE) {
   static_assert(kPending >= 0);
+  detail::wait_for_copies(kPending, file, line);
   for (detail::Copy copy; detail::take_copy(kPending, copy);) detail::carry_out(copy);
 }
 
@@ -179,9 +187,11 @@ inline float ex2_approx(float x, GPU_MODEL_HERE) {
 }
 
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.
-inline void griddepcontrol_launch_dependents() {}
-inline void griddepcontrol_wait() {
-  detail::wait_for_grids();
+inline void griddepcontrol_launch_dependents(GPU_MODEL_HERE) {
+  detail::executed("griddepcontrol_launch_dependents", file, line);
+}
+inline void griddepcontrol_wait(GPU_MODEL_HERE) {
+  detail::wait_for_grids(file, line);
 }
 
 }  // namespace ptx

@@ -31,7 +31,7 @@ namespace detail {
 
 /// Checks the place; returns what to write there.
 uint64_t mbarrier_init(const ptx::Mbarrier* barrier, int count, const char* file, int line);
-void fence_mbarrier_init();
+void fence_mbarrier_init(const char* file, int line);
 void mbarrier_arrive(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
                      const char* file, int line);
 /// `cluster`: it acquires what threads of other blocks of the cluster released, too.
@@ -60,8 +60,8 @@ void check_tensor_map(const char* what, const TensorMap* map, int rank, const ch
 void tensor_store(const TensorMap* map, const Coordinates& coordinates, const void* source,
                   const char* file, int line);
 void linear_store(void* destination, const void* source, int bytes, const char* file, int line);
-void commit_stores();
-void wait_stores(int pending);
+void commit_stores(const char* file, int line);
+void wait_stores(int pending, const char* file, int line);
 
 // cluster.cpp, and of copies bulk_copy.cpp. Addresses may be those of any block of the cluster.
 
@@ -70,7 +70,7 @@ unsigned cluster_size();
 void cluster_arrive(const char* what, bool release, const char* file, int line);
 void cluster_wait(const char* file, int line);
 void* map_address(const void* address, unsigned rank, const char* file, int line);
-void fence_proxy_async_cluster();
+void fence_proxy_async_cluster(const char* file, int line);
 /// Rejects an address that is not a multiple of `bytes`, or in no block that runs.
 void check_in_cluster(const char* what, const void* address, size_t bytes, const char* file,
                       int line);
@@ -95,7 +95,7 @@ GPU_MODEL_UNSEEN inline void poison(void* memory, size_t bytes) {
 
 // proxy.cpp.
 
-void fence_proxy_async();
+void fence_proxy_async(const char* file, int line);
 void check_matrix_row_to_write(const char* what, const void* row, const char* file, int line);
 /// Remembers that this thread wrote these 16 bytes by ordinary means.
 void wrote(const void* granule, const char* file, int line);
@@ -191,8 +191,8 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_init(Mbarrier* barrier_s
                                                              GPU_MODEL_HERE) {
   barrier_smem->state = detail::mbarrier_init(barrier_smem, count, file, line);
 }
-inline void fence_mbarrier_init() {
-  detail::fence_mbarrier_init();
+inline void fence_mbarrier_init(GPU_MODEL_HERE) {
+  detail::fence_mbarrier_init(file, line);
 }
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive(Mbarrier* barrier_smem,
                                                                GPU_MODEL_HERE) {
@@ -214,8 +214,8 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait(Mbarrier* barrier_s
                         false, file, line);
 }
 
-inline void fence_proxy_async() {
-  detail::fence_proxy_async();
+inline void fence_proxy_async(GPU_MODEL_HERE) {
+  detail::fence_proxy_async(file, line);
 }
 
 inline uint64_t createpolicy_evict_first() {
@@ -271,13 +271,13 @@ inline void cp_async_bulk_store(void* destination_gmem, const void* source_smem,
                                 GPU_MODEL_HERE) {
   detail::linear_store(destination_gmem, source_smem, bytes, file, line);
 }
-inline void cp_async_bulk_commit_group() {
-  detail::commit_stores();
+inline void cp_async_bulk_commit_group(GPU_MODEL_HERE) {
+  detail::commit_stores(file, line);
 }
 template <int kPending>
-void cp_async_bulk_wait_group_read() {
+void cp_async_bulk_wait_group_read(GPU_MODEL_HERE) {
   static_assert(kPending >= 0);
-  detail::wait_stores(kPending);
+  detail::wait_stores(kPending, file, line);
 }
 
 inline unsigned cluster_ctarank() {
@@ -299,8 +299,8 @@ template <typename T>
 T* mapa(T* address_smem, unsigned rank, GPU_MODEL_HERE) {
   return static_cast<T*>(detail::map_address(address_smem, rank, file, line));
 }
-inline void fence_proxy_async_cluster() {
-  detail::fence_proxy_async_cluster();
+inline void fence_proxy_async_cluster(GPU_MODEL_HERE) {
+  detail::fence_proxy_async_cluster(file, line);
 }
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_arrive_cluster(Mbarrier* barrier,
                                                                        GPU_MODEL_HERE) {

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <type_traits>
 
 #include "reference/gpu_model/gpu_model.h"
@@ -102,6 +103,16 @@ void* dynamic_shared_memory(size_t bytes);
 
 namespace detail {
 
+/// A member of the struct that lays out a kernel's shared memory.
+struct NamedRegion {
+  const void* begin;
+  size_t bytes;
+};
+/// Whether a recording of this launch has yet to learn the names of its shared memory's regions.
+bool wants_regions();
+/// Tells it: "q, kv, p", in the order of `regions`.
+void name_regions(const char* names, std::initializer_list<NamedRegion> regions);
+
 /// Meets all threads of the block; returns how many brought a true `predicate`.
 int block_barrier(const char* what, bool predicate, const char* file, int line);
 
@@ -160,6 +171,14 @@ T atomic_update(T* address, Change change) {
 
 }  // namespace detail
 }  // namespace gpu_model
+
+/// Inside the struct that lays out a kernel's shared memory: members that recordings call by name.
+#define GPU_MODEL_REGIONS(...)                                                 \
+  void name_regions() const {                                                  \
+    [](const char* names, const auto&... members) {                            \
+      gpu_model::detail::name_regions(names, {{&members, sizeof members}...}); \
+    }(#__VA_ARGS__, __VA_ARGS__);                                              \
+  }
 
 /// The caller's place, as the last two parameters of everything that waits.
 #define GPU_MODEL_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()

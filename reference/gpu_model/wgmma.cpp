@@ -267,7 +267,7 @@ void Multiprocessor::warpgroup_instruction(WarpgroupInstruction instruction) {
   }
 }
 
-void Multiprocessor::ask_for_registers(unsigned count) {
+void Multiprocessor::ask_for_registers(unsigned count, const Wait& wait) {
   Warp& own = warps_[self().number / warpSize];
   if (count <= own.registers) {
     free_registers_ += (own.registers - count) * warpSize;
@@ -275,12 +275,16 @@ void Multiprocessor::ask_for_registers(unsigned count) {
   } else {
     own.wanted = count;
   }
+  if (recording_ != nullptr) {
+    recording_->registers(*this, wait, own.registers, own.wanted, free_registers_);
+  }
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
     if (warp.wanted == 0 || (warp.wanted - warp.registers) * warpSize > free_registers_) continue;
     free_registers_ -= (warp.wanted - warp.registers) * warpSize;
     warp.registers = warp.wanted;
     warp.wanted = 0;
+    if (recording_ != nullptr) recording_->grant(*this, w, warp.registers, free_registers_);
     for (unsigned lane = 0; lane < warpSize; ++lane) {
       Thread& waiting = *threads_[w * warpSize + lane];
       if (waiting.waits_for_registers) wake(waiting);
@@ -411,6 +415,9 @@ void Multiprocessor::issue_product(void* const* lanes) {
                        (a_granules + b_granules) * kGranule,
                        2 * kRows * kDepth * static_cast<uint64_t>(product.columns));
   }
+  if (recording_ != nullptr) {
+    recording_->product(*this, wait, product.columns, issued.granules, issued.granule_count);
+  }
 
   // The accumulators: in flight already, or read from the registers.
   const auto columns = static_cast<size_t>(product.columns);
@@ -496,9 +503,14 @@ void Multiprocessor::compute_product(unsigned warp, WarpProduct& issued) {
   multiply(values.data(), a, b, columns);
 }
 
-void Multiprocessor::commit_products(void* const*) {
+void Multiprocessor::commit_products(void* const* lanes) {
   WarpProducts& products = products_[self().number / warpSize];
   products.groups.push_back(products.issued());
+  const auto& named = *static_cast<const NamedRegisters*>(lanes[0]);
+  if (recording_ != nullptr) {
+    recording_->commit(*this, {"wgmma_commit_group", named.file, named.line},
+                       Recording::Group::kProducts);
+  }
 }
 
 void Multiprocessor::wait_products(void* const* lanes) {
@@ -508,9 +520,13 @@ void Multiprocessor::wait_products(void* const* lanes) {
     return *static_cast<const NamedRegisters*>(lanes[lane]);
   };
   const auto pending = static_cast<size_t>(named(0).pending);
-  if (products.groups.size() <= pending) return;
-  const size_t groups = products.groups.size() - pending;
-  const uint64_t end = products.groups[groups - 1];
+  const size_t groups = products.groups.size() - std::min(pending, products.groups.size());
+  const uint64_t end = groups == 0 ? products.first : products.groups[groups - 1];
+  if (recording_ != nullptr) {
+    recording_->settle(*this, {"wgmma_wait_group", named(0).file, named(0).line},
+                       Recording::Group::kProducts, pending, end - products.first);
+  }
+  if (groups == 0) return;
   compute_products(warp, end);
   const auto reject_registers = [&](const char* before, const Product& product, const char* after,
                                     size_t lane) {
@@ -591,7 +607,8 @@ void redistribute_registers(const char* what, int count, const char* file, int l
         const auto& asked = *static_cast<const WarpgroupInstruction*>(lanes[0]);
         multiprocessor.use_async_view();
         multiprocessor.warpgroup_instruction(asked);
-        multiprocessor.ask_for_registers(static_cast<unsigned>(asked.a));
+        multiprocessor.ask_for_registers(static_cast<unsigned>(asked.a),
+                                         {asked.what, asked.file, asked.line});
       },
       file, line);
   Multiprocessor::here().wait_for_registers({what, file, line});

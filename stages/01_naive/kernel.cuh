@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kThreads)
 // What the block's warps tell each other: one value per warp.
 struct SoftmaxSmem {
   float of_warp[kWarps];
+  MLA_REGIONS(of_warp)
 };
 
 // The sum or the maximum of `value` over the block, in every thread.

@@ -82,6 +82,7 @@ template <int kRows>
 struct ScoresSmem {
   float q[kRows][kPadded];
   float k[kTileN][kPadded];
+  MLA_REGIONS(q, k)
 };
 
 // S = scale * Q K^T. One item: kRows rows against every `parts`-th stretch of 128 tokens.
@@ -181,6 +182,7 @@ constexpr int kSoftmaxThreads = 256;
 // What the block's warps tell each other: one value per warp.
 struct SoftmaxSmem {
   float of_warp[kSoftmaxThreads / 32];
+  MLA_REGIONS(of_warp)
 };
 
 // The sum or the maximum of `value` over the block, in every thread.
@@ -240,6 +242,7 @@ template <int kRows>
 struct ValuesSmem {
   float p[kRows][kStepTokens + 4];
   float v[kStepTokens][kTileN];
+  MLA_REGIONS(p, v)
 };
 
 // O = P V. One item: kRows rows, 128 of the 512 columns, all tokens.

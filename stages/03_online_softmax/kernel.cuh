@@ -32,6 +32,7 @@ struct Smem {
   float partial_s[kWarps][kRows][kStrideS];  // each warp's share of S
   float p[kRows][kStrideS];
   float rescale[kRows];  // a; at the end 1 / l
+  MLA_REGIONS(q, kv, partial_s, p, rescale)
 };
 
 // The 16-bit values of a tile on their way from global memory, fetched while the tile before is

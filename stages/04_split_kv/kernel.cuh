@@ -34,6 +34,7 @@ struct Smem {
   float p[kRows][kStrideS];
   float rescale[kRows];    // a; at the end 1 / l
   int64_t out_row[kRows];  // where O goes, in elements of out or out_partial; -1: nowhere
+  MLA_REGIONS(q, kv, partial_s, p, rescale, out_row)
 };
 
 // The 16-bit values of a tile on their way from global memory, fetched while the tile before is

@@ -48,6 +48,7 @@ struct Smem {
   float row_max[Tile::kTokenWarps][Tile::kRows];  // at the end: row sums
   float rescale[Tile::kRows];                     // a; at the end 1 / l
   int64_t out_row[Tile::kRows];  // where O goes, in elements of out or out_partial; -1: nowhere
+  MLA_REGIONS(q, kv, p, row_max, rescale, out_row)
 };
 
 // Starts copying `kCount` rows of 576 values to shared memory: row(r) is where row r is, null for

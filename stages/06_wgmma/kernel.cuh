@@ -38,6 +38,7 @@ struct Smem {
   Box p;                    // [64 rows, 64 tokens]
   float row_max[2][kRows];  // of a warpgroup's tokens
   float row_sum[2][kRows];
+  MLA_REGIONS(q, kv, p, row_max, row_sum)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
 

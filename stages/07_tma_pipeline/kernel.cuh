@@ -46,6 +46,7 @@ struct Smem {
   float row_sum[2][kRows];
   ptx::Mbarrier full[2][kBoxes];  // 1 arrival, the producer's, and a box's bytes: the box is there
   ptx::Mbarrier empty[2];         // 8 arrivals, the consumers' warps: the tile has been read
+  MLA_REGIONS(q, kv, p, row_max, row_sum, full, empty)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
 

@@ -55,6 +55,7 @@ struct Smem {
   ptx::Mbarrier full[2][kBoxes];  // 1 arrival, a producer's, and a box's bytes: the box is there
   ptx::Mbarrier empty[2]
                      [kRegions];  // 4 arrivals, the last reader's warps: the region has been read
+  MLA_REGIONS(q, kv, p, row_max, row_sum, slot, full, empty)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
 

@@ -15,6 +15,7 @@ constexpr int kTokens = 64;  // of a tile
 struct Smem {
   float q[kHeadDimQK];
   float scores[kTokens];
+  MLA_REGIONS(q, scores)
 };
 
 // One item: one query head of one query token. Every thread owns four of the 512 output columns.

@@ -22,6 +22,7 @@ struct Smem {
   float warp_max[kWarps], warp_sum[kWarps];
   float weight[kThreads];  // of as many splits at a time
   float4 sum[kWays][32];
+  MLA_REGIONS(warp_max, warp_sum, weight, sum)
 };
 
 // The query token and the query head of a row: KV head by KV head, packed as the stages pack them.

@@ -78,6 +78,11 @@ class MlaRunTest : public testing::Test {
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
 
+  static std::string text_of(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
   template <typename T>
   void write(const std::string& name, npy::Type type, const std::vector<int64_t>& shape,
              const std::vector<T>& values) const {
@@ -705,6 +710,76 @@ TEST_F(MlaRunTest, TheLastLineOfAFailureRepeatsIt) {
     EXPECT_EQ(failure_in(again.text), failure_in(failed.text));
     EXPECT_EQ(again.text.substr(again.text.rfind(begin) + 1), last);
   }
+}
+
+// Two tiles or more in the block, so that buffers are used again. The program replays what it writes.
+TEST_F(MlaRunTest, ATraceOfEveryStageReplays) {
+  const std::string shape = " --shape h64_q1_b1_k300 --multiprocessors 1 ";
+  for (const std::string stage : {"01", "02", "03", "04", "05", "06", "07", "08"}) {
+    for (const std::string seed : {"0", "3", "7"}) {
+      SCOPED_TRACE(stage + ", seed " + seed);
+      const std::string command = "trace --stage " + stage + shape + "--seed " + seed + " -o ";
+      const Ran ran = run(command + path("a.json") + " --chrome " + path("chrome.json"));
+      ASSERT_EQ(ran.exit_code, 0) << ran.text;
+      EXPECT_LT(fs::file_size(path("a.json")), 350 * 1024);
+      EXPECT_EQ(run(command + path("b.json")).exit_code, 0);
+      EXPECT_EQ(text_of(path("a.json")), text_of(path("b.json")));
+      const Ran checked = run("trace --check " + path("a.json"));
+      EXPECT_EQ(checked.exit_code, 0) << checked.text;
+      EXPECT_NE(checked.text.find("a.json: right; "), std::string::npos) << checked.text;
+      const auto file = nlohmann::json::parse(text_of(path("a.json")));
+      EXPECT_EQ(file.at("about").at("schedule"), seed);
+      for (const auto& launch : file.at("launches")) {
+        EXPECT_EQ(launch.at("shared_bytes") > 0, !launch.at("regions").empty()) << launch;
+      }
+      const auto chrome = nlohmann::json::parse(text_of(path("chrome.json")));
+      size_t waits = 0;
+      for (const auto& event : chrome.at("traceEvents")) {
+        EXPECT_TRUE(event.at("ph") == "M" || event.at("dur") > 0) << event;
+        waits += event.at("ph") == "X" && event.at("args").contains("released by") ? 1 : 0;
+      }
+      EXPECT_GT(waits, 0u);
+    }
+  }
+}
+
+TEST_F(MlaRunTest, ATraceIsBoundedAndSaysSo) {
+  const std::string command =
+      "trace --stage 07 --shape h16_q1_b1_k128 -o " + path("trace.json") + " --max-events 50";
+  const Ran ran = run(command);
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("note: truncated"), std::string::npos) << ran.text;
+  const auto file = nlohmann::json::parse(text_of(path("trace.json")));
+  EXPECT_EQ(file.at("events").size(), 50u);
+  EXPECT_EQ(file.at("truncated"), true);
+  EXPECT_GT(file.at("events_left_out"), 50);
+  const Ran checked = run("trace --check " + path("trace.json"));
+  EXPECT_EQ(checked.exit_code, 0);
+  EXPECT_NE(checked.text.find("; truncated"), std::string::npos) << checked.text;
+}
+
+TEST_F(MlaRunTest, ATracesOptionsAreChecked) {
+  const std::string right = "trace --stage 02 --shape h1_q1_b1_k64";
+  const std::string to = " -o " + path("no.json");
+  expect_nothing_run(right, "-o is missing");
+  expect_nothing_run("trace --stage 02" + to, "--shape is missing");
+  expect_nothing_run("trace --shape h1_q1_b1_k64" + to, "--stage is missing");
+  expect_nothing_run("trace --stage all --shape h1_q1_b1_k64" + to, "one stage is recorded");
+  expect_nothing_run("trace --stage 99 --shape h1_q1_b1_k64" + to, "--stage 99 is not known");
+  expect_nothing_run("trace --stage 02 --shape h1_q1" + to, "h1_q1");
+  expect_nothing_run(right + to + " --chrome " + path("no.json"), "are the same file");
+  expect_nothing_run(right + to + " --block 1000000", "no launch has a block of that number");
+  expect_nothing_run(right + to + " --max-events 0", "--max-events");
+  expect_nothing_run(right + to + " --max-mib 0", "--max-mib");
+  expect_nothing_run(right + to + " --multiprocessors 0", "--multiprocessors");
+  expect_nothing_run(right + to + " --block 1 --blocks", "excludes");
+  expect_nothing_run(right + " --check x.json", "takes no other option");
+  expect_nothing_run("trace --check " + path("none.json"), "cannot be read");
+  EXPECT_FALSE(fs::exists(path("no.json")));
+  std::ofstream(path("other.json")) << "{}";
+  const Ran other = run("trace --check " + path("other.json"));
+  EXPECT_EQ(other.exit_code, 1) << other.text;
+  EXPECT_NE(other.text.find("this is no recording"), std::string::npos) << other.text;
 }
 
 TEST_F(MlaRunTest, ASchedulesSeedAndADeviceCanBeNamed) {

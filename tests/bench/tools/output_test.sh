@@ -60,6 +60,7 @@ loses_nothing "a.json" "$bench" "${small[@]}" --out full/a.json
 loses_nothing "a.json" "$service" --engine simulated --scenario chat_1000 --seconds 1 --out full/a.json
 loses_nothing "lse.npy out.npy" "$run" "${decode[@]}" --lse full/lse.npy --out full/out.npy
 loses_nothing "a.json" "$timeline" --stage 99 --machine model --shape h1_q1_b1_k64 --trace full/a.json
+loses_nothing "a.json b.json" "$run" trace --stage 02 --shape h1_q1_b1_k64 -o full/a.json --chrome full/b.json
 loses_nothing "" "$bench" --machine model --shapes h1_q1_b1_k64 --save-inputs full
 says "/dev/full: cannot be written: No space left on device" "$bench" "${small[@]}" --out /dev/full --samples kept.csv \
   > /dev/null
@@ -80,7 +81,8 @@ refuses() {
   said=$("${@:2}" 2>&1) || code=$?
   { [ "$code" -eq 2 ] && [[ $said == *"$1"* ]]; } || fail "${*:2}: exit code $code; $1 expected in: $said"
 }
-for command in "$bench ${small[*]} --out" "$run ${decode[*]} --out" "$service --engine simulated --out" \
+for command in "$bench ${small[*]} --out" "$run ${decode[*]} --out" \
+  "$run trace --stage 02 --shape h1_q1_b1_k64 --out" "$service --engine simulated --out" \
   "$timeline --stage 99 --machine model --svg"; do
   # shellcheck disable=SC2086
   refuses "no/such: cannot be written: there is no folder no" $command no/such
