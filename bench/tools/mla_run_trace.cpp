@@ -37,11 +37,16 @@ Status record(const Stage& stage, const DecodeCase& spec, uint64_t schedule,
 }
 
 std::string describe(const RecordingSummary& summary) {
-  return fmt::format(
-      "{} launches, {} blocks: {} events, {} waits, {} copies, {} mbarrier phases, "
-      "{} wgmma by warp",
-      summary.launches, summary.blocks, summary.events, summary.waits, summary.copies,
-      summary.phases, summary.products);
+  const auto counted = [](uint64_t count, const char* one, const char* many) {
+    return fmt::format("{} {}", count, count == 1 ? one : many);
+  };
+  return counted(summary.launches, "launch", "launches") + ", " +
+         counted(summary.blocks, "block", "blocks") + ": " +
+         counted(summary.events, "event", "events") + ", " +
+         counted(summary.waits, "wait", "waits") + ", " +
+         counted(summary.copies, "copy", "copies") + ", " +
+         counted(summary.phases, "mbarrier phase", "mbarrier phases") + ", " +
+         counted(summary.products, "wgmma of a warp", "wgmma of warps");
 }
 
 int check_file(const std::string& path) {

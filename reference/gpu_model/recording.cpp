@@ -241,7 +241,10 @@ void Recording::add_by_thread(Event event) {
   for (; i < pass_.size(); ++i) {
     if ((pass_[i].lanes & event.lanes) != 0 || !pass_[i].fits(event)) continue;
     const auto counts = [&](const Event& later) { return later.counts_with(event); };
-    if (std::any_of(pass_.begin() + static_cast<ptrdiff_t>(i) + 1, pass_.end(), counts)) continue;
+    if (event.counts_with(event) &&
+        std::any_of(pass_.begin() + static_cast<ptrdiff_t>(i) + 1, pass_.end(), counts)) {
+      continue;
+    }
     pass_[i].add(event);
     next_[lane] = i + 1;
     return;
@@ -408,7 +411,11 @@ std::string Recording::json(const std::vector<std::pair<std::string, std::string
   for (const std::string& name : counter_names_) append(counters.emplace_back(), name);
   append_list(file, counters);
   file += "],\n\"launches\":[";
-  append_list(file, launches_);
+  std::vector<std::string> launches;
+  for (const auto& [text, regions] : launches_) {
+    launches.push_back(text + ",\"regions\":[" + regions + "]}");
+  }
+  append_list(file, launches);
   file += "],\n\"blocks\":[";
   for (const Block& block : blocks_) {
     const auto [x, y, z] = block.index;
@@ -424,19 +431,19 @@ std::string Recording::json(const std::vector<std::pair<std::string, std::string
 void Recording::begin_launch(const detail::Launch& launch) {
   const auto flag = [](bool value) { return value ? "true" : "false"; };
   const dim3 grid = launch.grid, block = launch.block;
-  regions_.clear();
-  launches_.push_back("{\"seed\":" + std::to_string(launch.seed) +
-                      ",\"grid\":" + triple(grid.x, grid.y, grid.z) +
-                      ",\"block\":" + triple(block.x, block.y, block.z) +
-                      ",\"shared_bytes\":" + std::to_string(launch.shared_bytes) +
-                      ",\"cooperative\":" + flag(launch.options.cooperative) +
-                      ",\"cluster\":" + std::to_string(launch.options.cluster) +
-                      ",\"dependent\":" + flag(launch.options.dependent));
+  has_spoken_ = false;
+  std::string& text = launches_.emplace_back().text;
+  text = "{\"seed\":" + std::to_string(launch.seed) +
+         ",\"grid\":" + triple(grid.x, grid.y, grid.z) +
+         ",\"block\":" + triple(block.x, block.y, block.z) +
+         ",\"shared_bytes\":" + std::to_string(launch.shared_bytes) +
+         ",\"cooperative\":" + flag(launch.options.cooperative) +
+         ",\"cluster\":" + std::to_string(launch.options.cluster) +
+         ",\"dependent\":" + flag(launch.options.dependent);
 }
 
 void Recording::end_launch(const std::string& error) {
   end_pass();
-  launches_.back() += ",\"regions\":[" + regions_ + "]}";
   if (error_.empty()) error_ = error;
 }
 
@@ -449,13 +456,14 @@ bool Recording::wants(const detail::Launch& launch, uint64_t block_number) const
 
 void Recording::name_regions(const std::byte* shared_memory, const char* names,
                              const detail::NamedRegion* regions, size_t count) {
+  std::string& text = launches_.back().regions;
   std::string_view rest = names;
   for (size_t i = 0; i < count; ++i) {
     const size_t end = std::min(rest.find(','), rest.size());
-    append(regions_ += i == 0 ? "[" : ",[", rest.substr(0, end));
+    append(text += i == 0 ? "[" : ",[", rest.substr(0, end));
     rest.remove_prefix(std::min(rest.find_first_not_of(", ", end), rest.size()));
     const auto offset = static_cast<const std::byte*>(regions[i].begin) - shared_memory;
-    regions_ += "," + std::to_string(offset) + "," + std::to_string(regions[i].bytes) + "]";
+    text += "," + std::to_string(offset) + "," + std::to_string(regions[i].bytes) + "]";
   }
 }
 
@@ -477,6 +485,7 @@ unsigned Recording::begin(unsigned x, unsigned y, unsigned z, unsigned threads) 
 void Recording::end(const Multiprocessor& block) {
   end_pass();
   add(of_block(block, Kind::kEnd));
+  blocks_[block.recorded_block()].warps = {};
 }
 
 void Recording::begin_pass(const Multiprocessor& block, unsigned warp) {

@@ -35,7 +35,8 @@ struct RecordingOptions {
   size_t max_bytes = size_t{64} << 20;  ///< The same, for the text of all events.
 };
 
-/// Writes down what happens in launches while schedule().recording is its address.
+/// Writes down what happens in launches while schedule().recording is its address. These must come one
+/// after the other.
 class Recording {
  public:
   /// The schema of the file; a file of another version is another format.
@@ -87,7 +88,7 @@ class Recording {
   /// Whether the block of this number is to be recorded.
   bool wants(const detail::Launch& launch, uint64_t block_number) const;
   /// Whether the launch's regions have no names yet.
-  bool wants_regions() const { return regions_.empty(); }
+  bool wants_regions() const { return launches_.back().regions.empty(); }
   /// See gpu_model::detail::name_regions().
   void name_regions(const std::byte* shared_memory, const char* names,
                     const detail::NamedRegion* regions, size_t count);
@@ -186,6 +187,10 @@ class Recording {
     std::array<int, 32> places{};      // where each does
     std::vector<Range> reads, writes;  // of what comes next
   };
+  /// A launch in JSON; its regions follow the text.
+  struct LaunchText {
+    std::string text, regions;
+  };
   struct Block {
     size_t launch = 0;
     std::array<unsigned, 3> index{};
@@ -217,8 +222,7 @@ class Recording {
   uint64_t copies_ = 0;    // numbered so far
   std::string error_;
   std::vector<Block> blocks_;
-  std::vector<std::string> launches_;  // in JSON; the last without its regions while it runs
-  std::string regions_;                // of the last launch, in JSON
+  std::vector<LaunchText> launches_;
   std::map<std::string, int, std::less<>> files_;
   std::map<std::tuple<std::string, int, int>, int> places_;  // what, file, line
   std::map<std::string, int, std::less<>> ranges_;           // in JSON

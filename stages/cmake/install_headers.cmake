@@ -21,6 +21,7 @@ set(names
   reference/float16.h
   reference/lse_merge.h
   reference/gpu_model/gpu_model.h
+  reference/gpu_model/recording.h
   reference/layers/cost_model.h
   reference/layers/mla_layer.h
   reference/layers/traditional_mla.h
