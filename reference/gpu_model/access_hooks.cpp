@@ -14,34 +14,39 @@ bool instrumented = false;
 
 using Kind = detail::RaceDetector::Kind;
 
-AccessKind counted(Kind kind) {
-  if (kind == Kind::kRead) return AccessKind::kLoad;
-  return kind == Kind::kWrite ? AccessKind::kStore : AccessKind::kAtomic;
-}
-
 [[gnu::always_inline]] inline void access(const volatile void* address, size_t bytes, Kind kind,
-                                          const void* code) {
+                                          AccessKind counted, const void* code) {
   detail::Multiprocessor* multiprocessor = detail::Multiprocessor::current();
   if (multiprocessor == nullptr || !multiprocessor->runs_thread()) return;
   const void* place = const_cast<const void*>(address);
   const unsigned thread = multiprocessor->self().number;
   if (multiprocessor->recording() != nullptr) {
-    const bool atomic = kind == Kind::kAtomicRead || kind == Kind::kAtomicWrite;
-    const bool writes = kind == Kind::kWrite || kind == Kind::kAtomicWrite;
-    multiprocessor->record_plain_access(place, bytes, !writes || atomic, writes, code);
+    multiprocessor->record_plain_access(place, bytes, counted != AccessKind::kStore,
+                                        counted != AccessKind::kLoad, code);
   }
   if (detail::RaceDetector* races = detail::RaceDetector::active; races != nullptr) {
     races->access(thread, place, bytes, kind, {nullptr, nullptr, 0, code});
   }
   detail::BlockCounters* counters = multiprocessor->counters();
-  if (counters != nullptr && counters->access(thread, place, bytes, counted(kind), code)) {
+  if (counters != nullptr && counters->access(thread, place, bytes, counted, code)) {
     multiprocessor->let_lanes_catch_up();
   }
 }
 
+[[gnu::always_inline]] inline void read(const volatile void* address, size_t bytes,
+                                        const void* code) {
+  access(address, bytes, Kind::kRead, AccessKind::kLoad, code);
+}
+[[gnu::always_inline]] inline void write(const volatile void* address, size_t bytes,
+                                         const void* code) {
+  access(address, bytes, Kind::kWrite, AccessKind::kStore, code);
+}
+
 void atomic_access(const volatile void* address, size_t bytes, bool reads, bool writes, int order,
                    const void* code) {
-  access(address, bytes, writes ? Kind::kAtomicWrite : Kind::kAtomicRead, code);
+  const AccessKind update = writes ? AccessKind::kStore : AccessKind::kLoad;
+  access(address, bytes, writes ? Kind::kAtomicWrite : Kind::kAtomicRead,
+         reads && writes ? AccessKind::kAtomic : update, code);
   detail::RaceDetector* races = detail::RaceDetector::active;
   if (races == nullptr || !detail::Multiprocessor::current()->runs_thread()) return;
   const bool acquire = order == __ATOMIC_ACQUIRE || order >= __ATOMIC_ACQ_REL;
@@ -58,7 +63,6 @@ bool kernels_are_instrumented() {
 
 }  // namespace gpu_model
 
-using gpu_model::access;
 using gpu_model::atomic_access;
 
 #define CODE __builtin_return_address(0)
@@ -74,18 +78,18 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define HOOKS(bytes)                                       \
-  void __tsan_read##bytes(void* address) {                 \
-    access(address, bytes, gpu_model::Kind::kRead, CODE);  \
-  }                                                        \
-  void __tsan_write##bytes(void* address) {                \
-    access(address, bytes, gpu_model::Kind::kWrite, CODE); \
-  }                                                        \
-  void __tsan_unaligned_read##bytes(void* address) {       \
-    access(address, bytes, gpu_model::Kind::kRead, CODE);  \
-  }                                                        \
-  void __tsan_unaligned_write##bytes(void* address) {      \
-    access(address, bytes, gpu_model::Kind::kWrite, CODE); \
+#define HOOKS(bytes)                                  \
+  void __tsan_read##bytes(void* address) {            \
+    gpu_model::read(address, bytes, CODE);            \
+  }                                                   \
+  void __tsan_write##bytes(void* address) {           \
+    gpu_model::write(address, bytes, CODE);           \
+  }                                                   \
+  void __tsan_unaligned_read##bytes(void* address) {  \
+    gpu_model::read(address, bytes, CODE);            \
+  }                                                   \
+  void __tsan_unaligned_write##bytes(void* address) { \
+    gpu_model::write(address, bytes, CODE);           \
   }
 HOOKS(1)
 HOOKS(2)
@@ -114,25 +118,25 @@ VOLATILE_HOOKS(8)
 VOLATILE_HOOKS(16)
 
 void __tsan_read_range(void* address, unsigned long bytes) {
-  access(address, bytes, gpu_model::Kind::kRead, CODE);
+  gpu_model::read(address, bytes, CODE);
 }
 void __tsan_write_range(void* address, unsigned long bytes) {
-  access(address, bytes, gpu_model::Kind::kWrite, CODE);
+  gpu_model::write(address, bytes, CODE);
 }
 
 // clang's names for these functions.
 void* __tsan_memcpy(void* to, const void* from, unsigned long bytes) {
-  access(from, bytes, gpu_model::Kind::kRead, CODE);
-  access(to, bytes, gpu_model::Kind::kWrite, CODE);
+  gpu_model::read(from, bytes, CODE);
+  gpu_model::write(to, bytes, CODE);
   return std::memcpy(to, from, bytes);
 }
 void* __tsan_memmove(void* to, const void* from, unsigned long bytes) {
-  access(from, bytes, gpu_model::Kind::kRead, CODE);
-  access(to, bytes, gpu_model::Kind::kWrite, CODE);
+  gpu_model::read(from, bytes, CODE);
+  gpu_model::write(to, bytes, CODE);
   return std::memmove(to, from, bytes);
 }
 void* __tsan_memset(void* to, int value, unsigned long bytes) {
-  access(to, bytes, gpu_model::Kind::kWrite, CODE);
+  gpu_model::write(to, bytes, CODE);
   return std::memset(to, value, bytes);
 }
 
