@@ -50,6 +50,7 @@ struct Smem {
   ptx::Mbarrier full[kBuffers]
                     [kCopies];    // 1 arrival, the producer's, and a copy's bytes: it is there
   ptx::Mbarrier empty[kBuffers];  // 4 arrivals, the consumers' warps: the tile has been read
+  MLA_REGIONS(kv, q, p, row_max, row_sum, slot, full, empty)
 };
 
 enum Barrier { kAllConsumers = 1 };  // 128 sync
