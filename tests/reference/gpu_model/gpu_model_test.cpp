@@ -149,7 +149,7 @@ TEST_F(Races, ShuffleOrdersNoMemory) {
 TEST_F(Races, BetweenBlocks) {
   if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "only the race detector can tell";
   GlobalArray<int> out(1);
-  expect_rejected("by another block: number 0 of the grid", 2, 32, 0, [&] {
+  expect_rejected("by thread (0,0,0) of block (0,0,0)", 2, 32, 0, [&] {
     if (threadIdx.x == 0) out[0] = static_cast<int>(blockIdx.x);
   });
 }
