@@ -164,15 +164,21 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
   if (races_ != nullptr) {
     races_->issue_load(self().number, *races_, copy.offset, copy.bytes, Landing::kBulk,
                        slot_of(barrier), static_cast<Time>(barrier.phase + 1), wait);
-    for_each_source(copy, [&](const std::byte* global, size_t bytes) {
-      races_->read_global(self().number, global, bytes, wait);
-    });
+    note_source(copy, *this, barrier, wait);
   }
   count_bulk_copy(copy, AccessKind::kBulkLoad);
   mark_landing(begin, end, self().number, 0, wait);
   if (recording_ != nullptr) recording_->copy(*this, *this, copy, false);
   loads_.push_back(std::move(copy));
   return loads_.back().bytes;
+}
+
+void Multiprocessor::note_source(const BulkCopy& copy, const Multiprocessor& target,
+                                 const MbarrierState& barrier, const Wait& wait) {
+  for_each_source(copy, [&](const std::byte* global, size_t bytes) {
+    races_->read_global(self().number, *target.races_, global, bytes, target.slot_of(barrier),
+                        static_cast<Time>(barrier.phase + 1), wait);
+  });
 }
 
 void Multiprocessor::mark_landing(size_t begin, size_t end, unsigned thread, uint8_t issuer,
@@ -475,11 +481,6 @@ size_t check_multicast(void* destination, const TensorMap* map, const Coordinate
   check_policy(policy, wait);
   BulkCopy copy = box(map, coordinates, wait);
   const size_t bytes = copy.bytes, alignment = map->swizzle_128b ? 1024 : 128;
-  if (RaceDetector* races = multiprocessor.races(); races != nullptr) {
-    for_each_source(copy, [&](const std::byte* global, size_t part) {
-      races->read_global(multiprocessor.self().number, global, part, wait);
-    });
-  }
   multiprocessor.check_cluster_load(std::move(copy), destination, barrier, mark, alignment, wait);
   return bytes;
 }

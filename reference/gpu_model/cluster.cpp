@@ -277,6 +277,8 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
     if (copy.source != nullptr) {
       races_->issue_source(self().number, *block.races_, copy.source_offset, copy.bytes, slot,
                            phase, wait);
+    } else if (bulk) {
+      note_source(copy, block, barrier_state, wait);
     }
   }
   if (bulk) {

@@ -19,14 +19,11 @@
 
 namespace gpu_model::detail {
 
-RaceDetector* RaceDetector::owner(const void* address, size_t* offset) {
-  const auto inside = [&](const RaceDetector& block) {
-    *offset = static_cast<size_t>(static_cast<const std::byte*>(address) - block.shared_);
-    return *offset < block.shadow_.bytes();
-  };
-  if (inside(*this)) return this;
+RaceDetector* RaceDetector::peer(const void* address, size_t* offset) {
   for (Multiprocessor* block : multiprocessor_.cluster().blocks) {
-    if (inside(*block->races())) return block->races();
+    RaceDetector& races = *block->races();
+    *offset = static_cast<size_t>(static_cast<const std::byte*>(address) - races.shared_);
+    if (*offset < races.shadow_.bytes()) return &races;
   }
   return nullptr;
 }

@@ -395,6 +395,9 @@ class Multiprocessor {
   const BulkCopy* find_cluster_reader(size_t begin, size_t last) const;
   void land_value(const BulkCopy& load);
   void read_source(BulkCopy& copy);
+  /// Tells the race detector what a load to `target` reads of global memory.
+  void note_source(const BulkCopy& copy, const Multiprocessor& target, const MbarrierState& barrier,
+                   const Wait& wait);
   bool can_run() const;
   /// Whether all threads that can run have given way.
   bool gave_way() const;

@@ -105,6 +105,7 @@ void RaceDetector::begin_block(uint32_t number, unsigned threads, std::byte* sha
   agents_.assign(threads, {});
   for (Agent& agent : agents_) agent.base = start;
   warp_times_ = {};
+  peers_ = multiprocessor_.cluster_size() - 1;
   used_by_others_ = false;
   ran_ = nullptr;
   released_.clear();
@@ -350,13 +351,28 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
   const bool is_thread = own.slot < threads_;
   const Slot slot = is_thread ? own.slot / 32 * 32 : own.slot;
   const uint32_t lane = is_thread ? 1u << own.slot % 32 : 0;
-  Actor one = actor;
-  one.whole_warp = false;  // which is quickly told
+  const auto one = [&] {
+    Actor alone = actor;
+    alone.whole_warp = false;  // which is quickly told
+    return alone;
+  };
   unsigned unknown = 0;
   int others = 0, count = 0;
+  // One record for all blocks that are not remembered one by one. It says too little to tell whether a write
+  // comes after all of these reads. But a write by who knows no later release of some block surely does not.
+  const auto add_to_many = [&](Reads& reads) {
+    if (reads.epoch.block != 0 || reads.epoch.slot != grid_.first_block() ||
+        reads.epoch.atomic != own.atomic || reads.bytes != bytes) {
+      return false;
+    }
+    reads.lanes |= 1u << own.block % 32;
+    return true;
+  };
+  if (cell.reads != 0 && add_to_many(shadow.reads(cell.reads))) return;  // as most of global memory
   for (uint32_t* at = &cell.reads; *at != 0;) {
     Reads& reads = shadow.reads(*at);
     if (reads.epoch.block == 0) {
+      if (add_to_many(reads)) return;
       at = &reads.next;
       continue;
     }
@@ -372,7 +388,7 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
     if (mine) reads.lanes &= ~lane;
     // What comes before this read comes before whatever comes after it. Worth its time where there is much.
     const bool drops = ++count > kFewReads && reads.bytes == bytes;
-    if ((mine && reads.lanes == 0) || (drops && known_reads(one, reads, &unknown))) {
+    if ((mine && reads.lanes == 0) || (drops && known_reads(one(), reads, &unknown))) {
       shadow.drop_reads_at(*at);
       continue;
     }
@@ -380,33 +396,16 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
     at = &reads.next;
   }
   if (others >= kReadersOfOtherBlocks && shadow.block() == 0) {
-    record_read_by_many(shadow, cell, bytes, actor);
+    Epoch epoch = own;
+    epoch.block = 0;
+    epoch.slot = grid_.first_block();
+    epoch.time = grid_.releases;
+    shadow.add_reads(cell, {epoch, 1u << own.block % 32, bytes, 0});
     return;
   }
   Epoch of = own;
   of.slot = slot;
   shadow.add_reads(cell, {of, lane, bytes, 0});
-}
-
-// One record for all blocks that are not remembered one by one. It says too little to tell whether a
-// write comes after all of these reads. But a write by who knows no later release of some block surely
-// does not.
-void RaceDetector::record_read_by_many(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
-                                       const Actor& actor) {
-  const uint32_t bit = 1u << block_ % 32;
-  for (uint32_t at = cell.reads; at != 0; at = shadow.reads(at).next) {
-    Reads& reads = shadow.reads(at);
-    if (reads.epoch.block == 0 && reads.epoch.slot == grid_.first_block() &&
-        reads.epoch.atomic == actor.epoch.atomic && reads.bytes == bytes) {
-      reads.lanes |= bit;
-      return;
-    }
-  }
-  Epoch many = actor.epoch;
-  many.block = 0;
-  many.slot = grid_.first_block();
-  many.time = grid_.releases;
-  shadow.add_reads(cell, {many, bit, bytes, 0});
 }
 
 void RaceDetector::read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor) {
@@ -519,13 +518,13 @@ void RaceDetector::finish_store(unsigned thread, size_t offset, size_t bytes, co
   });
 }
 
-void RaceDetector::read_global(unsigned thread, const void* address, size_t bytes,
-                               const Wait& wait) {
+void RaceDetector::read_global(unsigned thread, const RaceDetector& target, const void* address,
+                               size_t bytes, Slot barrier, Time phase, const Wait& wait) {
   size_t offset = 0;
   ShadowMemory* shadow = grid_.find(address, &offset);
   if (shadow == nullptr) return;
-  Actor actor = thread_actor(thread, place_of(wait));
-  actor.async = true;
+  Actor actor{thread, false, true, epoch(barrier, phase, wait)};
+  actor.epoch.block = target.block_;
   read(*shadow, offset, bytes, actor);
 }
 

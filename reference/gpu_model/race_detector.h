@@ -158,7 +158,9 @@ class RaceDetector {
                     Slot barrier, Time phase, const Wait& wait);
   void issue_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait);
   void finish_store(unsigned thread, size_t offset, size_t bytes, const Wait& wait);
-  void read_global(unsigned thread, const void* address, size_t bytes, const Wait& wait);
+  /// What issue_load() brings is read until then, too.
+  void read_global(unsigned thread, const RaceDetector& target, const void* address, size_t bytes,
+                   Slot barrier, Time phase, const Wait& wait);
   void write_global(unsigned thread, const void* address, size_t bytes, const Wait& wait);
 
   // wgmma: products of a warp, numbered from 1.
@@ -231,7 +233,6 @@ class RaceDetector {
   bool known_reads(const Actor& actor, const Reads& reads, unsigned* lane) const;
   void read(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
   void record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes, const Actor& actor);
-  void record_read_by_many(ShadowMemory& shadow, Cell& cell, uint32_t bytes, const Actor& actor);
   void write(ShadowMemory& shadow, size_t offset, size_t bytes, const Actor& actor);
   Moment moment(unsigned thread) const;
   std::shared_ptr<VectorClock> snapshot(unsigned thread, const Moment& at) const;
@@ -240,7 +241,11 @@ class RaceDetector {
   const std::shared_ptr<const VectorClock>& released_by_fence(unsigned thread);
   void learn(Lesson& lesson, unsigned thread, const std::shared_ptr<const VectorClock>& clock);
   /// The block of this cluster in whose shared memory the address is, and where; null if none.
-  RaceDetector* owner(const void* address, size_t* offset);
+  RaceDetector* owner(const void* address, size_t* offset) {
+    *offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
+    return *offset < shadow_.bytes() ? this : peers_ > 0 ? peer(address, offset) : nullptr;
+  }
+  RaceDetector* peer(const void* address, size_t* offset);
   /// Rejects an access to the memory of a block of which nothing is known, not even that it runs.
   void check_started(const RaceDetector& target, const char* kind, size_t bytes,
                      const Actor& actor) const;
@@ -258,6 +263,7 @@ class RaceDetector {
   GridRaces& grid_ = GridRaces::instance();
   uint32_t block_ = 0;
   Slot threads_ = 0, warps_ = 0;
+  unsigned peers_ = 0;  // other blocks of the cluster
   std::byte* shared_ = nullptr;
   ShadowMemory shadow_;  // of shared memory
   std::vector<Agent> agents_;

@@ -464,6 +464,24 @@ TEST_F(BlockRaces, AMulticastThatABlockDoesNotWaitFor) {
       4);
 }
 
+TEST_F(BlockRaces, TheSourceOfALoadIsWrittenBeforeItHasLanded) {
+  in_cluster<Smem>(" after cp_async_bulk at ", [&](bool right) {
+    Smem& smem = start(1, kCopyBytes);
+    if (ptx::cluster_ctarank() == 0) {
+      if (first_thread()) ptx::cp_async_bulk(smem.to, in.data(), kCopyBytes, &smem.full);
+      // That it has landed is enough, whoever issued it.
+      if (right && threadIdx.x == 40) ptx::mbarrier_wait(&smem.full, 0);
+      if (threadIdx.x == (right ? 40 : 0)) in[5] = 1;
+      ptx::mbarrier_wait(&smem.full, 0);
+    }
+    cluster_sync();
+    if (ptx::cluster_ctarank() == 1 && first_thread()) {
+      ptx::cp_async_bulk(smem.to, in.data() + 1024, kCopyBytes, &smem.full);
+      ptx::mbarrier_wait(&smem.full, 0);
+    }
+  });
+}
+
 /// What is written to another block's memory must be fenced by who wrote it, for the whole cluster.
 TEST_F(BlockRaces, ARemoteStoreThatItsReaderFences) {
   in_cluster<Smem>("that thread has called no fence_proxy_async_cluster since", [&](bool right) {
