@@ -428,10 +428,10 @@ void check_policy(uint64_t policy, const Wait& wait) {
 void check_tensor_map(const char* what, const TensorMap* map, int rank, const char* file,
                       int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
-  const auto require = [&](bool holds, std::string_view why) {
+  const auto require = [&](bool holds, const char* why) {
     if (holds) return;
     multiprocessor.fail([&] {
-      return describe({what, file, line}) + ": " + std::string(why) + ", " +
+      return describe({what, file, line}) + ": " + why + ", " +
              multiprocessor.place(multiprocessor.self().number);
     });
   };

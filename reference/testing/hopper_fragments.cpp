@@ -42,33 +42,8 @@ struct WgmmaCase {
   bool swapped = false;       ///< B's descriptor has leading and stride exchanged.
 };
 
-struct FormFacts {
-  WgmmaForm form;
-  const char* name;
-  size_t columns;
-  bool trans_a, trans_b;  ///< Whether A and B are MN-major.
-};
-constexpr FormFacts kForms[] = {
-    {WgmmaForm::kM64N32, "m64n32", 32, false, false},
-    {WgmmaForm::kM64N64, "m64n64", 64, false, false},
-    {WgmmaForm::kM64N256, "m64n256", 256, false, true},
-    {WgmmaForm::kM64N256Register, "m64n256_a_in_registers", 256, false, true},
-    {WgmmaForm::kM64N8, "m64n8", 8, false, false},
-    {WgmmaForm::kM64N16, "m64n16", 16, false, false},
-    {WgmmaForm::kM64N24, "m64n24", 24, false, false},
-    {WgmmaForm::kM64N8TransA, "m64n8_trans_a", 8, true, false},
-    {WgmmaForm::kM64N16TransA, "m64n16_trans_a", 16, true, false},
-    {WgmmaForm::kM64N24TransA, "m64n24_trans_a", 24, true, false},
-    {WgmmaForm::kM64N32TransA, "m64n32_trans_a", 32, true, false},
-};
-constexpr const FormFacts& facts_of(WgmmaForm form) {
-  return kForms[static_cast<size_t>(form)];
-}
 constexpr bool mn_major(WgmmaForm form) {
   return facts_of(form).trans_b;
-}
-constexpr size_t columns_of(WgmmaForm form) {
-  return facts_of(form).columns;
 }
 
 std::vector<WgmmaCase> wgmma_cases(WgmmaForm form) {
@@ -680,7 +655,7 @@ Status record_hopper_fragments(Machine& machine, std::vector<Observation>* resul
     }
     return status;
   };
-  for (const FormFacts& facts : kForms) {
+  for (const WgmmaFormFacts& facts : kWgmmaForms) {
     MLA_RETURN_IF_ERROR(finish(record_wgmma<bfloat16>(machine, fragments, facts.form, result)));
     MLA_RETURN_IF_ERROR(finish(record_wgmma<float16>(machine, fragments, facts.form, result)));
   }

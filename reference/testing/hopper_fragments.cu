@@ -13,30 +13,9 @@ struct WgmmaSmem {
   alignas(1024) uint32_t b[kWgmmaBBytes / 4];
 };
 
-constexpr int columns_of(WgmmaForm form) {
-  switch (form) {
-    case WgmmaForm::kM64N8:
-    case WgmmaForm::kM64N8TransA:
-      return 8;
-    case WgmmaForm::kM64N16:
-    case WgmmaForm::kM64N16TransA:
-      return 16;
-    case WgmmaForm::kM64N24:
-    case WgmmaForm::kM64N24TransA:
-      return 24;
-    case WgmmaForm::kM64N32:
-    case WgmmaForm::kM64N32TransA:
-      return 32;
-    case WgmmaForm::kM64N64:
-      return 64;
-    default:
-      return 256;
-  }
-}
-
 template <typename T, WgmmaForm form>
 __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, WgmmaOutput* out) {
-  constexpr int kColumns = columns_of(form);
+  constexpr int kColumns = static_cast<int>(columns_of(form));
   WgmmaSmem& smem = shared_memory<WgmmaSmem>();
   const WgmmaInput& input = in[blockIdx.x];
   const unsigned thread = threadIdx.x;
@@ -70,7 +49,7 @@ __global__ void __launch_bounds__(128) wgmma_fragments(const WgmmaInput* in, Wgm
         ptx::wgmma_m64n64k16<T>(d, a, b, accumulate);
       } else if constexpr (form == WgmmaForm::kM64N256) {
         ptx::wgmma_m64n256k16_trans_b<T>(d, a, b, accumulate);
-      } else if constexpr (form >= WgmmaForm::kM64N8TransA) {
+      } else if constexpr (facts_of(form).trans_a) {
         ptx::wgmma_m64nNk16_trans_a<T>(d, a, b, accumulate);
       } else {
         ptx::wgmma_m64nNk16<T>(d, a, b, accumulate);

@@ -31,6 +31,35 @@ enum class WgmmaForm {
   kM64N24TransA,
   kM64N32TransA,
 };
+/// What a form is called, how many columns it has, and which operands are MN-major.
+struct WgmmaFormFacts {
+  WgmmaForm form;         ///< Which form,
+  const char* name;       ///< its name in the golden file,
+  size_t columns;         ///< columns of D,
+  bool trans_a, trans_b;  ///< and whether A and B are MN-major.
+};
+/// All forms, in order.
+inline constexpr WgmmaFormFacts kWgmmaForms[] = {
+    {WgmmaForm::kM64N32, "m64n32", 32, false, false},
+    {WgmmaForm::kM64N64, "m64n64", 64, false, false},
+    {WgmmaForm::kM64N256, "m64n256", 256, false, true},
+    {WgmmaForm::kM64N256Register, "m64n256_a_in_registers", 256, false, true},
+    {WgmmaForm::kM64N8, "m64n8", 8, false, false},
+    {WgmmaForm::kM64N16, "m64n16", 16, false, false},
+    {WgmmaForm::kM64N24, "m64n24", 24, false, false},
+    {WgmmaForm::kM64N8TransA, "m64n8_trans_a", 8, true, false},
+    {WgmmaForm::kM64N16TransA, "m64n16_trans_a", 16, true, false},
+    {WgmmaForm::kM64N24TransA, "m64n24_trans_a", 24, true, false},
+    {WgmmaForm::kM64N32TransA, "m64n32_trans_a", 32, true, false},
+};
+/// Of one form.
+constexpr const WgmmaFormFacts& facts_of(WgmmaForm form) {
+  return kWgmmaForms[static_cast<size_t>(form)];
+}
+/// Columns of D.
+constexpr size_t columns_of(WgmmaForm form) {
+  return facts_of(form).columns;
+}
 /// The most steps of one chain, of k = 16 each.
 inline constexpr size_t kWgmmaSteps = 8;
 /// Bytes of the images of A and of B.

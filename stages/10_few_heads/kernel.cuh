@@ -57,7 +57,7 @@ enum Barrier { kAllConsumers = 1 };  // 128 sync
 
 // How the tensor map of the cache cuts it.
 struct TileMap {
-  // Columns / 64, token % 8, 64 columns of a head, tokens / 8 of the page, page: boxes of kCopyBoxes times
+  // Column % 64, token % 8, 64 columns of a head, tokens / 8 of the page, page: boxes of kCopyBoxes times
   // 64 columns of a tile's tokens. A head begins so many times 64 columns after the one before it. 0: that
   // is no multiple of 64. The map is then that of encode_cache_map(), with boxes of 8 tokens.
   int head_boxes;

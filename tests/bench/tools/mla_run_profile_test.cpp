@@ -1,36 +1,20 @@
 // mla_run profile from outside: the counts of every stage against closed forms; MLA_RUN names the program.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
+
+#include "tests/bench/tools/run_program.h"
 
 namespace mla {
 namespace {
 
 using Json = nlohmann::json;
 
-struct Ran {
-  int exit_code = -1;
-  std::string text;
-};
-
 Ran run(const std::string& arguments) {
-  Ran ran;
-  const std::string command = std::string("'") + std::getenv("MLA_RUN") + "' profile " + arguments;
-  std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  if (pipe == nullptr) return ran;
-  std::array<char, 4096> buffer{};
-  for (size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    ran.text.append(buffer.data(), n);
-  }
-  const int status = pclose(pipe);
-  ran.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return ran;
+  return run_program(std::string("'") + std::getenv("MLA_RUN") + "' profile " + arguments);
 }
 
 class MlaRunProfile : public testing::Test {

@@ -2,10 +2,8 @@
 // ones. Runs in the project's folder; MLA_RUN names the program.
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -18,17 +16,13 @@
 
 #include "bench/tools/npy.h"
 #include "reference/testing/compare.h"
+#include "tests/bench/tools/run_program.h"
 #include "tests/status_matchers.h"
 
 namespace mla {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Ran {
-  int exit_code = -1;
-  std::string text;  ///< stdout and stderr
-};
 
 class MlaRunTest : public testing::Test {
  protected:
@@ -46,16 +40,7 @@ class MlaRunTest : public testing::Test {
   }
 
   Ran run(const std::string& arguments) const {
-    Ran ran;
-    std::FILE* pipe = popen(("'" + program_ + "' " + arguments + " 2>&1").c_str(), "r");
-    if (pipe == nullptr) return ran;
-    std::array<char, 4096> buffer{};
-    for (size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-      ran.text.append(buffer.data(), n);
-    }
-    const int status = pclose(pipe);
-    ran.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    return ran;
+    return run_program("'" + program_ + "' " + arguments);
   }
 
   /// Expects bad input to be refused with this message, and nothing to be written.
