@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "reference/gpu_model/proxy.h"
+#include "reference/gpu_model/ptx_sm90.h"
 #include "reference/gpu_model/tensor_map.h"
 
 namespace gpu_model::detail {
@@ -35,7 +36,7 @@ struct BulkCopy {
   /// A bulk copy, or what st_async or red_async does with one value.
   enum class Kind : uint8_t { kBulk, kStore, kAdd };
   Kind kind = Kind::kBulk;
-  uint64_t value = 0;                ///< If it is one value: that.
+  CopiedValue value{};               ///< If it is one value: that.
   Multiprocessor* issuer = nullptr;  ///< The block of the thread, if not the one that is written.
   Multiprocessor* source = nullptr;  ///< The block whose shared memory it reads, if any,
   size_t source_offset = 0;          ///< and where, in bytes.

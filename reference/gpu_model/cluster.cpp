@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -316,7 +317,7 @@ void Multiprocessor::land_value(const BulkCopy& load) {
   std::byte* target = shared_.data() + load.offset;
   if (load.kind == BulkCopy::Kind::kAdd) {
     std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(target))
-        .fetch_add(static_cast<uint32_t>(load.value), std::memory_order_relaxed);
+        .fetch_add(load.value[0], std::memory_order_relaxed);
     return;
   }
   for (size_t i = 0; i < load.bytes; ++i) {
@@ -328,7 +329,7 @@ void Multiprocessor::land_value(const BulkCopy& load) {
       return;
     }
   }
-  for (size_t i = 0; i < load.bytes; ++i) target[i] = static_cast<std::byte>(load.value >> 8 * i);
+  std::memcpy(target, load.value.data(), load.bytes);
 }
 
 void Multiprocessor::fence_proxy_async_cluster(const Wait& wait) {
@@ -380,8 +381,9 @@ void arrive_in_cluster(const char* what, const ptx::Mbarrier* barrier, uint64_t 
   Multiprocessor::here().arrive_in_cluster(barrier, mark, bytes, {what, file, line});
 }
 
-void check_value(const char* what, bool add, void* destination, uint64_t value, size_t bytes,
-                 const ptx::Mbarrier* barrier, uint64_t mark, const char* file, int line) {
+void check_value(const char* what, bool add, void* destination, const CopiedValue& value,
+                 size_t bytes, const ptx::Mbarrier* barrier, uint64_t mark, const char* file,
+                 int line) {
   BulkCopy copy;
   copy.kind = add ? BulkCopy::Kind::kAdd : BulkCopy::Kind::kStore;
   copy.value = value;

@@ -7,8 +7,10 @@
 /// that AddressSanitizer sees the access as that thread's.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "reference/gpu_model/ptx.h"
@@ -26,6 +28,9 @@ struct alignas(8) Mbarrier {
 }  // namespace ptx
 
 namespace detail {
+
+/// What one st_async or red_async_add brings: up to 16 bytes.
+using CopiedValue = std::array<uint32_t, 4>;
 
 // mbarrier.cpp. `state` is what the thread read in the barrier's place.
 
@@ -77,8 +82,9 @@ void check_in_cluster(const char* what, const void* address, size_t bytes, const
 void arrive_in_cluster(const char* what, const ptx::Mbarrier* barrier, uint64_t state, int bytes,
                        const char* file, int line);
 /// These check and remember what begin_cluster_load() begins; the two latter return its bytes.
-void check_value(const char* what, bool add, void* destination, uint64_t value, size_t bytes,
-                 const ptx::Mbarrier* barrier, uint64_t state, const char* file, int line);
+void check_value(const char* what, bool add, void* destination, const CopiedValue& value,
+                 size_t bytes, const ptx::Mbarrier* barrier, uint64_t state, const char* file,
+                 int line);
 size_t check_multicast(void* destination, const TensorMap* map, const Coordinates& coordinates,
                        const ptx::Mbarrier* barrier, uint64_t state, uint64_t policy,
                        const char* file, int line);
@@ -324,18 +330,22 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void mbarrier_wait_cluster(Mbarrier* b
 template <typename T>
 GPU_MODEL_UNSEEN [[gnu::noinline]] void st_async(T* destination, std::type_identity_t<T> value,
                                                  Mbarrier* barrier, GPU_MODEL_HERE) {
-  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  static_assert(std::is_trivially_copyable_v<T> &&
+                (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16));
+  detail::CopiedValue bits{};
+  std::memcpy(bits.data(), &value, sizeof(T));
   detail::check_in_cluster("st_async", barrier, 8, file, line);
-  detail::check_value("st_async", false, destination, std::bit_cast<Bits>(value), sizeof(T),
-                      barrier, detail::read_state(barrier), file, line);
-  *destination = std::bit_cast<T>(static_cast<Bits>(~Bits{0}));
+  detail::check_value("st_async", false, destination, bits, sizeof(T), barrier,
+                      detail::read_state(barrier), file, line);
+  bits.fill(~uint32_t{0});
+  std::memcpy(&value, bits.data(), sizeof(T));
+  *destination = value;
   detail::begin_cluster_load();
 }
 GPU_MODEL_UNSEEN [[gnu::noinline]] inline void red_async_add(uint32_t* destination, uint32_t value,
                                                              Mbarrier* barrier, GPU_MODEL_HERE) {
   detail::check_in_cluster("red_async_add", barrier, 8, file, line);
-  detail::check_value("red_async_add", true, destination, value, sizeof value, barrier,
+  detail::check_value("red_async_add", true, destination, {value}, sizeof value, barrier,
                       detail::read_state(barrier), file, line);
   detail::begin_cluster_load();
 }

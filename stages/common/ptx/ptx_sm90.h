@@ -307,14 +307,24 @@ __device__ __forceinline__ void mbarrier_wait_cluster(Mbarrier* barrier_smem, in
       : "r"(shared_address(barrier_smem)), "r"(parity)
       : "memory");
 }
-/// Stores a value of 4 or 8 bytes in any block of the cluster, asynchronously, and completes its
+/// Stores a value of 4, 8 or 16 bytes in any block of the cluster, asynchronously, and completes its
 /// bytes on an mbarrier of the same block. Section "st.async",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-st-async
 template <typename T>
 __device__ __forceinline__ void st_async(T* destination, std::type_identity_t<T> value,
                                          Mbarrier* barrier) {
-  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
-  if constexpr (sizeof(T) == 4) {
+  static_assert(std::is_trivially_copyable_v<T> &&
+                (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16));
+  if constexpr (sizeof(T) == 16) {
+    const auto* words = reinterpret_cast<const uint32_t*>(&value);
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+        "[%0], {%1, %2, %3, %4}, [%5];"
+        :
+        : "r"(shared_address(destination)), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+          "r"(words[3]), "r"(shared_address(barrier))
+        : "memory");
+  } else if constexpr (sizeof(T) == 4) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
                  :
                  : "r"(shared_address(destination)),

@@ -374,6 +374,39 @@ TEST_F(ClusterModel, StoresAndAddsAsynchronously) {
   expect_wrong<SignalSmem>("the block ended while ", 4, 32, [&] { send<32, false>(out.data()); });
 }
 
+struct WideSmem {
+  uint4 value;
+  ptx::Mbarrier full;
+};
+
+TEST_F(ClusterModel, StoresSixteenBytes) {
+  GlobalArray<uint4> out(2);
+  expect_right<WideSmem>(
+      2, 32,
+      [&] {
+        auto& smem = *shared<WideSmem>();
+        const unsigned rank = ptx::cluster_ctarank();
+        if (threadIdx.x == 0) {
+          ptx::mbarrier_init(&smem.full, 1);
+          ptx::fence_mbarrier_init();
+          ptx::mbarrier_arrive_expect_tx(&smem.full, 16);
+        }
+        cluster_sync();
+        if (threadIdx.x == 0) {
+          ptx::st_async(ptx::mapa(&smem.value, rank ^ 1), make_uint4(rank, 7, 8, 9),
+                        ptx::mapa(&smem.full, rank ^ 1));
+        }
+        ptx::mbarrier_wait_cluster(&smem.full, 0);
+        if (threadIdx.x == 0) out[rank] = smem.value;
+        cluster_sync();
+      },
+      [&] {
+        return check_all(2, [&](unsigned i) {
+          return out[i].x == 1 - i && out[i].y == 7 && out[i].z == 8 && out[i].w == 9;
+        });
+      });
+}
+
 TEST_F(ClusterModel, StoreOverOneThatIsUnderWay) {
   expect_wrong<SignalSmem>("an ordinary store wrote while it was under way", 2, 32, [&] {
     auto& smem = *shared<SignalSmem>();
