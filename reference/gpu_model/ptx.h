@@ -111,7 +111,7 @@ namespace ptx {
   detail::released();
 }
 [[gnu::always_inline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
-                                                  GPU_MODEL_HERE) {
+                                                       GPU_MODEL_HERE) {
   detail::scheduling_point();
   while (detail::load_acquire(counter_gmem) < value) {
     detail::wait_for_counter(counter_gmem, value, file, line);
