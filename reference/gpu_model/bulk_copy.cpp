@@ -4,6 +4,7 @@
 #include "reference/gpu_model/bulk_copy.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -193,6 +194,10 @@ void Multiprocessor::mark_landing(size_t begin, size_t end, unsigned thread, uin
     async_.granules[i] = ~Granule{};
   }
   marks_used_ = true;
+}
+
+void poison(void* memory, size_t bytes) {
+  std::memset(memory, 0xff, bytes);
 }
 
 void Multiprocessor::begin_load() {

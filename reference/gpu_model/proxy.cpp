@@ -264,13 +264,13 @@ void check_matrix_row_to_write(const char* what, const void* row, const char* fi
   multiprocessor.record_access(row, true);
 }
 
-void wrote(const void* granule, const char* file, int line) {
+void wrote(const char* what, const void* granule, const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   const auto offset = static_cast<const std::byte*>(granule) -
                       reinterpret_cast<std::byte*>(multiprocessor.generic_granules());
   multiprocessor.mark_written(static_cast<size_t>(offset) / sizeof(Granule), file, line);
   multiprocessor.note_access(granule, sizeof(Granule), RaceDetector::Kind::kWrite,
-                             {"stmatrix_x4", file, line});
+                             {what, file, line});
 }
 
 void store_matrices(void* const* lanes) {

@@ -94,7 +94,7 @@ void released(const char* what, const unsigned* address, unsigned value, const c
 /// Waits until the counter may have become at least `wanted`.
 void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line);
 
-inline unsigned load_acquire(const unsigned* address) {
+[[gnu::always_inline]] inline unsigned load_acquire(const unsigned* address) {
   return std::atomic_ref<unsigned>(*const_cast<unsigned*>(address)).load(std::memory_order_acquire);
 }
 
@@ -102,25 +102,27 @@ inline unsigned load_acquire(const unsigned* address) {
 
 namespace ptx {
 
-[[gnu::noinline]] inline unsigned ld_acquire(const unsigned* address_gmem, GPU_MODEL_HERE) {
+// Inlined, so that the race detector, which sees these accesses itself, names the kernel's line.
+[[gnu::always_inline]] inline unsigned ld_acquire(const unsigned* address_gmem, GPU_MODEL_HERE) {
   const unsigned value = detail::load_acquire(address_gmem);
   detail::acquired("ld_acquire", address_gmem, value, file, line);
   return value;
 }
-[[gnu::noinline]] inline void st_release(unsigned* address_gmem, unsigned value, GPU_MODEL_HERE) {
+[[gnu::always_inline]] inline void st_release(unsigned* address_gmem, unsigned value,
+                                              GPU_MODEL_HERE) {
   detail::scheduling_point();
   std::atomic_ref<unsigned>(*address_gmem).store(value, std::memory_order_release);
   detail::released("st_release", address_gmem, value, file, line);
 }
-[[gnu::noinline]] inline void red_add_release(unsigned* address_gmem, unsigned value,
-                                              GPU_MODEL_HERE) {
+[[gnu::always_inline]] inline void red_add_release(unsigned* address_gmem, unsigned value,
+                                                   GPU_MODEL_HERE) {
   detail::scheduling_point();
   const unsigned before =
       std::atomic_ref<unsigned>(*address_gmem).fetch_add(value, std::memory_order_release);
   detail::released("red_add_release", address_gmem, before + value, file, line);
 }
-[[gnu::noinline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
-                                                  GPU_MODEL_HERE) {
+[[gnu::always_inline]] inline void wait_until_at_least(const unsigned* counter_gmem, unsigned value,
+                                                       GPU_MODEL_HERE) {
   detail::scheduling_point();
   while (detail::load_acquire(counter_gmem) < value) {
     detail::wait_for_counter(counter_gmem, value, file, line);

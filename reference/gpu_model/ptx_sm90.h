@@ -94,17 +94,14 @@ void begin_cluster_load();
 void check_multicast_mask(unsigned mask, const char* file, int line);
 
 /// Fills memory with NaN, so that what lay there is not taken for what a copy will write.
-GPU_MODEL_UNSEEN inline void poison(void* memory, size_t bytes) {
-  auto* granules = static_cast<Granule*>(memory);
-  for (size_t i = 0; i < bytes / sizeof(Granule); ++i) granules[i] = ~Granule{};
-}
+void poison(void* memory, size_t bytes);
 
 // proxy.cpp.
 
 void fence_proxy_async(const char* file, int line);
 void check_matrix_row_to_write(const char* what, const void* row, const char* file, int line);
 /// Remembers that this thread wrote these 16 bytes by ordinary means.
-void wrote(const void* granule, const char* file, int line);
+void wrote(const char* what, const void* granule, const char* file, int line);
 
 struct StoredMatrices {
   const uint32_t* r;
@@ -382,7 +379,7 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x4(void* row_smem, const
   detail::StoredMatrices operands{r, {}};
   detail::warp_operation("stmatrix_x4", &operands, detail::store_matrices, file, line);
   *static_cast<detail::Granule*>(row_smem) = operands.row;
-  detail::wrote(row_smem, file, line);
+  detail::wrote("stmatrix_x4", row_smem, file, line);
 }
 
 /// Lanes 16 to 31 have an address, too, but no column.
@@ -396,7 +393,7 @@ GPU_MODEL_UNSEEN [[gnu::noinline]] inline void stmatrix_x2_trans(void* column_sm
                          line);
   if (!stores) return;
   *static_cast<detail::Granule*>(column_smem) = operands.row;
-  detail::wrote(column_smem, file, line);
+  detail::wrote("stmatrix_x2_trans", column_smem, file, line);
 }
 
 inline void barrier_arrive(int id, int threads, GPU_MODEL_HERE) {

@@ -224,6 +224,9 @@ void RaceDetector::atomic(unsigned thread, const void* address, bool reads, bool
   Agent& agent = agents_[thread];
   size_t offset = 0;
   RaceDetector* block = owner(address, &offset);
+  // Other memory is the host's. Where a kernel's file has functions in common with the model, such as those of
+  // std::shared_ptr, the linker may take the instrumented ones, and calls come from within this detector.
+  if (block == nullptr && grid_.find(address, &offset) == nullptr) return;
   std::shared_ptr<const VectorClock>& released =
       block != nullptr ? block->released_[address] : grid_.released[address];
   const std::shared_ptr<const VectorClock> before = released;

@@ -136,13 +136,8 @@ class RaceDetector {
   void begin_block(uint32_t number, unsigned threads, std::byte* shared, size_t bytes);
 
   // Accesses by a thread. `bytes` from `address`, in any memory.
-  enum class Kind {
-    kRead,
-    kWrite,
-    kAtomicRead,
-    kAtomicWrite,
-    kBarrier
-  };  // (kBarrier: uses an mbarrier)
+  // kBarrier is the use of an mbarrier, which reads it.
+  enum class Kind { kRead, kWrite, kAtomicRead, kAtomicWrite, kBarrier };
   void access(unsigned thread, const void* address, size_t bytes, Kind kind, const Place& place);
 
   // cp.async: its thread writes when it waits; until then nobody may touch the bytes.
@@ -269,8 +264,8 @@ class RaceDetector {
   std::vector<Agent> agents_;
   std::array<Time, 32> warp_times_ = {};
   bool used_by_others_ = false;  // whether other blocks have used its shared memory
-  std::shared_ptr<const VectorClock>
-      ran_;  // what happened before the cluster's barrier let it go on
+  // What happened before the cluster's barrier last let it go on.
+  std::shared_ptr<const VectorClock> ran_;
   // What was released to a place in this block's shared memory by atomics.
   std::unordered_map<const void*, std::shared_ptr<const VectorClock>> released_;
   Lesson from_grids_, from_atomics_;

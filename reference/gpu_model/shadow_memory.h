@@ -25,8 +25,8 @@ struct Epoch {
 /// first of them at its place.
 struct Reads {
   Epoch epoch;  ///< Its slot: of lane 0 of the warp, or the reader's own.
-  uint32_t lanes =
-      0;  ///< The lanes; 0 for a slot that is no thread. Of many blocks: their numbers, modulo 32.
+  /// The lanes; 0 for a slot that is no thread. Of many blocks: their numbers, modulo 32.
+  uint32_t lanes = 0;
   uint32_t bytes = 15;  ///< Which of the four bytes, as bits.
   uint32_t next = 0;    ///< Index of the next reads of the cell; 0: none.
 };

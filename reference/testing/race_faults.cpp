@@ -27,8 +27,8 @@ Status run_race_fault(Machine& machine, const RaceFault& fault, bool right) {
   DeviceBuffer in, out, counter;
   MLA_RETURN_IF_ERROR(in.assign(machine, numbers.data(), kRaceFaultBytes));
   MLA_RETURN_IF_ERROR(out.allocate(machine, kRaceFaultBytes));
-  const unsigned zero = 0;
-  MLA_RETURN_IF_ERROR(counter.assign(machine, &zero, sizeof zero));
+  const unsigned zeros[2] = {};
+  MLA_RETURN_IF_ERROR(counter.assign(machine, zeros, sizeof zeros));
   MLA_RETURN_IF_ERROR(
       fault.run(right, in.data(), out.data(), static_cast<unsigned*>(counter.data())));
   return machine.synchronize();

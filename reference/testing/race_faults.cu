@@ -293,19 +293,187 @@ __global__ void tile_overwritten(const uint4* in, unsigned* out, unsigned*) {
   store_sum(d, out);
 }
 
-template <typename Smem, typename Kernel>
-Status run(Kernel kernel, const void* in, void* out, unsigned* counter, unsigned blocks = 1) {
-  return launch(kernel, blocks, kThreads, sizeof(Smem), nullptr, static_cast<const uint4*>(in),
-                static_cast<unsigned*>(out), counter);
+// Blocks of a cooperative grid --------------------------------------------------------------------
+
+// Block 1 tells block 0 that the number is there. On a GPU the flag may be seen before the number.
+template <bool kRight>
+__global__ void flag_without_fence(const uint4*, unsigned* out, unsigned* counter) {
+  if (threadIdx.x > 0) return;
+  volatile unsigned* flag = counter;
+  if (blockIdx.x == 1) {
+    out[1] = 7;
+    if (kRight) __threadfence();
+    *flag = 1;
+  } else {
+    while (*flag == 0) __nanosleep(20);
+    __threadfence();
+    out[0] = out[1];
+  }
+}
+
+// All wait by atomics, which acquire nothing.
+template <bool kRight>
+__global__ void atomics_do_not_acquire(const uint4*, unsigned* out, unsigned* counter) {
+  if (threadIdx.x > 0) return;
+  out[blockIdx.x] = blockIdx.x;
+  ptx::red_add_release(counter, 1);
+  if (kRight) {
+    ptx::wait_until_at_least(counter, gridDim.x);
+  } else {
+    while (atomicAdd(counter, 0u) < gridDim.x) __nanosleep(20);
+  }
+  out[gridDim.x + blockIdx.x] = out[(blockIdx.x + 1) % gridDim.x];
+}
+
+// A barrier of the grid: who comes last makes the counter ready for the next, while others look at it.
+template <bool kRight>
+__global__ void counter_reset(const uint4*, unsigned*, unsigned* counter) {
+  if (threadIdx.x > 0) return;
+  unsigned* round = counter + 1;
+  __threadfence();
+  if (atomicAdd(counter, 1u) == gridDim.x - 1) {
+    *counter = 0;
+    if (kRight) ptx::st_release(round, 1);
+  } else {
+    while (ptx::ld_acquire(kRight ? round : counter) != (kRight ? 1u : 0u)) {
+    }
+  }
+}
+
+// Blocks of a cluster -----------------------------------------------------------------------------
+
+struct Shared {
+  alignas(128) uint4 from[kThreads];
+  alignas(128) uint4 to[kThreads];
+  unsigned values[kThreads];
+  ptx::Mbarrier full, empty;
+};
+
+__device__ __forceinline__ void cluster_sync() {
+  ptx::barrier_cluster_arrive();
+  ptx::barrier_cluster_wait();
+}
+// The blocks of a pair have started, and know each other's barriers. Returns the rank.
+__device__ __forceinline__ unsigned begin_pair(Shared& smem) {
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.full, 1);
+    ptx::mbarrier_init(&smem.empty, 1);
+    ptx::fence_mbarrier_init();
+  }
+  cluster_sync();
+  return ptx::cluster_ctarank();
+}
+
+template <bool kRight>
+__global__ void peer_read_too_early(const uint4*, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  const unsigned rank = begin_pair(smem);
+  smem.values[threadIdx.x] = threadIdx.x;
+  if (kRight) cluster_sync();
+  out[rank * kThreads + threadIdx.x] = *ptx::mapa(&smem.values[threadIdx.x], 1 - rank);
+  cluster_sync();
+}
+
+template <bool kRight>
+__global__ void relaxed_arrival(const uint4*, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  const unsigned rank = begin_pair(smem);
+  smem.values[threadIdx.x] = threadIdx.x;
+  if (kRight) {
+    ptx::barrier_cluster_arrive();
+  } else {
+    ptx::barrier_cluster_arrive_relaxed();
+  }
+  ptx::barrier_cluster_wait();
+  out[rank * kThreads + threadIdx.x] = *ptx::mapa(&smem.values[threadIdx.x], 1 - rank);
+  cluster_sync();
+}
+
+// The arrival releases to the cluster, but the wait acquires from its own block alone.
+template <bool kRight>
+__global__ void wait_for_own_block(const uint4*, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  const unsigned rank = begin_pair(smem);
+  if (threadIdx.x == 0) {
+    *ptx::mapa(&smem.values[0], 1 - rank) = rank;
+    ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.full, 1 - rank));
+  }
+  if (kRight) {
+    ptx::mbarrier_wait_cluster(&smem.full, 0);
+  } else {
+    ptx::mbarrier_wait(&smem.full, 0);
+  }
+  out[rank * kThreads + threadIdx.x] = smem.values[0];
+  cluster_sync();
+}
+
+// What a peer copies here may be read by those who have waited for it.
+template <bool kRight>
+__global__ void peer_copy_not_waited_for(const uint4* in, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  const unsigned rank = begin_pair(smem);
+  smem.from[threadIdx.x] = in[threadIdx.x];
+  ptx::fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&smem.full, kBulkBytes);
+    ptx::cp_async_bulk_cluster(ptx::mapa(&smem.to[0], 1 - rank), smem.from, kBulkBytes,
+                               ptx::mapa(&smem.full, 1 - rank));
+  }
+  if (kRight || threadIdx.x == 0) ptx::mbarrier_wait(&smem.full, 0);
+  store(out + rank * kThreads * 4, smem.to[threadIdx.x]);
+  cluster_sync();
+}
+
+// A peer's buffer is overwritten before the peer has said that it has read it.
+template <bool kRight>
+__global__ void peer_still_reads(const uint4*, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  smem.values[threadIdx.x] = threadIdx.x;
+  const unsigned rank = begin_pair(smem);
+  out[rank * kThreads + threadIdx.x] = smem.values[threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.empty, 1 - rank));
+    if (kRight) ptx::mbarrier_wait_cluster(&smem.empty, 0);
+    *ptx::mapa(&smem.values[0], 1 - rank) = 7;
+    if (!kRight) ptx::mbarrier_wait_cluster(&smem.empty, 0);
+  }
+  cluster_sync();
+}
+
+template <bool kRight>
+__global__ void peer_has_left(const uint4*, unsigned* out, unsigned*) {
+  auto& smem = shared_memory<Shared>();
+  const unsigned rank = begin_pair(smem);
+  if (rank == 0) out[threadIdx.x] = atomicAdd(ptx::mapa(&smem.values[threadIdx.x], 1), 1u);
+  if (kRight) cluster_sync();
+}
+
+enum class Blocks { kAlone, kCluster, kGrid };
+
+template <typename Smem, Blocks kBlocks = Blocks::kAlone, typename Kernel>
+Status run(Kernel kernel, const void* in_gmem, void* out_gmem, unsigned* counter, unsigned blocks) {
+  const auto* in = static_cast<const uint4*>(in_gmem);
+  auto* out = static_cast<unsigned*>(out_gmem);
+  if constexpr (kBlocks == Blocks::kCluster) {
+    return launch_cluster(kernel, blocks, blocks, kThreads, sizeof(Smem), nullptr, in, out,
+                          counter);
+  } else if constexpr (kBlocks == Blocks::kGrid) {
+    return launch_cooperative(kernel, blocks, kThreads, sizeof(Smem), nullptr, in, out, counter);
+  } else {
+    return launch(kernel, blocks, kThreads, sizeof(Smem), nullptr, in, out, counter);
+  }
 }
 
 }  // namespace
 
-#define FAULT(kernel, Smem, blocks, what)                                                  \
+#define FAULT(kernel, Smem, blocks, what) FAULT_OF(Blocks::kAlone, kernel, Smem, blocks, what)
+#define FAULT_OF(kind, kernel, Smem, blocks, what)                                         \
   {                                                                                        \
 #kernel, what, [](bool right, const void* in, void* out, unsigned* counter) {            \
-      return right ? run<Smem>(kernel<true>, in, out, counter, blocks)                       \
-                   : run<Smem>(kernel<false>, in, out, counter, blocks);                     \
+      return right ? run<Smem, kind>(kernel<true>, in, out, counter, blocks)                       \
+                   : run<Smem, kind>(kernel<false>, in, out, counter, blocks);                     \
     } \
   }
 
@@ -331,6 +499,24 @@ std::vector<RaceFault> race_faults() {
       FAULT(product_fenced_by_another, Operands, 1,
             "wgmma of plain stores: fenced by one thread for all"),
       FAULT(tile_overwritten, Operands, 1, "wgmma: its operand overwritten before the wait"),
+      FAULT_OF(Blocks::kGrid, flag_without_fence, Words, 2,
+               "cooperative grid: a flag without a __threadfence before it"),
+      FAULT_OF(Blocks::kGrid, atomics_do_not_acquire, Words, 4,
+               "cooperative grid: a wait by atomics, which acquire nothing"),
+      FAULT_OF(Blocks::kGrid, counter_reset, Words, 4,
+               "cooperative grid: a counter reset while others look at it"),
+      FAULT_OF(Blocks::kCluster, peer_read_too_early, Shared, 2,
+               "cluster: no barrier before a read of another block's memory"),
+      FAULT_OF(Blocks::kCluster, relaxed_arrival, Shared, 2,
+               "cluster: a relaxed arrival at its barrier, which releases nothing"),
+      FAULT_OF(Blocks::kCluster, wait_for_own_block, Shared, 2,
+               "cluster: a wait that acquires from the own block alone"),
+      FAULT_OF(Blocks::kCluster, peer_copy_not_waited_for, Shared, 2,
+               "cluster: a copy from another block, waited for by one thread"),
+      FAULT_OF(Blocks::kCluster, peer_still_reads, Shared, 2,
+               "cluster: another block's memory overwritten while that reads it"),
+      FAULT_OF(Blocks::kCluster, peer_has_left, Shared, 2,
+               "cluster: a block ends while another uses its memory"),
   };
 }
 

@@ -15,7 +15,7 @@ struct RaceFault {
   const char* name;  ///< "read_after_write"
   const char* what;  ///< What is missing, or wrong.
   /// Enqueues the kernel: `right`, or with its fault. `in` holds kRaceFaultBytes of finite 16-bit numbers,
-  /// `out` takes as many bytes, `counter` is 0.
+  /// `out` takes as many bytes, `counter` has two numbers that are 0.
   Status (*run)(bool right, const void* in, void* out, unsigned* counter);
 };
 

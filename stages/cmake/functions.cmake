@@ -46,6 +46,9 @@ set(race_detector_flags "")
 if(NOT MLA_SANITIZER STREQUAL address)
   set(race_detector_flags -fsanitize=thread -g
       "$<IF:$<CXX_COMPILER_ID:Clang>,SHELL:-mllvm -tsan-distinguish-volatile,--param=tsan-distinguish-volatile=1>")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL Clang AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 15)
+    list(APPEND race_detector_flags "SHELL:-include ${PROJECT_SOURCE_DIR}/reference/gpu_model/clang14_copies.h")
+  endif()
 endif()
 # Kernels that are compiled with these are counted (reference/gpu_model/counters.h): every access as the source has it,
 # a float4 as one, as nvcc does it. Optimised, so that what is the same is loaded once.

@@ -439,6 +439,37 @@ TEST_P(Contract, PagingIsCheckedOnRequest) {
   EXPECT_EQ(data_.block_table.back(), kGarbagePage);
 }
 
+// More sequences than the grid has blocks, and more pages than a block has threads: the first error is named,
+// wherever the others are, and what is just within the bounds is none.
+TEST_P(Contract, TheFirstPagingErrorIsNamed) {
+  Problem problem = data_.problem;
+  problem.batch = 7;
+  problem.num_pages = 5;
+  problem.max_pages_per_seq = 300;
+  std::vector<int32_t> lengths(7, 0), table(7 * 300, kGarbagePage);
+  lengths[5] = 300 * problem.page_size;
+  lengths[6] = 290 * problem.page_size;
+  for (size_t i = 5 * 300; i < 6 * 300 + 290; ++i) table[i] = static_cast<int32_t>(i % 5);
+  const auto message = [&] {
+    DeviceBuffer device_lengths, device_table;
+    EXPECT_OK(device_lengths.assign(*machine_, lengths.data(), lengths.size() * 4));
+    EXPECT_OK(device_table.assign(*machine_, table.data(), table.size() * 4));
+    const Status status =
+        check_paging(*machine_, problem, device_table.as<int32_t>(), device_lengths.as<int32_t>());
+    return status.message().substr(0, status.message().find(" must"));
+  };
+  gpu_model::device().max_grid_x = 2;
+  EXPECT_EQ(message(), "");
+  table[6 * 300 + 289] = 5;
+  EXPECT_EQ(message(), "block_table[6, 289] = 5");
+  table[6 * 300 + 150] = -1;
+  EXPECT_EQ(message(), "block_table[6, 150] = -1");
+  lengths[6] = -1;
+  EXPECT_EQ(message(), "seqlens_k[6] = -1");
+  table[5 * 300 + 299] = 7;
+  EXPECT_EQ(message(), "block_table[5, 299] = 7");
+}
+
 #ifdef MLA_HAVE_CUDA
 // A stream that does not wait for the default one: the verdict must be set up, made and read in its order.
 TEST_P(Contract, PagingIsCheckedOnANonBlockingStream) {

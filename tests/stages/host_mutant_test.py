@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Host code with one fault each: none may go unnoticed by the tests of its list entry, which pass without it.
 
-    host_mutant_test.py PROGRAM    host_mutants, built from stages/mutants/mutants.txt
+    host_mutant_test.py HOST MODEL    host_mutants and model_mutants, built from stages/mutants/mutants.txt
 """
 import os
 import pathlib
@@ -19,14 +19,15 @@ def run(program, tests, number):
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
 
 
-def main(program):
+def main(host, model):
     failures, found = [], 0
-    chosen = [(number, mutant) for number, mutant in enumerate(mutants.read_list(), 1) if mutant.tests]
-    for tests in sorted({mutant.tests for _, mutant in chosen}):
+    chosen = [(number, mutant, model if "/gpu_model/" in mutant.stage else host)
+              for number, mutant in enumerate(mutants.read_list(), 1) if mutant.tests]
+    for program, tests in sorted({(program, mutant.tests) for _, mutant, program in chosen}):
         result = run(program, tests, 0)
         if result.returncode != 0:
             failures.append(f"{tests} fail without a fault:\n{result.stdout.decode(errors='replace')[-2000:]}")
-    for number, mutant in chosen:
+    for number, mutant, program in chosen:
         try:
             mutant.span(mutants.source_of(mutant.stage).read_text())
         except ValueError as error:
@@ -42,6 +43,6 @@ def main(program):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__.strip())
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,5 @@
-// The tests of plans, caches and the contract, on host code with one fault: MLA_MUTANT says which.
+// The tests of plans, the combine, caches and the contract, or of the race detector, on code with one fault: MLA_MUTANT
+// says which.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

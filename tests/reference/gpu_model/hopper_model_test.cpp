@@ -799,7 +799,7 @@ TYPED_TEST(HopperFewColumns, ATransposed) {
 // ---------------------------------------------------------------------------------------------------------------
 // Matrices that are stored transposed.
 
-enum class TransposedBreak { kNothing, kMisaligned, kOutside };
+enum class TransposedBreak { kNothing, kMisaligned, kOutside, kNoBarrier };
 
 /// Stores two matrices of 8 x 8, element [row, column] of matrix i 64 i + 8 row + column; to `out`.
 template <TransposedBreak kBreak>
@@ -816,7 +816,7 @@ __global__ void store_transposed(uint16_t* out) {
   if (kBreak == TransposedBreak::kOutside && lane == 13) place = 64 * 64;
   // The other lanes' addresses are not used.
   ptx::stmatrix_x2_trans(lane < 16 ? &smem.tile[place] : nullptr, r);
-  __syncwarp();
+  if (kBreak != TransposedBreak::kNoBarrier) __syncwarp();
   for (unsigned i = lane; i < 128; i += 32) out[i] = smem.tile[i];
 }
 
@@ -836,6 +836,11 @@ TEST_F(Hopper, MatricesAreStoredTransposed) {
                [&] { store_transposed<TransposedBreak::kMisaligned>(out.data()); });
   expect_wrong("not in the block's dynamic shared memory", 32, bytes,
                [&] { store_transposed<TransposedBreak::kOutside>(out.data()); });
+  gpu_model::schedule() = {};
+  if (gpu_model::kernels_are_instrumented()) {
+    expect_rejected("after stmatrix_x2_trans at", 1, 32, bytes,
+                    [&] { store_transposed<TransposedBreak::kNoBarrier>(out.data()); });
+  }
 }
 
 TEST_F(Hopper, DescriptorsAreChecked) {

@@ -100,6 +100,31 @@ TEST_F(RaceDetection, ManyBlocksMayRead) {
   });
 }
 
+// The detector counts references by atomics of the host, which may be the kernels' instrumented ones: they must not
+// get into its books.
+TEST_F(RaceDetection, AtomicsInTheHostsMemoryOrderNothing) {
+  GlobalArray<unsigned> values(1), out(1), flag(1);
+  unsigned flag_of_host = 0;
+  for (const bool right : {true, false}) {
+    flag[0] = 0;
+    unsigned* released = right ? &flag[0] : &flag_of_host;
+    const auto kernel = [&] {
+      if (threadIdx.x == 0) {
+        values[0] = 1;
+        gpu_model::ptx::st_release(released, 1);
+      } else if (threadIdx.x == 32) {
+        gpu_model::ptx::wait_until_at_least(released, 1);
+        out[0] = values[0];
+      }
+    };
+    if (right) {
+      EXPECT_EQ(error_of(1, 64, 0, kernel), "");
+    } else {
+      expect_rejected("race: read of 4 bytes", 1, 64, 0, kernel);
+    }
+  }
+}
+
 TEST_F(RaceDetection, IsOffWhereItIsNotWanted) {
   gpu_model::schedule().detect_races = false;
   GlobalArray<unsigned> out(1);

@@ -536,6 +536,20 @@ TEST_P(SplitPlanOn, IsTheSameUnderEverySchedule) {
   }
 }
 
+// Ten grains for workers that take four or more: two workers share them, and the others have nothing.
+TEST_P(SplitPlanOn, WorkersStayIdleRatherThanTakeTooLittle) {
+  Input input = equal_sequences(1);
+  input.problem.num_heads_q = 1;
+  input.lengths = {640};
+  input.shape.min_grains = 4;
+  expect_as_on_host(input);
+  const Pieces workers = pieces_of(plan_of(input));
+  for (size_t worker = 0; worker < workers.size(); ++worker) {
+    ASSERT_EQ(workers[worker].size(), worker < 2 ? 1u : 0u) << worker;
+  }
+  EXPECT_EQ(workers[1][0].grain_begin, 5);
+}
+
 TEST_P(SplitPlanOn, ClampsLengthsAsTheHostDoes) {
   std::mt19937_64 random(12);
   for (const int fixed_split_tokens : {0, 64, 1024}) {

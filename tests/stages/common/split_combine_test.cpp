@@ -1,0 +1,272 @@
+// The combine of a split decode on parts that the test writes: more of them than a warp has lanes or a block
+// threads, parts that saw nothing, rows that no part saw. Merged in double for comparison.
+#include "stages/common/split/split_combine.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "reference/gpu_model/gpu_model.h"
+#include "stages/common/ptx/ptx.h"
+#include "tests/status_matchers.h"
+
+namespace mla {
+namespace {
+
+constexpr float kInfinity = INFINITY;
+
+struct Input {
+  std::string name;
+  std::vector<int32_t> lengths;
+  int workers;
+  int fixed_split_tokens = 0;
+  int most_parts = 1;  // of a sequence
+};
+
+// Where workers are 16 or more for each sequence, a block has a quarter of a row; else a warp has a row.
+std::vector<Input> inputs() {
+  std::vector<int32_t> nine(9, 65);
+  nine[3] = 64 * 100;
+  return {{"many parts: more than threads in a block", {64 * 300}, 300, 0, 300},
+          {"many parts: some in flight at once, and no more", {64 * 40, 64 * 65}, 70, 0, 43},
+          {"few: more than lanes in a warp", nine, 140, 0, 100},
+          {"few: two", {0, 640, 64, 640}, 3, 0, 2},
+          {"fixed splits", {64 * 70, 1, 64 * 33, 0}, 2, 64, 70}};
+}
+
+// A number in [0, 1), of a place.
+double draw(int sequence, int part, int row, int column) {
+  uint64_t x = 0x9e3779b97f4a7c15;
+  for (const int value : {sequence, part, row, column}) {
+    x = (x ^ static_cast<uint64_t>(value)) * 0xbf58476d1ce4e5b9;
+    x ^= x >> 31;
+  }
+  return static_cast<double>(x >> 11) / 9007199254740992.0;
+}
+
+// One row of each sequence saw nothing, and of the others every fourth part. One has large lse, one small, and one a
+// late part with all the weight.
+float lse_of_part(int sequence, int part, int row) {
+  if (row == 5 || draw(sequence, part, row, -1) < 0.25) return -kInfinity;
+  const auto lse = static_cast<float>(6 * draw(sequence, part, row, -2) - 3);
+  if (row == 4) return lse + 200;
+  if (row == 7) return lse - 200;
+  if (row == 8 && part == 39) return lse + 250;
+  return lse;
+}
+float out_of_part(int sequence, int part, int row, int column) {
+  if (lse_of_part(sequence, part, row) == -kInfinity) return NAN;  // there may be anything
+  return static_cast<float>(2 * draw(sequence, part, row, column) - 1);
+}
+
+class SplitCombine : public testing::TestWithParam<MachineKind> {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    machine_ = find_machine(GetParam(), &why_not);
+    if (machine_ == nullptr) GTEST_SKIP() << why_not;
+  }
+  void TearDown() override {
+    gpu_model::device() = {};
+    gpu_model::schedule() = {};
+  }
+
+  // A plan, and a part in each of its slots.
+  void prepare(const Input& input, DType dtype) {
+    problem_ = {};
+    problem_.dtype = dtype;
+    problem_.batch = static_cast<int>(input.lengths.size());
+    problem_.seqlen_q = 2;
+    problem_.num_heads_q = 6;
+    problem_.num_heads_kv = 2;
+    problem_.num_pages = 1;
+    problem_.max_pages_per_seq = 400;
+    problem_.softmax_scale = 1;
+    problem_.fixed_split_tokens = input.fixed_split_tokens;
+    shape_ = {.row_tiles = 2, .workers = input.workers};
+    made_ = make_plan_on_host(problem_, shape_, input.lengths);
+    WorkspaceBytes needs;
+    ASSERT_OK(split_bytes(problem_, shape_, &needs));
+    DeviceBuffer lengths;
+    ASSERT_OK(lengths.assign(*machine_, input.lengths.data(), input.lengths.size() * 4));
+    ASSERT_OK(plan_.allocate(*machine_, needs.plan));
+    ASSERT_OK(make_plan(*machine_, problem_, shape_, lengths.as<int32_t>(), plan_.data(), nullptr));
+    std::vector<std::byte> scratch(needs.scratch);
+    const SplitWorkspace parts = split_workspace(problem_, shape_, nullptr, scratch.data());
+    int most = 1;
+    for (const SplitSequence& split : made_.split_sequences) {
+      most = std::max(most, split.slots);
+      for (int part = 0; part < split.slots; ++part) {
+        for (int row = 0; row < kRows; ++row) {
+          const int64_t place = int64_t{split.slot_begin + part} * kRows + row;
+          parts.lse_partial[place] = lse_of_part(split.sequence, part, row);
+          for (int column = 0; column < kHeadDimV; ++column) {
+            parts.out_partial[place * kHeadDimV + column] =
+                out_of_part(split.sequence, part, row, column);
+          }
+        }
+      }
+    }
+    EXPECT_EQ(most, input.most_parts);
+    ASSERT_OK(scratch_.assign(*machine_, scratch.data(), scratch.size()));
+    ASSERT_OK(out_.allocate(*machine_, static_cast<size_t>(problem_.out_elements()) * 2));
+    ASSERT_OK(lse_.allocate(*machine_, static_cast<size_t>(problem_.lse_elements()) * 4));
+    ASSERT_OK(machine_->fill(out_.data(), 0xff, out_.bytes()));
+    ASSERT_OK(machine_->fill(lse_.data(), 0xff, lse_.bytes()));
+  }
+
+  Tensors tensors() const {
+    Tensors result;
+    result.out = out_.data();
+    result.lse = lse_.as<float>();
+    return with_strides(problem_, result);
+  }
+
+  void combine() {
+    ASSERT_OK(combine_again(*machine_, problem_, shape_, tensors(), plan_.data(), scratch_.data(),
+                            nullptr));
+    read_back();
+  }
+  void read_back() {
+    ASSERT_OK(machine_->synchronize());
+    host_out_.resize(out_.bytes() / 2);
+    host_lse_.resize(lse_.bytes() / 4);
+    ASSERT_OK(machine_->copy_to_host(host_out_.data(), out_.data(), out_.bytes()));
+    ASSERT_OK(machine_->copy_to_host(host_lse_.data(), lse_.data(), lse_.bytes()));
+  }
+
+  float out_at(int64_t place) const {
+    const uint16_t bits = host_out_[static_cast<size_t>(place)];
+    return visit_dtype(problem_.dtype,
+                       [&](auto zero) { return to_float(std::bit_cast<decltype(zero)>(bits)); });
+  }
+
+  void expect_merged() {
+    const double half_ulp = problem_.dtype == DType::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
+    const Tensors places = tensors();
+    std::vector<int> parts(static_cast<size_t>(problem_.batch));
+    for (const SplitSequence& split : made_.split_sequences) {
+      parts[static_cast<size_t>(split.sequence)] = split.slots;
+    }
+    const int group = problem_.group_size(), rows_per_head = problem_.rows_per_kv_head();
+    for (int sequence = 0; sequence < problem_.batch; ++sequence) {
+      for (int row = 0; row < kRows; ++row) {
+        const int query = row % rows_per_head / group;
+        const int head = row / rows_per_head * group + row % rows_per_head % group;
+        SCOPED_TRACE("sequence " + std::to_string(sequence) + ", row " + std::to_string(row));
+        const float lse = host_lse_[static_cast<size_t>(places.lse_place(sequence, query, head))];
+        const int64_t place = places.out_place(sequence, query, head);
+        const int slots = parts[static_cast<size_t>(sequence)];
+        if (slots == 0) {  // whole: its worker has written it
+          ASSERT_TRUE(std::isnan(lse) && std::isnan(out_at(place)));
+          continue;
+        }
+        double sum = 0;
+        std::vector<double> expected(kHeadDimV);
+        for (int part = 0; part < slots; ++part) {
+          const double weight = std::exp(double{lse_of_part(sequence, part, row)});
+          if (weight == 0) continue;
+          sum += weight;
+          for (int column = 0; column < kHeadDimV; ++column) {
+            expected[static_cast<size_t>(column)] +=
+                weight * out_of_part(sequence, part, row, column);
+          }
+        }
+        if (sum == 0) {
+          ASSERT_EQ(lse, kInfinity);
+        } else {
+          ASSERT_NEAR(lse, std::log(sum), 4e-5);
+        }
+        for (int column = 0; column < kHeadDimV; ++column) {
+          const double right = sum == 0 ? 0 : expected[static_cast<size_t>(column)] / sum;
+          ASSERT_NEAR(out_at(place + column), right, half_ulp * std::abs(right) + 1e-5) << column;
+        }
+      }
+    }
+  }
+
+  static constexpr int kRows = 12;
+  Machine* machine_ = nullptr;
+  Problem problem_;
+  PlanShape shape_;
+  HostPlan made_;
+  DeviceBuffer plan_, scratch_, out_, lse_;
+  std::vector<uint16_t> host_out_;
+  std::vector<float> host_lse_;
+};
+
+TEST_P(SplitCombine, MergesAnyNumberOfParts) {
+  uint64_t turn = 0;
+  for (const Input& input : inputs()) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      SCOPED_TRACE(input.name + ", " + to_string(dtype));
+      gpu_model::schedule().seed = turn;
+      gpu_model::device().max_grid_x = turn % 2 == 0 ? 2147483647 : 3;  // blocks loop
+      ++turn;
+      prepare(input, dtype);
+      combine();
+      if (HasFatalFailure()) return;
+      expect_merged();
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// With fixed splits the bits of a sequence do not depend on who else is in the batch.
+TEST_P(SplitCombine, FixedSplitsAreSummedInTheSameOrderInAnyBatch) {
+  prepare({"alone", {64 * 70}, 20, 64, 70}, DType::kFloat16);
+  combine();
+  if (HasFatalFailure()) return;
+  const std::vector<uint16_t> out(host_out_.begin(), host_out_.begin() + kRows * kHeadDimV);
+  const std::vector<float> lse(host_lse_.begin(), host_lse_.begin() + kRows);
+  std::vector<int32_t> lengths(9, 100);
+  lengths[0] = 64 * 70;
+  prepare({"among others", lengths, 20, 64, 70}, DType::kFloat16);
+  combine();
+  if (HasFatalFailure()) return;
+  EXPECT_TRUE(std::equal(out.begin(), out.end(), host_out_.begin()));
+  EXPECT_EQ(std::memcmp(lse.data(), host_lse_.data(), lse.size() * 4), 0);
+}
+
+// Writes the parts as a decode does.
+void write_parts(SplitWorkspace split, const float* lse, const float* out, int64_t count) {
+  model::ptx::griddepcontrol_launch_dependents();
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    split.lse_partial[i] = lse[i];
+    for (int column = 0; column < kHeadDimV; ++column) {
+      split.out_partial[i * kHeadDimV + column] = out[i * kHeadDimV + column];
+    }
+  }
+}
+
+// The combine may start while the decode before it still writes. The race detector knows, where kernels are
+// compiled for it.
+TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
+  if (GetParam() != MachineKind::kModel) GTEST_SKIP() << "a GPU does not tell";
+  for (const Input& input :
+       {Input{"few", {640, 640, 640, 640}, 3, 0, 2}, Input{"many", {64 * 20}, 20, 0, 20}}) {
+    SCOPED_TRACE(input.name);
+    prepare(input, DType::kBFloat16);
+    const SplitWorkspace from = split_workspace(problem_, shape_, plan_.data(), scratch_.data());
+    DeviceBuffer written;
+    ASSERT_OK(written.allocate(*machine_, scratch_.bytes()));
+    const SplitWorkspace to = split_workspace(problem_, shape_, plan_.data(), written.data());
+    ASSERT_OK(model::launch(write_parts, 1, 128, 0, nullptr, to, from.lse_partial, from.out_partial,
+                            int64_t{made_.header.num_slots} * kRows));
+    ASSERT_OK(model::launch_combine(problem_, shape_, to, tensors(), nullptr,
+                                    model::CombineStart::kEarly));
+    read_back();
+    expect_merged();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Machines, SplitCombine,
+                         testing::Values(MachineKind::kModel, MachineKind::kGpu),
+                         [](const auto& test) {
+                           return std::string(test.param == MachineKind::kModel ? "Model" : "Gpu");
+                         });
+
+}  // namespace
+}  // namespace mla
