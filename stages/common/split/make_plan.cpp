@@ -123,7 +123,8 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
       } else if (even && worker % each >= grains) {  // a short sequence has fewer pieces
         begin = {i + 1, 0, 0, 0};
       } else if (piece_grains == 0) {
-        const int64_t grain = even ? worker % each * grains / std::min(each, grains)
+        const int64_t grain = even ? interval_begin(grains, static_cast<int>(worker % each),
+                                                    static_cast<int>(std::min(each, grains)))
                                    : std::max<int64_t>(0, offset - fixed);
         const bool cut = grain > 0;
         begin = {i, static_cast<int32_t>(grain), cut ? splits++ : 0, 0};

@@ -160,7 +160,9 @@ __global__ void __launch_bounds__(kThreads)
         const auto sequence_grains = static_cast<unsigned>(grains_of(*local));
         const unsigned piece = worker % each;
         if (piece >= sequence_grains) return {sequence + 1, 0, 0, 0};  // it has fewer pieces
-        const int64_t grain = int64_t{piece} * sequence_grains / min(each, sequence_grains);
+        const unsigned pieces = min(each, sequence_grains);  // piece * pieces fits 32 bits, too
+        const unsigned grain =
+            sequence_grains / pieces * piece + sequence_grains % pieces * piece / pieces;
         return {sequence, static_cast<int>(grain), 0, 0};
       }
       if (place < line || place >= line + tile_length) return {};
