@@ -90,9 +90,15 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
+  // Every sequence gets as many workers where that balances as well as cutting anywhere: there are
+  // fewer pieces.
+  const int64_t each = std::min(shape.workers / int64_t{problem.batch}, longest / shape.min_grains);
+  const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
+                    (longest + each - 1) / each <= length / shape.workers;
   const int used =
-      whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
-            : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));
+      whole  ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
+      : even ? static_cast<int>(problem.batch * each)
+             : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});
@@ -104,15 +110,22 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     const int64_t pieces = piece_grains > 0 ? (grains + piece_grains - 1) / piece_grains : 1;
     const int64_t end = start + grains + fixed * pieces;
     int32_t splits = piece_grains > 0 ? static_cast<int32_t>(pieces) : 1;
-    for (; worker < used &&
-           (whole ? worker * a_worker <= i : interval_begin(length, worker, used) < end);
-         ++worker) {
+    const auto begins_before_end = [&] {
+      if (whole) return worker * a_worker <= i;
+      if (even) return worker < (i + 1) * each;
+      return interval_begin(length, worker, used) < end;
+    };
+    for (; worker < used && begins_before_end(); ++worker) {
       const int64_t offset = interval_begin(length, worker, used) - start;
       WorkerBegin& begin = plan.worker_begin[static_cast<size_t>(worker)];
       if (whole) {
         begin = {i, 0, 0, 0};
+      } else if (even && worker % each >= grains) {  // a short sequence has fewer pieces
+        begin = {i + 1, 0, 0, 0};
       } else if (piece_grains == 0) {
-        const int64_t grain = std::max<int64_t>(0, offset - fixed);
+        const int64_t grain = even ? interval_begin(grains, static_cast<int>(worker % each),
+                                                    static_cast<int>(std::min(each, grains)))
+                                   : std::max<int64_t>(0, offset - fixed);
         const bool cut = grain > 0;
         begin = {i, static_cast<int32_t>(grain), cut ? splits++ : 0, 0};
       } else {

@@ -103,9 +103,15 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
   const bool whole = piece_grains == 0 && int64_t{a_worker} * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
+  const unsigned each =  // workers for every sequence, if all get as many
+      min(static_cast<unsigned>(shape.workers) / batch,
+          static_cast<unsigned>(longest / shape.min_grains));
+  const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
+                    static_cast<int64_t>((longest + each - 1) / each) <= length / shape.workers;
   const auto used = static_cast<unsigned>(
-      whole ? (batch + a_worker - 1) / a_worker
-            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));
+      whole  ? (batch + a_worker - 1) / a_worker
+      : even ? batch * each
+             : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -141,6 +147,23 @@ __global__ void __launch_bounds__(kThreads)
         const auto first = static_cast<int>(worker * a_worker);
         if (first >= base && first < base + count) *local = static_cast<int>(first - base);
         return {first, 0, 0, 0};
+      }
+      const auto grains_of = [&](int low) {
+        return static_cast<int>((low + 1 < count ? smem.start[low + 1] : line + tile_length) -
+                                smem.start[low]) -
+               fixed;
+      };
+      if (even) {
+        const auto sequence = static_cast<int>(worker / each);
+        if (sequence < base || sequence >= base + count) return {};
+        *local = static_cast<int>(sequence - base);
+        const auto sequence_grains = static_cast<unsigned>(grains_of(*local));
+        const unsigned piece = worker % each;
+        if (piece >= sequence_grains) return {sequence + 1, 0, 0, 0};  // it has fewer pieces
+        const unsigned pieces = min(each, sequence_grains);  // piece * pieces fits 32 bits, too
+        const unsigned grain =
+            sequence_grains / pieces * piece + sequence_grains % pieces * piece / pieces;
+        return {sequence, static_cast<int>(grain), 0, 0};
       }
       if (place < line || place >= line + tile_length) return {};
       int low = 0, high = count;  // start[low] <= place < start[high]

@@ -10,7 +10,9 @@
 ///
 /// The largest load is at most the mean plus one grain plus one sequence's fixed cost. If giving every
 /// worker the same number of whole sequences costs at most the mean plus PlanShape::combine_grains plus
-/// one sequence's fixed cost, then that is the plan, and nothing is cut. With
+/// one sequence's fixed cost, then that is the plan, and nothing is cut. If there are several workers
+/// for each sequence, and cutting every sequence evenly into as many pieces exceeds the mean by no more
+/// than one sequence's fixed cost, then that is the plan: no worker has two pieces. With
 /// Problem::fixed_split_tokens the sequence alone decides where it is cut, and workers get whole
 /// pieces.
 ///

@@ -311,6 +311,38 @@ TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
   EXPECT_GT(plan_of(input).header.num_slots, 0);
 }
 
+TEST(SplitPlan, EverySequenceGetsAsManyWorkersWhereThatIsAsGood) {
+  Input input =
+      equal_sequences(16);  // 16 grains for each of 64 workers; the mean is (1024 + 32) / 66
+  const Pieces workers = pieces_of(plan_of(input));
+  for (int i = 0; i < 64; ++i) {
+    const auto& pieces = workers[static_cast<size_t>(i)];
+    ASSERT_EQ(pieces.size(), 1u) << i;
+    EXPECT_EQ(pieces[0].sequence, i / 4);
+    EXPECT_EQ(pieces[0].grain_begin, i % 4 * 16);
+    EXPECT_EQ(pieces[0].grain_end, i % 4 * 16 + 16);
+    EXPECT_EQ(pieces[0].slot, i);
+  }
+  EXPECT_TRUE(workers[64].empty() && workers[65].empty());
+  input.lengths[5] = 65 * 64;  // 17 grains for one
+  EXPECT_FALSE(pieces_of(plan_of(input))[65].empty());
+}
+
+TEST(SplitPlan, ShortSequencesHaveFewerPieces) {
+  Input input = equal_sequences(16);
+  input.shape.fixed_grains = 40;  // so that an even cut exceeds the mean by less
+  input.lengths[3] = 2 * 64;
+  input.lengths[4] = 0;
+  const HostPlan plan = plan_of(input);
+  const Pieces workers = pieces_of(plan);
+  const size_t expected[] = {1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 1};
+  for (size_t i = 0; i < std::size(expected); ++i) {
+    EXPECT_EQ(workers[8 + i].size(), expected[i]) << 8 + i;
+  }
+  EXPECT_EQ(workers[16].at(0).slot, -1);  // the empty one, whole
+  EXPECT_EQ(plan.header.num_slots, 14 * 4 + 2);
+}
+
 // A grain for every worker: all pay the fixed cost alike, so it does not count; with one grain more it does.
 TEST(SplitPlan, FixedCostsCountWhereSomePayMore) {
   std::mt19937_64 random(4);
