@@ -22,6 +22,7 @@
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 #include "bench/tools/save_inputs.h"
+#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
@@ -110,10 +111,12 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     if (names.empty()) chosen->push_back(&stage);
     known += (known.empty() ? "" : ", ") + stage.slug;
   }
+  if (names.empty() && machine == MachineKind::kGpu) chosen->push_back(&auto_stage(machine));
   for (const std::string& name : names) {
     const Stage* stage = find_stage(machine, name);
     if (stage == nullptr) {
-      return {StatusCode::kInvalidArgument, "no stage '" + name + "'; there are " + known};
+      return {StatusCode::kInvalidArgument,
+              "no stage '" + name + "'; there are " + known + ", auto"};
     }
     chosen->push_back(stage);
   }
@@ -317,8 +320,9 @@ int run(int argc, char** argv) {
          "main (default on a GPU), smoke (default on the model), all (what is recorded), or "
          "one of the others that --list shows")
       ->check(CLI::IsMember(suite_choices));
-  app.add_option("--stages", options.stages,
-                 "numbers or names, separated by commas: 01,03_online_softmax")
+  app.add_option(
+         "--stages", options.stages,
+         "numbers or names, separated by commas: 01,03_online_softmax; auto chooses by a table")
       ->delimiter(',');
   app.add_option("--shapes", options.shapes,
                  "names such as h128_q1_b64_k4096, or regular expressions over the suite's, "

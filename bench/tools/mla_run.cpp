@@ -53,9 +53,13 @@ int refuse(const Status& status, int exit_code) {
 Status place(const std::string& name, const std::string& machine,
              std::vector<Placement>* placements) {
   std::string known;
+  std::vector<Stage> asked;
   for (const Stage& stage : stages(MachineKind::kModel)) {
     known += stage.slug + ", ";
-    if (name != "all" && find_stage(MachineKind::kModel, name) != &stage) continue;
+    if (name == "all") asked.push_back(stage);
+  }
+  if (const Stage* one = find_stage(MachineKind::kModel, name)) asked.push_back(*one);
+  for (const Stage& stage : asked) {
     Placement placement;
     placement.slug = stage.slug;
     placement.idea = stage.idea;
@@ -69,7 +73,7 @@ Status place(const std::string& name, const std::string& machine,
   if (!placements->empty()) return {};
   return {StatusCode::kInvalidArgument,
           (name.empty() ? "--stage is missing" : "--stage " + name + " is not known") +
-              "; one of " + known + "or all needed"};
+              "; one of " + known + "auto or all needed"};
 }
 
 int run_list() {
@@ -351,7 +355,8 @@ void add_device(CLI::App* command, RunOptions* options) {
 }
 
 void add_decode(CLI::App* command, RunOptions* options) {
-  add_stage(command, options, "A stage (02 or 02_shared_tiled), all, or reference");
+  add_stage(command, options,
+            "A stage (02 or 02_shared_tiled), auto (the fastest, by a table), all, or reference");
   add_problem(command, options);
   const char* const results = "Results";
   command->add_option("--out", options->out, "Write out [b, s_q, h_q, 512] here (.npy)")
