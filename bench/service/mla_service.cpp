@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 
+#include "bench/measure/choice_option.h"
 #include "bench/measure/program.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
@@ -22,7 +23,6 @@
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
-#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
@@ -141,6 +141,7 @@ class RealClock final : public Clock {
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
                 std::unique_ptr<Engine>* engine) override {
+    note_choice_table("mla_service", name);
     const Stage* stage = find_stage(machine_.kind(), name);
     if (stage == nullptr) return invalid("there is no stage " + name);
     *slug = stage->slug;
@@ -181,6 +182,7 @@ class SimulatedClock final : public Clock {
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
                 std::unique_ptr<Engine>* engine) override {
+    note_choice_table("mla_service", name);
     const std::string stage = name == kAutoSlug ? best_recorded(scenario) : name;
     TimeModel model;
     MLA_RETURN_IF_ERROR(fit_time_model(recorded_, stage, scenario.heads, &model));
@@ -447,6 +449,7 @@ void add_options(CLI::App& app, Options* options) {
                  "model of a GPU; auto: gpu if there is one, else simulated")
       ->check(CLI::IsMember({"auto", "gpu", "simulated", "model"}))
       ->capture_default_str();
+  add_choice_table(&app);
   app.add_option("--stage", options->stage,
                  "that decodes the paged way; auto: the fastest by a table, for each step")
       ->capture_default_str();

@@ -15,6 +15,7 @@
 #include "bench/measure/cache_suite.h"
 #include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
+#include "bench/measure/choice_option.h"
 #include "bench/measure/cublas_pipeline.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/present.h"
@@ -22,7 +23,6 @@
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 #include "bench/tools/save_inputs.h"
-#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
@@ -113,6 +113,7 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
   }
   if (names.empty() && machine == MachineKind::kGpu) chosen->push_back(&auto_stage(machine));
   for (const std::string& name : names) {
+    note_choice_table("mla_bench", name);
     const Stage* stage = find_stage(machine, name);
     if (stage == nullptr) {
       return {StatusCode::kInvalidArgument,
@@ -324,6 +325,7 @@ int run(int argc, char** argv) {
          "--stages", options.stages,
          "numbers or names, separated by commas: 01,03_online_softmax; auto chooses by a table")
       ->delimiter(',');
+  add_choice_table(&app);
   app.add_option("--shapes", options.shapes,
                  "names such as h128_q1_b64_k4096, or regular expressions over the suite's, "
                  "separated by commas");

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "bench/measure/choice_option.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/shapes.h"
 #include "reference/float16.h"
@@ -52,6 +53,7 @@ int refuse(const Status& status, int exit_code) {
 
 Status place(const std::string& name, const std::string& machine,
              std::vector<Placement>* placements) {
+  note_choice_table("mla_run", name);
   std::string known;
   std::vector<Stage> asked;
   for (const Stage& stage : stages(MachineKind::kModel)) {
@@ -280,6 +282,7 @@ void add_stage(CLI::App* command, RunOptions* options, const char* what) {
   command->add_option("--machine", options->machine, "gpu, model (the CPU plays the GPU), or auto")
       ->check(CLI::IsMember({"gpu", "model", "auto"}))
       ->capture_default_str();
+  add_choice_table(command);
 }
 
 /// The problem: from files, or generated.
@@ -382,6 +385,7 @@ void add_decode(CLI::App* command, RunOptions* options) {
 
 void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
   command->add_option("--stage", options->stage, "A stage (08 or 08_seesaw)");
+  add_choice_table(command);
   command->add_option("--shape", options->shape, "As in h16_q1_b2_k256; a small one");
   command->add_option(
       "--seed", options->seed,
@@ -470,6 +474,7 @@ Examples:
   mla_run profile --stage 02 --shape h16_q1_b1_k256
   mla_run profile --stage 02 --shape h16_q1_b1_k256 --listing)");
   command->add_option("--stage", profile.stage, "A stage, or all");
+  add_choice_table(command);
   add_problem(command, &profile);
   command->add_flag("--listing", profile.listing,
                     "Also print the kernels' source with the counts beside each line");

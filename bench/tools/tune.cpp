@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
+#include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -12,6 +15,7 @@
 #include "bench/measure/memory.h"
 #include "bench/measure/truth.h"
 #include "reference/testing/device_data.h"
+#include "stages/common/split/plan_settings.h"
 
 namespace mla::bench {
 namespace {

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "stages/common/choose/built_in_tables.h"
+#include "stages/common/split/plan_settings.h"
 
 namespace mla {
 namespace {

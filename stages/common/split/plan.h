@@ -69,20 +69,6 @@ struct PlanSettings {
   bool operator==(const PlanSettings&) const = default;
 };
 
-/// A member of PlanSettings: its name in files and messages, and what it may be.
-struct PlanSetting {
-  const char* name;
-  int PlanSettings::*value;
-  int least, most;
-};
-/// All of them, in order.
-inline constexpr PlanSetting kPlanSettings[] = {
-    {"workers_percent", &PlanSettings::workers_percent, 1, 1600},
-    {"min_grains", &PlanSettings::min_grains, 1, 64},
-    {"fixed_grains", &PlanSettings::fixed_grains, 0, 64},
-    {"combine_grains", &PlanSettings::combine_grains, 0, 1024},
-    {"max_tile_rows", &PlanSettings::max_tile_rows, 1, 1024}};
-
 /// "min_grains=1 fixed_grains=0": those that are set. Empty: none.
 std::string to_string(const PlanSettings& settings);
 /// The limits of a device as a stage with these settings gets them.

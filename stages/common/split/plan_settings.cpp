@@ -1,6 +1,6 @@
-#include <algorithm>
+#include "stages/common/split/plan_settings.h"
 
-#include "stages/common/split/plan.h"
+#include <algorithm>
 
 namespace mla {
 
