@@ -128,6 +128,7 @@ void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
     std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
+  std::cout << "  " << kAutoSlug << "  " << auto_stage(machine).idea << "\n";
   for (const Suite& suite : suites()) {
     std::cout << "suite " << suite.name << ": " << suite.what << "\n";
     if (suite.name == "all") continue;

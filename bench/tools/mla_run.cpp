@@ -79,7 +79,9 @@ Status place(const std::string& name, const std::string& machine,
 }
 
 int run_list() {
-  for (const Stage& stage : stages(MachineKind::kModel)) {
+  std::vector<Stage> listed = stages(MachineKind::kModel);
+  listed.push_back(auto_stage(MachineKind::kModel));
+  for (const Stage& stage : listed) {
     fmt::print("{:<20} {}\n", stage.slug, stage.idea);
     for (const char* machine : {"gpu", "model"}) {
       std::vector<Placement> placements;

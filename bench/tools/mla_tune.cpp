@@ -47,7 +47,8 @@ Status parse_budget(const std::string& text, double* seconds) {
   *seconds = std::strtod(text.c_str(), &rest);
   const std::string unit = rest;
   if (unit == "m") *seconds *= 60;
-  if (rest != text.c_str() && *seconds > 0 && (unit.empty() || unit == "s" || unit == "m")) return {};
+  if (rest != text.c_str() && *seconds > 0 && (unit.empty() || unit == "s" || unit == "m"))
+    return {};
   return invalid("--budget " + text + " is no time; 300s and 5m are two");
 }
 
@@ -66,7 +67,8 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     }
     chosen->push_back(stage);
   }
-  if (chosen->empty()) return {StatusCode::kUnavailable, "this build has no stage that makes a plan"};
+  if (chosen->empty())
+    return {StatusCode::kUnavailable, "this build has no stage that makes a plan"};
   return {};
 }
 
@@ -103,9 +105,10 @@ int print_plan(const Machine& machine, const std::vector<const Stage*>& chosen,
     table.add({shape.name, std::to_string(count), std::to_string(all), each});
   }
   std::cout << table.to_string()
-            << fmt::format("{} shapes, at most {} candidates on {}; settings are timed for stages "
-                           "within {} of the fastest alone\n",
-                           shapes.size(), most, machine.description(), percent(kTuneSearched - 1));
+            << fmt::format(
+                   "{} shapes, at most {} candidates on {}; settings are timed for stages "
+                   "within {} of the fastest alone\n",
+                   shapes.size(), most, machine.description(), percent(kTuneSearched - 1));
   return kRight;
 }
 
@@ -219,7 +222,8 @@ int tune(Machine& machine, const Options& options, double budget,
 int run(int argc, char** argv) {
   Options options;
   CLI::App app{
-      "Measures which stage, with which settings of its plan, is fastest for which shapes, and writes "
+      "Measures which stage, with which settings of its plan, is fastest for which shapes, and "
+      "writes "
       "the table that the stage auto chooses by. docs/choosing.md says how it is used.\nExamples:\n"
       "  mla_tune --out h200.json --budget 300s\n  mla_tune --resume h200.json\n"
       "  mla_tune --plan --machine model\n"

@@ -30,8 +30,9 @@ struct GridValue {
 // Rows: what kernels pad to, and several row tiles. Most tokens in all: the cache of the largest fits
 // any card that has 16-bit tensor cores.
 constexpr GridValue kRows[] = {{8, 1}, {16, 0}, {32, 1}, {64, 0}, {128, 0}, {256, 1}};
-constexpr GridValue kSequences[] = {{1, 0}, {2, 2}, {4, 1}, {8, 2}, {16, 0}, {32, 2}, {64, 0}, {128, 1}};
-constexpr GridValue kTokens[] = {{512, 0},  {1024, 2},  {2048, 1},  {4096, 0}, {8192, 1},
+constexpr GridValue kSequences[] = {{1, 0},  {2, 2},  {4, 1},  {8, 2},
+                                    {16, 0}, {32, 2}, {64, 0}, {128, 1}};
+constexpr GridValue kTokens[] = {{512, 0},   {1024, 2},  {2048, 1},  {4096, 0},  {8192, 1},
                                  {16384, 2}, {32768, 1}, {65536, 2}, {131072, 2}};
 constexpr int64_t kMostTokens = int64_t{1} << 20;
 constexpr int kHeads = 128;  // more rows: more query tokens
@@ -49,8 +50,8 @@ constexpr double kOnDeviceFlop = 1e15;
 Shape shape_of(int rows, int sequences, int tokens) {
   const int heads = std::min(rows, kHeads);
   Shape shape;
-  static_cast<void>(parse_shape(
-      fmt::format("h{}_q{}_b{}_k{}", heads, rows / heads, sequences, tokens), &shape));
+  static_cast<void>(
+      parse_shape(fmt::format("h{}_q{}_b{}_k{}", heads, rows / heads, sequences, tokens), &shape));
   return shape;
 }
 
@@ -212,15 +213,16 @@ class ShapeTuner {
       counts.push_back(runner_.run_counts(candidate->median()));
       candidate->samples.clear();
     }
-    const int all = std::max_element(counts.begin(), counts.end(),
-                                     [](const RunCounts& a, const RunCounts& b) {
-                                       return a.rounds < b.rounds;
-                                     })->rounds;
+    const int all =
+        std::max_element(counts.begin(), counts.end(), [](const RunCounts& a, const RunCounts& b) {
+          return a.rounds < b.rounds;
+        })->rounds;
     for (int round = 0; round < all; ++round) {
       MLA_RETURN_IF_ERROR(step(fmt::format("{} candidates, round {}", staying.size(), round + 1)));
       for (size_t i = 0; i < staying.size(); ++i) {
-        const size_t j = (i + static_cast<size_t>(round) * staying.size() / static_cast<size_t>(all)) %
-                         staying.size();
+        const size_t j =
+            (i + static_cast<size_t>(round) * staying.size() / static_cast<size_t>(all)) %
+            staying.size();
         if (round < counts[j].rounds) MLA_RETURN_IF_ERROR(sample(*staying[j], counts[j].runs));
       }
     }
@@ -343,9 +345,8 @@ Status TuneFile::resume(const std::string& path) {
 }
 
 bool TuneFile::has(const Shape& shape) const {
-  return std::any_of(data_->regimes.begin(), data_->regimes.end(), [&](const Json& regime) {
-    return regime.value("shape", "") == shape.name;
-  });
+  return std::any_of(data_->regimes.begin(), data_->regimes.end(),
+                     [&](const Json& regime) { return regime.value("shape", "") == shape.name; });
 }
 
 void TuneFile::add(const TunedShape& tuned) {
@@ -369,10 +370,11 @@ size_t TuneFile::size() const {
 }
 
 std::string TuneFile::text() const {
-  Json head{{"schema", kChoiceSchema},
-            {"made_of",
-             "mla_tune: cold medians in interleaved rounds; equal lengths, block tables full; every "
-             "candidate checked before it was timed"}};
+  Json head{
+      {"schema", kChoiceSchema},
+      {"made_of",
+       "mla_tune: cold medians in interleaved rounds; equal lengths, block tables full; every "
+       "candidate checked before it was timed"}};
   for (const auto& [key, value] : context_) head["context"][key] = value;
   std::string text = head.dump(1);
   text.erase(text.size() - 2);  // the end of the object

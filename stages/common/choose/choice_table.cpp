@@ -35,8 +35,8 @@ std::string text_of(const Json& object, const char* name, const std::string& whe
 }
 
 int64_t whole(const Json& value, const std::string& what, int64_t least, int64_t most) {
-  const bool right =
-      value.is_number_integer() && value.get<double>() >= double(least) && value.get<double>() <= double(most);
+  const bool right = value.is_number_integer() && value.get<double>() >= double(least) &&
+                     value.get<double>() <= double(most);
   if (right) return value;
   throw BadTable{what + " = " + value.dump() + " must be " + std::to_string(least) + " to " +
                  std::to_string(most)};
@@ -214,7 +214,8 @@ const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
   int64_t rows = table.regimes.front().regime.rows;
   for (const RegimeTimes& one : table.regimes) {
     const int64_t other = one.regime.rows;
-    if (not_smaller(other) ? !not_smaller(rows) || other < rows : !not_smaller(rows) && other > rows) {
+    if (not_smaller(other) ? !not_smaller(rows) || other < rows
+                           : !not_smaller(rows) && other > rows) {
       rows = other;
     }
   }
@@ -225,8 +226,8 @@ const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
   double least = 0;
   for (const RegimeTimes& one : table.regimes) {
     if (one.regime.rows != rows) continue;
-    const double distance = factor(one.regime.sequences, regime.sequences) +
-                            factor(one.regime.tokens, regime.tokens);
+    const double distance =
+        factor(one.regime.sequences, regime.sequences) + factor(one.regime.tokens, regime.tokens);
     if (best == nullptr || distance < least) {
       best = &one;
       least = distance;

@@ -69,9 +69,8 @@ struct Chooser {
   }
   static PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
     const Choice choice = chosen(problem, limits);
-    return with_settings(
-        choice.settings,
-        choice.stage->plan_shape(problem, with_settings(choice.settings, limits)));
+    return with_settings(choice.settings,
+                         choice.stage->plan_shape(problem, with_settings(choice.settings, limits)));
   }
   static Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
                        void* scratch, const DeviceLimits& limits, Stream stream) {

@@ -1,5 +1,6 @@
 /// @file
-/// The members of PlanSettings by name: for files, messages and searches.
+/// The members of PlanSettings by name: for files, messages and searches. A new one is a member there, a
+/// row here, a line of with_settings(), and what is searched of it in bench/tools/tune.cpp.
 #pragma once
 
 #include "stages/common/split/plan.h"

@@ -86,8 +86,8 @@ TEST(Choose, WithFixedSplitsTheBatchDoesNotCount) {
 }
 
 TEST(Choose, RowsCountUpToWhatATableHas) {
-  const ChoiceTable table = table_of(
-      {{{64, 1, 64}, {}}, {{16, 1, 64}, {}}, {{128, 1, 64}, {}}, {{16, 1, 4096}, {}}});
+  const ChoiceTable table =
+      table_of({{{64, 1, 64}, {}}, {{16, 1, 64}, {}}, {{128, 1, 64}, {}}, {{16, 1, 4096}, {}}});
   EXPECT_EQ(nearest(table, {1, 1, 64}).regime.rows, 16);
   EXPECT_EQ(nearest(table, {16, 1, 64}).regime.rows, 16);
   EXPECT_EQ(nearest(table, {17, 1, 64}).regime.rows, 64);
@@ -152,8 +152,7 @@ TEST(Choose, WithoutATimeTheLastThatCanRun) {
 TEST(Choose, SettingsMustBeWorthIt) {
   const PlanSettings one{.min_grains = 1};
   const auto with = [&](double us) {
-    return choose_by(
-        table_of({{{16, 1, 512}, {{"03_hopper", one, us}, {"03_hopper", {}, 100}}}}));
+    return choose_by(table_of({{{16, 1, 512}, {{"03_hopper", one, us}, {"03_hopper", {}, 100}}}}));
   };
   EXPECT_EQ(with(99.5).settings, PlanSettings{}) << "half a per cent is chance";
   EXPECT_EQ(with(99.5).us, 100);
@@ -186,8 +185,9 @@ TEST(Choose, SaysWhatAndWhy) {
   EXPECT_PRED2(has, text, "512 tokens, the nearest to 20 rows, 2 sequences, 640 tokens.");
   EXPECT_PRED2(has, text, "another device than this one, of the same compute capability.");
   text = describe(choose_by(table, limits_of("A card", 80)), limits_of("A card", 80));
-  EXPECT_EQ(text, "02_anywhere, the last stage that runs here: the table has no time of one that "
-                  "does.");
+  EXPECT_EQ(text,
+            "02_anywhere, the last stage that runs here: the table has no time of one that "
+            "does.");
 }
 
 // ---- files
@@ -302,9 +302,9 @@ TEST(BuiltInTables, NothingThatIsChosenIsSlow) {
   for (const ChoiceTable& table : shipped()) {
     const DeviceLimits limits = limits_of(table.device, table.compute_capability);
     for (const RegimeTimes& one : table.regimes) {
-      Problem problem = problem_of(static_cast<int>(one.regime.rows),
-                                   static_cast<int>(one.regime.sequences),
-                                   static_cast<int>(one.regime.tokens));
+      Problem problem =
+          problem_of(static_cast<int>(one.regime.rows), static_cast<int>(one.regime.sequences),
+                     static_cast<int>(one.regime.tokens));
       ASSERT_OK(validate(problem));
       ASSERT_EQ(regime_of(problem), one.regime);
       double least = 0;
@@ -362,11 +362,11 @@ class AutoStage : public testing::Test {
     const HostTensors host = generate(data);
     ReferenceResult expected;
     const std::vector<int32_t> table = data.table_buffer(), lengths = data.length_buffer();
-    EXPECT_OK(reference_attention(
-        data.problem,
-        data.layout().tensors(host.q.data(), host.kv_cache.data(), table.data(), lengths.data(),
-                              nullptr, nullptr),
-        &expected));
+    EXPECT_OK(
+        reference_attention(data.problem,
+                            data.layout().tensors(host.q.data(), host.kv_cache.data(), table.data(),
+                                                  lengths.data(), nullptr, nullptr),
+                            &expected));
     EXPECT_OK(compare_decode(data.problem, gather_out(data.problem, data.layout(), out),
                              gather_lse(data.problem, data.layout(), lse), expected))
         << stage.slug << " " << to_string(stage.settings);
