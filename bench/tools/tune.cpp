@@ -245,10 +245,7 @@ Json time_json(const TunedTime& time) {
     const int value = time.settings.*setting.value;
     if (value >= 0) json["settings"][setting.name] = value;
   }
-  const auto us = [](double value) { return std::round(value * 100) / 100; };
-  json["us"] = us(time.cold.median);
-  json["p10_us"] = us(time.cold.p10);
-  json["p90_us"] = us(time.cold.p90);
+  json["us"] = std::round(time.cold.median * 100) / 100;
   json["runs"] = time.cold.n;
   return json;
 }
@@ -361,7 +358,13 @@ void TuneFile::add(const TunedShape& tuned) {
   std::stable_sort(times.begin(), times.end(), [](const TunedTime& a, const TunedTime& b) {
     return a.cold.median < b.cold.median;
   });
-  for (const TunedTime& time : times) json["times"].push_back(time_json(time));
+  // Of each stage the time without settings and the best with any: nothing else could be chosen.
+  std::set<std::pair<std::string, bool>> seen;
+  for (const TunedTime& time : times) {
+    if (seen.insert({time.stage, time.settings == PlanSettings{}}).second) {
+      json["times"].push_back(time_json(time));
+    }
+  }
   if (!times.empty()) data_->regimes.push_back(std::move(json));
 }
 

@@ -67,7 +67,8 @@ class TuneFile {
   Status resume(const std::string& path);
   /// Whether the shape is there.
   bool has(const Shape& shape) const;
-  /// Adds a shape; one without a time is left out.
+  /// Adds a shape, and of each stage its time without settings and its best with any; a shape without a
+  /// time is left out.
   void add(const TunedShape& shape);
   /// How many shapes there are.
   size_t size() const;

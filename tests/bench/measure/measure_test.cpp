@@ -196,7 +196,7 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
     PlanShape shape = stage_with_plan().plan_shape(problem, limits);
     shape.workers = 1;
     HostPlan made;
-    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, plan, &made));
+    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, plan.memory, &made));
     return find_stage(MachineKind::kModel, "03")
         ->decode(problem, tensors, {}, scratch, limits, stream);
   };
