@@ -59,7 +59,9 @@ TEST(MlaService, WritesItsResults) {
   for (size_t i = 0; i < json["runs"].size(); ++i) {
     const Json& one = json["runs"][i];
     EXPECT_EQ(one["way"], i % 2 == 0 ? "paged" : "static");
-    EXPECT_EQ(one["stage"], "08_seesaw");  // on both sides: the ratio is not the kernel's
+    // What auto chooses, on both sides: the ratio is not the kernel's.
+    EXPECT_EQ(one["stage"], json["runs"][i - i % 2]["stage"]);
+    EXPECT_GE(one["stage"], "05") << one["scenario"];
     const Json& figures = one["figures"];
     for (const char* key : {"arrived",
                             "finished",
