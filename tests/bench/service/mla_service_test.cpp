@@ -115,7 +115,7 @@ TEST(MlaService, WritesItsResults) {
 TEST(MlaService, SaysTheErrorOfItsClock) {
   const std::string path = temporary("errors.json");
   const Result both =
-      run("--engine simulated --scenario chat_5000 --static-stage 02 --out " + path);
+      run("--engine simulated --stage 08 --scenario chat_5000 --static-stage 02 --out " + path);
   ASSERT_EQ(both.code, 0) << both.output;
   const Json runs = Json::parse(read(path))["runs"];
   ASSERT_EQ(runs.size(),
