@@ -743,6 +743,7 @@ std::string explain(const ExplainInput& input) {
            (input.stage.empty() ? "no stage can run on" : input.stage + " is not built for") +
            " this device\n";
   }
+  if (!input.choice.empty()) text += wrap("choice    ", input.choice);
   text += input.stage.empty() ? stage_table(c) : stage_lines(c);
   text += wrap("plan      ", plan_line(c)) + wrap("memory    ", memory_line(c));
   const std::vector<Advice> advice = advise(input);

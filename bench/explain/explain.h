@@ -65,6 +65,7 @@ struct ExplainInput {
   std::vector<StageFacts> stages;
   std::string times_origin;  ///< Of all times in `stages`
   std::string stage;         ///< Slug of the stage that is asked about; empty: all of them
+  std::string choice;        ///< Of the stage that chooses: what, and why
 };
 
 /// The stage that advice is about: the one asked for; else the one with the least time, or the least

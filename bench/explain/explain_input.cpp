@@ -8,30 +8,55 @@
 #include <utility>
 
 #include "reference/gpu_model/gpu_model.h"
+#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
 
-/// Every stage of the registry, on a device with these limits: the machine's own.
-std::vector<StageFacts> facts_of(MachineKind machine, const DeviceLimits& limits,
-                                 const Problem& problem, int64_t total_tokens) {
-  std::vector<StageFacts> facts;
-  for (const Stage& stage : stages(machine)) {
-    StageFacts& entry = facts.emplace_back();
-    entry.slug = stage.slug;
-    entry.device = check_device(stage, limits);
-    // A problem that validate() refuses keeps its zeros.
-    PlanShape shape;
-    WorkspaceBytes needs;
-    if (plan_shape(stage, problem, limits, &shape).ok()) entry.plan = shape;
-    if (workspace_bytes(stage, problem, limits, &needs).ok()) entry.workspace_bytes = needs.total();
-    if (!predict(stage, problem, total_tokens, limits, &entry.prediction).ok()) continue;
-  }
-  return facts;
-}
-
 int64_t total(const std::vector<int32_t>& seqlens_k) {
   return std::accumulate(seqlens_k.begin(), seqlens_k.end(), int64_t{0});
+}
+
+/// A stage on a device with the input's limits: the machine's own.
+void add_facts(const Stage& stage, ExplainInput* input) {
+  StageFacts& entry = input->stages.emplace_back();
+  entry.slug = stage.slug;
+  entry.device = check_device(stage, input->limits);
+  // A problem that validate() refuses keeps its zeros.
+  PlanShape shape;
+  WorkspaceBytes needs;
+  Prediction prediction;
+  const Problem& problem = input->problem;
+  if (plan_shape(stage, problem, input->limits, &shape).ok()) entry.plan = shape;
+  if (workspace_bytes(stage, problem, input->limits, &needs).ok()) {
+    entry.workspace_bytes = needs.total();
+  }
+  if (predict(stage, problem, total(input->seqlens_k), input->limits, &prediction).ok()) {
+    entry.prediction = prediction;
+  }
+}
+
+/// Every stage of the registry, and the one that chooses if it is asked about.
+void add_facts_of_all(MachineKind machine, const std::string& asked, ExplainInput* input) {
+  input->stage = asked;
+  for (const Stage& stage : stages(machine)) add_facts(stage, input);
+  if (asked == kAutoSlug) add_facts(auto_stage(machine), input);
+}
+
+/// What "auto" chooses, if it is asked about. Without a recorded time of its own it has that of the
+/// stage it chose, if that was recorded with the same settings, which are none.
+void add_choice(MachineKind machine, ExplainInput* input) {
+  Choice choice;
+  if (input->stage != kAutoSlug) return;
+  if (!choose(machine, input->problem, input->limits, &choice).ok()) return;
+  input->choice = describe(choice, input->limits);
+  StageFacts& facts = input->stages.back();
+  if (facts.cold.n > 0 || choice.settings != PlanSettings{}) return;
+  for (const StageFacts& other : input->stages) {
+    if (other.slug != choice.stage->slug) continue;
+    facts.cold = other.cold;
+    facts.sustained_us = other.sustained_us;
+  }
 }
 
 /// The model's limits as long as this lives.
@@ -101,6 +126,7 @@ Status recorded_limits(const Recorded& recorded, DeviceLimits* limits) {
   limits->multiprocessors = recorded.multiprocessors;
   limits->max_shared_bytes = found->second.second * 1024;
   limits->max_grid_x = 2147483647;
+  limits->name = context_of(recorded, "gpu");
   return {};
 }
 
@@ -124,7 +150,8 @@ std::string recorded_shape(const Recorded& recorded, const Problem& problem,
 }
 
 ExplainInput explain_recorded(const Problem& problem, const std::vector<int32_t>& seqlens_k,
-                              const Recorded* recorded, const std::string& why_not) {
+                              const Recorded* recorded, const std::string& why_not,
+                              const std::string& stage) {
   ExplainInput input;
   input.problem = problem;
   input.seqlens_k = seqlens_k;
@@ -141,25 +168,26 @@ ExplainInput explain_recorded(const Problem& problem, const std::vector<int32_t>
     }
   }
   const PretendedDevice pretended(input.limits);
-  input.stages = facts_of(MachineKind::kModel, input.limits, problem, total(seqlens_k));
+  add_facts_of_all(MachineKind::kModel, stage, &input);
   if (recorded != nullptr) add_recorded(*recorded, &input);
+  add_choice(MachineKind::kModel, &input);
   return input;
 }
 
 ExplainInput explain_on(Machine& machine, const Problem& problem,
-                        const std::vector<int32_t>& seqlens_k) {
+                        const std::vector<int32_t>& seqlens_k, const std::string& stage) {
   Recorded recorded;
   const Status status = load_newest_recorded(&recorded);
   if (machine.kind() == MachineKind::kModel) {
-    return explain_recorded(problem, seqlens_k, status.ok() ? &recorded : nullptr,
-                            status.message());
+    return explain_recorded(problem, seqlens_k, status.ok() ? &recorded : nullptr, status.message(),
+                            stage);
   }
   ExplainInput input;
   input.problem = problem;
   input.seqlens_k = seqlens_k;
   input.limits = machine.limits();
   input.device = machine.description();
-  input.stages = facts_of(machine.kind(), input.limits, problem, total(seqlens_k));
+  add_facts_of_all(machine.kind(), stage, &input);
   const bool of_its_kind = status.ok() &&
                            input.device.starts_with(context_of(recorded, "gpu") + ",") &&
                            input.limits.multiprocessors == recorded.multiprocessors;
@@ -170,6 +198,7 @@ ExplainInput explain_on(Machine& machine, const Problem& problem,
                                 ? "what is recorded is of another device, " + recorded.origin()
                                 : status.message();
   }
+  add_choice(machine.kind(), &input);
   return input;
 }
 
@@ -190,8 +219,9 @@ void set_measured(const ShapeResult& result, const Ceilings& ceilings, ExplainIn
 std::string explain(const Bench& bench, const ShapeResult& result) {
   const DataSet data = make_data_set(result.shape.spec);
   if (!validate(data.problem).ok()) return "";
-  ExplainInput input = explain_on(bench.machine, data.problem, data.seqlens_k);
-  if (bench.stages.size() == 1) input.stage = bench.stages.front()->slug;
+  ExplainInput input =
+      explain_on(bench.machine, data.problem, data.seqlens_k,
+                 bench.stages.size() == 1 ? bench.stages.front()->slug : std::string());
   if (bench.machine.kind() == MachineKind::kGpu) set_measured(result, bench.ceilings, &input);
   return explain(input);
 }

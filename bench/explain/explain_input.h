@@ -25,13 +25,16 @@ std::string recorded_shape(const Recorded& recorded, const Problem& problem,
 /// ones. While they are gathered the GPU model takes the device's limits.
 /// @param recorded  null: there are none, for the reason `why_not`. The device is then the model's,
 ///                  and no time is said.
+/// @param stage     slug of the one that is asked about; empty: all of them. With "auto" it is among the
+///                  stages, and what it chose is said.
 ExplainInput explain_recorded(const Problem& problem, const std::vector<int32_t>& seqlens_k,
-                              const Recorded* recorded, const std::string& why_not);
+                              const Recorded* recorded, const std::string& why_not,
+                              const std::string& stage = "");
 
 /// The same for this machine. A GPU gets recorded ceilings and times only if they are of its kind:
 /// same name, same multiprocessors. For the model: explain_recorded().
 ExplainInput explain_on(Machine& machine, const Problem& problem,
-                        const std::vector<int32_t>& seqlens_k);
+                        const std::vector<int32_t>& seqlens_k, const std::string& stage = "");
 
 /// Takes the times of `result` and these ceilings in place of others.
 void set_measured(const ShapeResult& result, const Ceilings& ceilings, ExplainInput* input);

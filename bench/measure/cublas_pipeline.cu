@@ -167,7 +167,7 @@ Status run_chunk(const Problem& problem, const Tensors& tensors, int first, int 
   return cuda_status(cudaGetLastError(), "divide");
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&, void* scratch,
               const DeviceLimits&, Stream stream) {
   if (problem.num_heads_kv != 1) {
     return {StatusCode::kUnsupported, "num_heads_kv = " + std::to_string(problem.num_heads_kv) +

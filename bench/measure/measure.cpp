@@ -9,6 +9,7 @@
 #include "bench/measure/entries.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/table.h"
+#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
@@ -53,6 +54,7 @@ class ShapeRun {
     if (!data_.seqlens_k.empty()) {
       result_.longest = *std::max_element(data_.seqlens_k.begin(), data_.seqlens_k.end());
     }
+    for (StageResult& entry : result_.stages) say_choice(&entry);
     switch (result_.shape.measure) {
       case Measure::kPlans:
         plans_alone();
@@ -89,6 +91,16 @@ class ShapeRun {
     entry.idea = stage.idea;
     entry.peer = peer;
     drop_if_error(entry, check_device(stage, bench_.machine.limits()), "");
+  }
+
+  /// In the row of the stage that chooses: what it chose.
+  void say_choice(StageResult* entry) const {
+    Choice choice;
+    if (entry->stage != kAutoSlug) return;
+    const Machine& machine = bench_.machine;
+    if (choose(machine.kind(), data_.problem, machine.limits(), &choice).ok()) {
+      entry->idea = name_of(choice);
+    }
   }
 
   void decodes() {
@@ -455,7 +467,7 @@ class ShapeRun {
   void derive_speedups() {
     const StageResult* before = nullptr;
     for (StageResult& entry : result_.stages) {
-      if (!is_in(entry) || entry.peer) continue;
+      if (!is_in(entry) || entry.peer || entry.stage == kAutoSlug) continue;
       if (before != nullptr) {
         entry.cold_speedup = before->cold.median / entry.cold.median;
         entry.sustained_speedup = before->sustained.median / entry.sustained.median;

@@ -6,7 +6,8 @@
   bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
                                        docs/results.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
-  bench/report/report.py --check              fail if a text or a figure is stale
+  bench/report/report.py --check              fail if a text or a figure is stale, or if "auto" was more than 3%
+                                       slower than the best stage of its run
 
 Results are what mla_bench wrote with --out; by default the newest in bench/results that has the README's shapes, of
 the GPU that the texts speak of. bench/run.sh --record puts them there.
@@ -24,7 +25,7 @@ import counters
 import plots
 import program
 import prose
-from recordings import (DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+from recordings import (CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
                         load_peers, load_service, median, parse_shape, percent, recorded, shape_title, short,
                         significant, unique, us, varlen_pairs, why_not)
 
@@ -509,6 +510,39 @@ def peers_block(results, peers):
             " ".join(filter(None, [note, peer_caption(peers)]))]
 
 
+SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
+
+
+def choices(results):
+    """What the chooser came to, beside the fastest stage of the same run."""
+    found = []
+    for shape in results.shapes:
+        auto, (stage, best) = decode(results, CHOOSER, shape), results.fastest(shape)
+        if auto.cold and best:
+            found.append(SimpleNamespace(shape=shape, auto=auto, stage=stage, best=decode(results, stage, shape),
+                                         ratio=median(auto.cold) / median(best)))
+    return found
+
+
+def slow_choices(results):
+    """Shapes on which the choice is too slow. With fixed splits the batch must not decide, so another stage may win."""
+    return [f"{results.name}: {one.shape}: {CHOOSER} ({one.auto.cold.get('label', '')}) takes {us(median(one.auto.cold))} "
+            f"µs, {one.stage} {us(median(one.best.cold))}: {one.ratio:.3f} of it, at most {SLOWEST_CHOICE} are allowed"
+            for one in choices(results) if one.ratio > SLOWEST_CHOICE and not parse_shape(one.shape).split]
+
+
+def choice_block(results):
+    found = choices(results)
+    if not found:
+        return []
+    columns = [("shape", lambda one: shape_title(one.shape)), ("auto chose", lambda one: one.auto.cold.get("label", "")),
+               ("µs, cold / sustained", lambda one: cold_and_sustained(one.auto)),
+               ("fastest stage", lambda one: f"{cold_and_sustained(one.best)} ({short(one.stage)})"),
+               ("auto / fastest", lambda one: f"{one.ratio:.3f}")]
+    worst = max(found, key=lambda one: one.ratio)
+    return [table(columns, found), f"By cold times. The worst: {worst.ratio:.3f}, {shape_title(worst.shape)}."]
+
+
 def block(name, root, results, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
@@ -520,6 +554,7 @@ def block(name, root, results, peers):
              "resources": lambda: resources_block(results),
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
+             "choice": lambda: choice_block(results),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")
@@ -657,7 +692,10 @@ def main(arguments=None):
             old_figures = stale_figures(options.root, results)
             for path in old_figures:
                 print(f"{path}: stale, run bench/report/report.py --plots")
-            return 1 if (stale or values or old_figures) and options.check else 0
+            slow = slow_choices(results)
+            for line in slow:
+                print(line)
+            return 1 if (stale or values or old_figures or slow) and options.check else 0
         peers = load_peers(options.root, results)
         print(f"{results.name}:\n{caption(results)}")
         if peer_caption(peers):
@@ -670,6 +708,7 @@ def main(arguments=None):
         if results.plans:
             print("\nthe plans\n" + plain(plan_table(results)))
         names = ["varlen", "numerics", "resources"] + ["combine-and-plan"] * bool(results.of_mode("combine"))
+        names += ["choice"] * bool(choices(results))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
         names += ["service"] * (not options.results)
         for name in names:

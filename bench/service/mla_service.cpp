@@ -7,11 +7,14 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <span>
 
+#include "bench/measure/choice_option.h"
 #include "bench/measure/program.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
@@ -59,6 +62,24 @@ void on_interrupt(int signal) {
 
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
+}
+
+/// The problem of a step with the most sequences of the greatest length.
+Problem largest_problem(const Scenario& scenario) {
+  return {.batch = scenario.max_batch,
+          .num_heads_q = scenario.heads,
+          .num_pages = static_cast<int>(scenario.num_pages()),
+          .max_pages_per_seq = static_cast<int>(pages_for(scenario.max_length, kDefaultPageSize)),
+          .softmax_scale = 1};
+}
+
+/// What "auto" stands for in tables and recordings: its choice for the largest problem. Empty if none of
+/// the stages can be chosen.
+std::string chosen_stage(std::span<const Stage> stages, const Scenario& scenario,
+                         const DeviceLimits& limits) {
+  const Problem problem = largest_problem(scenario);
+  if (stages.empty() || !validate(problem).ok()) return "";
+  return choose_among(stages, choice_tables(), problem, limits).stage->slug;
 }
 
 /// How steps are done, and how long they take: made once, engines scenario by scenario.
@@ -120,9 +141,14 @@ class RealClock final : public Clock {
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
                 std::unique_ptr<Engine>* engine) override {
-    const Stage* stage = name == "auto" ? best_stage() : find_stage(machine_.kind(), name);
+    note_choice_table("mla_service", name);
+    const Stage* stage = find_stage(machine_.kind(), name);
     if (stage == nullptr) return invalid("there is no stage " + name);
     *slug = stage->slug;
+    if (name == kAutoSlug) {
+      *slug = chosen_stage(stages(machine_.kind()), scenario, machine_.limits());
+      std::cout << "auto chooses anew in every step; in the largest " << *slug << "\n";
+    }
     std::unique_ptr<RealEngine> real;
     MLA_RETURN_IF_ERROR(RealEngine::create(machine_, *stage, *caches_, scenario.heads, &real));
     *engine = std::move(real);
@@ -130,16 +156,6 @@ class RealClock final : public Clock {
   }
 
  private:
-  /// The last that this device runs, up to where the ladder branches.
-  const Stage* best_stage() const {
-    const Stage* best = nullptr;
-    for (const Stage& stage : stages(machine_.kind())) {
-      const bool of_the_ladder = stage.slug.starts_with("0");
-      if (of_the_ladder && check_device(stage, machine_.limits()).ok()) best = &stage;
-    }
-    return best;
-  }
-
   Machine& machine_;
   int distinct_;
   std::unique_ptr<LayerCaches> caches_;
@@ -166,13 +182,8 @@ class SimulatedClock final : public Clock {
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
                 std::unique_ptr<Engine>* engine) override {
-    std::string stage = name;
-    if (name == "auto") {
-      stage.clear();
-      for (const RecordedEntry& entry : recorded_.entries) {
-        if (entry.stage.starts_with("0")) stage = std::max(stage, entry.stage);
-      }
-    }
+    note_choice_table("mla_service", name);
+    const std::string stage = name == kAutoSlug ? best_recorded(scenario) : name;
     TimeModel model;
     MLA_RETURN_IF_ERROR(fit_time_model(recorded_, stage, scenario.heads, &model));
     *slug = model.stage;
@@ -187,6 +198,26 @@ class SimulatedClock final : public Clock {
   }
 
  private:
+  /// What "auto" would choose on the GPU that was recorded, of the stages that were.
+  std::string best_recorded(const Scenario& scenario) const {
+    std::vector<Stage> recorded;
+    for (const Stage& stage : stages(MachineKind::kModel)) {
+      const bool known =
+          std::any_of(recorded_.entries.begin(), recorded_.entries.end(),
+                      [&](const RecordedEntry& entry) { return entry.stage == stage.slug; });
+      if (known) recorded.push_back(stage);
+    }
+    const auto context = [&](const char* key) {
+      const auto found = recorded_.context.find(key);
+      return found == recorded_.context.end() ? std::string() : found->second;
+    };
+    DeviceLimits limits;
+    limits.name = context("gpu");
+    limits.compute_capability = static_cast<int>(
+        std::lround(10 * std::strtod(context("compute_capability").c_str(), nullptr)));
+    return chosen_stage(recorded, scenario, limits);
+  }
+
   Recorded recorded_;
   RecordedService recorded_service_;
   bool explain_;
@@ -418,7 +449,9 @@ void add_options(CLI::App& app, Options* options) {
                  "model of a GPU; auto: gpu if there is one, else simulated")
       ->check(CLI::IsMember({"auto", "gpu", "simulated", "model"}))
       ->capture_default_str();
-  app.add_option("--stage", options->stage, "that decodes the paged way; auto: the last that can")
+  add_choice_table(&app);
+  app.add_option("--stage", options->stage,
+                 "that decodes the paged way; auto: the fastest by a table, for each step")
       ->capture_default_str();
   app.add_option("--static-stage", options->static_stage,
                  "that decodes static batches, if not the paged way's; both "

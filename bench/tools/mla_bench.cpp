@@ -15,6 +15,7 @@
 #include "bench/measure/cache_suite.h"
 #include "bench/measure/catalogue.h"
 #include "bench/measure/ceilings.h"
+#include "bench/measure/choice_option.h"
 #include "bench/measure/cublas_pipeline.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/present.h"
@@ -110,10 +111,13 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     if (names.empty()) chosen->push_back(&stage);
     known += (known.empty() ? "" : ", ") + stage.slug;
   }
+  if (names.empty() && machine == MachineKind::kGpu) chosen->push_back(&auto_stage(machine));
   for (const std::string& name : names) {
+    note_choice_table("mla_bench", name);
     const Stage* stage = find_stage(machine, name);
     if (stage == nullptr) {
-      return {StatusCode::kInvalidArgument, "no stage '" + name + "'; there are " + known};
+      return {StatusCode::kInvalidArgument,
+              "no stage '" + name + "'; there are " + known + ", auto"};
     }
     chosen->push_back(stage);
   }
@@ -124,6 +128,7 @@ void print_list(MachineKind machine) {
   std::cout << "stages\n";
   for (const Stage& stage : stages(machine))
     std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
+  std::cout << "  " << kAutoSlug << "  " << auto_stage(machine).idea << "\n";
   for (const Suite& suite : suites()) {
     std::cout << "suite " << suite.name << ": " << suite.what << "\n";
     if (suite.name == "all") continue;
@@ -317,9 +322,11 @@ int run(int argc, char** argv) {
          "main (default on a GPU), smoke (default on the model), all (what is recorded), or "
          "one of the others that --list shows")
       ->check(CLI::IsMember(suite_choices));
-  app.add_option("--stages", options.stages,
-                 "numbers or names, separated by commas: 01,03_online_softmax")
+  app.add_option(
+         "--stages", options.stages,
+         "numbers or names, separated by commas: 01,03_online_softmax; auto chooses by a table")
       ->delimiter(',');
+  add_choice_table(&app);
   app.add_option("--shapes", options.shapes,
                  "names such as h128_q1_b64_k4096, or regular expressions over the suite's, "
                  "separated by commas");

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "bench/measure/choice_option.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/shapes.h"
 #include "reference/float16.h"
@@ -52,10 +53,15 @@ int refuse(const Status& status, int exit_code) {
 
 Status place(const std::string& name, const std::string& machine,
              std::vector<Placement>* placements) {
+  note_choice_table("mla_run", name);
   std::string known;
+  std::vector<Stage> asked;
   for (const Stage& stage : stages(MachineKind::kModel)) {
     known += stage.slug + ", ";
-    if (name != "all" && find_stage(MachineKind::kModel, name) != &stage) continue;
+    if (name == "all") asked.push_back(stage);
+  }
+  if (const Stage* one = find_stage(MachineKind::kModel, name)) asked.push_back(*one);
+  for (const Stage& stage : asked) {
     Placement placement;
     placement.slug = stage.slug;
     placement.idea = stage.idea;
@@ -69,11 +75,13 @@ Status place(const std::string& name, const std::string& machine,
   if (!placements->empty()) return {};
   return {StatusCode::kInvalidArgument,
           (name.empty() ? "--stage is missing" : "--stage " + name + " is not known") +
-              "; one of " + known + "or all needed"};
+              "; one of " + known + "auto or all needed"};
 }
 
 int run_list() {
-  for (const Stage& stage : stages(MachineKind::kModel)) {
+  std::vector<Stage> listed = stages(MachineKind::kModel);
+  listed.push_back(auto_stage(MachineKind::kModel));
+  for (const Stage& stage : listed) {
     fmt::print("{:<20} {}\n", stage.slug, stage.idea);
     for (const char* machine : {"gpu", "model"}) {
       std::vector<Placement> placements;
@@ -276,6 +284,7 @@ void add_stage(CLI::App* command, RunOptions* options, const char* what) {
   command->add_option("--machine", options->machine, "gpu, model (the CPU plays the GPU), or auto")
       ->check(CLI::IsMember({"gpu", "model", "auto"}))
       ->capture_default_str();
+  add_choice_table(command);
 }
 
 /// The problem: from files, or generated.
@@ -351,7 +360,8 @@ void add_device(CLI::App* command, RunOptions* options) {
 }
 
 void add_decode(CLI::App* command, RunOptions* options) {
-  add_stage(command, options, "A stage (02 or 02_shared_tiled), all, or reference");
+  add_stage(command, options,
+            "A stage (02 or 02_shared_tiled), auto (the fastest, by a table), all, or reference");
   add_problem(command, options);
   const char* const results = "Results";
   command->add_option("--out", options->out, "Write out [b, s_q, h_q, 512] here (.npy)")
@@ -377,6 +387,7 @@ void add_decode(CLI::App* command, RunOptions* options) {
 
 void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
   command->add_option("--stage", options->stage, "A stage (08 or 08_seesaw)");
+  add_choice_table(command);
   command->add_option("--shape", options->shape, "As in h16_q1_b2_k256; a small one");
   command->add_option(
       "--seed", options->seed,
@@ -465,6 +476,7 @@ Examples:
   mla_run profile --stage 02 --shape h16_q1_b1_k256
   mla_run profile --stage 02 --shape h16_q1_b1_k256 --listing)");
   command->add_option("--stage", profile.stage, "A stage, or all");
+  add_choice_table(command);
   add_problem(command, &profile);
   command->add_flag("--listing", profile.listing,
                     "Also print the kernels' source with the counts beside each line");

@@ -124,7 +124,8 @@ int run_predict(const RunOptions& options) {
   Machine* machine = machine_of(options, &no_machine);
   if (machine == nullptr) return refuse({StatusCode::kUnavailable, no_machine});
 
-  const ExplainInput input = explain_on(*machine, dump.problem, dump.seqlens_k);
+  const ExplainInput input =
+      explain_on(*machine, dump.problem, dump.seqlens_k, placements.front().slug);
   if (!options.json) {
     fmt::print("{}\ndevice: {}\nceilings: {}\n", describe(dump), input.device,
                input.ceilings_origin);
@@ -212,8 +213,8 @@ int run_explain(const RunOptions& options) {
   std::string no_machine;
   Machine* machine = machine_of(options, &no_machine);
   if (machine == nullptr) return refuse({StatusCode::kUnavailable, no_machine});
-  ExplainInput input = explain_on(*machine, dump.problem, dump.seqlens_k);
-  if (!all) input.stage = placements.front().slug;
+  const ExplainInput input = explain_on(*machine, dump.problem, dump.seqlens_k,
+                                        all ? std::string() : placements.front().slug);
   fmt::print("{}\n{}", describe(dump), explain(input));
   return kRight;
 }

@@ -11,6 +11,7 @@
 #include "bench/tools/mla_run.h"
 #include "bench/tools/stage_runner.h"
 #include "reference/gpu_model/named_devices.h"
+#include "stages/common/choose/choose.h"
 
 namespace mla::bench {
 namespace {
@@ -92,11 +93,16 @@ int run_profile(const RunOptions& options, char** arguments) {
       continue;
     }
     any = true;
+    std::string slug = placement.slug;  // whose kernels run
+    if (Choice choice;
+        slug == kAutoSlug &&
+        choose(MachineKind::kModel, dump.problem, placement.machine->limits(), &choice).ok()) {
+      slug = choice.stage->slug;
+    }
     gpu_model::Profile profile;
     status = count(placement, dump, &profile);
     if (!status.ok()) return refuse(status, kWrong);
-    const std::vector<KernelProfile> kernels =
-        profile_kernels(profile, recorded_registers(placement.slug));
+    const std::vector<KernelProfile> kernels = profile_kernels(profile, recorded_registers(slug));
     if (options.json) {
       nlohmann::ordered_json json{{"schema", "flashmla_counters/1"},
                                   {"stage", placement.slug},

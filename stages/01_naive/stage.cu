@@ -41,7 +41,7 @@ int parts_of(const Problem& problem, int64_t rows, const DeviceLimits& limits) {
   return static_cast<int>(std::min(enough, grains_for(problem.max_seqlen_k())));
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   auto* scores_gmem = static_cast<float*>(scratch);
   const int at_once = sequences_at_once(problem);

@@ -68,7 +68,7 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, float* score
   return {};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, void* scratch,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   auto* scores_gmem = static_cast<float*>(scratch);
   return visit_dtype(problem.dtype, [&](auto zero) {

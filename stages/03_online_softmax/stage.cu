@@ -37,7 +37,7 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, Stream strea
                 sizeof(kernel::Smem<kRows>), stream, problem, tensors, tiles);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void*, void*,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&, void*,
               const DeviceLimits& limits, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -33,10 +33,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
 }
 
 template <typename T, int kRows>
-Status decode_tiled(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                    const DeviceLimits& limits, Stream stream) {
-  const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
+Status decode_tiled(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                    void* scratch, Stream stream) {
+  const PlanShape& shape = plan.shape;
+  const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return launch(kernel::decode<T, kRows>, grid, kernel::kThreads, sizeof(kernel::Smem<kRows>),
                   stream, problem, tensors, split, items);
@@ -44,17 +44,17 @@ Status decode_tiled(const Problem& problem, const Tensors& tensors, void* plan, 
   return launch_combine(problem, shape, split, tensors, stream);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
               const DeviceLimits& limits, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
     switch (rows_per_tile(problem, limits)) {
       case 64:
-        return decode_tiled<T, 64>(problem, tensors, plan, scratch, limits, stream);
+        return decode_tiled<T, 64>(problem, tensors, plan, scratch, stream);
       case 32:
-        return decode_tiled<T, 32>(problem, tensors, plan, scratch, limits, stream);
+        return decode_tiled<T, 32>(problem, tensors, plan, scratch, stream);
       default:
-        return decode_tiled<T, 16>(problem, tensors, plan, scratch, limits, stream);
+        return decode_tiled<T, 16>(problem, tensors, plan, scratch, stream);
     }
   });
 }
@@ -72,7 +72,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                         tile_rows;
   prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
-  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 

@@ -27,10 +27,10 @@ template <typename Tile>
 constexpr int kBlocks = Tile::kRows <= 32 ? 2 : 1;  // that registers leave room for
 
 // Calls f(Tile{}) with the tile for the problem: the fewest rows that hold all rows of a KV head, as
-// far as the device's shared memory goes.
+// far as the device's shared memory and limits.max_tile_rows go.
 template <typename F>
 auto visit_tiling(const Problem& problem, const DeviceLimits& limits, F&& f) {
-  const int rows = problem.rows_per_kv_head();
+  const int rows = std::min(problem.rows_per_kv_head(), limits.max_tile_rows);
   const auto fits = [&](size_t bytes) { return bytes <= limits.max_shared_bytes; };
   if (rows > 32 && fits(sizeof(kernel::Smem<Rows64Wide>))) return f(Rows64Wide{});
   if (rows > 32 && fits(sizeof(kernel::Smem<Rows64>))) return f(Rows64{});
@@ -55,10 +55,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
                       [&]<typename Tile>(Tile) { return plan_shape_of<Tile>(problem, limits); });
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
               const DeviceLimits& limits, Stream stream) {
-  const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
+  const PlanShape& shape = plan.shape;
+  const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
@@ -88,7 +88,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                          Tile::kRows * Tile::kTokens * 2.0;
     prediction.shared_bytes = tokens / Tile::kTokens * bytes;
     prediction.dram_bytes = cache_bytes(problem, total_tokens);
-    prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
     return prediction;
   });
 }

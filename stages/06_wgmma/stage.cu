@@ -16,10 +16,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
       .row_tiles = tiles, .workers = workers_for(tiles, limits.multiprocessors), .fixed_grains = 2};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-              const DeviceLimits& limits, Stream stream) {
-  const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
+              const DeviceLimits&, Stream stream) {
+  const PlanShape& shape = plan.shape;
+  const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
@@ -40,7 +40,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   prediction.shared_bytes =
       tiles * 2 * 64 * (3 * kHeadDimQK + 2 * 64 + kHeadDimV + kHeadDimQK + 64);
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
-  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 

@@ -19,10 +19,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
           .combine_grains = 4};
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-              const DeviceLimits& limits, Stream stream) {
-  const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
+              const DeviceLimits&, Stream stream) {
+  const PlanShape& shape = plan.shape;
+  const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   TensorMap cache_map;
   MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors, &cache_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
@@ -45,7 +45,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   // A tile's bytes (README.md, "Prediction"): Q, K; V; the way in; P written and read.
   prediction.shared_bytes = tiles * 2 * 64 * (2 * kHeadDimQK + kHeadDimV + kHeadDimQK + 2 * 64);
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
-  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 

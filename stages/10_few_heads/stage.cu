@@ -59,10 +59,10 @@ Status encode(const Problem& problem, const Tensors& tensors, TensorMap* map,
   return encode_tensor_map(tensors.kv_cache, shape, map);
 }
 
-Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-              const DeviceLimits& limits, Stream stream) {
-  const PlanShape shape = plan_shape(problem, limits);
-  const SplitWorkspace split = split_workspace(problem, shape, plan, scratch);
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
+              const DeviceLimits&, Stream stream) {
+  const PlanShape& shape = plan.shape;
+  const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   TensorMap cache_map;
   kernel::TileMap tile_map;
   MLA_RETURN_IF_ERROR(encode(problem, tensors, &cache_map, &tile_map));
@@ -89,7 +89,6 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                             (kernel::kTokens * (2 * kHeadDimQK + kHeadDimV) +
                              rows * (kHeadDimQK + (kernel::kVBoxes + 1) * kernel::kTokens));
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
-  prediction.busy_fraction = busy_fraction(shape, total_tokens, limits);
   return prediction;
 }
 

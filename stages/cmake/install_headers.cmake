@@ -5,6 +5,8 @@
 set(names
   stages/common/flashmla.h  # installed as flashmla/flashmla.h
   stages/common/stage.h
+  stages/common/choose/choice_table.h
+  stages/common/choose/choose.h
   stages/common/cache/page_table.h
   stages/common/cache/paged_cache.h
   stages/common/cache/paging_check.h

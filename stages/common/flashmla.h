@@ -6,4 +6,5 @@
 #include "reference/problem.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/cache/paging_check.h"
+#include "stages/common/choose/choose.h"
 #include "stages/common/stage.h"

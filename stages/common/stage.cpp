@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "reference/checks.h"
+#include "stages/common/choose/choose.h"
 #include "stages/common/split/workspace.h"
 
 namespace mla {
@@ -13,8 +14,9 @@ const Stage* find_stage(MachineKind machine, const std::string& slug, std::strin
     if (stage.slug == slug || stage.slug.substr(0, 2) == slug) return &stage;
     names += (names.empty() ? "" : ", ") + stage.slug;
   }
+  if (slug == kAutoSlug && !names.empty()) return &auto_stage(machine);
   if (why_not != nullptr && !names.empty()) {
-    *why_not = "there is no stage '" + slug + "'; there are " + names;
+    *why_not = "there is no stage '" + slug + "'; there are " + names + ", auto";
   } else if (why_not != nullptr && find_machine(machine, why_not) != nullptr) {
     *why_not = "this build has no stage for this machine";
   }
@@ -86,11 +88,13 @@ struct Place {
   WorkspaceBytes bytes;
 };
 
-/// Shape and needs on a device with the place's limits, of a problem that is checked already.
+/// Shape and needs on a device with the place's limits, of a problem that is checked already. The
+/// limits become those of the stage's settings.
 Status find_needs(const Stage& stage, const Problem& problem, Place* place) {
+  place->limits = with_settings(stage.settings, place->limits);
   if (problem.batch == 0) return {};
   if (stage.plan_shape != nullptr) {
-    place->shape = stage.plan_shape(problem, place->limits);
+    place->shape = with_settings(stage.settings, stage.plan_shape(problem, place->limits));
     return split_bytes(problem, place->shape, &place->bytes);
   }
   if (stage.scratch_bytes != nullptr) {
@@ -126,7 +130,8 @@ Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* s
 Status enqueue_decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
                       void* plan, void* scratch, const Place& place, Stream stream) {
   if (problem.batch == 0) return {};
-  return stage.decode(problem, with_strides(problem, tensors), plan, scratch, place.limits, stream);
+  return stage.decode(problem, with_strides(problem, tensors), {place.shape, plan}, scratch,
+                      place.limits, stream);
 }
 
 }  // namespace
@@ -164,7 +169,8 @@ Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits
   MLA_RETURN_IF_ERROR(validate(problem));
   MLA_RETURN_IF_ERROR(check_limits(limits));
   if (stage.plan_shape == nullptr) return no_plan(stage);
-  *shape = stage.plan_shape(problem, limits);
+  *shape = with_settings(stage.settings,
+                         stage.plan_shape(problem, with_settings(stage.settings, limits)));
   return {};
 }
 
@@ -176,7 +182,13 @@ Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
     return {StatusCode::kInvalidArgument,
             "total_tokens = " + std::to_string(total_tokens) + " must be at least 0"};
   }
-  *prediction = problem.batch == 0 ? Prediction{} : stage.predict(problem, total_tokens, limits);
+  *prediction = {};
+  if (problem.batch == 0) return {};
+  *prediction = stage.predict(problem, total_tokens, with_settings(stage.settings, limits));
+  if (stage.plan_shape == nullptr) return {};
+  PlanShape shape;
+  MLA_RETURN_IF_ERROR(plan_shape(stage, problem, limits, &shape));
+  prediction->busy_fraction = busy_fraction(shape, total_tokens, limits);
   return {};
 }
 

@@ -35,6 +35,8 @@ struct Stage {
   /// How long it must run back to back before sustained times are taken, in s. A kernel that keeps the
   /// tensor cores busy needs kTensorCoreWarmup: only then has the power limit lowered the clock.
   double sustained_warmup_s = 0.2;
+  /// What its plan is to be made by instead of what the stage asks for; by default nothing.
+  PlanSettings settings;
 
   /// @name What the stage itself supplies
   /// Called with arguments that are checked, a batch that is not empty, and strides that are filled in,
@@ -46,11 +48,11 @@ struct Stage {
   size_t (*scratch_bytes)(const Problem& problem, const DeviceLimits& limits) = nullptr;
   /// How sequences are split over workers; null for a stage that works without a plan.
   PlanShape (*plan_shape)(const Problem& problem, const DeviceLimits& limits) = nullptr;
-  /// Enqueues the decode on `stream`, by the plan if the stage uses one. `limits` are those of the
-  /// device.
-  Status (*decode)(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                   const DeviceLimits& limits, Stream stream) = nullptr;
-  /// See mla::predict.
+  /// Enqueues the decode on `stream`, by the plan if the stage uses one: not by what plan_shape says,
+  /// which `settings` may have changed. `limits` are those of the device.
+  Status (*decode)(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                   void* scratch, const DeviceLimits& limits, Stream stream) = nullptr;
+  /// See mla::predict. The busy fraction of a stage with a plan is filled in from that.
   Prediction (*predict)(const Problem& problem, int64_t total_tokens,
                         const DeviceLimits& limits) = nullptr;
   /// @}
@@ -64,7 +66,8 @@ inline constexpr double kTensorCoreWarmup = 1.2;
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// The stage with this slug (or its number: "02"), or null with the reason in `why_not`: which stages
-/// there are, or why there is none for this machine.
+/// there are, or why there is none for this machine. "auto" is the one that chooses: auto_stage() of
+/// choose.h.
 const Stage* find_stage(MachineKind machine, const std::string& slug,
                         std::string* why_not = nullptr);
 

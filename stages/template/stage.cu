@@ -12,7 +12,7 @@ namespace kernel = my_stage;
 static_assert(kHeadDimV == 4 * kernel::kThreads, "a thread owns four output columns");
 
 // Arguments are checked before this is called. Enqueue on `stream` and return; never wait.
-Status decode(const Problem& problem, const Tensors& tensors, void* /*plan*/, void* /*scratch*/,
+Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&, void* /*scratch*/,
               const DeviceLimits&, Stream stream) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
   return visit_dtype(problem.dtype, [&](auto zero) {

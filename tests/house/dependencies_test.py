@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOP_LEVEL = ("bench", "docs", "reference", "stages", "tests")
 
 MODEL = ["reference", "reference/gpu_model"]
-COMMON = ["stages/common", "stages/common/cache", "stages/common/machine", "stages/common/ptx", "stages/common/split"]
+COMMON = ["stages/common", "stages/common/cache", "stages/common/choose", "stages/common/machine", "stages/common/ptx", "stages/common/split"]
 STAGES = ["stages", "stages/NN", *COMMON]
 REFERENCE = [*MODEL, "reference/layers", "reference/testing"]
 BENCH = ["bench", "bench/explain", "bench/measure", "bench/report", "bench/service", "bench/tools"]

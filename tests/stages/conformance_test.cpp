@@ -371,6 +371,8 @@ class Conformance : public testing::Test {
     std::string why_not;
     machine_ = find_machine(options.machine, &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    const Stage* chooser = find_stage(options.machine, "auto");  // only if it is asked for
+    if (options.stage == "auto" && chooser != nullptr) stages_.push_back(chooser);
     for (const Stage& stage : stages(options.machine)) {
       if (!options.stage.empty() && stage.slug.rfind(options.stage, 0) != 0) continue;
       const Status fit = check_device(stage, machine_->limits());

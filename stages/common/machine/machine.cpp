@@ -3,6 +3,7 @@
 #include <cstring>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #ifndef MLA_GPU_ONLY
 #include "reference/gpu_model/gpu_model.h"
@@ -30,8 +31,11 @@ class ModelMachine final : public Machine {
   }
   DeviceLimits limits() const override {
     const gpu_model::Device& device = gpu_model::device();
-    return {device.compute_capability, device.multiprocessors, device.max_shared_bytes,
-            device.max_grid_x};
+    return {.compute_capability = device.compute_capability,
+            .multiprocessors = device.multiprocessors,
+            .max_shared_bytes = device.max_shared_bytes,
+            .max_grid_x = device.max_grid_x,
+            .name = "GPU model"};
   }
   Status allocate(size_t bytes, void** pointer) override {
     *pointer = gpu_model::allocate(bytes);
@@ -66,6 +70,22 @@ class ModelMachine final : public Machine {
 
 using gpu::cuda_status;
 
+/// The device's name, asked for once: the driver takes its time.
+std::string device_name(int device) {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> result;
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    for (int i = 0; i < count; ++i) {
+      cudaDeviceProp properties{};
+      result.push_back(cudaGetDeviceProperties(&properties, i) == cudaSuccess ? properties.name
+                                                                              : "");
+    }
+    return result;
+  }();
+  return static_cast<size_t>(device) < names.size() ? names[static_cast<size_t>(device)] : "";
+}
+
 class GpuMachine final : public Machine {
  public:
   MachineKind kind() const override { return MachineKind::kGpu; }
@@ -92,6 +112,7 @@ class GpuMachine final : public Machine {
     limits.compute_capability = 10 * major + minor;
     limits.max_shared_bytes = static_cast<size_t>(shared);
     limits.max_grid_x = static_cast<unsigned>(grid);
+    limits.name = device_name(device);
     return limits;
   }
   Status allocate(size_t bytes, void** pointer) override {

@@ -20,6 +20,9 @@ struct DeviceLimits {
   int multiprocessors = 0;
   size_t max_shared_bytes = 0;  ///< Dynamic shared memory per block, if the kernel opts in.
   unsigned max_grid_x = 0;      ///< Blocks.
+  /// Most query rows of a tile, for a stage that has tiles of several sizes: a caller's choice.
+  int max_tile_rows = 1 << 30;
+  std::string name = {};  ///< Of the device: "NVIDIA H200".
 };
 
 /// A stream of the machine: cudaStream_t on a GPU, ignored by the model, whose launches are

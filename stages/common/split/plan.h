@@ -55,6 +55,29 @@ struct PlanShape {
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
 };
 
+/// A plan on a device: how it splits, and the memory that holds it. Null for a stage without one.
+struct DevicePlan {
+  PlanShape shape;
+  void* memory = nullptr;
+};
+
+/// What to ask of a plan instead of what the stage asks of it. A value below 0: as the stage has it.
+struct PlanSettings {
+  int workers_percent = -1;  ///< Workers, in per cent of the stage's own.
+  int min_grains = -1;       ///< PlanShape::min_grains
+  int fixed_grains = -1;     ///< PlanShape::fixed_grains
+  int combine_grains = -1;   ///< PlanShape::combine_grains
+  int max_tile_rows = -1;    ///< DeviceLimits::max_tile_rows
+  bool operator==(const PlanSettings&) const = default;
+};
+
+/// "min_grains=1 fixed_grains=0": those that are set. Empty: none.
+std::string to_string(const PlanSettings& settings);
+/// The limits of a device as a stage with these settings gets them.
+DeviceLimits with_settings(const PlanSettings& settings, DeviceLimits limits);
+/// The same of what a stage asks of its plan.
+PlanShape with_settings(const PlanSettings& settings, PlanShape shape);
+
 /// Tiles of `tile_rows` query rows that a problem has, over all KV heads.
 int row_tiles_of(const Problem& problem, int tile_rows);
 

@@ -12,6 +12,7 @@
 #include "bench/explain/explain_input.h"
 #include "bench/measure/table.h"
 #include "reference/gpu_model/gpu_model.h"
+#include "stages/common/choose/choose.h"
 #include "tests/status_matchers.h"
 
 namespace mla::bench {
@@ -38,6 +39,27 @@ ExplainInput input_of(const std::string& shape, const std::string& stage = "") {
   ExplainInput input = explain_recorded(data.problem, data.seqlens_k, &recorded(), "");
   if (!stage.empty()) input.stage = find_stage(MachineKind::kModel, stage)->slug;
   return input;
+}
+
+TEST(Explain, SaysWhatAutoChoseAndWhy) {
+  const DataSet data = data_of("h128_q1_b64_k4096");
+  const ExplainInput input =
+      explain_recorded(data.problem, data.seqlens_k, &recorded(), "", "auto");
+  Choice choice;
+  ASSERT_OK(choose(MachineKind::kModel, data.problem, input.limits, &choice));
+  EXPECT_EQ(input.choice, describe(choice, input.limits));
+  const StageFacts* subject = subject_of(input);
+  ASSERT_NE(subject, nullptr);
+  EXPECT_EQ(subject->slug, "auto");
+  EXPECT_TRUE(subject->plan.has_value());
+  EXPECT_GT(subject->prediction.matrix_flop, 0);
+  const std::string text = explain(input);
+  EXPECT_NE(text.find("\nchoice    " + choice.stage->slug), std::string::npos) << text;
+  EXPECT_EQ(text.find("another device"), std::string::npos) << text;
+  // Nobody asked: no line, and no row beside those of which it is one.
+  const std::string of_all = explain(input_of("h128_q1_b64_k4096"));
+  EXPECT_EQ(of_all.find("choice    "), std::string::npos);
+  EXPECT_EQ(of_all.find("\nauto"), std::string::npos);
 }
 
 void forget_times(ExplainInput* input) {

@@ -23,8 +23,8 @@ const Stage& right_stage() {  // one that needs no plan to be right
 
 /// Runs the right stage; what a wrong one then does to the outputs is up to it. Model memory is
 /// host memory.
-Status decode_right(const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                    const DeviceLimits& limits, Stream stream) {
+Status decode_right(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                    void* scratch, const DeviceLimits& limits, Stream stream) {
   return right_stage().decode(problem, tensors, plan, scratch, limits, stream);
 }
 
@@ -79,16 +79,18 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
 }
 
 TEST(Measure, WrongResultsHaveNoTime) {
-  const auto untouched = [](const Problem&, const Tensors&, void*, void*, const DeviceLimits&,
-                            Stream) { return Status(); };
-  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors, void* plan,
-                                    void* scratch, const DeviceLimits& limits, Stream stream) {
+  const auto untouched = [](const Problem&, const Tensors&, const DevicePlan&, void*,
+                            const DeviceLimits&, Stream) { return Status(); };
+  const auto one_wrong_element = [](const Problem& problem, const Tensors& tensors,
+                                    const DevicePlan& plan, void* scratch,
+                                    const DeviceLimits& limits, Stream stream) {
     MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     static_cast<uint16_t*>(tensors.out)[777] ^= 0x8000;
     return Status();
   };
-  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors, void* plan,
-                              void* scratch, const DeviceLimits& limits, Stream stream) {
+  const auto shifted_lse = [](const Problem& problem, const Tensors& tensors,
+                              const DevicePlan& plan, void* scratch, const DeviceLimits& limits,
+                              Stream stream) {
     MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
     tensors.lse[3] += 0.01f;
     return Status();
@@ -112,14 +114,15 @@ TEST(Measure, WrongResultsHaveNoTime) {
 TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   static int runs;
   runs = 0;
-  const Stage unsteady = wrong_stage([](const Problem& problem, const Tensors& tensors, void* plan,
-                                        void* scratch, const DeviceLimits& limits, Stream stream) {
-    MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
-    // After needle and flat data, on each by a plan made before and by one made with it.
-    if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
-      static_cast<uint16_t*>(tensors.out)[777] ^= 1;
-    return Status();
-  });
+  const Stage unsteady =
+      wrong_stage([](const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                     void* scratch, const DeviceLimits& limits, Stream stream) {
+        MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
+        // After needle and flat data, on each by a plan made before and by one made with it.
+        if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
+          static_cast<uint16_t*>(tensors.out)[777] ^= 1;
+        return Status();
+      });
   const Shape shape = shape_of("h4_q1_b2_k100");
   const std::vector<const Stage*> chosen{&unsteady};
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
@@ -155,9 +158,8 @@ TEST(Measure, AStageForOtherHardwareSaysSo) {
 
 TEST(Measure, AnErrorIsReportedWithItsMessage) {
   const Stage broken =
-      wrong_stage([](const Problem&, const Tensors&, void*, void*, const DeviceLimits&, Stream) {
-        return Status(StatusCode::kCudaError, "a made-up error");
-      });
+      wrong_stage([](const Problem&, const Tensors&, const DevicePlan&, void*, const DeviceLimits&,
+                     Stream) { return Status(StatusCode::kCudaError, "a made-up error"); });
   const ShapeResult result = measure({&broken});
   EXPECT_EQ(result.stages[0].outcome, Outcome::kFailed);
   EXPECT_NE(result.stages[0].reason.find("a made-up error"), std::string::npos);
@@ -189,14 +191,14 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
     shape.workers = 1;
     return shape;
   };
-  other.decode = [](const Problem& problem, const Tensors& tensors, void* plan, void* scratch,
-                    const DeviceLimits& limits, Stream stream) {
+  other.decode = [](const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                    void* scratch, const DeviceLimits& limits, Stream stream) {
     PlanShape shape = stage_with_plan().plan_shape(problem, limits);
     shape.workers = 1;
     HostPlan made;
-    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, plan, &made));
+    MLA_RETURN_IF_ERROR(read_plan(model_machine(), problem, shape, plan.memory, &made));
     return find_stage(MachineKind::kModel, "03")
-        ->decode(problem, tensors, nullptr, scratch, limits, stream);
+        ->decode(problem, tensors, {}, scratch, limits, stream);
   };
   for (const StageResult& entry : measure({&other, &stage_with_plan()}).stages) {
     EXPECT_EQ(entry.outcome, Outcome::kMeasured) << entry.reason;
@@ -216,7 +218,7 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
 }
 
 TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
-  const Stage wrong = wrong_stage([](const Problem&, const Tensors&, void*, void*,
+  const Stage wrong = wrong_stage([](const Problem&, const Tensors&, const DevicePlan&, void*,
                                      const DeviceLimits&, Stream) { return Status(); });
   const ShapeResult result =
       measure({&right_stage(), &wrong}, "h4_q1_b2_k100_peak4", Measure::kErrors);

@@ -369,6 +369,31 @@ class ReportTest(unittest.TestCase):
             self.beside("peers_h200.json", data)
             self.assertEqual(self.run_report("--summary")[0], 2)
 
+    def test_the_choice_is_beside_the_fastest_stage(self):
+        shape, split = "h128_q1_b64_k4096", "h128_q1_b64_k4096_split1024"
+        data = full_results()
+        least = min(one["real_time"] for one in data["benchmarks"] if one["name"].startswith(f"08_seesaw/{shape}/cold"))
+        data["benchmarks"] += [entry(f"auto/{shape}/cold", 1.02 * least, label="08_seesaw min_grains=1"),
+                               entry(f"08_seesaw/{split}/cold", 100.0), entry(f"auto/{split}/cold", 120.0)]
+        self.write(data)
+        loaded = recordings.Results(data, "")
+        self.assertNotIn("auto", loaded.stages)
+        text = report.written(report.choice_block(loaded), report.markdown)
+        self.assertIn("| 08_seesaw min_grains=1 |", text)
+        self.assertIn("| 1.020 |", text)
+        self.assertIn("The worst: 1.200", text)
+        self.assertEqual(report.slow_choices(loaded), [])  # with fixed splits the batch must not decide
+        self.assertIn("auto / fastest", self.run_report("--table")[1])
+        self.run_report("--update")
+        before = self.run_report("--check")
+        self.assertNotIn("at most 1.03", before[1])
+        next(one for one in data["benchmarks"] if one["name"].startswith(f"auto/{shape}"))["real_time"] = 1.04 * least
+        self.write(data)
+        self.run_report("--update")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn(f"{shape}: auto (08_seesaw min_grains=1) takes", printed)
+
     def test_a_measured_peer_is_no_stage(self):
         self.write(full_results())
         self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))

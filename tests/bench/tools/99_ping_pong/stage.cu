@@ -10,7 +10,7 @@ size_t scratch_bytes(const Problem&, const DeviceLimits&) {
   return 64;
 }
 
-Status decode(const Problem&, const Tensors&, void*, void* scratch, const DeviceLimits&,
+Status decode(const Problem&, const Tensors&, const DevicePlan&, void* scratch, const DeviceLimits&,
               Stream stream) {
   return launch(ping_pong::decode, 4, ping_pong::kThreads,
                 sizeof(ping_pong::Smem) + timeline::kSharedBytes, stream,

@@ -1,0 +1,254 @@
+#include "stages/common/choose/choice_table.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "stages/common/choose/built_in_tables.h"
+#include "stages/common/split/plan_settings.h"
+
+namespace mla {
+namespace {
+
+using Json = nlohmann::json;
+
+/// What is wrong with a table: thrown and caught in this file.
+struct BadTable {
+  std::string what;
+};
+
+const Json& member(const Json& object, const char* name, const std::string& where) {
+  if (!object.is_object() || !object.contains(name)) throw BadTable{where + " has no " + name};
+  return object.at(name);
+}
+
+std::string text_of(const Json& object, const char* name, const std::string& where) {
+  const Json& value = member(object, name, where);
+  if (!value.is_string()) throw BadTable{where + ": " + name + " must be a text"};
+  return value;
+}
+
+int64_t whole(const Json& value, const std::string& what, int64_t least, int64_t most) {
+  const bool right = value.is_number_integer() && value.get<double>() >= double(least) &&
+                     value.get<double>() <= double(most);
+  if (right) return value;
+  throw BadTable{what + " = " + value.dump() + " must be " + std::to_string(least) + " to " +
+                 std::to_string(most)};
+}
+
+const Json& list(const Json& object, const char* name, const std::string& where) {
+  const Json& value = member(object, name, where);
+  if (!value.is_array() || value.empty()) throw BadTable{where + ": " + name + " must be a list"};
+  return value;
+}
+
+PlanSettings read_settings(const Json& json, const std::string& where) {
+  PlanSettings settings;
+  if (!json.is_object()) throw BadTable{where + ": settings must be an object"};
+  for (const auto& [name, value] : json.items()) {
+    const auto found = std::find_if(std::begin(kPlanSettings), std::end(kPlanSettings),
+                                    [&](const PlanSetting& one) { return name == one.name; });
+    if (found == std::end(kPlanSettings)) throw BadTable{where + ": no setting is named " + name};
+    settings.*found->value =
+        static_cast<int>(whole(value, where + ": " + name, found->least, found->most));
+  }
+  return settings;
+}
+
+TimedStage read_time(const Json& json, const std::string& where) {
+  TimedStage time;
+  time.stage = text_of(json, "stage", where);
+  const Json& us = member(json, "us", where);
+  if (!us.is_number() || !(us.get<double>() > 0)) {
+    throw BadTable{where + ": us = " + us.dump() + " must be a time"};
+  }
+  time.us = us;
+  if (json.contains("settings")) time.settings = read_settings(json.at("settings"), where);
+  return time;
+}
+
+RegimeTimes read_regime(const Json& json, const std::string& where) {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  RegimeTimes result;
+  const std::pair<const char*, int64_t*> numbers[] = {{"rows", &result.regime.rows},
+                                                      {"sequences", &result.regime.sequences},
+                                                      {"tokens", &result.regime.tokens}};
+  for (const auto& [name, value] : numbers) {
+    *value = whole(member(json, name, where), where + ": " + name, 1, kMost);
+  }
+  const Json& times = list(json, "times", where);
+  for (size_t i = 0; i < times.size(); ++i) {
+    result.times.push_back(read_time(times[i], where + ".times[" + std::to_string(i) + "]"));
+  }
+  return result;
+}
+
+/// 90 of "9.0"
+int read_capability(const std::string& text) {
+  const size_t dot = text.find('.');
+  const bool right = dot != std::string::npos && dot > 0 && dot <= 2 && dot + 2 == text.size() &&
+                     std::all_of(text.begin(), text.end(),
+                                 [](char c) { return c == '.' || (c >= '0' && c <= '9'); });
+  if (!right) throw BadTable{"compute_capability '" + text + "' must be like 9.0"};
+  return std::stoi(text.substr(0, dot)) * 10 + (text[dot + 1] - '0');
+}
+
+ChoiceTable read_table(const Json& json, const std::string& origin) {
+  if (const std::string schema = text_of(json, "schema", "the table"); schema != kChoiceSchema) {
+    throw BadTable{"its schema is '" + schema + "', not " + kChoiceSchema};
+  }
+  const Json& context = member(json, "context", "the table");
+  ChoiceTable table;
+  table.origin = origin;
+  table.device = text_of(context, "gpu", "context");
+  table.compute_capability = read_capability(text_of(context, "compute_capability", "context"));
+  table.measured = text_of(context, "date_utc", "context").substr(0, 10) + ", commit " +
+                   text_of(context, "commit", "context");
+  const Json& regimes = list(json, "regimes", "the table");
+  for (size_t i = 0; i < regimes.size(); ++i) {
+    table.regimes.push_back(read_regime(regimes[i], "regimes[" + std::to_string(i) + "]"));
+  }
+  return table;
+}
+
+Status read_file(const std::string& path, ChoiceTable* table) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) return {StatusCode::kFileError, path + " cannot be read"};
+  return parse_choice_table(text, path, table);
+}
+
+/// What chooses. Tables that were in force stay, since choices point into them.
+struct Tables {
+  std::vector<ChoiceTable> list;
+  Status file;  ///< What became of the one that the environment names.
+};
+
+std::unique_ptr<Tables> first_tables() {
+  auto tables = std::make_unique<Tables>();
+  if (const char* path = std::getenv("MLA_CHOICE_TABLE"); path != nullptr && *path != '\0') {
+    ChoiceTable table;
+    tables->file = read_file(path, &table);
+    if (tables->file.ok()) {
+      tables->list.push_back(std::move(table));
+      return tables;
+    }
+    tables->file = {tables->file.code(), "MLA_CHOICE_TABLE: " + tables->file.message()};
+  }
+  for (const char* text : built_in_tables()) {
+    ChoiceTable table;  // a test reads each
+    if (parse_choice_table(text, "built in", &table).ok()) tables->list.push_back(std::move(table));
+  }
+  return tables;
+}
+
+struct AllTables {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Tables>> ever;
+  std::atomic<const Tables*> now;
+  AllTables() { take(first_tables()); }
+  void take(std::unique_ptr<Tables> tables) {
+    const std::lock_guard lock(mutex);
+    now = ever.emplace_back(std::move(tables)).get();
+  }
+};
+
+AllTables& all_tables() {
+  static AllTables all;
+  return all;
+}
+
+}  // namespace
+
+Regime regime_of(const Problem& problem) {
+  const bool invariant = problem.fixed_split_tokens > 0;
+  return {problem.rows_per_kv_head(),
+          int64_t{problem.num_heads_kv} * (invariant ? kInvariantSequences : problem.batch),
+          invariant ? kInvariantTokens : problem.max_seqlen_k()};
+}
+
+std::string to_string(const Regime& regime) {
+  const auto count = [](int64_t n, const char* what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  };
+  return count(regime.rows, "row") + ", " + count(regime.sequences, "sequence") + ", " +
+         count(regime.tokens, "token");
+}
+
+Status parse_choice_table(std::string_view json, const std::string& origin, ChoiceTable* table) {
+  const auto refused = [&](const std::string& what) {
+    return Status(StatusCode::kFileError, origin + ": no table to choose by: " + what);
+  };
+  try {
+    *table = read_table(Json::parse(json), origin);
+  } catch (const BadTable& bad) {
+    return refused(bad.what);
+  } catch (const Json::exception& error) {
+    return refused(error.what());
+  }
+  return {};
+}
+
+const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits) {
+  const auto find = [&](auto&& fits) {
+    const auto found = std::find_if(tables.begin(), tables.end(), fits);
+    return found == tables.end() ? nullptr : &*found;
+  };
+  const auto same = [&](const ChoiceTable& table) {
+    return table.compute_capability == limits.compute_capability;
+  };
+  const ChoiceTable* table =
+      find([&](const ChoiceTable& one) { return same(one) && one.device == limits.name; });
+  if (table == nullptr) table = find(same);
+  return table == nullptr && !tables.empty() ? &tables.front() : table;
+}
+
+const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
+  const auto not_smaller = [&](int64_t rows) { return rows >= regime.rows; };
+  int64_t rows = table.regimes.front().regime.rows;
+  for (const RegimeTimes& one : table.regimes) {
+    const int64_t other = one.regime.rows;
+    if (not_smaller(other) ? !not_smaller(rows) || other < rows
+                           : !not_smaller(rows) && other > rows) {
+      rows = other;
+    }
+  }
+  const auto factor = [](int64_t a, int64_t b) {
+    return std::abs(std::log2(double(std::max<int64_t>(a, 1)) / double(std::max<int64_t>(b, 1))));
+  };
+  const RegimeTimes* best = nullptr;
+  double least = 0;
+  for (const RegimeTimes& one : table.regimes) {
+    if (one.regime.rows != rows) continue;
+    const double distance =
+        factor(one.regime.sequences, regime.sequences) + factor(one.regime.tokens, regime.tokens);
+    if (best == nullptr || distance < least) {
+      best = &one;
+      least = distance;
+    }
+  }
+  return *best;
+}
+
+std::span<const ChoiceTable> choice_tables() {
+  return all_tables().now.load()->list;
+}
+
+Status choice_table_status() {
+  return all_tables().now.load()->file;
+}
+
+Status use_choice_table(const std::string& path) {
+  auto tables = std::make_unique<Tables>();
+  MLA_RETURN_IF_ERROR(read_file(path, &tables->list.emplace_back()));
+  all_tables().take(std::move(tables));
+  return {};
+}
+
+}  // namespace mla

@@ -1,0 +1,201 @@
+#include "stages/common/choose/choose.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+namespace mla {
+namespace {
+
+/// Whether a stage is one to choose from: one without a plan only where there is no other.
+bool takes_part(std::span<const Stage> stages, const Stage& stage) {
+  return stage.plan_shape != nullptr ||
+         std::none_of(stages.begin(), stages.end(),
+                      [](const Stage& other) { return other.plan_shape != nullptr; });
+}
+
+const Stage* find_usable(std::span<const Stage> stages, const std::string& slug,
+                         const DeviceLimits& limits) {
+  for (const Stage& stage : stages) {
+    if (stage.slug != slug || !takes_part(stages, stage)) continue;
+    return check_device(stage, limits).ok() ? &stage : nullptr;
+  }
+  return nullptr;
+}
+
+/// The last that takes part, of those that run on the device if one does.
+const Stage* last_usable(std::span<const Stage> stages, const DeviceLimits& limits) {
+  const Stage* last = nullptr;
+  bool runs = false;
+  for (const Stage& stage : stages) {
+    const bool fits = check_device(stage, limits).ok();
+    if (!takes_part(stages, stage) || (runs && !fits)) continue;
+    last = &stage;
+    runs = fits;
+  }
+  return last;
+}
+
+/// Whether settings of a table hold on a device: those of another architecture do not.
+bool settings_hold(const ChoiceTable& table, const DeviceLimits& limits) {
+  return table.compute_capability == limits.compute_capability;
+}
+
+bool is_plain(const TimedStage& time) {
+  return time.settings == PlanSettings{};
+}
+
+/// "18.8 µs"
+std::string us_text(double us) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), us < 100 ? "%.1f µs" : "%.0f µs", us);
+  return text.data();
+}
+
+std::string name_of(const std::string& slug, const PlanSettings& settings) {
+  return settings == PlanSettings{} ? slug : slug + " " + to_string(settings);
+}
+
+/// The stage that chooses, for one machine.
+template <MachineKind kMachine>
+struct Chooser {
+  static Choice chosen(const Problem& problem, const DeviceLimits& limits) {
+    return choose_among(stages(kMachine), choice_tables(), problem, limits);
+  }
+  static size_t scratch_bytes(const Problem& problem, const DeviceLimits& limits) {
+    const Choice choice = chosen(problem, limits);
+    return choice.stage->scratch_bytes == nullptr ? 0
+                                                  : choice.stage->scratch_bytes(problem, limits);
+  }
+  static PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
+    const Choice choice = chosen(problem, limits);
+    return with_settings(choice.settings,
+                         choice.stage->plan_shape(problem, with_settings(choice.settings, limits)));
+  }
+  static Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                       void* scratch, const DeviceLimits& limits, Stream stream) {
+    const Choice choice = chosen(problem, limits);
+    return choice.stage->decode(problem, tensors, plan, scratch,
+                                with_settings(choice.settings, limits), stream);
+  }
+  static Prediction predict(const Problem& problem, int64_t total_tokens,
+                            const DeviceLimits& limits) {
+    const Choice choice = chosen(problem, limits);
+    return choice.stage->predict(problem, total_tokens, with_settings(choice.settings, limits));
+  }
+  static Stage stage() {
+    Stage result;
+    result.slug = kAutoSlug;
+    result.idea = "the fastest of the others for the shape, by a table of measured times";
+    result.machine = kMachine;
+    result.min_compute_capability = 1 << 30;
+    result.max_compute_capability = 0;
+    for (const Stage& one : stages(kMachine)) {
+      if (!takes_part(stages(kMachine), one)) continue;
+      result.min_compute_capability =
+          std::min(result.min_compute_capability, one.min_compute_capability);
+      result.max_compute_capability =
+          std::max(result.max_compute_capability, one.max_compute_capability);
+      result.sustained_warmup_s = std::max(result.sustained_warmup_s, one.sustained_warmup_s);
+      if (one.plan_shape != nullptr) result.plan_shape = plan_shape;
+    }
+    if (result.plan_shape == nullptr) result.scratch_bytes = scratch_bytes;
+    result.decode = decode;
+    result.predict = predict;
+    return result;
+  }
+};
+
+}  // namespace
+
+Choice choose_among(std::span<const Stage> stages, std::span<const ChoiceTable> tables,
+                    const Problem& problem, const DeviceLimits& limits) {
+  Choice choice;
+  choice.asked = regime_of(problem);
+  choice.table = table_for(tables, limits);
+  if (choice.table != nullptr) {
+    choice.regime = &nearest(*choice.table, choice.asked);
+    const auto least = [&](bool plain) {
+      const TimedStage* best = nullptr;
+      for (const TimedStage& time : choice.regime->times) {
+        if (plain && !is_plain(time)) continue;
+        if (best != nullptr && time.us >= best->us) continue;
+        if (find_usable(stages, time.stage, limits) != nullptr) best = &time;
+      }
+      return best;
+    };
+    const TimedStage* best = least(!settings_hold(*choice.table, limits));
+    const TimedStage* plain = least(true);
+    if (plain != nullptr && plain->us <= best->us * (1 + kWorthSettings)) best = plain;
+    if (best != nullptr) {
+      choice.stage = find_usable(stages, best->stage, limits);
+      choice.settings = best->settings;
+      choice.us = best->us;
+    }
+  }
+  if (choice.stage == nullptr) choice.stage = last_usable(stages, limits);
+  return choice;
+}
+
+Status choose(MachineKind machine, const Problem& problem, const DeviceLimits& limits,
+              Choice* choice) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  if (stages(machine).empty()) {
+    std::string why_not;
+    find_stage(machine, kAutoSlug, &why_not);
+    return {StatusCode::kUnavailable, why_not};
+  }
+  MLA_RETURN_IF_ERROR(check_device(auto_stage(machine), limits));
+  *choice = choose_among(stages(machine), choice_tables(), problem, limits);
+  return {};
+}
+
+std::string name_of(const Choice& choice) {
+  return name_of(choice.stage->slug, choice.settings);
+}
+
+std::string describe(const Choice& choice, const DeviceLimits& limits) {
+  std::string text = name_of(choice) + ", ";
+  if (choice.us == 0) {
+    return text + "the last stage that runs here: " +
+           (choice.table == nullptr ? "there is no table to choose by"
+                                    : "the table has no time of one that does") +
+           ".";
+  }
+  text += "which takes " + us_text(choice.us) + " cold in the table";
+  std::vector<TimedStage> others;
+  for (const TimedStage& time : choice.regime->times) {
+    const bool chosen = time.stage == choice.stage->slug && time.settings == choice.settings;
+    if (!chosen) others.push_back(time);
+  }
+  std::stable_sort(others.begin(), others.end(),
+                   [](const TimedStage& a, const TimedStage& b) { return a.us < b.us; });
+  constexpr size_t kShown = 6;
+  for (size_t i = 0; i < std::min(kShown, others.size()); ++i) {
+    text += (i == 0 ? "; others: " : ", ") + name_of(others[i].stage, others[i].settings) + " " +
+            us_text(others[i].us);
+  }
+  if (others.size() > kShown) {
+    text += " and " + std::to_string(others.size() - kShown) + " more";
+  }
+  text += ". Its regime: " + to_string(choice.regime->regime);
+  if (choice.regime->regime != choice.asked) {
+    text += ", the nearest to " + to_string(choice.asked);
+  }
+  text += ". Measured on " + choice.table->device + ", " + choice.table->measured;
+  if (choice.table->origin != "built in") text += ", in " + choice.table->origin;
+  if (!settings_hold(*choice.table, limits)) {
+    text += ": another architecture than this device's, so only stages without settings count";
+  } else if (choice.table->device != limits.name) {
+    text += ": another device than this one, of the same compute capability";
+  }
+  return text + ".";
+}
+
+const Stage& auto_stage(MachineKind machine) {
+  static const Stage on_model = Chooser<MachineKind::kModel>::stage();
+  static const Stage on_gpu = Chooser<MachineKind::kGpu>::stage();
+  return machine == MachineKind::kModel ? on_model : on_gpu;
+}
+
+}  // namespace mla

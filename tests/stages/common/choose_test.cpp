@@ -1,0 +1,486 @@
+// The chooser: which table, which regime, which stage, by which settings; bad tables; the tables that are
+// built in; and the stage "auto", which must do what was chosen and nothing else.
+#include "stages/common/choose/choose.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <fstream>
+
+#include "reference/attention.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/testing/compare.h"
+#include "reference/testing/device_data.h"
+#include "stages/common/choose/built_in_tables.h"
+#include "tests/status_matchers.h"
+
+namespace mla {
+namespace {
+
+// For EXPECT_PRED2.
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+Problem problem_of(int rows, int batch, int tokens, int num_heads_kv = 1) {
+  return {.batch = batch,
+          .seqlen_q = 1,
+          .num_heads_q = rows * num_heads_kv,
+          .num_heads_kv = num_heads_kv,
+          .num_pages = 1 << 20,
+          .max_pages_per_seq = tokens / kDefaultPageSize,
+          .softmax_scale = 1};
+}
+
+DeviceLimits limits_of(const std::string& name, int capability) {
+  return {.compute_capability = capability,
+          .multiprocessors = 132,
+          .max_shared_bytes = 232448,
+          .max_grid_x = 2147483647,
+          .name = name};
+}
+
+Stage fake(const std::string& slug, int least, int most, bool plans = true) {
+  Stage stage;
+  stage.slug = slug;
+  stage.min_compute_capability = least;
+  stage.max_compute_capability = most;
+  if (plans) stage.plan_shape = [](const Problem&, const DeviceLimits&) { return PlanShape{}; };
+  return stage;
+}
+
+const std::vector<Stage> kStages = {fake("01_old", 80, 1 << 30, false),
+                                    fake("02_anywhere", 80, 1 << 30), fake("03_hopper", 90, 90),
+                                    fake("04_hopper", 90, 90)};
+
+ChoiceTable table_of(std::vector<RegimeTimes> regimes, const std::string& device = "A card",
+                     int capability = 90) {
+  return {.origin = "a test",
+          .device = device,
+          .compute_capability = capability,
+          .measured = "today",
+          .regimes = std::move(regimes)};
+}
+
+Choice choose_by(const ChoiceTable& table, const DeviceLimits& limits = limits_of("A card", 90),
+                 const Problem& problem = problem_of(16, 1, 512)) {
+  return choose_among(kStages, {&table, 1}, problem, limits);
+}
+
+TEST(Choose, ARegimeIsWhatTheHostKnows) {
+  Problem problem = problem_of(16, 5, 640, 2);
+  problem.seqlen_q = 3;
+  EXPECT_EQ(regime_of(problem), (Regime{48, 10, 640}));
+  problem.page_size = 32;
+  EXPECT_EQ(regime_of(problem).tokens, 320);
+  EXPECT_EQ(to_string(Regime{1, 10, 640}), "1 row, 10 sequences, 640 tokens");
+}
+
+// Or a sequence's bits would depend on the batch, by another stage.
+TEST(Choose, WithFixedSplitsTheBatchDoesNotCount) {
+  Problem few = problem_of(16, 1, 512), many = problem_of(16, 128, 65536);
+  few.fixed_split_tokens = many.fixed_split_tokens = 1024;
+  EXPECT_EQ(regime_of(few), regime_of(many));
+  many.num_heads_q = 32;
+  EXPECT_NE(regime_of(few), regime_of(many));
+}
+
+TEST(Choose, RowsCountUpToWhatATableHas) {
+  const ChoiceTable table =
+      table_of({{{64, 1, 64}, {}}, {{16, 1, 64}, {}}, {{128, 1, 64}, {}}, {{16, 1, 4096}, {}}});
+  EXPECT_EQ(nearest(table, {1, 1, 64}).regime.rows, 16);
+  EXPECT_EQ(nearest(table, {16, 1, 64}).regime.rows, 16);
+  EXPECT_EQ(nearest(table, {17, 1, 64}).regime.rows, 64);
+  EXPECT_EQ(nearest(table, {65, 1, 64}).regime.rows, 128);
+  EXPECT_EQ(nearest(table, {1000, 1, 64}).regime.rows, 128);
+  // However far away its one regime is.
+  EXPECT_EQ(nearest(table, {17, 1, 4096}).regime, (Regime{64, 1, 64}));
+}
+
+TEST(Choose, SequencesAndTokensCountByFactors) {
+  const ChoiceTable table = table_of(
+      {{{16, 1, 512}, {}}, {{16, 16, 512}, {}}, {{16, 1, 8192}, {}}, {{16, 16, 8192}, {}}});
+  EXPECT_EQ(nearest(table, {16, 3, 512}).regime, (Regime{16, 1, 512}));
+  EXPECT_EQ(nearest(table, {16, 5, 512}).regime, (Regime{16, 16, 512}));
+  EXPECT_EQ(nearest(table, {16, 4, 512}).regime, (Regime{16, 1, 512})) << "equally near: the first";
+  EXPECT_EQ(nearest(table, {16, 5, 2049}).regime, (Regime{16, 16, 8192}));
+  EXPECT_EQ(nearest(table, {16, 200, 1 << 20}).regime, (Regime{16, 16, 8192}));
+  EXPECT_EQ(nearest(table, {16, 0, 512}).regime, (Regime{16, 1, 512})) << "an empty batch";
+}
+
+TEST(Choose, TheTableIsTheDevicesOrOneOfItsKind) {
+  const std::vector<ChoiceTable> tables = {table_of({}, "A100", 80), table_of({}, "H200", 90),
+                                           table_of({}, "H100", 90)};
+  const auto device = [&](const char* name, int capability) {
+    return table_for(tables, limits_of(name, capability))->device;
+  };
+  EXPECT_EQ(device("H100", 90), "H100");
+  EXPECT_EQ(device("GH200", 90), "H200") << "the first of the same compute capability";
+  EXPECT_EQ(device("H100", 80), "A100") << "the name alone says nothing";
+  EXPECT_EQ(device("RTX 4090", 89), "A100") << "the first";
+  EXPECT_EQ(table_for({}, limits_of("H200", 90)), nullptr);
+}
+
+TEST(Choose, TheLeastTimeOfThoseThatCanRun) {
+  const ChoiceTable table = table_of({{{16, 1, 512},
+                                       {{"05_missing", {}, 1},
+                                        {"01_old", {}, 2},
+                                        {"02_anywhere", {}, 30},
+                                        {"04_hopper", {}, 10},
+                                        {"03_hopper", {}, 20}}}});
+  const Choice choice = choose_by(table);
+  EXPECT_EQ(choice.stage->slug, "04_hopper") << "without a plan none takes part beside others";
+  EXPECT_EQ(choice.us, 10);
+  EXPECT_EQ(choose_by(table, limits_of("Another card", 90)).stage->slug, "04_hopper");
+  EXPECT_EQ(choose_by(table, limits_of("A card", 80)).stage->slug, "02_anywhere");
+  EXPECT_EQ(choose_by(table, limits_of("A card", 120)).stage->slug, "02_anywhere");
+}
+
+TEST(Choose, WithoutATimeTheLastThatCanRun) {
+  const ChoiceTable table = table_of({{{16, 1, 512}, {{"05_missing", {}, 1}}}});
+  EXPECT_EQ(choose_by(table).stage->slug, "04_hopper");
+  EXPECT_EQ(choose_by(table).us, 0);
+  EXPECT_EQ(choose_by(table, limits_of("", 86)).stage->slug, "02_anywhere");
+  EXPECT_EQ(choose_by(table, limits_of("", 50)).stage->slug, "04_hopper") << "none can: the last";
+  EXPECT_EQ(choose_among(kStages, {}, problem_of(16, 1, 512), limits_of("", 90)).stage->slug,
+            "04_hopper");
+  const Stage old = kStages.front();
+  EXPECT_EQ(choose_among({&old, 1}, {&table, 1}, problem_of(16, 1, 512), limits_of("", 90)).stage,
+            &old);
+}
+
+TEST(Choose, SettingsMustBeWorthIt) {
+  const PlanSettings one{.min_grains = 1};
+  const auto with = [&](double us) {
+    return choose_by(table_of({{{16, 1, 512}, {{"03_hopper", one, us}, {"03_hopper", {}, 100}}}}));
+  };
+  EXPECT_EQ(with(99.5).settings, PlanSettings{}) << "half a per cent is chance";
+  EXPECT_EQ(with(99.5).us, 100);
+  EXPECT_EQ(with(98).settings, one);
+  EXPECT_EQ(with(98).us, 98);
+  // Another stage by settings: the same.
+  const ChoiceTable table =
+      table_of({{{16, 1, 512}, {{"04_hopper", one, 90}, {"03_hopper", {}, 100}}}});
+  EXPECT_EQ(choose_by(table).stage->slug, "04_hopper");
+  // What was searched on one architecture says nothing about another.
+  const ChoiceTable ampere = table_of(
+      {{{16, 1, 512}, {{"02_anywhere", one, 90}, {"02_anywhere", {}, 100}}}}, "A card", 80);
+  EXPECT_EQ(choose_by(ampere, limits_of("A card", 80)).settings, one);
+  EXPECT_EQ(choose_by(ampere).settings, PlanSettings{});
+  EXPECT_EQ(choose_by(ampere).us, 100);
+}
+
+TEST(Choose, SaysWhatAndWhy) {
+  const ChoiceTable table = table_of({{{16, 1, 512},
+                                       {{"03_hopper", {.min_grains = 1, .fixed_grains = 0}, 12.345},
+                                        {"04_hopper", {}, 345.6},
+                                        {"03_hopper", {}, 20}}}});
+  std::string text = describe(choose_by(table), limits_of("A card", 90));
+  EXPECT_EQ(text,
+            "03_hopper min_grains=1 fixed_grains=0, which takes 12.3 µs cold in the table; others: "
+            "03_hopper 20.0 µs, 04_hopper 346 µs. Its regime: 16 rows, 1 sequence, 512 tokens. "
+            "Measured on A card, today, in a test.");
+  const Choice far = choose_by(table, limits_of("B", 90), problem_of(20, 2, 640));
+  text = describe(far, limits_of("B", 90));
+  EXPECT_PRED2(has, text, "512 tokens, the nearest to 20 rows, 2 sequences, 640 tokens.");
+  EXPECT_PRED2(has, text, "another device than this one, of the same compute capability.");
+  text = describe(choose_by(table, limits_of("A card", 80)), limits_of("A card", 80));
+  EXPECT_EQ(text,
+            "02_anywhere, the last stage that runs here: the table has no time of one that "
+            "does.");
+}
+
+// ---- files
+
+std::string json_of(const std::string& regimes, const std::string& gpu = "A card") {
+  return R"({"schema": "flashmla_choice/1", "context": {"gpu": ")" + gpu +
+         R"(", "compute_capability": "9.0", "date_utc": "2026-11-29T01:02:03Z", "commit": "abc"},
+             "regimes": )" +
+         regimes + "}";
+}
+
+std::string regime_json(const std::string& times) {
+  return R"([{"rows": 16, "sequences": 1, "tokens": 512, "times": )" + times + "}]";
+}
+
+TEST(ChoiceTable, IsRead) {
+  ChoiceTable table;
+  ASSERT_OK(parse_choice_table(
+      json_of(regime_json(
+          R"([{"stage": "08_seesaw", "settings": {"min_grains": 1, "max_tile_rows": 16}, "us": 18.5},
+              {"stage": "05_tensor_core", "us": 24, "runs": 100}])")),
+      "here", &table));
+  EXPECT_EQ(table.device, "A card");
+  EXPECT_EQ(table.compute_capability, 90);
+  EXPECT_EQ(table.measured, "2026-11-29, commit abc");
+  EXPECT_EQ(table.origin, "here");
+  ASSERT_EQ(table.regimes.size(), 1u);
+  EXPECT_EQ(table.regimes[0].regime, (Regime{16, 1, 512}));
+  ASSERT_EQ(table.regimes[0].times.size(), 2u);
+  EXPECT_EQ(table.regimes[0].times[0].settings,
+            (PlanSettings{.min_grains = 1, .max_tile_rows = 16}));
+  EXPECT_EQ(table.regimes[0].times[0].us, 18.5);
+  EXPECT_EQ(table.regimes[0].times[1].stage, "05_tensor_core");
+  EXPECT_EQ(table.regimes[0].times[1].settings, PlanSettings{});
+}
+
+TEST(ChoiceTable, BadOnesAreRefusedWithTheReason) {
+  const std::pair<std::string, const char*> cases[] = {
+      {"{", "parse error"},
+      {"[]", "the table has no schema"},
+      {R"({"schema": "flashmla_stages/2"})", "its schema is 'flashmla_stages/2', not"},
+      {R"({"schema": "flashmla_choice/1"})", "the table has no context"},
+      {json_of("[]"), "the table: regimes must be a list"},
+      {json_of("[{}]"), "regimes[0] has no rows"},
+      {json_of(R"([{"rows": 0}])"), "regimes[0]: rows = 0 must be 1 to"},
+      {json_of(R"([{"rows": 1.5}])"), "regimes[0]: rows = 1.5 must be"},
+      {json_of(R"([{"rows": 1, "sequences": 1, "tokens": 1}])"), "regimes[0] has no times"},
+      {json_of(regime_json("[]")), "regimes[0]: times must be a list"},
+      {json_of(regime_json(R"([{"us": 1}])")), "regimes[0].times[0] has no stage"},
+      {json_of(regime_json(R"([{"stage": "08"}])")), "regimes[0].times[0] has no us"},
+      {json_of(regime_json(R"([{"stage": "08", "us": 0}])")), "us = 0 must be a time"},
+      {json_of(regime_json(R"([{"stage": 8, "us": 1}])")), "stage must be a text"},
+      {json_of(regime_json(R"([{"stage": "08", "us": 1, "settings": {"min_blocks": 1}}])")),
+       "no setting is named min_blocks"},
+      {json_of(regime_json(R"([{"stage": "08", "us": 1, "settings": {"min_grains": 0}}])")),
+       "min_grains = 0 must be 1 to 64"},
+  };
+  for (const auto& [text, why] : cases) {
+    ChoiceTable table;
+    table.device = "as it was";
+    const Status status = parse_choice_table(text, "bad.json", &table);
+    EXPECT_EQ(status.code(), StatusCode::kFileError) << text;
+    EXPECT_PRED2(has, status.message(), "bad.json: no table to choose by: ") << text;
+    EXPECT_PRED2(has, status.message(), why) << text;
+    EXPECT_EQ(table.device, "as it was");
+  }
+}
+
+TEST(ChoiceTable, SettingsReachAPlan) {
+  const PlanShape shape{.row_tiles = 2, .workers = 66, .fixed_grains = 2, .min_grains = 2};
+  const auto with = [&](const PlanSettings& settings) { return with_settings(settings, shape); };
+  EXPECT_EQ(with({}).workers, 66);
+  EXPECT_EQ(with({.workers_percent = 50}).workers, 33);
+  EXPECT_EQ(with({.workers_percent = 1}).workers, 1);
+  EXPECT_EQ(with({.workers_percent = 200}).workers, 132);
+  EXPECT_EQ(with({.min_grains = 1}).min_grains, 1);
+  EXPECT_EQ(with({.fixed_grains = 0}).fixed_grains, 0);
+  EXPECT_EQ(with({.combine_grains = 16}).combine_grains, 16);
+  PlanShape huge{.row_tiles = 1 << 30, .workers = 4};
+  EXPECT_EQ(with_settings({.workers_percent = 1600}, huge).workers, 4) << "blocks fit 32 bits";
+  EXPECT_EQ(with_settings(PlanSettings{.max_tile_rows = 16}, limits_of("", 90)).max_tile_rows, 16);
+  EXPECT_EQ(to_string(PlanSettings{}), "");
+}
+
+// ---- what is shipped
+
+std::vector<ChoiceTable> shipped() {
+  std::vector<ChoiceTable> tables;
+  for (const char* text : built_in_tables()) {
+    EXPECT_OK(parse_choice_table(text, "built in", &tables.emplace_back()));
+  }
+  return tables;
+}
+
+TEST(BuiltInTables, EachIsReadAndNoneIsLeftOut) {
+  EXPECT_OK(choice_table_status());
+  const std::vector<ChoiceTable> tables = shipped();
+  ASSERT_FALSE(tables.empty());
+  ASSERT_EQ(choice_tables().size(), tables.size());
+  for (size_t i = 0; i < tables.size(); ++i) {
+    EXPECT_EQ(choice_tables()[i].device, tables[i].device);
+    EXPECT_EQ(choice_tables()[i].origin, "built in");
+  }
+  EXPECT_EQ(table_for(tables, limits_of("NVIDIA H200", 90))->device, "NVIDIA H200");
+  EXPECT_EQ(table_for(tables, limits_of("NVIDIA H100 80GB HBM3", 90))->compute_capability, 90);
+}
+
+// In no regime of a table is the choice more than 3% slower than the fastest that this build has.
+TEST(BuiltInTables, NothingThatIsChosenIsSlow) {
+  constexpr double kMost = 1.03;
+  const std::vector<Stage>& built = stages(MachineKind::kModel);
+  for (const ChoiceTable& table : shipped()) {
+    const DeviceLimits limits = limits_of(table.device, table.compute_capability);
+    for (const RegimeTimes& one : table.regimes) {
+      Problem problem =
+          problem_of(static_cast<int>(one.regime.rows), static_cast<int>(one.regime.sequences),
+                     static_cast<int>(one.regime.tokens));
+      ASSERT_OK(validate(problem));
+      ASSERT_EQ(regime_of(problem), one.regime);
+      double least = 0;
+      for (const TimedStage& time : one.times) {
+        const bool known = std::any_of(built.begin(), built.end(), [&](const Stage& stage) {
+          return stage.slug == time.stage && check_device(stage, limits).ok();
+        });
+        if (known && (least == 0 || time.us < least)) least = time.us;
+      }
+      const Choice choice = choose_among(built, {&table, 1}, problem, limits);
+      EXPECT_EQ(choice.regime->regime, one.regime) << "two entries of a regime";
+      EXPECT_GT(choice.us, 0);
+      EXPECT_LE(choice.us, kMost * least) << to_string(one.regime) << ": " << name_of(choice);
+    }
+  }
+}
+
+// ---- the stage
+
+class AutoStage : public testing::Test {
+ protected:
+  void TearDown() override {
+    gpu_model::device() = {};
+    use_table(built_in_tables().front());
+    std::remove(path_.c_str());
+  }
+
+  void use_table(const std::string& text) {
+    std::ofstream(path_) << text;
+    ASSERT_OK(use_choice_table(path_));
+  }
+
+  static const Stage& chooser() { return *find_stage(MachineKind::kModel, "auto"); }
+
+  // Two decodes by one plan; the bits of the second.
+  std::vector<uint16_t> decode_twice(const Stage& stage, const DataSet& data) {
+    Machine& machine = model_machine();
+    DeviceTensors tensors;
+    WorkspaceBytes bytes;
+    DeviceBuffer plan, scratch;
+    EXPECT_OK(generate_on_device(machine, data, &tensors));
+    EXPECT_OK(workspace_bytes(stage, data.problem, &bytes));
+    EXPECT_OK(plan.allocate(machine, bytes.plan));
+    EXPECT_OK(scratch.allocate(machine, bytes.scratch));
+    EXPECT_OK(plan_decode(stage, data.problem, tensors.tensors().seqlens_k, plan));
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_OK(tensors.poison_outputs(machine));
+      EXPECT_OK(decode_planned(stage, data.problem, tensors.tensors(), plan, scratch));
+    }
+    EXPECT_OK(check_plan(stage, data.problem, tensors.tensors().seqlens_k, plan));
+    std::vector<uint16_t> out(tensors.out.bytes() / 2);
+    std::vector<float> lse(tensors.lse.bytes() / 4);
+    EXPECT_OK(machine.copy_to_host(out.data(), tensors.out.data(), tensors.out.bytes()));
+    EXPECT_OK(machine.copy_to_host(lse.data(), tensors.lse.data(), tensors.lse.bytes()));
+    const HostTensors host = generate(data);
+    ReferenceResult expected;
+    const std::vector<int32_t> table = data.table_buffer(), lengths = data.length_buffer();
+    EXPECT_OK(
+        reference_attention(data.problem,
+                            data.layout().tensors(host.q.data(), host.kv_cache.data(), table.data(),
+                                                  lengths.data(), nullptr, nullptr),
+                            &expected));
+    EXPECT_OK(compare_decode(data.problem, gather_out(data.problem, data.layout(), out),
+                             gather_lse(data.problem, data.layout(), lse), expected))
+        << stage.slug << " " << to_string(stage.settings);
+    return out;
+  }
+
+  std::string path_ = testing::TempDir() + "choose_test_table.json";
+};
+
+DataSet small_data(int heads) {
+  DecodeCase spec;
+  spec.num_heads_q = heads;
+  spec.data = DataKind::kNeedles;
+  spec.lengths = {700, 64, 0, 330};
+  return make_data_set(spec);
+}
+
+TEST_F(AutoStage, IsFoundAndNotListed) {
+  EXPECT_EQ(chooser().slug, "auto");
+  EXPECT_EQ(&chooser(), &auto_stage(MachineKind::kModel));
+  EXPECT_NE(chooser().plan_shape, nullptr);
+  EXPECT_EQ(chooser().min_compute_capability, 80);
+  EXPECT_EQ(chooser().sustained_warmup_s, kTensorCoreWarmup);
+  for (const Stage& stage : stages(MachineKind::kModel)) EXPECT_NE(stage.slug, "auto");
+  std::string why_not;
+  EXPECT_EQ(find_stage(MachineKind::kModel, "77", &why_not), nullptr);
+  EXPECT_PRED2(has, why_not, ", auto");
+}
+
+TEST_F(AutoStage, ABadFileLeavesTheTablesAlone) {
+  std::ofstream(path_) << "{}";
+  const ChoiceTable* before = choice_tables().data();
+  EXPECT_EQ(use_choice_table(path_).code(), StatusCode::kFileError);
+  EXPECT_EQ(use_choice_table("/no/such/file").code(), StatusCode::kFileError);
+  EXPECT_EQ(choice_tables().data(), before);
+}
+
+// One plan serves two decodes; stage and settings are the table's, by rows and by batch.
+TEST_F(AutoStage, DoesWhatWasChosen) {
+  use_table(json_of(
+      R"([{"rows": 16, "sequences": 4, "tokens": 704, "times":
+            [{"stage": "05_tensor_core", "us": 1, "settings": {"min_grains": 1, "fixed_grains": 0}}]},
+          {"rows": 40, "sequences": 4, "tokens": 704, "times":
+            [{"stage": "05_tensor_core", "us": 1, "settings": {"workers_percent": 50, "max_tile_rows": 16}}]},
+          {"rows": 40, "sequences": 64, "tokens": 704, "times": [{"stage": "04_split_kv", "us": 1}]},
+          {"rows": 128, "sequences": 4, "tokens": 704, "times": [{"stage": "08_seesaw", "us": 1}]}])"));
+  const DeviceLimits limits = model_machine().limits();
+  struct Expected {
+    int heads;
+    const char* stage;
+    PlanSettings settings;
+  };
+  for (const Expected& expected :
+       {Expected{16, "05", {.min_grains = 1, .fixed_grains = 0}},
+        Expected{33, "05", {.workers_percent = 50, .max_tile_rows = 16}}, Expected{70, "08", {}}}) {
+    const DataSet data = small_data(expected.heads);
+    Stage direct = *find_stage(MachineKind::kModel, expected.stage);
+    direct.settings = expected.settings;
+    Choice choice;
+    ASSERT_OK(choose(MachineKind::kModel, data.problem, limits, &choice));
+    EXPECT_EQ(choice.stage->slug, direct.slug);
+    EXPECT_EQ(choice.settings, direct.settings);
+    PlanShape mine, its;
+    ASSERT_OK(plan_shape(chooser(), data.problem, limits, &mine));
+    ASSERT_OK(plan_shape(direct, data.problem, limits, &its));
+    EXPECT_EQ(mine.row_tiles, its.row_tiles);
+    EXPECT_EQ(mine.workers, its.workers);
+    EXPECT_EQ(mine.min_grains, its.min_grains);
+    EXPECT_EQ(mine.fixed_grains, its.fixed_grains);
+    Prediction expects, its_prediction;
+    ASSERT_OK(predict(chooser(), data.problem, 1094, limits, &expects));
+    ASSERT_OK(predict(direct, data.problem, 1094, limits, &its_prediction));
+    EXPECT_EQ(expects.matrix_flop, its_prediction.matrix_flop);
+    EXPECT_EQ(expects.busy_fraction, its_prediction.busy_fraction);
+    EXPECT_EQ(decode_twice(chooser(), data), decode_twice(direct, data));
+  }
+  Choice choice;
+  Problem many = small_data(33).problem;
+  many.batch = 64;
+  ASSERT_OK(choose(MachineKind::kModel, many, limits, &choice));
+  EXPECT_EQ(choice.stage->slug, "04_split_kv");
+}
+
+TEST_F(AutoStage, RunsOnDevicesThatTheTableIsNotOf) {
+  gpu_model::device().compute_capability = 80;
+  gpu_model::device().max_shared_bytes = 166912;
+  const DataSet data = small_data(16);
+  Choice choice;
+  ASSERT_OK(choose(MachineKind::kModel, data.problem, model_machine().limits(), &choice));
+  EXPECT_EQ(choice.stage->slug, "05_tensor_core");
+  EXPECT_EQ(choice.settings, PlanSettings{});
+  decode_twice(chooser(), data);
+  gpu_model::device().compute_capability = 70;
+  DeviceBuffer workspace;
+  EXPECT_EQ(allocate_workspace(chooser(), data.problem, &workspace).code(),
+            StatusCode::kUnsupported);
+  EXPECT_EQ(choose(MachineKind::kModel, data.problem, model_machine().limits(), &choice).code(),
+            StatusCode::kUnsupported);
+}
+
+// Every stage that makes a plan decodes by the plan that it is given: a stage that asks its own
+// plan_shape would refuse a plan for other workers.
+TEST_F(AutoStage, EveryStageTakesSettings) {
+  const DataSet data = small_data(20);
+  for (Stage stage : stages(MachineKind::kModel)) {
+    if (stage.plan_shape == nullptr) continue;
+    for (const PlanSettings& settings :
+         {PlanSettings{.workers_percent = 3, .min_grains = 1, .fixed_grains = 0},
+          PlanSettings{.workers_percent = 50, .combine_grains = 0, .max_tile_rows = 16}}) {
+      stage.settings = settings;
+      decode_twice(stage, data);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mla
