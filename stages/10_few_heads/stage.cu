@@ -24,13 +24,38 @@ int tile_rows(const Problem& problem) {
   return visit_rows(problem, [](auto rows) { return int{rows()}; });
 }
 
+constexpr int kTeam = 8;  // blocks of a worker that is not one
+
+// Blocks of a worker. Where the sequence alone decides how it is cut, neither the batch nor its table may
+// decide this.
+int team_of(const Problem& problem, const DeviceLimits& limits, int row_tiles) {
+  constexpr int kFewTiles = 4, kFewSequences = 8;  // in all; for a team
+  const int teams = static_cast<int>(
+      std::min<unsigned>(limits.max_grid_x, static_cast<unsigned>(limits.multiprocessors)) / kTeam);
+  if (teams == 0 || row_tiles > kFewTiles) return 1;
+  if (problem.fixed_split_tokens > 0) {
+    return problem.fixed_split_tokens >= kTeam * kernel::kTokens ? kTeam : 1;
+  }
+  return problem.batch <= kFewSequences * teams ? kTeam : 1;
+}
+
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, tile_rows(problem));
+  const int team = team_of(problem, limits, tiles);
+  // A piece costs the team's blocks a round of tiles that not all of them have, and an exchange.
   return {.row_tiles = tiles,
-          .workers = workers_for(tiles, limits.multiprocessors),
-          .fixed_grains = 2,
-          .min_grains = 2,
-          .combine_grains = 4};
+          .workers = workers_for(tiles, limits.multiprocessors / team),
+          .fixed_grains = team == 1 ? 2 : team,
+          .min_grains = team == 1 ? 2 : team,
+          .combine_grains = team == 1 ? 4 : 2 * team,
+          .team = team};
+}
+
+// Calls f(blocks of a worker).
+template <typename F>
+decltype(auto) visit_team(int team, F&& f) {
+  if (team == kTeam) return f(std::integral_constant<int, kTeam>());
+  return f(std::integral_constant<int, 1>());
 }
 
 Status encode(const Problem& problem, const Tensors& tensors, TensorMap* map,
@@ -69,9 +94,17 @@ Status decode(const Problem& problem, const Tensors& tensors, void* plan, void* 
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_rows(problem, [&](auto rows) {
-        return launch(kernel::decode<decltype(zero), rows()>, grid, kernel::kThreads,
-                      sizeof(kernel::Smem<rows()>), stream, cache_map, tile_map, problem, tensors,
-                      split, items);
+        return visit_team(shape.team, [&](auto team) {
+          const auto decode = kernel::decode<decltype(zero), rows(), team()>;
+          constexpr size_t kBytes = sizeof(kernel::BlockSmem<rows(), team()>);
+          if constexpr (team() == 1) {
+            return launch(decode, grid, kernel::kThreads, kBytes, stream, cache_map, tile_map,
+                          problem, tensors, split, items);
+          } else {
+            return launch_cluster(decode, team(), grid, kernel::kThreads, kBytes, stream, cache_map,
+                                  tile_map, problem, tensors, split, items);
+          }
+        });
       });
     });
   }));

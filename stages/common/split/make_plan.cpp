@@ -81,18 +81,19 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     longest = std::max(longest, grains_in(i));
     total_pieces += piece_grains > 0 ? (grains_in(i) + piece_grains - 1) / piece_grains : 1;
   }
-  // With a grain or less for every worker, or all of them on one sequence, all pay the fixed cost
+  // With a grain or less for every block, or all of them on one sequence, all pay the fixed cost
   // alike, and to count it would leave some without work.
-  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const bool alike = piece_grains == 0 &&
+                     (problem.batch == 1 || total_grains <= int64_t{shape.workers} * shape.team);
   const int64_t fixed = alike ? 0 : shape.fixed_grains;
   const int64_t length = total_grains + fixed * total_pieces;
   // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
-  const int used =
-      whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
-            : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));
+  const int used = whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
+                         : static_cast<int>(std::clamp<int64_t>(
+                               (length + shape.team - 1) / shape.min_grains, 1, shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});

@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // every warp's longest is there
   for (int warp = 0; warp < kThreads / 32; ++warp) longest = max(longest, smem.warp_longest[warp]);
 
-  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const bool alike = piece_grains == 0 &&
+                     (problem.batch == 1 || total_grains <= int64_t{shape.workers} * shape.team);
   const int fixed = alike ? 0 : shape.fixed_grains;
   const int64_t length = total_grains + fixed * total_pieces;
   const auto batch = static_cast<unsigned>(problem.batch);
@@ -105,7 +106,8 @@ __global__ void __launch_bounds__(kThreads)
                                               length / shape.workers + fixed + shape.combine_grains;
   const auto used = static_cast<unsigned>(
       whole ? (batch + a_worker - 1) / a_worker
-            : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));
+            : max(int64_t{1},
+                  min(int64_t{shape.workers}, (length + shape.team - 1) / shape.min_grains)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);

@@ -51,6 +51,7 @@ struct PlanShape {
   int min_grains =
       1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
+  int team = 1;            ///< Blocks of a worker, which share the grains of each of its pieces.
 };
 
 /// Tiles of `tile_rows` query rows that a problem has, over all KV heads.
