@@ -9,8 +9,8 @@
 // the copies that more would stay full.
 //
 // A worker of the plan is one block, or a team of blocks: a cluster. They share the tiles of each piece,
-// and each ends up with a result of its own. So at the end of a piece every block sends 64 columns of O
-// to each of the team: block j gets columns 64 j to 64 j + 63 of all, adds them up, and writes them out.
+// and each ends up with a result of its own. So at the end of a piece every block sends each of the team
+// its share of the columns of O: a block gets the same columns of all, adds them up, and writes them out.
 #pragma once
 
 #include <cfloat>
@@ -68,8 +68,10 @@ struct MaxAndSum {
 template <int kRows, int kTeam>
 struct TeamSmem : Smem<kRows> {
   // By sender. A thread's four values of O lie where the thread of that number reads them.
-  float4 o[kTeam][kRoundTiles<kRows>][kConsumers];
+  float4 o[kTeam][kVBoxes / kTeam][kRoundTiles<kRows>][kConsumers];
   MaxAndSum row[kTeam][kRoundTiles<kRows> * 8];
+  float weight[kTeam][kRoundTiles<kRows> * 8];  // of a sender's row
+  int64_t place[kRoundTiles<kRows> * 8];        // where a row's out begins, or its part
   ptx::Mbarrier sent;  // 1 arrival, the block's own, and the bytes of all senders: they are there
   ptx::Mbarrier read;  // 4 arrivals from each block: what this one sent there has been read
 };
@@ -101,7 +103,7 @@ template <typename T, int kRows, int kTeam>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, TileMap tile_map, Problem problem,
            Tensors tensors, SplitWorkspace split, SplitItems items) {
-  static_assert(kTeam == 1 || kTeam == kVBoxes, "each block of a team adds up 64 columns");
+  static_assert(kVBoxes % kTeam == 0, "each block of a team adds up as many boxes of columns");
   auto& smem = shared_memory<BlockSmem<kRows, kTeam>>();
   static_assert(sizeof(smem) <= 232448, "227 KB");
   constexpr int kTiles = kRows / 8;  // of 8 query rows
@@ -109,15 +111,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const int rank = kTeam > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
   const RowTile rows(problem, tensors, items, kRows, kTeam);
+  // The producer's lane has a page of each tile, from this row of the tile on. Which is the first, the
+  // plan must say, and then the table; mostly it can be guessed, and read while the plan is.
+  const int page_rows = min(kTokens, problem.page_size), page_row = lane * page_rows;
+  const int guess = static_cast<int>(rows.worker * items.sequences);
+  const int guessed_token = rank * kTokens + page_row;
+  int guessed_page = -1;
+  if (warp == kWarps && page_row < kTokens && guess < problem.batch &&
+      guessed_token < problem.max_seqlen_k()) {
+    guessed_page = tensors.table_row(guess)[problem.page_of(guessed_token)];
+  }
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
   // The team's blocks take turns, so that together they read pages in order.
-  constexpr int kStep = kTeam * kTokens;
+  const int turn = kTeam * kTokens;
   const auto first_token = [&] { return at.token_begin() + rank * kTokens; };
 
   if (threadIdx.x == kConsumers) {
+    ptx::prefetch_tensormap(&cache_map);
     for (int buffer = 0; buffer < kBuffers; ++buffer) {
       for (int i = 0; i < kCopies; ++i) ptx::mbarrier_init(&smem.full[buffer][i], 1);
       ptx::mbarrier_init(&smem.empty[buffer], kWarps);
@@ -135,34 +148,35 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   if (warp == kWarps) {  // the producer: a lane for each page of a tile
-    const int step = min(kTokens, problem.page_size);
-    const int row = lane * step;  // the lane's first in the tile
     const uint64_t policy = ptx::createpolicy_evict_first();
     int buffer = 0, parity = 1;  // new barriers let the first copies pass
-    for (; row < kTokens && at.more(); at.next()) {
+    for (; page_row < kTokens && at.more(); at.next()) {
       const int end = visible_end();
       const int32_t* table = tensors.table_row(at.sequence);
       const auto page_at = [&](int token) {  // past the sequence's end page -1, which makes zeros
         return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
       };
-      int next_page = page_at(first_token() + row);
-      for (int token_begin = first_token(); token_begin < end; token_begin += kStep) {
+      const bool guessed = at.sequence == guess && at.token_begin() == 0;
+      int next_page = !guessed                      ? page_at(first_token() + page_row)
+                      : guessed_token < at.seqlen_k ? guessed_page
+                                                    : -1;
+      for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
         const int page = next_page;
-        next_page = page_at(token_begin + kStep + row);
-        const int row_in_page = problem.row_in_page(token_begin + row);
+        next_page = page_at(token_begin + turn + page_row);
+        const int row_in_page = problem.row_in_page(token_begin + page_row);
         ptx::mbarrier_wait(&smem.empty[buffer], parity);
         for (int i = 0; i < kCopies; ++i) {
           ptx::Mbarrier* full = &smem.full[buffer][i];
           if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kCopyBytes);
           if (tile_map.head_boxes > 0) {
             const int box = rows.head_kv * tile_map.head_boxes + i * kCopyBoxes;
-            ptx::cp_async_bulk_tensor_5d(smem.kv[buffer][i][row / 8], &cache_map, 0, 0, box,
+            ptx::cp_async_bulk_tensor_5d(smem.kv[buffer][i][page_row / 8], &cache_map, 0, 0, box,
                                          row_in_page / 8, page, full, policy);
             continue;
           }
-          for (int r = 0; r < step; r += 8) {
+          for (int r = 0; r < page_rows; r += 8) {
             for (int box = 0; box < kCopyBoxes; ++box) {
-              ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][i][(row + r) / 8][box], &cache_map,
+              ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][i][(page_row + r) / 8][box], &cache_map,
                                            (i * kCopyBoxes + box) * 64, rows.head_kv,
                                            row_in_page + r, page, full, policy);
             }
@@ -216,34 +230,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cp_async_commit_group();
   };
 
-  // Writes 8 query rows' 64 columns of each of `kCount` boxes from `first` on: o(box) / sum, and lse if
-  // this block is to.
   int slot, sequence, seqlen_k, piece_begin;
-  const auto write_out = [&]<int kCount>(int n, const float(&row_m)[2], const float(&row_l)[2],
-                                         int first, std::integral_constant<int, kCount>,
-                                         const auto& o) {
-    // out = O / l, lse = ln 2 (m + log2 l). A row that saw nothing: out = 0, lse = +inf, or -inf in a
-    // part.
-    float inverse_l[2];
-    int64_t place[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = n * 8 + own_row + i;
-      const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
-      inverse_l[i] = saw_something ? 1 / row_l[i] : 0;
-      const float lse = kLn2 * (row_m[i] + log2f(row_l[i]));
-      place[i] = -1;
-      if (!rows.exists(r)) continue;
-      const bool writes_lse = rank == 0 && threadIdx.x < 4;
-      if (slot >= 0) {
-        const int64_t at_slot = rows.slot_place(slot, r);
-        place[i] = at_slot * kHeadDimV;
-        if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
-      } else {
-        place[i] = rows.out_place(sequence, r);
-        if (writes_lse) tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
-      }
+  // lse = ln 2 (m + log2 l), +inf for a row that saw nothing, or -inf in a part. Returns where the row's
+  // out begins, or its part; -1: it does not exist.
+  const auto write_lse = [&](int r, float row_m, float row_l, bool saw_something, bool writes) {
+    if (!rows.exists(r)) return int64_t{-1};
+    const float lse = kLn2 * (row_m + log2f(row_l));
+    if (slot >= 0) {
+      const int64_t at_slot = rows.slot_place(slot, r);
+      if (writes) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
+      return at_slot * kHeadDimV;
     }
+    if (writes) tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
+    return rows.out_place(sequence, r);
+  };
+  // Writes the columns of this thread in `kCount` boxes from `first` on, of two query rows: o(box, j), as
+  // they lie in o_rmem.
+  const auto write_out = [&]<int kCount>(const int64_t(&place)[2], int first,
+                                         std::integral_constant<int, kCount>, const auto& o) {
     if (slot >= 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -251,8 +255,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int box = 0; box < kCount; ++box) {
           float* to = split.out_partial + place[i] + (first + box) * 64 + own_token;
-          to[0] = o(box)[i] * inverse_l[i];
-          to[8] = o(box)[2 + i] * inverse_l[i];
+          to[0] = o(box, i);
+          to[8] = o(box, 2 + i);
         }
       }
       return;
@@ -266,8 +270,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int box = 0; box < kCount; ++box) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float first_row = o(box)[2 * half] * inverse_l[0];
-        const float second_row = o(box)[2 * half + 1] * inverse_l[1];
+        const float first_row = o(box, 2 * half), second_row = o(box, 2 * half + 1);
         const float other = __shfl_xor_sync(0xffffffff, odd ? first_row : second_row, 4);
         if (own_place < 0) continue;
         *reinterpret_cast<uint32_t*>(out_gmem + box * 64 + half * 8) =
@@ -278,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   copy_q();
   int exchange_parity = 0;
-  if constexpr (kTeam > 1) ptx::barrier_cluster_wait();  // the team's barriers are there
+  bool met = false;  // the team's barriers are there
   while (at.more()) {
 #pragma unroll
     for (int box = 0; box < kVBoxes; ++box) {
@@ -301,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     sync_consumers();  // Q is there, for wgmma; the old slot is read
     if (threadIdx.x == 0) smem.slot = next_slot;
 
-    for (int token_begin = first_token(); token_begin < end; token_begin += kStep) {
+    for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
       // S^T = K Q^T  [64, kRows], 16 columns per step.
       float s_rmem[kTiles][4];
 #pragma unroll
@@ -460,26 +463,38 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kTeam == 1) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const float sum[2] = {sum_of(n * 8 + own_row), sum_of(n * 8 + own_row + 1)};
-        write_out(n, m[n], sum, 0, std::integral_constant<int, kVBoxes>(),
-                  [&](int box) -> const float(&)[4] { return o_rmem[box][n]; });
+        float inverse_l[2];
+        int64_t place[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int r = n * 8 + own_row + i;
+          const float sum = sum_of(r);
+          const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
+          inverse_l[i] = saw_something ? 1 / sum : 0;
+          place[i] = write_lse(r, m[n][i], sum, saw_something, threadIdx.x < 4);
+        }
+        write_out(place, 0, std::integral_constant<int, kVBoxes>(),
+                  [&](int box, int j) { return o_rmem[box][n][j] * inverse_l[j % 2]; });
       }
     } else {
-      constexpr int kRound = kRoundTiles<kRows>;
+      constexpr int kRound = kRoundTiles<kRows>, kShare = kVBoxes / kTeam;
 #pragma unroll
       for (int round = 0; round < kTiles; round += kRound) {
         if (threadIdx.x == 0) {
           ptx::mbarrier_arrive_expect_tx(&smem.sent, sizeof(smem.o) + sizeof(smem.row));
         }
+        if (!met) ptx::barrier_cluster_wait();
+        met = true;
         ptx::mbarrier_wait_cluster(&smem.read, exchange_parity ^ 1);
 #pragma unroll
-        for (int box = 0; box < kVBoxes; ++box) {  // goes to the block of that rank
-          float4* to = ptx::mapa(&smem.o[rank][0][threadIdx.x], box);
-          ptx::Mbarrier* sent = ptx::mapa(&smem.sent, box);
+        for (int box = 0; box < kVBoxes; ++box) {
+          const int to = box / kShare;
+          float4* place = ptx::mapa(&smem.o[rank][box % kShare][0][threadIdx.x], to);
+          ptx::Mbarrier* sent = ptx::mapa(&smem.sent, to);
 #pragma unroll
           for (int n = 0; n < kRound; ++n) {
             const float(&o)[4] = o_rmem[box][round + n];
-            ptx::st_async(to + n * kConsumers, make_float4(o[0], o[1], o[2], o[3]), sent);
+            ptx::st_async(place + n * kConsumers, make_float4(o[0], o[1], o[2], o[3]), sent);
           }
         }
         for (int i = threadIdx.x; i < kTeam * kRound * 8; i += kConsumers) {
@@ -490,32 +505,42 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         ptx::mbarrier_wait_cluster(&smem.sent, exchange_parity);
         exchange_parity ^= 1;
-        // m = max m_i, a_i = 2^(m_i - m), l = sum a_i l_i, O = sum a_i O_i: in the order of ranks.
-        float team_m[kRound][2], team_l[kRound][2], team_o[kRound][4];
+        // m = max m_i, l = sum 2^(m_i - m) l_i, w_i = 2^(m_i - m) / l: a thread for each i and row.
+        for (int i = threadIdx.x; i < kTeam * kRound * 8; i += kConsumers) {
+          const int from = i / (kRound * 8), r = i % (kRound * 8);
+          float team_m = -FLT_MAX, team_l = 0;
+#pragma unroll
+          for (int j = 0; j < kTeam; ++j) team_m = fmaxf(team_m, smem.row[j][r].m);
+#pragma unroll
+          for (int j = 0; j < kTeam; ++j) {
+            team_l += ptx::ex2_approx(smem.row[j][r].m - team_m) * smem.row[j][r].l;
+          }
+          const bool saw_something = rows.visible(seqlen_k, round * 8 + r) > piece_begin;
+          smem.weight[from][r] =
+              saw_something ? ptx::ex2_approx(smem.row[from][r].m - team_m) / team_l : 0;
+          if (from == 0) {
+            smem.place[r] = write_lse(round * 8 + r, team_m, team_l, saw_something, rank == 0);
+          }
+        }
+        sync_consumers();  // the weights are there
+        // O = sum w_i O_i, in the order of ranks.
+        float team_o[kRound][kShare][4] = {};
+        int64_t place[kRound][2];
 #pragma unroll
         for (int n = 0; n < kRound; ++n) {
-          team_m[n][0] = team_m[n][1] = -FLT_MAX;
-          team_l[n][0] = team_l[n][1] = 0;
-          for (int j = 0; j < 4; ++j) team_o[n][j] = 0;
+          for (int i = 0; i < 2; ++i) place[n][i] = smem.place[n * 8 + own_row + i];
 #pragma unroll
           for (int from = 0; from < kTeam; ++from) {
-            for (int i = 0; i < 2; ++i) {
-              team_m[n][i] = fmaxf(team_m[n][i], smem.row[from][n * 8 + own_row + i].m);
-            }
-          }
+            const float w[2] = {smem.weight[from][n * 8 + own_row],
+                                smem.weight[from][n * 8 + own_row + 1]};
 #pragma unroll
-          for (int from = 0; from < kTeam; ++from) {
-            const float4 o = smem.o[from][n][threadIdx.x];
-            float a[2];
-            for (int i = 0; i < 2; ++i) {
-              const MaxAndSum row = smem.row[from][n * 8 + own_row + i];
-              a[i] = ptx::ex2_approx(row.m - team_m[n][i]);
-              team_l[n][i] += a[i] * row.l;
+            for (int box = 0; box < kShare; ++box) {
+              const float4 o = smem.o[from][box][n][threadIdx.x];
+              team_o[n][box][0] += w[0] * o.x;
+              team_o[n][box][1] += w[1] * o.y;
+              team_o[n][box][2] += w[0] * o.z;
+              team_o[n][box][3] += w[1] * o.w;
             }
-            team_o[n][0] += a[0] * o.x;
-            team_o[n][1] += a[1] * o.y;
-            team_o[n][2] += a[0] * o.z;
-            team_o[n][3] += a[1] * o.w;
           }
         }
         __syncwarp();  // its lanes have read
@@ -524,11 +549,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 #pragma unroll
         for (int n = 0; n < kRound; ++n) {
-          write_out(round + n, team_m[n], team_l[n], rank, std::integral_constant<int, 1>(),
-                    [&](int) -> const float(&)[4] { return team_o[n]; });
+          write_out(place[n], rank * kShare, std::integral_constant<int, kShare>(),
+                    [&](int box, int j) { return team_o[n][box][j]; });
         }
       }
     }
+  }
+  if constexpr (kTeam > 1) {
+    if (!met) ptx::barrier_cluster_wait();  // who has arrived must wait
   }
 }
 

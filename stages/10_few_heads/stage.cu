@@ -26,29 +26,39 @@ int tile_rows(const Problem& problem) {
 
 constexpr int kTeam = 8;  // blocks of a worker that is not one
 
-// Blocks of a worker. Where the sequence alone decides how it is cut, neither the batch nor its table may
-// decide this.
-int team_of(const Problem& problem, const DeviceLimits& limits, int row_tiles) {
-  constexpr int kFewTiles = 4, kFewSequences = 8;  // in all; for a team
-  const int teams = static_cast<int>(
-      std::min<unsigned>(limits.max_grid_x, static_cast<unsigned>(limits.multiprocessors)) / kTeam);
-  if (teams == 0 || row_tiles > kFewTiles) return 1;
-  if (problem.fixed_split_tokens > 0) {
-    return problem.fixed_split_tokens >= kTeam * kernel::kTokens ? kTeam : 1;
-  }
-  return problem.batch <= kFewSequences * teams ? kTeam : 1;
+// Teams that run at the same time, on a device with these limits.
+int resident_teams(const DeviceLimits& limits) {
+  using Block = kernel::BlockSmem<8, kTeam>;
+  const int room = limits.multiprocessors / kTeam;
+  const int resident =
+      resident_clusters(kernel::decode<bfloat16, 8, kTeam>, kTeam, kernel::kThreads, sizeof(Block));
+  return resident > 0 ? std::min(room, resident) : room;
 }
 
+// The one place that says where a worker is a team: where the host knows that no sequence will be cut, so
+// that nothing has to be combined, and each has a team of its own. A piece costs a team an exchange, and
+// a round of tiles that not all of its blocks have. Nothing may depend on the batch where the sequence
+// alone decides how it is cut.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, tile_rows(problem));
-  const int team = team_of(problem, limits, tiles);
-  // A piece costs the team's blocks a round of tiles that not all of them have, and an exchange.
-  return {.row_tiles = tiles,
-          .workers = workers_for(tiles, limits.multiprocessors / team),
-          .fixed_grains = team == 1 ? 2 : team,
-          .min_grains = team == 1 ? 2 : team,
-          .combine_grains = team == 1 ? 4 : 2 * team,
-          .team = team};
+  const PlanShape single = {.row_tiles = tiles,
+                            .workers = workers_for(tiles, limits.multiprocessors),
+                            .fixed_grains = 2,
+                            .min_grains = 2,
+                            .combine_grains = 4};
+  if (problem.fixed_split_tokens > 0 || limits.multiprocessors < kTeam ||
+      limits.max_grid_x < kTeam) {
+    return single;
+  }
+  const PlanShape teams = {.row_tiles = tiles,
+                           .workers = workers_for(tiles, resident_teams(limits)),
+                           .fixed_grains = kTeam,
+                           .min_grains = kTeam,
+                           .combine_grains = 3 * kTeam,
+                           .team = kTeam};
+  const bool all_have_one =
+      tiles * teams.workers <= resident_teams(limits) && problem.batch <= teams.workers;
+  return all_have_one && max_split_sequences(problem, teams) == 0 ? teams : single;
 }
 
 // Calls f(blocks of a worker).

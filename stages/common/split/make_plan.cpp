@@ -91,9 +91,10 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
+  const int64_t up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
   const int used = whole ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
-                         : static_cast<int>(std::clamp<int64_t>(
-                               (length + shape.team - 1) / shape.min_grains, 1, shape.workers));
+                         : static_cast<int>(std::clamp<int64_t>((length + up) / shape.min_grains, 1,
+                                                                shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});

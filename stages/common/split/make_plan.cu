@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned a_worker = (batch + shape.workers - 1) / shape.workers;  // if sequences stay whole
   const bool whole = piece_grains == 0 && int64_t{a_worker} * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
+  const int up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
   const auto used = static_cast<unsigned>(
       whole ? (batch + a_worker - 1) / a_worker
-            : max(int64_t{1},
-                  min(int64_t{shape.workers}, (length + shape.team - 1) / shape.min_grains)));
+            : max(int64_t{1}, min(int64_t{shape.workers}, (length + up) / shape.min_grains)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);

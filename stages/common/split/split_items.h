@@ -17,6 +17,7 @@ struct SplitItems {
   int row_tiles;     ///< Tiles of rows, of a KV head.
   unsigned tiles;    ///< Of all KV heads.
   unsigned first;    ///< Item of the grid's first block.
+  int sequences;     ///< Of a worker, if all are whole and have as many.
   float scale_log2;  ///< softmax_scale log2(e)
 };
 
@@ -29,6 +30,7 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
   items.rows = problem.rows_per_kv_head();
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
+  items.sequences = (problem.batch + shape.workers - 1) / shape.workers;
   items.scale_log2 = problem.softmax_scale * kLog2e;
   const int64_t count = int64_t{items.tiles} * shape.workers;  // below 2^32: workers_for()
   const auto team = static_cast<unsigned>(shape.team);
