@@ -36,9 +36,8 @@ int resident_teams(const DeviceLimits& limits) {
 }
 
 // The one place that says where a worker is a team: where the host knows that no sequence will be cut, so
-// that nothing has to be combined, and each has a team of its own. A piece costs a team an exchange, and
-// a round of tiles that not all of its blocks have. Nothing may depend on the batch where the sequence
-// alone decides how it is cut.
+// that nothing has to be combined, and where they are few. A piece costs a team an exchange, and a round
+// of tiles that not all of its blocks have. With fixed splits nothing may depend on the batch.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, tile_rows(problem));
   const PlanShape single = {.row_tiles = tiles,
@@ -56,9 +55,10 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
                            .min_grains = kTeam,
                            .combine_grains = 3 * kTeam,
                            .team = kTeam};
-  const bool all_have_one =
-      tiles * teams.workers <= resident_teams(limits) && problem.batch <= teams.workers;
-  return all_have_one && max_split_sequences(problem, teams) == 0 ? teams : single;
+  constexpr int kMostPieces = 2;  // of a team
+  const bool few = tiles * teams.workers <= resident_teams(limits) &&
+                   problem.batch <= kMostPieces * teams.workers;
+  return few && max_split_sequences(problem, teams) == 0 ? teams : single;
 }
 
 // Calls f(blocks of a worker).
