@@ -316,6 +316,7 @@ TEST(SplitPlan, TeamsGetARoundOfGrains) {
                  .min_grains = 8,
                  .combine_grains = 4,
                  .team = 8};
+  input.problem.batch = 1;
   for (const int grains : {13, 16, 17, 79, 120}) {
     input.problem.max_pages_per_seq = grains;
     input.lengths = {grains * 64};
