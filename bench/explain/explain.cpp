@@ -207,7 +207,9 @@ int filling_batch(const Case& c) {
 
 std::string too_short_to_fill(const Case& c) {
   if (!c.plan || c.tokens <= 0 || !(c.plan->busy * kNoticeable < 1)) return "";
-  if (c.plan->blocks == int64_t{c.plan->shape.row_tiles} * c.plan->shape.workers) return "";
+  if (c.plan->blocks ==
+      int64_t{c.plan->shape.row_tiles} * c.plan->shape.workers * c.plan->shape.team)
+    return "";
   if (c.free_plan && c.free_plan->busy > kNoticeable * c.plan->busy) return "";  // the cuts' fault
   std::string text = fmt::format(
       "{} of 64 tokens × {} give {} of the kernel, {} of {} multiprocessors: {}",
@@ -663,7 +665,7 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
     }
     sum += load;
     balance.largest = std::max(balance.largest, load);
-    balance.blocks += pieces.empty() ? 0 : shape.row_tiles;
+    balance.blocks += pieces.empty() ? 0 : int64_t{shape.row_tiles} * shape.team;
   }
   balance.mean = static_cast<double>(sum) / shape.workers;
   balance.busy = std::min(1.0, static_cast<double>(balance.blocks) / multiprocessors);

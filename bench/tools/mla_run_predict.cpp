@@ -191,9 +191,11 @@ int run_plan(const RunOptions& options) {
       status = read_plan(stage, dump.problem, workspace, &plan);
     }
     if (!status.ok()) return refuse(status, kWrong);
-    fmt::print("{}{}, plan made on: {}\n{}\nrow tiles: {}, workers for each: {}\n{}",
+    fmt::print("{}{}, plan made on: {}\n{}\nrow tiles: {}, workers for each: {}{}\n{}",
                printed > 0 ? "\n" : "", stage.slug, machine.description(), describe(dump),
-               shape.row_tiles, shape.workers, describe_plan(plan));
+               shape.row_tiles, shape.workers,
+               shape.team > 1 ? fmt::format(", teams of {} blocks", shape.team) : "",
+               describe_plan(plan));
     ++printed;
   }
   return printed > 0 ? kRight : refuse(none);

@@ -7,6 +7,10 @@
 // One warpgroup multiplies; one warp copies a tile by three instructions, each of all its tokens, so
 // that device memory is read in order. There are two buffers: the products take so much less time than
 // the copies that more would stay full.
+//
+// A worker of the plan is one block, or a team of blocks: a cluster. They share the tiles of each piece,
+// and each ends up with a result of its own. So at the end of a piece every block sends each of the team
+// its share of the columns of O: a block gets the same columns of all, adds them up, and writes them out.
 #pragma once
 
 #include <cfloat>
@@ -53,6 +57,37 @@ struct Smem {
   MLA_REGIONS(kv, q, p, row_max, row_sum, slot, full, empty)
 };
 
+// What the blocks of a team send each other. So many times 8 query rows at a time:
+template <int kRows>
+constexpr int kRoundTiles = kRows <= 24 ? kRows / 8 : 2;  // as there is room for
+
+struct MaxAndSum {
+  float m, l;
+};
+
+template <int kRows, int kTeam>
+struct TeamSmem : Smem<kRows> {
+  // By sender. A thread's four values of O lie where the thread of that number reads them.
+  float4 o[kTeam][kVBoxes / kTeam][kRoundTiles<kRows>][kConsumers];
+  MaxAndSum row[kTeam][kRoundTiles<kRows> * 8];
+  float weight[kTeam][kRoundTiles<kRows> * 8];  // of a sender's row
+  int64_t place[kRoundTiles<kRows> * 8];        // where a row's out begins, or its part
+  ptx::Mbarrier sent;  // 1 arrival, the block's own, and the bytes of all senders: they are there
+  ptx::Mbarrier read;  // 4 arrivals from each block: what this one sent there has been read
+};
+
+// Of a block in a team of so many.
+template <int kRows, int kTeam>
+struct Layout {
+  using type = TeamSmem<kRows, kTeam>;
+};
+template <int kRows>
+struct Layout<kRows, 1> {
+  using type = Smem<kRows>;
+};
+template <int kRows, int kTeam>
+using BlockSmem = typename Layout<kRows, kTeam>::type;
+
 enum Barrier { kAllConsumers = 1 };  // 128 sync
 
 // How the tensor map of the cache cuts it.
@@ -63,61 +98,85 @@ struct TileMap {
   int head_boxes;
 };
 
-// One item: a worker, for one tile of rows of a KV head.
-template <typename T, int kRows>
+// One item: a worker, for one tile of rows of a KV head. kTeam: blocks of a worker.
+template <typename T, int kRows, int kTeam>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, TileMap tile_map, Problem problem,
            Tensors tensors, SplitWorkspace split, SplitItems items) {
-  auto& smem = shared_memory<Smem<kRows>>();
+  static_assert(kVBoxes % kTeam == 0, "each block of a team adds up as many boxes of columns");
+  auto& smem = shared_memory<BlockSmem<kRows, kTeam>>();
   static_assert(sizeof(smem) <= 232448, "227 KB");
   constexpr int kTiles = kRows / 8;  // of 8 query rows
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  const RowTile rows(problem, tensors, items, kRows);
+  const int rank = kTeam > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
+  const RowTile rows(problem, tensors, items, kRows, kTeam);
+  // The producer's lane has a page of each tile, from this row of the tile on. Which is the first, the
+  // plan must say, and then the table; mostly it can be guessed, and read while the plan is.
+  const int page_rows = min(kTokens, problem.page_size), page_row = lane * page_rows;
+  const int guess = static_cast<int>(rows.worker * items.sequences);
+  const int guessed_token = rank * kTokens + page_row;
+  int guessed_page = -1;
+  if (warp == kWarps && page_row < kTokens && guess < problem.batch &&
+      guessed_token < problem.max_seqlen_k()) {
+    guessed_page = tensors.table_row(guess)[problem.page_of(guessed_token)];
+  }
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
+  // The team's blocks take turns, so that together they read pages in order.
+  const int turn = kTeam * kTokens;
+  const auto first_token = [&] { return at.token_begin() + rank * kTokens; };
 
   if (threadIdx.x == kConsumers) {
+    ptx::prefetch_tensormap(&cache_map);
     for (int buffer = 0; buffer < kBuffers; ++buffer) {
       for (int i = 0; i < kCopies; ++i) ptx::mbarrier_init(&smem.full[buffer][i], 1);
       ptx::mbarrier_init(&smem.empty[buffer], kWarps);
     }
+    if constexpr (kTeam > 1) {
+      ptx::mbarrier_init(&smem.sent, 1);
+      ptx::mbarrier_init(&smem.read, kTeam * kWarps);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();  // the barriers are there
+  if constexpr (kTeam > 1) {
+    __syncwarp();
+    ptx::barrier_cluster_arrive();
+  }
 
   if (warp == kWarps) {  // the producer: a lane for each page of a tile
-    const int step = min(kTokens, problem.page_size);
-    const int row = lane * step;  // the lane's first in the tile
-    if (row >= kTokens) return;
     const uint64_t policy = ptx::createpolicy_evict_first();
     int buffer = 0, parity = 1;  // new barriers let the first copies pass
-    for (; at.more(); at.next()) {
+    for (; page_row < kTokens && at.more(); at.next()) {
       const int end = visible_end();
       const int32_t* table = tensors.table_row(at.sequence);
       const auto page_at = [&](int token) {  // past the sequence's end page -1, which makes zeros
         return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
       };
-      int next_page = page_at(at.token_begin() + row);
-      for (int token_begin = at.token_begin(); token_begin < end; token_begin += kTokens) {
+      const bool guessed = at.sequence == guess && at.token_begin() == 0;
+      int next_page = !guessed                      ? page_at(first_token() + page_row)
+                      : guessed_token < at.seqlen_k ? guessed_page
+                                                    : -1;
+      for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
         const int page = next_page;
-        next_page = page_at(token_begin + kTokens + row);
-        const int row_in_page = problem.row_in_page(token_begin + row);
+        next_page = page_at(token_begin + turn + page_row);
+        const int row_in_page = problem.row_in_page(token_begin + page_row);
         ptx::mbarrier_wait(&smem.empty[buffer], parity);
         for (int i = 0; i < kCopies; ++i) {
           ptx::Mbarrier* full = &smem.full[buffer][i];
           if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kCopyBytes);
           if (tile_map.head_boxes > 0) {
             const int box = rows.head_kv * tile_map.head_boxes + i * kCopyBoxes;
-            ptx::cp_async_bulk_tensor_5d(smem.kv[buffer][i][row / 8], &cache_map, 0, 0, box,
+            ptx::cp_async_bulk_tensor_5d(smem.kv[buffer][i][page_row / 8], &cache_map, 0, 0, box,
                                          row_in_page / 8, page, full, policy);
             continue;
           }
-          for (int r = 0; r < step; r += 8) {
+          for (int r = 0; r < page_rows; r += 8) {
             for (int box = 0; box < kCopyBoxes; ++box) {
-              ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][i][(row + r) / 8][box], &cache_map,
+              ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][i][(page_row + r) / 8][box], &cache_map,
                                            (i * kCopyBoxes + box) * 64, rows.head_kv,
                                            row_in_page + r, page, full, policy);
             }
@@ -126,6 +185,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         buffer ^= 1;
         if (buffer == 0) parity ^= 1;
       }
+    }
+    if constexpr (kTeam > 1) {
+      __syncwarp();
+      ptx::barrier_cluster_wait();  // who has arrived must wait
     }
     return;
   }
@@ -150,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads per row.
   const auto copy_q = [&] {
-    if (at.more() && at.token_begin() < visible_end()) {
+    if (at.more() && first_token() < visible_end()) {
       const int chunk = threadIdx.x % 8;
 #pragma unroll 1
       for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
@@ -167,7 +230,58 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::cp_async_commit_group();
   };
 
+  int slot, sequence, seqlen_k, piece_begin;
+  // lse = ln 2 (m + log2 l), +inf for a row that saw nothing, or -inf in a part. Returns where the row's
+  // out begins, or its part; -1: it does not exist.
+  const auto write_lse = [&](int r, float row_m, float row_l, bool saw_something, bool writes) {
+    if (!rows.exists(r)) return int64_t{-1};
+    const float lse = kLn2 * (row_m + log2f(row_l));
+    if (slot >= 0) {
+      const int64_t at_slot = rows.slot_place(slot, r);
+      if (writes) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
+      return at_slot * kHeadDimV;
+    }
+    if (writes) tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
+    return rows.out_place(sequence, r);
+  };
+  // Writes the columns of this thread in `kCount` boxes from `first` on, of two query rows: o(box, j), as
+  // they lie in o_rmem.
+  const auto write_out = [&]<int kCount>(const int64_t(&place)[2], int first,
+                                         std::integral_constant<int, kCount>, const auto& o) {
+    if (slot >= 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (place[i] < 0) continue;
+#pragma unroll
+        for (int box = 0; box < kCount; ++box) {
+          float* to = split.out_partial + place[i] + (first + box) * 64 + own_token;
+          to[0] = o(box, i);
+          to[8] = o(box, 2 + i);
+        }
+      }
+      return;
+    }
+    // Neighbouring columns are in lanes 4 apart: the first takes both of the first row, the second
+    // those of the second.
+    const bool odd = lane / 4 % 2 == 1;
+    const int64_t own_place = odd ? place[1] : place[0];
+    T* out_gmem = static_cast<T*>(tensors.out) + own_place + first * 64 + own_token - int{odd};
+#pragma unroll
+    for (int box = 0; box < kCount; ++box) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float first_row = o(box, 2 * half), second_row = o(box, 2 * half + 1);
+        const float other = __shfl_xor_sync(0xffffffff, odd ? first_row : second_row, 4);
+        if (own_place < 0) continue;
+        *reinterpret_cast<uint32_t*>(out_gmem + box * 64 + half * 8) =
+            odd ? pack<T>(other, second_row) : pack<T>(first_row, other);
+      }
+    }
+  };
+
   copy_q();
+  int exchange_parity = 0;
+  bool met = false;  // the team's barriers are there
   while (at.more()) {
 #pragma unroll
     for (int box = 0; box < kVBoxes; ++box) {
@@ -190,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     sync_consumers();  // Q is there, for wgmma; the old slot is read
     if (threadIdx.x == 0) smem.slot = next_slot;
 
-    for (int token_begin = at.token_begin(); token_begin < end; token_begin += kTokens) {
+    for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
       // S^T = K Q^T  [64, kRows], 16 columns per step.
       float s_rmem[kTiles][4];
 #pragma unroll
@@ -244,7 +358,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       // m stays as long as no P exceeds the bound; if one does, m' = max(m, rowmax S + kHeadroom -
       // kLargestP), a = 2^(m - m'), l = a l and O = a O.
-      bool exceeds = token_begin == at.token_begin();
+      bool exceeds = token_begin == first_token();
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         for (int j = 0; j < 4; ++j) exceeds |= s_rmem[n][j] > m[n][j % 2] + kLargestP<T>;
@@ -328,73 +442,121 @@ __global__ void __launch_bounds__(kThreads, 1)
           l[n][i] += __shfl_xor_sync(0xffffffff, l[n][i], offset);
         }
         if (lane < 4) smem.row_sum[warp][n * 8 + own_row + i] = l[n][i];
+        if (kTeam > 1 && threadIdx.x < 4) smem.row_max[0][n * 8 + own_row + i] = m[n][i];
       }
     }
     sync_consumers();  // the sums are there; Q and P have been read
-    const int slot = smem.slot;
-    const int sequence = at.sequence, seqlen_k = at.seqlen_k, piece_begin = at.token_begin();
+    slot = smem.slot;
+    sequence = at.sequence;
+    seqlen_k = at.seqlen_k;
+    piece_begin = at.token_begin();
     at.next();
     copy_q();  // the next piece's Q comes while O is written
     // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
     if (!at.more()) ptx::griddepcontrol_launch_dependents();
 
-      // out = O / l, lse = ln 2 (m + log2 l). A row that saw nothing: out = 0, lse = +inf, or -inf in a
-      // part.
+    const auto sum_of = [&](int r) {
+      float sum = 0;
+      for (int w = 0; w < kWarps; ++w) sum += smem.row_sum[w][r];
+      return sum;
+    };
+    if constexpr (kTeam == 1) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      float inverse_l[2];
-      int64_t place[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int r = n * 8 + own_row + i;
-        float sum = 0;
-        for (int w = 0; w < kWarps; ++w) sum += smem.row_sum[w][r];
-        const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
-        inverse_l[i] = saw_something ? 1 / sum : 0;
-        const float lse = kLn2 * (m[n][i] + log2f(sum));
-        place[i] = -1;
-        if (!rows.exists(r)) continue;
-        const bool writes_lse = threadIdx.x < 4;
-        if (slot >= 0) {
-          const int64_t at_slot = rows.slot_place(slot, r);
-          place[i] = at_slot * kHeadDimV;
-          if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
-        } else {
-          place[i] = rows.out_place(sequence, r);
-          if (writes_lse) tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
-        }
-      }
-      if (slot >= 0) {
+      for (int n = 0; n < kTiles; ++n) {
+        float inverse_l[2];
+        int64_t place[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          if (place[i] < 0) continue;
+          const int r = n * 8 + own_row + i;
+          const float sum = sum_of(r);
+          const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
+          inverse_l[i] = saw_something ? 1 / sum : 0;
+          place[i] = write_lse(r, m[n][i], sum, saw_something, threadIdx.x < 4);
+        }
+        write_out(place, 0, std::integral_constant<int, kVBoxes>(),
+                  [&](int box, int j) { return o_rmem[box][n][j] * inverse_l[j % 2]; });
+      }
+    } else {
+      constexpr int kRound = kRoundTiles<kRows>, kShare = kVBoxes / kTeam;
 #pragma unroll
-          for (int box = 0; box < kVBoxes; ++box) {
-            float* to = split.out_partial + place[i] + box * 64 + own_token;
-            to[0] = o_rmem[box][n][i] * inverse_l[i];
-            to[8] = o_rmem[box][n][2 + i] * inverse_l[i];
+      for (int round = 0; round < kTiles; round += kRound) {
+        if (threadIdx.x == 0) {
+          ptx::mbarrier_arrive_expect_tx(&smem.sent, sizeof(smem.o) + sizeof(smem.row));
+        }
+        if (!met) ptx::barrier_cluster_wait();
+        met = true;
+        ptx::mbarrier_wait_cluster(&smem.read, exchange_parity ^ 1);
+#pragma unroll
+        for (int box = 0; box < kVBoxes; ++box) {
+          const int to = box / kShare;
+          float4* place = ptx::mapa(&smem.o[rank][box % kShare][0][threadIdx.x], to);
+          ptx::Mbarrier* sent = ptx::mapa(&smem.sent, to);
+#pragma unroll
+          for (int n = 0; n < kRound; ++n) {
+            const float(&o)[4] = o_rmem[box][round + n];
+            ptx::st_async(place + n * kConsumers, make_float4(o[0], o[1], o[2], o[3]), sent);
           }
         }
-        continue;
-      }
-      // Neighbouring columns are in lanes 4 apart: the first takes both of the first row, the second
-      // those of the second.
-      const bool odd = lane / 4 % 2 == 1;
-      const int64_t own_place = odd ? place[1] : place[0];
-      T* out_gmem = static_cast<T*>(tensors.out) + own_place + own_token - int{odd};
+        for (int i = threadIdx.x; i < kTeam * kRound * 8; i += kConsumers) {
+          const int to = i / (kRound * 8), r = i % (kRound * 8);
+          ptx::st_async(ptx::mapa(&smem.row[rank][r], to),
+                        MaxAndSum{smem.row_max[0][round * 8 + r], sum_of(round * 8 + r)},
+                        ptx::mapa(&smem.sent, to));
+        }
+        ptx::mbarrier_wait_cluster(&smem.sent, exchange_parity);
+        exchange_parity ^= 1;
+        // m = max m_i, l = sum 2^(m_i - m) l_i, w_i = 2^(m_i - m) / l: a thread for each i and row.
+        for (int i = threadIdx.x; i < kTeam * kRound * 8; i += kConsumers) {
+          const int from = i / (kRound * 8), r = i % (kRound * 8);
+          float team_m = -FLT_MAX, team_l = 0;
 #pragma unroll
-      for (int box = 0; box < kVBoxes; ++box) {
+          for (int j = 0; j < kTeam; ++j) team_m = fmaxf(team_m, smem.row[j][r].m);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float first = o_rmem[box][n][2 * half] * inverse_l[0];
-          const float second = o_rmem[box][n][2 * half + 1] * inverse_l[1];
-          const float other = __shfl_xor_sync(0xffffffff, odd ? first : second, 4);
-          if (own_place < 0) continue;
-          *reinterpret_cast<uint32_t*>(out_gmem + box * 64 + half * 8) =
-              odd ? pack<T>(other, second) : pack<T>(first, other);
+          for (int j = 0; j < kTeam; ++j) {
+            team_l += ptx::ex2_approx(smem.row[j][r].m - team_m) * smem.row[j][r].l;
+          }
+          const bool saw_something = rows.visible(seqlen_k, round * 8 + r) > piece_begin;
+          smem.weight[from][r] =
+              saw_something ? ptx::ex2_approx(smem.row[from][r].m - team_m) / team_l : 0;
+          if (from == 0) {
+            smem.place[r] = write_lse(round * 8 + r, team_m, team_l, saw_something, rank == 0);
+          }
+        }
+        sync_consumers();  // the weights are there
+        // O = sum w_i O_i, in the order of ranks.
+        float team_o[kRound][kShare][4] = {};
+        int64_t place[kRound][2];
+#pragma unroll
+        for (int n = 0; n < kRound; ++n) {
+          for (int i = 0; i < 2; ++i) place[n][i] = smem.place[n * 8 + own_row + i];
+#pragma unroll
+          for (int from = 0; from < kTeam; ++from) {
+            const float w[2] = {smem.weight[from][n * 8 + own_row],
+                                smem.weight[from][n * 8 + own_row + 1]};
+#pragma unroll
+            for (int box = 0; box < kShare; ++box) {
+              const float4 o = smem.o[from][box][n][threadIdx.x];
+              team_o[n][box][0] += w[0] * o.x;
+              team_o[n][box][1] += w[1] * o.y;
+              team_o[n][box][2] += w[0] * o.z;
+              team_o[n][box][3] += w[1] * o.w;
+            }
+          }
+        }
+        __syncwarp();  // its lanes have read
+        if ((at.more() || round + kRound < kTiles) && lane < kTeam) {
+          ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.read, lane));
+        }
+#pragma unroll
+        for (int n = 0; n < kRound; ++n) {
+          write_out(place[n], rank * kShare, std::integral_constant<int, kShare>(),
+                    [&](int box, int j) { return team_o[n][box][j]; });
         }
       }
     }
+  }
+  if constexpr (kTeam > 1) {
+    if (!met) ptx::barrier_cluster_wait();  // who has arrived must wait
   }
 }
 

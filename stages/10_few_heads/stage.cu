@@ -24,13 +24,48 @@ int tile_rows(const Problem& problem) {
   return visit_rows(problem, [](auto rows) { return int{rows()}; });
 }
 
+constexpr int kTeam = 8;  // blocks of a worker that is not one
+
+// Teams that run at the same time, on a device with these limits.
+int resident_teams(const DeviceLimits& limits) {
+  using Block = kernel::BlockSmem<8, kTeam>;
+  const int room = limits.multiprocessors / kTeam;
+  const int resident =
+      resident_clusters(kernel::decode<bfloat16, 8, kTeam>, kTeam, kernel::kThreads, sizeof(Block));
+  return resident > 0 ? std::min(room, resident) : room;
+}
+
+// The one place that says where a worker is a team: where the host knows that no sequence will be cut, so
+// that nothing has to be combined, and where they are few. A piece costs a team an exchange, and a round
+// of tiles that not all of its blocks have. With fixed splits nothing may depend on the batch.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, tile_rows(problem));
-  return {.row_tiles = tiles,
-          .workers = workers_for(tiles, limits.multiprocessors),
-          .fixed_grains = 2,
-          .min_grains = 2,
-          .combine_grains = 4};
+  const PlanShape single = {.row_tiles = tiles,
+                            .workers = workers_for(tiles, limits.multiprocessors),
+                            .fixed_grains = 2,
+                            .min_grains = 2,
+                            .combine_grains = 4};
+  if (problem.fixed_split_tokens > 0 || limits.multiprocessors < kTeam ||
+      limits.max_grid_x < kTeam) {
+    return single;
+  }
+  const PlanShape teams = {.row_tiles = tiles,
+                           .workers = workers_for(tiles, resident_teams(limits)),
+                           .fixed_grains = kTeam,
+                           .min_grains = kTeam,
+                           .combine_grains = 3 * kTeam,
+                           .team = kTeam};
+  // A team for each. Two where there is but one team, so that the model's tests see it go on to another.
+  const bool few = tiles * teams.workers <= resident_teams(limits) &&
+                   problem.batch <= std::max(teams.workers, 2);
+  return few && max_split_sequences(problem, teams) == 0 ? teams : single;
+}
+
+// Calls f(blocks of a worker).
+template <typename F>
+decltype(auto) visit_team(int team, F&& f) {
+  if (team == kTeam) return f(std::integral_constant<int, kTeam>());
+  return f(std::integral_constant<int, 1>());
 }
 
 Status encode(const Problem& problem, const Tensors& tensors, TensorMap* map,
@@ -69,9 +104,17 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_rows(problem, [&](auto rows) {
-        return launch(kernel::decode<decltype(zero), rows()>, grid, kernel::kThreads,
-                      sizeof(kernel::Smem<rows()>), stream, cache_map, tile_map, problem, tensors,
-                      split, items);
+        return visit_team(shape.team, [&](auto team) {
+          const auto decode = kernel::decode<decltype(zero), rows(), team()>;
+          constexpr size_t kBytes = sizeof(kernel::BlockSmem<rows(), team()>);
+          if constexpr (team() == 1) {
+            return launch(decode, grid, kernel::kThreads, kBytes, stream, cache_map, tile_map,
+                          problem, tensors, split, items);
+          } else {
+            return launch_cluster(decode, team(), grid, kernel::kThreads, kBytes, stream, cache_map,
+                                  tile_map, problem, tensors, split, items);
+          }
+        });
       });
     });
   }));

@@ -261,8 +261,8 @@ double cache_bytes(const Problem& problem, int64_t total_tokens) {
 
 double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits) {
   const double shares = double(total_tokens) / kGrainTokens / shape.min_grains;
-  return std::min(
-      1.0, shape.row_tiles * std::min<double>(shape.workers, shares) / limits.multiprocessors);
+  return std::min(1.0, shape.row_tiles * shape.team * std::min<double>(shape.workers, shares) /
+                           limits.multiprocessors);
 }
 
 }  // namespace mla

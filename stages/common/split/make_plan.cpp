@@ -81,9 +81,10 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
     longest = std::max(longest, grains_in(i));
     total_pieces += piece_grains > 0 ? (grains_in(i) + piece_grains - 1) / piece_grains : 1;
   }
-  // With a grain or less for every worker, or all of them on one sequence, all pay the fixed cost
+  // With a grain or less for every block, or all of them on one sequence, all pay the fixed cost
   // alike, and to count it would leave some without work.
-  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const bool alike = piece_grains == 0 &&
+                     (problem.batch == 1 || total_grains <= int64_t{shape.workers} * shape.team);
   const int64_t fixed = alike ? 0 : shape.fixed_grains;
   const int64_t length = total_grains + fixed * total_pieces;
   // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
@@ -95,10 +96,11 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   const int64_t each = std::min(shape.workers / int64_t{problem.batch}, longest / shape.min_grains);
   const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
                     (longest + each - 1) / each <= length / shape.workers;
-  const int used =
-      whole  ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
-      : even ? static_cast<int>(problem.batch * each)
-             : static_cast<int>(std::clamp<int64_t>(length / shape.min_grains, 1, shape.workers));
+  const int64_t up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
+  const int used = whole  ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)
+                   : even ? static_cast<int>(problem.batch * each)
+                          : static_cast<int>(std::clamp<int64_t>((length + up) / shape.min_grains,
+                                                                 1, shape.workers));
 
   HostPlan plan;
   plan.worker_begin.assign(static_cast<size_t>(shape.workers) + 1, {problem.batch, 0, 0, 0});

@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // every warp's longest is there
   for (int warp = 0; warp < kThreads / 32; ++warp) longest = max(longest, smem.warp_longest[warp]);
 
-  const bool alike = piece_grains == 0 && (problem.batch == 1 || total_grains <= shape.workers);
+  const bool alike = piece_grains == 0 &&
+                     (problem.batch == 1 || total_grains <= int64_t{shape.workers} * shape.team);
   const int fixed = alike ? 0 : shape.fixed_grains;
   const int64_t length = total_grains + fixed * total_pieces;
   const auto batch = static_cast<unsigned>(problem.batch);
@@ -108,10 +109,11 @@ __global__ void __launch_bounds__(kThreads)
           static_cast<unsigned>(longest / shape.min_grains));
   const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
                     static_cast<int64_t>((longest + each - 1) / each) <= length / shape.workers;
+  const int up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
   const auto used = static_cast<unsigned>(
       whole  ? (batch + a_worker - 1) / a_worker
       : even ? batch * each
-             : max(int64_t{1}, min(int64_t{shape.workers}, length / shape.min_grains)));
+             : max(int64_t{1}, min(int64_t{shape.workers}, (length + up) / shape.min_grains)));
   const int64_t quotient =
       length >> 32 == 0 ? static_cast<unsigned>(length) / used : length / used;  // 64 bits are slow
   const unsigned remainder = static_cast<unsigned>(length - quotient * used);
@@ -148,16 +150,15 @@ __global__ void __launch_bounds__(kThreads)
         if (first >= base && first < base + count) *local = static_cast<int>(first - base);
         return {first, 0, 0, 0};
       }
-      const auto grains_of = [&](int low) {
+      const auto length_of = [&](int low) {  // of a sequence's stretch of the line
         return static_cast<int>((low + 1 < count ? smem.start[low + 1] : line + tile_length) -
-                                smem.start[low]) -
-               fixed;
+                                smem.start[low]);
       };
       if (even) {
         const auto sequence = static_cast<int>(worker / each);
         if (sequence < base || sequence >= base + count) return {};
         *local = static_cast<int>(sequence - base);
-        const auto sequence_grains = static_cast<unsigned>(grains_of(*local));
+        const auto sequence_grains = static_cast<unsigned>(length_of(*local) - fixed);
         const unsigned piece = worker % each;
         if (piece >= sequence_grains) return {sequence + 1, 0, 0, 0};  // it has fewer pieces
         const unsigned pieces = min(each, sequence_grains);  // piece * pieces fits 32 bits, too
@@ -176,9 +177,7 @@ __global__ void __launch_bounds__(kThreads)
       const int sequence = static_cast<int>(base) + low;
       if (piece_grains == 0) return {sequence, max(0, offset - fixed), 0, 0};
       const int piece = (offset + fixed + piece_grains - 1) / (fixed + piece_grains);
-      const int end = static_cast<int>(
-          (low + 1 < count ? smem.start[low + 1] : line + tile_length) - smem.start[low]);
-      if (piece * (fixed + piece_grains) >= end) return {sequence + 1, 0, 0, 0};
+      if (piece * (fixed + piece_grains) >= length_of(low)) return {sequence + 1, 0, 0, 0};
       return {sequence, piece * piece_grains, piece, 0};
     };
     for (unsigned worker = threadIdx.x; worker < used; worker += kThreads) {

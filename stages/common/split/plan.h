@@ -53,6 +53,7 @@ struct PlanShape {
   int min_grains =
       1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
+  int team = 1;            ///< Blocks of a worker, which share the grains of each of its pieces.
 };
 
 /// A plan on a device: how it splits, and the memory that holds it. Null for a stage without one.

@@ -17,11 +17,12 @@ struct SplitItems {
   int row_tiles;     ///< Tiles of rows, of a KV head.
   unsigned tiles;    ///< Of all KV heads.
   unsigned first;    ///< Item of the grid's first block.
+  int sequences;     ///< Of a worker, if all are whole and have as many.
   float scale_log2;  ///< softmax_scale log2(e)
 };
 
-/// Calls launch_part(items, grid) for as many grids as it takes to have one block per item: one, on
-/// any device there is.
+/// Calls launch_part(items, grid) for as many grids as it takes to have one worker's blocks
+/// (PlanShape::team) per item: one, on any device there is.
 template <typename LaunchPart>
 Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&& launch_part) {
   SplitItems items;
@@ -29,11 +30,15 @@ Status for_all_items(const Problem& problem, const PlanShape& shape, LaunchPart&
   items.rows = problem.rows_per_kv_head();
   items.row_tiles = shape.row_tiles / problem.num_heads_kv;
   items.tiles = static_cast<unsigned>(shape.row_tiles);
+  items.sequences = (problem.batch + shape.workers - 1) / shape.workers;
   items.scale_log2 = problem.softmax_scale * kLog2e;
   const int64_t count = int64_t{items.tiles} * shape.workers;  // below 2^32: workers_for()
-  for (int64_t first = 0; first < count; first += grid_for(count - first)) {
+  const auto team = static_cast<unsigned>(shape.team);
+  for (int64_t first = 0; first < count;) {
+    const unsigned part = grid_for((count - first) * team) / team;  // whole teams
     items.first = static_cast<unsigned>(first);
-    MLA_RETURN_IF_ERROR(launch_part(items, grid_for(count - first)));
+    MLA_RETURN_IF_ERROR(launch_part(items, part * team));
+    first += part;
   }
   return {};
 }
@@ -48,15 +53,16 @@ struct RowTile {
   const int head_kv;
   const int begin;
 
-  // Row tiles first: blocks that run side by side read the same pages.
+  // Row tiles first: workers that run side by side read the same pages.
   __device__ __forceinline__ RowTile(const Problem& problem_, const Tensors& tensors_,
-                                     const SplitItems& items_, int tile_rows)
+                                     const SplitItems& items_, int tile_rows, int team = 1)
       : problem(problem_),
         tensors(tensors_),
         items(items_),
-        worker((items.first + blockIdx.x) / items.tiles),
-        head_kv(static_cast<int>((items.first + blockIdx.x) % items.tiles) / items.row_tiles),
-        begin(static_cast<int>((items.first + blockIdx.x) % items.tiles) % items.row_tiles *
+        worker((items.first + blockIdx.x / team) / items.tiles),
+        head_kv(static_cast<int>((items.first + blockIdx.x / team) % items.tiles) /
+                items.row_tiles),
+        begin(static_cast<int>((items.first + blockIdx.x / team) % items.tiles) % items.row_tiles *
               tile_rows) {}
 
   __device__ __forceinline__ bool exists(int r) const { return begin + r < items.rows; }

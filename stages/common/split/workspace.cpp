@@ -6,10 +6,24 @@
 
 namespace mla {
 
+namespace {
+
+/// Whether whole sequences are shared out whatever their lengths: whether even the longest that the
+/// table holds, beside others of one grain, keeps within the bound of plan.h. To count a fixed cost
+/// would only help: it is part of the mean load, too.
+bool stay_whole(const Problem& problem, const PlanShape& shape) {
+  const int64_t longest = std::max<int64_t>(1, grains_for(problem.max_seqlen_k()));
+  const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
+  return a_worker * longest <= (longest + problem.batch - 1) / shape.workers + shape.combine_grains;
+}
+
+}  // namespace
+
 int64_t max_split_sequences(const Problem& problem, const PlanShape& shape) {
   if (problem.fixed_split_tokens > 0) {
     return problem.max_seqlen_k() > problem.fixed_split_tokens ? problem.batch : 0;
   }
+  if (stay_whole(problem, shape)) return 0;
   return std::min(problem.batch, shape.workers - 1);  // every cut is some worker's beginning
 }
 
@@ -19,6 +33,7 @@ int64_t max_slots(const Problem& problem, const PlanShape& shape) {
     const int64_t split = problem.fixed_split_tokens;
     return sequences * ((problem.max_seqlen_k() + split - 1) / split);
   }
+  if (sequences == 0) return 0;
   return sequences + shape.workers - 1;  // a piece more than cuts in each
 }
 

@@ -73,6 +73,7 @@ Input make_input(int batch, int distribution, int workers, int fixed_grains, int
   input.lengths = draw_lengths(distribution, batch, random);
   input.shape = {.row_tiles = 1, .workers = workers, .fixed_grains = fixed_grains};
   input.shape.combine_grains = batch % 3 == 0 ? 6 : 1;
+  input.shape.team = batch % 4 == 1 ? 8 : 1;
   Problem& problem = input.problem;
   problem.batch = batch;
   problem.num_heads_q = 1;
@@ -162,9 +163,9 @@ void expect_covered(const Input& input, const Pieces& workers) {
   ASSERT_EQ(sequence, input.problem.batch);
 }
 
-// What nobody has more of than promised: grains, and the fixed cost of every piece.
-void expect_even(const Input& input, const Pieces& workers) {
-  const int fixed = input.shape.fixed_grains;
+// What nobody has more of than promised: grains, and the fixed cost of every piece, where it counts.
+void expect_even(const Input& input, const HostPlan& plan, const Pieces& workers) {
+  const int fixed = plan.header.fixed_grains;
   int64_t sum = 0, largest = 0, least = INT64_MAX;
   for (const auto& pieces : workers) {
     int64_t load = 0;
@@ -263,7 +264,7 @@ TEST(SplitPlan, EveryPlanKeepsItsPromises) {
     const Pieces workers = pieces_of(plan);
     expect_header(input, plan);
     expect_covered(input, workers);
-    expect_even(input, workers);
+    expect_even(input, plan, workers);
     expect_slots(input, plan, workers);
     if (input.problem.fixed_split_tokens > 0) expect_fixed_cuts(input, workers);
     if (HasFatalFailure()) return;
@@ -287,6 +288,45 @@ Input equal_sequences(int batch) {
   input.problem.max_pages_per_seq = 80;
   input.lengths.assign(static_cast<size_t>(batch), 4096);
   return input;
+}
+
+// Where a table is so short that nothing is ever cut, no memory for parts is asked for.
+TEST(SplitPlan, AShortTableNeedsNoSlots) {
+  Input input;
+  input.shape = {.row_tiles = 1, .workers = 4, .combine_grains = 4};
+  input.problem.batch = 4;
+  input.problem.max_pages_per_seq = 6;
+  input.lengths = {6 * 64, 1, 0, 64};  // of a mean of 9 / 4
+  EXPECT_EQ(max_slots(input.problem, input.shape), 0);
+  EXPECT_EQ(max_split_sequences(input.problem, input.shape), 0);
+  EXPECT_EQ(plan_of(input).header.num_slots, 0);
+  input.problem.max_pages_per_seq = 7;
+  input.lengths[0] = 7 * 64;
+  EXPECT_GT(plan_of(input).header.num_slots, 0);
+  EXPECT_GE(max_slots(input.problem, input.shape), plan_of(input).header.num_slots);
+}
+
+// A team's least load is what each of its blocks gets a grain of, and no worker has a second round of
+// grains where all fit into one.
+TEST(SplitPlan, TeamsGetARoundOfGrains) {
+  Input input;
+  input.shape = {.row_tiles = 1,
+                 .workers = 15,
+                 .fixed_grains = 8,
+                 .min_grains = 8,
+                 .combine_grains = 4,
+                 .team = 8};
+  input.problem.batch = 1;
+  for (const int grains : {13, 16, 17, 79, 120}) {
+    input.problem.max_pages_per_seq = grains;
+    input.lengths = {grains * 64};
+    const Pieces workers = pieces_of(plan_of(input));
+    for (const auto& pieces : workers) {
+      if (!pieces.empty()) {
+        EXPECT_LE(pieces[0].grain_end - pieces[0].grain_begin, 8) << grains;
+      }
+    }
+  }
 }
 
 TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
