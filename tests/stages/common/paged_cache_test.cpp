@@ -20,6 +20,7 @@
 #include "reference/testing/data_generator.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/stage.h"
+#include "tests/machine_test.h"
 #include "tests/status_matchers.h"
 
 namespace mla {
@@ -469,18 +470,8 @@ TEST(PageTable, TheLongestSequenceHasTwoToTheThirtyTokens) {
 
 // ---- memory ----
 
-class PagedCacheTest : public testing::TestWithParam<MachineKind> {
+class PagedCacheTest : public MachineTest {
  protected:
-  void SetUp() override {
-    std::string why_not;
-    machine_ = find_machine(GetParam(), &why_not);
-    if (machine_ == nullptr) GTEST_SKIP() << why_not;
-  }
-  void TearDown() override {
-    gpu_model::schedule() = {};
-    gpu_model::device() = {};
-  }
-
   void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16,
                   int page_size = kDefaultPageSize) {
     const Status status =
@@ -583,7 +574,6 @@ class PagedCacheTest : public testing::TestWithParam<MachineKind> {
     }
   }
 
-  Machine* machine_ = nullptr;
   std::unique_ptr<PagedCache> cache_;
   std::map<SequenceId, std::vector<uint32_t>> tokens_;
   uint32_t last_token_ = 0;

@@ -10,6 +10,7 @@
 
 #include "reference/gpu_model/gpu_model.h"
 #include "stages/common/ptx/ptx.h"
+#include "tests/machine_test.h"
 #include "tests/status_matchers.h"
 
 namespace mla {
@@ -61,18 +62,8 @@ float out_of_part(int sequence, int part, int row, int column) {
   return static_cast<float>(2 * draw(sequence, part, row, column) - 1);
 }
 
-class SplitCombine : public testing::TestWithParam<MachineKind> {
+class SplitCombine : public MachineTest {
  protected:
-  void SetUp() override {
-    std::string why_not;
-    machine_ = find_machine(GetParam(), &why_not);
-    if (machine_ == nullptr) GTEST_SKIP() << why_not;
-  }
-  void TearDown() override {
-    gpu_model::device() = {};
-    gpu_model::schedule() = {};
-  }
-
   // A plan, and a part in each of its slots.
   void prepare(const Input& input, DType dtype) {
     problem_ = {};
@@ -188,7 +179,6 @@ class SplitCombine : public testing::TestWithParam<MachineKind> {
   }
 
   static constexpr int kRows = 12;
-  Machine* machine_ = nullptr;
   Problem problem_;
   PlanShape shape_;
   HostPlan made_;

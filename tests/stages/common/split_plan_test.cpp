@@ -19,6 +19,7 @@
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/stage.h"
+#include "tests/machine_test.h"
 #include "tests/status_matchers.h"
 
 namespace mla {
@@ -499,18 +500,8 @@ TEST(SplitPlan, ALongDescriptionIsShortened) {
   EXPECT_NE(describe_plan(plan_of(input)).find("1 more workers"), std::string::npos);
 }
 
-class SplitPlanOn : public testing::TestWithParam<MachineKind> {
+class SplitPlanOn : public MachineTest {
  protected:
-  void SetUp() override {
-    std::string why_not;
-    machine_ = find_machine(GetParam(), &why_not);
-    if (machine_ == nullptr) GTEST_SKIP() << why_not;
-  }
-  void TearDown() override {
-    gpu_model::device() = {};
-    gpu_model::schedule() = {};
-  }
-
   bool on_gpu() const { return GetParam() == MachineKind::kGpu; }
 
   // make_plan on the machine, read back.
@@ -550,8 +541,6 @@ class SplitPlanOn : public testing::TestWithParam<MachineKind> {
     EXPECT_TRUE(plan.split_sequences == expected.split_sequences);
     FAIL() << "the plan differs from the host's";
   }
-
-  Machine* machine_ = nullptr;
 };
 
 TEST_P(SplitPlanOn, IsTheHostsToTheBit) {
