@@ -400,7 +400,8 @@ __device__ __forceinline__ void pin(T (&values)[kCount]) {
 /// further on, add to the descriptor.
 __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix_smem,
                                                               int leading_bytes, int stride_bytes) {
-  return uint64_t{shared_address(matrix_smem)} >> 4 | uint64_t(leading_bytes >> 4) << 16 |
+  // 14 bits: those above say which block of a cluster it is, and would reach into the leading bytes.
+  return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(leading_bytes >> 4) << 16 |
          uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
 }
 
