@@ -156,10 +156,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto page_at = [&](int token) {  // past the sequence's end page -1, which makes zeros
         return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
       };
-      const bool guessed = at.sequence == guess && at.token_begin() == 0;
-      int next_page = !guessed                      ? page_at(first_token() + page_row)
-                      : guessed_token < at.seqlen_k ? guessed_page
-                                                    : -1;
+      // Past the sequence's end the guess may be any page: what it brings there reaches nothing.
+      int next_page = at.sequence == guess && at.token_begin() == 0
+                          ? guessed_page
+                          : page_at(first_token() + page_row);
       for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
         const int page = next_page;
         next_page = page_at(token_begin + turn + page_row);

@@ -94,7 +94,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
   // Every sequence gets as many workers where that balances as well as cutting anywhere: there are
   // fewer pieces.
   const int64_t each = std::min(shape.workers / int64_t{problem.batch}, longest / shape.min_grains);
-  const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
+  const bool even = piece_grains == 0 && !alike && each >= 2 &&
                     (longest + each - 1) / each <= length / shape.workers;
   const int64_t up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
   const int used = whole  ? static_cast<int>((problem.batch + a_worker - 1) / a_worker)

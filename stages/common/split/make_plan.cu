@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned each =  // workers for every sequence, if all get as many
       min(static_cast<unsigned>(shape.workers) / batch,
           static_cast<unsigned>(longest / shape.min_grains));
-  const bool even = piece_grains == 0 && !alike && !whole && each >= 2 &&
+  const bool even = piece_grains == 0 && !alike && each >= 2 &&
                     static_cast<int64_t>((longest + each - 1) / each) <= length / shape.workers;
   const int up = shape.team > 1 ? shape.min_grains - 1 : 0;  // a round is for all of a team
   const auto used = static_cast<unsigned>(

@@ -127,6 +127,22 @@ std::vector<Input> inputs(int drawn) {
     input.name += ", of 2^30 tokens";
     list.push_back(input);
   }
+  for (const int batch : {2, 70, 2050}) {  // as many workers for every sequence
+    for (const int each : {3, 4}) {
+      for (const int short_ones : {0, 1}) {  // where a piece costs so much that they may be
+        Input input = make_input(batch, 0, batch * each, 2 + 38 * short_ones, 0, random);
+        input.problem.max_pages_per_seq = 50;
+        for (int32_t& length : input.lengths) length = 50 * kGrainTokens;
+        if (short_ones == 1) input.lengths[1] = 2 * kGrainTokens;
+        input.name += ", alike but for " + std::to_string(short_ones);
+        list.push_back(input);
+      }
+    }
+  }
+  // Where that would be as even, but all whole is as good.
+  list.push_back(make_input(66, 0, 132, 2, 0, random));
+  list.back().problem.max_pages_per_seq = 10;
+  list.back().lengths.assign(66, 10 * kGrainTokens);
   return list;
 }
 
