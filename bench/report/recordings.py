@@ -15,6 +15,7 @@ SERVICE_SCHEMA = "flashmla_stages/service/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
 CHOOSER = "auto"  # decodes with the stage that a table of times says is the fastest
+SAME_RUN = " (same run)"  # ends the name of a stage that was timed once more, among peers
 MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stages, and none of them
 
 REQUIRED_CONTEXT = ["schema", "machine", "commit", "date_utc", "nvcc", "host_compiler"]
@@ -242,13 +243,21 @@ def files(root, pattern, schema):
 
 def recorded(root):
     """The newest in bench/results; rather of the GPU that the texts speak of, rather with every shape that the README
-    shows. None if there are none."""
-    found = []
-    for path, context, data in files(root, "*.json", SCHEMA):
-        results = Results(data, path.name)
-        if context.get("machine") == "gpu" and results.stages:
-            full = set(README_SHAPES) <= set(results.shapes)
-            found.append((context.get("gpu") == RECORDED_GPU, full, context.get("date_utc", ""), path))
+    shows, rather with the ladder's lowest rung. None if there are none."""
+    found = [(path, context, Results(data, path.name)) for path, context, data in files(root, "*.json", SCHEMA)
+             if context.get("machine") == "gpu"]
+    found = [one for one in found if one[2].stages]
+    lowest = min((results.stages[0] for *_, results in found), default=None)
+    ranked = [(context.get("gpu") == RECORDED_GPU, set(README_SHAPES) <= set(results.shapes),
+               results.stages[0] == lowest, context.get("date_utc", ""), path) for path, context, results in found]
+    return load(max(ranked)[-1]) if ranked else None
+
+
+def load_later(root, results):
+    """The newest recording of the same kind of GPU with stages that this one has not. None if there is none."""
+    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
+             if context.get("gpu") == results.context.get("gpu") and
+             set(Results(data, path.name).stages) - set(results.stages)]
     return load(max(found)[-1]) if found else None
 
 

@@ -15,6 +15,7 @@ the GPU that the texts speak of. bench/run.sh --record puts them there.
 Exit code: 0 all right; 1 something is stale, or could not be written; 2 bad input.
 """
 import argparse
+import math
 import re
 import sys
 from functools import partial
@@ -26,8 +27,8 @@ import plots
 import program
 import prose
 from recordings import (CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
-                        load_peers, load_service, median, parse_shape, percent, recorded, shape_title, short,
-                        significant, unique, us, varlen_pairs, why_not)
+                        load_later, load_peers, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+                        short, significant, unique, us, varlen_pairs, why_not)
 
 
 # ---- tables: a header and rows of cells ----
@@ -219,6 +220,10 @@ def peer_caption(peers):
     for data in peers.files:
         get = data["context"].get
         parts.append(f"{get('gpu')}, driver {get('driver')}, CUDA {get('cuda')}, {get('date')[:10]}")
+        again = unique(name.removesuffix(SAME_RUN) for rows in data["shapes"].values() for name in rows
+                       if name.endswith(SAME_RUN))
+        if again:
+            parts[-1] += f" (in one run with {', '.join(again)}, whose times of that run stand beside theirs)"
         absent = data.get("absent") or get("absent") or {}
         if absent:
             parts[-1] += " (without " + ", ".join(f"{name}: {reason}" for name, reason in absent.items()) + ")"
@@ -237,7 +242,8 @@ SHAPE = ("shape", shape_title)
 
 def best_peer(results, peers, shape):
     """'118.4 / 132.6 FlashMLA': the one of least cold time."""
-    found = [one for one in decodes(results, peers, shape).items() if one[0] not in results.stages and one[1].cold]
+    found = [one for one in decodes(results, peers, shape).items() if one[1].cold and
+             one[0] not in results.stages and not one[0].endswith(SAME_RUN)]
     if not found:
         return None
     name, one = min(found, key=lambda found: median(found[1].cold))
@@ -510,6 +516,48 @@ def peers_block(results, peers):
             " ".join(filter(None, [note, peer_caption(peers)]))]
 
 
+def best_of_peers(peers, shape, mode):
+    """(µs, name) of the fastest peer; mode: 0 cold, 1 sustained."""
+    found = [(times[mode], name) for name, times in peers.shapes.get(shape, {}).items()
+             if times[mode] and not name.endswith(SAME_RUN)]
+    return min(found) if found else None
+
+
+def over_auto(later, peers, shape, mode):
+    """The best peer's time over the chooser's."""
+    own = later.measured(CHOOSER, shape, ["cold", "sustained"][mode])
+    best = best_of_peers(peers, shape, mode)
+    return best[0] / median(own) if own and best else None
+
+
+def later_block(later, peers):
+    """The rungs that branch from the ladder's last, beside the chooser and the best peer."""
+    if later is None:
+        return []
+    stages = [*later.stages, *[CHOOSER] * any(later.entry(CHOOSER, shape) for shape in later.shapes)]
+    def peer(mode, shape):
+        best = best_of_peers(peers, shape, mode)
+        return f"{us(best[0])} {best[1]}" if best else None
+    def ratio(mode, shape):
+        value = over_auto(later, peers, shape, mode)
+        return f"{value:.3f}" if value else None
+    parts = [caption(later),
+             table([SHAPE, *each(stages, short, lambda stage, shape: cold_and_sustained(decode(later, stage, shape))),
+                    ("best peer, cold", partial(peer, 0)), ("best peer, sustained", partial(peer, 1)),
+                    ("peer / auto, cold", partial(ratio, 0)), ("sustained", partial(ratio, 1))], later.shapes)]
+    groups = {}
+    for shape in later.shapes:
+        heads = parse_shape(shape).heads
+        for title in ["all", "128 heads" if heads == 128 else "64 heads" if heads == 64 else "up to 32 heads"]:
+            groups.setdefault(title, []).append(shape)
+    def mean(mode, title):
+        ratios = [value for shape in groups[title] if (value := over_auto(later, peers, shape, mode))]
+        return f"{math.prod(ratios) ** (1 / len(ratios)):.3f} ({len(ratios)} shapes)" if ratios else None
+    means = table([("best peer over auto, geometric mean", str), ("cold", partial(mean, 0)),
+                   ("sustained", partial(mean, 1))], groups)
+    return [*parts, "µs, cold / sustained; peers are recorded, in another run.", means]
+
+
 SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
 
 
@@ -547,6 +595,7 @@ def block(name, root, results, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
+    later = load_later(root, results)
     known = {"run": lambda: [caption(results)],
              "varlen": lambda: varlen_block(results, load_cache(root, results)),
              "combine-and-plan": lambda: combine_and_plan_block(results),
@@ -554,7 +603,8 @@ def block(name, root, results, peers):
              "resources": lambda: resources_block(results),
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
-             "choice": lambda: choice_block(results),
+             "later": lambda: later_block(later, peers),
+             "choice": lambda: choice_block(later if later and not choices(results) else results),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")
@@ -588,9 +638,11 @@ def texts(root, results):
         note += " Where a stage makes a plan, that is done before, outside these times."
     described = "\n\n".join(filter(None, [caption(results), peer_caption(peers)]))
     wanted = [(root / "README.md", "results", f"{markdown(readme_table(results, peers))}\n\n{note} {described}")]
-    for stage in results.stages:
+    later = load_later(root, results)
+    for stage in unique([*results.stages, *(later.stages if later else [])]):
+        run = results if stage in results.stages else later
         wanted.append((root / "stages" / stage / "README.md", "measurement",
-                       f"{markdown(chapter_table(results, stage))}\n\n{note} {caption(results)}"))
+                       f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
     model, gpu = counters.load_both(root)
     for stage in unique(run["stage"] for run in model["runs"]) if model else []:
         path = root / "stages" / stage / "README.md"
@@ -692,7 +744,8 @@ def main(arguments=None):
             old_figures = stale_figures(options.root, results)
             for path in old_figures:
                 print(f"{path}: stale, run bench/report/report.py --plots")
-            slow = slow_choices(results)
+            later = load_later(options.root, results)
+            slow = slow_choices(results) + (slow_choices(later) if later else [])
             for line in slow:
                 print(line)
             return 1 if (stale or values or old_figures or slow) and options.check else 0
@@ -708,7 +761,7 @@ def main(arguments=None):
         if results.plans:
             print("\nthe plans\n" + plain(plan_table(results)))
         names = ["varlen", "numerics", "resources"] + ["combine-and-plan"] * bool(results.of_mode("combine"))
-        names += ["choice"] * bool(choices(results))
+        names += ["later", "choice"] if load_later(options.root, results) else ["choice"] * bool(choices(results))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
         names += ["service"] * (not options.results)
         for name in names:

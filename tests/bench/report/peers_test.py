@@ -249,7 +249,7 @@ class OutputTest(unittest.TestCase):
             written, = report.load_peers(root, types.SimpleNamespace(context={"gpu": "NVIDIA H200"})).files
             self.assertEqual(os.listdir(path.parent), [path.name])
         self.assertEqual(written, json.loads(text))
-        recorded = json.loads((ROOT / "bench" / "results" / "peers_h200.json").read_text())
+        recorded = json.loads((ROOT / "bench" / "results" / "peers_h200_2026-11-28.json").read_text())
         self.assertLessEqual(set(recorded["context"]), set(written["context"]))
         self.assertEqual(written["context"]["schema"], recorded["context"]["schema"])
         self.assertLessEqual({"torch", "triton", "commit"}, set(written["context"]))

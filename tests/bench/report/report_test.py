@@ -438,7 +438,7 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers", "later", "choice"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -719,6 +719,41 @@ class ResultsPageTest(unittest.TestCase):
         self.record("peers_h200.json", peers("2026-11-20", {"h16_q1_b16_k4096": {"Other": [18.4, None]}}))
         self.block("peers")
         self.assertNotIn("| Other |", (self.root / "README.md").read_text())
+
+    def test_rungs_of_a_later_recording(self):
+        """They have a table, beside the chooser and the best peer, and figures of their own in their chapters."""
+        chapter = self.root / "stages" / "11_cluster" / "README.md"
+        chapter.parent.mkdir(parents=True)
+        chapter.write_text("<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.assertEqual(self.block("later"), recordings.NOT_RECORDED)
+        big, small, alone = "h128_q1_b64_k4096", "h16_q1_b64_k4096", "h64_q1_b1_k64"
+        data = results()
+        data["context"].update(commit="later", date_utc="2026-11-25T00:00:00Z",
+                               suite_table=",".join(recordings.README_SHAPES + [alone]))
+        data["benchmarks"] = [
+            entry(f"{stage}/{shape}/{mode}", time * (2 if mode == "sustained" else 1), label="idea", floor_share=0.5)
+            for shape in [*recordings.README_SHAPES, alone] for mode in ["cold", "sustained"]
+            for stage, time in [("08_seesaw", 60.0), ("11_cluster", 55.0), ("auto", 50.0)]]
+        self.record("h200_later_2026-11-25.json", data)
+        self.record("peers_h200.json", peers("2026-11-24", {
+            big: {"Fast": [100.0, 121.0], "Slow": [110.0, 120.0], "08_seesaw (same run)": [1.0, 1.0]},
+            small: {"Fast": [25.0, None]}}))
+        self.assertEqual(self.cells("later", recordings.shape_title(big))[1:],
+                         ["60.0 / 120.0", "55.0 / 110.0", "50.0 / 100.0", "100.0 Fast", "120.0 Slow", "2.000", "1.200"])
+        self.assertEqual(self.cells("later", recordings.shape_title(alone))[4:], ["—"] * 4)
+        self.assertEqual(self.cells("later", "all")[1:], ["1.000 (2 shapes)", "1.200 (1 shapes)"])
+        self.assertEqual(self.cells("later", "up to 32 heads")[1:], ["0.500 (1 shapes)", "—"])
+        self.assertIn("in one run with 08_seesaw", self.block("peers"))
+        self.assertIn("55.0 (54.5–56.1)", chapter.read_text())
+        self.assertIn("commit later", chapter.read_text())
+        self.assertIn("commit abc1234", self.block("run"))  # which has the ladder's first rung
+        self.assertEqual(self.cells("choice", recordings.shape_title(big))[2:], ["50.0 / 100.0", "55.0 / 110.0 (11)", "0.909"])
+        self.assertEqual(self.run_report("--check")[0], 1)  # figures are not drawn
+        for one in data["benchmarks"]:
+            if one["name"].startswith(f"auto/{big}/cold"):
+                one["real_time"] = 57.0
+        self.record("h200_later_2026-11-25.json", data)
+        self.assertIn("57.0 µs, 11_cluster 55.0", self.run_report("--check")[1])
 
     def test_later_nothing_does_not_hide_a_figure(self):
         for name, date, times in [("a", "2026-11-20", [18.4, None]), ("b", "2026-11-21", [None, None])]:
