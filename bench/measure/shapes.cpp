@@ -358,6 +358,12 @@ std::vector<Suite> make_suites() {
        "small enough for the model, where it is the default",
        {"h16_q1_b2_k256", "h16_q2_b2_kvaried256_causal"}},
   };
+  const auto table = std::find_if(result.begin(), result.end(),
+                                  [](const Suite& one) { return one.name == "table"; });
+  result.push_back(
+      {"choice",
+       "what the chooser is held to: those of the table, little work, a few uneven lengths",
+       joined(table->shapes, {"h128_q1_b1_k640", "h16_q4_k16384+8192+4096+2048_causal"})});
   Suite all{"all", "everything that is recorded, each shape once", {}};
   for (const bool quick : {true, false}) {  // what is soon done first
     for (const Suite& one : result) {

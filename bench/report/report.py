@@ -531,8 +531,8 @@ def over_auto(later, peers, shape, mode):
 
 
 def later_block(later, peers):
-    """The rungs that branch from the ladder's last, beside the chooser and the best peer."""
-    if later is None:
+    """Every rung of the recording with the latest ones, beside the chooser and the best peer."""
+    if later is None or not choices(later):
         return []
     stages = [*later.stages, *[CHOOSER] * any(later.entry(CHOOSER, shape) for shape in later.shapes)]
     def peer(mode, shape):
@@ -595,7 +595,7 @@ def block(name, root, results, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
-    later = load_later(root, results)
+    later = load_later(root, results) or results
     known = {"run": lambda: [caption(results)],
              "varlen": lambda: varlen_block(results, load_cache(root, results)),
              "combine-and-plan": lambda: combine_and_plan_block(results),
@@ -604,7 +604,7 @@ def block(name, root, results, peers):
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
              "later": lambda: later_block(later, peers),
-             "choice": lambda: choice_block(later if later and not choices(results) else results),
+             "choice": lambda: choice_block(later),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")

@@ -264,7 +264,7 @@ TEST(Catalogue, HasWhatTheScriptsNeed) {
   EXPECT_EQ(shape["h_q"], 128);
   EXPECT_EQ(shape["tokens"], 128 * 4096);
   EXPECT_EQ(shape["flop"], 2.0 * 2 * 128 * 128 * 4096 * 1088);
-  EXPECT_EQ(shape["suites"].dump(), R"(["main","table","compute","causal","all"])");
+  EXPECT_EQ(shape["suites"].dump(), R"(["main","table","compute","causal","choice","all"])");
   const auto& uneven = json["shapes"]["h16_q2_b2_kvaried256_causal"];
   EXPECT_EQ(uneven["lengths"], "varied");
   EXPECT_EQ(uneven["seqlens_k"].size(), 2u);
