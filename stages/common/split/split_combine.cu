@@ -250,13 +250,18 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 
 }  // namespace
 
+bool combines_by_block(const Problem& problem, const PlanShape& shape) {
+  const int64_t rows = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
+  const int64_t splits = std::min<int64_t>(shape.workers / problem.batch,
+                                           grains_for(problem.max_seqlen_k()) / shape.min_grains);
+  // With fixed splits the order of summation must not depend on the batch.
+  return problem.fixed_split_tokens == 0 && splits >= 16 && 8 * splits >= rows;
+}
+
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
                       const Tensors& tensors, Stream stream, CombineStart start) {
   const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
   if (rows == 0) return {};
-  // Few sequences on many workers have many splits per row. With fixed splits the order of summation
-  // must not depend on the batch.
-  const bool many = problem.fixed_split_tokens == 0 && shape.workers >= int64_t{16} * problem.batch;
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
     return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
                                                             stream, problem, split, tensors, items)
@@ -265,7 +270,7 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (many) {
+    if (combines_by_block(problem, shape)) {
       return start_kernel(combine_many<T>, grid_for(rows * kQuarters), sizeof(Smem),
                           rows * kQuarters);
     }

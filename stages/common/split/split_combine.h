@@ -14,6 +14,10 @@ enum class CombineStart {
            ///< griddepcontrol_launch_dependents() and leave room; they then wait for its end.
 };
 
+/// Whether the combine has a thread block for a quarter of a row, and not a warp for a row: where a row may have
+/// so many splits that a warp would take long, which takes one after the other, and where rows are few.
+bool combines_by_block(const Problem& problem, const PlanShape& shape);
+
 /// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
 /// that the plan split and no others. The order of summation depends on a sequence's number of
 /// pieces, the row count and, without fixed_split_tokens, on the batch.

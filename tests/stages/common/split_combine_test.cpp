@@ -26,7 +26,7 @@ struct Input {
   int most_parts = 1;  // of a sequence
 };
 
-// Where workers are 16 or more for each sequence, a block has a quarter of a row; else a warp has a row.
+// Many parts: a block has a quarter of a row; else a warp has a row (combines_by_block()).
 std::vector<Input> inputs() {
   std::vector<int32_t> nine(9, 65);
   nine[3] = 64 * 100;
@@ -250,6 +250,24 @@ TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
     read_back();
     expect_merged();
   }
+}
+
+TEST(SplitCombineKernel, IsABlockForFewRowsOfManyParts) {
+  const auto by_block = [](int heads, int batch, int tokens, int workers,
+                           int fixed_split_tokens = 0) {
+    Problem problem;
+    problem.batch = batch;
+    problem.num_heads_q = heads;
+    problem.max_pages_per_seq = tokens / kDefaultPageSize;
+    problem.fixed_split_tokens = fixed_split_tokens;
+    return model::combines_by_block(problem, {.workers = workers, .min_grains = 2});
+  };
+  EXPECT_TRUE(by_block(128, 1, 4096, 66));
+  EXPECT_TRUE(by_block(16, 4, 4096, 132));
+  EXPECT_FALSE(by_block(128, 4, 4096, 66));   // 512 rows
+  EXPECT_FALSE(by_block(16, 4, 512, 132));    // four parts
+  EXPECT_FALSE(by_block(16, 16, 4096, 132));  // eight
+  EXPECT_FALSE(by_block(128, 1, 4096, 66, 1024));
 }
 
 INSTANTIATE_TEST_SUITE_P(Machines, SplitCombine,
