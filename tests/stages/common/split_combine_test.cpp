@@ -265,7 +265,8 @@ TEST(SplitCombineKernel, IsABlockForFewRowsOfManyParts) {
   EXPECT_TRUE(by_block(128, 1, 4096, 66));
   EXPECT_TRUE(by_block(16, 4, 4096, 132));
   EXPECT_FALSE(by_block(128, 4, 4096, 66));   // 512 rows
-  EXPECT_FALSE(by_block(16, 4, 512, 132));    // four parts
+  EXPECT_FALSE(by_block(16, 1, 512, 132));    // four parts
+  EXPECT_FALSE(by_block(16, 4, 512, 132));    // four, at 33 workers a sequence
   EXPECT_FALSE(by_block(16, 16, 4096, 132));  // eight
   EXPECT_FALSE(by_block(128, 1, 4096, 66, 1024));
 }
