@@ -251,11 +251,10 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
 }  // namespace
 
 bool combines_by_block(const Problem& problem, const PlanShape& shape) {
-  const int64_t rows = int64_t{problem.batch} * problem.seqlen_q * problem.num_heads_q;
   const int64_t splits = std::min<int64_t>(shape.workers / problem.batch,
                                            grains_for(problem.max_seqlen_k()) / shape.min_grains);
   // With fixed splits the order of summation must not depend on the batch.
-  return problem.fixed_split_tokens == 0 && splits >= 16 && 8 * splits >= rows;
+  return problem.fixed_split_tokens == 0 && splits >= 16;
 }
 
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,

@@ -15,7 +15,7 @@ enum class CombineStart {
 };
 
 /// Whether the combine has a thread block for a quarter of a row, and not a warp for a row: where a row may have
-/// so many splits that a warp would take long, which takes one after the other, and where rows are few.
+/// so many splits that a warp, which takes one after the other, would take longer.
 bool combines_by_block(const Problem& problem, const PlanShape& shape);
 
 /// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences

@@ -252,7 +252,7 @@ TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
   }
 }
 
-TEST(SplitCombineKernel, IsABlockForFewRowsOfManyParts) {
+TEST(SplitCombineKernel, IsABlockWhereARowMayHaveManyParts) {
   const auto by_block = [](int heads, int batch, int tokens, int workers,
                            int fixed_split_tokens = 0) {
     Problem problem;
@@ -263,8 +263,7 @@ TEST(SplitCombineKernel, IsABlockForFewRowsOfManyParts) {
     return model::combines_by_block(problem, {.workers = workers, .min_grains = 2});
   };
   EXPECT_TRUE(by_block(128, 1, 4096, 66));
-  EXPECT_TRUE(by_block(16, 4, 4096, 132));
-  EXPECT_FALSE(by_block(128, 4, 4096, 66));   // 512 rows
+  EXPECT_TRUE(by_block(128, 4, 4096, 66));
   EXPECT_FALSE(by_block(16, 1, 512, 132));    // four parts
   EXPECT_FALSE(by_block(16, 4, 512, 132));    // four, at 33 workers a sequence
   EXPECT_FALSE(by_block(16, 16, 4096, 132));  // eight
