@@ -1,0 +1,674 @@
+// 09_one_launch: a decode that mostly ends in its first kernel. The main loop is stage 08's seesaw. With
+// K0, V0 and K1, V1 of a pair of tiles, L and R the left and the right 256 columns of V and O:
+//
+//   warpgroup 0 has O_L                            warpgroup 1 has O_R
+//   S0 = Q K0^T                                    S1 = Q K1^T, issued
+//   P0, m, l; gives P0 and m to the other   --->   O_R = a O_R; O_R += P0 V0_R, issued
+//   O_L = a O_L; O_L += P0 V0_L                    P1, m, l;  gives P1 and m to the other
+//   O_L = a O_L; O_L += P1 V1_L             <---   O_R = a O_R; O_R += P1 V1_R
+//
+// Three producers refill what has been read, one thread for each region of a tile: the left boxes, the
+// right ones and the rotary one.
+//
+// What is new comes after the loop. Where a sequence has two pieces, the worker of the second half begins
+// with it, and leaves its part in memory, as before. The worker of the first half ends with it, so its O
+// is in registers when that part has long been there: it adds the part, and writes out. Sequences of more
+// pieces are left to the combine.
+//
+// Or a worker is a team of eight blocks, a cluster. They share the tiles of a piece, and in the end each
+// sends every other its share of the columns of O.
+#pragma once
+
+#include <cfloat>
+
+#include "stages/common/machine/device.h"
+#include "stages/common/machine/softmax.h"
+#include "stages/common/machine/vector8.h"
+#include "stages/common/ptx/ptx_sm90.h"
+#include "stages/common/split/piece_cursor.h"
+#include "stages/common/split/raised_flags.h"
+#include "stages/common/split/split_items.h"
+#include "stages/common/timeline.h"
+
+namespace mla::MLA_MACHINE::one_launch {
+
+constexpr int kConsumers = 256;             // two warpgroups
+constexpr int kThreads = kConsumers + 128;  // and the producers'
+// Registers per thread. A block starts with 168 for each of its 384 threads, and asking for more than
+// there are in all would wait for ever.
+template <int kTeam>
+constexpr int kConsumerRegisters = kTeam > 1 ? 232 : 240;
+template <int kTeam>
+constexpr int kProducerRegisters = kTeam > 1 ? 40 : 24;
+static_assert(kConsumers * kConsumerRegisters<1> + 128 * kProducerRegisters<1> <= 168 * kThreads);
+static_assert(kConsumers * kConsumerRegisters<8> + 128 * kProducerRegisters<8> <= 168 * kThreads);
+constexpr int kRows = 64, kTokens = 64;  // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
+constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
+constexpr int kBoxBytes = 64 * 128;      // 64 rows of 64 columns
+static_assert(kTokens == kGrainTokens, "a tile is a grain");
+
+// The regions of a tile of K, from box 4 region on: boxes 0-3 are V_L, boxes 4-7 V_R, box 8 the rotary
+// columns.
+enum Region { kLeft, kRight, kRotary, kRegions };
+constexpr int kRotaryBox = 8;
+
+// A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
+// 128-byte swizzle.
+using Box = uint4[64][8];
+
+// What the blocks of a team send each other, by sender. A team has so many blocks:
+constexpr int kTeamBlocks = 8;
+constexpr int kShare = kHeadDimV / kTeamBlocks;  // columns of O that a block adds up: a box
+
+struct MaxAndSum {
+  float m, l;
+};
+struct TeamSmem {
+  // A thread's four values of O lie where the threads of that number in a warpgroup read them.
+  float4 o[kTeamBlocks][kShare / 8][128];
+  MaxAndSum row[kTeamBlocks][kRows];
+  float weight[kTeamBlocks][kRows];  // of a sender's row
+  int64_t place[kRows];              // where a row's out begins, or its part
+};
+
+struct Smem {
+  Box q[kBoxes];
+  union {
+    Box kv[2][kBoxes];
+    TeamSmem team;  // when all blocks of the team have read the last tile of a piece
+  };
+  uint4 p[4][128];                // [warp of a warpgroup][16 tokens][lane]: registers, as they are
+  float2 row_max[128];            // [warp of a warpgroup][lane]: m of its two rows
+  float row_sum[2][kRows];        // of a warpgroup's tokens
+  int slot;                       // of the piece; of a first half, that of the second
+  Half half;                      // which the piece is
+  ptx::Mbarrier full[2][kBoxes];  // 1 arrival, a producer's, and a box's bytes: the box is there
+  ptx::Mbarrier empty[2]
+                     [kRegions];  // 4 arrivals, the last reader's warps: the region has been read
+  ptx::Mbarrier may_send;  // 8 arrivals, the consumers' warps, from each block: all tiles are read
+  ptx::Mbarrier sent;      // 1 arrival, the block's own, and the bytes of all senders: they are there
+  ptx::Mbarrier taken;     // 8 arrivals, the consumers' warps: the block has added up
+  MLA_REGIONS(q, kv, p, row_max, row_sum, slot, full, empty)
+};
+static_assert(sizeof(Smem) <= 232448, "227 KB");
+
+// Named barriers. Those of P are of two warps, one of each warpgroup, that have the same rows.
+enum Barrier {
+  kAllConsumers = 1,  // 256 sync
+  kWarpgroup = 2,     // 128 sync; 2 and 3
+  kP0Ready = 4,       // 32 arrive, 32 sync; 4 to 7: P0 and its m are in shared memory
+  kP1Ready = 8,       // 32 arrive, 32 sync; 8 to 11: P1 and its m are in shared memory
+};
+
+// One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
+// size is 64, which the compiler then knows. kTeam: blocks of a worker, 1 or kTeamBlocks.
+template <typename T, bool kPagesOf64, int kTeam>
+__global__ void __launch_bounds__(kThreads, 1)
+    decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
+           SplitWorkspace split, SplitItems items, RaisedFlags half_is_there) {
+  if (kPagesOf64) problem.page_size = 64;
+  auto& smem = shared_memory<Smem>();
+  // By a shuffle, so that the compiler knows it to be one for the whole warp.
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
+  const int rank = kTeam > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
+  const RowTile rows(problem, tensors, items, kRows, kTeam);
+  PieceCursor at(problem, tensors, split, rows.worker);
+  const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
+  const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
+    return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
+  };
+  // From a block's tile to its next one: a team's blocks take turns.
+  constexpr int kTurn = kTeam * kTokens;
+  const auto first_token = [&] { return at.token_begin() + rank * kTokens; };
+
+  if (threadIdx.x == kConsumers) {
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_init(&smem.full[buffer][box], 1);
+      for (int i = 0; i < kRegions; ++i) ptx::mbarrier_init(&smem.empty[buffer][i], 4);
+    }
+    if constexpr (kTeam > 1) {
+      ptx::mbarrier_init(&smem.may_send, kTeam * kConsumers / 32);
+      ptx::mbarrier_init(&smem.sent, 1);
+      ptx::mbarrier_init(&smem.taken, kConsumers / 32);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();  // the barriers are there
+  if constexpr (kTeam > 1) {
+    __syncwarp();
+    ptx::barrier_cluster_arrive();
+  }
+
+  using timeline::Phase;
+  const auto track = static_cast<timeline::Track>(warpgroup);
+  if (warpgroup == 2) {  // the producers: one thread for each region of the tiles
+    ptx::setmaxnreg_dec<kProducerRegisters<kTeam>>();
+    const int region = warp;
+    const bool copies = region < kRegions && lane == 0;
+    if (copies && region == kLeft) timeline::begin(track);
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    int parity = 3;  // of empty, a bit per buffer: new barriers let the first copies pass
+    int taken_parity = 1;
+    for (; copies && at.more(); at.next()) {
+      if constexpr (kTeam > 1) {  // what the team has sent lies where the tiles go
+        ptx::mbarrier_wait(&smem.taken, taken_parity);
+        taken_parity ^= 1;
+      }
+      // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
+      // the table may hold anything, page -1 makes zeros.
+      const int step = min(kTokens, problem.page_size);
+      const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
+      const int32_t* table = tensors.table_row(at.sequence);
+      const auto page_at = [&](int token) {
+        return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
+      };
+      int next_page = page_at(first_token());
+      int buffer = 0, next_token;
+      for (int token = first_token(); token < end; token = next_token) {
+        const int page = next_page;
+        const int r = token % kTokens;  // the copy's first row in the tile
+        next_token = token + (r + step == kTokens ? kTurn - kTokens + step : step);
+        next_page = page_at(next_token);
+        if (r == 0) {
+          if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
+          ptx::mbarrier_wait(&smem.empty[buffer][region], parity >> buffer & 1);
+          if (region == kLeft) timeline::enter(track, Phase::kIssueCopy);
+        }
+        for (int box = region * 4; box < min(region * 4 + 4, kBoxes); ++box) {
+          if (r == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[buffer][box], kBoxBytes);
+          ptx::cp_async_bulk_tensor_4d(smem.kv[buffer][box][r], &cache_map, box * 64, rows.head_kv,
+                                       problem.row_in_page(token), page, &smem.full[buffer][box],
+                                       policy);
+        }
+        if (r + step == kTokens) {
+          parity ^= 1 << buffer;
+          buffer ^= 1;
+        }
+      }
+    }
+    if (copies && region == kLeft) timeline::end(track);
+    if constexpr (kTeam > 1) {
+      __syncwarp();
+      ptx::barrier_cluster_wait();  // who has arrived must wait
+    }
+    return;
+  }
+
+  ptx::setmaxnreg_inc<kConsumerRegisters<kTeam>>();
+  timeline::begin(track);
+  // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
+  const int own_row = warp * 16 + lane / 4;
+  const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
+  int parity = 0;  // of full, a bit per buffer
+  const unsigned item = items.first + blockIdx.x;  // the next worker's is items.tiles further on
+
+  // Of the piece:
+  float o_rmem[kColumns / 8][4];  // [64, kColumns]
+  float m[2] = {};
+  float l[2] = {};  // of this thread's tokens
+  int all_visible;  // tokens that all rows see
+
+  // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads per row.
+  const auto copy_q = [&] {
+    if (at.more() && first_token() < visible_end()) {
+      const int chunk = threadIdx.x % 8;
+#pragma unroll 1
+      for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
+        const bool exists = rows.exists(r);
+        const uint4* source = static_cast<const uint4*>(tensors.q);
+        if (exists) source += rows.q_place(at.sequence, r) / 8 + chunk;
+#pragma unroll
+        for (int box = 0; box < kBoxes; ++box) {
+          ptx::cp_async_16(&smem.q[box][r][chunk ^ r % 8], exists ? source + box * 8 : source,
+                           exists ? 16 : 0);
+        }
+      }
+    }
+    ptx::cp_async_commit_group();
+  };
+  const auto release = [&](int buffer, Region region) {  // this warp has read it
+    if (lane == 0) ptx::mbarrier_arrive(&smem.empty[buffer][region]);
+  };
+  // S = Q K^T  [64, 64], box by box, 16 columns per step. To be waited for.
+  const auto issue_qk = [&](float(&s_rmem)[kTokens / 8][4], int buffer) {
+    const ptx::MatrixDescriptor k = ptx::matrix_descriptor(smem.kv[buffer], 0, 1024);
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) {
+      const int box = (i + kRotaryBox) % kBoxes;
+      if (i == 0) timeline::enter(track, Phase::kWaitCopy);
+      ptx::mbarrier_wait(&smem.full[buffer][box], parity >> buffer & 1);
+      if (i == 0) {
+        timeline::enter(track, Phase::kQk);
+        ptx::wgmma_fence(s_rmem);
+      } else {
+        ptx::wgmma_fence();  // after each wait: ptxas would insert it
+      }
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        const int offset = (box * kBoxBytes + step * 32) / 16;
+        ptx::wgmma_m64n64k16<T>(s_rmem, q + offset, k + offset, i + step > 0);
+      }
+    }
+    ptx::wgmma_commit_group();
+  };
+  // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m:
+  // else P might exceed its bound where S is large.
+  const auto scale_and_mask = [&](float(&s_rmem)[kTokens / 8][4], int token_begin) {
+    timeline::enter(track, Phase::kSoftmax, warpgroup == 1);  // in 1, P0 V0_R is under way
+#pragma unroll
+    for (int n = 0; n < kTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) s_rmem[n][j] = __fmul_rn(s_rmem[n][j], items.scale_log2);
+    }
+    if (token_begin + kTokens <= all_visible) return;
+    const int own_visible[2] = {visible(own_row), visible(own_row + 8)};
+#pragma unroll
+    for (int n = 0; n < kTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) {
+        const int token = token_begin + lane % 4 * 2 + n * 8 + j % 2;
+        if (token >= own_visible[j / 2]) s_rmem[n][j] = -INFINITY;
+      }
+    }
+  };
+  // P = 2^(S - m), l = l + rowsum P. m stays as long as no P of the warp's rows exceeds the bound; if one
+  // does, m' = max(m, rowmax S + kHeadroom - kLargestP), a = 2^(m - m') and l = a l, and the caller does
+  // O = a O.
+  const auto softmax = [&](float(&s_rmem)[kTokens / 8][4], uint32_t(&p_rmem)[4][4], float(&a)[2]) {
+    float largest[2] = {-INFINITY, -INFINITY};  // of this thread's S; NaN loses
+#pragma unroll
+    for (int n = 0; n < kTokens / 8; ++n) {
+      for (int j = 0; j < 4; ++j) largest[j / 2] = fmaxf(largest[j / 2], s_rmem[n][j]);
+    }
+    a[0] = a[1] = 1;
+    const bool exceeds = largest[0] > m[0] + kLargestP<T> || largest[1] > m[1] + kLargestP<T>;
+    if (__any_sync(0xffffffff, exceeds)) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        largest[i] = fmaxf(largest[i], __shfl_xor_sync(0xffffffff, largest[i], 1));
+        largest[i] = fmaxf(largest[i], __shfl_xor_sync(0xffffffff, largest[i], 2));
+        const float m_new = fmaxf(m[i], largest[i] + (kHeadroom - kLargestP<T>));
+        a[i] = ptx::ex2_approx(m[i] - m_new);  // old minus new: at most 1
+        m[i] = m_new;
+        l[i] *= a[i];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float p0 = ptx::ex2_approx(s_rmem[n][2 * i] - m[i]);
+        const float p1 = ptx::ex2_approx(s_rmem[n][2 * i + 1] - m[i]);
+        l[i] += p0 + p1;
+        p_rmem[n / 2][n % 2 * 2 + i] = pack<T>(p0, p1);
+      }
+    }
+  };
+  const auto rescale = [&](const float(&a)[2]) {  // O = a O, where m has moved
+    if (__any_sync(0xffffffff, a[0] != 1 || a[1] != 1)) {
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        for (int j = 0; j < 4; ++j) o_rmem[n][j] *= a[j / 2];
+      }
+    }
+  };
+  // P and m, from the registers of one warp to those of the other warpgroup's warp with the same rows.
+  const auto give = [&](const uint32_t(&p_rmem)[4][4], int barrier) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      smem.p[t][threadIdx.x % 128] =
+          make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]);
+    }
+    smem.row_max[threadIdx.x % 128] = make_float2(m[0], m[1]);
+    // A barrier that the compiler knows costs less than a computed one.
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if (warp == w) ptx::barrier_arrive(barrier + w, 64);
+    }
+  };
+  // a = 2^(m - m'), l = a l, for the other's m'; the caller does O = a O.
+  const auto take = [&](uint32_t(&p_rmem)[4][4], float(&a)[2], int barrier) {
+    timeline::enter(track, Phase::kWaitOther);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if (warp == w) ptx::barrier_sync(barrier + w, 64);
+    }
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const uint4 four = smem.p[t][threadIdx.x % 128];
+      p_rmem[t][0] = four.x;
+      p_rmem[t][1] = four.y;
+      p_rmem[t][2] = four.z;
+      p_rmem[t][3] = four.w;
+    }
+    const float2 m_new = smem.row_max[threadIdx.x % 128];
+    a[0] = ptx::ex2_approx(m[0] - m_new.x);
+    a[1] = ptx::ex2_approx(m[1] - m_new.y);
+    m[0] = m_new.x;
+    m[1] = m_new.y;
+    l[0] *= a[0];
+    l[1] *= a[1];
+  };
+  const auto sync_warpgroup = [&] {
+    if (warpgroup == 0) {
+      ptx::barrier_sync(kWarpgroup, 128);
+    } else {
+      ptx::barrier_sync(kWarpgroup + 1, 128);
+    }
+  };
+  // V = 0 past a sequence's end, in this warpgroup's half, after S has been made of it: the cache may
+  // hold anything there, and 0 * NaN would be NaN.
+  const auto clear_tail = [&](int token_begin, int buffer) {
+    const int tokens = at.seqlen_k - token_begin;
+    if (tokens >= kTokens) return;
+    sync_warpgroup();  // all of S is there
+    for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
+      for (int box = 0; box < 4; ++box) {
+        smem.kv[buffer][warpgroup * 4 + box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+      }
+    }
+    ptx::fence_proxy_async();
+    sync_warpgroup();  // all zeros are there
+  };
+  // O = O + P V  [64, kColumns], 16 tokens per step. To be waited for.
+  const auto issue_pv = [&](uint32_t(&p_rmem)[4][4], int buffer) {
+    const ptx::MatrixDescriptor v =
+        ptx::matrix_descriptor(smem.kv[buffer][warpgroup * 4], kBoxBytes, 1024);
+    timeline::enter(track, Phase::kPv);
+    ptx::wgmma_fence(o_rmem, p_rmem);
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p_rmem[t], v + t * 16 * 128 / 16, true);
+    }
+    ptx::wgmma_commit_group();
+  };
+  // lse = ln 2 (m + log2 l), +inf for a row that saw nothing, or -inf in a part. Returns where the row's out
+  // begins, or its part; -1: it does not exist.
+  const auto write_lse = [&](int r, float lse, bool saw_something, bool is_part, int slot,
+                             bool writes) {
+    if (!rows.exists(r)) return int64_t{-1};
+    if (is_part) {
+      const int64_t at_slot = rows.slot_place(slot, r);
+      if (writes) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
+      return at_slot * kHeadDimV;
+    }
+    if (writes) tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
+    return rows.out_place(at.sequence, r);
+  };
+  // out = O scale, of 8 kCount columns from `column` on.
+  const auto write_out = [&]<int kCount>(const float(&o)[kCount][4], int column,
+                                         const float(&scale)[2], const int64_t(&place)[2],
+                                         bool is_part) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t first = place[i] + column;
+      if (is_part) {
+        if (place[i] < 0) continue;
+#pragma unroll
+        for (int n = 0; n < kCount; ++n) {
+          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
+              make_float2(o[n][2 * i] * scale[i], o[n][2 * i + 1] * scale[i]);
+        }
+        continue;
+      }
+      // Neighbouring lanes give each other a half of two chunks of the row, for whole 32-byte sectors:
+      // even lanes store four columns of the first chunk, odd ones of the second.
+      const bool odd = lane % 2 == 1;
+      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+#pragma unroll
+      for (int n = 0; n < kCount; n += 2) {
+        const uint32_t left = pack<T>(o[n][2 * i] * scale[i], o[n][2 * i + 1] * scale[i]);
+        const uint32_t right =
+            pack<T>(o[n + 1][2 * i] * scale[i], o[n + 1][2 * i + 1] * scale[i]);
+        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
+        if (place[i] < 0) continue;
+        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
+            odd ? make_uint2(other, right) : make_uint2(left, other);
+      }
+    }
+  };
+  // l, over the tokens of a warpgroup, goes to shared memory.
+  const auto give_sums = [&] {
+    timeline::enter(track, Phase::kWriteOut);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 2);
+      if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
+    }
+  };
+  const auto sum_of = [&](int r) { return smem.row_sum[0][r] + smem.row_sum[1][r]; };
+  // The part of the second half comes into row own_row + 8 i of O, as the combine would do it: O = w O
+  // + w' O' with w = e^(lse - lse of both). O' is not read where w' is 0: it may be anything.
+  const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& scale) {
+    if (!rows.exists(own_row + 8 * i)) return;
+    const int64_t at_slot = rows.slot_place(slot, own_row + 8 * i);
+    const float first = saw_something ? lse : -INFINITY, second = split.lse_partial[at_slot];
+    float largest = fmaxf(first, second);
+    if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
+    float w = expf(first - largest), w2 = expf(second - largest);
+    const float sum = w + w2;
+    saw_something = sum != 0;
+    lse = largest + logf(sum);
+    w *= scale / (saw_something ? sum : 1);
+    w2 /= saw_something ? sum : 1;
+    scale = 1;
+    const float* part = split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      float2 o2 = make_float2(0, 0);
+      if (w2 != 0) o2 = *reinterpret_cast<const float2*>(part + n * 8);
+      o_rmem[n][2 * i] = w * o_rmem[n][2 * i] + w2 * o2.x;
+      o_rmem[n][2 * i + 1] = w * o_rmem[n][2 * i + 1] + w2 * o2.y;
+    }
+  };
+  // O = sum w_i O_i / l_i over the blocks of the team, w_i = 2^(m_i - m) l_i / l, m = max m_i and l = sum
+  // 2^(m_i - m) l_i. Each block has a box of the columns.
+  int send_parity = 0;
+  const auto add_up_team = [&] {
+    TeamSmem& team = smem.team;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_arrive_expect_tx(&smem.sent, sizeof(team.o) + sizeof(team.row));
+    }
+    // Divided by l already here: ptxas does not store accumulators without copies, and spills.
+    const float sum[2] = {sum_of(own_row), sum_of(own_row + 8)};
+    const float scale[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
+    ptx::mbarrier_wait_cluster(&smem.may_send, send_parity);
+#pragma unroll
+    for (int box = 0; box < kTeamBlocks / 2; ++box) {
+      const int to = warpgroup * (kTeamBlocks / 2) + box;
+      float4* o = ptx::mapa(&team.o[rank][0][threadIdx.x % 128], to);
+      ptx::Mbarrier* sent = ptx::mapa(&smem.sent, to);
+#pragma unroll
+      for (int n = 0; n < kShare / 8; ++n) {
+        const float(&own)[4] = o_rmem[box * (kShare / 8) + n];
+        ptx::st_async(o + n * 128,
+                      make_float4(own[0] * scale[0], own[1] * scale[0], own[2] * scale[1],
+                                  own[3] * scale[1]),
+                      sent);
+      }
+    }
+    if (warpgroup == 0) {  // m and l to all: four lanes have the same two rows
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int to = lane % 4 * 2 + i / 2;
+        ptx::st_async(ptx::mapa(&team.row[rank][own_row + i % 2 * 8], to),
+                      MaxAndSum{m[i % 2], sum[i % 2]}, ptx::mapa(&smem.sent, to));
+      }
+    }
+    ptx::mbarrier_wait_cluster(&smem.sent, send_parity);
+    send_parity ^= 1;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kTeamBlocks * kRows; i += kConsumers) {  // a sender and a row
+      const int from = i / kRows, r = i % kRows;
+      float team_m = -FLT_MAX, team_l = 0;
+#pragma unroll
+      for (int j = 0; j < kTeamBlocks; ++j) team_m = fmaxf(team_m, team.row[j][r].m);
+#pragma unroll
+      for (int j = 0; j < kTeamBlocks; ++j) {
+        team_l += ptx::ex2_approx(team.row[j][r].m - team_m) * team.row[j][r].l;
+      }
+      const bool saw_something = visible(r) > at.token_begin();
+      team.weight[from][r] = saw_something ? ptx::ex2_approx(team.row[from][r].m - team_m) *
+                                                 team.row[from][r].l / team_l
+                                           : 0;
+      if (from == 0) {
+        team.place[r] = write_lse(r, kLn2 * (team_m + log2f(team_l)), saw_something, smem.slot >= 0,
+                                  smem.slot, rank == 0);
+      }
+    }
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // the weights are there
+    // A warpgroup has half of the box. In the order of ranks.
+    float o[kShare / 16][4] = {};
+    const int64_t place[2] = {team.place[own_row], team.place[own_row + 8]};
+#pragma unroll
+    for (int from = 0; from < kTeamBlocks; ++from) {
+      const float w[2] = {team.weight[from][own_row], team.weight[from][own_row + 8]};
+#pragma unroll
+      for (int n = 0; n < kShare / 16; ++n) {
+        const float4 one = team.o[from][warpgroup * (kShare / 16) + n][threadIdx.x % 128];
+        o[n][0] += w[0] * one.x;
+        o[n][1] += w[0] * one.y;
+        o[n][2] += w[1] * one.z;
+        o[n][3] += w[1] * one.w;
+      }
+    }
+    ptx::fence_proxy_async();  // the next tiles come here by TMA
+    __syncwarp();              // its lanes have read
+    if (lane == 0) ptx::mbarrier_arrive(&smem.taken);
+    write_out(o, rank * kShare + warpgroup * (kShare / 2), {1, 1}, place, smem.slot >= 0);
+  };
+
+  copy_q();
+  if constexpr (kTeam > 1) ptx::barrier_cluster_wait();  // the team's barriers are there
+  while (at.more()) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      for (int j = 0; j < 4; ++j) o_rmem[n][j] = 0;
+    }
+    m[0] = m[1] = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet
+    l[0] = l[1] = 0;
+    all_visible = min(at.token_end(), visible(0));
+    const int end = visible_end();
+
+    // Now: at the end all would wait for it.
+    int next_slot = 0;
+    Half next_half = Half::kNone;
+    if (threadIdx.x == 0) {
+      if (half_is_there.flags != nullptr) next_half = at.half();
+      next_slot = next_half == Half::kFirst ? at.second_half_slot() : at.slot();
+    }
+    ptx::cp_async_wait_group<0>();
+    ptx::fence_proxy_async();
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // Q is there, for wgmma; the old slot is read
+    if (threadIdx.x == 0) {
+      smem.slot = next_slot;
+      smem.half = next_half;
+    }
+
+    for (int token_begin = first_token(); token_begin < end; token_begin += 2 * kTurn) {
+      const bool is_pair = token_begin + kTurn < end;
+      float a[2];
+      if (warpgroup == 0) {
+        float s_rmem[kTokens / 8][4];
+        uint32_t p_rmem[4][4];
+        issue_qk(s_rmem, 0);
+        ptx::wgmma_wait_group<0>(s_rmem);
+        release(0, kRotary);
+        scale_and_mask(s_rmem, token_begin);
+        softmax(s_rmem, p_rmem, a);
+        give(p_rmem, kP0Ready);
+        rescale(a);
+        clear_tail(token_begin, 0);
+        issue_pv(p_rmem, 0);
+        ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
+        release(0, kLeft);
+        if (is_pair) {
+          take(p_rmem, a, kP1Ready);
+          rescale(a);
+          clear_tail(token_begin + kTurn, 1);
+          issue_pv(p_rmem, 1);
+          ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
+          release(1, kLeft);
+        }
+      } else if (is_pair) {
+        float s_rmem[kTokens / 8][4];
+        uint32_t p0_rmem[4][4], p1_rmem[4][4];
+        issue_qk(s_rmem, 1);
+        take(p0_rmem, a, kP0Ready);
+        rescale(a);
+        issue_pv(p0_rmem, 0);
+        ptx::wgmma_wait_group<1>(s_rmem);
+        release(1, kRotary);
+        scale_and_mask(s_rmem, token_begin + kTurn);
+        softmax(s_rmem, p1_rmem, a);
+        give(p1_rmem, kP1Ready);
+        timeline::enter(track, Phase::kPv);  // still that of P0
+        ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
+        release(0, kRight);
+        rescale(a);
+        clear_tail(token_begin + kTurn, 1);
+        issue_pv(p1_rmem, 1);
+        ptx::wgmma_wait_group<0>(o_rmem, p1_rmem);
+        release(1, kRight);
+      } else {
+        uint32_t p0_rmem[4][4];
+        take(p0_rmem, a, kP0Ready);
+        rescale(a);
+        clear_tail(token_begin, 0);
+        issue_pv(p0_rmem, 0);
+        ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
+        release(0, kRight);
+      }
+      parity ^= is_pair ? 3 : 1;
+    }
+
+    if constexpr (kTeam > 1) {
+      __syncwarp();  // its lanes have read the last tile
+      if (lane < kTeam) ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.may_send, lane));
+    }
+    give_sums();
+    // Mostly it has long been there. Only this worker waits, for the next one's first piece, which waits
+    // for nothing: so the waits make no circle.
+    if (threadIdx.x == 0 && smem.half == Half::kFirst) {
+      half_is_there.wait(item + items.tiles);
+      half_is_there.lower(item + items.tiles);
+    }
+    ptx::barrier_sync(kAllConsumers, kConsumers);  // sums, the second half; Q and P have been read
+    if constexpr (kTeam > 1) {
+      add_up_team();
+      at.next();
+      copy_q();
+      if (!at.more()) ptx::griddepcontrol_launch_dependents();
+      continue;
+    }
+    const int slot = smem.slot;
+    const Half half = smem.half;
+    const bool is_part = slot >= 0 && half != Half::kFirst;
+    float scale[2];
+    int64_t place[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = own_row + 8 * i;
+      const float sum = sum_of(r);
+      bool saw_something = visible(r) > at.token_begin();
+      scale[i] = saw_something ? 1 / sum : 0;
+      float lse = kLn2 * (m[i] + log2f(sum));
+      if (half == Half::kFirst) join(i, slot, lse, saw_something, scale[i]);
+      const bool writes = warpgroup == 0 && lane % 4 == 0;
+      place[i] = write_lse(r, lse, saw_something, is_part, slot, writes);
+    }
+    at.next();
+    copy_q();  // the next piece's Q comes while O is written
+    // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
+    if (!at.more()) ptx::griddepcontrol_launch_dependents();
+    write_out(o_rmem, warpgroup * kColumns, scale, place, is_part);
+    if (half == Half::kSecond) {
+      ptx::barrier_sync(kAllConsumers, kConsumers);  // the part is there
+      if (threadIdx.x == 0) half_is_there.raise(item);
+    }
+  }
+  timeline::end(track);
+}
+
+}  // namespace mla::MLA_MACHINE::one_launch
