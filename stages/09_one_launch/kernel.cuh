@@ -87,8 +87,8 @@ struct Smem {
   ptx::Mbarrier empty[2]
                      [kRegions];  // 4 arrivals, the last reader's warps: the region has been read
   ptx::Mbarrier may_send;  // 8 arrivals, the consumers' warps, from each block: all tiles are read
-  ptx::Mbarrier sent;      // 1 arrival, the block's own, and the bytes of all senders: they are there
-  ptx::Mbarrier taken;     // 8 arrivals, the consumers' warps: the block has added up
+  ptx::Mbarrier sent;   // 1 arrival, the block's own, and the bytes of all senders: they are there
+  ptx::Mbarrier taken;  // 8 arrivals, the consumers' warps: the block has added up
   MLA_REGIONS(q, kv, p, row_max, row_sum, slot, full, empty)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
   // From a block's tile to its next one: a team's blocks take turns.
-  constexpr int kTurn = kTeam * kTokens;
+  const int turn = kTeam * kTokens;
   const auto first_token = [&] { return at.token_begin() + rank * kTokens; };
 
   if (threadIdx.x == kConsumers) {
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int token = first_token(); token < end; token = next_token) {
         const int page = next_page;
         const int r = token % kTokens;  // the copy's first row in the tile
-        next_token = token + (r + step == kTokens ? kTurn - kTokens + step : step);
+        next_token = token + (r + step == kTokens ? turn - kTokens + step : step);
         next_page = page_at(next_token);
         if (r == 0) {
           if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = warp * 16 + lane / 4;
   const ptx::MatrixDescriptor q = ptx::matrix_descriptor(smem.q, 0, 1024);
-  int parity = 0;  // of full, a bit per buffer
+  int parity = 0;                                  // of full, a bit per buffer
   const unsigned item = items.first + blockIdx.x;  // the next worker's is items.tiles further on
 
   // Of the piece:
@@ -418,8 +418,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int n = 0; n < kCount; n += 2) {
         const uint32_t left = pack<T>(o[n][2 * i] * scale[i], o[n][2 * i + 1] * scale[i]);
-        const uint32_t right =
-            pack<T>(o[n + 1][2 * i] * scale[i], o[n + 1][2 * i + 1] * scale[i]);
+        const uint32_t right = pack<T>(o[n + 1][2 * i] * scale[i], o[n + 1][2 * i + 1] * scale[i]);
         const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
         if (place[i] < 0) continue;
         *reinterpret_cast<uint2*>(out_gmem + n * 8) =
@@ -438,8 +437,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   const auto sum_of = [&](int r) { return smem.row_sum[0][r] + smem.row_sum[1][r]; };
-  // The part of the second half comes into row own_row + 8 i of O, as the combine would do it: O = w O
-  // + w' O' with w = e^(lse - lse of both). O' is not read where w' is 0: it may be anything.
+  // The part of the second half, O2, comes into row own_row + 8 i: O = w O / l + w2 O2 with w = e^(lse - lse
+  // of both), as the combine would do it.
   const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& scale) {
     if (!rows.exists(own_row + 8 * i)) return;
     const int64_t at_slot = rows.slot_place(slot, own_row + 8 * i);
@@ -453,11 +452,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     w *= scale / (saw_something ? sum : 1);
     w2 /= saw_something ? sum : 1;
     scale = 1;
-    const float* part = split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+    const float* part =
+        split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n) {
-      float2 o2 = make_float2(0, 0);
-      if (w2 != 0) o2 = *reinterpret_cast<const float2*>(part + n * 8);
+      const float2 o2 = *reinterpret_cast<const float2*>(part + n * 8);
       o_rmem[n][2 * i] = w * o_rmem[n][2 * i] + w2 * o2.x;
       o_rmem[n][2 * i + 1] = w * o_rmem[n][2 * i + 1] + w2 * o2.y;
     }
@@ -482,10 +481,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int n = 0; n < kShare / 8; ++n) {
         const float(&own)[4] = o_rmem[box * (kShare / 8) + n];
-        ptx::st_async(o + n * 128,
-                      make_float4(own[0] * scale[0], own[1] * scale[0], own[2] * scale[1],
-                                  own[3] * scale[1]),
-                      sent);
+        ptx::st_async(
+            o + n * 128,
+            make_float4(own[0] * scale[0], own[1] * scale[0], own[2] * scale[1], own[3] * scale[1]),
+            sent);
       }
     }
     if (warpgroup == 0) {  // m and l to all: four lanes have the same two rows
@@ -566,8 +565,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       smem.half = next_half;
     }
 
-    for (int token_begin = first_token(); token_begin < end; token_begin += 2 * kTurn) {
-      const bool is_pair = token_begin + kTurn < end;
+    for (int token_begin = first_token(); token_begin < end; token_begin += 2 * turn) {
+      const bool is_pair = token_begin + turn < end;
       float a[2];
       if (warpgroup == 0) {
         float s_rmem[kTokens / 8][4];
@@ -586,7 +585,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (is_pair) {
           take(p_rmem, a, kP1Ready);
           rescale(a);
-          clear_tail(token_begin + kTurn, 1);
+          clear_tail(token_begin + turn, 1);
           issue_pv(p_rmem, 1);
           ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
           release(1, kLeft);
@@ -600,14 +599,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         issue_pv(p0_rmem, 0);
         ptx::wgmma_wait_group<1>(s_rmem);
         release(1, kRotary);
-        scale_and_mask(s_rmem, token_begin + kTurn);
+        scale_and_mask(s_rmem, token_begin + turn);
         softmax(s_rmem, p1_rmem, a);
         give(p1_rmem, kP1Ready);
         timeline::enter(track, Phase::kPv);  // still that of P0
         ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
         release(0, kRight);
         rescale(a);
-        clear_tail(token_begin + kTurn, 1);
+        clear_tail(token_begin + turn, 1);
         issue_pv(p1_rmem, 1);
         ptx::wgmma_wait_group<0>(o_rmem, p1_rmem);
         release(1, kRight);
@@ -628,8 +627,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane < kTeam) ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.may_send, lane));
     }
     give_sums();
-    // Mostly it has long been there. Only this worker waits, for the next one's first piece, which waits
-    // for nothing: so the waits make no circle.
+    // The next worker's first piece is the second half: mostly it has long been there. It has waited for
+    // nothing, so the waits make no circle.
     if (threadIdx.x == 0 && smem.half == Half::kFirst) {
       half_is_there.wait(item + items.tiles);
       half_is_there.lower(item + items.tiles);

@@ -61,8 +61,8 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
         const auto decode = kernel::decode<decltype(zero), pages_of_64(), 1>;
         if (shape.team > 1) {
           return launch_cluster(kernel::decode<decltype(zero), pages_of_64(), kTeam>, kTeam, grid,
-                                kernel::kThreads, kBytes, stream, cache_map, problem, tensors, split,
-                                items, half_is_there);
+                                kernel::kThreads, kBytes, stream, cache_map, problem, tensors,
+                                split, items, half_is_there);
         }
         if (shape.joins_halves) {
           return launch_cooperative(decode, grid, kernel::kThreads, kBytes, stream, cache_map,
@@ -91,7 +91,8 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
-  stage.idea = "a decode that ends in its first kernel: halves meet in registers, teams in a cluster";
+  stage.idea =
+      "a decode that ends in its first kernel: halves meet in registers, teams in a cluster";
   stage.min_compute_capability = stage.max_compute_capability = 90;
   stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
-    if (splits < least_splits) continue;  // the decode has put them together
+    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial =
@@ -168,7 +168,7 @@ constexpr int kFewBlocks = 1;
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
     combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
-                 int least_splits) {
+                int least_splits) {
   constexpr int kVectors = kHeadDimV / kColumns;
   constexpr int kAhead = 2;  // splits whose loads are in flight
   static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
-    if (splits < least_splits) continue;  // the decode has put them together
+    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
@@ -263,12 +263,11 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   // must not depend on the batch.
   const bool many = problem.fixed_split_tokens == 0 && shape.workers >= int64_t{16} * problem.batch;
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
-    return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
-                                                            stream, problem, split, tensors, items,
-                                                            least_combined(shape))
-                                         : launch(kernel, grid, kThreads, shared_bytes, stream,
-                                                  problem, split, tensors, items,
-                                                  least_combined(shape));
+    return start == CombineStart::kEarly
+               ? launch_dependent(kernel, grid, kThreads, shared_bytes, stream, problem, split,
+                                  tensors, items, least_combined(shape))
+               : launch(kernel, grid, kThreads, shared_bytes, stream, problem, split, tensors,
+                        items, least_combined(shape));
   };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
