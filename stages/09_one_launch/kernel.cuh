@@ -442,6 +442,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& scale) {
     if (!rows.exists(own_row + 8 * i)) return;
     const int64_t at_slot = rows.slot_place(slot, own_row + 8 * i);
+    const float* part =
+        split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
+    constexpr int kAhead = 16;  // loads that are under way together
+    float2 o2[kAhead];
+    const auto load = [&](int begin) {
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        o2[n] = *reinterpret_cast<const float2*>(part + (begin + n) * 8);
+      }
+    };
+    load(0);  // it does not wait for the weights
     const float first = saw_something ? lse : -INFINITY, second = split.lse_partial[at_slot];
     float largest = fmaxf(first, second);
     if (largest == -INFINITY) largest = 0;  // nothing seen: the sum below is 0
@@ -452,13 +463,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     w *= scale / (saw_something ? sum : 1);
     w2 /= saw_something ? sum : 1;
     scale = 1;
-    const float* part =
-        split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-      const float2 o2 = *reinterpret_cast<const float2*>(part + n * 8);
-      o_rmem[n][2 * i] = w * o_rmem[n][2 * i] + w2 * o2.x;
-      o_rmem[n][2 * i + 1] = w * o_rmem[n][2 * i + 1] + w2 * o2.y;
+    for (int begin = 0; begin < kColumns / 8; begin += kAhead) {
+      if (begin > 0) load(begin);
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        float(&o)[4] = o_rmem[begin + n];
+        o[2 * i] = w * o[2 * i] + w2 * o2[n].x;
+        o[2 * i + 1] = w * o[2 * i + 1] + w2 * o2[n].y;
+      }
     }
   };
   // O = sum w_i O_i / l_i over the blocks of the team, w_i = 2^(m_i - m) l_i / l, m = max m_i and l = sum

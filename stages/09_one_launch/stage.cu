@@ -20,8 +20,9 @@ int resident_teams(const DeviceLimits& limits) {
   return resident > 0 ? std::min(room, resident) : room;
 }
 
-// Where a worker is a team: where the host knows that no sequence will be cut, so that nothing has to be
-// combined, and where each has a team of its own. Where halves are joined: where all blocks are resident,
+// Where a worker is a team: where each sequence has one of its own, and hardly a block two tiles (a table is
+// mostly a page wider than the longest sequence). Then the host knows that no sequence will be cut, so that
+// nothing has to be combined. Where halves are joined: where all blocks are resident,
 // so that one may wait for another. With fixed splits nothing may depend on the batch.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, kernel::kRows);
@@ -42,7 +43,8 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
                            .team = kTeam};
   // A team for each. Two where there is but one team, so that the model's tests see it go on to another.
   const bool few = int64_t{tiles} * teams.workers <= resident_teams(limits) &&
-                   problem.batch <= std::max(teams.workers, 2);
+                   problem.batch <= std::max(teams.workers, 2) &&
+                   problem.max_seqlen_k() - problem.page_size <= kTeam * kernel::kTokens;
   return few && max_split_sequences(problem, teams) == 0 ? teams : single;
 }
 

@@ -82,11 +82,11 @@ std::vector<Case> cases() {
   // which take two exchanges.
   add(DType::kBFloat16, {580, 0}, 1, 16, 8, 32, "10");
   add(DType::kFloat16, {70, 150}, 2, 16, 8, 64, "10");
-  // The same of more rows, with three tiles for some blocks, and two row tiles; then four workers, and a
-  // sequence of three pieces.
-  add(DType::kBFloat16, {1100, 70, 0}, 1, 40, 8, 32, "09");
-  add(DType::kFloat16, {70, 150}, 2, 40, 16, 64, "09");
-  add(DType::kBFloat16, {130, 900, 300}, 1, 20, 4, 64, "09");
+  // The same of more rows; halves of three row tiles; a worker with a second half and more, and a sequence of
+  // three pieces.
+  add(DType::kBFloat16, {500, 0}, 1, 40, 8, 32, "09");
+  add(DType::kFloat16, {580}, 2, 65, 6, 64, "09");
+  add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
   return result;
 }
 
