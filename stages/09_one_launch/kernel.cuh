@@ -14,9 +14,6 @@
 // with it, and leaves its part in memory, as before. The worker of the first half ends with it, so its O
 // is in registers when that part has long been there: it adds the part, and writes out. Sequences of more
 // pieces are left to the combine.
-//
-// Or a worker is a team of eight blocks, a cluster. They share the tiles of a piece, and in the end each
-// sends every other its share of the columns of O.
 #pragma once
 
 #include <cfloat>
@@ -36,12 +33,8 @@ constexpr int kConsumers = 256;             // two warpgroups
 constexpr int kThreads = kConsumers + 128;  // and the producers'
 // Registers per thread. A block starts with 168 for each of its 384 threads, and asking for more than
 // there are in all would wait for ever.
-template <int kTeam>
-constexpr int kConsumerRegisters = kTeam > 1 ? 232 : 240;
-template <int kTeam>
-constexpr int kProducerRegisters = kTeam > 1 ? 40 : 24;
-static_assert(kConsumers * kConsumerRegisters<1> + 128 * kProducerRegisters<1> <= 168 * kThreads);
-static_assert(kConsumers * kConsumerRegisters<8> + 128 * kProducerRegisters<8> <= 168 * kThreads);
+constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= 168 * kThreads);
 constexpr int kRows = 64, kTokens = 64;  // of a tile
 constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns in a row of Q or K
 constexpr int kColumns = kHeadDimV / 2;  // of O, per warpgroup
@@ -57,27 +50,9 @@ constexpr int kRotaryBox = 8;
 // 128-byte swizzle.
 using Box = uint4[64][8];
 
-// What the blocks of a team send each other, by sender. A team has so many blocks:
-constexpr int kTeamBlocks = 8;
-constexpr int kShare = kHeadDimV / kTeamBlocks;  // columns of O that a block adds up: a box
-
-struct MaxAndSum {
-  float m, l;
-};
-struct TeamSmem {
-  // A thread's four values of O lie where the threads of that number in a warpgroup read them.
-  float4 o[kTeamBlocks][kShare / 8][128];
-  MaxAndSum row[kTeamBlocks][kRows];
-  float weight[kTeamBlocks][kRows];  // of a sender's row
-  int64_t place[kRows];              // where a row's out begins, or its part
-};
-
 struct Smem {
   Box q[kBoxes];
-  union {
-    Box kv[2][kBoxes];
-    TeamSmem team;  // when all blocks of the team have read the last tile of a piece
-  };
+  Box kv[2][kBoxes];
   uint4 p[4][128];                // [warp of a warpgroup][16 tokens][lane]: registers, as they are
   float2 row_max[128];            // [warp of a warpgroup][lane]: m of its two rows
   float row_sum[2][kRows];        // of a warpgroup's tokens
@@ -86,9 +61,6 @@ struct Smem {
   ptx::Mbarrier full[2][kBoxes];  // 1 arrival, a producer's, and a box's bytes: the box is there
   ptx::Mbarrier empty[2]
                      [kRegions];  // 4 arrivals, the last reader's warps: the region has been read
-  ptx::Mbarrier may_send;  // 8 arrivals, the consumers' warps, from each block: all tiles are read
-  ptx::Mbarrier sent;   // 1 arrival, the block's own, and the bytes of all senders: they are there
-  ptx::Mbarrier taken;  // 8 arrivals, the consumers' warps: the block has added up
   MLA_REGIONS(q, kv, p, row_max, row_sum, slot, full, empty)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
@@ -102,8 +74,8 @@ enum Barrier {
 };
 
 // One item: a worker, for one tile of rows of a KV head. kPagesOf64: the page
-// size is 64, which the compiler then knows. kTeam: blocks of a worker, 1 or kTeamBlocks.
-template <typename T, bool kPagesOf64, int kTeam>
+// size is 64, which the compiler then knows.
+template <typename T, bool kPagesOf64>
 __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ TensorMap cache_map, Problem problem, Tensors tensors,
            SplitWorkspace split, SplitItems items, RaisedFlags half_is_there) {
@@ -112,50 +84,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   // By a shuffle, so that the compiler knows it to be one for the whole warp.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
-  const int rank = kTeam > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
-  const RowTile rows(problem, tensors, items, kRows, kTeam);
+  const RowTile rows(problem, tensors, items, kRows);
   PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible = [&](int r) { return rows.visible(at.seqlen_k, r); };
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
-  // From a block's tile to its next one: a team's blocks take turns.
-  const int turn = kTeam * kTokens;
-  const auto first_token = [&] { return at.token_begin() + rank * kTokens; };
 
   if (threadIdx.x == kConsumers) {
     for (int buffer = 0; buffer < 2; ++buffer) {
       for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_init(&smem.full[buffer][box], 1);
       for (int i = 0; i < kRegions; ++i) ptx::mbarrier_init(&smem.empty[buffer][i], 4);
     }
-    if constexpr (kTeam > 1) {
-      ptx::mbarrier_init(&smem.may_send, kTeam * kConsumers / 32);
-      ptx::mbarrier_init(&smem.sent, 1);
-      ptx::mbarrier_init(&smem.taken, kConsumers / 32);
-    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();  // the barriers are there
-  if constexpr (kTeam > 1) {
-    __syncwarp();
-    ptx::barrier_cluster_arrive();
-  }
 
   using timeline::Phase;
   const auto track = static_cast<timeline::Track>(warpgroup);
   if (warpgroup == 2) {  // the producers: one thread for each region of the tiles
-    ptx::setmaxnreg_dec<kProducerRegisters<kTeam>>();
+    ptx::setmaxnreg_dec<kProducerRegisters>();
     const int region = warp;
-    const bool copies = region < kRegions && lane == 0;
-    if (copies && region == kLeft) timeline::begin(track);
+    if (region == kRegions || lane != 0) return;
+    if (region == kLeft) timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
     int parity = 3;  // of empty, a bit per buffer: new barriers let the first copies pass
-    int taken_parity = 1;
-    for (; copies && at.more(); at.next()) {
-      if constexpr (kTeam > 1) {  // what the team has sent lies where the tiles go
-        ptx::mbarrier_wait(&smem.taken, taken_parity);
-        taken_parity ^= 1;
-      }
+    for (; at.more(); at.next()) {
       // A copy brings a tile or, where pages are smaller, a page of it. Past the sequence's end, where
       // the table may hold anything, page -1 makes zeros.
       const int step = min(kTokens, problem.page_size);
@@ -164,13 +118,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto page_at = [&](int token) {
         return token < at.seqlen_k ? table[problem.page_of(token)] : -1;
       };
-      int next_page = page_at(first_token());
-      int buffer = 0, next_token;
-      for (int token = first_token(); token < end; token = next_token) {
+      int next_page = page_at(at.token_begin());
+      int buffer = 0;
+      for (int token = at.token_begin(); token < end; token += step) {
         const int page = next_page;
         const int r = token % kTokens;  // the copy's first row in the tile
-        next_token = token + (r + step == kTokens ? turn - kTokens + step : step);
-        next_page = page_at(next_token);
+        next_page = page_at(token + step);
         if (r == 0) {
           if (region == kLeft) timeline::enter(track, Phase::kWaitSlot);
           ptx::mbarrier_wait(&smem.empty[buffer][region], parity >> buffer & 1);
@@ -188,15 +141,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
-    if (copies && region == kLeft) timeline::end(track);
-    if constexpr (kTeam > 1) {
-      __syncwarp();
-      ptx::barrier_cluster_wait();  // who has arrived must wait
-    }
+    if (region == kLeft) timeline::end(track);
     return;
   }
 
-  ptx::setmaxnreg_inc<kConsumerRegisters<kTeam>>();
+  ptx::setmaxnreg_inc<kConsumerRegisters>();
   timeline::begin(track);
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = warp * 16 + lane / 4;
@@ -212,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // Starts copying Q, if the piece has tokens; rows past the last become 0. 8 threads per row.
   const auto copy_q = [&] {
-    if (at.more() && first_token() < visible_end()) {
+    if (at.more() && at.token_begin() < visible_end()) {
       const int chunk = threadIdx.x % 8;
 #pragma unroll 1
       for (int r = threadIdx.x / 8; r < kRows; r += kConsumers / 8) {
@@ -382,64 +331,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::wgmma_commit_group();
   };
-  // lse = ln 2 (m + log2 l), +inf for a row that saw nothing, or -inf in a part. Returns where the row's out
-  // begins, or its part; -1: it does not exist.
-  const auto write_lse = [&](int r, float lse, bool saw_something, bool is_part, int slot,
-                             bool writes) {
-    if (!rows.exists(r)) return int64_t{-1};
-    if (is_part) {
-      const int64_t at_slot = rows.slot_place(slot, r);
-      if (writes) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
-      return at_slot * kHeadDimV;
-    }
-    if (writes) tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
-    return rows.out_place(at.sequence, r);
-  };
-  // out = O scale, of 8 kCount columns from `column` on.
-  const auto write_out = [&]<int kCount>(const float(&o)[kCount][4], int column,
-                                         const float(&scale)[2], const int64_t(&place)[2],
-                                         bool is_part) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t first = place[i] + column;
-      if (is_part) {
-        if (place[i] < 0) continue;
-#pragma unroll
-        for (int n = 0; n < kCount; ++n) {
-          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
-              make_float2(o[n][2 * i] * scale[i], o[n][2 * i + 1] * scale[i]);
-        }
-        continue;
-      }
-      // Neighbouring lanes give each other a half of two chunks of the row, for whole 32-byte sectors:
-      // even lanes store four columns of the first chunk, odd ones of the second.
-      const bool odd = lane % 2 == 1;
-      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
-#pragma unroll
-      for (int n = 0; n < kCount; n += 2) {
-        const uint32_t left = pack<T>(o[n][2 * i] * scale[i], o[n][2 * i + 1] * scale[i]);
-        const uint32_t right = pack<T>(o[n + 1][2 * i] * scale[i], o[n + 1][2 * i + 1] * scale[i]);
-        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
-        if (place[i] < 0) continue;
-        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
-            odd ? make_uint2(other, right) : make_uint2(left, other);
-      }
-    }
-  };
-  // l, over the tokens of a warpgroup, goes to shared memory.
-  const auto give_sums = [&] {
-    timeline::enter(track, Phase::kWriteOut);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
-      l[i] += __shfl_xor_sync(0xffffffff, l[i], 2);
-      if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
-    }
-  };
-  const auto sum_of = [&](int r) { return smem.row_sum[0][r] + smem.row_sum[1][r]; };
   // The part of the second half, O2, comes into row own_row + 8 i: O = w O / l + w2 O2 with w = e^(lse - lse
   // of both), as the combine would do it.
-  const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& scale) {
+  const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& inverse_l) {
     if (!rows.exists(own_row + 8 * i)) return;
     const int64_t at_slot = rows.slot_place(slot, own_row + 8 * i);
     const float* part =
@@ -460,9 +354,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     const float sum = w + w2;
     saw_something = sum != 0;
     lse = largest + logf(sum);
-    w *= scale / (saw_something ? sum : 1);
+    w *= inverse_l / (saw_something ? sum : 1);
     w2 /= saw_something ? sum : 1;
-    scale = 1;
+    inverse_l = 1;
 #pragma unroll
     for (int begin = 0; begin < kColumns / 8; begin += kAhead) {
       if (begin > 0) load(begin);
@@ -474,85 +368,84 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   };
-  // O = sum w_i O_i / l_i over the blocks of the team, w_i = 2^(m_i - m) l_i / l, m = max m_i and l = sum
-  // 2^(m_i - m) l_i. Each block has a box of the columns.
-  int send_parity = 0;
-  const auto add_up_team = [&] {
-    TeamSmem& team = smem.team;
-    if (threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem.sent, sizeof(team.o) + sizeof(team.row));
+  // lse = ln 2 (m + log2 l), with l the sum of both warpgroups' tokens; and, of the thread's two rows,
+  // 1 / l and the place in out or out_partial, -1 for none. A row that saw nothing: out = 0, lse = +inf,
+  // or -inf in a part. A first half becomes the whole sequence here.
+  const auto write_lse = [&](float(&inverse_l)[2], int64_t(&place)[2], int& slot, Half& half) {
+    timeline::enter(track, Phase::kWriteOut);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
+      l[i] += __shfl_xor_sync(0xffffffff, l[i], 2);
+      if (lane % 4 == 0) smem.row_sum[warpgroup][own_row + 8 * i] = l[i];
     }
-    // Divided by l already here: ptxas does not store accumulators without copies, and spills.
-    const float sum[2] = {sum_of(own_row), sum_of(own_row + 8)};
-    const float scale[2] = {sum[0] == 0 ? 0 : 1 / sum[0], sum[1] == 0 ? 0 : 1 / sum[1]};
-    ptx::mbarrier_wait_cluster(&smem.may_send, send_parity);
+    // The next worker began with the second half: mostly it has long been there. It waits for nothing
+    // before, so the waits make no circle.
+    if (threadIdx.x == 0 && smem.half == Half::kFirst) {
+      half_is_there.wait(item + items.tiles);
+      half_is_there.lower(item + items.tiles);
+    }
+    // The sums are there, and the second half; Q and P have been read.
+    ptx::barrier_sync(kAllConsumers, kConsumers);
+    slot = smem.slot;
+    half = smem.half;
+    const int second_half = slot;
+    if (half == Half::kFirst) slot = -1;
 #pragma unroll
-    for (int box = 0; box < kTeamBlocks / 2; ++box) {
-      const int to = warpgroup * (kTeamBlocks / 2) + box;
-      float4* o = ptx::mapa(&team.o[rank][0][threadIdx.x % 128], to);
-      ptx::Mbarrier* sent = ptx::mapa(&smem.sent, to);
-#pragma unroll
-      for (int n = 0; n < kShare / 8; ++n) {
-        const float(&own)[4] = o_rmem[box * (kShare / 8) + n];
-        ptx::st_async(
-            o + n * 128,
-            make_float4(own[0] * scale[0], own[1] * scale[0], own[2] * scale[1], own[3] * scale[1]),
-            sent);
+    for (int i = 0; i < 2; ++i) {
+      const int r = own_row + 8 * i;
+      const float sum = smem.row_sum[0][r] + smem.row_sum[1][r];
+      bool saw_something = visible(r) > at.token_begin();
+      inverse_l[i] = saw_something ? 1 / sum : 0;
+      float lse = kLn2 * (m[i] + log2f(sum));
+      if (half == Half::kFirst) join(i, second_half, lse, saw_something, inverse_l[i]);
+      const bool writes_lse = warpgroup == 0 && lane % 4 == 0;
+      place[i] = -1;
+      if (rows.exists(r) && slot >= 0) {
+        const int64_t at_slot = rows.slot_place(slot, r);
+        place[i] = at_slot * kHeadDimV;
+        if (writes_lse) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
+      } else if (rows.exists(r)) {
+        place[i] = rows.out_place(at.sequence, r);
+        if (writes_lse) {
+          tensors.lse[rows.lse_place(at.sequence, r)] = saw_something ? lse : INFINITY;
+        }
       }
     }
-    if (warpgroup == 0) {  // m and l to all: four lanes have the same two rows
+  };
+  // out = O / l
+  const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int to = lane % 4 * 2 + i / 2;
-        ptx::st_async(ptx::mapa(&team.row[rank][own_row + i % 2 * 8], to),
-                      MaxAndSum{m[i % 2], sum[i % 2]}, ptx::mapa(&smem.sent, to));
+    for (int i = 0; i < 2; ++i) {
+      const int64_t first = place[i] + warpgroup * kColumns;
+      if (slot >= 0) {
+        if (place[i] < 0) continue;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
+              make_float2(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
+        }
+        continue;
+      }
+      // Neighbouring lanes give each other a half of two chunks of the row, for whole 32-byte sectors:
+      // even lanes store four columns of the first chunk, odd ones of the second.
+      const bool odd = lane % 2 == 1;
+      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; n += 2) {
+        const uint32_t left =
+            pack<T>(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
+        const uint32_t right =
+            pack<T>(o_rmem[n + 1][2 * i] * inverse_l[i], o_rmem[n + 1][2 * i + 1] * inverse_l[i]);
+        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
+        if (place[i] < 0) continue;
+        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
+            odd ? make_uint2(other, right) : make_uint2(left, other);
       }
     }
-    ptx::mbarrier_wait_cluster(&smem.sent, send_parity);
-    send_parity ^= 1;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kTeamBlocks * kRows; i += kConsumers) {  // a sender and a row
-      const int from = i / kRows, r = i % kRows;
-      float team_m = -FLT_MAX, team_l = 0;
-#pragma unroll
-      for (int j = 0; j < kTeamBlocks; ++j) team_m = fmaxf(team_m, team.row[j][r].m);
-#pragma unroll
-      for (int j = 0; j < kTeamBlocks; ++j) {
-        team_l += ptx::ex2_approx(team.row[j][r].m - team_m) * team.row[j][r].l;
-      }
-      const bool saw_something = visible(r) > at.token_begin();
-      team.weight[from][r] = saw_something ? ptx::ex2_approx(team.row[from][r].m - team_m) *
-                                                 team.row[from][r].l / team_l
-                                           : 0;
-      if (from == 0) {
-        team.place[r] = write_lse(r, kLn2 * (team_m + log2f(team_l)), saw_something, smem.slot >= 0,
-                                  smem.slot, rank == 0);
-      }
-    }
-    ptx::barrier_sync(kAllConsumers, kConsumers);  // the weights are there
-    // A warpgroup has half of the box. In the order of ranks.
-    float o[kShare / 16][4] = {};
-    const int64_t place[2] = {team.place[own_row], team.place[own_row + 8]};
-#pragma unroll
-    for (int from = 0; from < kTeamBlocks; ++from) {
-      const float w[2] = {team.weight[from][own_row], team.weight[from][own_row + 8]};
-#pragma unroll
-      for (int n = 0; n < kShare / 16; ++n) {
-        const float4 one = team.o[from][warpgroup * (kShare / 16) + n][threadIdx.x % 128];
-        o[n][0] += w[0] * one.x;
-        o[n][1] += w[0] * one.y;
-        o[n][2] += w[1] * one.z;
-        o[n][3] += w[1] * one.w;
-      }
-    }
-    ptx::fence_proxy_async();  // the next tiles come here by TMA
-    __syncwarp();              // its lanes have read
-    if (lane == 0) ptx::mbarrier_arrive(&smem.taken);
-    write_out(o, rank * kShare + warpgroup * (kShare / 2), {1, 1}, place, smem.slot >= 0);
   };
 
   copy_q();
-  if constexpr (kTeam > 1) ptx::barrier_cluster_wait();  // the team's barriers are there
   while (at.more()) {
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n) {
@@ -578,8 +471,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       smem.half = next_half;
     }
 
-    for (int token_begin = first_token(); token_begin < end; token_begin += 2 * turn) {
-      const bool is_pair = token_begin + turn < end;
+    for (int token_begin = at.token_begin(); token_begin < end; token_begin += 2 * kTokens) {
+      const bool is_pair = token_begin + kTokens < end;
       float a[2];
       if (warpgroup == 0) {
         float s_rmem[kTokens / 8][4];
@@ -598,7 +491,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (is_pair) {
           take(p_rmem, a, kP1Ready);
           rescale(a);
-          clear_tail(token_begin + turn, 1);
+          clear_tail(token_begin + kTokens, 1);
           issue_pv(p_rmem, 1);
           ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
           release(1, kLeft);
@@ -612,14 +505,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         issue_pv(p0_rmem, 0);
         ptx::wgmma_wait_group<1>(s_rmem);
         release(1, kRotary);
-        scale_and_mask(s_rmem, token_begin + turn);
+        scale_and_mask(s_rmem, token_begin + kTokens);
         softmax(s_rmem, p1_rmem, a);
         give(p1_rmem, kP1Ready);
         timeline::enter(track, Phase::kPv);  // still that of P0
         ptx::wgmma_wait_group<0>(o_rmem, p0_rmem);
         release(0, kRight);
         rescale(a);
-        clear_tail(token_begin + turn, 1);
+        clear_tail(token_begin + kTokens, 1);
         issue_pv(p1_rmem, 1);
         ptx::wgmma_wait_group<0>(o_rmem, p1_rmem);
         release(1, kRight);
@@ -635,46 +528,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       parity ^= is_pair ? 3 : 1;
     }
 
-    if constexpr (kTeam > 1) {
-      __syncwarp();  // its lanes have read the last tile
-      if (lane < kTeam) ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.may_send, lane));
-    }
-    give_sums();
-    // The next worker's first piece is the second half: mostly it has long been there. It has waited for
-    // nothing, so the waits make no circle.
-    if (threadIdx.x == 0 && smem.half == Half::kFirst) {
-      half_is_there.wait(item + items.tiles);
-      half_is_there.lower(item + items.tiles);
-    }
-    ptx::barrier_sync(kAllConsumers, kConsumers);  // sums, the second half; Q and P have been read
-    if constexpr (kTeam > 1) {
-      add_up_team();
-      at.next();
-      copy_q();
-      if (!at.more()) ptx::griddepcontrol_launch_dependents();
-      continue;
-    }
-    const int slot = smem.slot;
-    const Half half = smem.half;
-    const bool is_part = slot >= 0 && half != Half::kFirst;
-    float scale[2];
+    float inverse_l[2];
     int64_t place[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = own_row + 8 * i;
-      const float sum = sum_of(r);
-      bool saw_something = visible(r) > at.token_begin();
-      scale[i] = saw_something ? 1 / sum : 0;
-      float lse = kLn2 * (m[i] + log2f(sum));
-      if (half == Half::kFirst) join(i, slot, lse, saw_something, scale[i]);
-      const bool writes = warpgroup == 0 && lane % 4 == 0;
-      place[i] = write_lse(r, lse, saw_something, is_part, slot, writes);
-    }
+    int slot;
+    Half half;
+    write_lse(inverse_l, place, slot, half);
     at.next();
     copy_q();  // the next piece's Q comes while O is written
     // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
     if (!at.more()) ptx::griddepcontrol_launch_dependents();
-    write_out(o_rmem, warpgroup * kColumns, scale, place, is_part);
+    write_out(inverse_l, place, slot);
     if (half == Half::kSecond) {
       ptx::barrier_sync(kAllConsumers, kConsumers);  // the part is there
       if (threadIdx.x == 0) half_is_there.raise(item);

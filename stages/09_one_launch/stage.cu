@@ -10,42 +10,23 @@ namespace {
 
 namespace kernel = one_launch;
 
-constexpr int kTeam = kernel::kTeamBlocks;
-
-// Teams that run at the same time, on a device with these limits.
-int resident_teams(const DeviceLimits& limits) {
-  const int room = limits.multiprocessors / kTeam;
-  const int resident = resident_clusters(kernel::decode<bfloat16, true, kTeam>, kTeam,
-                                         kernel::kThreads, sizeof(kernel::Smem));
-  return resident > 0 ? std::min(room, resident) : room;
-}
-
-// Where a worker is a team: where each sequence has one of its own, and hardly a block two tiles (a table is
-// mostly a page wider than the longest sequence). Then the host knows that no sequence will be cut, so that
-// nothing has to be combined. Where halves are joined: where all blocks are resident,
-// so that one may wait for another. With fixed splits nothing may depend on the batch.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   const int tiles = row_tiles_of(problem, kernel::kRows);
-  PlanShape single = {.row_tiles = tiles,
-                      .workers = workers_for(tiles, limits.multiprocessors),
-                      .fixed_grains = 2,
-                      .min_grains = 2,
-                      .combine_grains = 4};
-  if (problem.fixed_split_tokens > 0) return single;
+  PlanShape shape = {.row_tiles = tiles,
+                     .workers = workers_for(tiles, limits.multiprocessors),
+                     .fixed_grains = 2,
+                     .min_grains = 2,
+                     .combine_grains = 4};
+  // Halves meet where all blocks are resident, so that one may wait for another. With fixed splits nothing
+  // may depend on the batch.
   const int64_t resident = std::min<int64_t>(limits.multiprocessors, limits.max_grid_x);
-  single.joins_halves = int64_t{tiles} * single.workers <= resident;
-  if (resident < kTeam) return single;
-  const PlanShape teams = {.row_tiles = tiles,
-                           .workers = workers_for(tiles, resident_teams(limits)),
-                           .fixed_grains = kTeam,
-                           .min_grains = kTeam,
-                           .combine_grains = 3 * kTeam,
-                           .team = kTeam};
-  // A team for each. Two where there is but one team, so that the model's tests see it go on to another.
-  const bool few = int64_t{tiles} * teams.workers <= resident_teams(limits) &&
-                   problem.batch <= std::max(teams.workers, 2) &&
-                   problem.max_seqlen_k() - problem.page_size <= kTeam * kernel::kTokens;
-  return few && max_split_sequences(problem, teams) == 0 ? teams : single;
+  shape.joins_halves =
+      problem.fixed_split_tokens == 0 && int64_t{tiles} * shape.workers <= resident;
+  if (!shape.joins_halves) return shape;
+  // Nor more workers than there can be grains: they would only have to be resident.
+  const int64_t most = problem.batch * (grains_for(problem.max_seqlen_k()) + shape.fixed_grains);
+  shape.workers = static_cast<int>(std::min<int64_t>(shape.workers, most));
+  return shape;
 }
 
 Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
@@ -60,12 +41,7 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {
         constexpr size_t kBytes = sizeof(kernel::Smem) + timeline::kSharedBytes;
-        const auto decode = kernel::decode<decltype(zero), pages_of_64(), 1>;
-        if (shape.team > 1) {
-          return launch_cluster(kernel::decode<decltype(zero), pages_of_64(), kTeam>, kTeam, grid,
-                                kernel::kThreads, kBytes, stream, cache_map, problem, tensors,
-                                split, items, half_is_there);
-        }
+        const auto decode = kernel::decode<decltype(zero), pages_of_64()>;
         if (shape.joins_halves) {
           return launch_cooperative(decode, grid, kernel::kThreads, kBytes, stream, cache_map,
                                     problem, tensors, split, items, half_is_there);
@@ -94,7 +70,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
   stage.idea =
-      "a decode that ends in its first kernel: halves meet in registers, teams in a cluster";
+      "a decode that mostly ends in its first kernel: two halves of a sequence meet in registers";
   stage.min_compute_capability = stage.max_compute_capability = 90;
   stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;

@@ -735,8 +735,7 @@ TEST_P(PlannedDecode, LengthsThatThePlanWasNotMadeForEndInNoHang) {
       ASSERT_OK(workspace.allocate(*machine_, needs.total()));
       const Workspace whole = workspace;
       ASSERT_OK(plan_decode(*stage, data.problem, lengths.as<int32_t>(), needs.plan_in(whole)));
-      ASSERT_OK(
-          machine_->copy_to_device(tensors.seqlens_k.data(), found.data(), found.size() * 4));
+      ASSERT_OK(machine_->copy_to_device(tensors.seqlens_k.data(), found.data(), found.size() * 4));
       EXPECT_OK(decode_planned(*stage, data.problem, tensors.tensors(), needs.plan_in(whole),
                                needs.scratch_in(whole)));
       ASSERT_OK(machine_->synchronize());
