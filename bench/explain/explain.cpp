@@ -351,8 +351,8 @@ std::string fixed_cuts_ignored(const Case& c) {
 std::string batch_invariant_cost(const Case& c) {
   if (!c.free_plan) return "";
   std::string text = fmt::format("Cuts every {} tokens leave {}, {} each way; free cuts {}, {}. ",
-                                 c.problem.fixed_split_tokens, count(c.plan->pieces, "part"),
-                                 bytes_text(c.plan->partial_bytes), c.free_plan->pieces,
+                                 c.problem.fixed_split_tokens, count(c.plan->parts, "part"),
+                                 bytes_text(c.plan->partial_bytes), c.free_plan->parts,
                                  bytes_text(c.free_plan->partial_bytes));
   const double more = double(c.plan->largest) / double(std::max<int64_t>(c.free_plan->largest, 1));
   if (more > 1) {
@@ -418,7 +418,7 @@ std::string parts_exceed_cache(const Case& c) {
       "{}, {} written and read, are more bytes than the cache, {}: what it costs to have {} "
       "of the multiprocessors at work on so few tokens. A part pays for itself from {} "
       "tokens on; here it has {}.",
-      count(c.plan->pieces, "part"), bytes_text(2 * c.plan->partial_bytes),
+      count(c.plan->parts, "part"), bytes_text(2 * c.plan->partial_bytes),
       bytes_text(c.cache_read()), percent(c.plan->busy), number(even_split_tokens(c.problem), 3),
       number(c.tokens / static_cast<double>(std::max<int64_t>(c.plan->pieces, 1)), 3));
 }
@@ -603,7 +603,7 @@ std::string stage_table(const Case& c) {
       const Balance plan =
           balance_of(c.problem, *stage.plan, c.input.seqlens_k, c.input.limits.multiprocessors);
       busy = plan.busy;
-      parts = std::to_string(plan.pieces);
+      parts = std::to_string(plan.parts);
     }
     table.add({stage.slug, microseconds(stage.cold.median), limit_text(limit),
                percent(1e6 * c.floor.seconds() / stage.cold.median),
@@ -630,7 +630,7 @@ std::string plan_line(const Case& c) {
   if (plan.pieces == 0) return text + "; no sequence is cut";
   return text + fmt::format("; {} of {} cut, into {}: {} written, and read again",
                             plan.cut_sequences, count(c.problem.batch, "sequence"),
-                            count(plan.pieces, "part"), bytes_text(plan.partial_bytes));
+                            count(plan.parts, "part"), bytes_text(plan.partial_bytes));
 }
 
 std::string memory_line(const Case& c) {
@@ -671,7 +671,8 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
   balance.busy = std::min(1.0, static_cast<double>(balance.blocks) / multiprocessors);
   balance.cut_sequences = plan.header.num_split_sequences;
   balance.pieces = plan.header.num_slots;
-  balance.partial_bytes = static_cast<double>(balance.pieces) * rows_of(problem) * kPartBytes;
+  balance.parts = balance.pieces - (balance.pieces - combined_slots(plan, shape)) / 2;
+  balance.partial_bytes = static_cast<double>(balance.parts) * rows_of(problem) * kPartBytes;
   return balance;
 }
 

@@ -26,7 +26,8 @@ struct Balance {
   int64_t largest = 0;       ///< Largest load: pages, beginnings of pieces included
   double mean = 0;           ///< Mean over all workers, idle ones too
   int cut_sequences = 0;     ///< Sequences of more than one piece
-  int64_t pieces = 0;        ///< Pieces of those: each leaves partial results
+  int64_t pieces = 0;        ///< Pieces of those
+  int64_t parts = 0;         ///< Those that leave partial results: of two joined halves, one
   double partial_bytes = 0;  ///< Partial results: written once, and read as often
   double imbalance() const;  ///< largest / mean
 };

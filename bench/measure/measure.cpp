@@ -392,9 +392,10 @@ class ShapeRun {
     PlanShape shape;
     MLA_RETURN_IF_ERROR(read_plan(stage, data_.problem, plan(i), &made));
     MLA_RETURN_IF_ERROR(plan_shape(stage, data_.problem, bench_.machine.limits(), &shape));
-    if (made.header.num_slots == 0) return {};
+    const int64_t slots = combined_slots(made, shape);
+    if (slots == 0) return {};
     step(stage.slug + ": combine alone");
-    times.slots = made.header.num_slots;
+    times.slots = slots;
     times.bytes = double(times.slots) * data_.problem.seqlen_q * data_.problem.num_heads_q *
                   (kHeadDimV + 1) * sizeof(float);
     MLA_RETURN_IF_ERROR(run_poisoned(result_.stages[i].times));

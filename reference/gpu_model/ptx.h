@@ -94,8 +94,9 @@ void released(const char* what, const unsigned* address, unsigned value, const c
 /// Waits until the counter may have become at least `wanted`.
 void wait_for_counter(const unsigned* counter, unsigned wanted, const char* file, int line);
 
-[[gnu::always_inline]] inline unsigned load_acquire(const unsigned* address) {
-  return std::atomic_ref<unsigned>(*const_cast<unsigned*>(address)).load(std::memory_order_acquire);
+template <typename T>
+[[gnu::always_inline]] inline T load_acquire(const T* address) {
+  return std::atomic_ref<T>(*const_cast<T*>(address)).load(std::memory_order_acquire);
 }
 
 }  // namespace detail
@@ -107,6 +108,20 @@ namespace ptx {
   const unsigned value = detail::load_acquire(address_gmem);
   detail::acquired("ld_acquire", address_gmem, value, file, line);
   return value;
+}
+// Of 64 bits: a report of a deadlock, and a recording, show the lower half.
+[[gnu::always_inline]] inline uint64_t ld_acquire(const uint64_t* address_gmem, GPU_MODEL_HERE) {
+  const uint64_t value = detail::load_acquire(address_gmem);
+  detail::acquired("ld_acquire", reinterpret_cast<const unsigned*>(address_gmem),
+                   static_cast<unsigned>(value), file, line);
+  return value;
+}
+[[gnu::always_inline]] inline void st_release(uint64_t* address_gmem, uint64_t value,
+                                              GPU_MODEL_HERE) {
+  detail::scheduling_point();
+  std::atomic_ref<uint64_t>(*address_gmem).store(value, std::memory_order_release);
+  detail::released("st_release", reinterpret_cast<const unsigned*>(address_gmem),
+                   static_cast<unsigned>(value), file, line);
 }
 [[gnu::always_inline]] inline void st_release(unsigned* address_gmem, unsigned value,
                                               GPU_MODEL_HERE) {

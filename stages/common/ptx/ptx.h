@@ -158,11 +158,27 @@ __device__ __forceinline__ unsigned ld_acquire(const unsigned* address_gmem) {
                : "memory");
   return value;
 }
+/// The same of 64 bits.
+__device__ __forceinline__ uint64_t ld_acquire(const uint64_t* address_gmem) {
+  uint64_t value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
+               : "=l"(value)
+               : "l"(__cvta_generic_to_global(address_gmem))
+               : "memory");
+  return value;
+}
 /// Stores and releases, at the scope of the GPU.
 __device__ __forceinline__ void st_release(unsigned* address_gmem, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;"
                :
                : "l"(__cvta_generic_to_global(address_gmem)), "r"(value)
+               : "memory");
+}
+/// The same of 64 bits.
+__device__ __forceinline__ void st_release(uint64_t* address_gmem, uint64_t value) {
+  asm volatile("st.release.gpu.global.u64 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(address_gmem)), "l"(value)
                : "memory");
 }
 /// Adds and releases, at the scope of the GPU.

@@ -66,6 +66,14 @@ Status combine_again(Machine& machine, const Problem& problem, const PlanShape& 
       problem, shape, split_workspace(problem, shape, plan, scratch), tensors, stream);
 }
 
+int64_t combined_slots(const HostPlan& plan, const PlanShape& shape) {
+  int64_t slots = 0;
+  for (const SplitSequence& sequence : plan.split_sequences) {
+    if (sequence.slots >= least_combined(shape)) slots += sequence.slots;
+  }
+  return slots;
+}
+
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                            const std::vector<int32_t>& seqlens_k) {
   const auto length_of = [&](int sequence) {

@@ -18,6 +18,10 @@ __device__ __forceinline__ bool is_planned(const SplitWorkspace& split) {
          static_cast<uint32_t>(state.y) == split.shape;
 }
 
+/// What a piece is of a sequence that has exactly two: its first half is the last piece of a worker, its
+/// second half the first piece of the next one.
+enum class Half { kNone, kFirst, kSecond };
+
 /// The piece that a worker is at; the same in every thread. Kernels are short of registers, so what
 /// the plan says is read again at every step.
 class PieceCursor {
@@ -65,6 +69,21 @@ class PieceCursor {
     int index = sequence == begin.x ? begin.z : 0;  // pieces of the sequence before this one
     if (problem_.fixed_split_tokens > 0) index = token_begin() / problem_.fixed_split_tokens;
     return split_.slot_begin[sequence] + index;
+  }
+
+  /// By the plan's numbers alone, whatever the lengths are now: who waits for a second half must know
+  /// that it comes. Not with fixed_split_tokens.
+  __device__ __forceinline__ Half half() const {
+    const int4 begin = worker_begin(worker_), end = worker_begin(worker_ + 1);
+    const bool is_first = grain_ == 0 && sequence == end.x && end.y > 0;
+    const bool is_second = grain_ > 0 && sequence == begin.x;
+    const int32_t* slots = split_.slot_begin + sequence;
+    if (!(is_first || is_second) || slots[1] - slots[0] != 2) return Half::kNone;
+    return is_first ? Half::kFirst : Half::kSecond;
+  }
+  /// Where the partial results of the sequence's second half go.
+  __device__ __forceinline__ int second_half_slot() const {
+    return split_.slot_begin[sequence] + 1;
   }
 
  private:

@@ -54,6 +54,9 @@ struct PlanShape {
       1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
   int team = 1;            ///< Blocks of a worker, which share the grains of each of its pieces.
+  /// Whether the decode itself puts together the sequences of exactly two pieces, their halves. The
+  /// combine leaves those alone. Not with fixed_split_tokens.
+  bool joins_halves = false;
 };
 
 /// A plan on a device: how it splits, and the memory that holds it. Null for a stage without one.
@@ -167,6 +170,9 @@ Status read_plan(Machine& machine, const Problem& problem, const PlanShape& shap
 /// @return kInvalidArgument, naming the first sequence whose length differs, or as of read_plan()
 Status check_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
                   const int32_t* seqlens_k, void* plan, Stream stream = nullptr);
+
+/// Slots whose parts the combine merges.
+int64_t combined_slots(const HostPlan& plan, const PlanShape& shape);
 
 /// A worker's share of one sequence.
 struct Piece {

@@ -24,8 +24,9 @@ PlanShape with_settings(const PlanSettings& settings, PlanShape shape) {
     // Blocks are counted in 32 bits.
     const int64_t most = std::clamp<int64_t>((int64_t{1} << 20) / shape.row_tiles, 1, kMaxWorkers);
     const int64_t wanted = int64_t{shape.workers} * settings.workers_percent / 100;
-    shape.workers =
-        static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(most, shape.workers)));
+    const int own = shape.workers;
+    shape.workers = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(most, own)));
+    if (shape.workers > own) shape.joins_halves = false;  // not all blocks may be resident at once
   }
   if (settings.min_grains >= 0) shape.min_grains = settings.min_grains;
   if (settings.fixed_grains >= 0) shape.fixed_grains = settings.fixed_grains;

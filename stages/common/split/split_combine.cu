@@ -35,10 +35,12 @@ __device__ __forceinline__ Row row_of(const Problem& problem, int row) {
   return {packed / group, row / rows_per_head * group + packed % group};
 }
 
-// num_items: split sequences the plan may have x rows of a sequence x quarters of the columns.
+// num_items: split sequences the plan may have x rows of a sequence x quarters of the columns. Sequences
+// of fewer than least_splits pieces are left alone.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+    combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
+                 int least_splits) {
   auto& smem = shared_memory<Smem>();
   constexpr int kAhead = 8;  // loads in flight
   static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
@@ -55,6 +57,7 @@ __global__ void __launch_bounds__(kThreads)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
+    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial =
@@ -164,7 +167,8 @@ constexpr int kFewBlocks = 1;
 // Few splits per row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kFewBlocks)
-    combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items) {
+    combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
+                int least_splits) {
   constexpr int kVectors = kHeadDimV / kColumns;
   constexpr int kAhead = 2;  // splits whose loads are in flight
   static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
@@ -180,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
+    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
@@ -262,10 +267,11 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
   if (rows == 0) return {};
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
-    return start == CombineStart::kEarly ? launch_dependent(kernel, grid, kThreads, shared_bytes,
-                                                            stream, problem, split, tensors, items)
-                                         : launch(kernel, grid, kThreads, shared_bytes, stream,
-                                                  problem, split, tensors, items);
+    return start == CombineStart::kEarly
+               ? launch_dependent(kernel, grid, kThreads, shared_bytes, stream, problem, split,
+                                  tensors, items, least_combined(shape))
+               : launch(kernel, grid, kThreads, shared_bytes, stream, problem, split, tensors,
+                        items, least_combined(shape));
   };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -1,6 +1,7 @@
 #include "stages/common/split/workspace.h"
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <string>
 
@@ -65,9 +66,20 @@ void for_each_partial(const Problem& problem, const PlanShape& shape, SplitWorks
       static_cast<size_t>(problem.num_heads_kv) * static_cast<size_t>(problem.rows_per_kv_head());
   part(workspace.lse_partial, sizeof(float) * slots * rows);
   part(workspace.out_partial, sizeof(float) * slots * rows * kHeadDimV);
+  const auto items = static_cast<size_t>(shape.workers) * static_cast<size_t>(shape.row_tiles);
+  part(workspace.half_is_there, shape.joins_halves ? sizeof(uint64_t) * items : 0);
 }
 
 }  // namespace
+
+uint64_t draw_number() {
+  // A counter, mixed so that memory does not hold it by chance: splitmix64, which is a bijection.
+  static std::atomic<uint64_t> calls = 0;
+  uint64_t x = ++calls * 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
 
 uint32_t plan_hash(const Problem& problem, const PlanShape& shape) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a

@@ -20,12 +20,23 @@ struct SplitWorkspace {
   float* lse_partial;
   /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; not read where lse is -inf.
   float* out_partial;
+  /// [workers * row_tiles], or none without PlanShape::joins_halves: by item (split_items.h), whether
+  /// the second half that it begins with is in its slot (raised_flags.h).
+  uint64_t* half_is_there;
 };
 
 /// Most sequences that a plan can split. Depends on shapes alone.
 int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
 /// Most slots that a plan can need. Depends on shapes alone.
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
+
+/// Fewest pieces of a sequence that the combine puts together.
+inline int least_combined(const PlanShape& shape) {
+  return shape.joins_halves ? 3 : 2;
+}
+
+/// A number that no other call in this process returns, and never 0: for a decode (raised_flags.h).
+uint64_t draw_number();
 
 /// Tells plans for different problems apart: of all that decides where a plan's numbers may point.
 uint32_t plan_hash(const Problem& problem, const PlanShape& shape);

@@ -334,7 +334,7 @@ TEST(Explain, EveryShapeAndStageIsExplained) {
   for (const char* shape :
        {"h1_q1_b1_k1", "h16_q1_b4_kvaried30", "h128x2_q3_b5_kskew9000_causal", "h24_q1_b300_k64",
         "h128_q100_b1_k200_causal", "h16_q1_b7_klognormal500_split64_fp16", "h128_q50_b1_k64"}) {
-    for (const char* stage : {"", "01", "02", "03", "04", "05", "06", "07", "08", "10"}) {
+    for (const char* stage : {"", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"}) {
       const std::string text = explain(input_of(shape, stage));
       EXPECT_EQ(text.find("nan"), std::string::npos) << shape << "\n" << text;
       EXPECT_EQ(text.find("inf"), std::string::npos) << shape << "\n" << text;
@@ -655,7 +655,7 @@ TEST(Advice, Imbalance) {
        {"h128_q1_b100_kvaried64", "h128_q1_b128_klognormal8192", "h128_q1_b128_kskew131072",
         "h16_q1_b200_kvaried300", "h128_q1_b66_kvaried190"}) {
     const ExplainInput input = input_of(shape);
-    for (const char* stage : {"04", "05", "06", "07", "08", "10"}) {
+    for (const char* stage : {"04", "05", "06", "07", "08", "09", "10"}) {
       const Balance plan = plan_of(input, stage);
       if (plan.busy < 1) continue;
       const int over = plan.pieces == 0 ? plan.shape.combine_grains : 1;
@@ -726,6 +726,10 @@ TEST(Advice, BelowAGrain) {
   EXPECT_SILENT("below a grain", "h16_q1_b300_k64", "08");
   EXPECT_SILENT("below a grain", "h16_q1_b2_k100", "08");
   EXPECT_EQ(plan_of(input_of("h16_q1_b300_k20"), "08").pieces, 0);
+  // Of two joined halves one is a part.
+  EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "09").pieces, 128);
+  EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "09").parts, 64);
+  EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "08").parts, 128);
   // 20 tokens are 12 short of two pages of 16, and 44 short of one of 64.
   for (const auto& [shape, padding] : {std::pair{"h16_q1_b300_k20_page16", "16 tokens: 38%"},
                                        std::pair{"h16_q1_b300_k20", "64 tokens: 69%"}}) {

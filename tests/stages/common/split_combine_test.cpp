@@ -24,6 +24,7 @@ struct Input {
   int workers;
   int fixed_split_tokens = 0;
   int most_parts = 1;  // of a sequence
+  bool joins_halves = false;
 };
 
 // Many parts: a block has a quarter of a row; else a warp has a row (combines_by_block()).
@@ -76,7 +77,7 @@ class SplitCombine : public MachineTest {
     problem_.max_pages_per_seq = 400;
     problem_.softmax_scale = 1;
     problem_.fixed_split_tokens = input.fixed_split_tokens;
-    shape_ = {.row_tiles = 2, .workers = input.workers};
+    shape_ = {.row_tiles = 2, .workers = input.workers, .joins_halves = input.joins_halves};
     made_ = make_plan_on_host(problem_, shape_, input.lengths);
     WorkspaceBytes needs;
     ASSERT_OK(split_bytes(problem_, shape_, &needs));
@@ -150,7 +151,7 @@ class SplitCombine : public MachineTest {
         const float lse = host_lse_[static_cast<size_t>(places.lse_place(sequence, query, head))];
         const int64_t place = places.out_place(sequence, query, head);
         const int slots = parts[static_cast<size_t>(sequence)];
-        if (slots == 0) {  // whole: its worker has written it
+        if (slots == 0 || (shape_.joins_halves && slots == 2)) {  // a worker has written it
           ASSERT_TRUE(std::isnan(lse) && std::isnan(out_at(place)));
           continue;
         }
@@ -201,6 +202,28 @@ TEST_P(SplitCombine, MergesAnyNumberOfParts) {
       expect_merged();
       if (HasFailure()) return;
     }
+  }
+}
+
+// The decode has put halves together: the combine merges the parts of the others alone.
+TEST_P(SplitCombine, LeavesHalvesAlone) {
+  for (const Input& input : {Input{"few: halves alone", {0, 640, 64, 640}, 3, 0, 2, true},
+                             Input{"few: halves and others", {100, 640, 1600, 640}, 4, 0, 3, true},
+                             Input{"many: halves alone", {128}, 20, 0, 2, true},
+                             Input{"many: three parts", {192}, 20, 0, 3, true}}) {
+    SCOPED_TRACE(input.name);
+    prepare(input, DType::kBFloat16);
+    combine();
+    if (HasFatalFailure()) return;
+    expect_merged();
+    int64_t combined = 0, all = 0;
+    for (const SplitSequence& split : made_.split_sequences) {
+      combined += split.slots > 2 ? split.slots : 0;
+      all += split.slots;
+    }
+    EXPECT_EQ(combined_slots(made_, shape_), combined);
+    shape_.joins_halves = false;
+    EXPECT_EQ(combined_slots(made_, shape_), all);
   }
 }
 

@@ -6,11 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <climits>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <random>
+#include <set>
 
 #ifdef MLA_HAVE_CUDA
 #include <cuda_runtime_api.h>
@@ -688,6 +690,26 @@ void expect_status(const Status& status, StatusCode code, const std::string& mes
   EXPECT_EQ(status.message(), message);
 }
 
+// Whatever an earlier decode left in scratch memory, it is not a later one's number.
+TEST(DecodeNumber, IsDrawnOnce) {
+  std::set<uint64_t> numbers = {0};
+  int bits = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const uint64_t number = draw_number();
+    EXPECT_TRUE(numbers.insert(number).second);
+    bits += std::popcount(number);
+  }
+  EXPECT_NEAR(bits / 1000.0, 32, 1);  // like nothing that lies in memory by itself
+}
+
+// Blocks that wait for each other must all be resident, and the stage has counted its own workers.
+TEST(DecodeNumber, MoreWorkersJoinNoHalves) {
+  const PlanShape shape = {.row_tiles = 2, .workers = 10, .joins_halves = true};
+  EXPECT_TRUE(with_settings({.workers_percent = 100}, shape).joins_halves);
+  EXPECT_TRUE(with_settings({.workers_percent = 50}, shape).joins_halves);
+  EXPECT_FALSE(with_settings({.workers_percent = 110}, shape).joins_halves);
+}
+
 TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
   for (const Stage* stage : planned_) {
     SCOPED_TRACE(stage->slug);
@@ -700,6 +722,40 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
     EXPECT_TRUE(made == make_plan_on_host(data_.problem, shape, data_.seqlens_k));
     EXPECT_GT(made.header.num_split_sequences, 0);
     EXPECT_TRUE(outputs_untouched());
+  }
+}
+
+// With other lengths than the plan's the results are wrong, but every decode ends: nobody waits for what
+// does not come.
+TEST_P(PlannedDecode, LengthsThatThePlanWasNotMadeForEndInNoHang) {
+  if (GetParam() == MachineKind::kModel) gpu_model::device().multiprocessors = 8;
+  DecodeCase spec;
+  spec.batch = 5;
+  spec.num_heads_q = 16;
+  spec.lengths.assign(5, 700);  // so that every shorter length has its pages
+  const DataSet data = make_data_set(spec);
+  DeviceTensors tensors;
+  ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+  std::mt19937 random(1);
+  for (int turn = 0; turn < 6; ++turn) {
+    std::vector<int32_t> planned(5), found(5);
+    for (int32_t& length : planned) length = static_cast<int32_t>(random() % 701);
+    for (int32_t& length : found) length = static_cast<int32_t>(random() % 3 * random() % 701);
+    DeviceBuffer lengths;
+    ASSERT_OK(lengths.assign(*machine_, planned.data(), planned.size() * 4));
+    for (const Stage* stage : planned_) {
+      SCOPED_TRACE(stage->slug + ", turn " + std::to_string(turn));
+      WorkspaceBytes needs;
+      ASSERT_OK(workspace_bytes(*stage, data.problem, &needs));
+      DeviceBuffer workspace;
+      ASSERT_OK(workspace.allocate(*machine_, needs.total()));
+      const Workspace whole = workspace;
+      ASSERT_OK(plan_decode(*stage, data.problem, lengths.as<int32_t>(), needs.plan_in(whole)));
+      ASSERT_OK(machine_->copy_to_device(tensors.seqlens_k.data(), found.data(), found.size() * 4));
+      EXPECT_OK(decode_planned(*stage, data.problem, tensors.tensors(), needs.plan_in(whole),
+                               needs.scratch_in(whole)));
+      ASSERT_OK(machine_->synchronize());
+    }
   }
 }
 
