@@ -170,8 +170,8 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
   count_bulk_copy(copy, AccessKind::kBulkLoad);
   mark_landing(begin, end, self().number, 0, wait);
   if (recording_ != nullptr) recording_->copy(*this, *this, copy, false);
-  loads_.push_back(std::make_unique<BulkCopy>(std::move(copy)));
-  return loads_.back()->bytes;
+  loads_.push_back(std::move(copy));
+  return loads_.back().bytes;
 }
 
 void Multiprocessor::note_source(const BulkCopy& copy, const Multiprocessor& target,
@@ -201,7 +201,7 @@ void poison(void* memory, size_t bytes) {
 }
 
 void Multiprocessor::begin_load() {
-  BulkCopy& load = *loads_.back();
+  BulkCopy& load = loads_.back();
   load.begun = true;
   if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
   if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) land(loads_.size() - 1);
@@ -214,14 +214,14 @@ void Multiprocessor::land_loads_early() {
 
 bool Multiprocessor::land_load() {
   // One that a thread is about to begin is the last.
-  const size_t begun = loads_.size() - (!loads_.empty() && !loads_.back()->begun);
+  const size_t begun = loads_.size() - (!loads_.empty() && !loads_.back().begun);
   if (begun == 0) return false;
   land(launch_->seed == 0 ? 0 : async_random_.next() % begun);
   return true;
 }
 
 void Multiprocessor::land(size_t index) {
-  landing_ = std::move(*loads_[index]);  // not a local: a GPU thread that fails destroys nothing
+  landing_ = std::move(loads_[index]);  // not a local: a GPU thread that fails destroys nothing
   BulkCopy& load = landing_;
   loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
   Wait wait{load.what, load.file, load.line};

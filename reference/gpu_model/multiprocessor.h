@@ -469,8 +469,8 @@ class Multiprocessor {
   bool marks_used_ = false;         // by this block
   AsyncView async_;
   std::vector<MbarrierState> mbarriers_;
-  std::vector<std::unique_ptr<BulkCopy>> loads_;  // under way: thousands, of a team's st_async
-  BulkCopy landing_;                              // the one that lands
+  std::vector<BulkCopy> loads_;   // under way
+  BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
   unsigned free_registers_ = 0;   // of those that the block began with, in all threads
   std::array<WarpProducts, 32> products_;

@@ -219,7 +219,7 @@ void Multiprocessor::check_async_end() {
                block();
     }
   };
-  for (const auto& load : loads_) under_way(load->what, load->file, load->line);
+  for (const BulkCopy& load : loads_) under_way(load.what, load.file, load.line);
   for (const MbarrierState& barrier : mbarriers_) {  // landed early, but that was luck
     if (barrier.landed > barrier.observed) under_way(barrier.what, barrier.file, barrier.line);
   }

@@ -230,6 +230,33 @@ TEST_F(CoResident, WaitingForASleeperIsNoDeadlock) {
   }
 }
 
+/// A flag whose upper half alone changes.
+TEST_F(CoResident, FlagsOf64Bits) {
+  constexpr uint64_t kRaised = uint64_t{7} << 32;
+  GlobalArray<uint64_t> flag(1);
+  GlobalArray<int> value(1), seen(1);
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    gpu_model::schedule().seed = seed;
+    flag[0] = 0;
+    value[0] = seen[0] = 0;
+    EXPECT_EQ(error_together(2, 32, 0,
+                             [&] {
+                               if (threadIdx.x != 0) return;
+                               if (blockIdx.x == 1) {
+                                 value[0] = 5;
+                                 ptx::st_release(flag.data(), kRaised);
+                               } else {
+                                 while (ptx::ld_acquire(flag.data()) != kRaised) {
+                                 }
+                                 seen[0] = value[0];
+                               }
+                             }),
+              "");
+    EXPECT_EQ(flag[0], kRaised);
+    EXPECT_EQ(seen[0], 5);
+  }
+}
+
 /// A release that other threads' stores do not come before.
 TEST_F(CoResident, MissingBlockBarrierBeforeTheRelease) {
   int found = 0;
