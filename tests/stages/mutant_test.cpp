@@ -192,7 +192,7 @@ std::string shorten(std::string message) {
       {"^conformance: results differ.*", "results differ between schedules"},
       {"^conformance: a flag", "a flag"},
       {"^conformance: [^]*", "wrong results"},
-      {" at [^ ]*\\.cuh:[0-9]+", ""},
+      {" at [^ ]*\\.(cuh|h):[0-9]+", ""},
       {",? ?(by |in )?block \\([0-9,]*\\)(, thread \\([0-9,]*\\))?:?", ""},
       {" of thread \\([0-9,]*\\)", ""},
       {" by thread \\([0-9,]*\\)", " by a thread"},

@@ -19,8 +19,8 @@ enum class CombineStart {
 bool combines_by_block(const Problem& problem, const PlanShape& shape);
 
 /// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
-/// that the plan split, without halves that the decode has joined, and no others. The order of summation depends on a sequence's number of
-/// pieces, the row count and, without fixed_split_tokens, on the batch.
+/// that the plan split and no others; nor for halves, if the decode joins those. The order of summation
+/// depends on a sequence's number of pieces, the row count and, without fixed_split_tokens, on the batch.
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
                       const Tensors& tensors, Stream stream,
                       CombineStart start = CombineStart::kAfter);

@@ -18,7 +18,8 @@ struct SplitWorkspace {
   SplitSequence* split_sequences;  ///< [num_split_sequences]
   /// [slots, num_heads_kv * rows_per_kv_head()]: natural log; -inf for a row that saw nothing.
   float* lse_partial;
-  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; not read where lse is -inf.
+  /// [slots, num_heads_kv * rows_per_kv_head(), 512]: normalised; the combine does not
+  /// read it where lse is -inf.
   float* out_partial;
   /// [workers * row_tiles], or none without PlanShape::joins_halves: by item (split_items.h), whether
   /// the second half that it begins with is in its slot (raised_flags.h).
