@@ -62,21 +62,22 @@ struct Smem {
   int slot[2];       // [warpgroup]: of the piece
   ptx::Mbarrier full[kBuffers];   // 1 arrival, the producer's, and a tile's bytes: it is there
   ptx::Mbarrier empty[kBuffers];  // 8 arrivals, the consumers' warps: the tile has been read
-  ptx::Mbarrier rotary_full[kRotaryBuffers];  // the same for its rotary columns
+  ptx::Mbarrier
+      cleared[kBuffers];  // 4 arrivals, the sender's warps: it ends where the sequence does
+  ptx::Mbarrier rotary_full[kRotaryBuffers];  // as full and empty, for its rotary columns
   ptx::Mbarrier rotary_empty[kRotaryBuffers];
   // Of S and of P: 1 arrival, a reader's, and the bytes: it is there. 4 arrivals, the reader's warps: it
   // has been read. 1 arrival from the other block: what was sent there has been read.
   ptx::Mbarrier s_full, s_read, s_sent_read;
   ptx::Mbarrier p_full, p_read, p_sent_read;
-  MLA_REGIONS(q, kv, rotary, s, p, row, slot, full, empty, rotary_full, rotary_empty, s_full,
-              s_read, s_sent_read, p_full, p_read, p_sent_read)
+  MLA_REGIONS(q, kv, rotary, s, p, row, slot, full, empty, cleared, rotary_full, rotary_empty,
+              s_full, s_read, s_sent_read, p_full, p_read, p_sent_read)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
 
 // Named barriers.
 enum Barrier {
   kWarpgroup = 1,  // 128 sync; 1 and 2
-  kCleared = 3,    // 128 arrive, 128 sync: the last tile has no tokens past the sequence's end
 };
 
 // The warps of the producers' warpgroup.
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int buffer = 0; buffer < kBuffers; ++buffer) {
       ptx::mbarrier_init(&smem.full[buffer], 1);
       ptx::mbarrier_init(&smem.empty[buffer], 8);
+      ptx::mbarrier_init(&smem.cleared[buffer], 4);
     }
     for (int buffer = 0; buffer < kRotaryBuffers; ++buffer) {
       ptx::mbarrier_init(&smem.rotary_full[buffer], 1);
@@ -287,25 +289,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (lane == 0) ptx::mbarrier_arrive(&smem.rotary_empty[of % kRotaryBuffers]);
   };
   // The tile is there. V = 0 past a sequence's end: the cache may hold anything there, and 0 * NaN would
-  // be NaN. The sender is the first to come, and clears it for both before they make S of it.
+  // be NaN. The sender comes to a tile first, and clears it for both.
   const auto wait_tile = [&](int of, int token_begin) {
-    const int buffer = of % kBuffers;
+    const int buffer = of % kBuffers, parity = of / kBuffers % 2;
     timeline::enter(track, Phase::kWaitCopy);
-    ptx::mbarrier_wait(&smem.full[buffer], of / kBuffers % 2);
+    ptx::mbarrier_wait(is_maker ? &smem.cleared[buffer] : &smem.full[buffer], parity);
+    if (is_maker) return;
     const int tokens = at.seqlen_k - token_begin;
-    if (tokens >= kTokens) return;
-    if (is_maker) {
-      ptx::barrier_sync(kCleared, kConsumers);
-      return;
-    }
-    for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
-      for (int box = 0; box < kBoxes; ++box) {
-        smem.kv[buffer][box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+    if (tokens < kTokens) {
+      for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
+        for (int box = 0; box < kBoxes; ++box) {
+          smem.kv[buffer][box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+        }
       }
+      ptx::fence_proxy_async();
+      sync_warpgroup();  // all zeros are there
     }
-    ptx::fence_proxy_async();
-    ptx::barrier_arrive(kCleared, kConsumers);
-    sync_warpgroup();  // all zeros are there
+    if (lane == 0) ptx::mbarrier_arrive(&smem.cleared[buffer]);
   };
   // So that the compiler knows it to be one for the whole warp, and does not compute all descriptors before
   // the loop: there are not enough registers.
