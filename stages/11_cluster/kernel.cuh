@@ -41,9 +41,8 @@ constexpr int kColumns = kHeadDimV / 2;                       // of V and O, per
 constexpr int kBoxes = kColumns / 64;                         // boxes of 64 columns in them
 constexpr int kRotaryColumns = (kHeadDimQK - kHeadDimV) / 2;  // of K, per block: half a box
 constexpr int kBoxBytes = 64 * 128;                           // 64 rows of 64 columns
-constexpr int kTileBytes = kBoxes * kBoxBytes;
-constexpr int kBuffers = 4;        // tiles in shared memory
-constexpr int kRotaryBuffers = 2;  // and their rotary columns
+constexpr int kBuffers = 3;                                   // tiles in shared memory
+constexpr int kPlaces = 2;                                    // for what the other block sends
 static_assert(kTokens == kGrainTokens, "a tile is a grain");
 
 // A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
@@ -52,26 +51,30 @@ using Box = uint4[64][8];
 // Half a box: rows of 64 bytes. Chunk c of row r lies where chunk c ^ (r / 2 % 4) would.
 using HalfBox = uint4[64][4];
 
+// What a block has of a tile of K.
+struct Tile {
+  Box kv[kBoxes];
+  HalfBox rotary;
+};
+
 struct Smem {
   Box q[2][kBoxes];  // [warpgroup]: its rows
-  Box kv[kBuffers][kBoxes];
-  HalfBox rotary[kRotaryBuffers][1];
-  float4 s[8][128];  // [8 tokens][thread of the maker]: the sender's part, as registers are
-  uint4 p[4][128];   // [16 tokens][thread of the sender]: registers, as they are
-  float4 row[32];    // [4 threads of the sender]: m of their two rows, and with the last P l
-  int slot[2];       // [warpgroup]: of the piece
+  Tile tile[kBuffers];
+  float4 s[kPlaces][8]
+          [128];             // [8 tokens][thread of the maker]: the sender's part, as registers are
+  uint4 p[kPlaces][4][128];  // [16 tokens][thread of the sender]: registers, as they are
+  float4 row[kPlaces][32];  // [4 threads of the sender]: m of their two rows, and with the last P l
+  int slot[2];              // [warpgroup]: of the piece
   ptx::Mbarrier full[kBuffers];   // 1 arrival, the producer's, and a tile's bytes: it is there
   ptx::Mbarrier empty[kBuffers];  // 8 arrivals, the consumers' warps: the tile has been read
   ptx::Mbarrier
       cleared[kBuffers];  // 4 arrivals, the sender's warps: it ends where the sequence does
-  ptx::Mbarrier rotary_full[kRotaryBuffers];  // as full and empty, for its rotary columns
-  ptx::Mbarrier rotary_empty[kRotaryBuffers];
   // Of S and of P: 1 arrival, a reader's, and the bytes: it is there. 4 arrivals, the reader's warps: it
   // has been read. 1 arrival from the other block: what was sent there has been read.
-  ptx::Mbarrier s_full, s_read, s_sent_read;
-  ptx::Mbarrier p_full, p_read, p_sent_read;
-  MLA_REGIONS(q, kv, rotary, s, p, row, slot, full, empty, cleared, rotary_full, rotary_empty,
-              s_full, s_read, s_sent_read, p_full, p_read, p_sent_read)
+  ptx::Mbarrier s_full[kPlaces], s_read[kPlaces], s_sent_read[kPlaces];
+  ptx::Mbarrier p_full[kPlaces], p_read[kPlaces], p_sent_read[kPlaces];
+  MLA_REGIONS(q, tile, s, p, row, slot, full, empty, cleared, s_full, s_read, s_sent_read, p_full,
+              p_read, p_sent_read)
 };
 static_assert(sizeof(Smem) <= 232448, "227 KB");
 
@@ -81,7 +84,7 @@ enum Barrier {
 };
 
 // The warps of the producers' warpgroup.
-enum Producer { kCopyTiles, kCopyRotary, kTellS, kTellP };
+enum Producer { kCopy, kTellS, kTellP };
 
 // What the producers' warps do, a thread of each.
 __device__ __forceinline__ void produce(Smem& smem, int warp, int lane, const TensorMap& cache_map,
@@ -96,77 +99,67 @@ __device__ __forceinline__ void produce(Smem& smem, int warp, int lane, const Te
   using timeline::Phase;
   constexpr auto track = timeline::Track::kTma;
   const auto rank = [] { return static_cast<int>(ptx::cluster_ctarank()); };  // read, not kept
-  // Copies what a tile has of one region: of its boxes, or of its rotary columns.
-  const auto copy = [&](auto& region, auto& full, auto& empty, const TensorMap* map,
-                        int first_column, int columns) {
-    constexpr int kRegionBuffers = sizeof(region) / sizeof(region[0]);
-    constexpr int kRegionBoxes = sizeof(region[0]) / sizeof(region[0][0]);
+  const auto copy = [&] {
+    timeline::begin(track);
     const uint64_t policy = ptx::createpolicy_evict_first();
-    int buffer = 0, parity = 1;  // new barriers let the first copies pass
+    int copied = 0;  // tiles
     for (; at.more(); at.next()) {
       // A copy brings a box or, where pages are smaller, a page of it. Past the sequence's end, where
       // the table may hold anything, page -1 makes zeros.
       const int step = min(kTokens, problem.page_size);
       const int end = (visible_end() + kTokens - 1) / kTokens * kTokens;  // whole tiles
-      const int32_t* table = tensors.table_row(at.sequence);
 #pragma unroll 1
       for (int token = at.token_begin(); token < end; token += step) {
-        const int page =
-            token < at.seqlen_k ? table[problem.page_of(token)] : -1;  // before the wait
+        int page = -1;
+        if (token < at.seqlen_k) page = tensors.table_row(at.sequence)[problem.page_of(token)];
         const int r = token % kTokens;  // the copy's first row in the tile
+        const int buffer = copied % kBuffers;
+        ptx::Mbarrier* full = &smem.full[buffer];
+        Tile& tile = smem.tile[buffer];
         if (r == 0) {
-          if (warp == kCopyTiles) timeline::enter(track, Phase::kWaitSlot);
-          ptx::mbarrier_wait(&empty[buffer], parity);
-          if (warp == kCopyTiles) timeline::enter(track, Phase::kIssueCopy);
-          ptx::mbarrier_arrive_expect_tx(&full[buffer], sizeof(region[0]));
+          timeline::enter(track, Phase::kWaitSlot);
+          // A new barrier lets the first copy pass.
+          ptx::mbarrier_wait(&smem.empty[buffer], copied / kBuffers % 2 ^ 1);
+          timeline::enter(track, Phase::kIssueCopy);
+          ptx::mbarrier_arrive_expect_tx(full, sizeof(Tile));
         }
 #pragma unroll
-        for (int box = 0; box < kRegionBoxes; ++box) {
-          ptx::cp_async_bulk_tensor_4d(region[buffer][box][r], map,
-                                       first_column + rank() * columns + box * 64, rows.head_kv,
-                                       problem.row_in_page(token), page, &full[buffer], policy);
+        for (int box = 0; box < kBoxes; ++box) {
+          ptx::cp_async_bulk_tensor_4d(tile.kv[box][r], &cache_map, rank() * kColumns + box * 64,
+                                       rows.head_kv, problem.row_in_page(token), page, full,
+                                       policy);
         }
-        if (r + step == kTokens) {
-          buffer = (buffer + 1) % kRegionBuffers;
-          if (buffer == 0) parity ^= 1;
-        }
+        ptx::cp_async_bulk_tensor_4d(tile.rotary[r], &rotary_map,
+                                     kHeadDimV + rank() * kRotaryColumns, rows.head_kv,
+                                     problem.row_in_page(token), page, full, policy);
+        if (r + step == kTokens) ++copied;
       }
     }
+    timeline::end(track);
   };
-  // Before what is sent next, tells the other block that what it sent last has been read: so nothing is
-  // told that nobody waits for, and no block ends too early.
+  // Before a place is sent to again, tells the other block that what it sent there has been read: so
+  // nothing is told that nobody waits for, and no block ends too early.
   const auto tell = [&](ptx::Mbarrier* read, ptx::Mbarrier* sent_read) {
-    ptx::Mbarrier* to = ptx::mapa(sent_read, ptx::cluster_ctarank() ^ 1);
     int sent = 0;
     for (; at.more(); at.next()) {
       const int end = visible_end();
 #pragma unroll 1
-      for (int token = at.token_begin(); token < end; token += kTokens) {
-        if (sent++ == 0) continue;
-        ptx::mbarrier_wait(read, sent % 2);
-        ptx::mbarrier_arrive_cluster(to);
+      for (int token = at.token_begin(); token < end; token += kTokens, ++sent) {
+        if (sent < kPlaces) continue;
+        const int place = sent % kPlaces;
+        ptx::mbarrier_wait(&read[place], sent / kPlaces % 2 ^ 1);
+        ptx::mbarrier_arrive_cluster(ptx::mapa(&sent_read[place], rank() ^ 1));
       }
     }
   };
-  if (warp == kCopyTiles) {
-    if (lane == 0) {
-      timeline::begin(track);
-      copy(smem.kv, smem.full, smem.empty, &cache_map, 0, kColumns);
-      timeline::end(track);
-    }
+  if (warp == kCopy) {
+    if (lane == 0) copy();
     __syncwarp();
     ptx::barrier_cluster_wait();  // who has arrived must wait
-  } else if (warp == kCopyRotary) {
-    if (lane == 0) {
-      copy(smem.rotary, smem.rotary_full, smem.rotary_empty, &rotary_map, kHeadDimV,
-           kRotaryColumns);
-    }
-    __syncwarp();
-    ptx::barrier_cluster_wait();
   } else {
-    ptx::barrier_cluster_wait();  // the other block's barriers are there
-    if (lane == 0 && warp == kTellS) tell(&smem.s_read, &smem.s_sent_read);
-    if (lane == 0 && warp == kTellP) tell(&smem.p_read, &smem.p_sent_read);
+    ptx::barrier_cluster_wait();
+    if (lane == 0 && warp == kTellS) tell(smem.s_read, smem.s_sent_read);
+    if (lane == 0 && warp == kTellP) tell(smem.p_read, smem.p_sent_read);
   }
 }
 
@@ -190,20 +183,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::mbarrier_init(&smem.empty[buffer], 8);
       ptx::mbarrier_init(&smem.cleared[buffer], 4);
     }
-    for (int buffer = 0; buffer < kRotaryBuffers; ++buffer) {
-      ptx::mbarrier_init(&smem.rotary_full[buffer], 1);
-      ptx::mbarrier_init(&smem.rotary_empty[buffer], 8);
+    for (int place = 0; place < kPlaces; ++place) {
+      ptx::mbarrier_init(&smem.s_full[place], 1);
+      ptx::mbarrier_init(&smem.s_read[place], 4);
+      ptx::mbarrier_init(&smem.s_sent_read[place], 1);
+      ptx::mbarrier_init(&smem.p_full[place], 1);
+      ptx::mbarrier_init(&smem.p_read[place], 4);
+      ptx::mbarrier_init(&smem.p_sent_read[place], 1);
     }
-    ptx::mbarrier_init(&smem.s_full, 1);
-    ptx::mbarrier_init(&smem.s_read, 4);
-    ptx::mbarrier_init(&smem.s_sent_read, 1);
-    ptx::mbarrier_init(&smem.p_full, 1);
-    ptx::mbarrier_init(&smem.p_read, 4);
-    ptx::mbarrier_init(&smem.p_sent_read, 1);
     ptx::fence_mbarrier_init();
   }
-  __syncthreads();  // the barriers are there
-  ptx::barrier_cluster_arrive();
+  __syncthreads();                        // the barriers are there
+  ptx::barrier_cluster_arrive_relaxed();  // the fence has released them
 
   if (warpgroup == 2) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
@@ -224,9 +215,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Of S and of O alike: rows own_row and own_row + 8; in 8 n + {0, 1} columns.
   const int own_row = warpgroup * kWarpgroupRows + warp * 16 + lane / 4;
   const ptx::MatrixDescriptor q_all = ptx::matrix_descriptor(smem.q, 0, 1024);
-  const ptx::MatrixDescriptor k = ptx::matrix_descriptor(smem.kv, 0, 1024);
-  const ptx::MatrixDescriptor k_rotary = ptx::matrix_descriptor_64b(smem.rotary, 512);
-  const ptx::MatrixDescriptor v = ptx::matrix_descriptor(smem.kv, kBoxBytes, 1024);
+  const ptx::MatrixDescriptor k = ptx::matrix_descriptor(smem.tile, 0, 1024);
+  const ptx::MatrixDescriptor k_rotary = ptx::matrix_descriptor_64b(smem.tile[0].rotary, 512);
+  const ptx::MatrixDescriptor v = ptx::matrix_descriptor(smem.tile, kBoxBytes, 1024);
 
   // Of the piece:
   float o_rmem[kColumns / 8][4];  // [64, kColumns]
@@ -285,9 +276,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto release = [&](int of) {  // this warp has read it
     if (lane == 0) ptx::mbarrier_arrive(&smem.empty[of % kBuffers]);
   };
-  const auto release_rotary = [&](int of) {
-    if (lane == 0) ptx::mbarrier_arrive(&smem.rotary_empty[of % kRotaryBuffers]);
-  };
   // The tile is there. V = 0 past a sequence's end: the cache may hold anything there, and 0 * NaN would
   // be NaN. The sender comes to a tile first, and clears it for both.
   const auto wait_tile = [&](int of, int token_begin) {
@@ -299,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (tokens < kTokens) {
       for (int i = tokens * 8 + threadIdx.x % 128; i < kTokens * 8; i += 128) {
         for (int box = 0; box < kBoxes; ++box) {
-          smem.kv[buffer][box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
+          smem.tile[buffer].kv[box][i / 8][i % 8] = make_uint4(0, 0, 0, 0);
         }
       }
       ptx::fence_proxy_async();
@@ -314,23 +302,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto issue_qk = [&](float(&s_rmem)[kTokens / 8][4], int of) {
     timeline::enter(track, Phase::kQk);
     ptx::wgmma_fence(s_rmem, q_rmem);
-    const ptx::MatrixDescriptor q = q_all + uniform(warpgroup) * (kTileBytes / 16);
-    const ptx::MatrixDescriptor k_tile = k + uniform(of % kBuffers) * (kTileBytes / 16);
+    const int to_tile = uniform(of % kBuffers) * static_cast<int>(sizeof(Tile) / 16);
+    const ptx::MatrixDescriptor q = q_all + uniform(warpgroup) * (kBoxes * kBoxBytes / 16);
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const int offset = (box * kBoxBytes + step * 32) / 16;
-        ptx::wgmma_m64n64k16<T>(s_rmem, q + offset, k_tile + offset, box + step > 0);
+        ptx::wgmma_m64n64k16<T>(s_rmem, q + offset, k + to_tile + offset, box + step > 0);
       }
     }
-    ptx::mbarrier_wait(&smem.rotary_full[of % kRotaryBuffers], of / kRotaryBuffers % 2);
-    ptx::wgmma_fence();  // after each wait: ptxas would insert it
-    const ptx::MatrixDescriptor rotary =
-        k_rotary + uniform(of % kRotaryBuffers) * static_cast<int>(sizeof(HalfBox) / 16);
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      ptx::wgmma_m64n64k16<T>(s_rmem, q_rmem[step], rotary + step * 32 / 16, true);
+      ptx::wgmma_m64n64k16<T>(s_rmem, q_rmem[step], k_rotary + to_tile + step * 32 / 16, true);
     }
     ptx::wgmma_commit_group();
   };
@@ -338,7 +322,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto issue_pv = [&](uint32_t(&p_rmem)[4][4], int of) {
     timeline::enter(track, Phase::kPv);
     ptx::wgmma_fence(o_rmem, p_rmem);
-    const ptx::MatrixDescriptor v_tile = v + uniform(of % kBuffers) * (kTileBytes / 16);
+    const ptx::MatrixDescriptor v_tile =
+        v + uniform(of % kBuffers) * static_cast<int>(sizeof(Tile) / 16);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       ptx::wgmma_m64n256k16_trans_b<T>(o_rmem, p_rmem[t], v_tile + t * 16 * 128 / 16, true);
@@ -357,10 +342,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The sender's part of S, to the other block.
   const auto send_s = [&](const float(&s_rmem)[kTokens / 8][4], int of) {
     timeline::enter(track, Phase::kWaitOther);
-    ptx::mbarrier_wait_cluster(&smem.s_sent_read, of % 2 ^ 1);  // new, it lets the first pass
+    const int place = of % kPlaces;
+    ptx::mbarrier_wait_cluster(&smem.s_sent_read[place],
+                               of / kPlaces % 2 ^ 1);  // new, it lets pass
     timeline::enter(track, Phase::kIssueCopy);
-    float4* to = ptx::mapa(&smem.s[0][threadIdx.x % 128], rank() ^ 1);
-    ptx::Mbarrier* full = ptx::mapa(&smem.s_full, rank() ^ 1);
+    float4* to = ptx::mapa(&smem.s[place][0][threadIdx.x % 128], rank() ^ 1);
+    ptx::Mbarrier* full = ptx::mapa(&smem.s_full[place], rank() ^ 1);
 #pragma unroll
     for (int n = 0; n < kTokens / 8; ++n) {
       ptx::st_async(to + n * 128,
@@ -370,19 +357,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   // S = S + the sender's part.
   const auto add_s = [&](float(&s_rmem)[kTokens / 8][4]) {
     timeline::enter(track, Phase::kWaitOther);
-    if (threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(&smem.s_full, sizeof(smem.s));
-    ptx::mbarrier_wait(&smem.s_full, tile % 2);
+    const int place = tile % kPlaces;
+    if (threadIdx.x % 128 == 0) {
+      ptx::mbarrier_arrive_expect_tx(&smem.s_full[place], sizeof(smem.s[0]));
+    }
+    ptx::mbarrier_wait(&smem.s_full[place], tile / kPlaces % 2);
     timeline::enter(track, Phase::kSoftmax);
 #pragma unroll
     for (int n = 0; n < kTokens / 8; ++n) {
-      const float4 part = smem.s[n][threadIdx.x % 128];
+      const float4 part = smem.s[place][n][threadIdx.x % 128];
       s_rmem[n][0] += part.x;
       s_rmem[n][1] += part.y;
       s_rmem[n][2] += part.z;
       s_rmem[n][3] += part.w;
     }
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&smem.s_read);
+    if (lane == 0) ptx::mbarrier_arrive(&smem.s_read[place]);
   };
   // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m:
   // else P might exceed its bound where S is large.
@@ -437,37 +427,41 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   // P, and m and l, of which four threads have the same: to the other block.
   const auto send_p = [&](const uint32_t(&p_rmem)[4][4]) {
-    ptx::mbarrier_wait_cluster(&smem.p_sent_read, tile % 2 ^ 1);  // new, it lets the first pass
-    uint4* to = ptx::mapa(&smem.p[0][threadIdx.x % 128], rank() ^ 1);
-    ptx::Mbarrier* full = ptx::mapa(&smem.p_full, rank() ^ 1);
+    timeline::enter(track, Phase::kIssueCopy, true);  // P V is under way
+    const int place = tile % kPlaces;
+    ptx::mbarrier_wait_cluster(&smem.p_sent_read[place],
+                               tile / kPlaces % 2 ^ 1);  // new, it lets pass
+    uint4* to = ptx::mapa(&smem.p[place][0][threadIdx.x % 128], rank() ^ 1);
+    ptx::Mbarrier* full = ptx::mapa(&smem.p_full[place], rank() ^ 1);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       ptx::st_async(to + t * 128,
                     make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]), full);
     }
     if (lane % 4 == 0) {
-      ptx::st_async(ptx::mapa(&smem.row[threadIdx.x % 128 / 4], rank() ^ 1),
+      ptx::st_async(ptx::mapa(&smem.row[place][threadIdx.x % 128 / 4], rank() ^ 1),
                     make_float4(m[0], m[1], l[0], l[1]), full);
     }
   };
   // P, l, and a = 2^(m - m') for the maker's m'; the caller does O = a O.
   const auto take_p = [&](uint32_t(&p_rmem)[4][4], float(&a)[2]) {
     timeline::enter(track, Phase::kWaitOther);
+    const int place = tile % kPlaces;
     if (threadIdx.x % 128 == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem.p_full, sizeof(smem.p) + sizeof(smem.row));
+      ptx::mbarrier_arrive_expect_tx(&smem.p_full[place], sizeof(smem.p[0]) + sizeof(smem.row[0]));
     }
-    ptx::mbarrier_wait(&smem.p_full, tile % 2);
+    ptx::mbarrier_wait(&smem.p_full[place], tile / kPlaces % 2);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const uint4 four = smem.p[t][threadIdx.x % 128];
+      const uint4 four = smem.p[place][t][threadIdx.x % 128];
       p_rmem[t][0] = four.x;
       p_rmem[t][1] = four.y;
       p_rmem[t][2] = four.z;
       p_rmem[t][3] = four.w;
     }
-    const float4 row = smem.row[threadIdx.x % 128 / 4];
+    const float4 row = smem.row[place][threadIdx.x % 128 / 4];
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&smem.p_read);
+    if (lane == 0) ptx::mbarrier_arrive(&smem.p_read[place]);
     a[0] = ptx::ex2_approx(m[0] - row.x);
     a[1] = ptx::ex2_approx(m[1] - row.y);
     m[0] = row.x;
@@ -487,22 +481,29 @@ __global__ void __launch_bounds__(kThreads, 1)
       scale_and_mask(s_rmem, token_begin);
       softmax(s_rmem, p_rmem, a);
     };
+    // P is sent while P V is under way, from a copy: that product owns its registers.
+    const auto pv_and_send = [&] {
+      rescale(a);
+      uint32_t copy[4][4];
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        for (int i = 0; i < 4; ++i) copy[t][i] = p_rmem[t][i];
+      }
+      issue_pv(p_rmem, tile);
+      send_p(copy);
+    };
     wait_tile(tile, token_begin);
     issue_qk(s_rmem, tile);
     ptx::wgmma_wait_group<0>(s_rmem, q_rmem);
-    release_rotary(tile);
     for (; token_begin + kTokens < end; token_begin += kTokens) {
       make_p();
-      send_p(p_rmem);
-      rescale(a);
-      issue_pv(p_rmem, tile);
+      pv_and_send();
       wait_tile(tile + 1, token_begin + kTokens);
       issue_qk(s_rmem, tile + 1);
       ptx::wgmma_wait_group<1>(o_rmem, p_rmem);
       release(tile);
       ++tile;
       ptx::wgmma_wait_group<0>(s_rmem, q_rmem);
-      release_rotary(tile);
     }
     make_p();
 #pragma unroll
@@ -510,9 +511,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 1);
       l[i] += __shfl_xor_sync(0xffffffff, l[i], 2);
     }
-    send_p(p_rmem);
-    rescale(a);
-    issue_pv(p_rmem, tile);
+    pv_and_send();
     ptx::wgmma_wait_group<0>(o_rmem, p_rmem);
     release(tile);
     ++tile;
@@ -527,7 +526,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_tile(tile + i, token_begin + i * kTokens);
       issue_qk(s_rmem, tile + i);
       ptx::wgmma_wait_group<0>(s_rmem, q_rmem);
-      release_rotary(tile + i);
       send_s(s_rmem, tile + i);
     }
     for (; token_begin + 2 * kTokens < end; token_begin += kTokens) {
@@ -539,7 +537,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::wgmma_wait_group<1>(o_rmem, p_rmem);
       release(tile);
       ptx::wgmma_wait_group<0>(s_rmem, q_rmem);
-      release_rotary(tile + 2);
       send_s(s_rmem, tile + 2);
       ++tile;
     }

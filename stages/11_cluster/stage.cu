@@ -61,8 +61,12 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * kernel::kRows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
-  // A tile's bytes, of both blocks (README.md, "Prediction").
-  prediction.shared_bytes = tiles * 2 * 64 * (5 * kHeadDimQK + 2 * kHeadDimV);
+  // A tile's bytes, of both blocks (README.md, "Prediction"): Q; K; V, each for two warpgroups; the way in;
+  // S and P written and read.
+  prediction.shared_bytes =
+      tiles * 2 *
+      (kernel::kRows * kHeadDimV + 2 * kernel::kTokens * (kHeadDimQK + kHeadDimV) +
+       kernel::kTokens * kHeadDimQK + (2 + 1) * 2 * kernel::kRows * kernel::kTokens);
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
   return prediction;
 }
