@@ -42,7 +42,7 @@ constexpr int kBoxes = kColumns / 64;                         // boxes of 64 col
 constexpr int kRotaryColumns = (kHeadDimQK - kHeadDimV) / 2;  // of K, per block: half a box
 constexpr int kBoxBytes = 64 * 128;                           // 64 rows of 64 columns
 constexpr int kBuffers = 3;                                   // tiles in shared memory
-constexpr int kPlaces = 2;                                    // for what the other block sends
+constexpr int kTurns = 2;                                     // for what the other block sends
 static_assert(kTokens == kGrainTokens, "a tile is a grain");
 
 // A box: rows of 128 bytes. Chunk c of row r, 16 bytes, lies where chunk c ^ (r % 8) would: wgmma's
@@ -60,19 +60,18 @@ struct Tile {
 struct Smem {
   Box q[2][kBoxes];  // [warpgroup]: its rows
   Tile tile[kBuffers];
-  float4 s[kPlaces][8]
-          [128];             // [8 tokens][thread of the maker]: the sender's part, as registers are
-  uint4 p[kPlaces][4][128];  // [16 tokens][thread of the sender]: registers, as they are
-  float4 row[kPlaces][32];  // [4 threads of the sender]: m of their two rows, and with the last P l
-  int slot[2];              // [warpgroup]: of the piece
+  float4 s[kTurns][8][128];  // [8 tokens][thread of the maker]: the sender's part, as registers are
+  uint4 p[kTurns][4][128];   // [16 tokens][thread of the sender]: registers, as they are
+  float4 row[kTurns][32];  // [4 threads of the sender]: m of their two rows, and with the last P l
+  int slot[2];             // [warpgroup]: of the piece
   ptx::Mbarrier full[kBuffers];   // 1 arrival, the producer's, and a tile's bytes: it is there
   ptx::Mbarrier empty[kBuffers];  // 8 arrivals, the consumers' warps: the tile has been read
   ptx::Mbarrier
       cleared[kBuffers];  // 4 arrivals, the sender's warps: it ends where the sequence does
   // Of S and of P: 1 arrival, a reader's, and the bytes: it is there. 4 arrivals, the reader's warps: it
   // has been read. 1 arrival from the other block: what was sent there has been read.
-  ptx::Mbarrier s_full[kPlaces], s_read[kPlaces], s_sent_read[kPlaces];
-  ptx::Mbarrier p_full[kPlaces], p_read[kPlaces], p_sent_read[kPlaces];
+  ptx::Mbarrier s_full[kTurns], s_read[kTurns], s_sent_read[kTurns];
+  ptx::Mbarrier p_full[kTurns], p_read[kTurns], p_sent_read[kTurns];
   MLA_REGIONS(q, tile, s, p, row, slot, full, empty, cleared, s_full, s_read, s_sent_read, p_full,
               p_read, p_sent_read)
 };
@@ -145,10 +144,10 @@ __device__ __forceinline__ void produce(Smem& smem, int warp, int lane, const Te
       const int end = visible_end();
 #pragma unroll 1
       for (int token = at.token_begin(); token < end; token += kTokens, ++sent) {
-        if (sent < kPlaces) continue;
-        const int place = sent % kPlaces;
-        ptx::mbarrier_wait(&read[place], sent / kPlaces % 2 ^ 1);
-        ptx::mbarrier_arrive_cluster(ptx::mapa(&sent_read[place], rank() ^ 1));
+        if (sent < kTurns) continue;
+        const int turn = sent % kTurns;
+        ptx::mbarrier_wait(&read[turn], sent / kTurns % 2 ^ 1);
+        ptx::mbarrier_arrive_cluster(ptx::mapa(&sent_read[turn], rank() ^ 1));
       }
     }
   };
@@ -183,18 +182,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::mbarrier_init(&smem.empty[buffer], 8);
       ptx::mbarrier_init(&smem.cleared[buffer], 4);
     }
-    for (int place = 0; place < kPlaces; ++place) {
-      ptx::mbarrier_init(&smem.s_full[place], 1);
-      ptx::mbarrier_init(&smem.s_read[place], 4);
-      ptx::mbarrier_init(&smem.s_sent_read[place], 1);
-      ptx::mbarrier_init(&smem.p_full[place], 1);
-      ptx::mbarrier_init(&smem.p_read[place], 4);
-      ptx::mbarrier_init(&smem.p_sent_read[place], 1);
+    for (int turn = 0; turn < kTurns; ++turn) {
+      ptx::mbarrier_init(&smem.s_full[turn], 1);
+      ptx::mbarrier_init(&smem.s_read[turn], 4);
+      ptx::mbarrier_init(&smem.s_sent_read[turn], 1);
+      ptx::mbarrier_init(&smem.p_full[turn], 1);
+      ptx::mbarrier_init(&smem.p_read[turn], 4);
+      ptx::mbarrier_init(&smem.p_sent_read[turn], 1);
     }
     ptx::fence_mbarrier_init();
   }
-  __syncthreads();                        // the barriers are there
-  ptx::barrier_cluster_arrive_relaxed();  // the fence has released them
+  __syncwarp();
+  ptx::barrier_cluster_arrive_relaxed();  // the fence has released the barriers
 
   if (warpgroup == 2) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
@@ -342,12 +341,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The sender's part of S, to the other block.
   const auto send_s = [&](const float(&s_rmem)[kTokens / 8][4], int of) {
     timeline::enter(track, Phase::kWaitOther);
-    const int place = of % kPlaces;
-    ptx::mbarrier_wait_cluster(&smem.s_sent_read[place],
-                               of / kPlaces % 2 ^ 1);  // new, it lets pass
+    const int turn = of % kTurns;
+    ptx::mbarrier_wait_cluster(&smem.s_sent_read[turn],
+                               of / kTurns % 2 ^ 1);  // new, it lets pass
     timeline::enter(track, Phase::kIssueCopy);
-    float4* to = ptx::mapa(&smem.s[place][0][threadIdx.x % 128], rank() ^ 1);
-    ptx::Mbarrier* full = ptx::mapa(&smem.s_full[place], rank() ^ 1);
+    float4* to = ptx::mapa(&smem.s[turn][0][threadIdx.x % 128], rank() ^ 1);
+    ptx::Mbarrier* full = ptx::mapa(&smem.s_full[turn], rank() ^ 1);
 #pragma unroll
     for (int n = 0; n < kTokens / 8; ++n) {
       ptx::st_async(to + n * 128,
@@ -357,22 +356,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   // S = S + the sender's part.
   const auto add_s = [&](float(&s_rmem)[kTokens / 8][4]) {
     timeline::enter(track, Phase::kWaitOther);
-    const int place = tile % kPlaces;
+    const int turn = tile % kTurns;
     if (threadIdx.x % 128 == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem.s_full[place], sizeof(smem.s[0]));
+      ptx::mbarrier_arrive_expect_tx(&smem.s_full[turn], sizeof(smem.s[0]));
     }
-    ptx::mbarrier_wait(&smem.s_full[place], tile / kPlaces % 2);
+    ptx::mbarrier_wait(&smem.s_full[turn], tile / kTurns % 2);
     timeline::enter(track, Phase::kSoftmax);
 #pragma unroll
     for (int n = 0; n < kTokens / 8; ++n) {
-      const float4 part = smem.s[place][n][threadIdx.x % 128];
+      const float4 part = smem.s[turn][n][threadIdx.x % 128];
       s_rmem[n][0] += part.x;
       s_rmem[n][1] += part.y;
       s_rmem[n][2] += part.z;
       s_rmem[n][3] += part.w;
     }
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&smem.s_read[place]);
+    if (lane == 0) ptx::mbarrier_arrive(&smem.s_read[turn]);
   };
   // S = scale log2(e) S, -inf for what a row does not see. Rounded, not fused with the subtraction of m:
   // else P might exceed its bound where S is large.
@@ -428,40 +427,40 @@ __global__ void __launch_bounds__(kThreads, 1)
   // P, and m and l, of which four threads have the same: to the other block.
   const auto send_p = [&](const uint32_t(&p_rmem)[4][4]) {
     timeline::enter(track, Phase::kIssueCopy, true);  // P V is under way
-    const int place = tile % kPlaces;
-    ptx::mbarrier_wait_cluster(&smem.p_sent_read[place],
-                               tile / kPlaces % 2 ^ 1);  // new, it lets pass
-    uint4* to = ptx::mapa(&smem.p[place][0][threadIdx.x % 128], rank() ^ 1);
-    ptx::Mbarrier* full = ptx::mapa(&smem.p_full[place], rank() ^ 1);
+    const int turn = tile % kTurns;
+    ptx::mbarrier_wait_cluster(&smem.p_sent_read[turn],
+                               tile / kTurns % 2 ^ 1);  // new, it lets pass
+    uint4* to = ptx::mapa(&smem.p[turn][0][threadIdx.x % 128], rank() ^ 1);
+    ptx::Mbarrier* full = ptx::mapa(&smem.p_full[turn], rank() ^ 1);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       ptx::st_async(to + t * 128,
                     make_uint4(p_rmem[t][0], p_rmem[t][1], p_rmem[t][2], p_rmem[t][3]), full);
     }
     if (lane % 4 == 0) {
-      ptx::st_async(ptx::mapa(&smem.row[place][threadIdx.x % 128 / 4], rank() ^ 1),
+      ptx::st_async(ptx::mapa(&smem.row[turn][threadIdx.x % 128 / 4], rank() ^ 1),
                     make_float4(m[0], m[1], l[0], l[1]), full);
     }
   };
   // P, l, and a = 2^(m - m') for the maker's m'; the caller does O = a O.
   const auto take_p = [&](uint32_t(&p_rmem)[4][4], float(&a)[2]) {
     timeline::enter(track, Phase::kWaitOther);
-    const int place = tile % kPlaces;
+    const int turn = tile % kTurns;
     if (threadIdx.x % 128 == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem.p_full[place], sizeof(smem.p[0]) + sizeof(smem.row[0]));
+      ptx::mbarrier_arrive_expect_tx(&smem.p_full[turn], sizeof(smem.p[0]) + sizeof(smem.row[0]));
     }
-    ptx::mbarrier_wait(&smem.p_full[place], tile / kPlaces % 2);
+    ptx::mbarrier_wait(&smem.p_full[turn], tile / kTurns % 2);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const uint4 four = smem.p[place][t][threadIdx.x % 128];
+      const uint4 four = smem.p[turn][t][threadIdx.x % 128];
       p_rmem[t][0] = four.x;
       p_rmem[t][1] = four.y;
       p_rmem[t][2] = four.z;
       p_rmem[t][3] = four.w;
     }
-    const float4 row = smem.row[place][threadIdx.x % 128 / 4];
+    const float4 row = smem.row[turn][threadIdx.x % 128 / 4];
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&smem.p_read[place]);
+    if (lane == 0) ptx::mbarrier_arrive(&smem.p_read[turn]);
     a[0] = ptx::ex2_approx(m[0] - row.x);
     a[1] = ptx::ex2_approx(m[1] - row.y);
     m[0] = row.x;

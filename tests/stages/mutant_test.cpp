@@ -81,6 +81,8 @@ std::vector<Case> cases() {
   // which take two exchanges.
   add(DType::kBFloat16, {580, 0}, 1, 16, 8, 32, "10");
   add(DType::kFloat16, {70, 150}, 2, 16, 8, 64, "10");
+  // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
+  add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
   return result;
 }
 
