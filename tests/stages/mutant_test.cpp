@@ -187,10 +187,10 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08 and of 10 with
-one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 08, of 10 and of 11
+with one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
-reference, because *results* are wrong or change with the schedule. Each kernel runs on six to eight small batches under ten
+reference, because *results* are wrong or change with the schedule. Each kernel runs on seven or eight small batches under ten
 schedules, without the race detector. The column "schedules" says under how many of these the fault was found; the message
 is from one of them, without the places in the source. The last column says what one more run found, under the friendly
 schedule and with the [race detector](../reference/gpu_model/README.md#races-without-luck): *a race*, or *yes* if another rule
@@ -200,7 +200,7 @@ The faults are listed in `stages/mutants/mutants.txt`, each as a text of the ker
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
 writes this page. A dash marks what is not found.
 
-Eight of the faults are exercises, in stages 07, 08 and 10: `stages/exercise begin 07 4` takes the line out and shows what
+Ten of the faults are exercises, in stages 07, 08, 10 and 11: `stages/exercise begin 07 4` takes the line out and shows what
 the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
 | stage | fault | found by | message | schedules | with the detector |
