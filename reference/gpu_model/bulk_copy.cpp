@@ -16,6 +16,10 @@ namespace {
 constexpr size_t kGranule = sizeof(Granule);
 constexpr uint64_t kElementsPerGranule = kGranule / 2;
 
+size_t alignment_of(const TensorMap& map) {
+  return map.swizzle_128b ? 1024 : map.swizzle_64b ? 512 : 128;
+}
+
 /// Calls function(granule of the box, global address, first column that lies in the tensor, end of
 /// them) for each chunk of 16 bytes of a box, the columns counted from the chunk's first.
 template <typename Function>
@@ -41,7 +45,10 @@ void for_each_chunk(const TensorMap& map, const Coordinates& coordinates, Functi
       const int64_t count = int64_t{kElementsPerGranule};
       const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
       const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
-      const size_t granule = row * row_granules + (map.swizzle_128b ? chunk ^ row % 8 : chunk);
+      const size_t place = map.swizzle_128b  ? chunk ^ row % 8
+                           : map.swizzle_64b ? chunk ^ row / 2 % 4
+                                             : chunk;
+      const size_t granule = row * row_granules + place;
       function(granule, start + column * 2, begin, std::max(begin, last));
     }
   }
@@ -135,7 +142,7 @@ void Multiprocessor::count_bulk_copy(const BulkCopy& copy, AccessKind kind) {
 
 size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t barrier_mark,
                                   const Wait& wait) {
-  const size_t alignment = copy.tensor ? (copy.map.swizzle_128b ? 1024 : 128) : kGranule;
+  const size_t alignment = copy.tensor ? alignment_of(copy.map) : kGranule;
   copy.offset = shared_offset(destination, copy.bytes, alignment, " writes", wait);
   copy.barrier = static_cast<size_t>(wait.mbarrier);
   copy.what = wait.what;
@@ -267,7 +274,7 @@ void Multiprocessor::land(size_t index) {
 }
 
 void Multiprocessor::store(BulkCopy copy, const void* source, const Wait& wait) {
-  const size_t alignment = copy.tensor ? (copy.map.swizzle_128b ? 1024 : 128) : kGranule;
+  const size_t alignment = copy.tensor ? alignment_of(copy.map) : kGranule;
   copy.offset = shared_offset(source, copy.bytes, alignment, " reads", wait);
   copy.what = wait.what;
   copy.file = wait.file;
@@ -452,6 +459,8 @@ void check_tensor_map(const char* what, const TensorMap* map, int rank, const ch
   }
   require(!map->swizzle_128b || map->box[0] == 64,
           "tensor map: with a 128-byte swizzle box[0] must be 64");
+  require(!map->swizzle_64b || map->box[0] == 32,
+          "tensor map: with a 64-byte swizzle box[0] must be 32");
 }
 
 size_t check_tensor_load(const char* what, void* destination, const TensorMap* map,
@@ -485,7 +494,7 @@ size_t check_multicast(void* destination, const TensorMap* map, const Coordinate
   const Wait wait{"cp_async_bulk_tensor_4d_multicast", file, line};
   check_policy(policy, wait);
   BulkCopy copy = box(map, coordinates, wait);
-  const size_t bytes = copy.bytes, alignment = map->swizzle_128b ? 1024 : 128;
+  const size_t bytes = copy.bytes, alignment = alignment_of(*map);
   multiprocessor.check_cluster_load(std::move(copy), destination, barrier, mark, alignment, wait);
   return bytes;
 }

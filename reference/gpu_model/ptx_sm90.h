@@ -146,7 +146,7 @@ void fence_registers(void* const* lanes);
 void commit_products(void* const* lanes);
 void wait_products(void* const* lanes);
 void redistribute_registers(const char* what, int count, const char* file, int line);
-uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes,
+uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes, int row_bytes,
                            const char* file, int line);
 
 /// The default of an argument that is not given. Unlike a pack, arguments with defaults can be
@@ -414,7 +414,10 @@ void setmaxnreg_dec(GPU_MODEL_HERE) {
 /// The address is the offset in the block's dynamic shared memory.
 inline uint64_t matrix_descriptor(const void* matrix_smem, int leading_bytes, int stride_bytes,
                                   GPU_MODEL_HERE) {
-  return detail::matrix_descriptor(matrix_smem, leading_bytes, stride_bytes, file, line);
+  return detail::matrix_descriptor(matrix_smem, leading_bytes, stride_bytes, 128, file, line);
+}
+inline uint64_t matrix_descriptor_64b(const void* matrix_smem, int stride_bytes, GPU_MODEL_HERE) {
+  return detail::matrix_descriptor(matrix_smem, 0, stride_bytes, 64, file, line);
 }
 
 template <typename A = detail::NoRegisters, typename B = detail::NoRegisters,
@@ -459,6 +462,11 @@ template <typename T>
 void wgmma_m64n64k16(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate, GPU_MODEL_HERE) {
   detail::multiply_async<T, false, false>("wgmma_m64n64k16", d, nullptr, a, b, accumulate, file,
                                           line);
+}
+template <typename T>
+void wgmma_m64n64k16(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool accumulate,
+                     GPU_MODEL_HERE) {
+  detail::multiply_async<T, false, false>("wgmma_m64n64k16", d, a, 0, b, accumulate, file, line);
 }
 template <typename T, size_t kTiles>
 void wgmma_m64nNk16(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate,

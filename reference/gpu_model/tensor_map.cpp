@@ -29,6 +29,9 @@ std::string check_tensor_map(const TensorMap& map) {
   if (map.swizzle_128b && row_bytes > 128) {
     return wrong("box[0]", map.box[0], "at most 64 with a 128-byte swizzle");
   }
+  if (map.swizzle_64b && (map.swizzle_128b || row_bytes > 64)) {
+    return wrong("box[0]", map.box[0], "at most 32 with a 64-byte swizzle, and that alone");
+  }
   return {};
 }
 

@@ -15,6 +15,7 @@ struct alignas(64) TensorMap {
   uint64_t stride_bytes[5] = {};  ///< Multiples of 16; [0] is not used.
   uint32_t box[5] = {};           ///< Elements, 1 ... 256.
   bool swizzle_128b = false;      ///< See TensorShape.
+  bool swizzle_64b = false;       ///< The same.
 };
 
 /// Where a box begins, innermost dimension first.

@@ -26,14 +26,15 @@ struct Matrix {
   explicit Matrix(uint64_t descriptor)
       : start((descriptor & 0x3fff) << 4),
         leading((descriptor >> 16 & 0x3fff) << 4),
-        stride((descriptor >> 32 & 0x3fff) << 4) {}
-  size_t start, leading, stride;
+        stride((descriptor >> 32 & 0x3fff) << 4),
+        row_bytes(descriptor >> 62 == 2 ? 64 : 128) {}
+  size_t start, leading, stride, row_bytes;
 };
 
-/// The granule at an address, under the 128-byte swizzle: address bits 4 to 6 are xored with bits 7
-/// to 9.
-constexpr size_t swizzled(size_t address) {
-  return (address ^ (address >> 3 & 0x70)) / kGranule;
+/// The granule at an address, under the swizzle of these rows. Of 128 bytes: address bits 4 to 6 are
+/// xored with bits 7 to 9. Of 64 bytes: bits 4 and 5 with bits 7 and 8.
+constexpr size_t swizzled(size_t address, size_t row_bytes = 128) {
+  return (address ^ (address >> 3 & (row_bytes - kGranule))) / kGranule;
 }
 
 using Floats [[gnu::vector_size(16)]] = float;
@@ -221,9 +222,9 @@ void Multiprocessor::for_each_granule(const Product& product, unsigned warp, Fun
     }
   } else {
     for (size_t row = 0; row < columns; ++row) {
-      const size_t address = b.start + row / 8 * b.stride + row % 8 * 128;
-      function(swizzled(address));
-      function(swizzled(address + kGranule));
+      const size_t address = b.start + row / 8 * b.stride + row % 8 * b.row_bytes;
+      function(swizzled(address, b.row_bytes));
+      function(swizzled(address + kGranule, b.row_bytes));
     }
   }
 }
@@ -376,8 +377,9 @@ void Multiprocessor::issue_product(void* const* lanes) {
   warpgroup_instruction(
       {product.what, product.file, product.line, product.a, product.b, product.accumulate, 0, 0});
 
-  const auto check_descriptor = [&](const char* name, uint64_t descriptor) {
-    if (descriptor >> 62 == 1 && (descriptor & ~kDescriptorBits) == 0) return;
+  const auto check_descriptor = [&](const char* name, uint64_t descriptor, bool may_have_64_bytes) {
+    const bool known = descriptor >> 62 == 1 || (descriptor >> 62 == 2 && may_have_64_bytes);
+    if (known && (descriptor & ~kDescriptorBits) == 0) return;
     fail([&] {
       char text[24];
       std::snprintf(text, sizeof text, "0x%016llx", static_cast<unsigned long long>(descriptor));
@@ -385,8 +387,8 @@ void Multiprocessor::issue_product(void* const* lanes) {
              " with a 128-byte swizzle, " + place(self().number);
     });
   };
-  if (!product.a_in_registers) check_descriptor("A", product.a);
-  check_descriptor("B", product.b);
+  if (!product.a_in_registers) check_descriptor("A", product.a, false);
+  check_descriptor("B", product.b, !product.b_transposed);
   WarpProducts& products = products_[warp];
   WarpProduct& issued = products.queue.emplace_back();
   issued.product = product;
@@ -614,11 +616,13 @@ void redistribute_registers(const char* what, int count, const char* file, int l
   Multiprocessor::here().wait_for_registers({what, file, line});
 }
 
-uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes,
+uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_bytes, int row_bytes,
                            const char* file, int line) {
   Multiprocessor& multiprocessor = Multiprocessor::here();
   const Wait wait{"matrix_descriptor", file, line};
-  const size_t offset = multiprocessor.shared_offset(matrix, kGranule, 1024, " describes", wait);
+  const auto alignment = static_cast<size_t>(row_bytes) * 8;
+  const size_t offset =
+      multiprocessor.shared_offset(matrix, kGranule, alignment, " describes", wait);
   const auto fits = [](int bytes) { return bytes >= 0 && bytes < 1 << 18 && bytes % 16 == 0; };
   if (!fits(leading_bytes) || !fits(stride_bytes)) {
     multiprocessor.fail([&] {
@@ -629,7 +633,7 @@ uint64_t matrix_descriptor(const void* matrix, int leading_bytes, int stride_byt
     });
   }
   return uint64_t{offset} >> 4 | uint64_t(leading_bytes >> 4) << 16 |
-         uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
+         uint64_t(stride_bytes >> 4) << 32 | uint64_t{row_bytes == 64 ? 2u : 1u} << 62;
 }
 
 }  // namespace gpu_model::detail

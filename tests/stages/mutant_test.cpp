@@ -88,6 +88,8 @@ std::vector<Case> cases() {
   // Halves of three row tiles; a worker with a second half and more, and a sequence of three pieces.
   add(DType::kFloat16, {580}, 2, 65, 6, 64, "09");
   add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
+  // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
+  add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
   return result;
 }
 
@@ -220,7 +222,7 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 10 with
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 11 with
 one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
 reference, because *results* are wrong or change with the schedule. Each kernel runs on six to nine small batches under ten
@@ -233,7 +235,7 @@ The faults are listed in `stages/mutants/mutants.txt`, each as a text of the ker
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
 writes this page. A dash marks what is not found.
 
-Ten of the faults are exercises, in stages 07 to 10: `stages/exercise begin 07 4` takes the line out and shows what
+Twelve of the faults are exercises, in stages 07 to 11: `stages/exercise begin 07 4` takes the line out and shows what
 the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
 | stage | fault | found by | message | schedules | with the detector |

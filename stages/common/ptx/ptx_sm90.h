@@ -404,6 +404,13 @@ __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix
   return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(leading_bytes >> 4) << 16 |
          uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
 }
+/// The same of a B of one box of 32 columns, read by rows, with a 64-byte swizzle: chunk c of row r lies
+/// in place c ^ (r / 2 % 4). `matrix_smem` is 512-byte aligned.
+__device__ __forceinline__ MatrixDescriptor matrix_descriptor_64b(const void* matrix_smem,
+                                                                  int stride_bytes) {
+  return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(stride_bytes >> 4) << 32 |
+         uint64_t{2} << 62;
+}
 
 /// Must come before the first wgmma, and between ordinary code that writes `registers`
 /// (accumulators, or an A in registers) and the wgmma that takes them. Section "wgmma.fence",
@@ -466,6 +473,31 @@ __device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], MatrixDescript
         "%32, %33, p, 1, 1, 0, 0;\n}"
         : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4)
         : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
+}
+/// A in registers; B in shared memory, K-major: [64 columns, k].
+template <typename T>
+__device__ __forceinline__ void wgmma_m64n64k16(float (&d)[8][4], const uint32_t (&a)[4],
+                                                MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+        : MLA_WGMMA_D4(0), MLA_WGMMA_D4(4)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
   }
 }
 /// A in shared memory, K-major; B in shared memory, MN-major: [k, 256 columns].
@@ -594,6 +626,7 @@ using gpu_model::ptx::fence_proxy_async;
 using gpu_model::ptx::fence_proxy_async_cluster;
 using gpu_model::ptx::mapa;
 using gpu_model::ptx::matrix_descriptor;
+using gpu_model::ptx::matrix_descriptor_64b;
 using gpu_model::ptx::Mbarrier;
 using gpu_model::ptx::mbarrier_arrive;
 using gpu_model::ptx::mbarrier_arrive_cluster;

@@ -36,7 +36,9 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
   const CUresult result = encode(
       map, CU_TENSOR_MAP_DATA_TYPE_UINT16, static_cast<cuuint32_t>(shape.rank),
       const_cast<void*>(address), size, stride_bytes + 1, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      shape.swizzle_128b ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+      shape.swizzle_128b  ? CU_TENSOR_MAP_SWIZZLE_128B
+      : shape.swizzle_64b ? CU_TENSOR_MAP_SWIZZLE_64B
+                          : CU_TENSOR_MAP_SWIZZLE_NONE,
       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return {};
   return {StatusCode::kCudaError, "cuTensorMapEncodeTiled failed with CUDA driver error " +
@@ -51,6 +53,7 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
     made.box[i] = shape.box[i];
   }
   made.swizzle_128b = shape.swizzle_128b;
+  made.swizzle_64b = shape.swizzle_64b;
   if (const std::string wrong = gpu_model::check_tensor_map(made); !wrong.empty()) {
     return {StatusCode::kInvalidArgument, wrong};
   }

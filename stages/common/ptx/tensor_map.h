@@ -31,6 +31,7 @@ struct TensorShape {
   /// Whether chunk c (16 bytes) of row r of a box, whose rows have 128 bytes, lies in place
   /// c ^ (r % 8).
   bool swizzle_128b = false;
+  bool swizzle_64b = false;  ///< The same for rows of 64 bytes, place c ^ (r / 2 % 4).
 };
 
 /// Makes a tensor map. `address` is 16-byte aligned. L2 fetches 128 bytes at a time, because rows

@@ -82,18 +82,20 @@ void fill_random(const GlobalArray<T>& values, size_t count, unsigned seed) {
   }
 }
 
-/// The map of a matrix [rows, columns] whose boxes are [box_rows, 64], swizzled.
+/// The map of a matrix [rows, columns] whose boxes are [box_rows, box_columns], 64 or 32, swizzled.
 template <typename T>
-TensorMap matrix_map(const T* values, size_t rows, size_t columns, unsigned box_rows) {
+TensorMap matrix_map(const T* values, size_t rows, size_t columns, unsigned box_rows,
+                     unsigned box_columns = 64) {
   TensorShape shape;
   shape.rank = 4;
   const size_t bytes = rows * columns * 2;
   const uint64_t size[] = {columns, rows, 1, 1}, stride[] = {2, columns * 2, bytes, bytes};
-  const uint32_t box[] = {64, box_rows, 1, 1};
+  const uint32_t box[] = {box_columns, box_rows, 1, 1};
   std::copy_n(size, 4, shape.size);
   std::copy_n(stride, 4, shape.stride_bytes);
   std::copy_n(box, 4, shape.box);
-  shape.swizzle_128b = true;
+  shape.swizzle_128b = box_columns == 64;
+  shape.swizzle_64b = box_columns == 32;
   TensorMap map;
   EXPECT_OK(mla::model::encode_tensor_map(values, shape, &map));
   return map;
@@ -108,14 +110,15 @@ struct ProductSmem {
   ptx::Mbarrier full;
 };
 
-enum class Form { kN32, kN64, kN256Shared, kN256Registers };
+enum class Form { kN32, kN64, kN64HalfBoxes, kN256Shared, kN256Registers };
 
 template <typename T, Form kForm>
 __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T* a_global,
                          float* out) {
   auto& smem = *shared<ProductSmem>();
   constexpr bool kTransposed = kForm == Form::kN256Shared || kForm == Form::kN256Registers;
-  constexpr int kColumns = kForm == Form::kN32 ? 32 : kForm == Form::kN64 ? 64 : 256;
+  constexpr bool kHalfBoxes = kForm == Form::kN64HalfBoxes;
+  constexpr int kColumns = kForm == Form::kN32 ? 32 : kTransposed ? 256 : 64;
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&smem.full, 1);
     ptx::fence_mbarrier_init();
@@ -125,10 +128,11 @@ __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T
     ptx::mbarrier_arrive_expect_tx(&smem.full, (64 + kColumns) * 128);
     const uint64_t policy = ptx::createpolicy_evict_first();
     ptx::cp_async_bulk_tensor_4d(smem.a, a_map, 0, 0, 0, 0, &smem.full, policy);
-    // K-major: one box of all columns' rows; MN-major: boxes of 64 columns.
-    for (int box = 0; box < (kTransposed ? 4 : 1); ++box) {
-      ptx::cp_async_bulk_tensor_4d(&smem.b[box * 64 * 64], b_map, box * 64, 0, 0, 0, &smem.full,
-                                   policy);
+    // K-major: one box of all columns' rows, or two halves of it; MN-major: boxes of 64 columns.
+    constexpr int kBoxColumns = kHalfBoxes ? 32 : 64;
+    for (int box = 0; box < (kTransposed ? 4 : kHalfBoxes ? 2 : 1); ++box) {
+      ptx::cp_async_bulk_tensor_4d(&smem.b[box * 64 * kBoxColumns], b_map, box * kBoxColumns, 0, 0,
+                                   0, &smem.full, policy);
     }
   }
   const unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
@@ -149,6 +153,9 @@ __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T
       ptx::wgmma_m64nNk16<T>(d, a + k * 2, b + k * 2, k > 0);
     } else if constexpr (kForm == Form::kN64) {
       ptx::wgmma_m64n64k16<T>(d, a + k * 2, b + k * 2, k > 0);
+    } else if constexpr (kHalfBoxes) {
+      const uint64_t half = ptx::matrix_descriptor_64b(&smem.b[k / 2 * 64 * 32], 512);
+      ptx::wgmma_m64n64k16<T>(d, a_registers[k], half + k % 2 * 2, k > 0);
     } else if constexpr (kForm == Form::kN256Shared) {
       ptx::wgmma_m64n256k16_trans_b<T>(d, a + k * 2, b + k * 2048 / 16, k > 0);
     } else {
@@ -170,14 +177,15 @@ class HopperProduct : public Hopper {
   template <Form kForm>
   static void expect_product() {
     constexpr bool kTransposed = kForm == Form::kN256Shared || kForm == Form::kN256Registers;
-    constexpr size_t kColumns = kForm == Form::kN32 ? 32 : kForm == Form::kN64 ? 64 : 256;
+    constexpr size_t kColumns = kForm == Form::kN32 ? 32 : kTransposed ? 256 : 64;
     GlobalArray<T> a(64 * 64), b(kColumns * 64);
     GlobalArray<float> out(64 * kColumns);
     fill_random(a, 64 * 64, 1);
     fill_random(b, kColumns * 64, 2);
     const TensorMap a_map = matrix_map(a.data(), 64, 64, 64);
     const TensorMap b_map = kTransposed ? matrix_map(b.data(), 64, kColumns, 64)
-                                        : matrix_map(b.data(), kColumns, 64, kColumns);
+                                        : matrix_map(b.data(), kColumns, 64, kColumns,
+                                                     kForm == Form::kN64HalfBoxes ? 32 : 64);
     const auto check = [&]() -> std::string {
       for (size_t i = 0; i < 64; ++i) {
         for (size_t n = 0; n < kColumns; ++n) {
@@ -207,6 +215,9 @@ TYPED_TEST(HopperProduct, N32) {
 }
 TYPED_TEST(HopperProduct, N64) {
   this->template expect_product<Form::kN64>();
+}
+TYPED_TEST(HopperProduct, N64OfHalfBoxes) {
+  this->template expect_product<Form::kN64HalfBoxes>();
 }
 TYPED_TEST(HopperProduct, N256) {
   this->template expect_product<Form::kN256Shared>();
@@ -857,6 +868,8 @@ TEST_F(Hopper, DescriptorsAreChecked) {
   expect_wrong("is not a descriptor of A with a 128-byte swizzle", 128, bytes, run(64, right));
   expect_wrong("is not a descriptor of B with a 128-byte swizzle", 128, bytes,
                run(right, right | uint64_t{1} << 49));
+  expect_wrong("is not a descriptor of A with a 128-byte swizzle", 128, bytes,
+               run(right ^ uint64_t{3} << 62, right));  // of rows of 64 bytes
   expect_wrong("reads past the end of shared memory, at byte", 128, bytes,
                run(right, right | 0x3f00));
   expect_wrong("in a warpgroup of fewer than 128 threads", 96, bytes, run(right, right));
