@@ -64,10 +64,9 @@ struct Smem {
   uint4 p[kTurns][4][128];   // [16 tokens][thread of the sender]: registers, as they are
   float4 row[kTurns][32];  // [4 threads of the sender]: m of their two rows, and with the last P l
   int slot[2];             // [warpgroup]: of the piece
-  ptx::Mbarrier full[kBuffers];   // 1 arrival, the producer's, and a tile's bytes: it is there
-  ptx::Mbarrier empty[kBuffers];  // 8 arrivals, the consumers' warps: the tile has been read
-  ptx::Mbarrier
-      cleared[kBuffers];  // 4 arrivals, the sender's warps: it ends where the sequence does
+  ptx::Mbarrier full[kBuffers];     // 1 arrival, the producer's, and a tile's bytes: it is there
+  ptx::Mbarrier empty[kBuffers];    // 8 arrivals, the consumers' warps: the tile has been read
+  ptx::Mbarrier cleared[kBuffers];  // 4 arrivals, the sender's warps: so it is, its tail zeros
   // Of S and of P: 1 arrival, a reader's, and the bytes: it is there. 4 arrivals, the reader's warps: it
   // has been read. 1 arrival from the other block: what was sent there has been read.
   ptx::Mbarrier s_full[kTurns], s_read[kTurns], s_sent_read[kTurns];
@@ -177,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto rank = [] { return static_cast<int>(ptx::cluster_ctarank()); };  // read, not kept
   if (threadIdx.x == kConsumers) {
     ptx::prefetch_tensormap(&cache_map);
+    ptx::prefetch_tensormap(&rotary_map);
     for (int buffer = 0; buffer < kBuffers; ++buffer) {
       ptx::mbarrier_init(&smem.full[buffer], 1);
       ptx::mbarrier_init(&smem.empty[buffer], 8);
