@@ -262,8 +262,9 @@ def load_later(root, results):
 
 
 def load_peers(root, results):
-    """Recorded figures of other implementations on the same kind of GPU: the files, oldest first, and
-    shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands."""
+    """Recorded figures of other implementations on the same kind of GPU: the files, oldest first;
+    shapes = {shape: {name: [cold, sustained]}}, where a later file's figure stands; same_run, the names in files that time a
+    stage, too."""
     found = [read_checked(path, PEERS_SCHEMA) for path in sorted((root / "bench" / "results").glob("peers_*.json"))]
     found = sorted((data for data in found if data["context"]["gpu"] == results.context.get("gpu")),
                    key=lambda data: data["context"]["date"])
@@ -273,7 +274,9 @@ def load_peers(root, results):
             known = {name: times for name, times in rows.items() if any(times)}
             if known:
                 shapes.setdefault(shape, {}).update(known)
-    return SimpleNamespace(files=found, shapes=shapes)
+    same_run = {name for data in found for rows in data["shapes"].values() for name in rows
+                if any(one.endswith(SAME_RUN) for one in rows)}
+    return SimpleNamespace(files=found, shapes=shapes, same_run=same_run)
 
 
 def load_cache(root, results):

@@ -252,6 +252,18 @@ TEST(Measure, APeerIsMeasuredAlikeButHasNoSpeedup) {
   EXPECT_TRUE(std::isnan(result.stages[1].cold_speedup));
 }
 
+TEST(Measure, LaterRungsAreComparedWithTheOneTheyBranchFrom) {
+  Stage seesaw = right_stage(), few = right_stage(), cluster = right_stage();
+  seesaw.slug = "08_seesaw";
+  few.slug = "10_few_heads";
+  cluster.slug = "11_cluster";
+  const ShapeResult result = measure({&seesaw, &few, &cluster});
+  for (size_t i : {1, 2}) {
+    EXPECT_EQ(result.stages[i].cold_speedup,
+              result.stages[0].cold.median / result.stages[i].cold.median);
+  }
+}
+
 TEST(Measure, AStageThatWouldTakeTooLongIsLeftOut) {
   Ceilings slow;
   slow.fp32 = slow.shared = slow.read = 1e4;

@@ -733,18 +733,22 @@ class ResultsPageTest(unittest.TestCase):
         data["benchmarks"] = [
             entry(f"{stage}/{shape}/{mode}", time * (2 if mode == "sustained" else 1), label="idea", floor_share=0.5)
             for shape in [*recordings.README_SHAPES, alone] for mode in ["cold", "sustained"]
-            for stage, time in [("08_seesaw", 60.0), ("11_cluster", 55.0), ("auto", 50.0)]]
+            for stage, time in [("08_seesaw", 60.0), ("10_few_heads", 99.0), ("11_cluster", 55.0), ("auto", 50.0)]]
+        for one in data["benchmarks"]:
+            one["speedup"] = 1.8  # over the stage before it: 10, which is not what 11 starts from
         self.record("h200_later_2026-11-25.json", data)
         self.record("peers_h200.json", peers("2026-11-24", {
-            big: {"Fast": [100.0, 121.0], "Slow": [110.0, 120.0], "08_seesaw (same run)": [1.0, 1.0]},
-            small: {"Fast": [25.0, None]}}))
+            big: {"Fast": [100.0, 121.0], "Slow": [110.0, 120.0], "08_seesaw (same run)": [50.0, 100.0]},
+            small: {"Fast": [25.0, None], "08_seesaw (same run)": [50.0, None]}}))
+        self.record("peers_other.json", peers("2026-11-23", {big: {"Other": [1.0, 1.0]}}))  # with no stage beside it
         self.assertEqual(self.cells("later", recordings.shape_title(big))[1:],
-                         ["60.0 / 120.0", "55.0 / 110.0", "50.0 / 100.0", "100.0 Fast", "120.0 Slow", "2.000", "1.200"])
-        self.assertEqual(self.cells("later", recordings.shape_title(alone))[4:], ["—"] * 4)
-        self.assertEqual(self.cells("later", "all")[1:], ["1.000 (2 shapes)", "1.200 (1 shapes)"])
-        self.assertEqual(self.cells("later", "up to 32 heads")[1:], ["0.500 (1 shapes)", "—"])
+                         ["60.0 / 120.0", "99.0 / 198.0", "55.0 / 110.0", "50.0 / 100.0", "100.0 Fast", "120.0 Slow", "2.400", "1.440"])
+        self.assertEqual(self.cells("later", recordings.shape_title(alone))[5:], ["—"] * 4)
+        self.assertEqual(self.cells("later", "all")[1:], ["1.200 (2 shapes)", "1.440 (1 shapes)"])
+        self.assertEqual(self.cells("later", "up to 32 heads")[1:], ["0.600 (1 shapes)", "—"])
         self.assertIn("in one run with 08_seesaw", self.block("peers"))
         self.assertIn("55.0 (54.5–56.1)", chapter.read_text())
+        self.assertIn("| 1.1× |", chapter.read_text())
         self.assertIn("commit later", chapter.read_text())
         self.assertIn("commit abc1234", self.block("run"))  # which has the ladder's first rung
         self.assertEqual(self.cells("choice", recordings.shape_title(big))[2:], ["50.0 / 100.0", "55.0 / 110.0 (11)", "0.909"])
