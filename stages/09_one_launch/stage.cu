@@ -25,7 +25,7 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
   if (!shape.joins_halves) return shape;
   // Nor more workers than there can be grains: they would only have to be resident.
   const int64_t most = problem.batch * (grains_for(problem.max_seqlen_k()) + shape.fixed_grains);
-  shape.workers = static_cast<int>(std::min<int64_t>(shape.workers, most));
+  shape.workers = static_cast<int>(std::clamp<int64_t>(most, 1, shape.workers));
   return shape;
 }
 
