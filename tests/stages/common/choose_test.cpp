@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 
 #include "reference/attention.h"
@@ -340,8 +339,9 @@ class AutoStage : public testing::Test {
 
   static const Stage& chooser() { return *find_stage(MachineKind::kModel, "auto"); }
 
-  // Two decodes by one plan; the bits of the second: out, and lse, which shows any other cut.
-  std::vector<uint16_t> decode_twice(const Stage& stage, const DataSet& data) {
+  // Two decodes by one plan; the second one's out, as bits, and lse, which shows any other cut.
+  std::pair<std::vector<uint16_t>, std::vector<float>> decode_twice(const Stage& stage,
+                                                                    const DataSet& data) {
     Machine& machine = model_machine();
     DeviceTensors tensors;
     WorkspaceBytes bytes;
@@ -371,10 +371,7 @@ class AutoStage : public testing::Test {
     EXPECT_OK(compare_decode(data.problem, gather_out(data.problem, data.layout(), out),
                              gather_lse(data.problem, data.layout(), lse), expected))
         << stage.slug << " " << to_string(stage.settings);
-    std::vector<uint16_t> bits(out);
-    bits.resize(out.size() + 2 * lse.size());
-    std::memcpy(bits.data() + out.size(), lse.data(), 4 * lse.size());
-    return bits;
+    return {out, lse};
   }
 
   std::string path_ = testing::TempDir() + "choose_test_table.json";
