@@ -409,7 +409,7 @@ TEST_F(AutoStage, ABadFileLeavesTheTablesAlone) {
 TEST_F(AutoStage, DoesWhatWasChosen) {
   use_table(json_of(
       R"([{"rows": 16, "sequences": 4, "tokens": 704, "times":
-            [{"stage": "05_tensor_core", "us": 1, "settings": {"min_grains": 1, "fixed_grains": 0}}]},
+            [{"stage": "05_tensor_core", "us": 1, "settings": {"min_grains": 4, "fixed_grains": 0}}]},
           {"rows": 40, "sequences": 4, "tokens": 704, "times":
             [{"stage": "05_tensor_core", "us": 1, "settings": {"workers_percent": 50, "max_tile_rows": 16}}]},
           {"rows": 40, "sequences": 64, "tokens": 704, "times": [{"stage": "04_split_kv", "us": 1}]},
@@ -421,7 +421,7 @@ TEST_F(AutoStage, DoesWhatWasChosen) {
     PlanSettings settings;
   };
   for (const Expected& expected :
-       {Expected{16, "05", {.min_grains = 1, .fixed_grains = 0}},
+       {Expected{16, "05", {.min_grains = 4, .fixed_grains = 0}},  // three pieces, and not eleven
         Expected{33, "05", {.workers_percent = 50, .max_tile_rows = 16}}, Expected{70, "08", {}}}) {
     const DataSet data = small_data(expected.heads);
     Stage direct = *find_stage(MachineKind::kModel, expected.stage);
