@@ -1,6 +1,7 @@
 #include "bench/measure/recorded.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -119,18 +120,26 @@ Status load_recorded(const std::string& path, Recorded* recorded) {
 Status load_newest_recorded(Recorded* recorded, const std::string& folder) {
   const std::string where = folder.empty() ? MLA_RESULTS_FOLDER : folder;
   Recorded newest;
+  std::string lowest;  // rung that it has
   std::error_code error;
   for (const auto& file : std::filesystem::directory_iterator(where, error)) {
     Recorded one;
-    if (file.path().extension() != ".json" || !load_recorded(file.path().string(), &one).ok()) {
+    if (file.path().extension() != ".json" || !load_recorded(file.path().string(), &one).ok() ||
+        one.context["machine"] != "gpu") {
       continue;
     }
-    const auto is_of_the_shape = [](const RecordedEntry& entry) {
-      return entry.shape == "h128_q1_b64_k4096" && entry.mode == "cold";
-    };
-    const bool counts = one.context["machine"] == "gpu" &&
-                        std::any_of(one.entries.begin(), one.entries.end(), is_of_the_shape);
-    if (counts && one.context["date_utc"] > newest.context["date_utc"]) newest = std::move(one);
+    std::string rung;  // the lowest with a time of this shape
+    for (const RecordedEntry& entry : one.entries) {
+      const bool counts = entry.shape == "h128_q1_b64_k4096" && entry.mode == "cold" &&
+                          std::isdigit(static_cast<unsigned char>(entry.stage[0])) != 0;
+      if (counts && (rung.empty() || entry.stage < rung)) rung = entry.stage;
+    }
+    if (rung.empty()) continue;
+    const bool is_newer = one.context["date_utc"] > newest.context["date_utc"];
+    if (newest.file.empty() || rung < lowest || (rung == lowest && is_newer)) {
+      newest = std::move(one);
+      lowest = rung;
+    }
   }
   if (newest.file.empty()) return unreadable(where, "no recorded results of a GPU");
   *recorded = std::move(newest);

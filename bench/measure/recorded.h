@@ -42,7 +42,8 @@ struct Recorded {
 Status load_recorded(const std::string& path, Recorded* recorded);
 
 /// Reads the newest results of a GPU in `folder` (empty: the project's own bench/results) that hold
-/// the shape "h128_q1_b64_k4096".
+/// the shape "h128_q1_b64_k4096", of those that begin with the ladder's lowest rung: a recording of later
+/// rungs alone does not stand for all.
 /// @return kFileError if there are none
 Status load_newest_recorded(Recorded* recorded, const std::string& folder = "");
 

@@ -91,6 +91,12 @@ TEST_F(RecordedTest, TheNewestOfAGpuIsTaken) {
   const std::string newest = write("new.json", results("2026-11-21T00:00:00Z"));
   write("model.json", results("2026-11-22T00:00:00Z", "model"));
   write("broken.json", "{");
+  std::string later = results("2026-11-23T00:00:00Z");  // of later rungs alone
+  for (size_t at = 0; (at = later.find("08_seesaw")) != std::string::npos;) {
+    later.replace(at, 9, "11_cluster");
+  }
+  later.replace(later.find("07_tma_pipeline"), 15, "10_few_heads");
+  write("later.json", later);
   Recorded recorded;
   ASSERT_OK(load_newest_recorded(&recorded, folder_.string()));
   EXPECT_EQ(recorded.file, newest);
