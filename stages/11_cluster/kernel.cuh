@@ -87,10 +87,8 @@ enum Producer { kCopy, kTellS, kTellP };
 // What the producers' warps do, a thread of each.
 __device__ __forceinline__ void produce(Smem& smem, int warp, int lane, const TensorMap& cache_map,
                                         const TensorMap& rotary_map, const Problem& problem,
-                                        const Tensors& tensors, const SplitWorkspace& split,
-                                        const SplitItems& items) {
-  const RowTile rows(problem, tensors, items, kRows, kBlocks);
-  PieceCursor at(problem, tensors, split, rows.worker);
+                                        const Tensors& tensors, const RowTile& rows,
+                                        PieceCursor& at) {
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
@@ -174,6 +172,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x % 128 / 32, 0), lane = threadIdx.x % 32;
   const auto rank = [] { return static_cast<int>(ptx::cluster_ctarank()); };  // read, not kept
+  const RowTile rows(problem, tensors, items, kRows, kBlocks);
+  PieceCursor at(problem, tensors, split, rows.worker);
   if (threadIdx.x == kConsumers) {
     ptx::prefetch_tensormap(&cache_map);
     ptx::prefetch_tensormap(&rotary_map);
@@ -197,13 +197,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warpgroup == 2) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    produce(smem, warp, lane, cache_map, rotary_map, problem, tensors, split, items);
+    produce(smem, warp, lane, cache_map, rotary_map, problem, tensors, rows, at);
     return;
   }
 
   ptx::setmaxnreg_inc<kConsumerRegisters>();
-  const RowTile rows(problem, tensors, items, kRows, kBlocks);
-  PieceCursor at(problem, tensors, split, rows.worker);
   const auto visible_end = [&] {  // of the piece's tokens, for any row of the tile
     return min(at.token_end(), rows.visible_to_any(at.seqlen_k, kRows));
   };
