@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   if (threadIdx.x == kConsumers) {
+    ptx::prefetch_tensormap(&cache_map);
     for (int buffer = 0; buffer < 2; ++buffer) {
       for (int box = 0; box < kBoxes; ++box) ptx::mbarrier_init(&smem.full[buffer][box], 1);
       for (int i = 0; i < kRegions; ++i) ptx::mbarrier_init(&smem.empty[buffer][i], 4);
