@@ -144,7 +144,7 @@ TEST(Choose, WithoutATimeTheLastThatCanRun) {
   EXPECT_EQ(choose_by(table, limits_of("", 50)).stage->slug, "04_hopper") << "none can: the last";
   EXPECT_EQ(choose_among(kStages, {}, problem_of(16, 1, 512), limits_of("", 90)).stage->slug,
             "04_hopper");
-  const Stage old = kStages.front();
+  const Stage& old = kStages.front();
   EXPECT_EQ(choose_among({&old, 1}, {&table, 1}, problem_of(16, 1, 512), limits_of("", 90)).stage,
             &old);
 }
