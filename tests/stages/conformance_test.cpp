@@ -565,7 +565,7 @@ TEST_F(Conformance, LengthsAreClamped) {
     clamped.problem.max_pages_per_seq = 2;
     clamped.block_table.clear();
     for (int b = 0; b < 4; ++b) {
-      const int32_t* row = &data.block_table[size_t(b * data.problem.max_pages_per_seq)];
+      const int32_t* row = data.block_table.data() + int64_t{b} * data.problem.max_pages_per_seq;
       clamped.block_table.insert(clamped.block_table.end(), {row[0], b == 2 ? row[0] : row[1]});
     }
     clamped.seqlens_k = {0, 128, 64, 128};

@@ -51,7 +51,8 @@ const Json& list(const Json& object, const char* name, const std::string& where)
 PlanSettings read_settings(const Json& json, const std::string& where) {
   PlanSettings settings;
   if (!json.is_object()) throw BadTable{where + ": settings must be an object"};
-  for (const auto& [name, value] : json.items()) {
+  for (const auto& [key, value] : json.items()) {
+    const std::string& name = key;  // clang 14 lets no lambda have a structured binding
     const auto found = std::find_if(std::begin(kPlanSettings), std::end(kPlanSettings),
                                     [&](const PlanSetting& one) { return name == one.name; });
     if (found == std::end(kPlanSettings)) throw BadTable{where + ": no setting is named " + name};
