@@ -20,30 +20,14 @@ PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
           .team = kernel::kBlocks};
 }
 
-// The cache in boxes of the rotary columns of one block.
-Status encode_rotary_map(const Problem& problem, const Tensors& tensors, TensorMap* map) {
-  const CacheStrides& strides = tensors.kv_strides;
-  TensorShape shape;
-  shape.rank = 4;
-  const int64_t size[] = {kHeadDimQK, problem.num_heads_kv, problem.page_size, problem.num_pages};
-  const int64_t stride[] = {1, strides.head, strides.token, strides.page};
-  const int box[] = {kernel::kRotaryColumns, 1, std::min(kernel::kTokens, problem.page_size), 1};
-  for (int i = 0; i < shape.rank; ++i) {
-    shape.size[i] = static_cast<uint64_t>(size[i]);
-    shape.stride_bytes[i] = static_cast<uint64_t>(stride[i]) * 2;
-    shape.box[i] = static_cast<uint32_t>(box[i]);
-  }
-  shape.swizzle_64b = true;
-  return encode_tensor_map(tensors.kv_cache, shape, map);
-}
-
 Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
               const DeviceLimits&, Stream stream) {
   const PlanShape& shape = plan.shape;
   const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   TensorMap cache_map, rotary_map;
   MLA_RETURN_IF_ERROR(encode_cache_map(problem, tensors, &cache_map));
-  MLA_RETURN_IF_ERROR(encode_rotary_map(problem, tensors, &rotary_map));
+  MLA_RETURN_IF_ERROR(
+      encode_cache_map(problem, tensors, &rotary_map, kernel::kTokens, kernel::kRotaryColumns));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
       return visit_flag(problem.page_size == 64, [&](auto pages_of_64) {

@@ -62,20 +62,21 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
 #endif
 }
 
-Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map,
-                        int tokens) {
+Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map, int tokens,
+                        int columns) {
   const CacheStrides& strides = tensors.kv_strides;
   TensorShape shape;
   shape.rank = 4;
   const int64_t size[] = {kHeadDimQK, problem.num_heads_kv, problem.page_size, problem.num_pages};
   const int64_t stride[] = {1, strides.head, strides.token, strides.page};
-  const int box[] = {64, 1, std::min(tokens, problem.page_size), 1};
+  const int box[] = {columns, 1, std::min(tokens, problem.page_size), 1};
   for (int i = 0; i < 4; ++i) {
     shape.size[i] = static_cast<uint64_t>(size[i]);
     shape.stride_bytes[i] = static_cast<uint64_t>(stride[i]) * 2;
     shape.box[i] = static_cast<uint32_t>(box[i]);
   }
-  shape.swizzle_128b = true;
+  shape.swizzle_128b = columns == 64;
+  shape.swizzle_64b = columns == 32;
   return encode_tensor_map(tensors.kv_cache, shape, map);
 }
 

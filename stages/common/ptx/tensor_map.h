@@ -39,10 +39,10 @@ struct TensorShape {
 /// @return kCudaError if the driver refuses the map or is too old; on the model kInvalidArgument.
 Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMap* map);
 
-/// The same for the cache of a problem, [576, num_heads_kv, page_size, num_pages], in boxes of 64
-/// columns of one head and of `tokens` of a page, or of the whole page if that has fewer. Coordinates
+/// The same for the cache of a problem, [576, num_heads_kv, page_size, num_pages], in boxes of 64 or 32
+/// `columns`, swizzled as such rows are, of one head and of `tokens` of a page, or of the whole page if that has fewer. Coordinates
 /// are (column, head, token of the page, page).
 Status encode_cache_map(const Problem& problem, const Tensors& tensors, TensorMap* map,
-                        int tokens = kGrainTokens);
+                        int tokens = kGrainTokens, int columns = 64);
 
 }  // namespace mla::MLA_MACHINE
