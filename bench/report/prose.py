@@ -20,6 +20,7 @@ over_fastest (its time over that of the shape's fastest stage). A format is a nu
 default), .N for N decimals or e for 1.7e-03, before it a comma for thousands, behind it a unit: % and × are written as
 they are, of ms, s, kB, MB and GB the value (µs, bytes) is scaled.
 """
+import functools
 import operator
 import re
 import shlex
@@ -59,6 +60,7 @@ class Figures:
 
     def __init__(self, root, results):
         self.root, self.results, self.peers = root, results, load_peers(root, results)
+        self.load = functools.cache(lambda name: load(root / "bench" / "results" / f"{name}.json"))
 
     def text(self, what):
         """What should stand in a marker."""
@@ -98,7 +100,7 @@ class Figures:
     def reference(self, words):
         results = self.results
         if words[0].startswith("@"):
-            results = load(self.root / "bench" / "results" / f"{words.pop(0)[1:]}.json")
+            results = self.load(words.pop(0)[1:])
         if words[0] == "context":
             if len(words) != 2 or words[1] not in results.context:
                 raise Error(f"the context has no '{' '.join(words[1:])}'")

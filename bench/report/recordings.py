@@ -254,11 +254,11 @@ def recorded(root):
 
 
 def load_later(root, results):
-    """The newest recording of the same kind of GPU with stages that this one has not. None if there is none."""
+    """The newest recording of the same kind of GPU with stages that this one has not; this one if there is none."""
     found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
              if context.get("gpu") == results.context.get("gpu") and
              set(Results(data, path.name).stages) - set(results.stages)]
-    return load(max(found)[-1]) if found else None
+    return load(max(found)[-1]) if found else results
 
 
 def load_peers(root, results):

@@ -543,7 +543,7 @@ def over_auto(later, peers, shape, mode):
 
 def later_block(later, peers):
     """Every rung of the recording with the latest ones, beside the chooser and the best peer."""
-    if later is None or not choices(later):
+    if not choices(later):
         return []
     stages = [*later.stages, *[CHOOSER] * any(later.entry(CHOOSER, shape) for shape in later.shapes)]
     def peer(mode, shape):
@@ -604,11 +604,10 @@ def choice_block(results):
     return [table(columns, found), f"By cold times. The worst: {worst.ratio:.3f}, {shape_title(worst.shape)}."]
 
 
-def block(name, root, results, peers):
+def block(name, root, results, later, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
-    later = load_later(root, results) or results
     known = {"run": lambda: [caption(results)],
              "varlen": lambda: varlen_block(results, load_cache(root, results)),
              "combine-and-plan": lambda: combine_and_plan_block(results),
@@ -652,7 +651,7 @@ def texts(root, results):
     described = "\n\n".join(filter(None, [caption(results), peer_caption(peers)]))
     wanted = [(root / "README.md", "results", f"{markdown(readme_table(results, peers))}\n\n{note} {described}")]
     later = load_later(root, results)
-    for stage in unique([*results.stages, *(later.stages if later else [])]):
+    for stage in unique([*results.stages, *later.stages]):
         run = results if stage in results.stages else later
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
@@ -669,7 +668,7 @@ def texts(root, results):
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
-            parts = block(name, root, results, peers)
+            parts = block(name, root, results, later, peers)
             if name == "varlen" and parts and "varlen" in plots.wanted(results):
                 parts = [VARLEN_FIGURE, *parts]
             wanted.append((page, name, written(parts, markdown) or NOT_RECORDED))
@@ -758,7 +757,7 @@ def main(arguments=None):
             for path in old_figures:
                 print(f"{path}: stale, run bench/report/report.py --plots")
             later = load_later(options.root, results)
-            slow = slow_choices(results) + (slow_choices(later) if later else [])
+            slow = unique(slow_choices(results) + slow_choices(later))
             for line in slow:
                 print(line)
             return 1 if (stale or values or old_figures or slow) and options.check else 0
@@ -774,11 +773,12 @@ def main(arguments=None):
         if results.plans:
             print("\nthe plans\n" + plain(plan_table(results)))
         names = ["varlen", "numerics", "resources"] + ["combine-and-plan"] * bool(results.of_mode("combine"))
-        names += ["later", "choice"] if load_later(options.root, results) else ["choice"] * bool(choices(results))
+        later = load_later(options.root, results)
+        names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
         names += ["service"] * (not options.results)
         for name in names:
-            parts = block(name, options.root, results, peers)
+            parts = block(name, options.root, results, later, peers)
             if parts:
                 print(f"\n{name}\n\n" + written(parts, plain))
     except Error as error:
