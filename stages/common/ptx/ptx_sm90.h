@@ -394,22 +394,28 @@ __device__ __forceinline__ void pin(T (&values)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) pin(values[i]);
 }
+
+/// `swizzle`: 1 of 128 bytes, 2 of 64. Of the address 18 bits: those above say which block of a cluster it
+/// is, and would reach into the leading bytes.
+__device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix_smem,
+                                                              int leading_bytes, int stride_bytes,
+                                                              uint64_t swizzle) {
+  return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(leading_bytes >> 4) << 16 |
+         uint64_t(stride_bytes >> 4) << 32 | swizzle << 62;
+}
 }  // namespace detail
 
 /// The descriptor of a matrix; see MatrixDescriptor. `matrix_smem` is 1024-byte aligned; to begin
 /// further on, add to the descriptor.
 __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* matrix_smem,
                                                               int leading_bytes, int stride_bytes) {
-  // 14 bits: those above say which block of a cluster it is, and would reach into the leading bytes.
-  return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(leading_bytes >> 4) << 16 |
-         uint64_t(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
+  return detail::matrix_descriptor(matrix_smem, leading_bytes, stride_bytes, 1);
 }
 /// The same of a B of one box of 32 columns, read by rows, with a 64-byte swizzle: chunk c of row r lies
 /// in place c ^ (r / 2 % 4). `matrix_smem` is 512-byte aligned.
 __device__ __forceinline__ MatrixDescriptor matrix_descriptor_64b(const void* matrix_smem,
                                                                   int stride_bytes) {
-  return (shared_address(matrix_smem) & 0x3ffff) >> 4 | uint64_t(stride_bytes >> 4) << 32 |
-         uint64_t{2} << 62;
+  return detail::matrix_descriptor(matrix_smem, 0, stride_bytes, 2);
 }
 
 /// Must come before the first wgmma, and between ordinary code that writes `registers`
