@@ -15,6 +15,7 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/row_columns.h"
 #include "stages/common/machine/softmax.h"
 #include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx_sm90.h"
@@ -363,30 +364,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t first = place[i] + warpgroup * kColumns;
-      if (slot >= 0) {
-        if (place[i] < 0) continue;
-#pragma unroll
-        for (int n = 0; n < kColumns / 8; ++n) {
-          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
-              make_float2(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
-        }
-        continue;
-      }
-      // Neighbouring lanes give each other a half of two chunks of the row, for whole 32-byte sectors:
-      // even lanes store four columns of the first chunk, odd ones of the second.
-      const bool odd = lane % 2 == 1;
-      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+      const int64_t first = place[i] + warpgroup * kColumns + four_columns();
 #pragma unroll
       for (int n = 0; n < kColumns / 8; n += 2) {
-        const uint32_t left =
-            pack<T>(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
-        const uint32_t right =
-            pack<T>(o_rmem[n + 1][2 * i] * inverse_l[i], o_rmem[n + 1][2 * i + 1] * inverse_l[i]);
-        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
+        const float(&left)[4] = o_rmem[n], (&right)[4] = o_rmem[n + 1];
+        const float4 four =
+            to_four(make_float2(left[2 * i] * inverse_l[i], left[2 * i + 1] * inverse_l[i]),
+                    make_float2(right[2 * i] * inverse_l[i], right[2 * i + 1] * inverse_l[i]));
         if (place[i] < 0) continue;
-        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
-            odd ? make_uint2(other, right) : make_uint2(left, other);
+        if (slot >= 0) {
+          *reinterpret_cast<float4*>(split.out_partial + first + n * 8) = four;
+        } else {
+          const float rounded[4] = {four.x, four.y, four.z, four.w};
+          store_rounded(rounded, static_cast<T*>(tensors.out) + first + n * 8);
+        }
       }
     }
   };

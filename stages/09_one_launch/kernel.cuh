@@ -19,6 +19,7 @@
 #include <cfloat>
 
 #include "stages/common/machine/device.h"
+#include "stages/common/machine/row_columns.h"
 #include "stages/common/machine/softmax.h"
 #include "stages/common/machine/vector8.h"
 #include "stages/common/ptx/ptx_sm90.h"
@@ -335,16 +336,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The part of the second half, O2, comes into row own_row + 8 i: O = w O / l + w2 O2 with w = e^(lse - lse
   // of both), as the combine would do it.
   const auto join = [&](int i, int slot, float& lse, bool& saw_something, float& inverse_l) {
-    if (!rows.exists(own_row + 8 * i)) return;
-    const int64_t at_slot = rows.slot_place(slot, own_row + 8 * i);
+    const int r = own_row + 8 * i;
+    const int64_t at_slot =
+        rows.slot_place(slot, rows.exists(r) ? r : 0);  // any: lanes stay together
     const float* part =
-        split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + lane % 4 * 2;
-    constexpr int kAhead = 16;  // loads that are under way together
-    float2 o2[kAhead];
+        split.out_partial + at_slot * kHeadDimV + warpgroup * kColumns + four_columns();
+    constexpr int kAhead = 8;  // loads that are under way together, each of 16 of the row's columns
+    float4 four[kAhead];
     const auto load = [&](int begin) {
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        o2[n] = *reinterpret_cast<const float2*>(part + (begin + n) * 8);
+        four[n] = *reinterpret_cast<const float4*>(part + (begin + n) * 16);
       }
     };
     load(0);  // it does not wait for the weights
@@ -359,13 +361,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     w2 /= saw_something ? sum : 1;
     inverse_l = 1;
 #pragma unroll
-    for (int begin = 0; begin < kColumns / 8; begin += kAhead) {
+    for (int begin = 0; begin < kColumns / 16; begin += kAhead) {
       if (begin > 0) load(begin);
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        float(&o)[4] = o_rmem[begin + n];
-        o[2 * i] = w * o[2 * i] + w2 * o2[n].x;
-        o[2 * i + 1] = w * o[2 * i + 1] + w2 * o2[n].y;
+        float2 o2[2];
+        from_four(four[n], o2[0], o2[1]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float(&o)[4] = o_rmem[(begin + n) * 2 + half];
+          o[2 * i] = w * o[2 * i] + w2 * o2[half].x;
+          o[2 * i + 1] = w * o[2 * i + 1] + w2 * o2[half].y;
+        }
       }
     }
   };
@@ -418,30 +425,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto write_out = [&](const float(&inverse_l)[2], const int64_t(&place)[2], int slot) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t first = place[i] + warpgroup * kColumns;
-      if (slot >= 0) {
-        if (place[i] < 0) continue;
-#pragma unroll
-        for (int n = 0; n < kColumns / 8; ++n) {
-          *reinterpret_cast<float2*>(split.out_partial + first + n * 8 + lane % 4 * 2) =
-              make_float2(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
-        }
-        continue;
-      }
-      // Neighbouring lanes give each other a half of two chunks of the row, for whole 32-byte sectors:
-      // even lanes store four columns of the first chunk, odd ones of the second.
-      const bool odd = lane % 2 == 1;
-      T* out_gmem = static_cast<T*>(tensors.out) + first + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+      const int64_t first = place[i] + warpgroup * kColumns + four_columns();
 #pragma unroll
       for (int n = 0; n < kColumns / 8; n += 2) {
-        const uint32_t left =
-            pack<T>(o_rmem[n][2 * i] * inverse_l[i], o_rmem[n][2 * i + 1] * inverse_l[i]);
-        const uint32_t right =
-            pack<T>(o_rmem[n + 1][2 * i] * inverse_l[i], o_rmem[n + 1][2 * i + 1] * inverse_l[i]);
-        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
+        const float(&left)[4] = o_rmem[n], (&right)[4] = o_rmem[n + 1];
+        const float4 four =
+            to_four(make_float2(left[2 * i] * inverse_l[i], left[2 * i + 1] * inverse_l[i]),
+                    make_float2(right[2 * i] * inverse_l[i], right[2 * i + 1] * inverse_l[i]));
         if (place[i] < 0) continue;
-        *reinterpret_cast<uint2*>(out_gmem + n * 8) =
-            odd ? make_uint2(other, right) : make_uint2(left, other);
+        if (slot >= 0) {
+          *reinterpret_cast<float4*>(split.out_partial + first + n * 8) = four;
+        } else {
+          const float rounded[4] = {four.x, four.y, four.z, four.w};
+          store_rounded(rounded, static_cast<T*>(tensors.out) + first + n * 8);
+        }
       }
     }
   };

@@ -67,13 +67,13 @@ Status launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, size
   return cuda_status(cudaGetLastError(), "kernel launch");
 }
 
-/// The same for a kernel with at most 48 KB of shared memory that may start before the grid ahead
-/// of it in `stream` has ended: as soon as all blocks of that grid have called
-/// griddepcontrol_launch_dependents() or ended. The kernel must call griddepcontrol_wait() before
-/// it touches anything that grid wrote.
+/// The same for a kernel that may start before the grid ahead of it in `stream` has ended: as soon as
+/// all blocks of that grid have called griddepcontrol_launch_dependents() or ended. The kernel must
+/// call griddepcontrol_wait() before it touches anything that grid wrote.
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream stream, Arguments... arguments) {
+  MLA_RETURN_IF_ERROR(detail::allow_shared_bytes(kernel, shared_bytes));
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

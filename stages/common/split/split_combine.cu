@@ -157,27 +157,28 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Where a row has two splits, what counts is how many rows are under way. (sm_80 would spill.)
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr int kFewBlocks = 4;  // per multiprocessor
-#else
-constexpr int kFewBlocks = 1;
-#endif
+// Few splits per row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp. Parts
+// are on their way while their weights are made: through shared memory, because registers would leave
+// room for half as many rows. kAhead: splits under way.
+constexpr int kVectors = kHeadDimV / kColumns;
 
-// Few splits per row: a warp has a row, and a lane 16 of its columns; nobody waits for another warp.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, kFewBlocks)
+template <int kAhead>
+struct FewSmem {
+  float4 part[kWarps][kAhead][kVectors][32];
+  MLA_REGIONS(part)
+};
+
+template <typename T, int kAhead>
+__global__ void __launch_bounds__(kThreads, kAhead == 3 ? 4 : 2)
     combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
                 int least_splits) {
-  constexpr int kVectors = kHeadDimV / kColumns;
-  constexpr int kAhead = 2;  // splits whose loads are in flight
-  static_assert(32 % kAhead == 0, "new weights come at the start of a turn");
-  const int lane = threadIdx.x % 32;
+  auto& smem = shared_memory<FewSmem<kAhead>>();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
   const int split_sequences = split.header->num_split_sequences;
   const int num_split = is_planned(split) ? split_sequences : 0;
 
-  for (int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; item < num_items;
+  for (int64_t item = int64_t{blockIdx.x} * kWarps + warp; item < num_items;
        item += int64_t{gridDim.x} * kWarps) {
     const int row = static_cast<int>(item % rows), index = static_cast<int>(item / rows);
     const int4 entry = reinterpret_cast<const int4*>(split.split_sequences)[index];
@@ -188,7 +189,19 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
-    const int64_t to_next = rows * kHeadDimV;
+    // Every lane copies what it will read.
+    const auto copy = [&](int s) {
+      if (s < splits) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          ptx::cp_async_16(&smem.part[warp][s % kAhead][v][lane],
+                           out_partial + s * rows * int64_t{kHeadDimV} + v * kColumns, 16);
+        }
+      }
+      ptx::cp_async_commit_group();
+    };
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) copy(s);
 
     float largest = -INFINITY;
     for (int s = lane; s < splits; s += 32) largest = fmaxf(largest, lse_partial[s * rows]);
@@ -202,34 +215,23 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
     float4 out[kVectors] = {};
     float weights = 0, sum = 0;
 #pragma unroll 1
-    for (int first = 0; first < splits; first += kAhead) {
-      if (first % 32 == 0) {
-        weights = first + lane < splits ? expf(lse_partial[(first + lane) * rows] - largest) : 0;
+    for (int s = 0; s < splits; ++s) {
+      if (s % 32 == 0) {
+        weights = s + lane < splits ? expf(lse_partial[(s + lane) * rows] - largest) : 0;
         sum += weights;
       }
-      float weight[kAhead];
-      float4 value[kAhead][kVectors];
+      const float weight = __shfl_sync(0xffffffff, weights, s % 32);
+      ptx::cp_async_wait_group<kAhead - 1>();
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        weight[j] = __shfl_sync(0xffffffff, weights, (first + j) % 32);
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          value[j][v] = make_float4(0, 0, 0, 0);
-          if (weight[j] == 0) continue;  // past the last, or saw nothing: there may be anything
-          value[j][v] = *reinterpret_cast<const float4*>(out_partial + v * kColumns);
-        }
-        out_partial += to_next;
+      for (int v = 0; v < kVectors; ++v) {
+        const float4 value = smem.part[warp][s % kAhead][v][lane];
+        if (weight == 0) continue;  // saw nothing: there may be anything
+        out[v].x += weight * value.x;
+        out[v].y += weight * value.y;
+        out[v].z += weight * value.z;
+        out[v].w += weight * value.w;
       }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          out[v].x += weight[j] * value[j][v].x;
-          out[v].y += weight[j] * value[j][v].y;
-          out[v].z += weight[j] * value[j][v].z;
-          out[v].w += weight[j] * value[j][v].w;
-        }
-      }
+      copy(s + kAhead);
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
@@ -253,19 +255,37 @@ __global__ void __launch_bounds__(kThreads, kFewBlocks)
   }
 }
 
+// Rows that may have to be combined.
+int64_t combined_rows(const Problem& problem, const PlanShape& shape) {
+  return max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
+}
+
 }  // namespace
 
-bool combines_by_block(const Problem& problem, const PlanShape& shape) {
+bool combines_by_block(const Problem& problem, const PlanShape& shape, int multiprocessors) {
+  // With fixed splits the order of summation must not depend on the batch.
+  if (problem.fixed_split_tokens > 0) return false;
   const int64_t splits = std::min<int64_t>(shape.workers / problem.batch,
                                            grains_for(problem.max_seqlen_k()) / shape.min_grains);
-  // With fixed splits the order of summation must not depend on the batch.
-  return problem.fixed_split_tokens == 0 && splits >= 16;
+  // By block it takes as many rounds as there are rows for each multiprocessor; by warp two thirds of a
+  // round, and the 18th part of one for every split (measured on an H200).
+  return combined_rows(problem, shape) * 18 <= multiprocessors * (12 + splits);
+}
+
+unsigned blocks_each(unsigned grid, const DeviceLimits& limits) {
+  const auto multiprocessors = static_cast<unsigned>(limits.multiprocessors);
+  return (grid + multiprocessors - 1) / multiprocessors;
+}
+
+size_t spreading_bytes(unsigned grid, const DeviceLimits& limits) {
+  return limits.max_shared_bytes / (blocks_each(grid, limits) + 1) + 1;
 }
 
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
                       const Tensors& tensors, Stream stream, CombineStart start) {
-  const int64_t rows = max_split_sequences(problem, shape) * problem.seqlen_q * problem.num_heads_q;
+  const int64_t rows = combined_rows(problem, shape);
   if (rows == 0) return {};
+  const DeviceLimits& limits = device_limits();
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
     return start == CombineStart::kEarly
                ? launch_dependent(kernel, grid, kThreads, shared_bytes, stream, problem, split,
@@ -275,14 +295,23 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (combines_by_block(problem, shape)) {
-      return start_kernel(combine_many<T>, grid_for(rows * kQuarters), sizeof(Smem),
-                          rows * kQuarters);
+    if (combines_by_block(problem, shape, limits.multiprocessors)) {
+      const unsigned grid = grid_for(rows * kQuarters);
+      return start_kernel(combine_many<T>, grid,
+                          std::max(sizeof(Smem), spreading_bytes(grid, limits)), rows * kQuarters);
     }
     // Fixed splits leave room for many more split sequences than there mostly are.
-    const int64_t enough = int64_t{64} * device_limits().multiprocessors;
-    return start_kernel(combine_few<T>, grid_for(std::min((rows + kWarps - 1) / kWarps, enough)), 0,
-                        rows);
+    const int64_t enough = int64_t{64} * limits.multiprocessors;
+    const unsigned grid = grid_for(std::min((rows + kWarps - 1) / kWarps, enough));
+    const auto start_few = [&]<int kAhead>(std::integral_constant<int, kAhead>) {
+      return start_kernel(combine_few<T, kAhead>, grid,
+                          std::max(sizeof(FewSmem<kAhead>), spreading_bytes(grid, limits)), rows);
+    };
+    // As many splits as all the blocks that a multiprocessor gets have room for.
+    const size_t room = limits.max_shared_bytes / blocks_each(grid, limits);
+    if (sizeof(FewSmem<12>) <= room) return start_few(std::integral_constant<int, 12>());
+    if (sizeof(FewSmem<6>) <= room) return start_few(std::integral_constant<int, 6>());
+    return start_few(std::integral_constant<int, 3>());
   });
 }
 

@@ -14,9 +14,16 @@ enum class CombineStart {
            ///< griddepcontrol_launch_dependents() and leave room; they then wait for its end.
 };
 
-/// Whether the combine has a thread block for a quarter of a row, and not a warp for a row: where a row may have
-/// so many splits that a warp, which takes one after the other, would take longer.
-bool combines_by_block(const Problem& problem, const PlanShape& shape);
+/// Whether the combine has a thread block for a quarter of a row, and not a warp for a row. Blocks are for few
+/// rows of many splits, which a warp takes one after the other.
+bool combines_by_block(const Problem& problem, const PlanShape& shape, int multiprocessors);
+
+/// Most blocks of a grid that a multiprocessor gets, if they are spread evenly.
+unsigned blocks_each(unsigned grid, const DeviceLimits& limits);
+/// Shared memory for each block that leaves room for so many on a multiprocessor and no more, as far as
+/// `limits` go. The combine's blocks come while most multiprocessors still decode: without it they would crowd
+/// on the first that are free.
+size_t spreading_bytes(unsigned grid, const DeviceLimits& limits);
 
 /// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
 /// that the plan split and no others; nor for halves, if the decode joins those. The order of summation

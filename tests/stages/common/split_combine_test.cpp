@@ -27,14 +27,30 @@ struct Input {
   bool joins_halves = false;
 };
 
-// Many parts: a block has a quarter of a row; else a warp has a row (combines_by_block()).
+// So many sequences that there are many rows, one of `long_one` tokens, one of a grain and one of none.
+std::vector<int32_t> twenty_six(int32_t long_one) {
+  std::vector<int32_t> lengths(26, 640);
+  lengths[0] = 0;
+  lengths[2] = 64;
+  lengths[5] = long_one;
+  return lengths;
+}
+
+// Few rows: a block has a quarter of one; else a warp has a row (combines_by_block()), and the more rows the fewer parts
+// under way.
 std::vector<Input> inputs() {
-  std::vector<int32_t> nine(9, 65);
-  nine[3] = 64 * 100;
+  // So many sequences of two parts, if a worker has a grain, and one of many.
+  const auto one_long = [](size_t sequences, int parts) {
+    std::vector<int32_t> lengths(sequences, 65);
+    lengths[3] = 64 * parts;
+    return lengths;
+  };
   return {{"many parts: more than threads in a block", {64 * 300}, 300, 0, 300},
           {"many parts: some in flight at once, and no more", {64 * 40, 64 * 65}, 70, 0, 43},
-          {"few: more than lanes in a warp", nine, 140, 0, 100},
-          {"few: two", {0, 640, 64, 640}, 3, 0, 2},
+          {"few: more than lanes in a warp", one_long(32, 100), 300, 0, 100},
+          {"few: two", twenty_six(640), 20, 0, 2},
+          {"few: six under way", one_long(130, 10), 300, 0, 10},
+          {"few: three under way", one_long(240, 10), 500, 0, 10},
           {"fixed splits", {64 * 70, 1, 64 * 33, 0}, 2, 64, 70}};
 }
 
@@ -207,8 +223,8 @@ TEST_P(SplitCombine, MergesAnyNumberOfParts) {
 
 // The decode has put halves together: the combine merges the parts of the others alone.
 TEST_P(SplitCombine, LeavesHalvesAlone) {
-  for (const Input& input : {Input{"few: halves alone", {0, 640, 64, 640}, 3, 0, 2, true},
-                             Input{"few: halves and others", {100, 640, 1600, 640}, 4, 0, 3, true},
+  for (const Input& input : {Input{"few: halves alone", twenty_six(640), 20, 0, 2, true},
+                             Input{"few: halves and others", twenty_six(1600), 20, 0, 3, true},
                              Input{"many: halves alone", {128}, 20, 0, 2, true},
                              Input{"many: three parts", {192}, 20, 0, 3, true}}) {
     SCOPED_TRACE(input.name);
@@ -259,7 +275,7 @@ void write_parts(SplitWorkspace split, const float* lse, const float* out, int64
 TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
   if (GetParam() != MachineKind::kModel) GTEST_SKIP() << "a GPU does not tell";
   for (const Input& input :
-       {Input{"few", {640, 640, 640, 640}, 3, 0, 2}, Input{"many", {64 * 20}, 20, 0, 20}}) {
+       {Input{"few", twenty_six(640), 20, 0, 2}, Input{"many", {64 * 20}, 20, 0, 20}}) {
     SCOPED_TRACE(input.name);
     prepare(input, DType::kBFloat16);
     const SplitWorkspace from = split_workspace(problem_, shape_, plan_.data(), scratch_.data());
@@ -275,22 +291,40 @@ TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
   }
 }
 
-TEST(SplitCombineKernel, IsABlockWhereARowMayHaveManyParts) {
+TEST(SplitCombineKernel, IsABlockWhereFewRowsMayHaveManyParts) {
   const auto by_block = [](int heads, int batch, int tokens, int workers,
-                           int fixed_split_tokens = 0) {
+                           int fixed_split_tokens = 0, int multiprocessors = 132) {
     Problem problem;
     problem.batch = batch;
     problem.num_heads_q = heads;
     problem.max_pages_per_seq = tokens / kDefaultPageSize;
     problem.fixed_split_tokens = fixed_split_tokens;
-    return model::combines_by_block(problem, {.workers = workers, .min_grains = 2});
+    return model::combines_by_block(problem, {.workers = workers, .min_grains = 2},
+                                    multiprocessors);
   };
   EXPECT_TRUE(by_block(128, 1, 4096, 66));
-  EXPECT_TRUE(by_block(128, 4, 4096, 66));
-  EXPECT_FALSE(by_block(16, 1, 512, 132));    // four parts
-  EXPECT_FALSE(by_block(16, 4, 512, 132));    // four, at 33 workers a sequence
-  EXPECT_FALSE(by_block(16, 16, 4096, 132));  // eight
   EXPECT_FALSE(by_block(128, 1, 4096, 66, 1024));
+  EXPECT_FALSE(by_block(128, 1, 4096, 66, 0, 20));
+  EXPECT_TRUE(by_block(128, 2, 4096, 66));   // 32 parts
+  EXPECT_FALSE(by_block(128, 2, 512, 66));   // 4
+  EXPECT_FALSE(by_block(128, 1, 640, 66));   // 5
+  EXPECT_TRUE(by_block(16, 4, 512, 132));    // 4
+  EXPECT_FALSE(by_block(128, 3, 4096, 66));  // 22
+  EXPECT_TRUE(by_block(16, 8, 8192, 132));   // 16
+  EXPECT_FALSE(by_block(16, 16, 4096, 132));
+}
+
+TEST(SplitCombineKernel, LeavesRoomForTheBlocksOfAMultiprocessorAndNoMore) {
+  const DeviceLimits h200 = {.multiprocessors = 132, .max_shared_bytes = 227 * 1024};
+  constexpr size_t kAll = 228 * 1024, kReserved = 1024;  // of a multiprocessor; by each block
+  for (const auto& [grid, blocks] :
+       {std::pair{1u, 1u}, {132u, 1u}, {133u, 2u}, {264u, 2u}, {265u, 3u}, {512u, 4u}}) {
+    SCOPED_TRACE(grid);
+    EXPECT_EQ(model::blocks_each(grid, h200), blocks);
+    const size_t bytes = model::spreading_bytes(grid, h200) + kReserved;
+    EXPECT_LE(blocks * bytes, kAll);
+    EXPECT_GT((blocks + 1) * bytes, kAll);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Machines, SplitCombine,
