@@ -42,7 +42,7 @@ constexpr int kWorkersPercent[] = {-1, 50, 200};
 constexpr int kMinGrains[] = {-1, 1, 2, 4};
 constexpr int kFixedGrains[] = {-1, 0, 1, 4};
 constexpr int kCombineGrains[] = {-1, 0, 16};
-constexpr int kMaxTileRows[] = {-1, 16, 32};
+constexpr int kMaxTileRows[] = {-1, 8, 16, 24, 32};
 
 /// On a GPU so much work is never left to the CPU reference.
 constexpr double kOnDeviceFlop = 1e15;

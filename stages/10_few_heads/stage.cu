@@ -10,18 +10,19 @@ namespace {
 
 namespace kernel = few_heads;
 
-// Calls f(rows of a tile): as many as there are, padded, or 32 where there are more.
+// Calls f(rows of a tile): as many as there are, padded, or 32 where there are more, or fewer as
+// limits.max_tile_rows has it.
 template <typename F>
-decltype(auto) visit_rows(const Problem& problem, F&& f) {
-  const int rows = problem.rows_per_kv_head();
+decltype(auto) visit_rows(const Problem& problem, const DeviceLimits& limits, F&& f) {
+  const int rows = std::min(problem.rows_per_kv_head(), limits.max_tile_rows);
   if (rows <= 8) return f(std::integral_constant<int, 8>());
   if (rows <= 16) return f(std::integral_constant<int, 16>());
   if (rows <= 24) return f(std::integral_constant<int, 24>());
   return f(std::integral_constant<int, 32>());
 }
 
-int tile_rows(const Problem& problem) {
-  return visit_rows(problem, [](auto rows) { return int{rows()}; });
+int tile_rows(const Problem& problem, const DeviceLimits& limits) {
+  return visit_rows(problem, limits, [](auto rows) { return int{rows()}; });
 }
 
 constexpr int kTeam = 8;  // blocks of a worker that is not one
@@ -39,7 +40,7 @@ int resident_teams(const DeviceLimits& limits) {
 // that nothing has to be combined, and where they are few. A piece costs a team an exchange, and a round
 // of tiles that not all of its blocks have. With fixed splits nothing may depend on the batch.
 PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
-  const int tiles = row_tiles_of(problem, tile_rows(problem));
+  const int tiles = row_tiles_of(problem, tile_rows(problem, limits));
   const PlanShape single = {.row_tiles = tiles,
                             .workers = workers_for(tiles, limits.multiprocessors),
                             .fixed_grains = 2,
@@ -95,7 +96,7 @@ Status encode(const Problem& problem, const Tensors& tensors, TensorMap* map,
 }
 
 Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan, void* scratch,
-              const DeviceLimits&, Stream stream) {
+              const DeviceLimits& limits, Stream stream) {
   const PlanShape& shape = plan.shape;
   const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   TensorMap cache_map;
@@ -103,7 +104,7 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
   MLA_RETURN_IF_ERROR(encode(problem, tensors, &cache_map, &tile_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
     return visit_dtype(problem.dtype, [&](auto zero) {
-      return visit_rows(problem, [&](auto rows) {
+      return visit_rows(problem, limits, [&](auto rows) {
         return visit_team(shape.team, [&](auto team) {
           const auto decode = kernel::decode<decltype(zero), rows(), team()>;
           constexpr size_t kBytes = sizeof(kernel::BlockSmem<rows(), team()>);
@@ -123,7 +124,7 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
 
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const PlanShape shape = plan_shape(problem, limits);
-  const int rows = tile_rows(problem);
+  const int rows = tile_rows(problem, limits);
   const double tiles = double(total_tokens) / kernel::kTokens * shape.row_tiles;
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * rows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
