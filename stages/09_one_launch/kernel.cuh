@@ -12,8 +12,8 @@
 //
 // What is new comes after the loop. Where a sequence has two pieces, the worker of the second half begins
 // with it, and leaves its part in memory, as before. The worker of the first half ends with it, so its O
-// is in registers when that part has long been there: it adds the part, and writes out. Sequences of more
-// pieces are left to the combine.
+// is in registers when that part has long been there: it adds the part, and writes out. If the plan has
+// sequences of more pieces, too, all are left to the combine, which is then needed in any case.
 #pragma once
 
 #include <cfloat>

@@ -85,8 +85,10 @@ std::vector<Case> cases() {
   add(DType::kFloat16, {70, 150}, 2, 16, 8, 64, "10");
   // Two workers, of which the second begins within a sequence: its first page is not the sequence's.
   add(DType::kBFloat16, {64, 1280}, 1, 16, 2, 64, "10");
-  // Halves of three row tiles; a worker with a second half and more, and a sequence of three pieces.
+  // Halves of three row tiles; a worker with a second half and more; halves beside a sequence of three
+  // pieces, which the combine puts together.
   add(DType::kFloat16, {580}, 2, 65, 6, 64, "09");
+  add(DType::kBFloat16, {50, 330, 60, 420}, 1, 20, 3, 64, "09");
   add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
   // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
   add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
@@ -109,7 +111,8 @@ bool leaves_a_flag(const Stage& stage, const Problem& problem, void* workspace) 
   HostPlan plan;
   if (!plan_shape(stage, problem, model_machine().limits(), &shape).ok() || !shape.joins_halves ||
       !workspace_bytes(stage, problem, &needs).ok() ||
-      !read_plan(stage, problem, {workspace, needs.plan}, &plan).ok()) {
+      !read_plan(stage, problem, {workspace, needs.plan}, &plan).ok() ||
+      combined_slots(plan, shape) > 0) {  // then no halves are joined
     return false;
   }
   const SplitWorkspace split =

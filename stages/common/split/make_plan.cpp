@@ -67,11 +67,8 @@ Status combine_again(Machine& machine, const Problem& problem, const PlanShape& 
 }
 
 int64_t combined_slots(const HostPlan& plan, const PlanShape& shape) {
-  int64_t slots = 0;
-  for (const SplitSequence& sequence : plan.split_sequences) {
-    if (sequence.slots >= least_combined(shape)) slots += sequence.slots;
-  }
-  return slots;
+  const int64_t slots = plan.header.num_slots;
+  return shape.joins_halves && slots == 2 * plan.header.num_split_sequences ? 0 : slots;
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,

@@ -54,8 +54,8 @@ struct PlanShape {
       1;  ///< Least load of a worker, in grains: with less work, fewer workers are used.
   int combine_grains = 1;  ///< What avoiding the combine is worth, in grains.
   int team = 1;            ///< Blocks of a worker, which share the grains of each of its pieces.
-  /// Whether the decode itself puts together the sequences of exactly two pieces, their halves. The
-  /// combine leaves those alone. Not with fixed_split_tokens.
+  /// Whether the decode itself puts together the two pieces of sequences, their halves, if no sequence
+  /// has more. The combine then has nothing to do. Not with fixed_split_tokens.
   bool joins_halves = false;
 };
 

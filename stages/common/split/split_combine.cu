@@ -35,19 +35,26 @@ __device__ __forceinline__ Row row_of(const Problem& problem, int row) {
   return {packed / group, row / rows_per_head * group + packed % group};
 }
 
-// num_items: split sequences the plan may have x rows of a sequence x quarters of the columns. Sequences
-// of fewer than least_splits pieces are left alone.
+// Of the sequences that the plan cut, those that the decode has not put together itself. The plan was there before
+// the decode began.
+__device__ __forceinline__ int sequences_to_combine(const SplitWorkspace& split,
+                                                    bool joins_halves) {
+  const int split_sequences = split.header->num_split_sequences;
+  const bool joined = joins_halves && cuts_in_halves(split);
+  return is_planned(split) && !joined ? split_sequences : 0;
+}
+
+// num_items: split sequences the plan may have x rows of a sequence x quarters of the columns.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     combine_many(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
-                 int least_splits) {
+                 bool joins_halves) {
   auto& smem = shared_memory<Smem>();
   constexpr int kAhead = 8;  // loads in flight
   static_assert(kThreads % (kAhead * kWays) == 0, "new weights come at the start of a turn");
   const int way = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
-  const int split_sequences = split.header->num_split_sequences;
-  const int num_split = is_planned(split) ? split_sequences : 0;
+  const int num_split = sequences_to_combine(split, joins_halves);
 
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int quarter = static_cast<int>(item % kQuarters);
@@ -57,7 +64,6 @@ __global__ void __launch_bounds__(kThreads)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
-    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial =
@@ -171,12 +177,11 @@ struct FewSmem {
 template <typename T, int kAhead>
 __global__ void __launch_bounds__(kThreads, kAhead == 3 ? 4 : 2)
     combine_few(Problem problem, SplitWorkspace split, Tensors tensors, int64_t num_items,
-                int least_splits) {
+                bool joins_halves) {
   auto& smem = shared_memory<FewSmem<kAhead>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t rows = int64_t{problem.rows_per_kv_head()} * problem.num_heads_kv;
-  const int split_sequences = split.header->num_split_sequences;
-  const int num_split = is_planned(split) ? split_sequences : 0;
+  const int num_split = sequences_to_combine(split, joins_halves);
 
   for (int64_t item = int64_t{blockIdx.x} * kWarps + warp; item < num_items;
        item += int64_t{gridDim.x} * kWarps) {
@@ -185,7 +190,6 @@ __global__ void __launch_bounds__(kThreads, kAhead == 3 ? 4 : 2)
     ptx::griddepcontrol_wait();      // for the parts; the plan was there before their grid began
     if (index >= num_split) return;  // nor is any later item one
     const int sequence = entry.x, splits = entry.z;
-    if (splits < least_splits) continue;                   // the decode has put them together
     const int64_t place = int64_t{entry.y} * rows + row;   // of the first split; the next ones are
     const float* lse_partial = split.lse_partial + place;  // `rows` apart
     const float* out_partial = split.out_partial + place * kHeadDimV + lane * 4;
@@ -289,9 +293,9 @@ Status launch_combine(const Problem& problem, const PlanShape& shape, const Spli
   const auto start_kernel = [&](auto kernel, unsigned grid, size_t shared_bytes, int64_t items) {
     return start == CombineStart::kEarly
                ? launch_dependent(kernel, grid, kThreads, shared_bytes, stream, problem, split,
-                                  tensors, items, least_combined(shape))
+                                  tensors, items, shape.joins_halves)
                : launch(kernel, grid, kThreads, shared_bytes, stream, problem, split, tensors,
-                        items, least_combined(shape));
+                        items, shape.joins_halves);
   };
   return visit_dtype(problem.dtype, [&](auto zero) {
     using T = decltype(zero);

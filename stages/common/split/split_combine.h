@@ -26,7 +26,7 @@ unsigned blocks_each(unsigned grid, const DeviceLimits& limits);
 size_t spreading_bytes(unsigned grid, const DeviceLimits& limits);
 
 /// Enqueues the kernel that turns every slot's partial results into out and lse, for the sequences
-/// that the plan split and no others; nor for halves, if the decode joins those. The order of summation
+/// that the plan split and no others; nor for halves that the decode has joined. The order of summation
 /// depends on a sequence's number of pieces, the row count and, without fixed_split_tokens, on the batch.
 Status launch_combine(const Problem& problem, const PlanShape& shape, const SplitWorkspace& split,
                       const Tensors& tensors, Stream stream,

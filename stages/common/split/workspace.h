@@ -31,11 +31,6 @@ int64_t max_split_sequences(const Problem& problem, const PlanShape& shape);
 /// Most slots that a plan can need. Depends on shapes alone.
 int64_t max_slots(const Problem& problem, const PlanShape& shape);
 
-/// Fewest pieces of a sequence that the combine puts together.
-inline int least_combined(const PlanShape& shape) {
-  return shape.joins_halves ? 3 : 2;
-}
-
 /// A number that no other call in this process returns, and never 0: for a decode (raised_flags.h).
 uint64_t draw_number();
 
