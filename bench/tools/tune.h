@@ -19,7 +19,7 @@ namespace mla::bench {
 /// After a first look a stage is timed further if it takes at most so much of the fastest one's time.
 inline constexpr double kTuneStays = 1.5;
 /// After it, settings are searched for stages within this of the fastest.
-inline constexpr double kTuneSearched = 1.1;
+inline constexpr double kTuneSearched = 1.4;
 /// Runs of the first look.
 inline constexpr int kTuneFirstLook = 5;
 

@@ -115,17 +115,18 @@ Choice choose_among(std::span<const Stage> stages, std::span<const ChoiceTable> 
   choice.table = table_for(tables, limits);
   if (choice.table != nullptr) {
     choice.regime = &nearest(*choice.table, choice.asked);
-    const auto least = [&](bool plain) {
+    // Of one stage, or of all.
+    const auto least = [&](bool plain, const TimedStage* of) {
       const TimedStage* best = nullptr;
       for (const TimedStage& time : choice.regime->times) {
-        if (plain && !is_plain(time)) continue;
+        if ((plain && !is_plain(time)) || (of != nullptr && time.stage != of->stage)) continue;
         if (best != nullptr && time.us >= best->us) continue;
         if (find_usable(stages, time.stage, limits) != nullptr) best = &time;
       }
       return best;
     };
-    const TimedStage* best = least(!settings_hold(*choice.table, limits));
-    const TimedStage* plain = least(true);
+    const TimedStage* best = least(!settings_hold(*choice.table, limits), nullptr);
+    const TimedStage* plain = best == nullptr ? nullptr : least(true, best);
     if (plain != nullptr && plain->us <= best->us * (1 + kWorthSettings)) best = plain;
     if (best != nullptr) {
       choice.stage = find_usable(stages, best->stage, limits);

@@ -14,8 +14,8 @@ namespace mla {
 /// The name of the stage that chooses.
 inline constexpr const char* kAutoSlug = "auto";
 
-/// Settings are taken where they make a stage faster by more than this share; less is chance.
-inline constexpr double kWorthSettings = 0.01;
+/// Settings are taken where they make their stage faster by more than this share; less is chance.
+inline constexpr double kWorthSettings = 0.03;
 
 /// What is to decode a problem, and why.
 struct Choice {

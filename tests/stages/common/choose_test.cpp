@@ -154,11 +154,16 @@ TEST(Choose, SettingsMustBeWorthIt) {
   const auto with = [&](double us) {
     return choose_by(table_of({{{16, 1, 512}, {{"03_hopper", one, us}, {"03_hopper", {}, 100}}}}));
   };
-  EXPECT_EQ(with(99.5).settings, PlanSettings{}) << "half a per cent is chance";
-  EXPECT_EQ(with(99.5).us, 100);
-  EXPECT_EQ(with(98).settings, one);
-  EXPECT_EQ(with(98).us, 98);
-  // Another stage by settings: the same.
+  EXPECT_EQ(with(98).settings, PlanSettings{}) << "two per cent are chance";
+  EXPECT_EQ(with(98).us, 100);
+  EXPECT_EQ(with(96).settings, one);
+  EXPECT_EQ(with(96).us, 96);
+  // A stage is chosen by its least time, and compared with itself.
+  const ChoiceTable three = table_of(
+      {{{16, 1, 512}, {{"03_hopper", one, 97.5}, {"04_hopper", {}, 98}, {"03_hopper", {}, 100}}}});
+  EXPECT_EQ(choose_by(three).stage->slug, "03_hopper");
+  EXPECT_EQ(choose_by(three).settings, PlanSettings{});
+  // By settings alone another stage.
   const ChoiceTable table =
       table_of({{{16, 1, 512}, {{"04_hopper", one, 90}, {"03_hopper", {}, 100}}}});
   EXPECT_EQ(choose_by(table).stage->slug, "04_hopper");
