@@ -1,6 +1,6 @@
 /// @file
-/// Codes of 8 bits and quantised rows by their definitions, without the reference's code: what tests
-/// hold it to.
+/// Numbers of 16 and 8 bits and quantised rows by their definitions, without the reference's code: what
+/// tests hold it to.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,29 @@
 #include <cstring>
 #include <limits>
 
-#include "tests/reference/plain_attention.h"
+#include "reference/dtype.h"
 
 namespace mla::test {
+
+/// The value of a 16-bit pattern, from the formats' definitions.
+inline double value_of(DType dtype, uint16_t bits) {
+  const bool is_bf16 = dtype == DType::kBFloat16;
+  const int fraction_bits = is_bf16 ? 7 : 10;
+  const int bias = is_bf16 ? 127 : 15;
+  const int all_ones = is_bf16 ? 255 : 31;
+  const int exponent = (bits & 0x7FFF) >> fraction_bits;
+  const int fraction = bits & ((1 << fraction_bits) - 1);
+  double magnitude;
+  if (exponent == all_ones) {
+    magnitude = fraction == 0 ? std::numeric_limits<double>::infinity()
+                              : std::numeric_limits<double>::quiet_NaN();
+  } else if (exponent == 0) {
+    magnitude = std::ldexp(fraction, 1 - bias - fraction_bits);
+  } else {
+    magnitude = std::ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
+  }
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
 
 /// The value of an e4m3 code, from the format's definition.
 inline double e4m3_by_definition(int code) {

@@ -2,14 +2,12 @@
 
 #include <gtest/gtest.h>
 
-#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 
 #include "reference/float16.h"
 #include "tests/reference/code_values.h"
-#include "tests/reference/plain_attention.h"
 
 namespace mla {
 namespace {

@@ -375,6 +375,35 @@ class FaultyDecode {
   std::vector<float> lse;
 };
 
+// A decode of a quantised cache is judged by what that cache says, as closely as any other: the result of
+// the cache that it was made from is wrong.
+TEST(QuantisedCaches, AreJudgedByWhatTheySay) {
+  for (const CacheFormat format :
+       {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
+    DecodeCase spec;
+    spec.lengths = {300, 70};
+    spec.num_heads_q = 8;
+    spec.data = DataKind::kNeedles;
+    SCOPED_TRACE(to_string(format));
+    const DataSet plain_data = make_data_set(spec);
+    HostTensors plain = generate(plain_data);
+    spec.cache_format = format;
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    ReferenceResult expected, unquantised;
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    ASSERT_OK(reference_attention(plain_data.problem, plain.tensors(plain_data), &unquantised));
+    const auto judge = [&](const ReferenceResult& result) {
+      std::vector<uint16_t> out;
+      for (const double x : result.out) out.push_back(round_to(spec.dtype, x));
+      return compare_decode(data.problem, out,
+                            std::vector<float>(result.lse.begin(), result.lse.end()), expected);
+    };
+    EXPECT_OK(judge(expected));
+    EXPECT_FALSE(judge(unquantised).ok());
+  }
+}
+
 template <DType dtype, DataKind kind>
 struct FaultData {
   static std::unique_ptr<FaultyDecode> make() {
