@@ -23,13 +23,14 @@ inline constexpr uint8_t kNanE4M3 = 0x7f;
 MLA_HOST_DEVICE inline float e4m3_value(uint8_t code) {
   const int exponent = (code >> 3) & 0xF;
   const int fraction = code & 7;
-  const float sign = (code & 0x80) != 0 ? -1.0f : 1.0f;
-  if (exponent == 0) return sign * static_cast<float>(fraction) * (1.0f / 512);
-  uint32_t bits = static_cast<uint32_t>((exponent - 7 + 127) << 23 | fraction << 20);
-  if ((code & 0x7F) == 0x7F) bits = 0x7FC00000;  // NaN
-  float magnitude = 0;
-  memcpy(&magnitude, &bits, sizeof magnitude);
-  return sign * magnitude;
+  float value = static_cast<float>(fraction) * (1.0f / 512);  // if subnormal
+  uint32_t bits = 0;
+  memcpy(&bits, &value, sizeof bits);
+  if (exponent > 0) bits = static_cast<uint32_t>((exponent - 7 + 127) << 23 | fraction << 20);
+  if ((code & 0x7F) == kNanE4M3) bits = 0x7FC00000;
+  bits |= static_cast<uint32_t>(code & 0x80) << 24;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 /// The code nearest to x, ties to even. Saturates: what is larger than 448, an infinity too, becomes
