@@ -139,7 +139,8 @@ bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uin
 /// @}
 
 /// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.
-/// With its data and its seed it is the same case again.
+/// With its data and its seed it is the same case again. The tools read no quantised ones, which end
+/// in "_fp8_tile128".
 std::string shape_name(const DataSet& data);
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
