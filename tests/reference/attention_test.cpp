@@ -39,11 +39,13 @@ class HandMade {
   }
 
   bfloat16& q(int sequence, int query, int head, int column) {
-    return q_[size_t(((sequence * problem.seqlen_q + query) * problem.num_heads_q + head) * 576 +
+    return q_[size_t(((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) *
+                         576 +
                      column)];
   }
   bfloat16& kv(int sequence, int token, int head, int column) {
-    return kv_[size_t(((sequence * 128 + token) * problem.num_heads_kv + head) * 576 + column)];
+    return kv_[size_t(((int64_t{sequence} * 128 + token) * problem.num_heads_kv + head) * 576 +
+                      column)];
   }
   Tensors tensors() const {
     return {.q = q_.data(),
@@ -110,10 +112,10 @@ TEST(ReferenceByHand, CausalMaskIsAlignedBottomRight) {
   for (int t = 0; t < 5; ++t) hand.kv(2, t, 0, 0) = bfloat16(static_cast<float>(t));
   const ReferenceResult result = hand.decode();
   const auto out = [&](int b, int query, int head) {
-    return result.out[size_t(((b * 3 + query) * 2 + head) * 512)];
+    return result.out[size_t(((int64_t{b} * 3 + query) * 2 + head) * 512)];
   };
   const auto lse = [&](int b, int query, int head) {
-    return result.lse[size_t((b * 2 + head) * 3 + query)];
+    return result.lse[size_t((int64_t{b} * 2 + head) * 3 + query)];
   };
   for (const int head : {0, 1}) {
     EXPECT_EQ(out(0, 0, head), 0);
@@ -366,7 +368,7 @@ TEST_F(ReferenceOnNeedles, ChosenRowsEqualTheWhole) {
 }
 
 TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
-  const int32_t page = data_.block_table[size_t(4 * data_.problem.max_pages_per_seq)];
+  const int32_t page = data_.block_table[4 * size_t(data_.problem.max_pages_per_seq)];
   for (const uint16_t bits : {uint16_t{0x7F80}, uint16_t{0xFF80}, uint16_t{0x7FC0}}) {
     HostTensors host = host_;
     host.kv_cache[size_t(page) * 64 * 576 + 575] = bits;  // token 0 of sequence 4

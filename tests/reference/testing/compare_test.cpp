@@ -333,7 +333,7 @@ class FaultyDecode {
   DecodeComparison check() const { return compare_decode(data.problem, out, lse, expected); }
 
   void set_row(int sequence, int head, const test::PlainRow& row) {
-    const size_t index = size_t(sequence * kHeads + head);
+    const size_t index = size_t(int64_t{sequence} * kHeads + head);
     for (size_t c = 0; c < 512; ++c) out[index * 512 + c] = round_to(dtype(), row.out[c]);
     lse[index] = static_cast<float>(row.lse);
   }
@@ -481,7 +481,8 @@ TYPED_TEST(Faults, SwappedPage) {
       // On flat data every page shows.
       if (decode.has_needles() && !holds_needle[size_t(slot)]) continue;
       std::vector<int32_t> table = decode.data.block_table;
-      table[size_t(sequence * columns + slot)] = table[size_t(other * columns + slot)];
+      table[size_t(int64_t{sequence} * columns + slot)] =
+          table[size_t(int64_t{other} * columns + slot)];
       decode.decode_with(sequence, table, decode.data.seqlens_k);
       EXPECT_FALSE(decode.check().out.ok) << "sequence " << sequence << " slot " << slot;
     }
@@ -658,7 +659,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
             for (int head = 0; head < 2; ++head) {
               decode_like_a_kernel(data.problem, tensors, b, query, head,
                                    &host.out[size_t((b * 2 + query) * 2 + head) * 512],
-                                   &host.lse[size_t((b * 2 + head) * 2 + query)]);
+                                   &host.lse[size_t((int64_t{b} * 2 + head) * 2 + query)]);
             }
           }
         }

@@ -485,7 +485,7 @@ TEST_P(DataSets, PagesAreAPermutationAndUnusedSlotsGarbage) {
   std::vector<int32_t> in_order;
   for (int b = 0; b < data_.problem.batch; ++b) {
     for (int slot = 0; slot < columns; ++slot) {
-      const int32_t page = data_.block_table[size_t(b * columns + slot)];
+      const int32_t page = data_.block_table[size_t(int64_t{b} * columns + slot)];
       if (slot >= pages_for(spec_.lengths[size_t(b)], kDefaultPageSize)) {
         EXPECT_EQ(page, kGarbagePage);
         continue;
@@ -648,9 +648,9 @@ TEST_P(Needles, StandInColumn575OfEveryKvHead) {
         expected.push_back({needle.token, needle.bits});
       }
       for (int32_t t = 0; t < data.seqlens_k[size_t(b)]; ++t) {
-        const int64_t place =
-            cache_place(data.problem, with_strides(data.problem, {}),
-                        &data.block_table[size_t(b * data.problem.max_pages_per_seq)], t, head);
+        const int64_t place = cache_place(
+            data.problem, with_strides(data.problem, {}),
+            &data.block_table[size_t(int64_t{b} * data.problem.max_pages_per_seq)], t, head);
         const uint16_t bits = host.kv_cache[size_t(place + 575)];
         if (bits != 0) actual.push_back({t, bits});
       }
