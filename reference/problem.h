@@ -124,8 +124,9 @@ struct CacheStrides {
 /// only where the dimension has two members or more.
 ///
 /// q, kv_cache and out are 16-byte aligned, and so is each of their rows: their strides are multiples
-/// of 8, those of a quantised cache, which count bytes, of 16. The others are 4-byte aligned. What is read may overlap itself (a stride of 0 repeats a row);
-/// rows of out and lse overlap nothing. Bytes between rows are neither read nor written.
+/// of 8, those of a quantised cache, which count bytes, of 16. The others are 4-byte aligned. What is
+/// read may overlap itself (a stride of 0 repeats a row); rows of out and lse overlap nothing. Bytes
+/// between rows are neither read nor written.
 struct Tensors {
   const void* q = nullptr;  ///< [batch, seqlen_q, num_heads_q, 576], dtype
   /// [num_pages, page_size, num_heads_kv, 576], dtype; of a quantised cache [..., 656] or [..., 576]
