@@ -9,6 +9,7 @@
 
 #include "reference/float16.h"
 #include "reference/parallel_for.h"
+#include "reference/quantise.h"
 
 namespace mla {
 namespace {
@@ -56,7 +57,7 @@ std::vector<RowTile> make_tiles(const Problem& problem, const Tensors& tensors,
   return tiles;
 }
 
-/// Evaluates tiles for one element type.
+/// Evaluates tiles for one element type: that of q, and of a cache of 16 bits.
 template <typename T>
 class Evaluator {
  public:
@@ -167,8 +168,14 @@ class Evaluator {
     const int32_t* const table_row = tensors_.table_row(tile.sequence);
     const int64_t n = std::min<int64_t>(kGrainTokens, tile.tokens - t);
     for (int64_t i = 0; i < n; ++i) {
-      k->row(i) = load_row(tensors_.kv_cache, cache_place(problem_, tensors_, table_row,
-                                                          static_cast<int>(t + i), tile.head_kv));
+      const int64_t place =
+          cache_place(problem_, tensors_, table_row, static_cast<int>(t + i), tile.head_kv);
+      if (is_quantised(problem_.cache_format)) {
+        const auto* const row = static_cast<const uint8_t*>(tensors_.kv_cache) + place;
+        dequantise_row(problem_, row, k->row(i).data());
+      } else {
+        k->row(i) = load_row(tensors_.kv_cache, place);
+      }
     }
     return n;
   }

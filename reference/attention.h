@@ -1,5 +1,6 @@
 /// @file
-/// The truth: paged MLA decode attention in double precision, with Eigen.
+/// The truth: paged MLA decode attention in double precision, with Eigen. Of a quantised cache it takes
+/// what the cache says, exactly: quantising is no error of a decode.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,8 @@ Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
 }
 
-/// Longest stride of the cache, in elements: a tensor map's strides are below 2^40 bytes.
-constexpr int64_t kMaxStride = int64_t{1} << 38;
+/// The exponent of the longest stride of the cache, in bytes: a tensor map's are below 2^40.
+constexpr int kMaxStrideBits = 39;
 
 struct Factor {
   const char* name;
@@ -26,8 +27,8 @@ struct Factor {
 };
 
 /// Refuses a tensor whose size in bytes does not fit in 63 bits.
-Status check_size(const char* name, std::initializer_list<Factor> factors) {
-  int64_t bytes = 2;
+Status check_size(const char* name, int element_bytes, std::initializer_list<Factor> factors) {
+  int64_t bytes = element_bytes;
   bool overflow = false;
   std::string product;
   for (const Factor& factor : factors) {
@@ -39,6 +40,34 @@ Status check_size(const char* name, std::initializer_list<Factor> factors) {
   return invalid(std::string(name) + " [" + product + "] has more than 2^63 - 1 bytes");
 }
 
+Status check_scale(const char* name, float value) {
+  if (value > 0 && std::isfinite(value)) return {};
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", double{value});
+  return invalid(std::string(name) + " = " + text + " must be finite and greater than 0");
+}
+
+Status check_cache_format(const Problem& problem) {
+  const CacheFormat format = problem.cache_format;
+  if (std::find(std::begin(kCacheFormats), std::end(kCacheFormats), format) ==
+      std::end(kCacheFormats)) {
+    std::string message =
+        "cache_format = " + std::to_string(static_cast<int>(format)) + " is none of ";
+    for (const CacheFormat known : kCacheFormats) {
+      if (known != kCacheFormats[0]) message += ", ";
+      message +=
+          std::string(to_string(known)) + " (" + std::to_string(static_cast<int>(known)) + ")";
+    }
+    return invalid(std::move(message));
+  }
+  if (has_tile_scales(format) && problem.dtype != DType::kBFloat16) {
+    return invalid("dtype = " + std::string(to_string(problem.dtype)) + " must be bf16, because " +
+                   "the rotary columns of cache_format = " + to_string(format) + " are bf16");
+  }
+  if (format == CacheFormat::kFp8Tensor) return check_scale("cache_scale", problem.cache_scale);
+  return {};
+}
+
 }  // namespace
 
 Status validate(const Problem& problem) {
@@ -46,6 +75,7 @@ Status validate(const Problem& problem) {
     return invalid("dtype = " + std::to_string(static_cast<int>(problem.dtype)) +
                    " is neither bf16 (0) nor fp16 (1)");
   }
+  MLA_RETURN_IF_ERROR(check_cache_format(problem));
   if (problem.batch < 0) {
     return invalid("batch = " + std::to_string(problem.batch) + " must be at least 0");
   }
@@ -68,24 +98,23 @@ Status validate(const Problem& problem) {
     return invalid("seqlen_q = " + std::to_string(problem.seqlen_q) + " times num_heads_q = " +
                    std::to_string(problem.num_heads_q) + " must be at most 2^30");
   }
-  if (!(problem.softmax_scale > 0) || !std::isfinite(problem.softmax_scale)) {
-    char scale[32];
-    std::snprintf(scale, sizeof scale, "%g", double{problem.softmax_scale});
-    return invalid("softmax_scale = " + std::string(scale) + " must be finite and greater than 0");
-  }
+  MLA_RETURN_IF_ERROR(check_scale("softmax_scale", problem.softmax_scale));
   if (problem.fixed_split_tokens < 0 || problem.fixed_split_tokens % kGrainTokens != 0) {
     return invalid("fixed_split_tokens = " + std::to_string(problem.fixed_split_tokens) +
                    " must be 0 or a positive multiple of " + std::to_string(kGrainTokens));
   }
   // out, lse and the block table are no larger than these two, or products of two ints.
-  MLA_RETURN_IF_ERROR(check_size("q", {{"batch", problem.batch},
-                                       {"seqlen_q", problem.seqlen_q},
-                                       {"num_heads_q", problem.num_heads_q},
-                                       {"head_dim", kHeadDimQK}}));
-  return check_size("kv_cache", {{"num_pages", problem.num_pages},
-                                 {"page_size", problem.page_size},
-                                 {"num_heads_kv", problem.num_heads_kv},
-                                 {"head_dim", kHeadDimQK}});
+  MLA_RETURN_IF_ERROR(check_size("q", 2,
+                                 {{"batch", problem.batch},
+                                  {"seqlen_q", problem.seqlen_q},
+                                  {"num_heads_q", problem.num_heads_q},
+                                  {"head_dim", kHeadDimQK}}));
+  return check_size("kv_cache", problem.cache_element_bytes(),
+                    {{"num_pages", problem.num_pages},
+                     {"page_size", problem.page_size},
+                     {"num_heads_kv", problem.num_heads_kv},
+                     {is_quantised(problem.cache_format) ? "row_bytes" : "head_dim",
+                      problem.cache_row_elements()}});
 }
 
 namespace {
@@ -100,11 +129,11 @@ struct Dimension {
 struct TensorCheck {
   const char* name;
   const void* pointer;
-  int alignment;     ///< Of the pointer, in bytes.
-  int64_t multiple;  ///< That strides are of, in elements.
-  bool is_written;   ///< Then no two rows may overlap.
-  bool has_map;      ///< A tensor map describes it.
-  int64_t row;       ///< Elements of a row: of the last dimension, which is contiguous.
+  int alignment;        ///< Of the pointer, in bytes.
+  int64_t multiple;     ///< That strides are of, in elements.
+  bool is_written;      ///< Then no two rows may overlap.
+  int max_stride_bits;  ///< A stride is at most 2 to this, in elements; 0: no such limit.
+  int64_t row;          ///< Elements of a row: of the last dimension, which is contiguous.
   std::vector<Dimension> dimensions;  ///< All others.
 };
 
@@ -126,8 +155,9 @@ Status check_tensor(TensorCheck tensor) {
                           : "a multiple of " + std::to_string(tensor.multiple) +
                                 ", at least 0: rows begin at multiples of 16 bytes"));
     }
-    if (tensor.has_map && dimension.stride > kMaxStride) {
-      return invalid(stride_name(tensor, dimension) + " must be at most 2^38");
+    if (tensor.max_stride_bits > 0 && dimension.stride > int64_t{1} << tensor.max_stride_bits) {
+      return invalid(stride_name(tensor, dimension) + " must be at most 2^" +
+                     std::to_string(tensor.max_stride_bits));
     }
     int64_t extent = 0;
     if (__builtin_mul_overflow(dimension.size - 1, dimension.stride, &extent) ||
@@ -172,9 +202,10 @@ Tensors with_strides(const Problem& problem, Tensors tensors) {
   fill_in(tensors.lse_strides.head, heads, queries);
   fill_in(tensors.lse_strides.batch, batch, heads * queries);
   const int64_t kv_heads = problem.num_heads_kv;
-  fill_in(tensors.kv_strides.head, kv_heads, kHeadDimQK);
-  fill_in(tensors.kv_strides.token, problem.page_size, kv_heads * kHeadDimQK);
-  fill_in(tensors.kv_strides.page, problem.num_pages, problem.page_size * kv_heads * kHeadDimQK);
+  const int64_t cache_row = problem.cache_row_elements();
+  fill_in(tensors.kv_strides.head, kv_heads, cache_row);
+  fill_in(tensors.kv_strides.token, problem.page_size, kv_heads * cache_row);
+  fill_in(tensors.kv_strides.page, problem.num_pages, problem.page_size * kv_heads * cache_row);
   fill_in(tensors.block_table_stride, batch, problem.max_pages_per_seq);
   return tensors;
 }
@@ -189,15 +220,16 @@ Status validate(const Problem& problem, const Tensors& given) {
             {"num_heads_q", problem.num_heads_q, strides.head}};
   };
   MLA_RETURN_IF_ERROR(
-      check_tensor({"q", tensors.q, 16, 8, false, false, kHeadDimQK, rows(tensors.q_strides)}));
+      check_tensor({"q", tensors.q, 16, 8, false, 0, kHeadDimQK, rows(tensors.q_strides)}));
+  const int element_bytes = problem.cache_element_bytes();
   MLA_RETURN_IF_ERROR(
       check_tensor({"kv_cache",
                     tensors.kv_cache,
                     16,
-                    8,
+                    16 / element_bytes,
                     false,
-                    true,
-                    kHeadDimQK,
+                    kMaxStrideBits + 1 - element_bytes,
+                    problem.cache_row_elements(),
                     {{"num_pages", problem.num_pages, tensors.kv_strides.page},
                      {"page_size", problem.page_size, tensors.kv_strides.token},
                      {"num_heads_kv", problem.num_heads_kv, tensors.kv_strides.head}}}));
@@ -206,13 +238,13 @@ Status validate(const Problem& problem, const Tensors& given) {
                                     4,
                                     1,
                                     false,
-                                    false,
+                                    0,
                                     problem.max_pages_per_seq,
                                     {{"batch", problem.batch, tensors.block_table_stride}}}));
   MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", tensors.seqlens_k, 4));
   MLA_RETURN_IF_ERROR(
-      check_tensor({"out", tensors.out, 16, 8, true, false, kHeadDimV, rows(tensors.out_strides)}));
-  return check_tensor({"lse", tensors.lse, 4, 1, true, false, 1, rows(tensors.lse_strides)});
+      check_tensor({"out", tensors.out, 16, 8, true, 0, kHeadDimV, rows(tensors.out_strides)}));
+  return check_tensor({"lse", tensors.lse, 4, 1, true, 0, 1, rows(tensors.lse_strides)});
 }
 
 Status validate_paging(const Problem& problem, const int32_t* block_table, const int32_t* seqlens_k,

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "reference/cache_format.h"
 #include "reference/dtype.h"
 #include "reference/paging.h"
 #include "reference/status.h"
@@ -43,7 +44,11 @@ inline constexpr int64_t kMaxRowsPerSeq = int64_t{1} << 30;
 /// Shapes and scalars of one decode call. All are known on the host; lengths and page ids are not:
 /// they live in device memory (see Tensors).
 struct Problem {
-  DType dtype = DType::kBFloat16;
+  DType dtype = DType::kBFloat16;  ///< Of q and out, and of a cache of 16 bits.
+  /// What the cache holds; see cache_format.h. bf16 alone goes with the tile128 formats.
+  CacheFormat cache_format = CacheFormat::k16Bit;
+  /// Of fp8_tensor: what every code is multiplied by; finite and > 0. Of other formats: not read.
+  float cache_scale = 1;
   int batch = 0;         ///< Sequences, >= 0. Without one there is nothing to decode: no error.
   int seqlen_q = 1;      ///< Query tokens per sequence, >= 1; seqlen_q * num_heads_q <= 2^30.
   int num_heads_q = 0;   ///< Query heads, a multiple of num_heads_kv.
@@ -80,9 +85,22 @@ struct Problem {
   /// The token's row in that page.
   MLA_HOST_DEVICE int row_in_page(int token) const { return token & (page_size - 1); }
 
+  /// Bytes of an element of the cache: 2, or 1 of a quantised one.
+  MLA_HOST_DEVICE int cache_element_bytes() const { return is_quantised(cache_format) ? 1 : 2; }
+  /// Elements of a cache row: 576 values, or the bytes of a quantised one.
+  MLA_HOST_DEVICE int cache_row_elements() const {
+    return has_tile_scales(cache_format) ? kTileRowBytes : kHeadDimQK;
+  }
+  /// Bytes of a cache row: 1152, 656 or 576.
+  MLA_HOST_DEVICE int cache_row_bytes() const {
+    return cache_row_elements() * cache_element_bytes();
+  }
+
   /// Elements of each tensor if it is contiguous.
   int64_t q_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimQK; }
-  int64_t kv_elements() const { return int64_t{num_pages} * page_size * num_heads_kv * kHeadDimQK; }
+  int64_t kv_elements() const {
+    return int64_t{num_pages} * page_size * num_heads_kv * cache_row_elements();
+  }
   int64_t block_table_elements() const { return int64_t{batch} * max_pages_per_seq; }
   int64_t out_elements() const { return int64_t{batch} * seqlen_q * num_heads_q * kHeadDimV; }
   int64_t lse_elements() const { return int64_t{batch} * num_heads_q * seqlen_q; }
@@ -95,7 +113,8 @@ inline constexpr int64_t kContiguous = -1;
 struct RowStrides {
   int64_t batch = kContiguous, token = kContiguous, head = kContiguous;
 };
-/// Elements from one page, token of a page or KV head to the next. The last dimension is contiguous.
+/// Elements from one page, token of a page or KV head to the next; of a quantised cache that is
+/// bytes. The last dimension is contiguous.
 struct CacheStrides {
   int64_t page = kContiguous, token = kContiguous, head = kContiguous;
 };
@@ -105,11 +124,14 @@ struct CacheStrides {
 /// only where the dimension has two members or more.
 ///
 /// q, kv_cache and out are 16-byte aligned, and so is each of their rows: their strides are multiples
-/// of 8. The others are 4-byte aligned. What is read may overlap itself (a stride of 0 repeats a row);
-/// rows of out and lse overlap nothing. Bytes between rows are neither read nor written.
+/// of 8, those of a quantised cache, which count bytes, of 16. The others are 4-byte aligned. What is
+/// read may overlap itself (a stride of 0 repeats a row); rows of out and lse overlap nothing. Bytes
+/// between rows are neither read nor written.
 struct Tensors {
-  const void* q = nullptr;               ///< [batch, seqlen_q, num_heads_q, 576], dtype
-  const void* kv_cache = nullptr;        ///< [num_pages, page_size, num_heads_kv, 576], dtype
+  const void* q = nullptr;  ///< [batch, seqlen_q, num_heads_q, 576], dtype
+  /// [num_pages, page_size, num_heads_kv, 576], dtype; of a quantised cache [..., 656] or [..., 576]
+  /// bytes
+  const void* kv_cache = nullptr;
   const int32_t* block_table = nullptr;  ///< [batch, max_pages_per_seq], page ids
   /// [batch], tokens per sequence, 0 ... max_seqlen_k(). A stage takes any other as the nearest of
   /// these; the reference and check_paging() refuse it.
@@ -126,7 +148,7 @@ struct Tensors {
   RowStrides lse_strides = {};  ///< Of lse.
 
   /// @name Places, in elements from the pointer
-  /// For strides that with_strides() has filled in.
+  /// For strides that with_strides() has filled in. Of a quantised cache in bytes.
   /// @{
   MLA_HOST_DEVICE int64_t q_place(int sequence, int query, int head) const {
     return place(q_strides, sequence, query, head);
@@ -171,7 +193,7 @@ MLA_HOST_DEVICE inline int clamped_length(const Problem& problem, int seqlen_k) 
 /// member, become what a contiguous tensor has. For a problem that validate() accepts.
 Tensors with_strides(const Problem& problem, Tensors tensors);
 
-/// Checks dimensions, dtype and scale. Costs nothing; every entry point calls it.
+/// Checks dimensions, dtype, cache format and scales. Costs nothing; every entry point calls it.
 /// @return kInvalidArgument, naming the member, its value and what is allowed; or ok.
 Status validate(const Problem& problem);
 

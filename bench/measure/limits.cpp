@@ -12,8 +12,8 @@ Work work_of(const Problem& problem, int64_t total_tokens) {
   const double query_rows =
       static_cast<double>(problem.batch) * problem.seqlen_q * problem.num_heads_q;
   return {2.0 * problem.seqlen_q * problem.num_heads_q * tokens * (kHeadDimQK + kHeadDimV),
-          kBytesPerElement *
-              (tokens * problem.num_heads_kv * kHeadDimQK + query_rows * (kHeadDimQK + kHeadDimV))};
+          tokens * problem.num_heads_kv * problem.cache_row_bytes() +
+              kBytesPerElement * query_rows * (kHeadDimQK + kHeadDimV)};
 }
 
 namespace {

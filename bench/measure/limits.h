@@ -15,7 +15,7 @@ namespace mla::bench {
 /// What a decode must do, whoever does it: the core of absorbed MLA, as the cost model has it.
 struct Work {
   double flop = 0;   ///< 2 * s_q * h_q * sum(s_k) * (576 + 512); a causal mask is not deducted
-  double bytes = 0;  ///< every cache row, q and out once, 2 bytes per value
+  double bytes = 0;  ///< every cache row in its format, q and out once
   double intensity() const { return flop / bytes; }  ///< FLOP per byte
 };
 Work work_of(const Problem& problem, int64_t total_tokens);

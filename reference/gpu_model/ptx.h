@@ -9,11 +9,13 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
 
 #include "reference/float16.h"
+#include "reference/float8.h"
 #include "reference/gpu_model/simt.h"
 
 /// A function whose accesses the race detector does not see: the model tells it of them.
@@ -201,6 +203,20 @@ inline bool barrier_sync_or(int id, int threads, bool predicate, GPU_MODEL_HERE)
 inline float ex2_approx(float x, GPU_MODEL_HERE) {
   detail::count_instruction("ex2_approx", file, line);
   return exp2f(x);
+}
+
+inline uint32_t cvt_rn_f16x2_e4m3x2(uint16_t codes, GPU_MODEL_HERE) {
+  detail::count_instruction("cvt_rn_f16x2_e4m3x2", file, line);
+  const auto half = [](int code) -> uint32_t {
+    if ((code & 0x7F) == mla::kNanE4M3) return 0x7FFF;
+    const auto value = mla::from_float<mla::float16>(mla::e4m3_value(static_cast<uint8_t>(code)));
+    return std::bit_cast<uint16_t>(value);
+  };
+  return half(codes >> 8) << 16 | half(codes & 0xFF);
+}
+inline uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low, GPU_MODEL_HERE) {
+  detail::count_instruction("cvt_rn_satfinite_e4m3x2_f32", file, line);
+  return static_cast<uint16_t>(mla::round_to_e4m3(high) << 8 | mla::round_to_e4m3(low));
 }
 
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.

@@ -1,6 +1,7 @@
 #include "reference/testing/data_generator.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <climits>
 #include <cmath>
@@ -85,6 +86,18 @@ std::vector<Needle> draw_needles(const DecodeCase& spec, float softmax_scale, in
   return needles;
 }
 
+/// What no finite value of the cache exceeds.
+float largest_value(const DataSet& data) {
+  if (data.spec.data == DataKind::kExtremeValues) {
+    return data.spec.dtype == DType::kBFloat16 ? 0x1p100f : 65504.0f;
+  }
+  float largest = data.spec.data == DataKind::kExtremeLogits ? 8.0f : 0.6f;  // six deviations
+  for (const Needle& needle : data.needles) {
+    largest = std::max(largest, std::abs(to_float(data.spec.dtype, needle.bits)));
+  }
+  return largest;
+}
+
 }  // namespace
 
 const char* to_string(DataKind kind) {
@@ -126,6 +139,15 @@ std::string DecodeCase::name() const {
   if (fixed_split_tokens != 0) text += " split=" + std::to_string(fixed_split_tokens);
   if (page_size != kDefaultPageSize) text += " page=" + std::to_string(page_size);
   if (strided) text += " strided";
+  if (is_quantised(cache_format)) {
+    text += std::string(" ") + mla::to_string(cache_format);
+    if (scale_rule == ScaleRule::kPowerOfTwo) text += " pow2";
+    if (cache_scale != 0) {
+      char scale[32];
+      std::snprintf(scale, sizeof scale, " cache_scale=%g", double{cache_scale});
+      text += scale;
+    }
+  }
   text += std::string(" ") + to_string(data);
   return text + " seed=" + std::to_string(seed);
 }
@@ -148,6 +170,8 @@ std::string shape_name(const DataSet& data) {
     text += "_split" + std::to_string(problem.fixed_split_tokens);
   if (problem.page_size != kDefaultPageSize) text += "_page" + std::to_string(problem.page_size);
   if (data.spec.strided) text += "_strided";
+  if (is_quantised(problem.cache_format))
+    text += std::string("_") + to_string(problem.cache_format);
   return problem.dtype == DType::kFloat16 ? text + "_fp16" : text;
 }
 
@@ -170,6 +194,7 @@ DataSet make_data_set(const DecodeCase& spec) {
   problem.causal = spec.causal;
   problem.fixed_split_tokens = spec.fixed_split_tokens;
   problem.page_size = spec.page_size;
+  problem.cache_format = spec.cache_format;
   if (!is_page_size(spec.page_size)) return data;  // validate() refuses it
 
   std::vector<int32_t> lengths = spec.lengths.empty() ? draw_lengths(data.spec) : spec.lengths;
@@ -209,6 +234,11 @@ DataSet make_data_set(const DecodeCase& spec) {
     }
     data.needle_begin.push_back(static_cast<int32_t>(data.needles.size()));
   }
+  if (problem.cache_format == CacheFormat::kFp8Tensor) {
+    problem.cache_scale = spec.cache_scale != 0 ? spec.cache_scale
+                                                : scale_for(problem.cache_format,
+                                                            largest_value(data), spec.scale_rule);
+  }
   return data;
 }
 
@@ -225,9 +255,10 @@ Layout layout_of(const Problem& problem, bool strided) {
     strides.q_strides.head = kHeadDimQK + 64;
     strides.q_strides.token = heads * strides.q_strides.head + 8;
     strides.q_strides.batch = queries * strides.q_strides.token + 16;
-    strides.kv_strides.token = kHeadDimQK + 24;
-    strides.kv_strides.head = problem.page_size * strides.kv_strides.token + 8;
-    strides.kv_strides.page = kv_heads * strides.kv_strides.head + 40;
+    const int64_t chunk = 16 / problem.cache_element_bytes();
+    strides.kv_strides.token = problem.cache_row_elements() + 3 * chunk;
+    strides.kv_strides.head = problem.page_size * strides.kv_strides.token + chunk;
+    strides.kv_strides.page = kv_heads * strides.kv_strides.head + 5 * chunk;
     strides.block_table_stride = problem.max_pages_per_seq + 3;
     strides.out_strides.token = kHeadDimV + 32;
     strides.out_strides.head = queries * strides.out_strides.token + 8;
@@ -243,8 +274,8 @@ Layout layout_of(const Problem& problem, bool strided) {
     return members * (asked == kContiguous ? contiguous : asked);
   };
   layout.q = size(batch, strides.q_strides.batch, queries * heads * kHeadDimQK);
-  layout.kv_cache =
-      size(problem.num_pages, strides.kv_strides.page, problem.page_size * kv_heads * kHeadDimQK);
+  layout.kv_cache = size(problem.num_pages, strides.kv_strides.page,
+                         problem.page_size * kv_heads * problem.cache_row_elements());
   layout.block_table =
       layout.begin + size(batch, strides.block_table_stride, problem.max_pages_per_seq);
   layout.seqlens_k = layout.begin + batch;
@@ -341,14 +372,32 @@ bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uin
 }
 
 Tensors HostTensors::tensors(const DataSet& data) {
-  return data.layout().tensors(q.data(), kv_cache.data(), block_table.data(), seqlens_k.data(),
-                               out.data(), lse.data());
+  const bool quantised = is_quantised(data.problem.cache_format);
+  return data.layout().tensors(
+      q.data(), quantised ? static_cast<const void*>(quantised_cache.data()) : kv_cache.data(),
+      block_table.data(), seqlens_k.data(), out.data(), lse.data());
 }
 
 void HostTensors::poison_outputs(DType dtype) {
   std::fill(out.begin(), out.end(), nan_bits(dtype));
   std::fill(lse.begin(), lse.end(), std::numeric_limits<float>::quiet_NaN());
 }
+
+namespace {
+
+void fill_quantised_row(const DataSet& data, int sequence, int64_t token, int head_kv,
+                        uint8_t* row) {
+  const int first = data.needle_begin[size_t(sequence)];
+  const int count = data.needle_begin[size_t(sequence) + 1] - first;
+  std::array<float, kHeadDimQK> values{};
+  for (int column = 0; column < kHeadDimQK; ++column) {
+    values[size_t(column)] = kv_value(data.spec.seed, data.problem.dtype, data.spec.data, sequence,
+                                      token, head_kv, column, data.needles.data() + first, count);
+  }
+  quantise_row(data.problem, data.spec.scale_rule, values.data(), row);
+}
+
+}  // namespace
 
 HostTensors generate(const DataSet& data, int num_threads) {
   const Problem& problem = data.problem;
@@ -373,7 +422,12 @@ HostTensors generate(const DataSet& data, int num_threads) {
     }
   });
 
-  host.kv_cache.assign(static_cast<size_t>(layout.kv_cache), nan_bits(dtype));
+  const bool quantised = is_quantised(problem.cache_format);
+  if (quantised) {
+    host.quantised_cache.assign(static_cast<size_t>(layout.kv_cache), 0xff);
+  } else {
+    host.kv_cache.assign(static_cast<size_t>(layout.kv_cache), nan_bits(dtype));
+  }
   parallel_for(problem.num_pages, num_threads, [&](int64_t page) {
     const int32_t sequence = data.page_sequence[size_t(page)];
     if (sequence < 0) return;
@@ -382,7 +436,12 @@ HostTensors generate(const DataSet& data, int num_threads) {
         std::min<int64_t>(problem.page_size, data.seqlens_k[size_t(sequence)] - first);
     for (int row = 0; row < tokens; ++row) {
       for (int head = 0; head < problem.num_heads_kv; ++head) {
-        uint16_t* kv = &host.kv_cache[size_t(places.page_place(page, row, head))];
+        const auto place = size_t(places.page_place(page, row, head));
+        if (quantised) {
+          fill_quantised_row(data, sequence, first + row, head, &host.quantised_cache[place]);
+          continue;
+        }
+        uint16_t* kv = &host.kv_cache[place];
         for (int column = 0; column < kHeadDimQK; ++column) {
           *kv++ = kv_bits(seed, dtype, kind, sequence, first + row, head, column);
         }
@@ -391,7 +450,7 @@ HostTensors generate(const DataSet& data, int num_threads) {
   });
   host.block_table = data.table_buffer();
   host.seqlens_k = data.length_buffer();
-  for (int b = 0; b < problem.batch; ++b) {
+  for (int b = 0; !quantised && b < problem.batch; ++b) {
     const int32_t* const table_row =
         &data.block_table[size_t(b) * size_t(problem.max_pages_per_seq)];
     for (int32_t n = data.needle_begin[size_t(b)]; n < data.needle_begin[size_t(b) + 1]; ++n) {

@@ -20,6 +20,7 @@
 
 #include "reference/counter_random.h"
 #include "reference/problem.h"
+#include "reference/quantise.h"
 
 namespace mla {
 
@@ -36,7 +37,7 @@ enum class DataKind {
   /// Columns 512-575: in a row of q all are +2^9, or all are -2^9 (2^7 for odd seeds, whose scale
   /// is larger); in the cache they are +-2^3. In the other columns q is 0 and the cache flat.
   /// Logits are then exact in fp32 before the scale, spread over +-10923 (+-8863), and differ by 0
-  /// or at least 277.
+  /// or at least 277. Of fp8_tensor they are all of this times one factor near 1.
   kExtremeLogits,
 };
 /// "flat", "needles", "extreme-values", "extreme-logits"
@@ -61,6 +62,13 @@ struct DecodeCase {
   float softmax_scale = 0;          ///< If not 0: the scale, whatever the seed.
   /// If not empty: the lengths themselves; their number is the batch.
   std::vector<int32_t> lengths;
+  /// How the cache keeps the values; a quantised cache holds the quantised ones of the 16-bit cache
+  /// that the same case has.
+  CacheFormat cache_format = CacheFormat::k16Bit;
+  /// Of fp8_tensor: the scale, if not 0; else the least, by `scale_rule`, that no value of the data
+  /// exceeds.
+  float cache_scale = 0;
+  ScaleRule scale_rule = ScaleRule::kLargest;  ///< Of a quantised cache.
 
   /// "bf16 b=2 s_q=1 s_k=140 h_q=64 h_kv=2 var causal needles seed=7"
   std::string name() const;
@@ -85,7 +93,8 @@ inline constexpr int kSparePages = 3;
 /// a block table and lengths that begin 4 bytes into their buffers.
 struct Layout {
   Tensors strides;  ///< Every stride; the pointers are null.
-  int64_t q = 0, kv_cache = 0, block_table = 0, seqlens_k = 0, out = 0, lse = 0;  ///< Elements.
+  /// Elements; of a quantised kv_cache bytes.
+  int64_t q = 0, kv_cache = 0, block_table = 0, seqlens_k = 0, out = 0, lse = 0;
   int64_t begin = 0;  ///< Of block_table and of seqlens_k, in their buffers.
 
   /// The tensors in these buffers.
@@ -130,7 +139,8 @@ bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uin
 /// @}
 
 /// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.
-/// With its data and its seed it is the same case again.
+/// With its data and its seed it is the same case again. The tools read no quantised ones, which end
+/// in "_fp8_tile128".
 std::string shape_name(const DataSet& data);
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
@@ -143,12 +153,16 @@ DataSet make_data_set(const DecodeCase& spec);
 /// unless the case is strided.
 struct HostTensors {
   std::vector<uint16_t> q;  ///< [batch, seqlen_q, num_heads_q, 576]
-  /// [num_pages, page_size, num_heads_kv, 576]; NaN past every sequence's end
+  /// [num_pages, page_size, num_heads_kv, 576]; NaN past every sequence's end. Empty if the cache is
+  /// quantised.
   std::vector<uint16_t> kv_cache;
   std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]
   std::vector<int32_t> seqlens_k;    ///< [batch]
   std::vector<uint16_t> out;         ///< [batch, seqlen_q, num_heads_q, 512], NaN
   std::vector<float> lse;            ///< [batch, num_heads_q, seqlen_q], NaN
+  /// [num_pages, page_size, num_heads_kv, 656 or 576], the bytes of a quantised cache; 0xff past every
+  /// sequence's end, so that e4m3 codes, scales and rotary columns are NaN there
+  std::vector<uint8_t> quantised_cache;
   /// The tensors in these buffers.
   Tensors tensors(const DataSet& data);
   /// Fills out and lse with NaN (again), so that an element a kernel does not write shows.
@@ -168,6 +182,11 @@ MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind
 /// Bits of the cache row of `token`, before needles: column 575 is 0 on needle data.
 MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
                                         int64_t token, int head_kv, int column);
+/// The value of that element, needles included: what a quantised cache is made of.
+/// @param needles, count  those of the sequence
+MLA_HOST_DEVICE inline float kv_value(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                      int64_t token, int head_kv, int column, const Needle* needles,
+                                      int count);
 /// @}
 
 /// The parts of the element functions. Public so that tests can check each against its definition.
@@ -275,6 +294,16 @@ MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kin
     return generator::extreme_logit_value(dtype, key, column);
   }
   return generator::round_to_16_bits(dtype, generator::normal_tenth(key, column));
+}
+
+MLA_HOST_DEVICE inline float kv_value(uint64_t seed, DType dtype, DataKind kind, int sequence,
+                                      int64_t token, int head_kv, int column, const Needle* needles,
+                                      int count) {
+  uint16_t bits = kv_bits(seed, dtype, kind, sequence, token, head_kv, column);
+  for (int n = 0; column == kHeadDimQK - 1 && n < count; ++n) {
+    if (needles[n].token == token) bits = needles[n].bits;
+  }
+  return to_float(dtype, bits);
 }
 
 }  // namespace mla

@@ -5,12 +5,12 @@
 namespace mla {
 
 namespace gpu {
-Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
-                       const Needle*, const int32_t*, const Tensors&);
+Status launch_generate(const Problem&, uint64_t, DataKind, ScaleRule, const int32_t*,
+                       const int32_t*, const Needle*, const int32_t*, const Tensors&);
 }
 namespace model {
-Status launch_generate(const Problem&, uint64_t, DataKind, const int32_t*, const int32_t*,
-                       const Needle*, const int32_t*, const Tensors&);
+Status launch_generate(const Problem&, uint64_t, DataKind, ScaleRule, const int32_t*,
+                       const int32_t*, const Needle*, const int32_t*, const Tensors&);
 }
 
 Tensors DeviceTensors::tensors() const {
@@ -47,13 +47,15 @@ Status generate_on_device(Machine& machine, const DataSet& data, DeviceTensors* 
     return data.spec.strided ? machine.fill(buffer.data(), 0xff, buffer.bytes()) : Status();
   };
   MLA_RETURN_IF_ERROR(allocate(result->q, layout.q, 2));
-  MLA_RETURN_IF_ERROR(allocate(result->kv_cache, layout.kv_cache, 2));
+  MLA_RETURN_IF_ERROR(allocate(result->kv_cache, layout.kv_cache,
+                               static_cast<size_t>(problem.cache_element_bytes())));
   MLA_RETURN_IF_ERROR(allocate(result->out, layout.out, 2));
   MLA_RETURN_IF_ERROR(allocate(result->lse, layout.lse, sizeof(float)));
   const auto generate = MLA_ON_MACHINE(machine, launch_generate);
-  MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, page_sequence.as<int32_t>(),
-                               page_position.as<int32_t>(), needles.as<Needle>(),
-                               needle_begin.as<int32_t>(), result->tensors()));
+  MLA_RETURN_IF_ERROR(generate(problem, data.spec.seed, data.spec.data, data.spec.scale_rule,
+                               page_sequence.as<int32_t>(), page_position.as<int32_t>(),
+                               needles.as<Needle>(), needle_begin.as<int32_t>(),
+                               result->tensors()));
   MLA_RETURN_IF_ERROR(machine.synchronize());
   return result->poison_outputs(machine);
 }

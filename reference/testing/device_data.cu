@@ -8,6 +8,10 @@ namespace {
 constexpr int kThreads = 192;
 static_assert(kHeadDimQK % kThreads == 0, "each thread makes three columns of a row");
 
+struct RowValues {
+  float values[kHeadDimQK];
+};
+
 // A stage only reads these; here they are made.
 __device__ uint16_t* writable(const void* tensor) {
   return static_cast<uint16_t*>(const_cast<void*>(tensor));
@@ -49,6 +53,39 @@ __global__ void fill_cache(Problem problem, uint64_t seed, DataKind kind, int64_
   }
 }
 
+// The same for a quantised cache: a row's values in shared memory, then each part by a thread of its
+// own. 0xff where no sequence has a token.
+__global__ void fill_quantised_cache(Problem problem, uint64_t seed, DataKind kind, ScaleRule rule,
+                                     int64_t rows, const int32_t* __restrict__ page_sequence,
+                                     const int32_t* __restrict__ page_position,
+                                     const Needle* __restrict__ needles,
+                                     const int32_t* __restrict__ needle_begin, Tensors tensors) {
+  float* const values_smem = shared_memory<RowValues>().values;
+  uint8_t* const cache = static_cast<uint8_t*>(const_cast<void*>(tensors.kv_cache));
+  for (int64_t item = blockIdx.x; item < rows; item += gridDim.x) {
+    const int head = static_cast<int>(item % problem.num_heads_kv);
+    const int64_t page = item / problem.num_heads_kv / problem.page_size;
+    const int row_in_page = static_cast<int>(item / problem.num_heads_kv % problem.page_size);
+    const int sequence = page_sequence[page];
+    const int64_t token = int64_t{page_position[page]} * problem.page_size + row_in_page;
+    uint8_t* const row = cache + tensors.page_place(page, row_in_page, head);
+    if (sequence < 0 || token >= tensors.seqlens_k[sequence]) {
+      for (int byte = threadIdx.x; byte < problem.cache_row_bytes(); byte += kThreads) {
+        row[byte] = 0xff;
+      }
+      continue;
+    }
+    for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
+      values_smem[column] = kv_value(seed, problem.dtype, kind, sequence, token, head, column,
+                                     needles + needle_begin[sequence],
+                                     needle_begin[sequence + 1] - needle_begin[sequence]);
+    }
+    __syncthreads();
+    if (threadIdx.x < kRowParts) quantise_part(problem, rule, values_smem, threadIdx.x, row);
+    __syncthreads();  // the values have been read
+  }
+}
+
 // Column 575 of every KV head of the needles. One block a sequence.
 __global__ void plant_needles(Problem problem, const Needle* __restrict__ needles,
                               const int32_t* __restrict__ needle_begin, Tensors tensors) {
@@ -68,13 +105,18 @@ __global__ void plant_needles(Problem problem, const Needle* __restrict__ needle
 
 }  // namespace
 
-Status launch_generate(const Problem& problem, uint64_t seed, DataKind kind,
+Status launch_generate(const Problem& problem, uint64_t seed, DataKind kind, ScaleRule rule,
                        const int32_t* page_sequence, const int32_t* page_position,
                        const Needle* needles, const int32_t* needle_begin, const Tensors& tensors) {
   const int64_t q_rows = problem.q_elements() / kHeadDimQK;
-  const int64_t kv_rows = problem.kv_elements() / kHeadDimQK;
+  const int64_t kv_rows = problem.kv_elements() / problem.cache_row_elements();
   MLA_RETURN_IF_ERROR(
       launch(fill_q, grid_for(q_rows), kThreads, 0, nullptr, problem, seed, kind, q_rows, tensors));
+  if (is_quantised(problem.cache_format)) {
+    return launch(fill_quantised_cache, grid_for(kv_rows), kThreads, sizeof(RowValues), nullptr,
+                  problem, seed, kind, rule, kv_rows, page_sequence, page_position, needles,
+                  needle_begin, tensors);
+  }
   MLA_RETURN_IF_ERROR(launch(fill_cache, grid_for(kv_rows), kThreads, 0, nullptr, problem, seed,
                              kind, kv_rows, page_sequence, page_position, tensors));
   return launch(plant_needles, grid_for(problem.batch), kThreads, 0, nullptr, problem, needles,

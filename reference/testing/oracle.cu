@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "reference/attention.h"
+#include "reference/quantise.h"
 #include "stages/common/machine/launch.h"
 
 namespace mla::MLA_MACHINE {
@@ -15,10 +16,20 @@ struct Smem {
   double reduce[kThreads];
 };
 
+// One column of a cache row of 16 bits, and of quantised bytes.
+template <typename T>
+__device__ double value_of(const Problem&, const T* key_gmem, int column) {
+  return to_float(key_gmem[column]);
+}
+__device__ double value_of(const Problem& problem, const uint8_t* key_gmem, int column) {
+  return dequantise_value(problem, key_gmem, column);
+}
+
 // One item: one (row, head). Its scores, and |v|^2 of each token, [2, max_seqlen_k] doubles, belong
 // to the block.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
+// `Key` is an element of the cache: T, or a byte, which takes more registers than ptxas would give (0).
+template <typename T, typename Key>
+__global__ void __launch_bounds__(kThreads, sizeof(Key) == 1 ? 2 : 0)
     decode_row(Problem problem, Tensors tensors, const QueryRow* __restrict__ rows,
                int64_t num_items, double* __restrict__ scores, double* __restrict__ out,
                double* __restrict__ lse, double* __restrict__ out_size,
@@ -46,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
     const int head = static_cast<int>(item % problem.num_heads_q);
     const int head_kv = head / (problem.num_heads_q / problem.num_heads_kv);
     const int32_t* table = tensors.table_row(row.sequence);
-    const T* cache = static_cast<const T*>(tensors.kv_cache);
+    const Key* cache = static_cast<const Key*>(tensors.kv_cache);
     const T* q = static_cast<const T*>(tensors.q) + tensors.q_place(row.sequence, row.query, head);
     const int seqlen_k = clamped_length(problem, tensors.seqlens_k[row.sequence]);
     const int visible = problem.causal ? seqlen_k - problem.seqlen_q + row.query + 1 : seqlen_k;
@@ -58,16 +69,22 @@ __global__ void __launch_bounds__(kThreads)
 
     double largest = -INFINITY, k_square = 0;
     for (int t = threadIdx.x; t < visible; t += kThreads) {
-      const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
+      const Key* k = cache + cache_place(problem, tensors, table, t, head_kv);
       double dot = 0, square = 0;
+      const auto add = [&](int column, double x) {
+        dot += smem.q[column] * x;
+        square += x * x;
+      };
 #pragma unroll 1  // unrolled, it would spill on sm_80
       for (int column = 0; column < kHeadDimQK; column += 8) {
         if (column == kHeadDimV) v_square[t] = square;
-        const uint4 eight = *reinterpret_cast<const uint4*>(k + column);
-        for (int i = 0; i < 8; ++i) {
-          const double x = to_float(reinterpret_cast<const T*>(&eight)[i]);
-          dot += smem.q[column + i] * x;
-          square += x * x;
+        if constexpr (sizeof(Key) == 1) {
+          for (int i = 0; i < 8; ++i) add(column + i, value_of(problem, k, column + i));
+        } else {
+          const uint4 eight = *reinterpret_cast<const uint4*>(k + column);
+          for (int i = 0; i < 8; ++i) {
+            add(column + i, to_float(reinterpret_cast<const T*>(&eight)[i]));
+          }
         }
       }
       s[t] = dot * problem.softmax_scale;
@@ -98,8 +115,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int column = threadIdx.x; column < kHeadDimQK; column += kThreads) {
       double o = 0, size = 0, k_largest = 0;
       for (int t = 0; t < visible; ++t) {
-        const T* k = cache + cache_place(problem, tensors, table, t, head_kv);
-        const double x = to_float(k[column]);
+        const Key* k = cache + cache_place(problem, tensors, table, t, head_kv);
+        const double x = value_of(problem, k, column);
         o += s[t] * x;
         size += rounded_size(problem.dtype, s[t]) * fabs(x);
         if (isfinite(x)) k_largest = fmax(k_largest, fabs(x));
@@ -139,8 +156,11 @@ Status launch_oracle(const Problem& problem, const Tensors& tensors, const Query
                      int64_t num_items, unsigned grid, double* scores, double* out, double* lse,
                      double* out_size, RowSize* row_size) {
   return visit_dtype(problem.dtype, [&](auto zero) {
-    return launch(decode_row<decltype(zero)>, grid, kThreads, sizeof(Smem), nullptr, problem,
-                  tensors, rows, num_items, scores, out, lse, out_size, row_size);
+    using T = decltype(zero);
+    const auto kernel =
+        is_quantised(problem.cache_format) ? decode_row<T, uint8_t> : decode_row<T, T>;
+    return launch(kernel, grid, kThreads, sizeof(Smem), nullptr, problem, tensors, rows, num_items,
+                  scores, out, lse, out_size, row_size);
   });
 }
 

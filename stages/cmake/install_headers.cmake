@@ -13,6 +13,7 @@ set(names
   stages/common/machine/machine.h
   stages/common/machine/upload_ring.h
   stages/common/split/plan.h
+  reference/cache_format.h
   reference/dtype.h
   reference/paging.h
   reference/problem.h
@@ -21,7 +22,9 @@ set(names
   reference/attention.h
   reference/counter_random.h
   reference/float16.h
+  reference/float8.h
   reference/lse_merge.h
+  reference/quantise.h
   reference/gpu_model/gpu_model.h
   reference/gpu_model/recording.h
   reference/layers/cost_model.h

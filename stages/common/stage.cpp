@@ -43,7 +43,29 @@ Status check_device(const Stage& stage, const DeviceLimits& limits) {
   return {};
 }
 
+Status check_cache_format(const Stage& stage, const Problem& problem) {
+  const std::vector<CacheFormat>& known = stage.cache_formats;
+  if (std::find(known.begin(), known.end(), problem.cache_format) != known.end()) return {};
+  std::string names;
+  for (const CacheFormat format : known) {
+    names += (names.empty() ? "" : ", ") + std::string(to_string(format));
+  }
+  return {StatusCode::kUnsupported, stage.slug + " cannot read a cache of cache_format = " +
+                                        to_string(problem.cache_format) + ", only " + names};
+}
+
 namespace {
+
+/// The problem alone, and whether the stage takes it.
+Status check_problem(const Stage& stage, const Problem& problem) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  return check_cache_format(stage, problem);
+}
+/// The same, and the tensors.
+Status check_problem(const Stage& stage, const Problem& problem, const Tensors& tensors) {
+  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  return check_cache_format(stage, problem);
+}
 
 /// The machine the stage is for, if it can run there.
 Status machine_of(const Stage& stage, Machine** machine) {
@@ -112,7 +134,7 @@ Status find_place(const Stage& stage, const Problem& problem, Place* place) {
 
 /// The same for what works on a plan alone: the problem and the plan's memory are checked, too.
 Status find_plan(const Stage& stage, const Problem& problem, const Workspace& plan, Place* place) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   MLA_RETURN_IF_ERROR(find_place(stage, problem, place));
   return check_buffer(stage, "plan", place->bytes.plan, plan);
 }
@@ -140,7 +162,7 @@ Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceL
                        WorkspaceBytes* bytes) {
   Place place;
   place.limits = limits;
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   MLA_RETURN_IF_ERROR(check_limits(limits));
   MLA_RETURN_IF_ERROR(find_needs(stage, problem, &place));
   *bytes = place.bytes;
@@ -148,7 +170,7 @@ Status workspace_bytes(const Stage& stage, const Problem& problem, const DeviceL
 }
 
 Status workspace_bytes(const Stage& stage, const Problem& problem, WorkspaceBytes* bytes) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   Place place;
   MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
   *bytes = place.bytes;
@@ -156,7 +178,7 @@ Status workspace_bytes(const Stage& stage, const Problem& problem, WorkspaceByte
 }
 
 Status allocate_workspace(const Stage& stage, const Problem& problem, DeviceBuffer* workspace) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   Place place;
   MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
   workspace->reset();
@@ -166,7 +188,7 @@ Status allocate_workspace(const Stage& stage, const Problem& problem, DeviceBuff
 
 Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits& limits,
                   PlanShape* shape) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   MLA_RETURN_IF_ERROR(check_limits(limits));
   if (stage.plan_shape == nullptr) return no_plan(stage);
   *shape = with_settings(stage.settings,
@@ -176,7 +198,7 @@ Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits
 
 Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
                const DeviceLimits& limits, Prediction* prediction) {
-  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem));
   MLA_RETURN_IF_ERROR(check_limits(limits));
   if (total_tokens < 0) {
     return {StatusCode::kInvalidArgument,
@@ -195,7 +217,7 @@ Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
 Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
               const Workspace& workspace, Stream stream) {
   Place place;
-  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem, tensors));
   MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
   MLA_RETURN_IF_ERROR(check_buffer(stage, "workspace", place.bytes.total(), workspace));
   void* plan = place.bytes.plan_in(workspace).data;
@@ -215,7 +237,7 @@ Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* se
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
                       const Workspace& plan, const Workspace& scratch, Stream stream) {
   Place place;
-  MLA_RETURN_IF_ERROR(validate(problem, tensors));
+  MLA_RETURN_IF_ERROR(check_problem(stage, problem, tensors));
   MLA_RETURN_IF_ERROR(find_place(stage, problem, &place));
   MLA_RETURN_IF_ERROR(check_buffer(stage, "plan", place.bytes.plan, plan));
   MLA_RETURN_IF_ERROR(check_buffer(stage, "scratch", place.bytes.scratch, scratch));
@@ -256,7 +278,7 @@ Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seq
 }
 
 double cache_bytes(const Problem& problem, int64_t total_tokens) {
-  return double(total_tokens) * problem.num_heads_kv * kHeadDimQK * 2;
+  return double(total_tokens) * problem.num_heads_kv * problem.cache_row_bytes();
 }
 
 double busy_fraction(const PlanShape& shape, int64_t total_tokens, const DeviceLimits& limits) {

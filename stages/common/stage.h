@@ -32,6 +32,8 @@ struct Stage {
   MachineKind machine = MachineKind::kModel;
   int min_compute_capability = 80;  ///< 80 for 8.0; the oldest device that it runs on.
   int max_compute_capability = 1 << 30;
+  /// What it can read of a cache. Any other problem is refused before anything else is done with it.
+  std::vector<CacheFormat> cache_formats = {CacheFormat::k16Bit};
   /// How long it must run back to back before sustained times are taken, in s. A kernel that keeps the
   /// tensor cores busy needs kTensorCoreWarmup: only then has the power limit lowered the clock.
   double sustained_warmup_s = 0.2;
@@ -74,9 +76,14 @@ const Stage* find_stage(MachineKind machine, const std::string& slug,
 /// ok, or kUnsupported with the reason why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
 
+/// ok, or kUnsupported, naming stage and format, if `stage` cannot read the problem's cache. All functions
+/// below that take a stage and a problem ask it.
+Status check_cache_format(const Stage& stage, const Problem& problem);
+
 /// @name What a stage asks for, and expects
 /// By shapes and the device alone. They return kInvalidArgument for a problem that validate()
-/// refuses and for limits of no device, and then leave the result alone.
+/// refuses and for limits of no device, kUnsupported as check_cache_format(), and then leave the result
+/// alone.
 /// @{
 
 /// Bytes of memory that a decode of `problem` needs beside its tensors, on a device with these limits.
@@ -102,7 +109,7 @@ Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
                const DeviceLimits& limits, Prediction* prediction);
 /// @}
 
-/// Decodes: checks problem, pointers, strides, workspace and device, makes the plan if the stage uses
+/// Decodes: checks problem, cache format, pointers, strides, workspace and device, makes the plan if the stage uses
 /// one, then runs the stage. On any error no output is touched. Asynchronous on a GPU: errors inside
 /// kernels appear at the next synchronisation. May be captured in a CUDA graph: a replay uses the
 /// lengths and the block table as they are then.
@@ -157,7 +164,7 @@ Status check_plan(const Stage& stage, const Problem& problem, const int32_t* seq
 /// @name Terms of a prediction that stages share
 /// @{
 
-/// Bytes of the cache rows of `total_tokens` tokens: total_tokens * num_heads_kv * 576 * 2.
+/// Bytes of the cache rows of `total_tokens` tokens, in the problem's cache format.
 double cache_bytes(const Problem& problem, int64_t total_tokens);
 
 /// Share of the multiprocessors that have work under a plan of this shape: a worker has min_grains grains

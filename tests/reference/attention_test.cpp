@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
 
 #include "reference/float16.h"
+#include "reference/quantise.h"
 #include "reference/testing/data_generator.h"
 #include "tests/reference/plain_attention.h"
 #include "tests/status_matchers.h"
@@ -36,11 +39,13 @@ class HandMade {
   }
 
   bfloat16& q(int sequence, int query, int head, int column) {
-    return q_[size_t(((sequence * problem.seqlen_q + query) * problem.num_heads_q + head) * 576 +
+    return q_[size_t(((int64_t{sequence} * problem.seqlen_q + query) * problem.num_heads_q + head) *
+                         576 +
                      column)];
   }
   bfloat16& kv(int sequence, int token, int head, int column) {
-    return kv_[size_t(((sequence * 128 + token) * problem.num_heads_kv + head) * 576 + column)];
+    return kv_[size_t(((int64_t{sequence} * 128 + token) * problem.num_heads_kv + head) * 576 +
+                      column)];
   }
   Tensors tensors() const {
     return {.q = q_.data(),
@@ -107,10 +112,10 @@ TEST(ReferenceByHand, CausalMaskIsAlignedBottomRight) {
   for (int t = 0; t < 5; ++t) hand.kv(2, t, 0, 0) = bfloat16(static_cast<float>(t));
   const ReferenceResult result = hand.decode();
   const auto out = [&](int b, int query, int head) {
-    return result.out[size_t(((b * 3 + query) * 2 + head) * 512)];
+    return result.out[size_t(((int64_t{b} * 3 + query) * 2 + head) * 512)];
   };
   const auto lse = [&](int b, int query, int head) {
-    return result.lse[size_t((b * 2 + head) * 3 + query)];
+    return result.lse[size_t((int64_t{b} * 2 + head) * 3 + query)];
   };
   for (const int head : {0, 1}) {
     EXPECT_EQ(out(0, 0, head), 0);
@@ -363,7 +368,7 @@ TEST_F(ReferenceOnNeedles, ChosenRowsEqualTheWhole) {
 }
 
 TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
-  const int32_t page = data_.block_table[size_t(4 * data_.problem.max_pages_per_seq)];
+  const int32_t page = data_.block_table[4 * size_t(data_.problem.max_pages_per_seq)];
   for (const uint16_t bits : {uint16_t{0x7F80}, uint16_t{0xFF80}, uint16_t{0x7FC0}}) {
     HostTensors host = host_;
     host.kv_cache[size_t(page) * 64 * 576 + 575] = bits;  // token 0 of sequence 4
@@ -397,6 +402,169 @@ TEST_F(ReferenceOnNeedles, MaskedTokensReachNoRow) {
       EXPECT_EQ(std::isnan(result.out[size_t(query * 70 + head) * 512]), query == 2);
     }
   }
+}
+
+constexpr CacheFormat kQuantised[] = {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor,
+                                      CacheFormat::kInt8Tile128};
+
+TEST(ReferenceOnQuantised, EqualsPlainLoops) {
+  for (const CacheFormat format : kQuantised) {
+    for (int i = 0; i < 12; ++i) {
+      DecodeCase spec;
+      spec.cache_format = format;
+      spec.scale_rule = i % 2 == 0 ? ScaleRule::kLargest : ScaleRule::kPowerOfTwo;
+      spec.data = static_cast<DataKind>(i % 4);
+      spec.lengths = {i, 0, 64, 129};
+      spec.seqlen_q = 1 + i % 3;
+      spec.num_heads_q = 6;
+      spec.num_heads_kv = 1 + i % 2;
+      spec.causal = i % 3 != 0;
+      spec.seed = static_cast<uint64_t>(i);
+      if (format == CacheFormat::kFp8Tensor && i % 4 < 2) spec.dtype = DType::kFloat16;
+      SCOPED_TRACE(spec.name());
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      ReferenceResult result;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &result));
+      expect_equals_plain(data, host, result);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// With scales that are powers of two a 16-bit cache can hold the same values: then nothing differs.
+TEST(ReferenceOnQuantised, EqualsThe16BitCacheOfTheSameValues) {
+  for (const CacheFormat format : kQuantised) {
+    for (const bool strided : {false, true}) {
+      DecodeCase spec;
+      spec.lengths = {300, 0, 17};
+      spec.seqlen_q = 2;
+      spec.num_heads_q = 6;
+      spec.num_heads_kv = 2;
+      spec.causal = true;
+      spec.page_size = 32;
+      spec.data = DataKind::kNeedles;
+      spec.strided = strided;
+      spec.scale_rule = ScaleRule::kPowerOfTwo;
+      spec.cache_format = format;
+      SCOPED_TRACE(spec.name());
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      spec.cache_format = CacheFormat::k16Bit;
+      const DataSet plain_data = make_data_set(spec);
+      HostTensors plain = generate(plain_data);
+      const Tensors from = with_strides(data.problem, host.tensors(data));
+      const Tensors to = with_strides(plain_data.problem, plain.tensors(plain_data));
+      int64_t changed = 0;
+      for (int b = 0; b < 3; ++b) {
+        for (int token = 0; token < spec.lengths[size_t(b)]; ++token) {
+          for (int head = 0; head < 2; ++head) {
+            std::array<double, 576> values;
+            const int64_t byte = cache_place(data.problem, from, from.table_row(b), token, head);
+            dequantise_row(data.problem, &host.quantised_cache[size_t(byte)], values.data());
+            const int64_t place = cache_place(plain_data.problem, to, to.table_row(b), token, head);
+            for (size_t c = 0; c < 576; ++c) {
+              const uint16_t bits = round_to_bfloat16(float(values[c]));
+              ASSERT_EQ(test::value_of(DType::kBFloat16, bits), values[c]);
+              changed += plain.kv_cache[size_t(place) + c] != bits;
+              plain.kv_cache[size_t(place) + c] = bits;
+            }
+          }
+        }
+      }
+      EXPECT_GT(changed, 1000) << "quantising has changed the values";
+      ReferenceResult result, expected;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &result));
+      ASSERT_OK(reference_attention(plain_data.problem, plain.tensors(plain_data), &expected));
+      EXPECT_EQ(result.out, expected.out);
+      EXPECT_EQ(result.lse, expected.lse);
+      EXPECT_EQ(result.out_size, expected.out_size);
+      for (size_t i = 0; i < expected.row_size.size(); ++i) {
+        ASSERT_EQ(result.row_size[i].logit, expected.row_size[i].logit);
+        ASSERT_EQ(result.row_size[i].rounding, expected.row_size[i].rounding);
+      }
+    }
+  }
+}
+
+// The data set's unused rows are NaN in every code, scale and rotary column, and its gaps, too: here
+// they hold other numbers, and the result is the same.
+TEST(ReferenceOnQuantised, NothingOutsideASequenceIsRead) {
+  for (const CacheFormat format : kQuantised) {
+    DecodeCase spec;
+    spec.lengths = {70, 0, 3};
+    spec.num_heads_q = 4;
+    spec.num_heads_kv = 2;
+    spec.strided = true;
+    spec.cache_format = format;
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    ReferenceResult expected, result;
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    for (const double x : expected.out) ASSERT_TRUE(std::isfinite(x));
+    std::vector<bool> used(host.quantised_cache.size());
+    const Tensors tensors = with_strides(data.problem, host.tensors(data));
+    for (int b = 0; b < 3; ++b) {
+      for (int token = 0; token < spec.lengths[size_t(b)]; ++token) {
+        for (int head = 0; head < 2; ++head) {
+          const int64_t place =
+              cache_place(data.problem, tensors, tensors.table_row(b), token, head);
+          std::fill_n(used.begin() + place, data.problem.cache_row_bytes(), true);
+        }
+      }
+    }
+    for (size_t i = 0; i < used.size(); ++i) {
+      if (used[i]) continue;
+      ASSERT_EQ(host.quantised_cache[i], 0xff);
+      host.quantised_cache[i] = 0x40;
+    }
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &result));
+    EXPECT_EQ(result.out, expected.out);
+    EXPECT_EQ(result.lse, expected.lse);
+  }
+}
+
+// A NaN in the last token, in a code, a scale or a rotary column, is seen by the last query token
+// alone, and by all of its columns, as in 16 bits.
+TEST(ReferenceOnQuantised, NaNReachesTheRowsThatSeeIt) {
+  const auto spoil = [](CacheFormat format, uint8_t* row, int how) {
+    constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+    if (how == 0 && format != CacheFormat::kInt8Tile128) row[200] = 0xFF;
+    if (how == 0 && format == CacheFormat::kInt8Tile128) return false;
+    if (how == 1 && format == CacheFormat::kFp8Tensor) row[575] = 0x7F;
+    if (how == 1 && format != CacheFormat::kFp8Tensor) row[655] = row[654] = 0xFF;
+    if (how == 2 && format == CacheFormat::kFp8Tensor) return false;
+    if (how == 2) std::memcpy(row + 524, &kNaN, 4);
+    return true;
+  };
+  int tried = 0;
+  for (const CacheFormat format : kQuantised) {
+    for (const int how : {0, 1, 2}) {
+      DecodeCase spec;
+      spec.lengths = {70, 65};
+      spec.seqlen_q = 3;
+      spec.num_heads_q = 4;
+      spec.causal = true;
+      spec.cache_format = format;
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      const Tensors tensors = with_strides(data.problem, host.tensors(data));
+      const int64_t place = cache_place(data.problem, tensors, tensors.table_row(0), 69, 0);
+      if (!spoil(format, &host.quantised_cache[size_t(place)], how)) continue;
+      ++tried;
+      ReferenceResult result;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &result));
+      for (size_t row = 0; row < 2 * 3 * 4; ++row) {
+        const bool sees = row / 4 == 2;
+        const size_t b = row / 12, query = row / 4 % 3, head = row % 4;
+        EXPECT_EQ(std::isnan(result.lse[(b * 4 + head) * 3 + query]), sees);
+        for (const size_t column : {0, 200, 511}) {
+          EXPECT_EQ(std::isnan(result.out[row * 512 + column]), sees) << column;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(tried, 7);
 }
 
 TEST_F(ReferenceOnNeedles, SequencesMayShareAPage) {

@@ -11,28 +11,9 @@
 #include <vector>
 
 #include "reference/problem.h"
+#include "tests/reference/code_values.h"
 
 namespace mla::test {
-
-/// The value of a 16-bit pattern, from the formats' definitions.
-inline double value_of(DType dtype, uint16_t bits) {
-  const bool is_bf16 = dtype == DType::kBFloat16;
-  const int fraction_bits = is_bf16 ? 7 : 10;
-  const int bias = is_bf16 ? 127 : 15;
-  const int all_ones = is_bf16 ? 255 : 31;
-  const int exponent = (bits & 0x7FFF) >> fraction_bits;
-  const int fraction = bits & ((1 << fraction_bits) - 1);
-  double magnitude;
-  if (exponent == all_ones) {
-    magnitude = fraction == 0 ? std::numeric_limits<double>::infinity()
-                              : std::numeric_limits<double>::quiet_NaN();
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(fraction, 1 - bias - fraction_bits);
-  } else {
-    magnitude = std::ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
-  }
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
 
 /// value_of() of all patterns.
 inline const std::array<double, 65536>& value_table(DType dtype) {
@@ -61,6 +42,9 @@ inline PlainInputs gather(const Problem& problem, const Tensors& tensors, int se
   const std::array<double, 65536>& values = value_table(problem.dtype);
   const auto* const q = static_cast<const uint16_t*>(tensors.q);
   const auto* const kv = static_cast<const uint16_t*>(tensors.kv_cache);
+  const auto* const bytes = static_cast<const uint8_t*>(tensors.kv_cache);
+  const CacheFormat format = problem.cache_format;
+  const bool tiles = format == CacheFormat::kFp8Tile128 || format == CacheFormat::kInt8Tile128;
   const int heads_a_kv_head = problem.num_heads_q / problem.num_heads_kv;
   const int64_t length = tensors.seqlens_k[sequence];
 
@@ -72,7 +56,13 @@ inline PlainInputs gather(const Problem& problem, const Tensors& tensors, int se
     const int64_t page =
         tensors.block_table[int64_t{sequence} * problem.max_pages_per_seq + t / 64];
     const int64_t row = (page * 64 + t % 64) * problem.num_heads_kv + head / heads_a_kv_head;
-    for (int c = 0; c < 576; ++c) inputs.k.push_back(values[kv[row * 576 + c]]);
+    for (int c = 0; c < 576; ++c) {
+      inputs.k.push_back(format == CacheFormat::k16Bit
+                             ? values[kv[row * 576 + c]]
+                             : quantised_value(tiles, format == CacheFormat::kInt8Tile128,
+                                               problem.cache_scale,
+                                               bytes + row * (tiles ? 656 : 576), c));
+    }
     long double dot = 0;
     const double* const k = &inputs.k[size_t(t) * 576];
     for (int c = 0; c < 576; ++c) dot += static_cast<long double>(inputs.q[size_t(c)]) * k[c];

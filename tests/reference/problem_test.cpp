@@ -138,6 +138,115 @@ TEST(Problem, ScaleMustBeFiniteAndPositive) {
   }
 }
 
+TEST(CacheFormats, AreFour) {
+  for (const CacheFormat format : kCacheFormats) {
+    Problem problem = valid_problem();
+    problem.cache_format = format;
+    EXPECT_OK(validate(problem)) << to_string(format);
+    EXPECT_OK(validate(problem, valid_tensors()));
+  }
+  expect_refused([](Problem& p) { p.cache_format = static_cast<CacheFormat>(4); },
+                 "cache_format = 4 is none of 16bit (0), fp8_tile128 (1), fp8_tensor (2), "
+                 "int8_tile128 (3)");
+  EXPECT_EQ(Problem().cache_format, CacheFormat::k16Bit);
+}
+
+TEST(CacheFormats, TilesGoWithBFloat16) {
+  const auto set = [](CacheFormat format) {
+    return [format](Problem& p) {
+      p.dtype = DType::kFloat16;
+      p.cache_format = format;
+    };
+  };
+  for (const CacheFormat format : {CacheFormat::kFp8Tile128, CacheFormat::kInt8Tile128}) {
+    expect_refused(set(format), std::string("dtype = fp16 must be bf16, because the rotary columns "
+                                            "of cache_format = ") +
+                                    to_string(format) + " are bf16");
+  }
+  Problem problem = valid_problem();
+  set(CacheFormat::kFp8Tensor)(problem);
+  EXPECT_OK(validate(problem));
+}
+
+TEST(CacheFormats, TheCallsScaleIsFiniteAndPositive) {
+  const std::pair<float, const char*> scales[] = {
+      {0.0f, "0"}, {-1.0f, "-1"}, {HUGE_VALF, "inf"}, {std::nanf(""), "nan"}};
+  for (const auto& [scale, text] : scales) {
+    expect_refused(
+        [s = scale](Problem& p) {
+          p.cache_format = CacheFormat::kFp8Tensor;
+          p.cache_scale = s;
+        },
+        std::string("cache_scale = ") + text + " must be finite and greater than 0");
+    // Other formats do not read it.
+    Problem problem = valid_problem();
+    problem.cache_scale = scale;
+    EXPECT_OK(validate(problem));
+    problem.cache_format = CacheFormat::kFp8Tile128;
+    EXPECT_OK(validate(problem));
+  }
+}
+
+// Elements of a quantised cache are bytes.
+TEST(CacheFormats, PlacesAndStridesCountBytes) {
+  const std::pair<CacheFormat, int> rows[] = {{CacheFormat::kFp8Tile128, 656},
+                                              {CacheFormat::kFp8Tensor, 576},
+                                              {CacheFormat::kInt8Tile128, 656}};
+  for (const auto& [format, bytes] : rows) {
+    SCOPED_TRACE(to_string(format));
+    Problem problem = valid_problem();  // 5 pages, 2 KV heads
+    problem.cache_format = format;
+    EXPECT_EQ(problem.cache_element_bytes(), 1);
+    EXPECT_EQ(problem.cache_row_elements(), bytes);
+    EXPECT_EQ(problem.cache_row_bytes(), bytes);
+    EXPECT_EQ(problem.kv_elements(), 5 * 64 * 2 * bytes);
+    const Tensors filled = with_strides(problem, valid_tensors());
+    EXPECT_EQ(filled.page_place(4, 63, 1), ((4 * 64 + 63) * 2 + 1) * bytes);
+    EXPECT_EQ(filled.q_place(0, 0, 1), 576) << "the others are as ever";
+    const int32_t table_row[] = {3, 2};
+    EXPECT_EQ(cache_place(problem, filled, table_row, 65, 1), ((2 * 64 + 1) * 2 + 1) * bytes);
+
+    Tensors tensors = valid_tensors();
+    tensors.kv_strides.token = 16 * 100;
+    EXPECT_OK(validate(problem, tensors));
+    tensors.kv_strides.token = 16 * 100 + 8;
+    EXPECT_EQ(
+        validate(problem, tensors).message(),
+        "kv_cache stride of page_size = 1608 must be a multiple of 16, at least 0: rows begin "
+        "at multiples of 16 bytes");
+    tensors.kv_strides.token = kContiguous;
+    tensors.kv_strides.page = int64_t{1} << 39;
+    EXPECT_OK(validate(problem, tensors));
+    tensors.kv_strides.page += 16;
+    EXPECT_EQ(validate(problem, tensors).message(),
+              "kv_cache stride of num_pages = 549755813904 must be at most 2^39");
+  }
+  const Problem plain = valid_problem();
+  EXPECT_EQ(plain.cache_element_bytes(), 2);
+  EXPECT_EQ(plain.cache_row_elements(), 576);
+  EXPECT_EQ(plain.cache_row_bytes(), 1152);
+}
+
+TEST(CacheFormats, SizesMustFit) {
+  const auto largest = [](int num_pages) {
+    return [num_pages](Problem& p) {
+      p.cache_format = CacheFormat::kInt8Tile128;
+      p.num_heads_q = p.num_heads_kv = 1 << 22;
+      p.seqlen_q = 1;
+      p.page_size = 256;
+      p.num_pages = num_pages;
+    };
+  };
+  constexpr int kMost = int((INT64_MAX - 656) / (int64_t{656} * 256 << 22));
+  Problem problem = valid_problem();
+  largest(kMost)(problem);
+  EXPECT_OK(validate(problem));
+  expect_refused(largest(kMost + 1),
+                 "kv_cache [num_pages = " + std::to_string(kMost + 1) +
+                     " x page_size = 256 x num_heads_kv = 4194304 x row_bytes = 656] has more than "
+                     "2^63 - 1 bytes");
+}
+
 TEST(Problem, FixedSplitsAreWholeGrains) {
   for (const int value : {-64, -1, 1, 63, 65, 1000, INT_MIN, INT_MAX}) {
     expect_refused([&](Problem& p) { p.fixed_split_tokens = value; },

@@ -3,6 +3,7 @@
 // model, and on a GPU where there is one.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 
@@ -14,6 +15,7 @@
 #include "reference/testing/data_generator.h"
 #include "reference/testing/device_data.h"
 #include "stages/common/cache/paging_check.h"
+#include "stages/common/choose/choose.h"
 #include "stages/common/stage.h"
 #include "tests/status_matchers.h"
 
@@ -45,6 +47,10 @@ const std::vector<BadCall>& bad_calls() {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   static const std::vector<BadCall> calls = {
       {"dtype", [](Call& c) { c.problem.dtype = static_cast<DType>(7); }, kInvalid, {"dtype", "7"}},
+      {"cache_format",
+       [](Call& c) { c.problem.cache_format = static_cast<CacheFormat>(9); },
+       kInvalid,
+       {"cache_format", "9", "fp8_tile128"}},
       {"batch -3", [](Call& c) { c.problem.batch = -3; }, kInvalid, {"batch", "-3"}},
       {"seqlen_q", [](Call& c) { c.problem.seqlen_q = 0; }, kInvalid, {"seqlen_q", "0"}},
       {"num_heads_q", [](Call& c) { c.problem.num_heads_q = 0; }, kInvalid, {"num_heads_q", "0"}},
@@ -311,6 +317,84 @@ TEST_P(Contract, QuestionsAboutBadProblemsAreRefused) {
     const Status status = predict(stage, data_.problem, -1, machine_->limits(), &prediction);
     EXPECT_NE(status.message().find("total_tokens = -1"), std::string::npos) << status.to_string();
   }
+}
+
+// What a stage cannot read is refused by every function, before anything else, and named.
+TEST_P(Contract, CacheFormatsThatAStageCannotReadAreRefused) {
+  std::vector<const Stage*> all = {&auto_stage(GetParam())};
+  for (const Stage& stage : stages(GetParam())) all.push_back(&stage);
+  int refused = 0;
+  for (const Stage* stage : all) {
+    if (!check_device(*stage, machine_->limits()).ok()) continue;
+    for (const CacheFormat format : kCacheFormats) {
+      const std::string parts[] = {stage->slug, to_string(format)};
+      SCOPED_TRACE(parts[0] + " " + parts[1]);
+      Call call = good_call(*stage);
+      call.problem.cache_format = format;
+      const std::vector<CacheFormat>& known = stage->cache_formats;
+      if (std::find(known.begin(), known.end(), format) != known.end()) {
+        EXPECT_OK(check_cache_format(*stage, call.problem));
+        continue;
+      }
+      ++refused;
+      const auto expect = [&](const Status& status) {
+        EXPECT_EQ(status.code(), StatusCode::kUnsupported) << status.to_string();
+        for (const std::string& part : parts) {
+          EXPECT_NE(status.message().find(part), std::string::npos) << status.to_string();
+        }
+      };
+      const DeviceLimits limits = machine_->limits();
+      WorkspaceBytes needs{1, 2};
+      PlanShape shape;
+      Prediction prediction;
+      PlanState state;
+      HostPlan plan;
+      DeviceBuffer workspace;
+      expect(check_cache_format(*stage, call.problem));
+      expect(workspace_bytes(*stage, call.problem, limits, &needs));
+      expect(workspace_bytes(*stage, call.problem, &needs));
+      EXPECT_EQ(needs.plan, 1u);
+      EXPECT_EQ(needs.scratch, 2u);
+      expect(allocate_workspace(*stage, call.problem, &workspace));
+      expect(plan_shape(*stage, call.problem, limits, &shape));
+      expect(predict(*stage, call.problem, 64, limits, &prediction));
+      expect(make(*stage, call));
+      // Nor is there anything to gain from no workspace, or an empty batch.
+      expect(plan_decode(*stage, call.problem, call.tensors.seqlens_k, {}));
+      expect(decode_planned(*stage, call.problem, call.tensors, {}, {}));
+      expect(plan_state(*stage, call.problem, {}, &state));
+      expect(read_plan(*stage, call.problem, {}, &plan));
+      expect(check_plan(*stage, call.problem, call.tensors.seqlens_k, {}));
+      call.problem.batch = 0;
+      expect(make(*stage, call));
+      EXPECT_TRUE(outputs_untouched());
+    }
+  }
+  EXPECT_GT(refused, 0);
+}
+
+TEST(CacheFormats, AreNamedInTheMessage) {
+  Stage stage;
+  stage.slug = "99_some";
+  Problem problem;
+  EXPECT_OK(check_cache_format(stage, problem)) << "16 bits, if it says nothing";
+  stage.cache_formats = {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor};
+  const Status status = check_cache_format(stage, problem);
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_EQ(status.message(),
+            "99_some cannot read a cache of cache_format = 16bit, only fp8_tile128, fp8_tensor");
+  problem.cache_format = CacheFormat::kFp8Tensor;
+  EXPECT_OK(check_cache_format(stage, problem));
+}
+
+TEST(CacheFormats, CountInThePredictedBytes) {
+  Problem problem;
+  problem.num_heads_kv = 2;
+  EXPECT_EQ(cache_bytes(problem, 100), 100.0 * 2 * 1152);
+  problem.cache_format = CacheFormat::kFp8Tile128;
+  EXPECT_EQ(cache_bytes(problem, 100), 100.0 * 2 * 656);
+  problem.cache_format = CacheFormat::kFp8Tensor;
+  EXPECT_EQ(cache_bytes(problem, 100), 100.0 * 2 * 576);
 }
 
 TEST_P(Contract, LimitsOfNoDeviceAreRefused) {

@@ -50,6 +50,8 @@ class Fuzz : public testing::Test {
     constexpr int kSplits[] = {0, 0, 0, 64, 1024, 1, -64, 1 << 30, INT_MAX};
     Problem made;
     made.dtype = static_cast<DType>(draw(20) == 0 ? draw(256) : draw(2));
+    if (draw(8) == 0) made.cache_format = static_cast<CacheFormat>(draw(5));
+    made.cache_scale = any(kScales);
     made.batch = dimension();
     made.seqlen_q = dimension();
     made.num_heads_kv = dimension();

@@ -4,7 +4,7 @@
 ///
 /// The instructions are defined in NVIDIA's PTX ISA,
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/; every comment names the section. All
-/// need compute capability 8.0; Hopper's own are in ptx_sm90.h.
+/// need compute capability 8.0, those of e4m3 8.9; Hopper's own are in ptx_sm90.h.
 #pragma once
 
 #include <cstdint>
@@ -127,6 +127,23 @@ __device__ __forceinline__ float ex2_approx(float x) {
   return result;
 }
 
+/// Two e4m3 codes as two fp16, exact, the lower byte in the lower half. A NaN becomes 0x7fff. Needs
+/// compute capability 8.9; without it, e4m3_value() of reference/float8.h. Section "cvt",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+__device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2(uint16_t codes) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(result) : "h"(codes));
+  return result;
+}
+/// The nearest e4m3 codes of two fp32, ties to even, `low` in the lower byte. Saturates at +-448; a NaN
+/// becomes 0x7f. Needs compute capability 8.9; without it, round_to_e4m3() of reference/float8.h, which
+/// gives the same. Section "cvt", as above.
+__device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+  uint16_t result;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
+  return result;
+}
+
 /// Lets the grid that was launched to depend on this one start as soon as all blocks have called
 /// this or ended. Before compute capability 9.0 it does nothing. Section "griddepcontrol",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
@@ -202,6 +219,8 @@ using gpu_model::ptx::barrier_sync_or;
 using gpu_model::ptx::cp_async_16;
 using gpu_model::ptx::cp_async_commit_group;
 using gpu_model::ptx::cp_async_wait_group;
+using gpu_model::ptx::cvt_rn_f16x2_e4m3x2;
+using gpu_model::ptx::cvt_rn_satfinite_e4m3x2_f32;
 using gpu_model::ptx::ex2_approx;
 using gpu_model::ptx::griddepcontrol_launch_dependents;
 using gpu_model::ptx::griddepcontrol_wait;

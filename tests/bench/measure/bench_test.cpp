@@ -281,6 +281,10 @@ TEST(Limits, WorkOfTheFlagshipShape) {
   const Work work = work_of(problem, 64 * 4096);
   EXPECT_DOUBLE_EQ(work.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_DOUBLE_EQ(work.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
+  problem.cache_format = CacheFormat::kFp8Tile128;
+  const Work quantised = work_of(problem, 64 * 4096);
+  EXPECT_EQ(quantised.flop, work.flop);
+  EXPECT_DOUBLE_EQ(quantised.bytes, 64.0 * 4096 * 656 + 64 * 128 * (576 + 512) * 2);
 }
 
 TEST(Limits, SharesTakeTheLargestTerm) {

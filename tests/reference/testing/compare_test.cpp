@@ -333,7 +333,7 @@ class FaultyDecode {
   DecodeComparison check() const { return compare_decode(data.problem, out, lse, expected); }
 
   void set_row(int sequence, int head, const test::PlainRow& row) {
-    const size_t index = size_t(sequence * kHeads + head);
+    const size_t index = size_t(int64_t{sequence} * kHeads + head);
     for (size_t c = 0; c < 512; ++c) out[index * 512 + c] = round_to(dtype(), row.out[c]);
     lse[index] = static_cast<float>(row.lse);
   }
@@ -374,6 +374,35 @@ class FaultyDecode {
   std::vector<uint16_t> out;
   std::vector<float> lse;
 };
+
+// A decode of a quantised cache is judged by what that cache says, as closely as any other: the result of
+// the cache that it was made from is wrong.
+TEST(QuantisedCaches, AreJudgedByWhatTheySay) {
+  for (const CacheFormat format :
+       {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
+    DecodeCase spec;
+    spec.lengths = {300, 70};
+    spec.num_heads_q = 8;
+    spec.data = DataKind::kNeedles;
+    SCOPED_TRACE(to_string(format));
+    const DataSet plain_data = make_data_set(spec);
+    HostTensors plain = generate(plain_data);
+    spec.cache_format = format;
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    ReferenceResult expected, unquantised;
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    ASSERT_OK(reference_attention(plain_data.problem, plain.tensors(plain_data), &unquantised));
+    const auto judge = [&](const ReferenceResult& result) {
+      std::vector<uint16_t> out;
+      for (const double x : result.out) out.push_back(round_to(spec.dtype, x));
+      return compare_decode(data.problem, out,
+                            std::vector<float>(result.lse.begin(), result.lse.end()), expected);
+    };
+    EXPECT_OK(judge(expected));
+    EXPECT_FALSE(judge(unquantised).ok());
+  }
+}
 
 template <DType dtype, DataKind kind>
 struct FaultData {
@@ -452,7 +481,8 @@ TYPED_TEST(Faults, SwappedPage) {
       // On flat data every page shows.
       if (decode.has_needles() && !holds_needle[size_t(slot)]) continue;
       std::vector<int32_t> table = decode.data.block_table;
-      table[size_t(sequence * columns + slot)] = table[size_t(other * columns + slot)];
+      table[size_t(int64_t{sequence} * columns + slot)] =
+          table[size_t(int64_t{other} * columns + slot)];
       decode.decode_with(sequence, table, decode.data.seqlens_k);
       EXPECT_FALSE(decode.check().out.ok) << "sequence " << sequence << " slot " << slot;
     }
@@ -629,7 +659,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
             for (int head = 0; head < 2; ++head) {
               decode_like_a_kernel(data.problem, tensors, b, query, head,
                                    &host.out[size_t((b * 2 + query) * 2 + head) * 512],
-                                   &host.lse[size_t((b * 2 + head) * 2 + query)]);
+                                   &host.lse[size_t((int64_t{b} * 2 + head) * 2 + query)]);
             }
           }
         }

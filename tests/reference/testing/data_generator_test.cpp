@@ -159,6 +159,23 @@ TEST(DecodeCaseName, SaysEverything) {
             "seed=7");
 }
 
+TEST(DecodeCaseName, SaysTheCacheFormat) {
+  DecodeCase spec;
+  spec.num_heads_q = 16;
+  spec.lengths = {512, 512};
+  spec.cache_format = CacheFormat::kFp8Tile128;
+  spec.scale_rule = ScaleRule::kPowerOfTwo;
+  const std::string start = "bf16 b=1 s_q=1 s_k=64 h_q=16 h_kv=1 lengths=512,512 ";
+  EXPECT_EQ(spec.name(), start + "fp8_tile128 pow2 flat seed=0");
+  EXPECT_EQ(shape_name(make_data_set(spec)), "h16_q1_b2_k512_fp8_tile128");
+  spec.cache_format = CacheFormat::kFp8Tensor;
+  spec.scale_rule = ScaleRule::kLargest;
+  spec.cache_scale = 0.25;
+  spec.dtype = DType::kFloat16;
+  EXPECT_EQ(spec.name(), "fp16" + start.substr(4) + "fp8_tensor cache_scale=0.25 flat seed=0");
+  EXPECT_EQ(shape_name(make_data_set(spec)), "h16_q1_b2_k512_fp8_tensor_fp16");
+}
+
 TEST(Lengths, FixedVariableEmptyAndGiven) {
   DecodeCase spec;
   spec.batch = 2000;
@@ -297,6 +314,86 @@ TEST(Layouts, HoldTheSameValues) {
   }
 }
 
+// A quantised cache is the 16-bit cache of the same case, row by row; all else in it is 0xff.
+TEST(Quantised, HoldsTheValuesOfThe16BitCache) {
+  for (const CacheFormat format :
+       {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
+    for (const DataKind kind : kKinds) {
+      for (const bool strided : {false, true}) {
+        DecodeCase spec;
+        spec.dtype = format == CacheFormat::kFp8Tensor ? DType::kFloat16 : DType::kBFloat16;
+        spec.num_heads_q = 6;
+        spec.num_heads_kv = 2;
+        spec.data = kind;
+        spec.lengths = {70, 0, 300, 17};
+        spec.page_size = 32;
+        spec.strided = strided;
+        spec.scale_rule = strided ? ScaleRule::kPowerOfTwo : ScaleRule::kLargest;
+        const DataSet plain_data = make_data_set(spec);
+        HostTensors plain = generate(plain_data);
+        spec.cache_format = format;
+        SCOPED_TRACE(spec.name());
+        const DataSet data = make_data_set(spec);
+        const Problem& problem = data.problem;
+        HostTensors host = generate(data);
+        ASSERT_OK(validate(problem, host.tensors(data)));
+        ASSERT_EQ(problem.cache_format, format);
+        EXPECT_TRUE(host.kv_cache.empty());
+        EXPECT_EQ(host.q, plain.q);
+        EXPECT_EQ(data.block_table, plain_data.block_table);
+        EXPECT_EQ(int64_t(host.quantised_cache.size()) > problem.kv_elements(), strided);
+        const Tensors here = with_strides(problem, host.tensors(data));
+        const Tensors there = with_strides(plain_data.problem, plain.tensors(plain_data));
+        ASSERT_EQ(here.kv_cache, host.quantised_cache.data());
+        std::vector<bool> used(host.quantised_cache.size());
+        bool saturates = false;
+        for (int b = 0; b < 4; ++b) {
+          for (int token = 0; token < spec.lengths[size_t(b)]; ++token) {
+            for (int head = 0; head < 2; ++head) {
+              const int64_t from =
+                  cache_place(plain_data.problem, there, there.table_row(b), token, head);
+              float values[576];
+              for (int c = 0; c < 576; ++c) {
+                values[c] = float(value_of(spec.dtype, plain.kv_cache[size_t(from + c)]));
+                saturates |= std::abs(values[c]) > 448.001f * problem.cache_scale;
+              }
+              std::vector<uint8_t> row(size_t(problem.cache_row_bytes()));
+              quantise_row(problem, spec.scale_rule, values, row.data());
+              const int64_t place = cache_place(problem, here, here.table_row(b), token, head);
+              ASSERT_TRUE(std::equal(row.begin(), row.end(), host.quantised_cache.begin() + place));
+              std::fill_n(used.begin() + place, row.size(), true);
+            }
+          }
+        }
+        for (size_t i = 0; i < used.size(); ++i) {
+          ASSERT_TRUE(used[i] || host.quantised_cache[i] == 0xff) << i;
+        }
+        if (format == CacheFormat::kFp8Tensor) {
+          EXPECT_FALSE(saturates);
+          spec.cache_scale = 0.5;
+          EXPECT_EQ(make_data_set(spec).problem.cache_scale, 0.5f);
+        }
+        for (const int threads : {1, 5}) {
+          EXPECT_EQ(generate(data, threads).quantised_cache, host.quantised_cache);
+        }
+      }
+    }
+  }
+}
+
+// A row of 0xff says NaN, whatever part of it is looked at.
+TEST(Quantised, UnusedRowsAreNaN) {
+  for (const CacheFormat format :
+       {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
+    Problem problem;
+    problem.cache_format = format;
+    const std::vector<uint8_t> row(656, 0xff);
+    for (int c = 0; c < 576; ++c) {
+      EXPECT_TRUE(std::isnan(dequantise_value(problem, row.data(), c))) << c;
+    }
+  }
+}
+
 TEST(Layouts, OutputsAreGatheredAndGapsWatched) {
   DecodeCase spec;
   spec.seqlen_q = 2;
@@ -388,7 +485,7 @@ TEST_P(DataSets, PagesAreAPermutationAndUnusedSlotsGarbage) {
   std::vector<int32_t> in_order;
   for (int b = 0; b < data_.problem.batch; ++b) {
     for (int slot = 0; slot < columns; ++slot) {
-      const int32_t page = data_.block_table[size_t(b * columns + slot)];
+      const int32_t page = data_.block_table[size_t(int64_t{b} * columns + slot)];
       if (slot >= pages_for(spec_.lengths[size_t(b)], kDefaultPageSize)) {
         EXPECT_EQ(page, kGarbagePage);
         continue;
@@ -551,9 +648,9 @@ TEST_P(Needles, StandInColumn575OfEveryKvHead) {
         expected.push_back({needle.token, needle.bits});
       }
       for (int32_t t = 0; t < data.seqlens_k[size_t(b)]; ++t) {
-        const int64_t place =
-            cache_place(data.problem, with_strides(data.problem, {}),
-                        &data.block_table[size_t(b * data.problem.max_pages_per_seq)], t, head);
+        const int64_t place = cache_place(
+            data.problem, with_strides(data.problem, {}),
+            &data.block_table[size_t(int64_t{b} * data.problem.max_pages_per_seq)], t, head);
         const uint16_t bits = host.kv_cache[size_t(place + 575)];
         if (bits != 0) actual.push_back({t, bits});
       }

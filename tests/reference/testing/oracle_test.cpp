@@ -28,6 +28,8 @@ void expect_equal_to_reference(Machine& machine, int cases) {
     spec.causal = i % 4 >= 2;
     spec.data = i % 6 < 3 ? DataKind::kNeedles : DataKind::kFlat;
     spec.seed = static_cast<uint64_t>(i);
+    if (i % 3 == 1) spec.cache_format = kCacheFormats[i / 3 % 4];
+    if (has_tile_scales(spec.cache_format)) spec.dtype = DType::kBFloat16;
     SCOPED_TRACE(spec.name());
     const DataSet data = make_data_set(spec);
     HostTensors host = generate(data);
@@ -78,11 +80,15 @@ TEST(Oracle, EqualsTheReferenceOnAGpu) {
 }
 
 // The device generator makes the host's bits, NaN tails included.
-void expect_same_data(Machine& machine) {
+void expect_same_data(Machine& machine, CacheFormat format) {
   for (const DataKind kind :
        {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
     DecodeCase spec;
-    spec.dtype = kind == DataKind::kFlat ? DType::kFloat16 : DType::kBFloat16;
+    spec.cache_format = format;
+    spec.strided = is_quantised(format) && kind == DataKind::kNeedles;
+    spec.scale_rule = kind == DataKind::kFlat ? ScaleRule::kPowerOfTwo : ScaleRule::kLargest;
+    spec.dtype =
+        kind == DataKind::kFlat && !has_tile_scales(format) ? DType::kFloat16 : DType::kBFloat16;
     spec.batch = 4;
     spec.seqlen_q = 2;
     spec.seqlen_k = 200;
@@ -96,23 +102,30 @@ void expect_same_data(Machine& machine) {
     const HostTensors host = generate(data);
     DeviceTensors device;
     ASSERT_OK(generate_on_device(machine, data, &device));
-    std::vector<uint16_t> q(host.q.size()), cache(host.kv_cache.size());
-    ASSERT_OK(machine.copy_to_host(q.data(), device.q.data(), device.q.bytes()));
-    ASSERT_OK(machine.copy_to_host(cache.data(), device.kv_cache.data(), device.kv_cache.bytes()));
-    EXPECT_TRUE(q == host.q);
-    EXPECT_TRUE(cache == host.kv_cache);
+    const auto expect_same = [&](const DeviceBuffer& buffer, const auto& expected) {
+      auto values = expected;
+      ASSERT_EQ(buffer.bytes(), values.size() * sizeof(values[0]));
+      ASSERT_OK(machine.copy_to_host(values.data(), buffer.data(), buffer.bytes()));
+      EXPECT_TRUE(values == expected);
+    };
+    if (!spec.strided) expect_same(device.q, host.q);  // NaNs in gaps differ
+    if (is_quantised(format)) {
+      expect_same(device.kv_cache, host.quantised_cache);
+    } else {
+      expect_same(device.kv_cache, host.kv_cache);
+    }
   }
 }
 
 TEST(DeviceData, EqualsTheHostsOnTheModel) {
-  expect_same_data(model_machine());
+  for (const CacheFormat format : kCacheFormats) expect_same_data(model_machine(), format);
 }
 
 TEST(DeviceData, EqualsTheHostsOnAGpu) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
-  expect_same_data(*gpu);
+  for (const CacheFormat format : kCacheFormats) expect_same_data(*gpu, format);
 }
 
 }  // namespace
