@@ -76,6 +76,8 @@ Json describe_protocol() {
   }
   return {{"run_counts", classes},
           {"flush_bytes", kFlushBytes},
+          {"rest_ms", kRest.count()},
+          {"rest_above_us", kRestMicroseconds},
           {"once_us", kOnceMicroseconds},
           {"leave_out_us", kLeaveOutMicroseconds},
           {"short_warmup_s", Stage{}.sustained_warmup_s},

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <optional>
+#include <thread>
 
 #include "bench/measure/gpu_support.cuh"
 #include "bench/measure/nvml.h"
@@ -32,6 +33,10 @@ class GpuRunner final : public Runner {
     *handle = static_cast<int>(graphs_.size());
     graphs_.push_back(std::move(graph));
     return {};
+  }
+
+  void rest(double expected_us) override {
+    if (expected_us > kRestMicroseconds) std::this_thread::sleep_for(kRest);
   }
 
   Status run_cold(int handle, int runs, std::vector<double>* samples) override {

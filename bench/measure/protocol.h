@@ -8,6 +8,7 @@
 ///   contender after the other, because each would have to be warmed up anew.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <limits>
 #include <string>
@@ -45,6 +46,11 @@ RunCounts model_run_counts(double microseconds);
 
 /// What is read before each cold run: far more than any L2.
 inline constexpr size_t kFlushBytes = size_t{256} << 20;
+
+/// How long a GPU rests before each turn of an operation whose runs take longer than kRestMicroseconds:
+/// it would else have the clocks that a heavy one before it left.
+inline constexpr std::chrono::milliseconds kRest{15};
+inline constexpr double kRestMicroseconds = 100;
 
 /// A run that takes longer is shown once: 4 cold runs, no sustained ones.
 inline constexpr double kOnceMicroseconds = 200e3;

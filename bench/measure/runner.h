@@ -29,6 +29,9 @@ class Runner {
   virtual RunCounts run_counts(double microseconds) const = 0;
   /// Makes the operation ready to be run, for which it may run it; `handle` names it from now on.
   virtual Status prepare(const Operation& operation, int* handle) = 0;
+  /// Lets the device rest before the next cold runs, of what takes `expected_us` (kRest). The model needs
+  /// none.
+  virtual void rest(double expected_us) { static_cast<void>(expected_us); }
   /// Runs it `runs` times, each time after other data went through the caches; adds the times in us
   /// to `samples`.
   virtual Status run_cold(int handle, int runs, std::vector<double>* samples) = 0;

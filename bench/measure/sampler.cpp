@@ -30,7 +30,10 @@ void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> conten
   for (size_t i = 0; i < contenders.size(); ++i) {
     Contender* one = &contenders[i];
     const auto measure = [&, one](int runs, std::vector<double>* us) {
-      return attempt(*one, one->cold_name, [&] { return runner.run_cold(one->handle, runs, us); });
+      return attempt(*one, one->cold_name, [&] {
+        runner.rest(one->expected_us);
+        return runner.run_cold(one->handle, runs, us);
+      });
     };
     cold.push_back({one->cold_name, counts[i].runs, counts[i].rounds, measure, one->per_iteration,
                     &one->cold});

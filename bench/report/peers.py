@@ -126,7 +126,9 @@ class Bench:
             f": {one['warmups']} warm-ups, {one['rounds']} x {one['runs']}" for one in self.protocol["run_counts"])
         return ("mla_bench's inputs (flat data of seed 0, pages of 64 tokens, randomly permuted); one operation captured"
                 f" in a CUDA graph, between CUDA events; median of interleaved rounds of all peers ({counts}); cold: "
-                f"{self.protocol['flush_bytes'] >> 20} MiB read through the L2 before each run; sustained: as many runs "
+                f"{self.protocol['flush_bytes'] >> 20} MiB read through the L2 before each run, and a rest of "
+                f"{self.protocol['rest_ms']} ms before each turn where a run takes over "
+                f"{self.protocol['rest_above_us']:g} us; sustained: as many runs "
                 f"back to back after {self.protocol['long_warmup_s']} s of the same work, none over "
                 f"{self.protocol['once_us'] / 1e3:g} ms; outputs full of NaN checked against float64 before and after, "
                 f"{self.protocol['checked_rows']} rows (sequence, query) with all heads")
@@ -778,8 +780,7 @@ class Measurement:
         for turn in range(max((due["rounds"] for due in counts), default=0)):
             for result, due in zip(self.results, counts):
                 if turn < due["rounds"]:
-                    self.attempt(result, "cold",
-                                 lambda: result.cold.extend(self.runner.run_cold(result.handle, due["runs"])))
+                    self.attempt(result, "cold", lambda: self.time_cold(result, due["runs"]))
         for result, due in zip(self.results, counts):
             self.attempt(result, "sustained", lambda: self.sustain(result, due["rounds"] * due["runs"]))
         for result in self.results:
@@ -840,6 +841,13 @@ class Measurement:
             raise Left(f"left out: a run takes {result.expected_us * 1e-6:.1f} s")
         if result.expected_us > protocol["once_us"]:
             result.notes.append(f"over {protocol['once_us'] / 1e3:g} ms: cold only")
+
+    def time_cold(self, result, runs):
+        """Cold runs, after a rest if they are such as heat a device."""
+        protocol = self.bench.protocol
+        if result.expected_us > protocol["rest_above_us"]:
+            time.sleep(protocol["rest_ms"] / 1e3)
+        result.cold.extend(self.runner.run_cold(result.handle, runs))
 
     def sustain(self, result, runs):
         protocol = self.bench.protocol

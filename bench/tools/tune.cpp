@@ -208,8 +208,10 @@ class ShapeTuner {
       if (candidate->median() <= most) staying.push_back(candidate.get());
     }
     if (staying.empty()) return {};
+    std::vector<double> expected_us;
     std::vector<RunCounts> counts;
     for (Candidate* candidate : staying) {
+      expected_us.push_back(candidate->median());
       counts.push_back(runner_.run_counts(candidate->median()));
       candidate->samples.clear();
     }
@@ -223,7 +225,9 @@ class ShapeTuner {
         const size_t j =
             (i + static_cast<size_t>(round) * staying.size() / static_cast<size_t>(all)) %
             staying.size();
-        if (round < counts[j].rounds) MLA_RETURN_IF_ERROR(sample(*staying[j], counts[j].runs));
+        if (round >= counts[j].rounds) continue;
+        runner_.rest(expected_us[j]);
+        MLA_RETURN_IF_ERROR(sample(*staying[j], counts[j].runs));
       }
     }
     return {};

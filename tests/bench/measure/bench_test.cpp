@@ -373,6 +373,7 @@ class RecordingRunner final : public Runner {
     return {.warmups = 3, .rounds = 2, .runs = 4, .sustained = true};
   }
   Status prepare(const Operation&, int*) override { return {}; }
+  void rest(double expected_us) override { rests.push_back(expected_us); }
   Status run_cold(int handle, int runs, std::vector<double>* samples) override {
     if (runs > 0) note('c', handle, runs);
     if (handle == broken) return {StatusCode::kCudaError, "broken"};
@@ -399,6 +400,7 @@ class RecordingRunner final : public Runner {
   }
 
   std::vector<double> warmups;  ///< s, of the sustained runs
+  std::vector<double> rests;    ///< us, of what was to run next
   std::string log;              ///< "c0x4 ": 4 cold runs of handle 0; s for sustained
   int broken = -1;
   bool is_lost = false;
@@ -428,6 +430,7 @@ TEST(Sampler, RoundsAreInterleaved) {
   auto contenders = two_contenders(5000);
   sample(runner, *a_and_b(), contenders, kSilent);
   EXPECT_EQ(runner.log, "c0x3 c0x4 c1x1 c0x4 c1x1 s0x8 s1x2 ");
+  EXPECT_EQ(runner.rests, (std::vector<double>{10, 5000, 10, 5000}));
   EXPECT_EQ(contenders[0].cold.size(), 8u);  // warm-ups are not samples
   EXPECT_EQ(contenders[0].sustained.size(), 8u);
   EXPECT_EQ(contenders[1].cold.size(), 2u);
