@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 
 #include "bench/measure/choice_option.h"
@@ -193,6 +194,18 @@ Status generate_dump(const RunOptions& options, const Use& use, Dump* dump) {
 }
 
 }  // namespace
+
+bool same_file(const std::string& a, const std::string& b) {
+  if (a.empty() || b.empty()) return false;
+  std::error_code error;
+  if (std::filesystem::equivalent(a, b, error)) return true;  // by another name, too
+  const auto whole = [&error](const std::string& path) {
+    const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+    const std::filesystem::path canonical = std::filesystem::weakly_canonical(absolute, error);
+    return error ? absolute.lexically_normal() : canonical;
+  };
+  return whole(a) == whole(b);
+}
 
 Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
   DumpFiles files = options.files;
@@ -414,6 +427,39 @@ void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
   command->add_option("--check", trace->check, "Replay a recording, and say whether it is right");
 }
 
+void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quantise) {
+  add_problem(command, options);
+  const char* const results = "Formats";
+  std::map<std::string, CacheFormat> formats;
+  for (const CacheFormat format : kCacheFormats) {
+    if (is_quantised(format)) formats[mla::to_string(format)] = format;
+  }
+  command->add_option("--format", quantise->format, "One of them; by default all")
+      ->transform(
+          CLI::CheckedTransformer(formats).description("{fp8_tensor,fp8_tile128,int8_tile128}"))
+      ->type_name("TEXT")
+      ->group(results);
+  const std::map<std::string, ScaleRule> rules{{"largest", ScaleRule::kLargest},
+                                               {"power_of_two", ScaleRule::kPowerOfTwo}};
+  command
+      ->add_option(
+          "--scales", quantise->rule,
+          "largest: a tile's largest value has the largest code (default); or power_of_two")
+      ->transform(CLI::CheckedTransformer(rules).description("{largest,power_of_two}"))
+      ->type_name("TEXT")
+      ->group(results);
+  command
+      ->add_option("--cache-scale", quantise->cache_scale,
+                   "Of fp8_tensor; by default of the largest value of any token")
+      ->check(CLI::PositiveNumber)
+      ->group(results);
+  command
+      ->add_option("--out", quantise->out,
+                   "Write the cache in the one format here (.npy, |u1): [pages, page_size, h_kv, "
+                   "bytes]")
+      ->group(results);
+}
+
 /// Runs the program described by the command line; CLI11's own exit codes become ours.
 int parse_and_run(int argc, char** argv) {
   CLI::App app("Decodes with the stages, on tensors of a model or generated ones, and explains.",
@@ -425,8 +471,9 @@ int parse_and_run(int argc, char** argv) {
       "h16_q1_b2_k256\n\n" +
       std::string(kExitCodes));
 
-  RunOptions decode, plan, predict, explain, profile, trace;
+  RunOptions decode, plan, predict, explain, profile, trace, quantise;
   TraceOptions trace_options;
+  QuantiseOptions quantise_options;
   CLI::App* command = add_command(
       app, "decode", "Decode with one stage, or all, and compare with the float64 reference", R"(
 Examples, the second with the dump in tests/data:
@@ -495,6 +542,18 @@ Examples:
   mla_run trace --check trace.json)");
   add_trace(command, &trace, &trace_options);
 
+  command = add_command(app, "quantise",
+                        "Quantise the cache to 8 bits, and say what results lose by it", R"(
+docs/cache_formats.md says what the formats hold.
+Examples:
+
+  mla_run quantise --shape h16_q1_b4_k1024 --data flat
+  mla_run quantise --dtype bf16 --scale 0.135234 \
+      --q tests/data/paged/q.npy --cache tests/data/paged/cache.npy \
+      --block-table tests/data/paged/block_table.npy --seqlens tests/data/paged/seqlens.npy \
+      --format fp8_tile128 --out cache_fp8.npy)");
+  add_quantise(command, &quantise, &quantise_options);
+
   command = add_command(app, "list", "Show the stages, and what can run here", R"(
 Example:
 
@@ -508,6 +567,7 @@ Example:
   if (app.got_subcommand("explain")) return run_explain(explain);
   if (app.got_subcommand("profile")) return run_profile(profile, argv);
   if (app.got_subcommand("trace")) return run_trace(trace, trace_options);
+  if (app.got_subcommand("quantise")) return run_quantise(quantise, quantise_options);
   return run_list();
 }
 

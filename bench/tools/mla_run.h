@@ -8,6 +8,7 @@
 
 #include "bench/measure/program.h"
 #include "bench/tools/dump.h"
+#include "reference/quantise.h"
 #include "stages/common/stage.h"
 
 namespace mla::bench {
@@ -28,6 +29,14 @@ struct RunOptions {
   bool json = false;
   bool listing = false;   ///< The sources with counts beside them.
   uint64_t schedule = 0;  ///< The model's schedule while it counts.
+};
+
+/// What `quantise` takes beside that.
+struct QuantiseOptions {
+  std::optional<CacheFormat> format;  ///< By default all.
+  ScaleRule rule = ScaleRule::kLargest;
+  std::optional<float> cache_scale;  ///< Of fp8_tensor; by default from the largest value.
+  std::string out;                   ///< Where the quantised cache goes; empty: nowhere.
 };
 
 /// What `trace` takes beside that.
@@ -62,6 +71,9 @@ int refuse(const Status& status, int exit_code = kNothingRun);
 /// "bf16, b=2 s_q=1 h_q=3 h_kv=1, 5 to 70 tokens in 3 pages, scale 0.135234, not causal"
 std::string describe(const Dump& dump);
 
+/// Whether two paths name one file, or would if it were there.
+bool same_file(const std::string& a, const std::string& b);
+
 /// The arguments that name the same problem again: "--shape h16_q1_b2_k256 --seed 3 --data flat".
 std::string problem_arguments(const RunOptions& options);
 
@@ -74,6 +86,7 @@ int run_explain(const RunOptions& options);
 /// Where this program's kernels cannot be counted, `arguments` go to the one beside it whose can.
 int run_profile(const RunOptions& options, char** arguments);
 int run_trace(const RunOptions& options, const TraceOptions& trace);
+int run_quantise(const RunOptions& options, const QuantiseOptions& quantise);
 int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.

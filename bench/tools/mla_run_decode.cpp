@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 
 #include "bench/measure/limits.h"
 #include "bench/measure/statistics.h"
@@ -202,19 +201,6 @@ bool check_users_results(const std::vector<float>& out, const std::vector<float>
     report("--check-lse", compare_lse(problem, lse, expected), false);
   }
   return right;
-}
-
-/// Whether two paths name one file, or would if it were there.
-bool same_file(const std::string& a, const std::string& b) {
-  if (a.empty() || b.empty()) return false;
-  std::error_code error;
-  if (std::filesystem::equivalent(a, b, error)) return true;  // by another name, too
-  const auto whole = [&error](const std::string& path) {
-    const std::filesystem::path absolute = std::filesystem::absolute(path, error);
-    const std::filesystem::path canonical = std::filesystem::weakly_canonical(absolute, error);
-    return error ? absolute.lexically_normal() : canonical;
-  };
-  return whole(a) == whole(b);
 }
 
 /// What must hold between the flags, before any file is opened.

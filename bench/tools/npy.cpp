@@ -37,16 +37,17 @@ struct TypeInfo {
   const char* name;
   size_t size;
 };
-constexpr std::array<TypeInfo, 9> kTypes{{{Type::kFloat16, "<f2", 2},
-                                          {Type::kFloat32, "<f4", 4},
-                                          {Type::kFloat64, "<f8", 8},
-                                          {Type::kUInt16, "<u2", 2},
-                                          {Type::kInt16, "<i2", 2},
-                                          {Type::kInt32, "<i4", 4},
-                                          {Type::kInt64, "<i8", 8},
-                                          {Type::kUInt32, "<u4", 4},
-                                          {Type::kUInt64, "<u8", 8}}};
-constexpr const char* kTypeList = "<f2, <f4, <f8, <u2, <i2, <i4, <i8, <u4 or <u8";
+constexpr std::array<TypeInfo, 10> kTypes{{{Type::kFloat16, "<f2", 2},
+                                           {Type::kFloat32, "<f4", 4},
+                                           {Type::kFloat64, "<f8", 8},
+                                           {Type::kUInt8, "|u1", 1},
+                                           {Type::kUInt16, "<u2", 2},
+                                           {Type::kInt16, "<i2", 2},
+                                           {Type::kInt32, "<i4", 4},
+                                           {Type::kInt64, "<i8", 8},
+                                           {Type::kUInt32, "<u4", 4},
+                                           {Type::kUInt64, "<u8", 8}}};
+constexpr const char* kTypeList = "<f2, <f4, <f8, |u1, <u2, <i2, <i4, <i8, <u4 or <u8";
 
 const TypeInfo& info(Type type) {
   return *std::find_if(kTypes.begin(), kTypes.end(),

@@ -2,7 +2,7 @@
 /// NumPy's .npy files, versions 1 to 3: what mla_run reads tensors from and writes results to.
 /// Format: numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 ///
-/// Little-endian, C order, nine element types. Every failure is a kFileError whose message names
+/// Little-endian, C order, ten element types. Every failure is a kFileError whose message names
 /// the file, what was found and what is needed. No size that a file claims is believed before it is
 /// held against the file's own size, so a damaged file cannot make the reader allocate or loop.
 #pragma once
@@ -18,7 +18,18 @@
 
 namespace mla::npy {
 
-enum class Type { kFloat16, kFloat32, kFloat64, kUInt16, kInt16, kInt32, kInt64, kUInt32, kUInt64 };
+enum class Type {
+  kFloat16,
+  kFloat32,
+  kFloat64,
+  kUInt8,
+  kUInt16,
+  kInt16,
+  kInt32,
+  kInt64,
+  kUInt32,
+  kUInt64
+};
 
 /// NumPy's name of a type: "<f2", "<u2", ...
 const char* to_string(Type type);

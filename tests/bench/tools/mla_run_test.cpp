@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -11,10 +12,12 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "bench/tools/npy.h"
+#include "reference/quantise.h"
 #include "reference/testing/compare.h"
 #include "tests/bench/tools/run_program.h"
 #include "tests/status_matchers.h"
@@ -315,9 +318,9 @@ TEST_F(MlaRunTest, TakesTheTypesThatItNames) {
         "--stage 02 " + replaced(kPaged, "tests/data/paged/" + file + ".npy", path("odd.npy")),
         "dtype '" + type + "' found; " + needed + " needed");
   };
-  refuse_type("q", "|u1", "<u2 or <i2 (16-bit patterns), <f2 or <f4");
+  refuse_type("q", "|i1", "<u2 or <i2 (16-bit patterns), <f2 or <f4");
   refuse_type("cache", "|b1", "<u2 or <i2 (16-bit patterns), <f2 or <f4");
-  refuse_type("block_table", "|u1", "<i4, <i8, <u4 or <u8");
+  refuse_type("block_table", "|i1", "<i4, <i8, <u4 or <u8");
   refuse_type("seqlens", "|i1", "<i4, <i8, <u4 or <u8");
 }
 
@@ -778,6 +781,74 @@ TEST_F(MlaRunTest, ASchedulesSeedAndADeviceCanBeNamed) {
   const Ran other = run("decode --machine model --stage 08 --shape h4_q1_b2_k100 --device rtx3090");
   EXPECT_EQ(other.exit_code, 2) << other.text;
   EXPECT_NE(other.text.find("the device has 8.6"), std::string::npos) << other.text;
+}
+
+TEST_F(MlaRunTest, QuantiseSaysWhatEachFormatLoses) {
+  const Ran ran = run("quantise --shape h16_q1_b2_k256 --data flat");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  const auto numbers = [&](const std::string& format) {
+    std::istringstream line(ran.text.substr(ran.text.find("\n" + format) + 1 + format.size()));
+    std::array<double, 8> found{};
+    for (double& one : found) line >> one;
+    EXPECT_TRUE(line) << format << ": " << ran.text;
+    return found;
+  };
+  const auto tile = numbers("fp8_tile128"), tensor = numbers("fp8_tensor"),
+             int8 = numbers("int8_tile128");
+  EXPECT_EQ(tile[0], 656);
+  EXPECT_EQ(tensor[0], 576);
+  EXPECT_EQ(int8[0], 656);
+  // Three bits of fraction: an error of at most 2^-4, of 2^-4 / sqrt(12) or more on average; 8 bits of a tile less.
+  EXPECT_GT(tile[2], 0.015);
+  EXPECT_LT(tile[2], 0.0625);
+  EXPECT_LT(int8[2], tile[2] / 2);
+  EXPECT_EQ(tile[3], 0) << "rotary columns are bf16";
+  EXPECT_EQ(int8[3], 0);
+  EXPECT_GT(tensor[3], 0.015);
+  for (const auto& one : {tile, tensor, int8}) {
+    EXPECT_GT(one[4], one[2] / 4) << "out";
+    EXPECT_LT(one[4], one[2] * 4);
+  }
+  const Ran fp16 = run("quantise --shape h16_q1_b1_k64_fp16");
+  EXPECT_EQ(fp16.exit_code, 0) << fp16.text;
+  EXPECT_NE(fp16.text.find("fp8_tile128    dtype = fp16 must be bf16"), std::string::npos);
+  EXPECT_NE(fp16.text.find("cache_scale 0."), std::string::npos);
+}
+
+TEST_F(MlaRunTest, QuantiseWritesTheCache) {
+  const std::string dump =
+      "--dtype bf16 --scale 0.135234 --q tests/data/paged/q.npy --cache "
+      "tests/data/paged/cache.npy --block-table tests/data/paged/block_table.npy --seqlens "
+      "tests/data/paged/seqlens.npy ";
+  const Ran ran = run("quantise " + dump + "--format int8_tile128 --out " + path("cache.npy"));
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  const npy::Array cache = read("tests/data/paged/cache.npy"), written = read(path("cache.npy"));
+  ASSERT_EQ(written.header.type, npy::Type::kUInt8);
+  const int64_t pages = cache.header.shape[0];
+  ASSERT_EQ(written.header.shape, (std::vector<int64_t>{pages, 64, 1, 656}));
+  Problem problem;
+  problem.batch = problem.num_heads_q = problem.max_pages_per_seq = 1;
+  problem.softmax_scale = 1;
+  problem.num_pages = static_cast<int>(pages);
+  problem.cache_format = CacheFormat::kInt8Tile128;
+  std::vector<uint8_t> expected;
+  ASSERT_OK(quantise_cache(problem, cache.bytes.data(), ScaleRule::kLargest, &expected));
+  const auto bytes = written.values<uint8_t>();
+  EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), expected.begin(), expected.end()));
+}
+
+TEST_F(MlaRunTest, QuantiseRefusesWhatItCannotDo) {
+  const std::string shape = "quantise --shape h16_q1_b1_k64 ";
+  expect_nothing_run(shape + "--out " + path("all.npy"), "name it, as in --format fp8_tile128");
+  expect_nothing_run(shape + "--format fp8_tile128 --cache-scale 1", "fp8_tile128 has its own");
+  expect_nothing_run(shape + "--format fp4", "--format");
+  expect_nothing_run("quantise --shape h16_q1_b1_k64_fp16 --format int8_tile128",
+                     "dtype = fp16 must be bf16");
+  expect_nothing_run(
+      "quantise --dtype bf16 --scale 1 --q tests/data/paged/q.npy --cache "
+      "tests/data/paged/cache.npy --block-table tests/data/paged/block_table.npy --seqlens "
+      "tests/data/paged/seqlens.npy --format fp8_tensor --out tests/data/paged/cache.npy",
+      "is an input; it will not be overwritten");
 }
 
 }  // namespace
