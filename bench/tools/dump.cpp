@@ -124,13 +124,18 @@ Status load_int32(const std::string& path, std::vector<int32_t>* result, Used us
 constexpr const char* kValueTypes = "<u2 or <i2 (16-bit patterns), <f2 or <f4";
 constexpr const char* kIndexTypes = "<i4, <i8, <u4 or <u8";
 
+/// What files a cache may have.
+const char* cache_types(const DumpFiles& files) {
+  return is_quantised(files.cache_format) ? "|u1 (bytes)" : kValueTypes;
+}
+
 /// Types and shapes, from the headers alone; fills in the problem's sizes.
 struct Headers {
   npy::Header q, cache, block_table, seqlens;
 
   Status read(const DumpFiles& files, bool paged) {
     MLA_RETURN_IF_ERROR(npy::read_header(files.q, &q, kValueTypes));
-    MLA_RETURN_IF_ERROR(npy::read_header(files.cache, &cache, kValueTypes));
+    MLA_RETURN_IF_ERROR(npy::read_header(files.cache, &cache, cache_types(files)));
     if (paged) {
       MLA_RETURN_IF_ERROR(npy::read_header(files.block_table, &block_table, kIndexTypes));
     }
@@ -143,7 +148,10 @@ struct Headers {
     const std::initializer_list<Type> indices{Type::kInt32, Type::kInt64, Type::kUInt32,
                                               Type::kUInt64};
     MLA_RETURN_IF_ERROR(npy::check_type(files.q, q, values, kValueTypes));
-    MLA_RETURN_IF_ERROR(npy::check_type(files.cache, cache, values, kValueTypes));
+    MLA_RETURN_IF_ERROR(
+        is_quantised(files.cache_format)
+            ? npy::check_type(files.cache, cache, {Type::kUInt8}, cache_types(files))
+            : npy::check_type(files.cache, cache, values, cache_types(files)));
     if (paged) {
       MLA_RETURN_IF_ERROR(npy::check_type(files.block_table, block_table, indices, kIndexTypes));
     }
@@ -159,11 +167,12 @@ struct Headers {
     const std::string b_of_q = fmt::format("(b = {} of {})", batch, files.q);
 
     const bool one_head = cache.shape.size() == 3;  // no axis for KV heads
+    const int64_t row = problem->cache_row_elements();
     Status fits;
     if (paged && one_head) {
-      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", kHeadDimQK});
+      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", row});
     } else if (paged) {
-      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", "h_kv", kHeadDimQK},
+      fits = npy::check_shape(files.cache, cache, {"pages", "page_size", "h_kv", row},
                               "with --block-table");
     } else if (one_head) {
       fits = npy::check_shape(files.cache, cache, {batch, "s", kHeadDimQK}, b_of_q);
@@ -194,7 +203,7 @@ struct Headers {
   double bytes(const Problem& problem, bool paged) const {
     const auto read = [&problem](const npy::Header& header) {
       const auto elements = static_cast<double>(header.elements());
-      const bool as_it_is = holds_patterns(header.type) ||
+      const bool as_it_is = holds_patterns(header.type) || header.type == Type::kUInt8 ||
                             (header.type == Type::kFloat16 && problem.dtype == DType::kFloat16);
       return elements * (static_cast<double>(npy::size_of(header.type)) +
                          (as_it_is ? 0 : sizeof(float) + sizeof(uint16_t)));
@@ -224,12 +233,15 @@ void page_cache(int64_t tokens, Dump* dump) {
 
 Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
   Problem& problem = dump->problem;
+  problem.cache_format = files.cache_format;
+  problem.cache_scale = files.cache_scale.value_or(0);
   Headers headers;
   MLA_RETURN_IF_ERROR(headers.read(files, paged));
   MLA_RETURN_IF_ERROR(headers.check_types(files, paged));
   MLA_RETURN_IF_ERROR(headers.check_shapes(files, paged, &problem));
 
-  const bool both_fp16 = headers.q.type == Type::kFloat16 && headers.cache.type == Type::kFloat16;
+  const bool both_fp16 = headers.q.type == Type::kFloat16 &&
+                         (headers.cache.type == Type::kFloat16 || is_quantised(files.cache_format));
   if (!files.dtype && !both_fp16) {
     const bool q_decides = headers.q.type != Type::kFloat16;
     return {StatusCode::kInvalidArgument,
@@ -246,7 +258,14 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
   MLA_RETURN_IF_ERROR(check_memory(files.q + " and " + files.cache, headers.bytes(problem, paged),
                                    host_memory_there(), "host memory"));
   MLA_RETURN_IF_ERROR(load_patterns(files.q, problem.dtype, &dump->q, &dump->notes));
-  MLA_RETURN_IF_ERROR(load_patterns(files.cache, problem.dtype, &dump->kv_cache, &dump->notes));
+  if (is_quantised(files.cache_format)) {
+    npy::Array codes;
+    MLA_RETURN_IF_ERROR(npy::read(files.cache, &codes));
+    const auto bytes = codes.values<uint8_t>();
+    dump->kv_codes.assign(bytes.begin(), bytes.end());
+  } else {
+    MLA_RETURN_IF_ERROR(load_patterns(files.cache, problem.dtype, &dump->kv_cache, &dump->notes));
+  }
   MLA_RETURN_IF_ERROR(load_int32(files.seqlens, &dump->seqlens_k, [](size_t) { return true; }));
   if (!paged) {
     const int64_t tokens = headers.cache.shape[1];
@@ -296,8 +315,9 @@ int64_t Dump::total_tokens() const {
 }
 
 Tensors Dump::tensors() const {
-  return layout().tensors(q.values().data(), kv_cache.values().data(),
-                          (strided ? table_buffer : block_table).data(),
+  const void* cache = is_quantised(problem.cache_format) ? static_cast<const void*>(kv_codes.data())
+                                                         : kv_cache.values().data();
+  return layout().tensors(q.values().data(), cache, (strided ? table_buffer : block_table).data(),
                           (strided ? length_buffer : seqlens_k).data(), nullptr, nullptr);
 }
 
@@ -310,6 +330,9 @@ Status load(const DumpFiles& files, Dump* dump) {
   if (layout == CacheLayout::kContiguous && !files.block_table.empty()) {
     return {StatusCode::kInvalidArgument,
             "a contiguous cache takes no --block-table (" + files.block_table + ")"};
+  }
+  if (layout == CacheLayout::kContiguous && is_quantised(files.cache_format)) {
+    return {StatusCode::kInvalidArgument, "a quantised cache is paged: it needs --block-table"};
   }
   try {
     Dump result;

@@ -28,6 +28,9 @@ struct DumpFiles {
   std::string seqlens;                ///< [b], whole numbers
   std::optional<CacheLayout> layout;  ///< By default paged if there is a block table.
   std::optional<DType> dtype;         ///< Needed unless q and cache are both <f2.
+  /// Of a quantised one the cache is paged bytes, |u1 [pages, page_size, h_kv, 656 or 576].
+  CacheFormat cache_format = CacheFormat::k16Bit;
+  std::optional<float> cache_scale;  ///< Of fp8_tensor, which needs it.
   float softmax_scale = 0;
   bool causal = false;
   int fixed_split_tokens = 0;  ///< As in Problem: batch-invariant if not 0.
@@ -46,7 +49,8 @@ struct Patterns {
 struct Dump {
   Problem problem;
   Patterns q;
-  Patterns kv_cache;
+  Patterns kv_cache;                 ///< Empty if the cache is quantised:
+  std::vector<uint8_t> kv_codes;     ///< then it is this.
   std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]
   std::vector<int32_t> seqlens_k;    ///< [batch]
   /// Generated tensors with strides of their own: see Layout, and these are its buffers. Tensors from

@@ -163,6 +163,8 @@ Status apply_flags(const RunOptions& options, DecodeCase* spec) {
   }
   if (files.fixed_split_tokens != 0) spec->fixed_split_tokens = files.fixed_split_tokens;
   spec->causal |= files.causal;
+  spec->cache_format = files.cache_format;
+  spec->cache_scale = files.cache_scale.value_or(0);
   return {};
 }
 
@@ -183,6 +185,7 @@ Status generate_dump(const RunOptions& options, const Use& use, Dump* dump) {
     HostTensors tensors = generate(data);
     dump->q.converted = std::move(tensors.q);
     dump->kv_cache.converted = std::move(tensors.kv_cache);
+    dump->kv_codes = std::move(tensors.quantised_cache);
     dump->strided = shape.spec.strided;
     dump->table_buffer = std::move(tensors.block_table);
     dump->length_buffer = std::move(tensors.seqlens_k);
@@ -213,6 +216,9 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
     return invalid(
         fmt::format("--split {} must be a multiple of {}", files.fixed_split_tokens, kGrainTokens));
   }
+  if (files.cache_scale && files.cache_format != CacheFormat::kFp8Tensor) {
+    return invalid("--cache-scale is of --cache-format fp8_tensor");
+  }
   if (!options.shape.empty()) {
     if (!files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
         !files.seqlens.empty()) {
@@ -232,6 +238,9 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
   for (const auto& [flag, given] : {std::pair("--data", options.data.has_value()),
                                     std::pair("--seed", options.seed.has_value())}) {
     if (given) return invalid(std::string(flag) + " is of generated tensors: it needs --shape");
+  }
+  if (!files.cache_scale && files.cache_format == CacheFormat::kFp8Tensor) {
+    return invalid("--cache-format fp8_tensor needs --cache-scale, which no file says");
   }
   MLA_RETURN_IF_ERROR(parse_scale(options.scale, &files.softmax_scale));
   MLA_RETURN_IF_ERROR(load(files, dump));
@@ -266,6 +275,10 @@ std::string problem_arguments(const RunOptions& options) {
     add("--scale", options.scale);
   }
   if (files.dtype) add("--dtype", mla::to_string(*files.dtype));
+  if (is_quantised(files.cache_format)) {
+    add("--cache-format", mla::to_string(files.cache_format));
+  }
+  if (files.cache_scale) add("--cache-scale", fmt::format("{:.9g}", *files.cache_scale));
   if (files.causal) text += " --causal";
   if (files.fixed_split_tokens != 0) add("--split", std::to_string(files.fixed_split_tokens));
   return text;
@@ -298,6 +311,39 @@ void add_stage(CLI::App* command, RunOptions* options, const char* what) {
       ->check(CLI::IsMember({"gpu", "model", "auto"}))
       ->capture_default_str();
   add_choice_table(command);
+}
+
+/// The names of a cache's formats, of 8 bits alone if `quantised`.
+CLI::CheckedTransformer format_names(bool quantised) {
+  std::map<std::string, CacheFormat> formats;
+  std::string names;
+  for (const CacheFormat format : kCacheFormats) {
+    if (quantised && !is_quantised(format)) continue;
+    formats[mla::to_string(format)] = format;
+    names += (names.empty() ? "{" : ",") + std::string(mla::to_string(format));
+  }
+  CLI::CheckedTransformer transformer(formats);
+  transformer.description(names + "}");
+  return transformer;
+}
+
+void add_cache_scale(CLI::App* command, std::optional<float>* scale, const char* what,
+                     const char* group) {
+  command->add_option("--cache-scale", *scale, what)->check(CLI::PositiveNumber)->group(group);
+}
+
+/// How the cache that is decoded is kept.
+void add_cache_format(CLI::App* command, RunOptions* options) {
+  const char* const group = "The cache's format (docs/cache_formats.md)";
+  command
+      ->add_option("--cache-format", options->files.cache_format,
+                   "What --cache holds, as |u1 [pages, page_size, h_kv, 656 or 576], or what is "
+                   "generated; by default 16 bits")
+      ->transform(format_names(/*quantised=*/false))
+      ->type_name("TEXT")
+      ->group(group);
+  add_cache_scale(command, &options->files.cache_scale,
+                  "The scale of fp8_tensor; of generated tensors by default what they need", group);
 }
 
 /// The problem: from files, or generated.
@@ -376,6 +422,7 @@ void add_decode(CLI::App* command, RunOptions* options) {
   add_stage(command, options,
             "A stage (02 or 02_shared_tiled), auto (the fastest, by a table), all, or reference");
   add_problem(command, options);
+  add_cache_format(command, options);
   const char* const results = "Results";
   command->add_option("--out", options->out, "Write out [b, s_q, h_q, 512] here (.npy)")
       ->group(results);
@@ -430,13 +477,8 @@ void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
 void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quantise) {
   add_problem(command, options);
   const char* const results = "Formats";
-  std::map<std::string, CacheFormat> formats;
-  for (const CacheFormat format : kCacheFormats) {
-    if (is_quantised(format)) formats[mla::to_string(format)] = format;
-  }
   command->add_option("--format", quantise->format, "One of them; by default all")
-      ->transform(
-          CLI::CheckedTransformer(formats).description("{fp8_tensor,fp8_tile128,int8_tile128}"))
+      ->transform(format_names(/*quantised=*/true))
       ->type_name("TEXT")
       ->group(results);
   const std::map<std::string, ScaleRule> rules{{"largest", ScaleRule::kLargest},
@@ -448,11 +490,8 @@ void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quant
       ->transform(CLI::CheckedTransformer(rules).description("{largest,power_of_two}"))
       ->type_name("TEXT")
       ->group(results);
-  command
-      ->add_option("--cache-scale", quantise->cache_scale,
-                   "Of fp8_tensor; by default of the largest value of any token")
-      ->check(CLI::PositiveNumber)
-      ->group(results);
+  add_cache_scale(command, &quantise->cache_scale,
+                  "Of fp8_tensor; by default of the largest value of any token", results);
   command
       ->add_option("--out", quantise->out,
                    "Write the cache in the one format here (.npy, |u1): [pages, page_size, h_kv, "

@@ -275,7 +275,12 @@ int run_decode(const RunOptions& options) {
   }
 
   bool any_can_run = only_reference;
-  for (const Placement& placement : placements) any_can_run |= placement.why_not.ok();
+  for (Placement& placement : placements) {
+    if (placement.why_not.ok()) {
+      placement.why_not = check_cache_format(*placement.stage, dump.problem);
+    }
+    any_can_run |= placement.why_not.ok();
+  }
   if (!any_can_run) return refuse(placements.front().why_not);
 
   fmt::print("{}\n", describe(dump));

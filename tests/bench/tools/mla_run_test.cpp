@@ -851,5 +851,58 @@ TEST_F(MlaRunTest, QuantiseRefusesWhatItCannotDo) {
       "is an input; it will not be overwritten");
 }
 
+// What quantise writes is decoded, to what it says of it.
+TEST_F(MlaRunTest, DecodesAQuantisedCache) {
+  const std::string rest =
+      "--dtype bf16 --scale 0.135234 --q tests/data/paged/q.npy --block-table "
+      "tests/data/paged/block_table.npy --seqlens tests/data/paged/seqlens.npy ";
+  const std::string plain = "--cache tests/data/paged/cache.npy ";
+  const auto out_of = [&](const std::string& arguments) {
+    const Ran ran =
+        run("decode --stage reference " + arguments + " --out-format fp32 --out " + path("o.npy"));
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    const npy::Array array = read(path("o.npy"));
+    const auto values = array.values<float>();
+    return std::vector<float>(values.begin(), values.end());
+  };
+  const std::vector<float> expected = out_of(rest + plain);
+  for (const std::string format : {"fp8_tile128", "int8_tile128", "fp8_tensor"}) {
+    SCOPED_TRACE(format);
+    const std::string scale = format == "fp8_tensor" ? "--cache-scale 0.01 " : "";
+    const Ran ran = run("quantise " + rest + plain + "--format " + format + " " + scale + "--out " +
+                        path("cache.npy"));
+    ASSERT_EQ(ran.exit_code, 0) << ran.text;
+    std::istringstream line(ran.text.substr(ran.text.find("\n" + format) + 1 + format.size()));
+    double skipped = 0, said = 0;
+    line >> skipped >> skipped >> skipped >> skipped >> said;
+    const std::vector<float> out =
+        out_of(rest + "--cache " + path("cache.npy") + " --cache-format " + format + " " + scale);
+    ASSERT_EQ(out.size(), expected.size());
+    double error = 0, size = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      error += std::pow(double{out[i]} - double{expected[i]}, 2);
+      size += std::pow(double{expected[i]}, 2);
+    }
+    EXPECT_GT(said, 1e-3);
+    EXPECT_NEAR(std::sqrt(error / size), said, 0.01 * said);
+  }
+  const std::string shape = "decode --shape h16_q1_b1_k64 --cache-format fp8_tensor --stage ";
+  EXPECT_EQ(run(shape + "reference").exit_code, 0);
+  expect_nothing_run(shape + "08 --machine model", "08_seesaw cannot read a cache of");
+}
+
+TEST_F(MlaRunTest, RefusesCachesThatAreNotWhatTheyAreSaidToBe) {
+  const std::string codes = "--stage reference --cache-format fp8_tile128 ";
+  expect_refused(codes + kPaged, "cache.npy: <u2 found; |u1 (bytes) needed");
+  write("short.npy", npy::Type::kUInt8, {3, 64, 1, 576}, std::vector<uint8_t>(3 * 64 * 576));
+  const std::string shorter = replaced(kPaged, "tests/data/paged/cache.npy", path("short.npy"));
+  expect_refused(codes + shorter, "[pages, page_size, h_kv, 656] needed");
+  expect_refused("--stage reference --cache-format fp8_tensor " + shorter, "needs --cache-scale");
+  expect_refused("--stage reference --cache-scale 1 " + std::string(kPaged),
+                 "is of --cache-format");
+  expect_refused(codes + replaced(shorter, "--block-table tests/data/paged/block_table.npy", ""),
+                 "a quantised cache is paged");
+}
+
 }  // namespace
 }  // namespace mla
