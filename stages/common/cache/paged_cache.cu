@@ -19,9 +19,7 @@ constexpr int64_t kVectorsKept =
 // 8 tokens of one head, the longest run, are 576 vectors of 16 bits: three per thread. One token
 // keeps 72 threads busy. Quantising takes a warp per row, so 8 tokens are 8 warps.
 template <CacheFormat kFormat>
-constexpr int kThreads = 192;
-template <CacheFormat kFormat>
-requires(is_quantised(kFormat)) constexpr int kThreads<kFormat> = 256;
+constexpr int kThreads = is_quantised(kFormat) ? 256 : 192;
 template <CacheFormat kFormat>
 constexpr int kInFlight = is_quantised(kFormat) ? 2 : 3;
 
