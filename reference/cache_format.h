@@ -59,6 +59,14 @@ inline const char* to_string(CacheFormat format) {
   return "unknown";
 }
 
+/// How the scale of a tile comes from its largest value.
+enum class ScaleRule {
+  kLargest,  ///< The largest value has the largest code.
+  /// A power of two, so that every value of a row is exact in bf16. e4m3 loses nothing by it but at
+  /// the lower end of its range, int8 up to one bit.
+  kPowerOfTwo,
+};
+
 /// Columns that share a scale in a tile128 row.
 inline constexpr int kTileColumns = 128;
 /// Where the four scales of a tile128 row begin, in bytes: after 512 codes.

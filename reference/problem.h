@@ -86,13 +86,15 @@ struct Problem {
   MLA_HOST_DEVICE int row_in_page(int token) const { return token & (page_size - 1); }
 
   /// Bytes of an element of the cache: 2, or 1 of a quantised one.
-  MLA_HOST_DEVICE int cache_element_bytes() const { return is_quantised(cache_format) ? 1 : 2; }
+  MLA_HOST_DEVICE constexpr int cache_element_bytes() const {
+    return is_quantised(cache_format) ? 1 : 2;
+  }
   /// Elements of a cache row: 576 values, or the bytes of a quantised one.
-  MLA_HOST_DEVICE int cache_row_elements() const {
+  MLA_HOST_DEVICE constexpr int cache_row_elements() const {
     return has_tile_scales(cache_format) ? kTileRowBytes : kHeadDimQK;
   }
   /// Bytes of a cache row: 1152, 656 or 576.
-  MLA_HOST_DEVICE int cache_row_bytes() const {
+  MLA_HOST_DEVICE constexpr int cache_row_bytes() const {
     return cache_row_elements() * cache_element_bytes();
   }
 

@@ -40,14 +40,6 @@
 
 namespace mla {
 
-/// How the scale of a tile comes from its largest value.
-enum class ScaleRule {
-  kLargest,  ///< The largest value has the largest code.
-  /// A power of two, so that every value of a row is exact in bf16. e4m3 loses nothing by it but at
-  /// the lower end of its range, int8 up to one bit.
-  kPowerOfTwo,
-};
-
 /// The least scale that quantising makes: the smallest normal number.
 inline constexpr float kLeastScale = 0x1p-126f;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <iostream>
 #include <numeric>
@@ -9,6 +10,8 @@
 #include "bench/measure/sampler.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/table.h"
+#include "reference/quantise.h"
+#include "reference/testing/data_generator.h"
 #include "stages/common/cache/paged_cache.h"
 
 namespace mla::bench {
@@ -156,13 +159,21 @@ Status measure_host(GoogleBenchmark& google, bool quick) {
 
 // ---- device: an append ----
 
-/// New tokens for a batch of sequences that have `context` tokens each.
+/// New tokens for a batch of sequences that have `context` tokens each. Rows are bf16 and one KV
+/// head's.
 struct AppendCase {
   int batch;
   int tokens;   ///< A sequence
   int context;  ///< A sequence, before
+  CacheFormat format = CacheFormat::k16Bit;
+  /// The format comes first, so that what reads times of append_* takes no quantised one for one of
+  /// 16 bits.
   std::string name(const std::string& mode) const {
-    return "cache/append_b" + std::to_string(batch) + "_t" + std::to_string(tokens) + "/" + mode;
+    return "cache/" + (is_quantised(format) ? std::string(to_string(format)) + "_" : "") +
+           "append_b" + std::to_string(batch) + "_t" + std::to_string(tokens) + "/" + mode;
+  }
+  CacheShape shape(int num_pages) const {
+    return {.num_pages = num_pages, .cache_format = format, .cache_scale = 0.01f};
   }
   int64_t total_tokens() const { return int64_t{batch} * tokens; }
   int pages(int steps) const {
@@ -171,54 +182,87 @@ struct AppendCase {
   }
 };
 
-constexpr AppendCase kAppendCases[] = {{1, 1, 100}, {128, 1, 100}, {1024, 1, 100}, {1, 4096, 0}};
+constexpr AppendCase kAppendCases[] = {{1, 1, 100},
+                                       {128, 1, 100},
+                                       {1024, 1, 100},
+                                       {1, 4096, 0},
+                                       {1, 4096, 0, CacheFormat::kFp8Tile128},
+                                       {1, 4096, 0, CacheFormat::kFp8Tensor},
+                                       {1, 4096, 0, CacheFormat::kInt8Tile128}};
+/// Of a row as it is appended.
 constexpr int64_t kRowBytes = kHeadDimQK * 2;
 
 /// The kernel alone: runs and rows lie on the device.
 class KernelCase {
  public:
   Status create(Machine& machine, const AppendCase& spec) {
-    const CacheShape shape{.num_pages = spec.pages(1)};
+    shape_ = spec.shape(spec.pages(1));
     PageTable table;
     Batch batch;
     PreparedAppend plan;
     const auto size = static_cast<size_t>(spec.batch);
-    MLA_RETURN_IF_ERROR(PageTable::create(shape.num_pages, shape.page_size, &table));
+    MLA_RETURN_IF_ERROR(PageTable::create(shape_.num_pages, shape_.page_size, &table));
     MLA_RETURN_IF_ERROR(add_sequences(table, size, &batch));
     MLA_RETURN_IF_ERROR(table.append(batch, Counts(size, spec.context)));
     MLA_RETURN_IF_ERROR(table.prepare_append(batch, Counts(size, spec.tokens), &plan));
     make_runs(plan, &host_runs_);
-    host_rows_.resize(static_cast<size_t>(spec.total_tokens() * kRowBytes / 8));
-    for (size_t i = 0; i < host_rows_.size(); ++i) host_rows_[i] = counter_random::mix(i + 1);
+    host_rows_.resize(static_cast<size_t>(spec.total_tokens() * kHeadDimQK));
+    for (size_t i = 0; i < host_rows_.size(); ++i) {
+      host_rows_[i] = kv_bits(1, shape_.dtype, DataKind::kFlat, 0, static_cast<int64_t>(i), 0, 0);
+    }
     MLA_RETURN_IF_ERROR(
         runs_.assign(machine, host_runs_.data(), host_runs_.size() * sizeof(RowRun)));
-    MLA_RETURN_IF_ERROR(rows_.assign(machine, host_rows_.data(), host_rows_.size() * 8));
-    return cache_.allocate(machine, static_cast<size_t>(shape.num_pages * shape.page_bytes()));
+    MLA_RETURN_IF_ERROR(rows_.assign(machine, host_rows_.data(), host_rows_.size() * 2));
+    return cache_.allocate(machine, static_cast<size_t>(shape_.num_pages * shape_.page_bytes()));
   }
 
   Status enqueue(const Machine& machine, Stream stream) const {
-    return copy_runs(machine, runs_.as<RowRun>(), static_cast<int64_t>(host_runs_.size()),
-                     rows_.data(), cache_.data(), 1, stream);
+    return write_runs(machine, shape_, runs_.as<RowRun>(), static_cast<int64_t>(host_runs_.size()),
+                      rows_.data(), cache_.data(), stream);
   }
 
   /// Every row is where its run says.
   Status check(Machine& machine) const {
     MLA_RETURN_IF_ERROR(machine.synchronize());
+    const int64_t row_bytes = shape_.token_bytes();
     for (const RowRun& run : host_runs_) {
-      std::vector<uint64_t> there(static_cast<size_t>(run.tokens * kRowBytes / 8));
+      std::vector<uint8_t> there(static_cast<size_t>(run.tokens * row_bytes));
       MLA_RETURN_IF_ERROR(machine.copy_to_host(
-          there.data(), cache_.as<std::byte>() + run.destination * kRowBytes, there.size() * 8));
-      if (!std::equal(there.begin(), there.end(),
-                      host_rows_.begin() + run.source * kRowBytes / 8)) {
-        return {StatusCode::kKernelRejected, "wrong rows at " + std::to_string(run.destination)};
+          there.data(), cache_.as<std::byte>() + run.destination * row_bytes, there.size()));
+      for (int64_t row = 0; row < run.tokens; ++row) {
+        const std::vector<uint8_t> expected = kept(run.source + row);
+        if (!std::equal(expected.begin(), expected.end(), there.begin() + row * row_bytes)) {
+          return {StatusCode::kKernelRejected,
+                  "a wrong row at " + std::to_string(run.destination + row)};
+        }
       }
     }
     return {};
   }
 
  private:
+  /// A row as the cache keeps it.
+  std::vector<uint8_t> kept(int64_t row) const {
+    std::vector<uint8_t> bytes(static_cast<size_t>(shape_.token_bytes()));
+    const uint16_t* const bits = host_rows_.data() + row * kHeadDimQK;
+    if (!is_quantised(shape_.cache_format)) {
+      std::memcpy(bytes.data(), bits, bytes.size());
+      return bytes;
+    }
+    float values[kHeadDimQK];
+    for (int column = 0; column < kHeadDimQK; ++column) {
+      values[column] = to_float(shape_.dtype, bits[column]);
+    }
+    const Problem problem{.dtype = shape_.dtype,
+                          .cache_format = shape_.cache_format,
+                          .cache_scale = shape_.cache_scale};
+    quantise_row(problem, shape_.scale_rule, values, bytes.data());
+    return bytes;
+  }
+
+  CacheShape shape_;
   std::vector<RowRun> host_runs_;
-  std::vector<uint64_t> host_rows_;
+  std::vector<uint16_t> host_rows_;
   DeviceBuffer runs_, rows_, cache_;
 };
 
@@ -272,7 +316,7 @@ Status measure_calls(Machine& machine, GoogleBenchmark& google, bool quick, cons
   const bool gpu = machine.kind() == MachineKind::kGpu;
   const int steps = spec.tokens > 1 ? 1 : gpu ? 64 : 2;
   std::unique_ptr<PagedCache> cache;
-  MLA_RETURN_IF_ERROR(PagedCache::create(machine, {.num_pages = spec.pages(steps)}, &cache));
+  MLA_RETURN_IF_ERROR(PagedCache::create(machine, spec.shape(spec.pages(steps)), &cache));
   DeviceBuffer rows;  // whatever they hold
   MLA_RETURN_IF_ERROR(rows.allocate(
       machine,
@@ -314,7 +358,8 @@ Status measure_append(Machine& machine, Runner& runner, GoogleBenchmark& google,
   MLA_RETURN_IF_ERROR(measure_calls(machine, google, quick, spec, &times));
   progress.clear();
 
-  const double bytes = 2.0 * static_cast<double>(spec.total_tokens() * kRowBytes);
+  const double bytes =
+      static_cast<double>(spec.total_tokens() * (kRowBytes + spec.shape(1).token_bytes()));
   const auto add = [&](const std::string& mode, const std::vector<double>& samples) {
     const Summary us = summarize(samples);
     if (us.n == 0) return us;
@@ -331,7 +376,8 @@ Status measure_append(Machine& machine, Runner& runner, GoogleBenchmark& google,
   const Summary sustained = add("sustained", times.kernel.sustained);
   const Summary returned = add("returned", times.returned);
   const Summary all = add("all", times.all);
-  std::vector<std::string> cells{std::to_string(spec.batch) + " × " + std::to_string(spec.tokens),
+  std::vector<std::string> cells{std::to_string(spec.batch) + " × " + std::to_string(spec.tokens) +
+                                     ", " + to_string(spec.format),
                                  number(bytes / 1e3), spread(cold)};
   if (gpu) {
     cells.insert(cells.end(), {number(bytes / cold.median / 1e3), spread(sustained),
@@ -364,7 +410,9 @@ Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google
     MLA_RETURN_IF_ERROR(measure_append(machine, runner, google, progress, quick, spec, &table));
   }
   if (!any) return {};
-  std::cout << "\nAppend: sequences × new tokens, 1 KV head, 16 bits; rows are read and written\n";
+  std::cout << "\nAppend: sequences × new tokens, format; 1 KV head, rows of bf16 are read, and "
+               "written or "
+               "quantised\n";
   if (!gpu) std::cout << "Wall time of the CPU that plays the GPU; it says nothing about a GPU\n";
   std::cout << table.to_string() << std::flush;
   return {};

@@ -422,8 +422,8 @@ def cache_block(results, cache):
     def of(mode):
         return lambda name: spread(modes[mode][name])
     def append(name):
-        match = re.fullmatch(r"append_b(\d+)_t(\d+)", name)
-        return "{} × {}".format(*match.groups()) if match else name
+        match = re.fullmatch(r"(?:(\w+)_)?append_b(\d+)_t(\d+)", name)
+        return "{} × {}".format(*match.groups()[1:]) + (f", {match[1]}" if match[1] else "") if match else name
     modes = {mode: cache.cache(mode) for mode in ["cold", "sustained", "returned", "all"]}
     of_what = ("of", lambda one: one[1].get("label", ""))
     tables = [

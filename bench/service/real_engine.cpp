@@ -109,9 +109,9 @@ Status LayerCaches::fill(Machine& machine) {
   MLA_RETURN_IF_ERROR(device_pool.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
   MLA_RETURN_IF_ERROR(device_runs.assign(machine, runs.data(), runs.size() * sizeof(RowRun)));
   for (DeviceBuffer& memory : memory_) {
-    MLA_RETURN_IF_ERROR(copy_runs(machine, device_runs.as<RowRun>(),
-                                  static_cast<int64_t>(runs.size()), device_pool.data(),
-                                  memory.data(), 1, nullptr));
+    MLA_RETURN_IF_ERROR(write_runs(machine, CacheShape{}, device_runs.as<RowRun>(),
+                                   static_cast<int64_t>(runs.size()), device_pool.data(),
+                                   memory.data(), nullptr));
   }
   return machine.synchronize();
 }
@@ -205,9 +205,9 @@ Status RealEngine::run() {
   Tensors layer = tensors();
   for (int i = 0; i < caches_.layers(); ++i) {
     if (!runs_.empty()) {
-      MLA_RETURN_IF_ERROR(copy_runs(machine_, device_runs_.as<RowRun>(),
-                                    static_cast<int64_t>(runs_.size()),
-                                    pool_.as<char>() + i * kRowBytes, caches_.data(i), 1, nullptr));
+      MLA_RETURN_IF_ERROR(write_runs(machine_, CacheShape{}, device_runs_.as<RowRun>(),
+                                     static_cast<int64_t>(runs_.size()),
+                                     pool_.as<char>() + i * kRowBytes, caches_.data(i), nullptr));
     }
     layer.kv_cache = caches_.data(i);
     MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, plan, scratch));

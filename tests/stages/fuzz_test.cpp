@@ -198,7 +198,8 @@ TEST_F(Fuzz, EveryCallEndsWithAStatus) {
     PageTable table;
     if (p.num_pages < 1 << 12) took(PageTable::create(p.num_pages, p.page_size, &table));
     std::unique_ptr<PagedCache> cache;
-    CacheShape cache_shape{p.num_pages, p.page_size, p.num_heads_kv, p.dtype};
+    CacheShape cache_shape{p.num_pages, p.page_size,    p.num_heads_kv,
+                           p.dtype,     p.cache_format, p.cache_scale};
     if (p.num_pages > 4 || p.num_heads_kv > 4) cache_shape.num_heads_kv = INT_MAX;
     if (draw(16) == 0) took(PagedCache::create(model_machine(), cache_shape, &cache));
     for (const unsigned char byte : out_) ASSERT_EQ(byte, 0xab) << i;

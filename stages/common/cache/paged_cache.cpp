@@ -8,10 +8,10 @@
 namespace mla {
 
 namespace gpu {
-Status launch_copy_runs(const RowRun*, int64_t, const void*, void*, int, Stream);
+Status launch_write_runs(const CacheShape&, const RowRun*, int64_t, const void*, void*, Stream);
 }
 namespace model {
-Status launch_copy_runs(const RowRun*, int64_t, const void*, void*, int, Stream);
+Status launch_write_runs(const CacheShape&, const RowRun*, int64_t, const void*, void*, Stream);
 }
 
 namespace {
@@ -20,20 +20,35 @@ Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
 }
 
-Status check_shape(const CacheShape& shape) {
-  if (shape.dtype != DType::kBFloat16 && shape.dtype != DType::kFloat16) {
-    return invalid("dtype = " + std::to_string(static_cast<int>(shape.dtype)) +
-                   " is neither bf16 (0) nor fp16 (1)");
+/// What a row is made of: types, format and scale as decodes allow them, and how scales are made.
+Status check_rows(const CacheShape& shape) {
+  Problem problem;
+  problem.dtype = shape.dtype;
+  problem.cache_format = shape.cache_format;
+  problem.cache_scale = shape.cache_scale;
+  problem.num_heads_q = problem.num_pages = problem.max_pages_per_seq = 1;
+  problem.softmax_scale = 1;
+  MLA_RETURN_IF_ERROR(validate(problem));
+  if (shape.scale_rule != ScaleRule::kLargest && shape.scale_rule != ScaleRule::kPowerOfTwo) {
+    return invalid("scale_rule = " + std::to_string(static_cast<int>(shape.scale_rule)) +
+                   " is neither kLargest (0) nor kPowerOfTwo (1)");
   }
+  return check_at_least_one("num_heads_kv", shape.num_heads_kv);
+}
+
+Status check_shape(const CacheShape& shape) {
+  MLA_RETURN_IF_ERROR(check_rows(shape));
   MLA_RETURN_IF_ERROR(check_at_least_one("num_pages", shape.num_pages));
-  MLA_RETURN_IF_ERROR(check_at_least_one("num_heads_kv", shape.num_heads_kv));
   MLA_RETURN_IF_ERROR(check_page_size(shape.page_size));
   int64_t bytes = 0;
   if (!__builtin_mul_overflow(int64_t{shape.num_pages}, shape.page_bytes(), &bytes)) return {};
-  return invalid("kv_cache [num_pages = " + std::to_string(shape.num_pages) +
-                 " x page_size = " + std::to_string(shape.page_size) +
-                 " x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
-                 " x head_dim = 576] has more than 2^63 - 1 bytes");
+  return invalid(
+      "kv_cache [num_pages = " + std::to_string(shape.num_pages) + " x page_size = " +
+      std::to_string(shape.page_size) + " x num_heads_kv = " + std::to_string(shape.num_heads_kv) +
+      (is_quantised(shape.cache_format) ? " x row_bytes = " : " x head_dim = ") +
+      std::to_string(is_quantised(shape.cache_format) ? shape.token_bytes() / shape.num_heads_kv
+                                                      : kHeadDimQK) +
+      "] has more than 2^63 - 1 bytes");
 }
 
 Status no_host_memory() {
@@ -74,10 +89,10 @@ void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs) {
   }
 }
 
-Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, const void* rows,
-                 void* cache, int num_heads_kv, Stream stream) {
-  return MLA_ON_MACHINE(machine, launch_copy_runs)(runs, num_runs, rows, cache, num_heads_kv,
-                                                   stream);
+Status write_runs(const Machine& machine, const CacheShape& shape, const RowRun* runs,
+                  int64_t num_runs, const void* rows, void* cache, Stream stream) {
+  MLA_RETURN_IF_ERROR(check_rows(shape));
+  return MLA_ON_MACHINE(machine, launch_write_runs)(shape, runs, num_runs, rows, cache, stream);
 }
 
 Status PagedCache::create(Machine& machine, const CacheShape& shape,
@@ -115,8 +130,8 @@ Status PagedCache::write_rows(const void* rows, Stream stream) {
     MLA_RETURN_IF_ERROR(device_runs_.allocate(machine_, std::max(bytes, 2 * device_runs_.bytes())));
   }
   MLA_RETURN_IF_ERROR(uploads_.copy(device_runs_.data(), runs_.data(), bytes, stream));
-  return copy_runs(machine_, device_runs_.as<RowRun>(), static_cast<int64_t>(runs_.size()), rows,
-                   memory_.data(), shape_.num_heads_kv, stream);
+  return write_runs(machine_, shape_, device_runs_.as<RowRun>(), static_cast<int64_t>(runs_.size()),
+                    rows, memory_.data(), stream);
 }
 
 Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
@@ -163,7 +178,7 @@ Status PagedCache::write_tables(std::span<const SequenceId> sequences, int max_p
 CacheStatistics PagedCache::statistics() const {
   const PageStatistics pages = table_.statistics();
   return {pages, pages.pages_total * shape_.page_bytes(), pages.pages_used * shape_.page_bytes(),
-          pages.pages_peak * shape_.page_bytes()};
+          pages.pages_peak * shape_.page_bytes(), shape_.token_bytes()};
 }
 
 }  // namespace mla

@@ -1,40 +1,152 @@
-// The kernel of an append: new rows to their pages, and the rows of pages that are copied on write.
+// The kernel of an append: new rows to their pages, copied or quantised, and the rows of pages that
+// are copied on write.
 #include "stages/common/cache/paged_cache.h"
 
+#include "reference/quantise.h"
 #include "stages/common/machine/launch.h"
+#include "stages/common/ptx/ptx.h"
 
 namespace mla::MLA_MACHINE {
 namespace {
 
-// 8 tokens of one head are 576 vectors of 16 bytes: three per thread, all of them under way at
-// once. One token keeps 72 threads busy.
-constexpr int kThreads = 192;
-constexpr int kInFlight = 3;
+// 16-byte vectors of a row, as it is appended and as the cache keeps it.
 constexpr int64_t kVectorsPerRow = kHeadDimQK * 2 / sizeof(uint4);
+template <CacheFormat kFormat>
+constexpr int64_t kVectorsKept =
+    Problem{.cache_format = kFormat}.cache_row_bytes() / int64_t{sizeof(uint4)};
 
-// One block per run, which is contiguous at both ends: neighbouring threads copy neighbouring
-// vectors. Rows that are copied within the cache belong to a page that several sequences share.
-// Rows before its end are never written again while it is shared, and at most rows past its end are
-// written in this launch (by the last sharer), so nothing is both read and written: hence
-// __restrict__.
-__global__ void __launch_bounds__(kThreads)
-    copy_rows(const RowRun* __restrict__ runs, int64_t num_runs, const uint4* __restrict__ rows,
-              uint4* cache, int64_t vectors_per_token) {
-  for (int64_t i = blockIdx.x; i < num_runs; i += gridDim.x) {
-    const RowRun run = runs[i];
-    const uint4* __restrict__ source =
-        (run.from_cache != 0 ? cache : rows) + run.source * vectors_per_token;
-    uint4* __restrict__ destination = cache + run.destination * vectors_per_token;
-    const int64_t vectors = run.tokens * vectors_per_token;
-    for (int64_t j = threadIdx.x; j < vectors; j += kInFlight * kThreads) {
-      uint4 values[kInFlight];
+// Threads of a block, which does a run, and vectors of 16 bytes that each has under way at once.
+// 8 tokens of one head, the longest run, are 576 vectors of 16 bits: three per thread. One token
+// keeps 72 threads busy. Quantising takes a warp per row, so 8 tokens are 8 warps.
+template <CacheFormat kFormat>
+constexpr int kThreads = is_quantised(kFormat) ? 256 : 192;
+template <CacheFormat kFormat>
+constexpr int kInFlight = is_quantised(kFormat) ? 2 : 3;
+
+// Neighbouring threads copy neighbouring vectors.
+template <CacheFormat kFormat>
+__device__ __forceinline__ void copy_vectors(const uint4* __restrict__ source,
+                                             uint4* __restrict__ destination, int64_t vectors) {
+  constexpr int kStep = kThreads<kFormat>;
+  for (int64_t j = threadIdx.x; j < vectors; j += kInFlight<kFormat> * kStep) {
+    uint4 values[kInFlight<kFormat>];
 #pragma unroll
-      for (int k = 0; k < kInFlight; ++k) {
-        if (j + k * kThreads < vectors) values[k] = source[j + k * kThreads];
+    for (int k = 0; k < kInFlight<kFormat>; ++k) {
+      if (j + k * kStep < vectors) values[k] = source[j + k * kStep];
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight<kFormat>; ++k) {
+      if (j + k * kStep < vectors) destination[j + k * kStep] = values[k];
+    }
+  }
+}
+
+// The bits of |x|: they compare as the numbers do, and those of a NaN are the largest. e4m3 has a
+// code for NaN, so there the scale ignores it.
+template <CacheFormat kFormat>
+__device__ __forceinline__ uint32_t magnitude_bits(float x) {
+  constexpr uint32_t kInfinity = 0x7F800000;
+  const uint32_t bits = __float_as_uint(x) & 0x7FFFFFFF;
+  return kFormat == CacheFormat::kInt8Tile128 || bits <= kInfinity ? bits : 0;
+}
+
+// The scale of a tile from the largest magnitude_bits() of its columns.
+template <CacheFormat kFormat>
+__device__ __forceinline__ float tile_scale(uint32_t largest, ScaleRule rule) {
+  const float magnitude = __uint_as_float(largest);
+  return magnitude == magnitude ? scale_for(kFormat, magnitude, rule) : __uint_as_float(0x7FC00000);
+}
+
+// The codes of two neighbouring columns, the first in the lower byte.
+template <CacheFormat kFormat>
+__device__ __forceinline__ uint32_t quantise_pair(float first, float second, float scale) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890  // the same codes in one instruction
+  if constexpr (kFormat != CacheFormat::kInt8Tile128) {
+    return ptx::cvt_rn_satfinite_e4m3x2_f32(second / scale, first / scale);
+  }
+#endif
+  return uint32_t{quantise_value(kFormat, first, scale)} |
+         uint32_t{quantise_value(kFormat, second, scale)} << 8;
+}
+
+// One warp quantises one row, to the bytes that quantise_row() makes. It reads the row once.
+template <CacheFormat kFormat, typename T>
+__device__ __forceinline__ void quantise_row_by_warp(const uint4* __restrict__ row,  // [72]
+                                                     uint8_t* __restrict__ quantised,
+                                                     float cache_scale, ScaleRule rule) {
+  const int lane = static_cast<int>(threadIdx.x) % warpSize;
+  // Columns 8 lane ... 8 lane + 7 of each half of the latent part, so 16 lanes have a tile; and two
+  // rotary columns. All loads are under way at once.
+  const uint4 latent[2] = {row[lane], row[warpSize + lane]};
+  const uint32_t rotary = reinterpret_cast<const uint32_t*>(row + 2 * warpSize)[lane];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const T* const bits = reinterpret_cast<const T*>(&latent[half]);
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = to_float(bits[i]);
+    float scale = cache_scale;
+    if constexpr (has_tile_scales(kFormat)) {
+      uint32_t largest = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t magnitude = magnitude_bits<kFormat>(values[i]);
+        largest = largest > magnitude ? largest : magnitude;
       }
 #pragma unroll
-      for (int k = 0; k < kInFlight; ++k) {
-        if (j + k * kThreads < vectors) destination[j + k * kThreads] = values[k];
+      for (int offset = 8; offset > 0; offset /= 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffff, largest, offset);
+        largest = largest > other ? largest : other;
+      }
+      scale = tile_scale<kFormat>(largest, rule);
+      if (lane % 16 == 0) {
+        reinterpret_cast<float*>(quantised + kTileScalesByte)[2 * half + lane / 16] = scale;
+      }
+    }
+    uint32_t codes[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      codes[i] = quantise_pair<kFormat>(values[2 * i], values[2 * i + 1], scale);
+    }
+    reinterpret_cast<uint2*>(quantised)[half * warpSize + lane] =
+        make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+  }
+  const T* const bits = reinterpret_cast<const T*>(&rotary);
+  const float first = to_float(bits[0]), second = to_float(bits[1]);
+  if constexpr (has_tile_scales(kFormat)) {
+    reinterpret_cast<uint32_t*>(quantised + kTileRotaryByte)[lane] =
+        uint32_t{round_to_bfloat16(first)} | uint32_t{round_to_bfloat16(second)} << 16;
+  } else {
+    reinterpret_cast<uint16_t*>(quantised + kHeadDimV)[lane] =
+        static_cast<uint16_t>(quantise_pair<kFormat>(first, second, cache_scale));
+  }
+}
+
+// One block per run, which is contiguous at both ends. Rows that are copied within the cache belong
+// to a page that several sequences share, and are bytes of any format. Rows before its end are never
+// written again while it is shared, and at most rows past its end are written in this launch (by the
+// last sharer), so nothing is both read and written: hence __restrict__ above.
+template <CacheFormat kFormat, typename T>
+__global__ void __launch_bounds__(kThreads<kFormat>)
+    write_rows(const RowRun* __restrict__ runs, int64_t num_runs, const uint4* rows, uint4* cache,
+               int64_t num_heads_kv, float cache_scale, ScaleRule rule) {
+  const int64_t vectors_per_token = num_heads_kv * kVectorsKept<kFormat>;
+  for (int64_t i = blockIdx.x; i < num_runs; i += gridDim.x) {
+    const RowRun run = runs[i];
+    uint4* const destination = cache + run.destination * vectors_per_token;
+    if (kFormat == CacheFormat::k16Bit || run.from_cache != 0) {
+      copy_vectors<kFormat>((run.from_cache != 0 ? cache : rows) + run.source * vectors_per_token,
+                            destination, run.tokens * vectors_per_token);
+      continue;
+    }
+    if constexpr (is_quantised(kFormat)) {
+      const uint4* const source = rows + run.source * num_heads_kv * kVectorsPerRow;
+      for (int64_t row = threadIdx.x / warpSize; row < run.tokens * num_heads_kv;
+           row += kThreads<kFormat> / warpSize) {
+        quantise_row_by_warp<kFormat, T>(
+            source + row * kVectorsPerRow,
+            reinterpret_cast<uint8_t*>(destination + row * kVectorsKept<kFormat>), cache_scale,
+            rule);
       }
     }
   }
@@ -42,11 +154,25 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-Status launch_copy_runs(const RowRun* runs, int64_t num_runs, const void* rows, void* cache,
-                        int num_heads_kv, Stream stream) {
-  return launch(copy_rows, grid_for(num_runs), kThreads, 0, stream, runs, num_runs,
-                static_cast<const uint4*>(rows), static_cast<uint4*>(cache),
-                num_heads_kv * kVectorsPerRow);
+Status launch_write_runs(const CacheShape& shape, const RowRun* runs, int64_t num_runs,
+                         const void* rows, void* cache, Stream stream) {
+  const auto launch_as = [&]<CacheFormat kFormat, typename T>() {
+    return launch(write_rows<kFormat, T>, grid_for(num_runs), kThreads<kFormat>, 0, stream, runs,
+                  num_runs, static_cast<const uint4*>(rows), static_cast<uint4*>(cache),
+                  shape.num_heads_kv, shape.cache_scale, shape.scale_rule);
+  };
+  switch (shape.cache_format) {
+    case CacheFormat::kFp8Tile128:
+      return launch_as.template operator()<CacheFormat::kFp8Tile128, bfloat16>();
+    case CacheFormat::kInt8Tile128:
+      return launch_as.template operator()<CacheFormat::kInt8Tile128, bfloat16>();
+    case CacheFormat::kFp8Tensor:
+      return visit_dtype(shape.dtype, [&](auto type) {
+        return launch_as.template operator()<CacheFormat::kFp8Tensor, decltype(type)>();
+      });
+    default:  // 16 bits, of either type
+      return launch_as.template operator()<CacheFormat::k16Bit, bfloat16>();
+  }
 }
 
 }  // namespace mla::MLA_MACHINE

@@ -26,9 +26,17 @@ struct CacheShape {
   int num_pages = 0;                 ///< >= 1
   int page_size = kDefaultPageSize;  ///< Tokens per page: 16, 32, 64, 128 or 256.
   int num_heads_kv = 1;              ///< >= 1
-  DType dtype = DType::kBFloat16;    ///< Of the rows.
-  /// Bytes of one token, all KV heads: num_heads_kv * 576 * 2.
-  int64_t token_bytes() const { return int64_t{num_heads_kv} * kHeadDimQK * 2; }
+  DType dtype = DType::kBFloat16;    ///< Of the rows that are appended, and of a cache of 16 bits.
+  /// How the cache keeps them; as Problem::cache_format. bf16 alone goes with the tile128 formats.
+  CacheFormat cache_format = CacheFormat::k16Bit;
+  /// As Problem::cache_scale: of fp8_tensor, what every code is multiplied by; finite and > 0. Of
+  /// other formats: not read.
+  float cache_scale = 1;
+  ScaleRule scale_rule = ScaleRule::kLargest;  ///< Of the scales that appends to tile128 rows make.
+  /// Bytes of one token, all KV heads: num_heads_kv times 1152, 656 or 576.
+  int64_t token_bytes() const {
+    return int64_t{num_heads_kv} * Problem{.cache_format = cache_format}.cache_row_bytes();
+  }
   /// Bytes of one page.
   int64_t page_bytes() const { return page_size * token_bytes(); }
 };
@@ -36,9 +44,10 @@ struct CacheShape {
 /// Pages, and the bytes they come to.
 struct CacheStatistics {
   PageStatistics pages;
-  int64_t bytes_total = 0;  ///< Of all pages: what the cache takes of the device.
-  int64_t bytes_used = 0;   ///< Of used pages.
-  int64_t bytes_peak = 0;   ///< The largest bytes_used so far.
+  int64_t bytes_total = 0;      ///< Of all pages: what the cache takes of the device.
+  int64_t bytes_used = 0;       ///< Of used pages.
+  int64_t bytes_peak = 0;       ///< The largest bytes_used so far.
+  int64_t bytes_per_token = 0;  ///< In the cache's format, all KV heads.
 };
 
 /// Consecutive rows that an append writes to one page. Places are counted in tokens.
@@ -55,13 +64,16 @@ inline constexpr int32_t kMaxRunTokens = 8;
 /// ones. No run reads what another one writes. May throw std::bad_alloc.
 void make_runs(const PreparedAppend& prepared, std::vector<RowRun>* runs);
 
-/// Enqueues the one kernel of an append on `stream`.
+/// Enqueues the one kernel of an append on `stream`: copies rows, or quantises them as quantise.h
+/// defines it, to the bit.
+/// @param shape  the cache's; num_pages and page_size are not read
 /// @param runs   [num_runs], on the machine
-/// @param rows   [total_tokens, num_heads_kv, 576] on the machine, 16-byte aligned
-/// @param cache  [num_pages, page_size, num_heads_kv, 576] on the machine, 16-byte aligned
-/// @return The machine's errors.
-Status copy_runs(const Machine& machine, const RowRun* runs, int64_t num_runs, const void* rows,
-                 void* cache, int num_heads_kv, Stream stream);
+/// @param rows   [total_tokens, num_heads_kv, 576], dtype, on the machine, 16-byte aligned
+/// @param cache  [num_pages, page_size, num_heads_kv, 576] in the shape's format, on the machine,
+///               16-byte aligned
+/// @return kInvalidArgument for types, a format or scales outside the contract; the machine's errors.
+Status write_runs(const Machine& machine, const CacheShape& shape, const RowRun* runs,
+                  int64_t num_runs, const void* rows, void* cache, Stream stream);
 
 /// The cache. Pages are not cleared, neither at first nor when they become free: rows past a
 /// sequence's end may hold anything (reference/paging.h).
@@ -82,8 +94,8 @@ class PagedCache {
   /// @}
 
   /// Appends tokens[i] rows to sequences[i], for all i or for none. Enqueues one copy of a small
-  /// table and one kernel on `stream`, however large the batch. The same kernel copies pages that
-  /// are copied on write.
+  /// table and one kernel on `stream`, however large the batch. The same kernel quantises the rows,
+  /// if the cache is quantised, and copies pages that are copied on write.
   /// @param sequences  [batch], all different
   /// @param tokens     [batch], each at least 0
   /// @param rows       [sum of tokens, num_heads_kv, 576], dtype, on the machine, 16-byte aligned:
@@ -105,7 +117,8 @@ class PagedCache {
   Status write_tables(std::span<const SequenceId> sequences, int max_pages_per_seq,
                       int32_t* block_table, int32_t* seqlens_k, Stream stream = nullptr);
 
-  /// [num_pages, page_size, num_heads_kv, 576]: Tensors::kv_cache
+  /// [num_pages, page_size, num_heads_kv, 576], or of a quantised cache [..., 656] or [..., 576]
+  /// bytes: Tensors::kv_cache
   void* data() const { return memory_.data(); }
   /// What it was made for.
   const CacheShape& shape() const { return shape_; }

@@ -76,6 +76,8 @@ def cache_entries():
     return [{"name": "cache/host_allocate/wall/iterations:1", **host},
             *({"name": f"cache/append_b128_t1/{mode}/iterations:1", **append} for mode in
               ["cold", "sustained", "returned", "all"]),
+            *({"name": f"cache/fp8_tile128_append_b1_t4096/{mode}/iterations:1", **append, "GBps": 876} for mode in
+              ["cold", "sustained", "returned", "all"]),
             {"name": "cache/memory_stepped/bytes/iterations:1", **memory}]
 
 
@@ -636,6 +638,7 @@ class ResultsPageTest(unittest.TestCase):
     def test_cache(self):
         self.assertEqual(self.cells("cache", "allocate")[1:], ["4.05 (3.74–6.43)", "246", "a page"])
         self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
+        self.assertEqual(self.cells("cache", "1 × 4096, fp8_tile128")[3], "876")
         self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
         self.assertNotIn("commit", self.block("cache"))  # the page says it above
 

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -16,6 +18,7 @@
 #endif
 
 #include "reference/gpu_model/gpu_model.h"
+#include "reference/quantise.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/data_generator.h"
 #include "stages/common/cache/paged_cache.h"
@@ -470,23 +473,112 @@ TEST(PageTable, TheLongestSequenceHasTwoToTheThirtyTokens) {
 
 // ---- memory ----
 
+constexpr CacheFormat kQuantised[] = {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor,
+                                      CacheFormat::kInt8Tile128};
+
+int64_t row_bytes(CacheFormat format) {
+  return format == CacheFormat::k16Bit ? 1152 : format == CacheFormat::kFp8Tensor ? 576 : 656;
+}
+
 class PagedCacheTest : public MachineTest {
  protected:
+  void make_cache(const CacheShape& shape) {
+    const Status status = PagedCache::create(*machine_, shape, &cache_);
+    ASSERT_OK(status);
+    tokens_.clear();
+  }
   void make_cache(int num_pages, int num_heads_kv = 1, DType dtype = DType::kBFloat16,
                   int page_size = kDefaultPageSize) {
-    const Status status =
-        PagedCache::create(*machine_, {num_pages, page_size, num_heads_kv, dtype}, &cache_);
-    ASSERT_OK(status);
+    make_cache({num_pages, page_size, num_heads_kv, dtype});
   }
 
   // The row of a token, of which every element depends on its number, head and column. Values as
-  // of test data, so that they can also be decoded.
+  // of test data, so that they can also be decoded, or hard ones.
   void push_row(uint32_t token, std::vector<uint16_t>* rows) const {
+    const DType dtype = cache_->shape().dtype;
     for (int head = 0; head < cache_->shape().num_heads_kv; ++head) {
       for (int column = 0; column < kHeadDimQK; ++column) {
-        rows->push_back(kv_bits(3, cache_->shape().dtype, DataKind::kFlat, 0, token, head, column));
+        rows->push_back(hard_rows_ ? hard_bits(dtype, token, head, column)
+                                   : kv_bits(3, dtype, DataKind::kFlat, 0, token, head, column));
       }
     }
+  }
+
+  // What quantising must not stumble over, another kind of it in each 128 columns.
+  static uint16_t hard_bits(DType dtype, uint32_t token, int head, int column) {
+    const uint64_t key = counter_random::row_key(4, 0, column / kTileColumns, token, head);
+    const uint64_t random = counter_random::draw(key, column);
+    const auto any_bits = static_cast<uint16_t>(random);
+    const auto sign = static_cast<uint16_t>(any_bits & 0x8000);
+    const uint16_t ordinary = kv_bits(3, dtype, DataKind::kFlat, 0, token, head, column);
+    const uint16_t infinity = dtype == DType::kBFloat16 ? 0x7F80 : 0x7C00;
+    const bool is_chosen = column % kTileColumns == static_cast<int>(key >> 32) % kTileColumns;
+    switch (key % 10) {
+      case 0:  // zeros, of both signs
+        return sign;
+      case 1:  // one NaN, of any bits, among ordinary values
+        return is_chosen ? static_cast<uint16_t>(sign | infinity | (1 + any_bits % 127)) : ordinary;
+      case 2:  // one infinity
+        return is_chosen ? static_cast<uint16_t>(sign | infinity) : ordinary;
+      case 3:  // both
+        return static_cast<uint16_t>(random >> 16) % 16 == 0
+                   ? static_cast<uint16_t>(sign | infinity | (any_bits & 1))
+                   : ordinary;
+      case 4:  // the largest numbers
+        return static_cast<uint16_t>(sign | (infinity - 1 - any_bits % 4));
+      case 5:  // subnormal ones
+        return static_cast<uint16_t>(sign | any_bits % 128);
+      case 6:  // one value that is much larger than the others
+        return is_chosen ? static_cast<uint16_t>(ordinary + 0x800) : ordinary;
+      case 7:  // any bits: all exponents, infinities and NaN
+      case 8:
+        return any_bits;
+      default:
+        return ordinary;
+    }
+  }
+
+  // A problem of the cache's shape, and no more: what quantising and places depend on.
+  Problem problem_of_cache() const {
+    const CacheShape& shape = cache_->shape();
+    Problem problem;
+    problem.dtype = shape.dtype;
+    problem.cache_format = shape.cache_format;
+    problem.cache_scale = shape.cache_scale;
+    problem.num_pages = shape.num_pages;
+    problem.page_size = shape.page_size;
+    problem.num_heads_q = problem.num_heads_kv = shape.num_heads_kv;
+    return problem;
+  }
+
+  // The token's bytes in the cache, as the host makes them.
+  std::vector<uint8_t> bytes_of(uint32_t token) const {
+    std::vector<uint16_t> row;
+    push_row(token, &row);
+    const Problem problem = problem_of_cache();
+    const auto row_bytes = static_cast<size_t>(problem.cache_row_bytes());
+    std::vector<uint8_t> bytes(row_bytes * static_cast<size_t>(problem.num_heads_kv));
+    if (!is_quantised(problem.cache_format)) {
+      std::memcpy(bytes.data(), row.data(), bytes.size());
+      return bytes;
+    }
+    for (size_t head = 0; head < static_cast<size_t>(problem.num_heads_kv); ++head) {
+      std::vector<float> values;
+      for (int column = 0; column < kHeadDimQK; ++column) {
+        values.push_back(to_float(problem.dtype, row[head * kHeadDimQK + size_t(column)]));
+      }
+      quantise_row(problem, cache_->shape().scale_rule, values.data(),
+                   bytes.data() + head * row_bytes);
+    }
+    return bytes;
+  }
+
+  // All bytes of the cache.
+  std::vector<uint8_t> memory(Stream stream = nullptr) const {
+    const CacheShape& shape = cache_->shape();
+    std::vector<uint8_t> bytes(static_cast<size_t>(shape.num_pages * shape.page_bytes()));
+    EXPECT_OK(machine_->copy_to_host(bytes.data(), cache_->data(), bytes.size(), stream));
+    return bytes;
   }
 
   // Appends new tokens to cache and model. The rows live on the machine until the next call.
@@ -524,6 +616,41 @@ class PagedCacheTest : public MachineTest {
     tokens_.erase(id);
   }
 
+  // Appends, and compares every byte of the cache with what it must be then: new rows at their
+  // places, the rows of pages that were copied on write, and all others as they were.
+  void append_and_compare(const Batch& batch, const Counts& counts) {
+    const std::vector<uint8_t> before = memory();
+    std::vector<Sequence> old;
+    for (const SequenceId id : batch) old.push_back(*cache_->table().find(id));
+    ASSERT_OK(append(batch, counts));
+    const CacheShape& shape = cache_->shape();
+    std::vector<uint8_t> expected = before;
+    const auto place = [&](const std::vector<int32_t>& pages, int32_t token) {
+      const int32_t page = pages[static_cast<size_t>(token / shape.page_size)];
+      return page * shape.page_bytes() + token % shape.page_size * shape.token_bytes();
+    };
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const Sequence& now = *cache_->table().find(batch[i]);
+      ASSERT_EQ(now.tokens, old[i].tokens + counts[i]);
+      for (int32_t t = 0; t < now.tokens; ++t) {
+        if (t < old[i].tokens) {
+          std::copy_n(before.begin() + place(old[i].pages, t), shape.token_bytes(),
+                      expected.begin() + place(now.pages, t));
+        } else {
+          const std::vector<uint8_t> bytes = bytes_of(tokens_.at(batch[i])[static_cast<size_t>(t)]);
+          std::copy(bytes.begin(), bytes.end(), expected.begin() + place(now.pages, t));
+        }
+      }
+    }
+    const std::vector<uint8_t> after = memory();
+    const auto wrong = std::mismatch(after.begin(), after.end(), expected.begin()).first;
+    if (wrong == after.end()) return;
+    const int64_t byte = wrong - after.begin();
+    FAIL() << "byte " << byte % (shape.token_bytes() / shape.num_heads_kv) << " of a row of token "
+           << byte % shape.page_bytes() / shape.token_bytes() << " of page "
+           << byte / shape.page_bytes();
+  }
+
   // All sequences, read back by tables that the cache wrote.
   void expect_contents(Stream stream = nullptr) {
     Batch batch;
@@ -544,29 +671,23 @@ class PagedCacheTest : public MachineTest {
     ASSERT_OK(status);
     std::vector<int32_t> table(slots), lengths(batch.size());
     const CacheShape& shape = cache_->shape();
-    std::vector<uint16_t> memory(static_cast<size_t>(shape.num_pages * shape.page_bytes() / 2));
     const auto download = [&](auto& host, const void* device) {
       ASSERT_OK(machine_->copy_to_host(host.data(), device, host.size() * sizeof host[0], stream));
     };
     download(table, device_table.data());
     download(lengths, device_lengths.data());
-    download(memory, cache_->data());
-    Problem problem;
-    problem.num_pages = shape.num_pages;
-    problem.page_size = shape.page_size;
-    problem.num_heads_q = problem.num_heads_kv = shape.num_heads_kv;
+    const std::vector<uint8_t> there = memory(stream);
+    const Problem problem = problem_of_cache();
     const Tensors contiguous = with_strides(problem, {});
-    std::vector<uint16_t> row;
-    const auto row_bytes = static_cast<size_t>(shape.token_bytes());
     for (size_t i = 0; i < batch.size(); ++i) {
       const std::vector<uint32_t>& tokens = tokens_.at(batch[i]);
       const int32_t* table_row = table.data() + i * static_cast<size_t>(max_pages);
       ASSERT_EQ(lengths[i], static_cast<int32_t>(tokens.size()));
       for (int32_t t = 0; t < lengths[i]; ++t) {
-        row.clear();
-        push_row(tokens[static_cast<size_t>(t)], &row);
-        const int64_t place = cache_place(problem, contiguous, table_row, t, 0);
-        ASSERT_EQ(std::memcmp(row.data(), memory.data() + place, row_bytes), 0)
+        const std::vector<uint8_t> expected = bytes_of(tokens[static_cast<size_t>(t)]);
+        const int64_t place =
+            cache_place(problem, contiguous, table_row, t, 0) * problem.cache_element_bytes();
+        ASSERT_EQ(std::memcmp(expected.data(), there.data() + place, expected.size()), 0)
             << to_string(batch[i]) << " token " << t;
       }
       for (int64_t p = pages_for(lengths[i], shape.page_size); p < max_pages; ++p)
@@ -574,59 +695,121 @@ class PagedCacheTest : public MachineTest {
     }
   }
 
+  void operate_at_random(int operations) {
+    std::mt19937_64 random(5);
+    const auto any = [&] {
+      return std::next(tokens_.begin(), static_cast<ptrdiff_t>(random() % tokens_.size()))->first;
+    };
+    int64_t out_of_pages = 0, shared = 0;
+    for (int i = 0; i < operations; ++i) {
+      gpu_model::schedule().seed = static_cast<uint64_t>(i % 11);
+      const uint64_t choice = random() % 10;
+      if (tokens_.empty() || (choice == 0 && tokens_.size() < 10)) {
+        add_sequence();
+      } else if (choice < 6) {
+        Batch batch{any()};
+        if (const SequenceId other = any(); other != batch[0]) batch.push_back(other);
+        Counts counts;
+        for (size_t j = 0; j < batch.size(); ++j) {
+          counts.push_back(static_cast<int32_t>(random() % (random() % 4 == 0 ? 100 : 3)));
+        }
+        const Status status = append(batch, counts);
+        if (status.code() == StatusCode::kOutOfMemory) {
+          ++out_of_pages;
+        } else {
+          ASSERT_OK(status);
+        }
+      } else if (choice < 8 && tokens_.size() < 10) {
+        fork_sequence(any());
+      } else {
+        free_sequence(any());
+      }
+      shared += cache_->statistics().pages.pages_shared > 0;
+      if (i % 50 == 0) expect_contents();
+      if (HasFatalFailure()) FAIL() << "operation " << i;
+    }
+    expect_contents();
+    EXPECT_GT(out_of_pages, operations / 100);
+    EXPECT_GT(shared, operations / 10);
+  }
+
   std::unique_ptr<PagedCache> cache_;
   std::map<SequenceId, std::vector<uint32_t>> tokens_;
   uint32_t last_token_ = 0;
+  bool hard_rows_ = false;
   std::deque<DeviceBuffer> rows_;  // some appends may not have run yet
 };
 
 TEST_P(PagedCacheTest, RandomOperationsKeepEveryRow) {
-  constexpr int kOperations = kSanitizer ? 1000 : 5000;
   make_cache(12);
-  std::mt19937_64 random(5);
-  const auto any = [&] {
-    return std::next(tokens_.begin(), static_cast<ptrdiff_t>(random() % tokens_.size()))->first;
-  };
-  int64_t out_of_pages = 0, shared = 0;
-  for (int i = 0; i < kOperations; ++i) {
-    gpu_model::schedule().seed = static_cast<uint64_t>(i % 11);
-    const uint64_t choice = random() % 10;
-    if (tokens_.empty() || (choice == 0 && tokens_.size() < 10)) {
-      add_sequence();
-    } else if (choice < 6) {
-      Batch batch{any()};
-      if (const SequenceId other = any(); other != batch[0]) batch.push_back(other);
-      Counts counts;
-      for (size_t j = 0; j < batch.size(); ++j) {
-        counts.push_back(static_cast<int32_t>(random() % (random() % 4 == 0 ? 100 : 3)));
-      }
-      const Status status = append(batch, counts);
-      if (status.code() == StatusCode::kOutOfMemory) {
-        ++out_of_pages;
-      } else {
-        ASSERT_OK(status);
-      }
-    } else if (choice < 8 && tokens_.size() < 10) {
-      fork_sequence(any());
-    } else {
-      free_sequence(any());
-    }
-    shared += cache_->statistics().pages.pages_shared > 0;
-    if (i % 50 == 0) expect_contents();
-    if (HasFatalFailure()) FAIL() << "operation " << i;
+  operate_at_random(kSanitizer ? 1000 : 5000);
+}
+
+TEST_P(PagedCacheTest, RandomOperationsKeepEveryQuantisedRow) {
+  hard_rows_ = true;
+  for (const CacheFormat format : kQuantised) {
+    SCOPED_TRACE(to_string(format));
+    make_cache({.num_pages = 12, .cache_format = format, .cache_scale = 0.01f});
+    operate_at_random(kSanitizer ? 200 : 500);
   }
-  expect_contents();
-  EXPECT_GT(out_of_pages, kOperations / 100);
-  EXPECT_GT(shared, kOperations / 10);
+}
+
+// Rows that cross pages, several sequences, several heads, and nothing else is touched.
+TEST_P(PagedCacheTest, AppendsQuantiseAsTheHostDoes) {
+  hard_rows_ = true;
+  int heads = 1;
+  for (const CacheFormat format : kQuantised) {
+    for (const int page_size : {16, 32, 64, 128, 256}) {
+      for (const bool other : {false, true}) {  // the other type, or the other rule
+        CacheShape shape{8, page_size, heads};
+        heads = heads % 3 + 1;
+        shape.cache_format = format;
+        shape.cache_scale = other ? 1e-30f : 0.013f;
+        if (has_tile_scales(format)) {
+          if (other) shape.scale_rule = ScaleRule::kPowerOfTwo;
+        } else if (other) {
+          shape.dtype = DType::kFloat16;
+        }
+        SCOPED_TRACE(std::string(to_string(format)) + ", pages of " + std::to_string(page_size) +
+                     (other ? ", the other way" : ""));
+        make_cache(shape);
+        ASSERT_OK(machine_->fill(cache_->data(), 0xA5,
+                                 static_cast<size_t>(shape.num_pages * shape.page_bytes())));
+        const SequenceId a = add_sequence(), b = add_sequence(), c = add_sequence();
+        append_and_compare({a, b, c}, {page_size + 3, 1, page_size - 1});
+        append_and_compare({b, a}, {page_size - 1, 2});
+        append_and_compare({c, a, b}, {1, 1, 1});
+        EXPECT_EQ(cache_->statistics().pages.pages_used, 2 + 2 + 1);
+        // Three share a page of six rows. One goes on in a copy; then another one, and the last keeps
+        // the page.
+        const SequenceId d = fork_sequence(a), e = fork_sequence(d);
+        append_and_compare({d}, {1});
+        EXPECT_EQ(cache_->statistics().pages.pages_used, 5 + 1);
+        append_and_compare({a, d, e}, {2, 0, page_size});
+        EXPECT_EQ(cache_->statistics().pages.pages_used, 6 + 1 + 1);
+        expect_contents();
+        // A page that was another sequence's.
+        free_sequence(c);
+        append_and_compare({b}, {page_size});
+        expect_contents();
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
-  for (uint64_t seed = 0; seed < 12; ++seed) {
+  for (uint64_t round = 0; round < 30; ++round) {
+    // 12 schedules with 16 bits, 6 with each of the others.
+    const uint64_t seed = round < 12 ? round : round % 6;
+    CacheShape shape{16, 64, 2, DType::kFloat16};
+    if (round >= 12) shape.cache_format = kQuantised[round / 6 - 2];
+    if (has_tile_scales(shape.cache_format)) shape.dtype = DType::kBFloat16;
+    SCOPED_TRACE(to_string(shape.cache_format));
     gpu_model::schedule().seed = seed;
     // A grid smaller than the number of runs: blocks loop.
     gpu_model::device().max_grid_x = seed % 2 == 0 ? 2147483647 : 3;
-    tokens_.clear();
-    make_cache(16, 2, DType::kFloat16);
+    make_cache(shape);
     const SequenceId a = add_sequence(), empty = add_sequence();
     ASSERT_OK(append({a}, {64 + 63}));
     const SequenceId b = fork_sequence(a), c = fork_sequence(a), d = fork_sequence(empty);
@@ -650,7 +833,33 @@ TEST_P(PagedCacheTest, AppendsCopyOnWriteUnderEverySchedule) {
     EXPECT_EQ(cache_->statistics().pages.pages_used, 0);
     EXPECT_EQ(cache_->statistics().bytes_used, 0);
     EXPECT_EQ(cache_->statistics().bytes_peak, 9 * cache_->shape().page_bytes());
-    EXPECT_EQ(cache_->statistics().bytes_total, 16 * 64 * 2 * 1152);
+    EXPECT_EQ(cache_->statistics().bytes_total, 16 * 64 * 2 * row_bytes(shape.cache_format));
+  }
+}
+
+TEST_P(PagedCacheTest, StatisticsCountTheBytesOfTheFormat) {
+  for (const CacheFormat format : kCacheFormats) {
+    SCOPED_TRACE(to_string(format));
+    make_cache({.num_pages = 9, .page_size = 32, .num_heads_kv = 3, .cache_format = format});
+    const int64_t token = 3 * row_bytes(format), page = 32 * token;
+    EXPECT_EQ(cache_->shape().token_bytes(), token);
+    EXPECT_EQ(cache_->shape().page_bytes(), page);
+    const auto expect_bytes = [&](int64_t used, int64_t peak) {
+      const CacheStatistics statistics = cache_->statistics();
+      EXPECT_EQ(statistics.bytes_per_token, token);
+      EXPECT_EQ(statistics.bytes_total, 9 * page);
+      EXPECT_EQ(statistics.bytes_used, used * page);
+      EXPECT_EQ(statistics.bytes_peak, peak * page);
+    };
+    expect_bytes(0, 0);
+    const SequenceId a = add_sequence();
+    ASSERT_OK(append({a}, {33}));
+    const SequenceId b = fork_sequence(a);
+    expect_bytes(2, 2);
+    ASSERT_OK(append({b}, {1}));
+    expect_bytes(3, 3);
+    free_sequence(a);
+    expect_bytes(2, 3);
   }
 }
 
@@ -711,6 +920,30 @@ TEST_P(PagedCacheTest, ErrorsNameTheArgumentAndChangeNothing) {
   expect_contents();
 }
 
+TEST_P(PagedCacheTest, RefusedAppendsChangeNoByteOfAQuantisedCache) {
+  hard_rows_ = true;
+  for (const CacheFormat format : kQuantised) {
+    SCOPED_TRACE(to_string(format));
+    make_cache({.num_pages = 3, .cache_format = format, .cache_scale = 0.01f});
+    const SequenceId a = add_sequence(), b = add_sequence();
+    ASSERT_OK(append({a}, {70}));
+    const std::vector<uint8_t> before = memory();
+    DeviceBuffer buffer;
+    ASSERT_OK(buffer.allocate(*machine_, 4096));
+    constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
+    expect_error(cache_->append(Batch{a}, Counts{1}, nullptr), kInvalid, {"rows is null"});
+    expect_error(cache_->append(Batch{a}, Counts{1}, buffer.as<std::byte>() + 8), kInvalid,
+                 {"rows = ", "16 bytes"});
+    expect_error(append({a, b}, {1, 65}), StatusCode::kOutOfMemory,
+                 {"needs 2 pages", "1 of num_pages = 3"});
+    expect_error(append({b, b}, {1, 1}), kInvalid, {"sequences[1]", "twice"});
+    EXPECT_EQ(memory(), before);
+    expect_contents();
+    ASSERT_OK(append({a, b}, {58, 64}));  // to the last row
+    expect_contents();
+  }
+}
+
 TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
   std::unique_ptr<PagedCache> cache;
   const auto create = [&](CacheShape shape) {
@@ -725,21 +958,59 @@ TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
   expect_error(create({2147483647, 64, 2147483647}), kInvalid,
                {"num_pages = 2147483647", "2^63 - 1"});
   expect_error(create({2147483647, 64, 1}), StatusCode::kOutOfMemory, {"158329674326016 bytes"});
+
+  // Formats: what does not exist, and bytes as they have them.
+  constexpr DType kBf16 = DType::kBFloat16, kFp16 = DType::kFloat16;
+  constexpr CacheFormat kTensor = CacheFormat::kFp8Tensor, kTile = CacheFormat::kFp8Tile128;
+  const float kNaN = std::nanf(""), kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<std::pair<CacheShape, std::vector<std::string>>> wrong{
+      {{1, 64, 1, kFp16, kTile}, {"dtype = fp16", "must be bf16", "cache_format = fp8_tile128"}},
+      {{1, 64, 1, kFp16, CacheFormat::kInt8Tile128}, {"dtype = fp16", "int8_tile128"}},
+      {{1, 64, 1, kBf16, static_cast<CacheFormat>(9)}, {"cache_format = 9", "int8_tile128 (3)"}},
+      {{1, 64, 0, kBf16, kTile}, {"num_heads_kv = 0", "at least 1"}},
+      {{1, 64, 1, kBf16, kTile, 1, static_cast<ScaleRule>(2)}, {"scale_rule = 2", "neither"}}};
+  for (const float scale : {0.0f, -1.0f, kNaN, kInfinity}) {
+    wrong.push_back({{1, 64, 1, kBf16, kTensor, scale}, {"cache_scale = ", "greater than 0"}});
+  }
+  DeviceBuffer run, rows;
+  ASSERT_OK(run.allocate(*machine_, sizeof(RowRun)));
+  ASSERT_OK(machine_->fill(run.data(), 0, sizeof(RowRun)));
+  ASSERT_OK(rows.allocate(*machine_, 1152));
+  for (const auto& [shape, parts] : wrong) {
+    expect_error(create(shape), kInvalid, parts);
+    expect_error(
+        write_runs(*machine_, shape, run.as<RowRun>(), 1, rows.data(), rows.data(), nullptr),
+        kInvalid, parts);
+  }
+  expect_error(create({2147483647, 64, 2147483647, kBf16, kTile}), kInvalid,
+               {"row_bytes = 656", "2^63 - 1"});
+  expect_error(create({2147483647, 64, 1, kBf16, kTile}), StatusCode::kOutOfMemory,
+               {"90159953435648 bytes"});
+  expect_error(create({2147483647, 64, 1, kFp16, kTensor}), StatusCode::kOutOfMemory,
+               {"79164837163008 bytes"});
+  EXPECT_EQ(cache, nullptr);
+  EXPECT_OK(create({1, 64, 1, kFp16, kTensor}));
+  EXPECT_OK(create({1, 64, 1, kBf16, kTile, kNaN}));  // not read
+  cache.reset();
   EXPECT_EQ(cache, nullptr);
 }
 
 TEST(PagedCacheOnTheModel, ARejectedKernelChangesNoSequence) {
-  std::unique_ptr<PagedCache> cache;
-  ASSERT_OK(PagedCache::create(model_machine(), {4, 64, 1, DType::kBFloat16}, &cache));
-  const SequenceId a = add(*cache);
-  DeviceBuffer rows;
-  ASSERT_OK(rows.allocate(model_machine(), 3 * 1152));
-  // Ten rows from memory of three: the kernel reads past its end.
-  expect_error(cache->append(Batch{a}, Counts{10}, rows.data()), StatusCode::kKernelRejected,
-               {"out-of-bounds global memory read"});
-  EXPECT_EQ(cache->table().find(a)->tokens, 0);
-  EXPECT_EQ(cache->statistics().pages.pages_used, 0);
-  EXPECT_OK(cache->append(Batch{a}, Counts{3}, rows.data()));
+  for (const CacheFormat format : kCacheFormats) {
+    SCOPED_TRACE(to_string(format));
+    std::unique_ptr<PagedCache> cache;
+    ASSERT_OK(
+        PagedCache::create(model_machine(), {.num_pages = 4, .cache_format = format}, &cache));
+    const SequenceId a = add(*cache);
+    DeviceBuffer rows;
+    ASSERT_OK(rows.allocate(model_machine(), 3 * 1152));
+    // Ten rows from memory of three: the kernel reads past its end.
+    expect_error(cache->append(Batch{a}, Counts{10}, rows.data()), StatusCode::kKernelRejected,
+                 {"out-of-bounds global memory read"});
+    EXPECT_EQ(cache->table().find(a)->tokens, 0);
+    EXPECT_EQ(cache->statistics().pages.pages_used, 0);
+    EXPECT_OK(cache->append(Batch{a}, Counts{3}, rows.data()));
+  }
 }
 
 // ---- decoding ----
@@ -752,7 +1023,6 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       const DType dtype = num_heads_kv == 1 ? DType::kBFloat16 : DType::kFloat16;
       SCOPED_TRACE(std::string(slug) + " " + to_string(dtype) + ", pages of " +
                    std::to_string(page_size));
-      tokens_.clear();
       const int num_pages = 20 * std::max(1, 64 / page_size);
       make_cache(num_pages, num_heads_kv, dtype, page_size);
       ASSERT_OK(machine_->fill(cache_->data(), 0xff,
