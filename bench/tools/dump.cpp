@@ -259,10 +259,7 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
                                    host_memory_there(), "host memory"));
   MLA_RETURN_IF_ERROR(load_patterns(files.q, problem.dtype, &dump->q, &dump->notes));
   if (is_quantised(files.cache_format)) {
-    npy::Array codes;
-    MLA_RETURN_IF_ERROR(npy::read(files.cache, &codes));
-    const auto bytes = codes.values<uint8_t>();
-    dump->kv_codes.assign(bytes.begin(), bytes.end());
+    MLA_RETURN_IF_ERROR(npy::read(files.cache, &dump->kv_cache.read));
   } else {
     MLA_RETURN_IF_ERROR(load_patterns(files.cache, problem.dtype, &dump->kv_cache, &dump->notes));
   }
@@ -315,8 +312,8 @@ int64_t Dump::total_tokens() const {
 }
 
 Tensors Dump::tensors() const {
-  const void* cache = is_quantised(problem.cache_format) ? static_cast<const void*>(kv_codes.data())
-                                                         : kv_cache.values().data();
+  const void* cache =
+      kv_codes.empty() ? static_cast<const void*>(kv_cache.values().data()) : kv_codes.data();
   return layout().tensors(q.values().data(), cache, (strided ? table_buffer : block_table).data(),
                           (strided ? length_buffer : seqlens_k).data(), nullptr, nullptr);
 }

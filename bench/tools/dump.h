@@ -49,8 +49,8 @@ struct Patterns {
 struct Dump {
   Problem problem;
   Patterns q;
-  Patterns kv_cache;                 ///< Empty if the cache is quantised:
-  std::vector<uint8_t> kv_codes;     ///< then it is this.
+  Patterns kv_cache;                 ///< Of a quantised cache `read` alone, which has its bytes,
+  std::vector<uint8_t> kv_codes;     ///< or, if it was generated, this.
   std::vector<int32_t> block_table;  ///< [batch, max_pages_per_seq]
   std::vector<int32_t> seqlens_k;    ///< [batch]
   /// Generated tensors with strides of their own: see Layout, and these are its buffers. Tensors from

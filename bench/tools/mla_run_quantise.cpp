@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <span>
+#include <vector>
 
 #include "bench/measure/write_file.h"
 #include "bench/tools/mla_run.h"
@@ -30,7 +31,7 @@ void for_each_token(const Dump& dump, F&& f) {
   }
 }
 
-/// The cache's rows in 16 bits, without gaps between them.
+/// The rows in 16 bits of a cache with strides of its own, without the gaps between them.
 std::vector<uint16_t> rows_of(const Dump& dump) {
   const Problem& problem = dump.problem;
   const Tensors tensors = with_strides(problem, dump.tensors());
@@ -48,7 +49,7 @@ std::vector<uint16_t> rows_of(const Dump& dump) {
   return rows;
 }
 
-float largest_value(const Dump& dump, const std::vector<uint16_t>& rows) {
+float largest_value(const Dump& dump, std::span<const uint16_t> rows) {
   float largest = 0;
   for_each_token(dump, [&](int64_t row) {
     for (int column = 0; column < kHeadDimQK; ++column) {
@@ -65,7 +66,7 @@ struct CacheLoss {
   double latent = 0;  ///< Of columns 0 ... 511.
   double rotary = 0;  ///< Of the others.
 };
-CacheLoss loss_of(const Problem& quantised, const Dump& dump, const std::vector<uint16_t>& rows,
+CacheLoss loss_of(const Problem& quantised, const Dump& dump, std::span<const uint16_t> rows,
                   const std::vector<uint8_t>& codes) {
   double error[2] = {}, size[2] = {};
   const int64_t row_bytes = quantised.cache_row_bytes();
@@ -92,9 +93,8 @@ void print_head() {
 }
 
 /// Quantises, decodes what that says, and prints a row of the table.
-Status try_format(const Dump& dump, const std::vector<uint16_t>& rows,
-                  const QuantiseOptions& options, const ReferenceResult& expected,
-                  CacheFormat format) {
+Status try_format(const Dump& dump, std::span<const uint16_t> rows, const QuantiseOptions& options,
+                  const ReferenceResult& expected, CacheFormat format) {
   Problem problem = dump.problem;
   problem.cache_format = format;
   if (format == CacheFormat::kFp8Tensor) {
@@ -162,7 +162,9 @@ int run_quantise(const RunOptions& options, const QuantiseOptions& quantise) {
       !status.ok()) {
     return refuse(status, kWrong);
   }
-  const std::vector<uint16_t> rows = rows_of(dump);
+  std::vector<uint16_t> gathered;
+  if (dump.strided) gathered = rows_of(dump);
+  const std::span<const uint16_t> rows = dump.strided ? gathered : dump.kv_cache.values();
   print_head();
   fmt::print("{:<14} {:>9} {:>7.2f}\n", to_string(CacheFormat::k16Bit), 2 * kHeadDimQK, 1.0);
   Status first_refused;
