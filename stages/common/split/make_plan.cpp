@@ -67,8 +67,7 @@ Status combine_again(Machine& machine, const Problem& problem, const PlanShape& 
 }
 
 int64_t combined_slots(const HostPlan& plan, const PlanShape& shape) {
-  const int64_t slots = plan.header.num_slots;
-  return shape.joins_halves && slots == 2 * plan.header.num_split_sequences ? 0 : slots;
+  return shape.joins_halves && plan.header.cuts_in_halves() ? 0 : plan.header.num_slots;
 }
 
 HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,

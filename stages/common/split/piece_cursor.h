@@ -18,12 +18,6 @@ __device__ __forceinline__ bool is_planned(const SplitWorkspace& split) {
          static_cast<uint32_t>(state.y) == split.shape;
 }
 
-/// Whether the plan cuts sequences in two at most, of those that it cuts. Then a decode may join the
-/// halves itself (PlanShape::joins_halves), and has no need of the combine.
-__device__ __forceinline__ bool cuts_in_halves(const SplitWorkspace& split) {
-  return split.header->num_slots == 2 * split.header->num_split_sequences;
-}
-
 /// What a piece is of a sequence that has exactly two, and no other has more: its first half is the last piece of a worker, its
 /// second half the first piece of the next one.
 enum class Half { kNone, kFirst, kSecond };
@@ -85,7 +79,7 @@ class PieceCursor {
     const bool is_second = grain_ > 0 && sequence == begin.x;
     const int32_t* slots = split_.slot_begin + sequence;
     if (!(is_first || is_second) || slots[1] - slots[0] != 2) return Half::kNone;
-    if (!cuts_in_halves(split_)) return Half::kNone;
+    if (!split_.header->cuts_in_halves()) return Half::kNone;
     return is_first ? Half::kFirst : Half::kSecond;
   }
   /// Where the partial results of the sequence's second half go.

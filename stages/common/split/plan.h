@@ -130,6 +130,9 @@ struct PlanHeader {
   int32_t num_split_sequences;  ///< Sequences of more than one piece.
   int32_t num_slots;            ///< Pieces of those.
   bool operator==(const PlanHeader&) const = default;
+  /// Whether no sequence has more than two pieces. Then a decode may join the halves itself
+  /// (PlanShape::joins_halves), and has no need of the combine.
+  MLA_HOST_DEVICE bool cuts_in_halves() const { return num_slots == 2 * num_split_sequences; }
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
 

@@ -40,7 +40,7 @@ __device__ __forceinline__ Row row_of(const Problem& problem, int row) {
 __device__ __forceinline__ int sequences_to_combine(const SplitWorkspace& split,
                                                     bool joins_halves) {
   const int split_sequences = split.header->num_split_sequences;
-  const bool joined = joins_halves && cuts_in_halves(split);
+  const bool joined = joins_halves && split.header->cuts_in_halves();
   return is_planned(split) && !joined ? split_sequences : 0;
 }
 
