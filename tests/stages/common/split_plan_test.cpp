@@ -630,6 +630,7 @@ class PlannedDecode : public SplitPlanOn {
     ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     for (const Stage& stage : stages(GetParam())) {
       if (!check_device(stage, machine_->limits()).ok()) continue;
+      if (!can_read(stage, data_.problem.cache_format)) continue;
       (stage.plan_shape != nullptr ? planned_ : unplanned_).push_back(&stage);
     }
     ASSERT_FALSE(planned_.empty());
