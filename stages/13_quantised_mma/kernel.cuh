@@ -29,7 +29,7 @@ struct Tiling {
   static constexpr int kWarps = kRows / 16 * kTokenWarps, kThreads = 32 * kWarps;
   static constexpr int kWarpTokens = kTokens / kTokenWarps;
   static constexpr int kWarpColumns = kHeadDimV / kWarps;  // of O
-  static constexpr int kStrideP = kTokens + 8;             // + 8: float2 without a bank conflict
+  static constexpr int kStride = kTokens + 8;              // of P and scales: no bank conflicts
   static_assert(kGrainTokens % kTokens == 0, "a piece ends with a tile");
   static_assert(kWarpTokens % 8 == 0 && kTokens % 16 == 0, "whole fragments");
   static_assert(kTileColumns % kWarpColumns == 0, "a warp's columns of O have one scale per token");
@@ -45,8 +45,8 @@ struct Smem {
   uint4 q[Tile::kRows][kHeadDimQK / 8];
   uint4 kv[Tile::kTokens][kHeadDimQK / 8];        // K; its first 512 columns are V
   uint4 codes[Tile::kTokens][kRowChunks];         // rows of the cache, of the tile to come
-  float scale[kGroups][Tile::kTokens];            // of K
-  float p[Tile::kRows][Tile::kStrideP];           // fp32: four scales are still to come
+  float scale[kGroups][Tile::kStride];            // of K
+  float p[Tile::kRows][Tile::kStride];            // fp32: four scales are still to come
   float row_max[Tile::kTokenWarps][Tile::kRows];  // at the end: row sums
   float rescale[Tile::kRows];                     // a; at the end scale / l
   int64_t out_row[Tile::kRows];  // where O goes, in elements of out or out_partial; -1: nowhere
