@@ -219,6 +219,17 @@ inline uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low, GPU_MODEL_HER
   return static_cast<uint16_t>(mla::round_to_e4m3(high) << 8 | mla::round_to_e4m3(low));
 }
 
+inline uint32_t sub_f16x2(uint32_t a, uint32_t b, GPU_MODEL_HERE) {
+  detail::count_instruction("sub_f16x2", file, line);
+  const auto half = [](uint32_t x, uint32_t y) -> uint32_t {
+    const auto value = [](uint32_t bits) {
+      return mla::to_float(std::bit_cast<mla::float16>(static_cast<uint16_t>(bits)));
+    };
+    return std::bit_cast<uint16_t>(mla::from_float<mla::float16>(value(x) - value(y)));
+  };
+  return half(a >> 16, b >> 16) << 16 | half(a, b);
+}
+
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.
 inline void griddepcontrol_launch_dependents(GPU_MODEL_HERE) {
   detail::executed("griddepcontrol_launch_dependents", file, line);

@@ -144,6 +144,14 @@ __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, floa
   return result;
 }
 
+/// a - b for each of two fp16, rounded to the nearest. Section "sub",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#half-precision-floating-point-instructions-sub
+__device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 /// Lets the grid that was launched to depend on this one start as soon as all blocks have called
 /// this or ended. Before compute capability 9.0 it does nothing. Section "griddepcontrol",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
@@ -230,6 +238,7 @@ using gpu_model::ptx::ldmatrix_x4_trans;
 using gpu_model::ptx::mma_m16n8k16;
 using gpu_model::ptx::red_add_release;
 using gpu_model::ptx::st_release;
+using gpu_model::ptx::sub_f16x2;
 using gpu_model::ptx::wait_until_at_least;
 
 #endif
