@@ -86,11 +86,12 @@ std::string bytes_text(double bytes) {
 
 /// By sizes, as doubles.
 Footprint footprint(double batch, double seqlen_q, double heads_q, double heads_kv, double pages,
-                    double page_size, double pages_per_seq) {
+                    double page_size, double pages_per_seq, CacheFormat format) {
+  const auto row_bytes = static_cast<double>(Problem{.cache_format = format}.cache_row_bytes());
   constexpr double kPatternBytes = 2, kFloatBytes = 4, kDoubleBytes = 8, kIdBytes = 4;
   const double rows = batch * seqlen_q * heads_q;
   return {.tables = kIdBytes * (batch * (pages_per_seq + 2) + 3 * pages),
-          .inputs = kPatternBytes * kHeadDimQK * (rows + pages * page_size * heads_kv),
+          .inputs = kPatternBytes * kHeadDimQK * rows + row_bytes * pages * page_size * heads_kv,
           .outputs = rows * (kPatternBytes * kHeadDimV + kFloatBytes),
           .expected = kDoubleBytes * rows * (kHeadDimV + 1)};
 }
@@ -110,7 +111,8 @@ Status check_memory(const std::string& what, double needed, double there, const 
 
 Footprint footprint(const Problem& problem) {
   return footprint(problem.batch, problem.seqlen_q, problem.num_heads_q, problem.num_heads_kv,
-                   problem.num_pages, problem.page_size, problem.max_pages_per_seq);
+                   problem.num_pages, problem.page_size, problem.max_pages_per_seq,
+                   problem.cache_format);
 }
 
 Footprint footprint(const DecodeCase& spec) {
@@ -127,7 +129,7 @@ Footprint footprint(const DecodeCase& spec) {
     pages = batch * longest;
   }
   return footprint(batch, spec.seqlen_q, spec.num_heads_q, spec.num_heads_kv, pages + kSparePages,
-                   page_size, longest + 1);
+                   page_size, longest + 1, spec.cache_format);
 }
 
 Status check_tables_fit(const std::string& what, const Footprint& one) {

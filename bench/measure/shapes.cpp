@@ -134,9 +134,11 @@ void make_lengths(Shape* shape) {
 }
 
 constexpr const char* kForm =
-    "h128_q1_b64_k4096[_causal][_split1024][_page16][_strided][_peak4][_fp16]; h16x2 has 2 KV "
-    "heads, a split is a "
-    "multiple of 64, and lengths are k4096, klognormal8192, kstepped32768, kskew131072, kvaried256 "
+    "h128_q1_b64_k4096[_causal][_split1024][_page16][_strided][_fp8_tile128][_peak4][_fp16]; "
+    "h16x2 has 2 KV heads, a split is a multiple of 64, quantised caches are fp8_tile128, "
+    "fp8_tensor "
+    "and int8_tile128, and lengths are k4096, klognormal8192, kstepped32768, kskew131072, "
+    "kvaried256 "
     "or a list such as k256+512+1024, without _b or with _b3";
 
 Status bad_shape(std::string_view name, const std::string& why) {
@@ -189,6 +191,9 @@ std::string Shape::title() const {
   if (spec.fixed_split_tokens > 0) text += fmt::format(" split every {}", spec.fixed_split_tokens);
   if (spec.page_size != kDefaultPageSize) text += fmt::format(", pages of {}", spec.page_size);
   if (spec.strided) text += ", strided";
+  if (is_quantised(spec.cache_format)) {
+    text += fmt::format(", cache {}", mla::to_string(spec.cache_format));
+  }
   if (peak > 0) text += fmt::format(", logits of deviation {}", peak);
   return text + ", " + mla::to_string(spec.dtype);
 }
@@ -210,6 +215,12 @@ Status parse_shape(std::string_view text, Shape* shape) {
   }
   if (right) right = !name.take("_page") || name.number("page", &spec.page_size);
   if (right) spec.strided = name.take("_strided");
+  for (const CacheFormat format : kCacheFormats) {
+    if (right && is_quantised(format) && name.take(std::string("_") + mla::to_string(format))) {
+      spec.cache_format = format;
+      break;
+    }
+  }
   if (right) right = !name.take("_peak") || name.number("peak", &result.peak);
   if (right && name.take("_fp16")) spec.dtype = DType::kFloat16;
   std::string why = name.why();
@@ -219,6 +230,10 @@ Status parse_shape(std::string_view text, Shape* shape) {
   }
   if (why.empty() && !is_page_size(spec.page_size)) {
     why = fmt::format("has page = {}; 16, 32, 64, 128 and 256 are allowed", spec.page_size);
+  }
+  if (why.empty() && has_tile_scales(spec.cache_format) && spec.dtype != DType::kBFloat16) {
+    why = fmt::format("has _fp16 and _{0}; {0} goes with bf16 alone",
+                      mla::to_string(spec.cache_format));
   }
   if (!right || !name.rest().empty() || !why.empty()) {
     const std::string stuck =

@@ -3,8 +3,9 @@
 ///
 /// A name says everything: h128_q1_b64_k4096 is 128 query heads, 1 query token, 64 sequences of
 /// 4096 tokens. `h16x2` has 2 KV heads. `_causal`, `_split1024` (batch-invariant, cut every 1024
-/// tokens: any multiple of 64), `_peak4` (logits with a standard deviation of 4, by the scale; else
-/// 0.01) and `_fp16` may follow, in this order. In place of equal lengths:
+/// tokens: any multiple of 64), `_page16`, `_strided`, `_fp8_tile128`, `_fp8_tensor` or `_int8_tile128`
+/// (a quantised cache), `_peak4` (logits with a standard deviation of 4, by the scale; else 0.01) and
+/// `_fp16` may follow, in this order. In place of equal lengths:
 ///
 ///     klognormal8192   log-normal, mean 8192, standard deviation 4096
 ///     kstepped32768    evenly from 32768 / b to 32768: 256, 512, ... for 128 sequences

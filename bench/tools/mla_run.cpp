@@ -21,9 +21,6 @@
 namespace mla::bench {
 namespace {
 
-constexpr DataKind kDataKinds[] = {DataKind::kNeedles, DataKind::kFlat, DataKind::kExtremeValues,
-                                   DataKind::kExtremeLogits};
-
 Status place_on_gpu(const std::string& slug, Placement* placement) {
   std::string no_gpu;
   Machine* gpu = gpu_machine(&no_gpu);
@@ -163,7 +160,16 @@ Status apply_flags(const RunOptions& options, DecodeCase* spec) {
   }
   if (files.fixed_split_tokens != 0) spec->fixed_split_tokens = files.fixed_split_tokens;
   spec->causal |= files.causal;
-  spec->cache_format = files.cache_format;
+  if (is_quantised(files.cache_format)) {
+    if (is_quantised(spec->cache_format) && spec->cache_format != files.cache_format) {
+      return invalid(fmt::format("--shape {} and --cache-format {} name two formats", options.shape,
+                                 mla::to_string(files.cache_format)));
+    }
+    spec->cache_format = files.cache_format;
+  }
+  if (files.cache_scale && spec->cache_format != CacheFormat::kFp8Tensor) {
+    return invalid("--cache-scale is of --cache-format fp8_tensor, or of a shape that says so");
+  }
   spec->cache_scale = files.cache_scale.value_or(0);
   return {};
 }
@@ -216,9 +222,6 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
     return invalid(
         fmt::format("--split {} must be a multiple of {}", files.fixed_split_tokens, kGrainTokens));
   }
-  if (files.cache_scale && files.cache_format != CacheFormat::kFp8Tensor) {
-    return invalid("--cache-scale is of --cache-format fp8_tensor");
-  }
   if (!options.shape.empty()) {
     if (!files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
         !files.seqlens.empty()) {
@@ -241,6 +244,9 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
   }
   if (!files.cache_scale && files.cache_format == CacheFormat::kFp8Tensor) {
     return invalid("--cache-format fp8_tensor needs --cache-scale, which no file says");
+  }
+  if (files.cache_scale && files.cache_format != CacheFormat::kFp8Tensor) {
+    return invalid("--cache-scale is of --cache-format fp8_tensor");
   }
   MLA_RETURN_IF_ERROR(parse_scale(options.scale, &files.softmax_scale));
   MLA_RETURN_IF_ERROR(load(files, dump));
@@ -397,7 +403,8 @@ void add_problem(CLI::App* command, RunOptions* options) {
   for (const DataKind kind : kDataKinds) kinds.push_back(mla::to_string(kind));
   command
       ->add_option("--data", options->data,
-                   "needles (default: a few tokens dominate), flat, or extreme values or logits")
+                   "needles (default: a few tokens dominate), flat, extreme values or logits, or "
+                   "tiles of 128 cache columns of many sizes")
       ->check(CLI::IsMember(kinds))
       ->group(generated);
   command

@@ -155,6 +155,10 @@ int run_quantise(const RunOptions& options, const QuantiseOptions& quantise) {
   if (const Status status = load_problem(options, {.decodes = true}, &dump); !status.ok()) {
     return refuse(status);
   }
+  if (is_quantised(dump.problem.cache_format)) {
+    return invalid(fmt::format("--shape {} has a quantised cache already; give it without _{}",
+                               options.shape, to_string(dump.problem.cache_format)));
+  }
   fmt::print("{}\n", describe(dump));
   for (const std::string& note : dump.notes) fmt::print("note: {}\n", note);
   ReferenceResult expected;

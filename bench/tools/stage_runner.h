@@ -33,7 +33,9 @@ class StageRunner {
       return static_cast<size_t>(elements) * size;
     };
     MLA_RETURN_IF_ERROR(device_.q.assign(*machine_, host.q, bytes(at.q, 2)));
-    MLA_RETURN_IF_ERROR(device_.kv_cache.assign(*machine_, host.kv_cache, bytes(at.kv_cache, 2)));
+    MLA_RETURN_IF_ERROR(device_.kv_cache.assign(
+        *machine_, host.kv_cache,
+        bytes(at.kv_cache, static_cast<size_t>(problem_.cache_element_bytes()))));
     MLA_RETURN_IF_ERROR(device_.block_table.assign(*machine_, host.block_table - at.begin,
                                                    bytes(at.block_table, 4)));
     MLA_RETURN_IF_ERROR(

@@ -92,6 +92,7 @@ float largest_value(const DataSet& data) {
     return data.spec.dtype == DType::kBFloat16 ? 0x1p100f : 65504.0f;
   }
   float largest = data.spec.data == DataKind::kExtremeLogits ? 8.0f : 0.6f;  // six deviations
+  if (data.spec.data == DataKind::kScaledTiles) largest *= 1 << 8;
   for (const Needle& needle : data.needles) {
     largest = std::max(largest, std::abs(to_float(data.spec.dtype, needle.bits)));
   }
@@ -110,6 +111,8 @@ const char* to_string(DataKind kind) {
       return "extreme-values";
     case DataKind::kExtremeLogits:
       return "extreme-logits";
+    case DataKind::kScaledTiles:
+      return "scaled-tiles";
   }
   return "unknown";
 }

@@ -39,8 +39,16 @@ enum class DataKind {
   /// Logits are then exact in fp32 before the scale, spread over +-10923 (+-8863), and differ by 0
   /// or at least 277. Of fp8_tensor they are all of this times one factor near 1.
   kExtremeLogits,
+  /// Flat, but each 128 of cache columns 0-511 times a power of two of their own, 2^-8 ... 2^8, drawn
+  /// for each token and KV head: scales of a quantised cache's tiles differ by it from token to token
+  /// and from tile to tile.
+  kScaledTiles,
 };
-/// "flat", "needles", "extreme-values", "extreme-logits"
+/// All of them, in order.
+inline constexpr DataKind kDataKinds[] = {DataKind::kFlat, DataKind::kNeedles,
+                                          DataKind::kExtremeValues, DataKind::kExtremeLogits,
+                                          DataKind::kScaledTiles};
+/// "flat", "needles", "extreme-values", "extreme-logits", "scaled-tiles"
 const char* to_string(DataKind kind);
 
 /// A decode problem by its shape, as test lists name it.
@@ -139,8 +147,7 @@ bool gaps_hold(const Problem& problem, const Layout& layout, std::span<const uin
 /// @}
 
 /// The case as the command-line tools spell it: "h64x2_q2_k140+20_causal_fp16", every length listed.
-/// With its data and its seed it is the same case again. The tools read no quantised ones, which end
-/// in "_fp8_tile128".
+/// With its data and its seed it is the same case again, but for a scale_rule or a cache_scale.
 std::string shape_name(const DataSet& data);
 
 /// Draws lengths, the page permutation and the needles of a case. The cache has kSparePages pages
@@ -266,6 +273,14 @@ MLA_HOST_DEVICE inline uint16_t extreme_logit_value(DType dtype, uint64_t key, i
   return power_of_two(dtype, 3, place >= level);
 }
 
+/// What DataKind::kScaledTiles multiplies a tile's 128 columns by.
+MLA_HOST_DEVICE inline float tile_factor(uint64_t key, int tile) {
+  const uint64_t bits = draw(key, 3 * int64_t{kHeadDimQK});  // past every draw of the flat columns
+  const int exponent = static_cast<int>((bits >> (16 * tile) & 0xFFFF) % 17) - 8;
+  return exponent < 0 ? 1.0f / static_cast<float>(1 << -exponent)
+                      : static_cast<float>(1 << exponent);
+}
+
 }  // namespace generator
 
 MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
@@ -293,7 +308,11 @@ MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kin
   if (kind == DataKind::kExtremeLogits && column >= kHeadDimV) {
     return generator::extreme_logit_value(dtype, key, column);
   }
-  return generator::round_to_16_bits(dtype, generator::normal_tenth(key, column));
+  float value = generator::normal_tenth(key, column);
+  if (kind == DataKind::kScaledTiles && column < kHeadDimV) {
+    value *= generator::tile_factor(key, column / kTileColumns);
+  }
+  return generator::round_to_16_bits(dtype, value);
 }
 
 MLA_HOST_DEVICE inline float kv_value(uint64_t seed, DType dtype, DataKind kind, int sequence,

@@ -43,11 +43,15 @@ Status check_device(const Stage& stage, const DeviceLimits& limits) {
   return {};
 }
 
-Status check_cache_format(const Stage& stage, const Problem& problem) {
+bool can_read(const Stage& stage, CacheFormat format) {
   const std::vector<CacheFormat>& known = stage.cache_formats;
-  if (std::find(known.begin(), known.end(), problem.cache_format) != known.end()) return {};
+  return std::find(known.begin(), known.end(), format) != known.end();
+}
+
+Status check_cache_format(const Stage& stage, const Problem& problem) {
+  if (can_read(stage, problem.cache_format)) return {};
   std::string names;
-  for (const CacheFormat format : known) {
+  for (const CacheFormat format : stage.cache_formats) {
     names += (names.empty() ? "" : ", ") + std::string(to_string(format));
   }
   return {StatusCode::kUnsupported, stage.slug + " cannot read a cache of cache_format = " +

@@ -76,6 +76,8 @@ const Stage* find_stage(MachineKind machine, const std::string& slug,
 /// ok, or kUnsupported with the reason why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
 
+/// Whether `stage` can read a cache of this format.
+bool can_read(const Stage& stage, CacheFormat format);
 /// ok, or kUnsupported, naming stage and format, if `stage` cannot read the problem's cache. All functions
 /// below that take a stage and a problem ask it.
 Status check_cache_format(const Stage& stage, const Problem& problem);

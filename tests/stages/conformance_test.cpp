@@ -7,8 +7,9 @@
 //
 // On the model: a seeded sample of small cases, under one or two schedules each, on pretended
 // devices of several sizes. On a GPU: the full product, held to the fp64 oracle; the loop is case ->
-// data -> reference -> stages. A stage stops after three failing cases, each of which ends with the
-// command that repeats it.
+// data -> reference -> stages. A stage runs on the cache formats that it reads: on the model one
+// format per case, by turns, on a GPU all. A stage stops after three failing cases, each of which
+// ends with the command that repeats it.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -25,6 +26,7 @@
 #include "reference/attention.h"
 #include "reference/float16.h"
 #include "reference/gpu_model/named_devices.h"
+#include "reference/quantise.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/device_data.h"
 #include "reference/testing/oracle.h"
@@ -157,13 +159,33 @@ std::vector<DecodeCase> small_sample() {
   return sample;
 }
 
-// Cases for the extreme data kinds: ordinary shapes, hostile values.
-std::vector<DecodeCase> extreme_cases() {
+// For each case of a list, how many before it have the same heads: the turn of a stage that reads
+// several formats. So every pair of heads meets every format.
+std::vector<size_t> turns_of(const std::vector<DecodeCase>& cases) {
+  std::map<std::pair<int, int>, size_t> seen;
+  std::vector<size_t> turns;
+  for (const DecodeCase& spec : cases) {
+    turns.push_back(seen[{spec.num_heads_q, spec.num_heads_kv}]++);
+  }
+  return turns;
+}
+
+bool go_together(CacheFormat format, DType dtype) {
+  return !has_tile_scales(format) || dtype == DType::kBFloat16;
+}
+
+// Cases for the extreme data kinds: ordinary shapes, hostile values. Scales of tiles are a matter of
+// quantised caches alone; of these, which are several, the model runs half of the shapes.
+std::vector<DecodeCase> extreme_cases(MachineKind machine, bool quantised) {
   std::vector<DecodeCase> cases;
-  for (const DataKind kind : {DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
+  std::vector<DataKind> kinds = {DataKind::kExtremeValues, DataKind::kExtremeLogits};
+  if (quantised) kinds.push_back(DataKind::kScaledTiles);
+  for (const DataKind kind : kinds) {
     for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
       for (const bool causal : {false, true}) {
         for (const int seqlen_k : {20, 300}) {
+          const bool half = machine == MachineKind::kModel && quantised;
+          if (half && causal != (seqlen_k == 300)) continue;
           DecodeCase spec;
           spec.dtype = dtype;
           spec.data = kind;
@@ -394,9 +416,11 @@ class Conformance : public testing::Test {
     gpu_model::schedule() = {};
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-    for (const auto& [slug, count] : runs_) {
-      std::printf("[   RUNS   ] %s: bf16 %d of %d, fp16 %d of %d passed\n", slug.c_str(),
-                  count.passed[0], count.run[0], count.passed[1], count.run[1]);
+    for (const auto& [what, count] : runs_) {
+      const auto& [slug, format] = what;
+      const std::string cache = is_quantised(format) ? std::string(" ") + to_string(format) : "";
+      std::printf("[   RUNS   ] %s%s: bf16 %d of %d, fp16 %d of %d passed\n", slug.c_str(),
+                  cache.c_str(), count.passed[0], count.run[0], count.passed[1], count.run[1]);
     }
     if (!runs_.empty()) std::printf("[   TIME   ] %.1f s\n", seconds);
   }
@@ -406,12 +430,72 @@ class Conformance : public testing::Test {
     return index % static_cast<size_t>(options.shards) == static_cast<size_t>(options.shard);
   }
 
-  // Runs every stage on one case; on the model under the given schedules, whose results must agree
-  // to the bit.
-  void check_case(DecodeCase spec, DataKind kind, std::span<const uint64_t> schedules) {
-    spec.data = kind;
-    std::vector<const Stage*> left;
+  // Stages that read this format.
+  std::vector<const Stage*> readers_of(CacheFormat format) const {
+    std::vector<const Stage*> readers;
     for (const Stage* stage : stages_) {
+      if (can_read(*stage, format)) readers.push_back(stage);
+    }
+    return readers;
+  }
+
+  // The formats that some stage reads.
+  std::vector<CacheFormat> formats() const {
+    std::vector<CacheFormat> some;
+    for (const CacheFormat format : kCacheFormats) {
+      if (!readers_of(format).empty()) some.push_back(format);
+    }
+    return some;
+  }
+
+  // Calls `check(format, dtype)` for these and every dtype that goes with them.
+  template <typename Check>
+  void for_each_format(const Check& check) {
+    for (const CacheFormat format : formats()) {
+      for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+        if (go_together(format, dtype)) check(format, dtype);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+
+  // Runs every stage on one case, in every format that it reads.
+  void check_all_formats(const DecodeCase& spec, DataKind kind,
+                         std::span<const uint64_t> schedules) {
+    for (const CacheFormat format : kCacheFormats) {
+      check_readers(spec, kind, format, readers_of(format), schedules);
+      if (HasFatalFailure()) return;
+    }
+  }
+
+  // The same on a GPU; on the model in one format per stage, by turns, so that a stage takes the same
+  // time whatever it reads.
+  void check_case(const DecodeCase& spec, DataKind kind, size_t turn,
+                  std::span<const uint64_t> schedules) {
+    if (options.machine == MachineKind::kGpu) return check_all_formats(spec, kind, schedules);
+    for (const CacheFormat format : kCacheFormats) {
+      std::vector<const Stage*> now;
+      for (const Stage* stage : stages_) {
+        const std::vector<CacheFormat>& formats = stage->cache_formats;
+        if (formats[turn % formats.size()] == format) now.push_back(stage);
+      }
+      DecodeCase fitting = spec;
+      if (has_tile_scales(format)) fitting.dtype = DType::kBFloat16;
+      check_readers(fitting, kind, format, now, schedules);
+      if (HasFatalFailure()) return;
+    }
+  }
+
+  // Runs these stages on one case, in a format that they read; on the model under the given
+  // schedules, whose results must agree to the bit.
+  void check_readers(DecodeCase spec, DataKind kind, CacheFormat format,
+                     const std::vector<const Stage*>& readers,
+                     std::span<const uint64_t> schedules) {
+    if (!go_together(format, spec.dtype)) return;
+    spec.data = kind;
+    spec.cache_format = format;
+    std::vector<const Stage*> left;
+    for (const Stage* stage : readers) {
       if (goes_on(stage->slug)) left.push_back(stage);
     }
     if (left.empty()) return;
@@ -441,7 +525,7 @@ class Conformance : public testing::Test {
     Outputs first;
     for (size_t i = 0; i < schedules.size(); ++i) {
       gpu_model::schedule().seed = schedules[i];
-      Count& count = runs_[stage.slug];
+      Count& count = runs_[{stage.slug, data.spec.cache_format}];
       const int dtype = data.spec.dtype == DType::kFloat16;
       ++count.run[dtype];
       Outputs outputs;
@@ -478,13 +562,14 @@ class Conformance : public testing::Test {
   Machine* machine_ = nullptr;
   std::vector<const Stage*> stages_;
   std::string device_;  // the model's, by name
-  std::map<std::string, Count> runs_;
+  std::map<std::pair<std::string, CacheFormat>, Count> runs_;
   std::chrono::steady_clock::time_point started_;
 };
 
 TEST_F(Conformance, Cases) {
   const bool on_model = options.machine == MachineKind::kModel;
   const std::vector<DecodeCase> cases = options.full ? full_product() : small_sample();
+  const std::vector<size_t> turns = turns_of(cases);
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
     if (on_model) {
@@ -492,13 +577,17 @@ TEST_F(Conformance, Cases) {
       // Once each, and by turns once more: under another schedule, on flat data, with all in order.
       const uint64_t seed = 2 * i + 1;
       const bool twice = i % 6 == 0;
-      check_case(cases[i], DataKind::kNeedles,
+      check_case(cases[i], DataKind::kNeedles, turns[i],
                  twice ? std::vector<uint64_t>{seed, seed + 1} : std::vector<uint64_t>{seed});
-      if (i % 6 == 2) check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{seed + 1});
-      if (i % 6 == 4) check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
+      if (i % 6 == 2) {
+        check_case(cases[i], DataKind::kFlat, turns[i], std::vector<uint64_t>{seed + 1});
+      }
+      if (i % 6 == 4) {
+        check_case(cases[i], DataKind::kNeedles, turns[i], std::vector<uint64_t>{0});
+      }
     } else {
-      check_case(cases[i], DataKind::kFlat, std::vector<uint64_t>{0});
-      check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
+      check_all_formats(cases[i], DataKind::kFlat, std::vector<uint64_t>{0});
+      check_all_formats(cases[i], DataKind::kNeedles, std::vector<uint64_t>{0});
       if (i % 500 == 0) std::fprintf(stderr, "case %zu of %zu\n", i, cases.size());
     }
     if (HasFatalFailure()) return;
@@ -510,7 +599,7 @@ TEST_F(Conformance, Edges) {
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
     device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
-    check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{i});
+    check_case(cases[i], DataKind::kNeedles, i, std::vector<uint64_t>{i});
     if (HasFatalFailure()) return;
   }
 }
@@ -520,17 +609,50 @@ TEST_F(Conformance, PageSizesAndStrides) {
   for (size_t i = 0; i < cases.size(); ++i) {
     if (!in_shard(i)) continue;
     device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
-    check_case(cases[i], DataKind::kNeedles, std::vector<uint64_t>{i});
+    check_case(cases[i], DataKind::kNeedles, i, std::vector<uint64_t>{i});
     if (HasFatalFailure()) return;
   }
 }
 
+// Data of 16 bits on the host, for a test to change, and then a cache of any format made of them.
+struct HostData {
+  std::vector<uint16_t> q, cache;
+  std::vector<uint8_t> cache_bytes;
+
+  Status read(Machine& machine, const DeviceTensors& tensors) {
+    q.resize(tensors.q.bytes() / 2);
+    cache.resize(tensors.kv_cache.bytes() / 2);
+    MLA_RETURN_IF_ERROR(machine.copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
+    return machine.copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes());
+  }
+
+  // Makes the data set and its tensors those of a cache in this format, with these values.
+  Status write(Machine& machine, CacheFormat format, ScaleRule rule, DataSet* data,
+               DeviceTensors* tensors) {
+    Problem& problem = data->problem;
+    if (is_quantised(format)) {
+      data->spec.cache_format = problem.cache_format = format;
+      float largest = 0;  // of no NaN
+      for (const uint16_t bits : cache) {
+        largest = std::max(largest, std::abs(to_float(problem.dtype, bits)));
+      }
+      problem.cache_scale = scale_for(format, largest, rule);
+      MLA_RETURN_IF_ERROR(quantise_cache(problem, cache.data(), rule, &cache_bytes));
+    } else {
+      cache_bytes.resize(cache.size() * 2);
+      std::memcpy(cache_bytes.data(), cache.data(), cache_bytes.size());
+    }
+    tensors->layout = data->layout();
+    MLA_RETURN_IF_ERROR(machine.copy_to_device(tensors->q.data(), q.data(), tensors->q.bytes()));
+    return tensors->kv_cache.assign(machine, cache_bytes.data(), cache_bytes.size());
+  }
+};
+
 // The reference for data whose q and cache a test has changed.
-Status reference_on(const DataSet& data, const std::vector<uint16_t>& q,
-                    const std::vector<uint16_t>& cache, ReferenceResult* expected) {
+Status reference_on(const DataSet& data, const HostData& changed, ReferenceResult* expected) {
   Tensors host;
-  host.q = q.data();
-  host.kv_cache = cache.data();
+  host.q = changed.q.data();
+  host.kv_cache = changed.cache_bytes.data();
   host.block_table = data.block_table.data();
   host.seqlens_k = data.seqlens_k.data();
   return reference_attention(data.problem, host, expected);
@@ -552,7 +674,7 @@ void expect_right(Machine& machine, const std::vector<const Stage*>& stages, con
 // A length that the block table cannot describe counts as the nearest that it can; and with causal
 // masking, too.
 TEST_F(Conformance, LengthsAreClamped) {
-  for (const bool causal : {false, true}) {
+  const auto check = [&](CacheFormat format, bool causal) {
     DecodeCase spec;
     spec.seqlen_q = 2;
     spec.num_heads_q = 5;
@@ -570,66 +692,65 @@ TEST_F(Conformance, LengthsAreClamped) {
     }
     clamped.seqlens_k = {0, 128, 64, 128};
     ReferenceResult expected;
-    std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
-    ASSERT_OK(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
-    ASSERT_OK(
-        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes()));
+    HostData host;
+    ASSERT_OK(host.read(*machine_, tensors));
     // Rows past the end of sequence 1 are NaN: give them a value, because now they are seen.
     for (int token = 100; token < 128; ++token) {
       const int64_t place = cache_place(data.problem, with_strides(data.problem, {}),
                                         &clamped.block_table[2], token, 0);
-      std::fill_n(cache.begin() + place, kHeadDimQK, uint16_t{0});
+      std::fill_n(host.cache.begin() + place, kHeadDimQK, uint16_t{0});
     }
-    ASSERT_OK(
-        machine_->copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()));
-    ASSERT_OK(reference_on(clamped, q, cache, &expected));
+    ASSERT_OK(host.write(*machine_, format, ScaleRule::kLargest, &clamped, &tensors));
+    ASSERT_OK(reference_on(clamped, host, &expected));
     const std::vector<int32_t> given = {-5, 1 << 30, 64, 2147483647};
     ASSERT_OK(tensors.seqlens_k.assign(*machine_, given.data(), given.size() * 4));
     ASSERT_OK(tensors.block_table.assign(*machine_, clamped.block_table.data(),
                                          clamped.block_table.size() * 4));
-    tensors.layout = clamped.layout();
-    expect_right(*machine_, stages_, clamped, tensors, expected);
+    expect_right(*machine_, readers_of(format), clamped, tensors, expected);
+  };
+  for (const CacheFormat format : formats()) {
+    for (const bool causal : {false, true}) check(format, causal);
   }
 }
 
 TEST_F(Conformance, ExtremeValuesAndLogits) {
-  const std::vector<DecodeCase> cases = extreme_cases();
-  for (size_t i = 0; i < cases.size(); ++i) {
-    if (!in_shard(i)) continue;
-    device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
-    check_case(cases[i], cases[i].data, std::vector<uint64_t>{i + 1});
-    if (HasFatalFailure()) return;
+  for (const CacheFormat format : kCacheFormats) {
+    const std::vector<DecodeCase> cases = extreme_cases(options.machine, is_quantised(format));
+    for (size_t i = 0; i < cases.size(); ++i) {
+      if (!in_shard(i)) continue;
+      device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
+      check_readers(cases[i], cases[i].data, format, readers_of(format),
+                    std::vector<uint64_t>{i + 1});
+      if (HasFatalFailure()) return;
+    }
   }
 }
 
 // A NaN among a sequence's own tokens reaches all of its rows, lse included, and no other's.
 TEST_F(Conformance, NanStaysInItsOwnSequence) {
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  for_each_format([&](CacheFormat format, DType dtype) {
     DecodeCase spec;
     spec.dtype = dtype;
     spec.batch = 3;
     spec.seqlen_q = 2;
     spec.seqlen_k = 100;
     spec.num_heads_q = 20;
-    const DataSet data = make_data_set(spec);
+    DataSet data = make_data_set(spec);
     DeviceTensors tensors;
     ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+    HostData host;
+    ASSERT_OK(host.read(*machine_, tensors));
     const int32_t* table = data.block_table.data() + data.problem.max_pages_per_seq;  // sequence 1
-    const uint16_t nan = nan_bits(dtype);
-    ASSERT_OK(machine_->copy_to_device(
-        tensors.kv_cache.as<uint16_t>() +
-            cache_place(data.problem, with_strides(data.problem, {}), table, 70, 0) + 5,
-        &nan, sizeof(nan)));
-    std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
-    ASSERT_OK(machine_->copy_to_host(q.data(), tensors.q.data(), tensors.q.bytes()));
-    ASSERT_OK(
-        machine_->copy_to_host(cache.data(), tensors.kv_cache.data(), tensors.kv_cache.bytes()));
+    host.cache[static_cast<size_t>(
+        cache_place(data.problem, with_strides(data.problem, {}), table, 70, 0) + 5)] =
+        nan_bits(dtype);
+    ASSERT_OK(host.write(*machine_, format, ScaleRule::kLargest, &data, &tensors));
     ReferenceResult expected;
-    ASSERT_OK(reference_on(data, q, cache, &expected));
+    ASSERT_OK(reference_on(data, host, &expected));
     ASSERT_TRUE(std::isnan(expected.lse[2 * 20]));  // sequence 1
     ASSERT_FALSE(std::isnan(expected.lse[0]));
-    expect_right(*machine_, stages_, data, tensors, expected);
-  }
+    expect_right(*machine_, readers_of(format), data, tensors, expected);
+  });
 }
 
 // Data of the test's own: q is `q575` in column 575 and 0 elsewhere, so that a token's logit is q575
@@ -637,8 +758,10 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
 struct Token {
   float v, k575;
 };
-void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, DecodeCase spec,
-                   float softmax_scale, float q575, const std::function<Token(int)>& token_at) {
+// Of quantised caches scales are powers of two: then the values that the tests below give are exact.
+void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, CacheFormat format,
+                   const DecodeCase& spec, float softmax_scale, float q575,
+                   const std::function<Token(int)>& token_at) {
   DataSet data = make_data_set(spec);
   data.problem.softmax_scale = softmax_scale;
   DeviceTensors tensors;
@@ -648,22 +771,22 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
       return std::bit_cast<uint16_t>(from_float<decltype(zero)>(value));
     });
   };
-  std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2, 0xffff);
-  for (size_t i = 0; i < q.size(); i += kHeadDimQK) q[i + kHeadDimQK - 1] = bits(q575);
+  HostData host;
+  host.q.assign(tensors.q.bytes() / 2, 0);
+  host.cache.assign(tensors.kv_cache.bytes() / 2, 0xffff);
+  for (size_t i = 0; i < host.q.size(); i += kHeadDimQK) host.q[i + kHeadDimQK - 1] = bits(q575);
   const Tensors contiguous = with_strides(data.problem, {});
   for (int token = 0; token < spec.seqlen_k; ++token) {
     const auto [v, k575] = token_at(token);
-    uint16_t* row = &cache[static_cast<size_t>(
+    uint16_t* row = &host.cache[static_cast<size_t>(
         cache_place(data.problem, contiguous, data.block_table.data(), token, 0))];
     std::fill(row, row + kHeadDimV, bits(v));
     std::fill(row + kHeadDimV, row + kHeadDimQK, uint16_t{0});
     row[kHeadDimQK - 1] = bits(k575);
   }
-  ASSERT_OK(machine.copy_to_device(tensors.q.data(), q.data(), tensors.q.bytes()));
-  ASSERT_OK(
-      machine.copy_to_device(tensors.kv_cache.data(), cache.data(), tensors.kv_cache.bytes()));
+  ASSERT_OK(host.write(machine, format, ScaleRule::kPowerOfTwo, &data, &tensors));
   ReferenceResult expected;
-  ASSERT_OK(reference_on(data, q, cache, &expected));
+  ASSERT_OK(reference_on(data, host, &expected));
   expect_right(machine, stages, data, tensors, expected);
 }
 
@@ -672,31 +795,33 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, De
 // any 16-bit type rounds right unless they leave its range: others would all be rounded alike, by up
 // to 2^-8 in bf16.
 TEST_F(Conformance, OneHeavyTokenAmongMany) {
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  for_each_format([&](CacheFormat format, DType dtype) {
     DecodeCase spec;
     spec.dtype = dtype;
     spec.num_heads_q = 2;
     spec.seqlen_k = options.machine == MachineKind::kGpu ? 65536 : 4096;
-    spec.fixed_split_tokens = spec.seqlen_k;  // all in one piece, with one maximum
-    for (const float heavy : {8.f, 12.f, 15.f, 17.f}) {
-      run_on_tokens(*machine_, stages_, spec, std::log(2.f), 1, [&](int token) {
+    spec.fixed_split_tokens = spec.seqlen_k;             // all in one piece, with one maximum
+    for (const float heavy : {8.f, 12.f, 15.f, 17.f}) {  // in e4m3 17 is 16
+      run_on_tokens(*machine_, readers_of(format), format, spec, std::log(2.f), 1, [&](int token) {
         return token == 0 ? Token{0, heavy} : Token{1, 0};
       });
     }
-  }
+  });
 }
 
 // Equal logits give the mean of V, however large they are: no weight may be made of a rounded lse.
 TEST_F(Conformance, LargeEqualLogits) {
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  for_each_format([&](CacheFormat format, DType dtype) {
     DecodeCase spec;
     spec.dtype = dtype;
     spec.num_heads_q = 2;
     spec.seqlen_k = 1000;
     for (const float k575 : {1.f, 1024.f, 8192.f}) {  // logits up to 2^23
-      run_on_tokens(*machine_, stages_, spec, 1, 1024, [&](int) { return Token{1, k575}; });
+      run_on_tokens(*machine_, readers_of(format), format, spec, 1, 1024, [&](int) {
+        return Token{1, k575};
+      });
     }
-  }
+  });
 }
 
 // Values of the size that a layer's norm leaves, 1, and larger ones; logits of deviation 0.3, 3 and 4.
@@ -704,7 +829,7 @@ TEST_F(Conformance, DataOfOtherSizes) {
   struct Factors {
     float q, cache;  // on flat data, of deviation 0.1
   };
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  for_each_format([&](CacheFormat format, DType dtype) {
     for (const auto [q_factor, cache_factor] :
          {Factors{3, 10}, Factors{40, 10}, Factors{3, 20}, Factors{3, 1000}, Factors{40, 0.1F}}) {
       DecodeCase spec;
@@ -712,12 +837,12 @@ TEST_F(Conformance, DataOfOtherSizes) {
       spec.lengths = {11, 0, 501, 130};
       spec.batch = 4;
       spec.num_heads_q = 16;
-      const DataSet data = make_data_set(spec);
+      DataSet data = make_data_set(spec);
       DeviceTensors tensors;
       ASSERT_OK(generate_on_device(*machine_, data, &tensors));
-      std::vector<uint16_t> q(tensors.q.bytes() / 2), cache(tensors.kv_cache.bytes() / 2);
-      const auto scale = [&](DeviceBuffer& buffer, std::vector<uint16_t>* values, float factor) {
-        MLA_RETURN_IF_ERROR(machine_->copy_to_host(values->data(), buffer.data(), buffer.bytes()));
+      HostData host;
+      ASSERT_OK(host.read(*machine_, tensors));
+      const auto scale = [&](std::vector<uint16_t>* values, float factor) {
         visit_dtype(dtype, [&](auto zero) {
           using T = decltype(zero);
           for (uint16_t& bits : *values) {
@@ -725,14 +850,56 @@ TEST_F(Conformance, DataOfOtherSizes) {
                 std::bit_cast<uint16_t>(from_float<T>(factor * to_float(std::bit_cast<T>(bits))));
           }
         });
-        return machine_->copy_to_device(buffer.data(), values->data(), buffer.bytes());
       };
-      ASSERT_OK(scale(tensors.q, &q, q_factor));
-      ASSERT_OK(scale(tensors.kv_cache, &cache, cache_factor));
+      scale(&host.q, q_factor);
+      scale(&host.cache, cache_factor);
+      ASSERT_OK(host.write(*machine_, format, ScaleRule::kLargest, &data, &tensors));
       ReferenceResult expected;
-      ASSERT_OK(reference_on(data, q, cache, &expected));
-      expect_right(*machine_, stages_, data, tensors, expected);
+      ASSERT_OK(reference_on(data, host, &expected));
+      expect_right(*machine_, readers_of(format), data, tensors, expected);
     }
+  });
+}
+
+// Scales of tiles and codes that quantising would never make are taken as they are: scales of 0,
+// negative ones, subnormal ones, and the code -128.
+TEST_F(Conformance, ScalesAndCodesAreTakenAsTheyAre) {
+  for (const CacheFormat format : formats()) {
+    if (!has_tile_scales(format)) continue;
+    DecodeCase spec;
+    spec.cache_format = format;
+    spec.data = DataKind::kScaledTiles;
+    spec.seqlen_q = 2;
+    spec.num_heads_q = 20;
+    spec.lengths = {300, 17, 0, 129};
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+    HostTensors generated = generate(data);
+    HostData host;
+    host.q = generated.q;
+    host.cache_bytes = generated.quantised_cache;
+    std::mt19937_64 random(11);
+    const Tensors contiguous = with_strides(data.problem, {});
+    for (int b = 0; b < data.problem.batch; ++b) {
+      const int32_t* table = &data.block_table[size_t(b) * size_t(data.problem.max_pages_per_seq)];
+      for (int token = 0; token < data.seqlens_k[size_t(b)]; ++token) {
+        uint8_t* const row = &host.cache_bytes[static_cast<size_t>(
+            cache_place(data.problem, contiguous, table, token, 0))];
+        for (int tile = 0; tile < kHeadDimV / kTileColumns; ++tile) {
+          constexpr float kFactors[] = {1, 1, -1, -1, 3, 0, 0x1p-130f};
+          float scale = 0;
+          std::memcpy(&scale, row + kTileScalesByte + 4 * tile, sizeof scale);
+          scale *= kFactors[random() % std::size(kFactors)];
+          std::memcpy(row + kTileScalesByte + 4 * tile, &scale, sizeof scale);
+        }
+        for (int code = 0; code < 4; ++code) row[random() % kHeadDimV] = 0x80;  // -128, or -0
+      }
+    }
+    ASSERT_OK(tensors.kv_cache.assign(*machine_, host.cache_bytes.data(), host.cache_bytes.size()));
+    ReferenceResult expected;
+    ASSERT_OK(reference_on(data, host, &expected));
+    expect_right(*machine_, readers_of(format), data, tensors, expected);
   }
 }
 
@@ -747,13 +914,21 @@ TEST_F(Conformance, BitwiseRepeatable) {
   spec.causal = true;
   std::vector<uint64_t> schedules(options.machine == MachineKind::kGpu ? 1000 : 4);
   for (size_t i = 0; i < schedules.size(); ++i) schedules[i] = i;
-  check_case(spec, DataKind::kNeedles, schedules);
+  check_all_formats(spec, DataKind::kNeedles, schedules);
 }
 
 // The sample keeps its promises, whatever is changed in the list.
 TEST(ConformanceSample, CoversWhatItMust) {
   const std::vector<DecodeCase> sample = small_sample();
   EXPECT_EQ(sample.size(), 120u);
+  const std::vector<size_t> turns = turns_of(sample);
+  for (const size_t formats : {2, 3, 4}) {
+    std::set<std::tuple<int, int, size_t>> met;
+    for (size_t i = 0; i < sample.size(); ++i) {
+      met.insert({sample[i].num_heads_q, sample[i].num_heads_kv, turns[i] % formats});
+    }
+    EXPECT_EQ(met.size(), formats * std::size(kHeads));
+  }
   std::set<std::pair<int, int>> heads;
   std::map<std::string, int> seen;
   for (const DecodeCase& spec : sample) {

@@ -31,15 +31,25 @@ struct State {
   ReferenceResult expected;
 };
 
-class Graph : public testing::TestWithParam<DType> {
+class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
  protected:
   void SetUp() override {
     std::string why_not;
     machine_ = gpu_machine(&why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
+    for (const Stage& stage : stages(MachineKind::kGpu)) {
+      if (!can_read(stage, GetParam().second)) continue;
+      if (const Status fit = check_device(stage, machine_->limits()); fit.ok()) {
+        stages_.push_back(&stage);
+      } else {
+        std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
+      }
+    }
+    if (stages_.empty()) GTEST_SKIP() << "no stage reads this format here";
     ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
     DecodeCase spec;
-    spec.dtype = GetParam();
+    spec.dtype = GetParam().first;
+    spec.cache_format = GetParam().second;
     spec.seqlen_q = 2;
     spec.num_heads_q = 128;
     spec.causal = true;
@@ -137,11 +147,8 @@ class Graph : public testing::TestWithParam<DType> {
   // `enqueue(stage, problem, tensors, workspace, stream)` captured, for every stage.
   template <typename Enqueue>
   void expect_right_replays_of_all(Enqueue&& enqueue) {
-    for (const Stage& stage : stages(MachineKind::kGpu)) {
-      if (const Status fit = check_device(stage, machine_->limits()); !fit.ok()) {
-        std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
-        continue;
-      }
+    for (const Stage* each : stages_) {
+      const Stage& stage = *each;
       for (const int fixed_split_tokens : {0, 256}) {
         Problem problem = data_.problem;
         problem.fixed_split_tokens = fixed_split_tokens;
@@ -162,6 +169,7 @@ class Graph : public testing::TestWithParam<DType> {
 
   Machine* machine_ = nullptr;
   cudaStream_t stream_ = nullptr;
+  std::vector<const Stage*> stages_;  // that can run, and read this format
   DataSet data_;
   DeviceTensors tensors_;
   std::vector<State> states_;
@@ -182,8 +190,19 @@ TEST_P(Graph, PlanAndPlannedDecodeFollowThem) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(DTypes, Graph, testing::Values(DType::kBFloat16, DType::kFloat16),
-                         [](const auto& test) { return std::string(to_string(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Types, Graph,
+                         testing::Values(std::pair(DType::kBFloat16, CacheFormat::k16Bit),
+                                         std::pair(DType::kFloat16, CacheFormat::k16Bit),
+                                         std::pair(DType::kBFloat16, CacheFormat::kFp8Tile128),
+                                         std::pair(DType::kBFloat16, CacheFormat::kFp8Tensor),
+                                         std::pair(DType::kFloat16, CacheFormat::kFp8Tensor),
+                                         std::pair(DType::kBFloat16, CacheFormat::kInt8Tile128)),
+                         [](const auto& test) {
+                           const CacheFormat format = test.param.second;
+                           return to_string(test.param.first) +
+                                  (is_quantised(format) ? std::string("_") + to_string(format)
+                                                        : std::string());
+                         });
 
 #else
 

@@ -6,6 +6,7 @@
 //
 // A fault has no further runs once it is found as mutants.txt says, unless --messages prints every
 // schedule's message, or --table docs/mutants.md instead of lines for a terminal.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -98,6 +99,7 @@ std::vector<Case> cases() {
 // A case with its data and what is to come out.
 struct Prepared {
   Case from;
+  size_t turn;
   DataSet data;
   DeviceTensors tensors;
   ReferenceResult expected;
@@ -126,6 +128,15 @@ bool leaves_a_flag(const Stage& stage, const Problem& problem, void* workspace) 
     }
   }
   return false;
+}
+
+// Whether a stage runs a case in this format: of the formats that it reads each has its turn.
+bool has_turn(const Stage& stage, const Case& from, size_t turn, CacheFormat format) {
+  return stage.slug.starts_with(from.stage) &&
+         stage.cache_formats[turn % stage.cache_formats.size()] == format;
+}
+bool runs(const Stage& stage, const Prepared& each) {
+  return has_turn(stage, each.from, each.turn, each.data.problem.cache_format);
 }
 
 // What became of one run: empty if it was right.
@@ -170,7 +181,7 @@ Findings run_all(const Stage& stage, std::deque<Prepared>& prepared, uint64_t se
   for (uint64_t seed = 0; seed < seeds; ++seed) {
     std::string found;
     for (Prepared& each : prepared) {
-      if (!stage.slug.starts_with(each.from.stage)) continue;
+      if (!runs(stage, each)) continue;
       found = run(stage, each, seed, false);
       if (!found.empty()) break;
     }
@@ -181,7 +192,7 @@ Findings run_all(const Stage& stage, std::deque<Prepared>& prepared, uint64_t se
   }
   for (Prepared& each : prepared) {
     if (!detect_races) break;
-    if (!stage.slug.starts_with(each.from.stage)) continue;
+    if (!runs(stage, each)) continue;
     each.first_out.clear();
     findings.friendly = run(stage, each, 0, true);
     if (!findings.friendly.empty()) break;
@@ -248,15 +259,28 @@ the model says. Find what is missing; `stages/exercise check 07 4` tells whether
 int run_mutants(const Options& options) {
   const auto started = std::chrono::steady_clock::now();
   std::deque<Prepared> prepared;
-  for (const Case& each : cases()) {
-    Prepared& next = prepared.emplace_back();
-    next.from = each;
-    next.data = make_data_set(each.spec);
-    next.data.problem.softmax_scale *= kSharpen;
-    if (!generate_on_device(model_machine(), next.data, &next.tensors).ok() ||
-        !reference_attention(next.data.problem, next.tensors.tensors(), &next.expected).ok()) {
-      std::fprintf(stderr, "no data for %s\n", each.spec.name().c_str());
-      return 1;
+  const std::vector<Case> all_cases = cases();
+  for (size_t turn = 0; turn < all_cases.size(); ++turn) {
+    for (const CacheFormat format : kCacheFormats) {
+      const std::vector<Stage>& all = stages(MachineKind::kModel);
+      if (std::none_of(all.begin(), all.end(), [&](const Stage& stage) {
+            return has_turn(stage, all_cases[turn], turn, format);
+          })) {
+        continue;
+      }
+      Prepared& next = prepared.emplace_back();
+      next.from = all_cases[turn];
+      next.turn = turn;
+      DecodeCase& spec = next.from.spec;
+      spec.cache_format = format;
+      if (has_tile_scales(format)) spec.dtype = DType::kBFloat16;
+      next.data = make_data_set(spec);
+      next.data.problem.softmax_scale *= kSharpen;
+      if (!generate_on_device(model_machine(), next.data, &next.tensors).ok() ||
+          !reference_attention(next.data.problem, next.tensors.tensors(), &next.expected).ok()) {
+        std::fprintf(stderr, "no data for %s\n", spec.name().c_str());
+        return 1;
+      }
     }
   }
   int failures = 0;

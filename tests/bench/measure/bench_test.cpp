@@ -83,6 +83,24 @@ TEST(Shapes, ASplitReachesTheProblem) {
   EXPECT_OK(validate(data.problem));
 }
 
+TEST(Shapes, AFormatReachesTheProblem) {
+  Shape shape;
+  ASSERT_OK(parse_shape("h16_q1_b2_k100_page16_strided_int8_tile128_peak4", &shape));
+  EXPECT_EQ(
+      shape.title(),
+      "h_q=16 s_q=1, 2 x 100, pages of 16, strided, cache int8_tile128, logits of deviation 4, "
+      "bf16");
+  EXPECT_EQ(make_data_set(shape.spec).problem.cache_format, CacheFormat::kInt8Tile128);
+  EXPECT_EQ(shape.peak, 4);
+  ASSERT_OK(parse_shape("h16_q1_b2_k100_fp8_tensor_fp16", &shape));
+  EXPECT_EQ(shape.spec.cache_format, CacheFormat::kFp8Tensor);
+  EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
+  EXPECT_EQ(padded("h16_q1_k100+20_fp8_tensor_fp16"), "h16_q1_b2_k100_fp8_tensor_fp16");
+  const Status status = parse_shape("h1_q1_b1_k1_fp8_tile128_fp16", &shape);
+  EXPECT_NE(status.message().find("fp8_tile128 goes with bf16 alone"), std::string::npos)
+      << status.to_string();
+}
+
 TEST(Shapes, LogNormalLengthsHaveTheirMean) {
   Shape shape;
   ASSERT_OK(parse_shape("h1_q1_b4000_klognormal8192", &shape));
@@ -112,6 +130,10 @@ TEST(Shapes, ACaseOfTheTestsIsReadBackAsItIs) {
     spec.fixed_split_tokens = draw(3) == 0 ? 64 : 0;
     spec.data = draw(2) == 0 ? DataKind::kNeedles : DataKind::kFlat;
     spec.seed = seed;
+    spec.page_size = draw(2) == 0 ? kDefaultPageSize : 16;
+    spec.strided = draw(2) == 1;
+    spec.cache_format = kCacheFormats[draw(4)];
+    if (has_tile_scales(spec.cache_format)) spec.dtype = DType::kBFloat16;
     const DataSet data = make_data_set(spec);
     SCOPED_TRACE(shape_name(data) + " of " + spec.name());
     Shape shape;
@@ -128,6 +150,7 @@ TEST(Shapes, ACaseOfTheTestsIsReadBackAsItIs) {
     const HostTensors first = generate(data), second = generate(again);
     EXPECT_EQ(first.q, second.q);
     EXPECT_EQ(first.kv_cache, second.kv_cache);
+    EXPECT_EQ(first.quantised_cache, second.quantised_cache);
   }
 }
 
@@ -136,14 +159,16 @@ TEST(Shapes, WrongNamesAreNamed) {
        {"", "h128", "h128_q1_b64_k", "h0_q1_b64_k4096", "h128_q1_b64_k4096_casual",
         "h128_q1_b99999999999_k1", "h128_q1_b64_k4096_split100", "h128_q1_b64_k4096_split0",
         "h128_q1_b64_k4096_fp16_split64", "h128_q1_k4096", "h128_q1_k1+", "h128_q1_b1_k0",
-        "h128_q1_kskew1+2"}) {
+        "h128_q1_kskew1+2", "h1_q1_b1_k1_fp8_tile128_fp16", "h1_q1_b1_k1_int8_tile128_fp16",
+        "h1_q1_b1_k1_fp8", "h1_q1_b1_k1_16bit", "h1_q1_b1_k1_fp8_tensor_strided",
+        "h1_q1_b1_k1_fp8_tensor_fp8_tile128"}) {
     Shape shape;
     const Status status = parse_shape(name, &shape);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name;
     EXPECT_NE(status.message().find(name), std::string::npos);
-    for (const char* form :
-         {"h128_q1_b64_k4096", "h16x2", "klognormal8192", "kstepped32768", "kskew131072",
-          "kvaried256", "k256+512+1024", "_causal", "_split1024", "_peak4", "_fp16"}) {
+    for (const char* form : {"h128_q1_b64_k4096", "h16x2", "klognormal8192", "kstepped32768",
+                             "kskew131072", "kvaried256", "k256+512+1024", "_causal", "_split1024",
+                             "_peak4", "_fp16", "fp8_tile128", "fp8_tensor", "int8_tile128"}) {
       EXPECT_NE(status.message().find(form), std::string::npos) << form;
     }
   }
@@ -329,6 +354,7 @@ TEST(Limits, NoOwnLimitIsBelowTheFloor) {
     const DataSet data = make_data_set(shape.spec);
     const Work work = work_of(data.problem, data.total_tokens());
     for (const Stage& stage : stages(MachineKind::kModel)) {
+      if (!can_read(stage, shape.spec.cache_format)) continue;
       Prediction prediction;
       ASSERT_OK(predict(stage, data.problem, data.total_tokens(), h200, &prediction));
       for (const Mode mode : {Mode::kCold, Mode::kSustained}) {

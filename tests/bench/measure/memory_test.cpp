@@ -17,7 +17,8 @@ double bytes_of(const auto&... vectors) {
 
 TEST(Memory, AFootprintIsWhatIsAllocated) {
   for (const char* name :
-       {"h3_q2_b2_k100", "h4x2_q1_k0+64+65", "h1_q1_b4_kskew1000", "h16_q3_b1_k1_causal"}) {
+       {"h3_q2_b2_k100", "h4x2_q1_k0+64+65", "h1_q1_b4_kskew1000", "h16_q3_b1_k1_causal",
+        "h4x2_q1_b2_k100_int8_tile128", "h4_q1_b2_k100_fp8_tensor"}) {
     SCOPED_TRACE(name);
     Shape shape;
     ASSERT_OK(parse_shape(name, &shape));
@@ -26,7 +27,7 @@ TEST(Memory, AFootprintIsWhatIsAllocated) {
     const double tables =
         bytes_of(data.block_table, data.seqlens_k, data.page_sequence, data.page_position);
     for (const Footprint& one : {footprint(shape.spec), footprint(data.problem)}) {
-      EXPECT_EQ(one.inputs, bytes_of(tensors.q, tensors.kv_cache));
+      EXPECT_EQ(one.inputs, bytes_of(tensors.q, tensors.kv_cache, tensors.quantised_cache));
       EXPECT_EQ(one.outputs, bytes_of(tensors.out, tensors.lse));
       EXPECT_EQ(one.expected, 8.0 * static_cast<double>(tensors.out.size() + tensors.lse.size()));
       EXPECT_GE(one.tables, tables);

@@ -889,6 +889,25 @@ TEST_F(MlaRunTest, DecodesAQuantisedCache) {
   const std::string shape = "decode --shape h16_q1_b1_k64 --cache-format fp8_tensor --stage ";
   EXPECT_EQ(run(shape + "reference").exit_code, 0);
   expect_nothing_run(shape + "08 --machine model", "08_seesaw cannot read a cache of");
+  const std::string named = "decode --stage reference --shape h16_q1_b1_k64_fp8_tensor";
+  const auto file = [&](const char* name) { return std::string(" --out ") + path(name); };
+  EXPECT_EQ(run(named + file("by_name.npy")).exit_code, 0);
+  EXPECT_EQ(run(shape + "reference" + file("by_flag.npy")).exit_code, 0);
+  EXPECT_EQ(run(named + " --cache-scale 3" + file("by_scale.npy")).exit_code, 0);
+  npy::Array by_name, by_flag, by_scale;
+  ASSERT_OK(npy::read(path("by_name.npy"), &by_name));
+  ASSERT_OK(npy::read(path("by_flag.npy"), &by_flag));
+  ASSERT_OK(npy::read(path("by_scale.npy"), &by_scale));
+  const auto same = [](const npy::Array& a, const npy::Array& b) {
+    return std::ranges::equal(a.values<uint16_t>(), b.values<uint16_t>());
+  };
+  EXPECT_TRUE(same(by_name, by_flag));
+  EXPECT_FALSE(same(by_name, by_scale));
+  const std::string other = named.substr(0, named.find("_fp8")) + "_int8_tile128";
+  expect_nothing_run(other + " --cache-scale 3", "--cache-scale is of --cache-format fp8_tensor");
+  expect_nothing_run(other + " --cache-format fp8_tensor", "name two formats");
+  expect_nothing_run("quantise" + other.substr(other.find(" --shape")),
+                     "has a quantised cache already; give it without _int8_tile128");
 }
 
 TEST_F(MlaRunTest, RefusesCachesThatAreNotWhatTheyAreSaidToBe) {

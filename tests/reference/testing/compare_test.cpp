@@ -637,8 +637,7 @@ void decode_like_a_kernel(const Problem& problem, const Tensors& tensors, int se
 
 TEST(KernelArithmetic, PassesOnEveryKindOfData) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const DataKind kind : {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues,
-                                DataKind::kExtremeLogits}) {
+    for (const DataKind kind : kDataKinds) {
       for (const uint64_t seed : {0, 1}) {
         DecodeCase spec;
         spec.dtype = dtype;
@@ -674,8 +673,7 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
 // element and row by row. They are for values of size 0.1: abs_tol grows with larger ones.
 TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const DataKind kind : {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues,
-                                DataKind::kExtremeLogits}) {
+    for (const DataKind kind : kDataKinds) {
       DecodeCase spec;
       spec.dtype = dtype;
       spec.data = kind;

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -18,8 +20,6 @@ namespace {
 using test::value_of;
 
 constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16};
-constexpr DataKind kKinds[] = {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues,
-                               DataKind::kExtremeLogits};
 
 TEST(Elements, GoldenBits) {
   // Evaluated from the definitions in exact rational arithmetic, apart from this code. A device
@@ -64,6 +64,50 @@ TEST(Elements, GoldenBits) {
                   positive ? 8 : -8);
       }
     }
+  }
+}
+
+// A tile is the flat one times a power of two, of 17, that differs from token to token, tile to tile and
+// head to head.
+TEST(Elements, ScaledTilesAreFlatOnesTimesAPowerOfTwo) {
+  std::map<int, int> exponents;
+  int same_as_before = 0, same_as_first_tile = 0, same_as_other_head = 0;
+  std::array<int, 4> before{};
+  for (int token = 0; token < 340; ++token) {
+    std::array<int, 4> here[2];
+    for (int head = 0; head < 2; ++head) {
+      for (int column = 0; column < 576; ++column) {
+        const auto value = [&](DType dtype, DataKind kind) {
+          return value_of(dtype, kv_bits(3, dtype, kind, 1, token, head, column));
+        };
+        const double flat = value(DType::kBFloat16, DataKind::kFlat);
+        const double scaled = value(DType::kBFloat16, DataKind::kScaledTiles);
+        if (column >= 512) {
+          ASSERT_EQ(scaled, flat);
+          continue;
+        }
+        int& exponent = here[head][size_t(column / 128)];
+        if (column % 128 == 0) exponent = std::ilogb(scaled) - std::ilogb(flat);
+        ASSERT_EQ(scaled, std::ldexp(flat, exponent)) << token << " " << column;
+        const double fp16 = value(DType::kFloat16, DataKind::kScaledTiles);
+        ASSERT_NEAR(fp16, scaled, std::abs(scaled) * 0x1p-8 + 0x1p-24);
+      }
+    }
+    for (size_t tile = 0; tile < 4; ++tile) {
+      ++exponents[here[0][tile]];
+      same_as_before += here[0][tile] == before[tile];
+      same_as_first_tile += tile > 0 && here[0][tile] == here[0][0];
+      same_as_other_head += here[0][tile] == here[1][tile];
+    }
+    before = here[0];
+  }
+  ASSERT_EQ(exponents.size(), 17u);
+  for (const auto& [exponent, count] : exponents) {
+    EXPECT_LE(std::abs(exponent), 8);
+    EXPECT_NEAR(count, 80, 40);  // four deviations
+  }
+  for (const int count : {same_as_before, same_as_first_tile, same_as_other_head}) {
+    EXPECT_LT(count, 120);
   }
 }
 
@@ -318,7 +362,7 @@ TEST(Layouts, HoldTheSameValues) {
 TEST(Quantised, HoldsTheValuesOfThe16BitCache) {
   for (const CacheFormat format :
        {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
-    for (const DataKind kind : kKinds) {
+    for (const DataKind kind : kDataKinds) {
       for (const bool strided : {false, true}) {
         DecodeCase spec;
         spec.dtype = format == CacheFormat::kFp8Tensor ? DType::kFloat16 : DType::kBFloat16;
@@ -567,7 +611,7 @@ TEST_P(DataSets, SeedsDiffer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, DataSets,
-                         testing::Combine(testing::ValuesIn(kDTypes), testing::ValuesIn(kKinds),
+                         testing::Combine(testing::ValuesIn(kDTypes), testing::ValuesIn(kDataKinds),
                                           testing::Values(0, 1)));
 
 class Needles : public testing::TestWithParam<std::tuple<DType, uint64_t>> {

@@ -81,8 +81,7 @@ TEST(Oracle, EqualsTheReferenceOnAGpu) {
 
 // The device generator makes the host's bits, NaN tails included.
 void expect_same_data(Machine& machine, CacheFormat format) {
-  for (const DataKind kind :
-       {DataKind::kFlat, DataKind::kNeedles, DataKind::kExtremeValues, DataKind::kExtremeLogits}) {
+  for (const DataKind kind : kDataKinds) {
     DecodeCase spec;
     spec.cache_format = format;
     spec.strided = is_quantised(format) && kind == DataKind::kNeedles;
