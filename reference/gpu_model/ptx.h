@@ -250,14 +250,15 @@ uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c, GPU_MODEL_HERE) {
   };
   return half(16) << 16 | half(0);
 }
-inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector, GPU_MODEL_HERE) {
-  detail::count_instruction("prmt", file, line);
-  const uint64_t bytes = uint64_t{b} << 32 | a;
-  uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) {
-    result |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
-  }
-  return result;
+inline uint32_t sub_f16x2(uint32_t a, uint32_t b, GPU_MODEL_HERE) {
+  detail::count_instruction("sub_f16x2", file, line);
+  const auto half = [](uint32_t x, uint32_t y) -> uint32_t {
+    const auto value = [](uint32_t bits) {
+      return mla::to_float(std::bit_cast<mla::float16>(static_cast<uint16_t>(bits)));
+    };
+    return std::bit_cast<uint16_t>(mla::from_float<mla::float16>(value(x) - value(y)));
+  };
+  return half(a >> 16, b >> 16) << 16 | half(a, b);
 }
 
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.

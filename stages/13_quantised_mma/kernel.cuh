@@ -77,12 +77,12 @@ __device__ __forceinline__ uint32_t values_of_pair(uint32_t codes) {
     static_assert(std::is_same_v<T, bfloat16>);
     // Under an upper byte of 0x43 the lower seven bits are added to 128, and the eighth alone makes 256 of
     // 128. The difference is x, or x - 128 with the eighth bit set.
-    const uint32_t x = ptx::prmt(codes, 0x43434343, kPair == 0 ? 0x4140 : 0x4342);
+    const uint32_t x = __byte_perm(codes, 0x43434343, kPair == 0 ? 0x4140 : 0x4342);
     constexpr uint32_t kOne = 0x3F803F80;
     return ptx::fma_rn_x2<T>(x & 0xFF7FFF7F, kOne, (x & 0xFF80FF80) | 0x80008000);
   } else {
     using From = FromE4M3<T>;
-    const uint32_t x = ptx::prmt(codes, 0, kPair == 0 ? 0x1404 : 0x3424);  // in the upper bytes
+    const uint32_t x = __byte_perm(codes, 0, kPair == 0 ? 0x1404 : 0x3424);  // in the upper bytes
     const uint32_t small = (x & 0x80008000) | (x & 0x7F007F00) >> From::kShift;
     constexpr uint32_t kMinusZero = 0x80008000;  // added to a zero it leaves the sign
     const uint32_t value = ptx::fma_rn_x2<T>(small, From::kUnbias, kMinusZero);

@@ -241,11 +241,6 @@ TEST_F(TensorCore, FmaRoundsOnce) {
   EXPECT_TRUE(std::isnan(fma_of<float16>(INFINITY, 0, 1)));
 }
 
-TEST_F(TensorCore, PrmtTakesBytes) {
-  EXPECT_EQ(ptx::prmt(0x33221100, 0x77665544, 0x7604), 0x77660044u);
-  EXPECT_EQ(ptx::prmt(0x33221100, 0x77665544, 0x1325), 0x11332255u);
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // A product of [16, depth] and [depth, 64] through two stages of shared memory: a tile is copied
 // while the one before it is multiplied. Every warp needs what the others copied.

@@ -630,11 +630,18 @@ class PlannedDecode : public SplitPlanOn {
     ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     for (const Stage& stage : stages(GetParam())) {
       if (!check_device(stage, machine_->limits()).ok()) continue;
-      if (!can_read(stage, data_.problem.cache_format)) continue;
       (stage.plan_shape != nullptr ? planned_ : unplanned_).push_back(&stage);
     }
     ASSERT_FALSE(planned_.empty());
     ASSERT_FALSE(unplanned_.empty());
+  }
+
+  // A cache that this stage can read.
+  void use_data_of(const Stage& stage) {
+    if (stage.cache_formats.front() == spec_.cache_format) return;
+    spec_.cache_format = stage.cache_formats.front();
+    data_ = make_data_set(spec_);
+    ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
   }
 
   // Memory that held no plan before, of the size that the stage asks for `problem`.
@@ -713,6 +720,7 @@ TEST(DecodeNumber, MoreWorkersJoinNoHalves) {
 
 TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
     ASSERT_OK(make(*stage));
@@ -730,38 +738,44 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
 // does not come.
 TEST_P(PlannedDecode, LengthsThatThePlanWasNotMadeForEndInNoHang) {
   if (GetParam() == MachineKind::kModel) gpu_model::device().multiprocessors = 8;
-  DecodeCase spec;
-  spec.batch = 5;
-  spec.num_heads_q = 16;
-  spec.lengths.assign(5, 700);  // so that every shorter length has its pages
-  const DataSet data = make_data_set(spec);
-  DeviceTensors tensors;
-  ASSERT_OK(generate_on_device(*machine_, data, &tensors));
-  std::mt19937 random(1);
-  for (int turn = 0; turn < 6; ++turn) {
-    std::vector<int32_t> planned(5), found(5);
-    for (int32_t& length : planned) length = static_cast<int32_t>(random() % 701);
-    for (int32_t& length : found) length = static_cast<int32_t>(random() % 3 * random() % 701);
-    DeviceBuffer lengths;
-    ASSERT_OK(lengths.assign(*machine_, planned.data(), planned.size() * 4));
-    for (const Stage* stage : planned_) {
-      SCOPED_TRACE(stage->slug + ", turn " + std::to_string(turn));
-      WorkspaceBytes needs;
-      ASSERT_OK(workspace_bytes(*stage, data.problem, &needs));
-      DeviceBuffer workspace;
-      ASSERT_OK(workspace.allocate(*machine_, needs.total()));
-      const Workspace whole = workspace;
-      ASSERT_OK(plan_decode(*stage, data.problem, lengths.as<int32_t>(), needs.plan_in(whole)));
-      ASSERT_OK(machine_->copy_to_device(tensors.seqlens_k.data(), found.data(), found.size() * 4));
-      EXPECT_OK(decode_planned(*stage, data.problem, tensors.tensors(), needs.plan_in(whole),
-                               needs.scratch_in(whole)));
-      ASSERT_OK(machine_->synchronize());
+  for (const CacheFormat format : kCacheFormats) {
+    DecodeCase spec;
+    spec.batch = 5;
+    spec.num_heads_q = 16;
+    spec.cache_format = format;
+    spec.lengths.assign(5, 700);  // so that every shorter length has its pages
+    const DataSet data = make_data_set(spec);
+    DeviceTensors tensors;
+    ASSERT_OK(generate_on_device(*machine_, data, &tensors));
+    std::mt19937 random(1);
+    for (int turn = 0; turn < 6; ++turn) {
+      std::vector<int32_t> planned(5), found(5);
+      for (int32_t& length : planned) length = static_cast<int32_t>(random() % 701);
+      for (int32_t& length : found) length = static_cast<int32_t>(random() % 3 * random() % 701);
+      DeviceBuffer lengths;
+      ASSERT_OK(lengths.assign(*machine_, planned.data(), planned.size() * 4));
+      for (const Stage* stage : planned_) {
+        if (stage->cache_formats.front() != format) continue;
+        SCOPED_TRACE(stage->slug + ", turn " + std::to_string(turn));
+        WorkspaceBytes needs;
+        ASSERT_OK(workspace_bytes(*stage, data.problem, &needs));
+        DeviceBuffer workspace;
+        ASSERT_OK(workspace.allocate(*machine_, needs.total()));
+        const Workspace whole = workspace;
+        ASSERT_OK(plan_decode(*stage, data.problem, lengths.as<int32_t>(), needs.plan_in(whole)));
+        ASSERT_OK(
+            machine_->copy_to_device(tensors.seqlens_k.data(), found.data(), found.size() * 4));
+        EXPECT_OK(decode_planned(*stage, data.problem, tensors.tensors(), needs.plan_in(whole),
+                                 needs.scratch_in(whole)));
+        ASSERT_OK(machine_->synchronize());
+      }
     }
   }
 }
 
 TEST_P(PlannedDecode, OnePlanServesManyDecodes) {
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     for (const int fixed_split_tokens : {0, 128}) {
       SCOPED_TRACE(stage->slug + ", fixed splits " + std::to_string(fixed_split_tokens));
       data_.problem.fixed_split_tokens = fixed_split_tokens;
@@ -789,6 +803,7 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
   const std::string kNoPlan = "plan holds no plan for this problem";
   const std::string kOther = kNoPlan + ", but one for another";
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     SCOPED_TRACE(stage->slug);
     for (const unsigned char byte : {0x00, 0xff}) {
       clear_workspace(*stage, byte);
@@ -849,6 +864,7 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
 TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
   std::mt19937_64 random(7);
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     SCOPED_TRACE(stage->slug);
     ASSERT_OK(tensors_.poison_outputs(*machine_));
     const auto expect_refused = [&](const std::string& what) {
@@ -916,6 +932,7 @@ TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
 // one after the other, but finds out if one needs the other's memory.)
 TEST_P(PlannedDecode, OnePlanServesDecodesAtTheSameTime) {
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
     ASSERT_OK(make(*stage));
@@ -962,6 +979,7 @@ TEST_P(PlannedDecode, OnePlanServesDecodesAtTheSameTime) {
 
 TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
   for (const Stage* stage : unplanned_) {
+    use_data_of(*stage);
     SCOPED_TRACE(stage->slug);
     clear_workspace(*stage);
     EXPECT_EQ(needs_.plan, 0u);
@@ -1071,6 +1089,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
        true, false},
   };
   for (const Stage* stage : planned_) {
+    use_data_of(*stage);
     clear_workspace(*stage);
     ASSERT_OK(make(*stage));
     const auto before = bytes_of(plan_);
