@@ -12,7 +12,6 @@
 namespace mla::bench {
 namespace {
 
-constexpr double kRowBytes = kHeadDimQK * 2.0;                  // of the cache
 constexpr double kQueryBytes = (kHeadDimQK + kHeadDimV) * 2.0;  // of q and out, a row
 constexpr double kPartBytes = kHeadDimV * 4.0 + 4;              // of a row's partial result and lse
 // Less is no finding: runs of one kernel on two cards differ by as much.
@@ -119,7 +118,7 @@ struct Case {
     return balance_of(of, *stage->plan, input.seqlens_k, input.limits.multiprocessors);
   }
   /// Bytes of the cache that a decode must read.
-  double cache_read() const { return tokens * kRowBytes * problem.num_heads_kv; }
+  double cache_read() const { return tokens * problem.cache_row_bytes() * problem.num_heads_kv; }
   bool is(Floor::Bound bound) const { return floor.bound() == bound; }
 };
 
@@ -137,20 +136,31 @@ std::string needs_other_device(const Case& c) {
   std::string text = c.stage->device.message() + ".";
   const StageFacts* last = nullptr;
   for (const StageFacts& stage : c.input.stages) {
-    if (stage.device.ok()) last = &stage;
+    if (stage.can_run()) last = &stage;
   }
   if (last != nullptr) text += " The furthest stage that runs here is " + last->slug + ".";
   return text;
 }
 
+std::string cannot_read_the_cache(const Case& c) {
+  if (c.stage->cache.ok() || !c.stage->device.ok()) return "";
+  std::string able;
+  for (const StageFacts& stage : c.input.stages) {
+    if (stage.can_run()) able += (able.empty() ? "" : ", ") + stage.slug;
+  }
+  return c.stage->cache.message() + (able.empty()
+                                         ? ". No stage that runs here can."
+                                         : ". Stages that run here and can: " + able + ".");
+}
+
 /// By times, if the subject has one: outside of its spread. Else by own limits, which bound a time
 /// from below and are near it only where a launch is not most of it.
 std::string faster_stage(const Case& c) {
-  if (!c.stage->device.ok()) return "";
+  if (!c.stage->can_run()) return "";
   const bool timed = c.stage->cold.n > 0;
   const StageFacts* best = nullptr;
   for (const StageFacts& stage : c.input.stages) {
-    if (!stage.device.ok()) continue;
+    if (!stage.can_run()) continue;
     if (timed) {
       if (stage.cold.n == 0 || !(stage.cold.p90 < c.stage->cold.p10)) continue;
       if (best == nullptr || stage.cold.median < best->cold.median) best = &stage;
@@ -177,7 +187,7 @@ std::string does_not_split(const Case& c) {
   if (c.stage->plan || !(c.stage->prediction.busy_fraction * kNoticeable < 1)) return "";
   const StageFacts* first = nullptr;
   for (const StageFacts& stage : c.input.stages) {
-    if (stage.plan && stage.device.ok() && first == nullptr) first = &stage;
+    if (stage.plan && stage.can_run() && first == nullptr) first = &stage;
   }
   if (first == nullptr ||
       !(first->prediction.busy_fraction > kNoticeable * c.stage->prediction.busy_fraction)) {
@@ -327,7 +337,7 @@ std::string padded_rows(const Case& c) {
   for (const StageFacts& stage : c.input.stages) {
     const bool same_cores =
         (stage.prediction.matrix_flop > 0) == (c.stage->prediction.matrix_flop > 0);
-    if (!stage.device.ok() || !same_cores) continue;
+    if (!stage.can_run() || !same_cores) continue;
     if (!(flop_of(stage) * kNoticeable < flop_of(*c.stage))) continue;
     if (leaner == nullptr || flop_of(stage) < flop_of(*leaner)) leaner = &stage;
   }
@@ -364,7 +374,7 @@ std::string batch_invariant_cost(const Case& c) {
 
 /// Where a part's way out and back is as many bytes as the cache it is of.
 double even_split_tokens(const Problem& problem) {
-  return problem.rows_per_kv_head() * 2 * kPartBytes / kRowBytes;
+  return problem.rows_per_kv_head() * 2 * kPartBytes / problem.cache_row_bytes();
 }
 
 std::string fixed_split_too_small(const Case& c) {
@@ -449,6 +459,38 @@ std::string fp16(const Case& c) {
          "has few exponents in fp16 is seen to (chapter of stage 05).";
 }
 
+/// Floors alone: what converting codes costs a kernel is in no floor.
+std::string cache_format(const Case& c) {
+  Problem other = c.problem;
+  const bool quantised = is_quantised(c.problem.cache_format);
+  other.cache_format = quantised                            ? CacheFormat::k16Bit
+                       : c.problem.dtype == DType::kFloat16 ? CacheFormat::kFp8Tensor
+                                                            : CacheFormat::kFp8Tile128;
+  const Floor then =
+      floor_of(work_of(other, static_cast<int64_t>(c.tokens)), c.input.ceilings, Mode::kCold);
+  const auto row = [](const Problem& problem) {
+    return fmt::format("{} has {} bytes per row", to_string(problem.cache_format),
+                       problem.cache_row_bytes());
+  };
+  const double here = c.floor.seconds(), there = then.seconds();
+  if (std::isnan(here) || c.tokens <= 0 || c.is(Floor::Bound::kLaunch)) return "";
+  const Problem& small = quantised ? c.problem : other;
+  const Problem& plain = quantised ? other : c.problem;
+  const double less = quantised ? here : there, more = quantised ? there : here;
+  if (more > kNoticeable * less) {
+    return fmt::format(
+        "{}, 16 bits have {}: by their floors, {} and {}, a decode of the smaller can take {} of "
+        "the "
+        "time. Converting codes is work that no floor counts.",
+        row(small), plain.cache_row_bytes(), us(less), us(more), percent(less / more));
+  }
+  return fmt::format(
+      "{}, 16 bits have {}, but floors hardly differ, {} and {}: products take as long. A "
+      "quantised "
+      "cache saves memory here, not time, and converting codes comes on top.",
+      row(small), plain.cache_row_bytes(), us(less), us(more));
+}
+
 std::string ragged_lengths(const Case& c) {
   if (!(c.memory.contiguous > 2 * c.memory.cache)) return "";
   return fmt::format(
@@ -487,6 +529,7 @@ struct Rule {
 
 constexpr Rule kRules[] = {
     {"needs another device", needs_other_device},
+    {"cannot read the cache", cannot_read_the_cache},
     {"faster stage", faster_stage},
     {"does not split", does_not_split},
     {"too short to fill", too_short_to_fill},
@@ -504,6 +547,7 @@ constexpr Rule kRules[] = {
     {"parts exceed the cache", parts_exceed_cache},
     {"causal mask", causal_mask},
     {"fp16", fp16},
+    {"cache format", cache_format},
     {"ragged lengths", ragged_lengths},
     {"below a grain", below_a_grain},
     {"large workspace", large_workspace},
@@ -555,7 +599,10 @@ std::string limit_text(const OwnLimit& limit) {
 /// The stage's own limit and its time, a paragraph each.
 std::string stage_lines(const Case& c) {
   const StageFacts& stage = *c.stage;
-  if (!stage.device.ok()) return wrap("stage     ", stage.slug + " cannot run on this device");
+  if (!stage.can_run()) {
+    return wrap("stage     ", stage.slug + (stage.device.ok() ? " cannot read this cache"
+                                                              : " cannot run on this device"));
+  }
   std::string limit = stage.slug;
   const double seconds = c.limit.seconds();
   if (std::isnan(seconds)) {
@@ -591,7 +638,12 @@ std::string stage_table(const Case& c) {
                                  [](const StageFacts& stage) { return stage.cold.n > 0; });
   Table table({"stage", "cold µs", "own limit µs", "of floor", "of own limit", "SMs with work",
                "parts", "workspace"});
+  std::string unable;
   for (const StageFacts& stage : c.input.stages) {
+    if (!stage.cache.ok()) {
+      unable += (unable.empty() ? "" : ", ") + stage.slug;
+      continue;
+    }
     if (!stage.device.ok()) {
       table.add({stage.slug, "—", "—", "—", "—", "—", "—", stage.device.message()});
       continue;
@@ -613,7 +665,8 @@ std::string stage_table(const Case& c) {
                    : bytes_text(static_cast<double>(stage.workspace_bytes))});
   }
   return "\n" + table.to_string() +
-         (timed ? "times: " + times_origin(c.input) : "no times of this shape are known") + "\n\n";
+         (timed ? "times: " + times_origin(c.input) : "no times of this shape are known") + "\n" +
+         (unable.empty() ? "" : wrap("", "cannot read this cache: " + unable)) + "\n";
 }
 
 std::string plan_line(const Case& c) {
@@ -678,7 +731,7 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
 
 MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_k) {
   MemoryUse memory;
-  const double row = kRowBytes * problem.num_heads_kv;
+  const double row = double(problem.cache_row_bytes()) * problem.num_heads_kv;
   int32_t longest = 0;
   for (const int32_t length : seqlens_k) {
     memory.pages += pages_for(length, problem.page_size);
@@ -697,7 +750,7 @@ const StageFacts* subject_of(const ExplainInput& input) {
   const StageFacts* best = nullptr;
   const bool timed =
       std::any_of(input.stages.begin(), input.stages.end(),
-                  [](const StageFacts& stage) { return stage.device.ok() && stage.cold.n > 0; });
+                  [](const StageFacts& stage) { return stage.can_run() && stage.cold.n > 0; });
   const Work work = work_of(input.problem, static_cast<int64_t>(total_of(input.seqlens_k)));
   const Floor::Bound bound = floor_of(work, input.ceilings, Mode::kCold).bound();
   const auto limit_of = [&](const StageFacts& stage) {
@@ -710,7 +763,7 @@ const StageFacts* subject_of(const ExplainInput& input) {
       if (stage.slug == input.stage) return &stage;
       continue;
     }
-    if (!stage.device.ok() || (timed && stage.cold.n == 0)) continue;
+    if (!stage.can_run() || (timed && stage.cold.n == 0)) continue;
     const bool better =
         best == nullptr || (timed ? stage.cold.median < best->cold.median
                                   : !ranked || !(limit_of(stage) > kNoticeable * limit_of(*best)));
@@ -726,7 +779,7 @@ std::vector<Advice> advise(const ExplainInput& input) {
   for (const Rule& rule : kRules) {
     std::string text = rule.text(c);
     if (!text.empty()) advice.push_back({rule.name, std::move(text)});
-    if (!c.stage->device.ok()) break;  // the first rule says so; the others are about running
+    if (!c.stage->can_run() && !advice.empty()) break;  // the others are about running
   }
   return advice;
 }
@@ -744,11 +797,14 @@ std::string explain(const ExplainInput& input) {
   if (c.stage == nullptr) {
     return text +
            (input.stage.empty() ? "no stage can run on" : input.stage + " is not built for") +
-           " this device\n";
+           " this device" + (is_quantised(input.problem.cache_format) ? ", on this cache" : "") +
+           "\n";
   }
   if (!input.choice.empty()) text += wrap("choice    ", input.choice);
   text += input.stage.empty() ? stage_table(c) : stage_lines(c);
-  text += wrap("plan      ", plan_line(c)) + wrap("memory    ", memory_line(c));
+  if (c.stage->cache.ok()) {
+    text += wrap("plan      ", plan_line(c)) + wrap("memory    ", memory_line(c));
+  }
   const std::vector<Advice> advice = advise(input);
   if (advice.empty()) return text;
   text += "advice" + (input.stage.empty() ? ", for " + c.stage->slug : "") + "\n";

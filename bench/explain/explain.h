@@ -48,6 +48,8 @@ MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_
 struct StageFacts {
   std::string slug;
   Status device;  ///< Not ok: it cannot run on the device, and why
+  Status cache;   ///< Not ok: it cannot read the problem's cache, and why
+  bool can_run() const { return device.ok() && cache.ok(); }
   Prediction prediction;
   size_t workspace_bytes = 0;
   std::optional<PlanShape> plan;  ///< Of a stage that makes one
@@ -79,7 +81,7 @@ struct Advice {
   std::string text;
 };
 /// What the rules have to say, in their order. Each is silent where its condition does not hold.
-/// Of a stage that cannot run on the device, only that is said.
+/// Of a stage that cannot run on the device, or on the cache, only that is said.
 std::vector<Advice> advise(const ExplainInput& input);
 /// Names of all rules, in order.
 std::vector<std::string> advice_rules();

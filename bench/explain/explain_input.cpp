@@ -22,6 +22,7 @@ void add_facts(const Stage& stage, ExplainInput* input) {
   StageFacts& entry = input->stages.emplace_back();
   entry.slug = stage.slug;
   entry.device = check_device(stage, input->limits);
+  entry.cache = check_cache_format(stage, input->problem);
   // A problem that validate() refuses keeps its zeros.
   PlanShape shape;
   WorkspaceBytes needs;
@@ -143,7 +144,8 @@ std::string recorded_shape(const Recorded& recorded, const Problem& problem,
                        spec.num_heads_q == problem.num_heads_q &&
                        spec.num_heads_kv == problem.num_heads_kv &&
                        (spec.causal == problem.causal || problem.seqlen_q == 1) &&
-                       spec.fixed_split_tokens == problem.fixed_split_tokens;
+                       spec.fixed_split_tokens == problem.fixed_split_tokens &&
+                       spec.cache_format == problem.cache_format;
     if (alike && make_data_set(spec).seqlens_k == seqlens_k) return entry.shape;
   }
   return "";

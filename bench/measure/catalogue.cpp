@@ -1,12 +1,13 @@
 // The fields:
 //
-//   stages      slug and idea of each
+//   stages      slug, idea and the cache formats that it reads, of each
 //   suites      name, what it is for, `measure` (times, energy, plans, errors), names of its shapes
 //   shapes      by name, each with
 //     h_q h_kv s_q b k    sizes; k is the number in the name: the length, the mean, the longest, ...
 //     lengths             how they are spelled: equal, lognormal, stepped, skew, varied, listed
 //     seqlens_k           the b lengths themselves; tokens is their sum, longest their maximum
 //     causal dtype        bool; "bf16" or "fp16"
+//     cache_format        "16bit", or how the cache is quantised; cache_scale of fp8_tensor, else null
 //     split peak          tokens per piece in batch-invariant mode; deviation of the logits; 0: none
 //     softmax_scale
 //     title               in words
@@ -58,6 +59,9 @@ Json describe_shape(const Shape& shape) {
           {"split", spec.fixed_split_tokens},
           {"peak", shape.peak},
           {"dtype", mla::to_string(spec.dtype)},
+          {"cache_format", mla::to_string(spec.cache_format)},
+          {"cache_scale",
+           spec.cache_format == CacheFormat::kFp8Tensor ? Json(data.problem.cache_scale) : Json()},
           {"softmax_scale", data.problem.softmax_scale},
           {"title", shape.title()},
           {"flop", work.flop},
@@ -105,7 +109,9 @@ std::string catalogue(MachineKind machine, const std::vector<Shape>& shapes) {
       {"tolerances",
        {{"out", describe_tolerance(kOutTolerance)}, {"lse", describe_tolerance(kLseTolerance)}}}};
   for (const Stage& stage : stages(machine)) {
-    all["stages"] += {{"slug", stage.slug}, {"idea", stage.idea}};
+    Json formats = Json::array();
+    for (const CacheFormat format : stage.cache_formats) formats += mla::to_string(format);
+    all["stages"] += {{"slug", stage.slug}, {"idea", stage.idea}, {"cache_formats", formats}};
   }
   for (const Suite& suite : suites()) {
     all["suites"] += {{"name", suite.name},

@@ -16,9 +16,10 @@ namespace {
 
 using Outcome = StageResult::Outcome;
 
-/// The benchmarks of a stage or peer on a shape.
+/// The benchmarks of a stage or peer on a shape; none if it cannot read the shape's cache.
 std::vector<std::string> names_of(const Stage& stage, const Shape& shape, MachineKind machine) {
   std::vector<std::string> modes;
+  if (!can_read(stage, shape.spec.cache_format)) return modes;
   switch (shape.measure) {
     case Measure::kErrors:
       modes = {"error"};
@@ -83,6 +84,10 @@ class ShapeRun {
 
  private:
   void add(const Stage& stage, bool peer) {
+    if (!can_read(stage, result_.shape.spec.cache_format)) {
+      result_.unable.push_back(stage.slug);
+      return;
+    }
     const std::vector<std::string> names = names_of(stage, result_.shape, bench_.machine.kind());
     if (!bench_.google.is_any_chosen(names)) return;
     stages_.push_back(&stage);

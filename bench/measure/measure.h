@@ -65,6 +65,7 @@ struct ShapeResult {
   double sustained_floor = kUnknown;
   double reference_seconds = kUnknown;  ///< Wall time of the CPU reference over the whole shape
   std::vector<StageResult> stages;
+  std::vector<std::string> unable;  ///< Stages and peers that cannot read such a cache: left out
 };
 
 /// Where and what to measure.
@@ -81,7 +82,7 @@ struct Bench {
 /// "08_seesaw/h128_q1_b64_k4096/cold"
 std::string benchmark_name(const std::string& who, const Shape& shape, const std::string& mode);
 /// The benchmarks of a shape: "reference/SHAPE/wall" where the CPU reference is timed; of each
-/// contender "STAGE/SHAPE/cold" and, on a GPU, ".../sustained"; of one that makes a plan, too,
+/// contender that can read the cache "STAGE/SHAPE/cold" and, on a GPU, ".../sustained"; of one that makes a plan, too,
 /// ".../plan_and_decode", ".../plan", ".../combine" and ".../combine_cold". Of a shape of errors
 /// alone ".../error", of plans alone ".../plan".
 std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape,

@@ -1,5 +1,7 @@
 #include "bench/measure/present.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <iomanip>
 
@@ -112,6 +114,11 @@ std::string reasons(const ShapeResult& result) {
   for (const StageResult& entry : result.stages) {
     if (entry.outcome == Outcome::kMeasured) continue;
     text += entry.stage + " " + outcome_name(entry.outcome) + ": " + entry.reason + "\n";
+  }
+  if (!result.unable.empty()) {
+    text +=
+        fmt::format("left out, because they cannot read a cache of {}: {}\n",
+                    mla::to_string(result.shape.spec.cache_format), fmt::join(result.unable, ", "));
   }
   return text;
 }

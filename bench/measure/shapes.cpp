@@ -474,7 +474,14 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
   shapes->clear();
   for (std::string name : chosen) {
     const Measure measure = measure_of(*chosen_suite, name);
-    if (dtype == DType::kFloat16 && !name.ends_with("_fp16")) name += "_fp16";
+    if (dtype == DType::kFloat16 && !name.ends_with("_fp16")) {
+      Shape bf16;
+      const bool of_suite = std::find(names.begin(), names.end(), name) != names.end();
+      if (of_suite && parse_shape(name, &bf16).ok() && has_tile_scales(bf16.spec.cache_format)) {
+        continue;  // there is no such cache
+      }
+      name += "_fp16";
+    }
     const bool known = std::any_of(shapes->begin(), shapes->end(),
                                    [&](const Shape& shape) { return shape.name == name; });
     if (known) continue;

@@ -59,7 +59,8 @@ std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::strin
   if (entry.mode != mode || !parse_shape(entry.shape, &shape).ok()) return {};
   const DecodeCase& spec = shape.spec;
   if ((heads > 0 && spec.num_heads_q != heads) || spec.seqlen_q != 1 || spec.num_heads_kv != 1 ||
-      spec.variable_lengths || spec.fixed_split_tokens != 0 || spec.dtype != DType::kBFloat16) {
+      spec.variable_lengths || spec.fixed_split_tokens != 0 || spec.dtype != DType::kBFloat16 ||
+      is_quantised(spec.cache_format)) {
     return {};
   }
   if (spec.lengths.empty()) {

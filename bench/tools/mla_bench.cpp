@@ -126,8 +126,11 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
 
 void print_list(MachineKind machine) {
   std::cout << "stages\n";
-  for (const Stage& stage : stages(machine))
-    std::cout << "  " << stage.slug << "  " << stage.idea << "\n";
+  for (const Stage& stage : stages(machine)) {
+    std::cout << "  " << stage.slug << "  " << stage.idea;
+    if (reads_quantised(stage)) std::cout << "; reads " << names_of_formats(stage);
+    std::cout << "\n";
+  }
   std::cout << "  " << kAutoSlug << "  " << auto_stage(machine).idea << "\n";
   for (const Suite& suite : suites()) {
     std::cout << "suite " << suite.name << ": " << suite.what << "\n";
@@ -208,6 +211,17 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
   if (gpu && options.peers) {
     const Stage* peer = cublas_pipeline(&why_no_peer);
     if (peer != nullptr) peers.push_back(peer);
+  }
+  const bool none_can_read =
+      !shapes.empty() && std::none_of(shapes.begin(), shapes.end(), [&](const Shape& shape) {
+        return std::any_of(chosen.begin(), chosen.end(), [&](const Stage* stage) {
+          return can_read(*stage, shape.spec.cache_format);
+        });
+      });
+  if (none_can_read) {
+    return refuse({StatusCode::kUnsupported,
+                   "none of these stages can read a cache of these shapes; mla_bench --list says "
+                   "what each reads"});
   }
   std::vector<std::string> names;
   std::vector<std::vector<std::string>> names_by_shape;

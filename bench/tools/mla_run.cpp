@@ -45,6 +45,13 @@ Status place_on_model(const std::string& slug, Placement* placement) {
 
 }  // namespace
 
+void leave_out_unable(const Problem& problem, std::vector<Placement>* placements) {
+  for (Placement& placement : *placements) {
+    if (!placement.why_not.ok()) continue;
+    placement.why_not = check_cache_format(*placement.stage, problem);
+  }
+}
+
 int refuse(const Status& status, int exit_code) {
   return complain("mla_run", status, exit_code);
 }
@@ -81,6 +88,9 @@ int run_list() {
   listed.push_back(auto_stage(MachineKind::kModel));
   for (const Stage& stage : listed) {
     fmt::print("{:<20} {}\n", stage.slug, stage.idea);
+    if (reads_quantised(stage)) {
+      fmt::print("{:<20}   reads {}\n", "", names_of_formats(stage));
+    }
     for (const char* machine : {"gpu", "model"}) {
       std::vector<Placement> placements;
       if (const Status status = place(stage.slug, machine, &placements); !status.ok()) {
@@ -101,13 +111,16 @@ std::string describe(const Dump& dump) {
   const auto [shortest, longest] =
       std::minmax_element(dump.seqlens_k.begin(), dump.seqlens_k.end());
   return fmt::format(
-      "{}, b={} s_q={} h_q={} h_kv={}, {}{} tokens in {} pages, scale {:g}, {}causal{}",
+      "{}, b={} s_q={} h_q={} h_kv={}, {}{} tokens in {} pages, scale {:g}, {}causal{}{}",
       to_string(problem.dtype), problem.batch, problem.seqlen_q, problem.num_heads_q,
       problem.num_heads_kv, *shortest,
       *shortest != *longest ? fmt::format(" to {}", *longest) : std::string(), problem.num_pages,
       problem.softmax_scale, problem.causal ? "" : "not ",
       problem.fixed_split_tokens > 0
           ? fmt::format(", split every {} tokens", problem.fixed_split_tokens)
+          : std::string(),
+      is_quantised(problem.cache_format)
+          ? fmt::format(", cache {}", mla::to_string(problem.cache_format))
           : std::string());
 }
 

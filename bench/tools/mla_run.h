@@ -65,6 +65,9 @@ struct Placement {
 Status place(const std::string& name, const std::string& machine,
              std::vector<Placement>* placements);
 
+/// Marks the stages that cannot read the problem's cache: they cannot run.
+void leave_out_unable(const Problem& problem, std::vector<Placement>* placements);
+
 /// Prints the message; returns the exit code.
 int refuse(const Status& status, int exit_code = kNothingRun);
 

@@ -275,12 +275,8 @@ int run_decode(const RunOptions& options) {
   }
 
   bool any_can_run = only_reference;
-  for (Placement& placement : placements) {
-    if (placement.why_not.ok()) {
-      placement.why_not = check_cache_format(*placement.stage, dump.problem);
-    }
-    any_can_run |= placement.why_not.ok();
-  }
+  leave_out_unable(dump.problem, &placements);
+  for (const Placement& placement : placements) any_can_run |= placement.why_not.ok();
   if (!any_can_run) return refuse(placements.front().why_not);
 
   fmt::print("{}\n", describe(dump));

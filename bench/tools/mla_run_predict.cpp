@@ -90,6 +90,8 @@ nlohmann::ordered_json forecast_json(const Forecast& one) {
                               {"num_heads_q", problem.num_heads_q},
                               {"num_heads_kv", problem.num_heads_kv},
                               {"max_pages_per_seq", problem.max_pages_per_seq},
+                              {"cache_format", mla::to_string(problem.cache_format)},
+                              {"cache_row_bytes", problem.cache_row_bytes()},
                               {"tokens", tokens},
                               {"flop", one.work.flop},
                               {"unique_bytes", one.work.bytes},
@@ -136,8 +138,8 @@ int run_predict(const RunOptions& options) {
         std::find_if(input.stages.begin(), input.stages.end(),
                      [&](const StageFacts& stage) { return stage.slug == placement.slug; });
     if (found == input.stages.end()) continue;
-    if (!found->device.ok()) {
-      if (placements.size() == 1) return refuse(found->device);
+    if (!found->can_run()) {
+      if (placements.size() == 1) return refuse(found->device.ok() ? found->cache : found->device);
       continue;
     }
     any = true;
@@ -150,7 +152,8 @@ int run_predict(const RunOptions& options) {
       fmt::print("\n{}", forecast_text(one));
     }
   }
-  return any ? kRight : refuse({StatusCode::kUnsupported, "no stage runs on this device"});
+  return any ? kRight
+             : refuse({StatusCode::kUnsupported, "no stage runs on this device, on this cache"});
 }
 
 /// Makes the plan of every stage that has one, each on its machine, and prints it.
@@ -163,6 +166,7 @@ int run_plan(const RunOptions& options) {
       !status.ok()) {
     return refuse(status);
   }
+  leave_out_unable(dump.problem, &placements);
   int printed = 0;
   Status none(StatusCode::kUnsupported, placements.size() > 1
                                             ? "none of the stages makes a plan"

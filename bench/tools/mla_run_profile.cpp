@@ -83,6 +83,7 @@ int run_profile(const RunOptions& options, char** arguments) {
     status = load_problem(options, {.decodes = true, .machine = &model_machine()}, &dump);
   }
   if (!status.ok()) return refuse(status);
+  leave_out_unable(dump.problem, &placements);
   gpu_model::schedule().seed = options.schedule;
   gpu_model::schedule().detect_races = false;
   if (!options.json) fmt::print("{}\n", describe(dump));
@@ -115,7 +116,8 @@ int run_profile(const RunOptions& options, char** arguments) {
       if (options.listing) fmt::print("{}", profile_listing(kernels, MLA_SOURCE_FOLDER));
     }
   }
-  return any ? kRight : refuse({StatusCode::kUnsupported, "no stage runs on this device"});
+  return any ? kRight
+             : refuse({StatusCode::kUnsupported, "no stage runs on this device, on this cache"});
 }
 
 }  // namespace mla::bench

@@ -96,6 +96,9 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   status = parse_shape(options.shape, &shape);
   if (status.ok()) {
     shape.spec.seed = options.seed.value_or(0);
+    status = check_cache_format(*placement.stage, {.cache_format = shape.spec.cache_format});
+  }
+  if (status.ok()) {
     status = check_fits("shape " + shape.name, footprint(shape.spec), &model_machine(), 0);
   }
   if (!status.ok()) return refuse(status);

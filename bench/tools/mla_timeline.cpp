@@ -81,6 +81,9 @@ int run(const Options& options) {
   Status status = check_device(*stage, machine->limits());
   if (status.ok()) status = parse_shape(options.shape, &shape);
   if (status.ok()) {
+    status = check_cache_format(*stage, {.cache_format = shape.spec.cache_format});
+  }
+  if (status.ok()) {
     status = check_fits("shape " + shape.name, footprint(shape.spec), machine, 0);
   }
   if (!status.ok()) return refuse(status);

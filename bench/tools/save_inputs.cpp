@@ -39,8 +39,10 @@ Status save_inputs(Machine& machine, const DecodeCase& spec, const std::string& 
   };
   const npy::Output outputs[] = {
       file("q.npy", npy::Type::kUInt16, {batch, problem.seqlen_q, heads, kHeadDimQK}, q),
-      file("cache.npy", npy::Type::kUInt16,
-           {problem.num_pages, problem.page_size, problem.num_heads_kv, kHeadDimQK}, cache),
+      file("cache.npy", is_quantised(problem.cache_format) ? npy::Type::kUInt8 : npy::Type::kUInt16,
+           {problem.num_pages, problem.page_size, problem.num_heads_kv,
+            problem.cache_row_elements()},
+           cache),
       file("block_table.npy", npy::Type::kInt32, {batch, problem.max_pages_per_seq},
            data.block_table),
       file("seqlens.npy", npy::Type::kInt32, {batch}, data.seqlens_k),

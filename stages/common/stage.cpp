@@ -48,14 +48,23 @@ bool can_read(const Stage& stage, CacheFormat format) {
   return std::find(known.begin(), known.end(), format) != known.end();
 }
 
-Status check_cache_format(const Stage& stage, const Problem& problem) {
-  if (can_read(stage, problem.cache_format)) return {};
+bool reads_quantised(const Stage& stage) {
+  return std::any_of(stage.cache_formats.begin(), stage.cache_formats.end(), is_quantised);
+}
+
+std::string names_of_formats(const Stage& stage) {
   std::string names;
   for (const CacheFormat format : stage.cache_formats) {
     names += (names.empty() ? "" : ", ") + std::string(to_string(format));
   }
-  return {StatusCode::kUnsupported, stage.slug + " cannot read a cache of cache_format = " +
-                                        to_string(problem.cache_format) + ", only " + names};
+  return names;
+}
+
+Status check_cache_format(const Stage& stage, const Problem& problem) {
+  if (can_read(stage, problem.cache_format)) return {};
+  return {StatusCode::kUnsupported,
+          stage.slug + " cannot read a cache of cache_format = " + to_string(problem.cache_format) +
+              ", only " + names_of_formats(stage)};
 }
 
 namespace {

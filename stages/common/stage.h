@@ -78,6 +78,10 @@ Status check_device(const Stage& stage, const DeviceLimits& limits);
 
 /// Whether `stage` can read a cache of this format.
 bool can_read(const Stage& stage, CacheFormat format);
+/// Whether it can read any but 16 bits.
+bool reads_quantised(const Stage& stage);
+/// The formats that `stage` can read: "fp8_tile128, fp8_tensor".
+std::string names_of_formats(const Stage& stage);
 /// ok, or kUnsupported, naming stage and format, if `stage` cannot read the problem's cache. All functions
 /// below that take a stage and a problem ask it.
 Status check_cache_format(const Stage& stage, const Problem& problem);

@@ -178,9 +178,9 @@ TEST(Explain, RecordedTimesAreThoseOfExactlyThisShape) {
     EXPECT_EQ(recorded_shape(recorded(), data.problem, data.seqlens_k), shape);
     EXPECT_EQ(facts_of(input_of(shape), "08").cold.median, cold("08", shape));
   }
-  for (const char* other :
-       {"h128_q1_b128_k8191", "h128_q1_b128_k8192_fp16", "h128_q1_b127_k8192",
-        "h128_q1_b128_k8192_split2048", "h128_q2_b128_k8192", "h128x2_q1_b128_k8192"}) {
+  for (const char* other : {"h128_q1_b128_k8191", "h128_q1_b128_k8192_fp16", "h128_q1_b127_k8192",
+                            "h128_q1_b128_k8192_split2048", "h128_q2_b128_k8192",
+                            "h128x2_q1_b128_k8192", "h128_q1_b128_k8192_fp8_tile128"}) {
     const DataSet data = data_of(other);
     EXPECT_EQ(recorded_shape(recorded(), data.problem, data.seqlens_k), "") << other;
   }
@@ -333,7 +333,8 @@ TEST(Explain, TimesOfTheModelAreNotTold) {
 TEST(Explain, EveryShapeAndStageIsExplained) {
   for (const char* shape :
        {"h1_q1_b1_k1", "h16_q1_b4_kvaried30", "h128x2_q3_b5_kskew9000_causal", "h24_q1_b300_k64",
-        "h128_q100_b1_k200_causal", "h16_q1_b7_klognormal500_split64_fp16", "h128_q50_b1_k64"}) {
+        "h128_q100_b1_k200_causal", "h16_q1_b7_klognormal500_split64_fp16", "h128_q50_b1_k64",
+        "h16_q1_b4_k300_fp8_tile128"}) {
     for (const char* stage : {"", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"}) {
       const std::string text = explain(input_of(shape, stage));
       EXPECT_EQ(text.find("nan"), std::string::npos) << shape << "\n" << text;
@@ -372,6 +373,7 @@ TEST(Explain, AdviceIsForTheFastestStage) {
 
 TEST(Advice, EveryRuleHasATest) {
   const std::set<std::string> tested = {"needs another device",
+                                        "cannot read the cache",
                                         "faster stage",
                                         "does not split",
                                         "too short to fill",
@@ -389,6 +391,7 @@ TEST(Advice, EveryRuleHasATest) {
                                         "parts exceed the cache",
                                         "causal mask",
                                         "fp16",
+                                        "cache format",
                                         "ragged lengths",
                                         "below a grain",
                                         "large workspace"};
@@ -697,6 +700,61 @@ TEST(Advice, CausalMask) {
     };
     EXPECT_DOUBLE_EQ(limit(with), limit(without));
   }
+}
+
+TEST(Advice, ACacheThatAStageCannotRead) {
+  EXPECT_SILENT("cannot read the cache", "h128_q1_b64_k4096", "08");
+  ExplainInput input = input_of("h128_q1_b64_k4096_fp8_tile128", "08");
+  const std::string text = text_of(input, "cannot read the cache");
+  EXPECT_EQ(text.find("08_seesaw cannot read a cache of cache_format = fp8_tile128, only 16bit."),
+            0u)
+      << text;
+  EXPECT_EQ(advise(input).size(), 1u);
+  EXPECT_NE(explain(input).find("08_seesaw cannot read this cache"), std::string::npos);
+  for (StageFacts& stage : input.stages) {
+    stage.cache = {StatusCode::kUnsupported, "none"};
+    if (stage.slug == "05_tensor_core") stage.cache = {};
+  }
+  EXPECT_EQ(text_of(input, "cannot read the cache"),
+            "none. Stages that run here and can: 05_tensor_core.");
+  input.stage = "";
+  ASSERT_NE(subject_of(input), nullptr);
+  EXPECT_EQ(subject_of(input)->slug, "05_tensor_core");
+  for (StageFacts& stage : input.stages) stage.cache = {StatusCode::kUnsupported, "none"};
+  EXPECT_EQ(subject_of(input), nullptr);
+  EXPECT_NE(explain(input).find("no stage can run on this device, on this cache"),
+            std::string::npos);
+}
+
+// By floors, which count a row's bytes: less time where memory binds, none where products do.
+TEST(Advice, CacheFormatsHelpWhereReadingBinds) {
+  const auto floor_us = [](const std::string& shape) {
+    const DataSet data = data_of(shape);
+    const Work work = work_of(data.problem, data.total_tokens());
+    return microseconds(1e6 * floor_of(work, recorded().ceilings, Mode::kCold).seconds()) + " µs";
+  };
+  struct Wanted {
+    const char *shape, *small, *plain, *rows, *says;
+  };
+  for (const auto& [shape, small, plain, rows, says] :
+       {Wanted{
+            "h16_q1_b128_k8192", "h16_q1_b128_k8192_fp8_tile128", "h16_q1_b128_k8192",
+            "fp8_tile128 has 656 bytes per row, 16 bits have 1152: ", "can take 57% of the time"},
+        Wanted{"h16_q1_b128_k8192_fp16", "h16_q1_b128_k8192_fp8_tensor_fp16",
+               "h16_q1_b128_k8192_fp16", "fp8_tensor has 576 bytes", "can take 50% of the time"},
+        Wanted{"h128_q1_b128_k8192", "h128_q1_b128_k8192_fp8_tile128", "h128_q1_b128_k8192",
+               "fp8_tile128 has 656 bytes", "saves memory here, not time"}}) {
+    const std::string text = text_of(input_of(shape, "08"), "cache format");
+    for (const std::string& part :
+         {std::string(rows), floor_us(small), floor_us(plain), std::string(says)}) {
+      EXPECT_NE(text.find(part), std::string::npos) << text << " lacks " << part;
+    }
+    // The same is said of the quantised cache.
+    ExplainInput quantised = input_of(small, "08");
+    for (StageFacts& stage : quantised.stages) stage.cache = {};
+    EXPECT_EQ(text_of(quantised, "cache format"), text);
+  }
+  EXPECT_SILENT("cache format", "h16_q1_b1_k64", "08");  // a launch is all
 }
 
 TEST(Advice, Fp16CostsTheSame) {

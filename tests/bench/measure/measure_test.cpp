@@ -8,6 +8,7 @@
 
 #include "bench/measure/measure.h"
 #include "bench/measure/present.h"
+#include "reference/attention.h"
 #include "stages/common/stage.h"
 #include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
@@ -76,6 +77,47 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
   EXPECT_GT(entry.check.out.relative_l2, 0);
   EXPECT_GT(result.reference_seconds, 0);
   EXPECT_TRUE(result.checked_whole);
+}
+
+/// By the reference, from a cache of any format.
+Status decode_by_reference(const Problem& problem, const Tensors& tensors, const DevicePlan&, void*,
+                           const DeviceLimits&, Stream) {
+  ReferenceResult result;
+  MLA_RETURN_IF_ERROR(reference_attention(problem, tensors, &result));
+  for (int64_t i = 0; i < problem.out_elements(); ++i) {
+    static_cast<bfloat16*>(tensors.out)[i] =
+        from_float<bfloat16>(static_cast<float>(result.out[static_cast<size_t>(i)]));
+  }
+  for (int64_t i = 0; i < problem.lse_elements(); ++i) {
+    tensors.lse[i] = static_cast<float>(result.lse[static_cast<size_t>(i)]);
+  }
+  return {};
+}
+
+TEST(Measure, WhoCannotReadACacheIsLeftOutWithAWord) {
+  Stage able = wrong_stage(decode_by_reference);
+  able.slug = "99_able";
+  able.cache_formats = {CacheFormat::kFp8Tile128};
+  for (const auto& [shape, in, out] :
+       {std::tuple("h4_q1_b2_k100_fp8_tile128", "99_able", "03_online_softmax"),
+        std::tuple("h4_q1_b2_k100", "03_online_softmax", "99_able")}) {
+    const ShapeResult result = measure({&right_stage(), &able}, shape);
+    ASSERT_EQ(result.stages.size(), 1u);
+    EXPECT_EQ(result.stages[0].stage, in);
+    EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
+    EXPECT_GT(result.stages[0].check.out.relative_l2, 0);
+    EXPECT_EQ(result.unable, std::vector<std::string>{out});
+    const std::string text = side_by_side(result, MachineKind::kModel);
+    EXPECT_NE(text.find("cannot read a cache of"), std::string::npos) << text;
+    const Stage* const both[] = {&right_stage(), &able};
+    for (const std::string& name :
+         benchmark_names(MachineKind::kModel, shape_of(shape), both, {})) {
+      EXPECT_EQ(name.find(out), std::string::npos) << name;
+    }
+  }
+  const ShapeResult plain = measure({&right_stage()});
+  EXPECT_TRUE(plain.unable.empty());
+  EXPECT_EQ(side_by_side(plain, MachineKind::kModel).find("cannot read"), std::string::npos);
 }
 
 TEST(Measure, WrongResultsHaveNoTime) {

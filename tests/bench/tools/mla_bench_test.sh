@@ -48,6 +48,9 @@ again h16_q1_b0_k64 2 "invalid argument: shape 'h16_q1_b0_k64' has b = 0; 1 to 2
 again h16_q1_b1_k2000000000 2 "has k = 2000000000; 1 to 1073741824 are allowed"
 again h16_q1_b1_k64_split100 2 "has split = 100; multiples of 64 are allowed"
 again h1_q1_b1_k64_fp16 2 "--shapes h1_q1_b1_k64_fp16 ends with _fp16, --dtype says bf16" --dtype bf16
+again h2_q1_b1_k70_fp8_tile128 2 "none of these stages can read a cache of these shapes"
+again h2_q1_b1_k70_fp8_tile128_fp16 2 "fp8_tile128 goes with bf16 alone"
+again h2_q1_b1_k70_fp8_tile128 2 "fp8_tile128 goes with bf16 alone" --dtype fp16
 again h128_q1_b1048576_k1073741824 2 "needs 2.59 EB of host memory; "
 again h1_q1_b1_k1073741824 2 "TB of host memory; "
 [ -z "$(ls)" ] || { echo "FAILED: files of refused runs: $(ls)"; failures=1; }

@@ -14,6 +14,17 @@ said=$("$run" decode --machine model --stage 03 --dtype bf16 --scale 0.0416667 -
 grep -aq "'<f8', 'fortran_order': False, 'shape': (8, 16, 512)" "$scratch/out.npy" || fail "out.npy"
 grep -aq "'<i4', 'fortran_order': False, 'shape': (8, 2)" "$scratch/rows.npy" || fail "rows.npy"
 
+# A quantised cache is bytes.
+for format in fp8_tile128 fp8_tensor; do
+  "$bench" --machine model --shapes "h16_q2_k0+1+65+200_causal_$format" --save-inputs "$scratch" || fail "$format"
+  scale=()
+  [[ $format == fp8_tile128 ]] || scale=(--cache-scale 0.001339)
+  said=$("$run" decode --stage reference --dtype bf16 --scale 0.0416667 --causal --q "$scratch/q.npy" \
+    --cache "$scratch/cache.npy" --cache-format "$format" "${scale[@]}" --block-table "$scratch/block_table.npy" \
+    --seqlens "$scratch/seqlens.npy") || fail "$said"
+  [[ $said == *"0 to 200 tokens"*"cache $format"* ]] || fail "$said"
+done
+
 # A large batch has the results of some rows.
 "$bench" --machine model --shapes h1_q1_b100_k3 --save-inputs "$scratch" || fail "a batch of 100"
 grep -aq "(64, 1, 512)" "$scratch/out.npy" || fail "64 rows"
