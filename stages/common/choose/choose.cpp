@@ -7,11 +7,14 @@
 namespace mla {
 namespace {
 
-/// Whether a stage is one to choose from: one without a plan only where there is no other.
+/// Whether a stage is one to choose from. The tables are of caches of 16 bits, so it must read them; one
+/// without a plan takes part only where there is no other.
 bool takes_part(std::span<const Stage> stages, const Stage& stage) {
-  return stage.plan_shape != nullptr ||
-         std::none_of(stages.begin(), stages.end(),
-                      [](const Stage& other) { return other.plan_shape != nullptr; });
+  const auto plans = [](const Stage& any) {
+    return any.plan_shape != nullptr && can_read(any, CacheFormat::k16Bit);
+  };
+  if (!can_read(stage, CacheFormat::k16Bit)) return false;
+  return plans(stage) || std::none_of(stages.begin(), stages.end(), plans);
 }
 
 const Stage* find_usable(std::span<const Stage> stages, const std::string& slug,
