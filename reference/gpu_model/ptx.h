@@ -250,15 +250,16 @@ uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c, GPU_MODEL_HERE) {
   };
   return half(16) << 16 | half(0);
 }
-inline uint32_t sub_f16x2(uint32_t a, uint32_t b, GPU_MODEL_HERE) {
-  detail::count_instruction("sub_f16x2", file, line);
-  const auto half = [](uint32_t x, uint32_t y) -> uint32_t {
-    const auto value = [](uint32_t bits) {
-      return mla::to_float(std::bit_cast<mla::float16>(static_cast<uint16_t>(bits)));
-    };
-    return std::bit_cast<uint16_t>(mla::from_float<mla::float16>(value(x) - value(y)));
-  };
-  return half(a >> 16, b >> 16) << 16 | half(a, b);
+inline uint32_t prmt(uint32_t bytes, uint32_t selector, GPU_MODEL_HERE) {
+  detail::count_instruction("prmt", file, line);
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 0xF;
+    uint32_t byte = digit % 8 < 4 ? bytes >> digit % 8 * 8 & 0xFF : 0;
+    if (digit >= 8) byte = byte >= 0x80 ? 0xFF : 0;
+    result |= byte << 8 * i;
+  }
+  return result;
 }
 
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.

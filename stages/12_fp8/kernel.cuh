@@ -1,5 +1,6 @@
 // 12_fp8: half the bytes. The cache has 8-bit codes and fp32 scales (docs/cache_formats.md), and nothing of it
-// is ever written down in 16 bits: codes become fp16, exactly, on their way to the registers of a product.
+// is ever written down in 16 bits: codes become 16 bits wide, exactly, on their way to the registers of a
+// product.
 //
 //   S^T [64 tokens, rows]  = sum over groups of 128 columns: scale[token, group] (K codes) Q^T
 //   O^T [128 of 512, rows] += (V codes)^T (P scale[token, group])^T
@@ -9,7 +10,7 @@
 //
 // Two warpgroups have every other tile each, with O, m and l of their own, and so never wait for each other but
 // at a piece's ends, where their results are added. While one makes a softmax or converts, the other multiplies.
-// A fifth pair of hands, one warp, copies tiles.
+// One more warp copies tiles.
 #pragma once
 
 #include <cfloat>
@@ -72,15 +73,37 @@ struct Smem {
 
 enum Barrier { kAllConsumers = 1, kOneWarpgroup = 2 };  // 256 sync; 128 sync, and the next one's
 
-// Two codes as two fp16, exactly.
+// Two codes of K as two fp16, exactly. NaN stays NaN, and by S and P gets into all columns of O.
 template <CacheFormat kFormat>
-__device__ __forceinline__ uint32_t to_fp16(uint32_t codes) {
-  return ptx::cvt_rn_f16x2_e4m3x2(static_cast<uint16_t>(codes));
+__device__ __forceinline__ uint32_t k_values(uint32_t codes) {
+  if constexpr (kFormat == CacheFormat::kInt8Tile128) {
+    // 0x6400 + u is 1024 + u in fp16, and u is the code plus 128.
+    return ptx::fma_rn_x2<float16>(__byte_perm(codes ^ 0x8080, 0x64646464, 0x4140), 0x3C003C00,
+                                   0xE480E480);
+  } else {
+    return ptx::cvt_rn_f16x2_e4m3x2(static_cast<uint16_t>(codes));
+  }
 }
-template <>
-__device__ __forceinline__ uint32_t to_fp16<CacheFormat::kInt8Tile128>(uint32_t codes) {
-  // 0x6400 + u is 1024 + u in fp16, and u is the code plus 128.
-  return ptx::sub_f16x2(__byte_perm(codes ^ 0x8080, 0x64646464, 0x4140), 0x64806480);
+
+// V's codes of two tokens, in bytes kByte and kByte + 2, as two values of T: exactly, but for NaN, times
+// 2^-kCodeExponent. In bf16 an e4m3 code is its own bits, moved: that is a power of two and no conversion.
+template <typename T, CacheFormat kFormat>
+constexpr int kCodeExponent =
+    std::is_same_v<T, bfloat16> && kFormat != CacheFormat::kInt8Tile128 ? 120 : 0;
+template <typename T, CacheFormat kFormat, int kByte>
+__device__ __forceinline__ uint32_t v_values(uint32_t codes) {
+  if constexpr (kFormat == CacheFormat::kInt8Tile128) {
+    // The low seven bits are 0 to 127, and the sign is -128: (128 + low) + (-128 or -256).
+    const uint32_t code = __byte_perm(codes, 0, kByte == 0 ? 0x4240 : 0x4341);
+    return ptx::fma_rn_x2<bfloat16>((code & 0x007F007F) | 0x43004300, 0x3F803F80,
+                                    (code & 0x00800080) | 0xC300C300);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    // seeeemmm, its sign repeated to its left, becomes s0000eeeemmm0000.
+    return ptx::prmt(codes, kByte == 0 ? 0xA280 : 0xB391) << 4 & 0x87F087F0;
+  } else {
+    const uint32_t two = __byte_perm(codes, 0, kByte == 0 ? 0x4420 : 0x4431);
+    return ptx::cvt_rn_f16x2_e4m3x2(static_cast<uint16_t>(two));
+  }
 }
 
 // 2^exponent, for exponents of -127 and more; of less 0.
@@ -120,6 +143,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kTiles = kRows / 8;  // of 8 query rows
   // Steps of 16 that are made ready while those before are multiplied: as many as there are registers for.
   constexpr int kSteps = kRows <= 16 ? 4 : 2;
+  constexpr int kParts = kRows <= 16 ? 2 : 1;  // sums of S under way
   constexpr int kBatches = 4 / kSteps;  // of a box
   constexpr int kBytes = kRowBytes<kFormat>;
   using Block = Smem<kFormat, kRows>;
@@ -307,49 +331,68 @@ __global__ void __launch_bounds__(kThreads, 1)
       };
 
       // S^T = K Q^T  [64, kRows], 16 columns per step; a sum for each scale, and one for the rotary columns.
+      // A product with registers holds its warp up until it has read them. So what comes next of shared memory is
+      // asked for before.
       float s_rmem[kTiles][4] = {};
-      float part[kTiles][4];
-      uint32_t a[2][kSteps][4];  // of this batch of steps and the next
-      uint4 row_codes[2];        // of this thread's tokens: their codes of four steps
+      float part[kParts][kTiles][4];
+      uint32_t a[2][kSteps][4];  // of this batch of steps and the one before
+      uint4 k_codes[2];          // of this thread's tokens: four steps, or two of bf16
+      constexpr int kKBatches = kBoxes * kBatches;
+      constexpr int kOfScale = kTileScales ? 2 * kBatches : kKBatches;  // batches of a sum
       const auto load_k = [&](int batch) {
         const int box = batch / kBatches, first_step = batch % kBatches * kSteps;
-        if (kTileScales && box == kVBoxes) {  // bf16, as they are: 16 bytes are two steps'
-#pragma unroll
-          for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const auto two = *reinterpret_cast<const uint2*>(
-                  own_rows[i] + kTileRotaryByte + lane % 4 * 32 + (first_step + step) * 8);
-              a[batch % 2][step][i] = two.x;
-              a[batch % 2][step][2 + i] = two.y;
-            }
-          }
-          return;
-        }
+        if (kTileScales && box == kVBoxes) return;  // those are bf16
+        if (first_step != 0) return;                // there already
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          if (first_step == 0) {
-            const int byte = box == kVBoxes
-                                 ? kHeadDimV + lane % 4 * 16
-                                 : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
-            row_codes[i] = *reinterpret_cast<const uint4*>(own_rows[i] + byte);
-          }
-          const uint32_t word[4] = {row_codes[i].x, row_codes[i].y, row_codes[i].z, row_codes[i].w};
+          const int byte = box == kVBoxes
+                               ? kHeadDimV + lane % 4 * 16
+                               : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
+          k_codes[i] = *reinterpret_cast<const uint4*>(own_rows[i] + byte);
+        }
+      };
+      const auto convert_k = [&](int batch) {
+        const int box = batch / kBatches, first_step = batch % kBatches * kSteps;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint32_t word[4] = {k_codes[i].x, k_codes[i].y, k_codes[i].z, k_codes[i].w};
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
-            a[batch % 2][step][i] = to_fp16<kFormat>(word[first_step + step] & 0xFFFF);
-            a[batch % 2][step][2 + i] = to_fp16<kFormat>(word[first_step + step] >> 16);
+            uint32_t(&fragment)[4] = a[batch % 2][step];
+            if (kTileScales && box == kVBoxes) {
+              const auto two = *reinterpret_cast<const uint2*>(
+                  own_rows[i] + kTileRotaryByte + lane % 4 * 32 + (first_step + step) * 8);
+              fragment[i] = two.x;
+              fragment[2 + i] = two.y;
+            } else {
+              fragment[i] = k_values<kFormat>(word[first_step + step] & 0xFFFF);
+              fragment[2 + i] = k_values<kFormat>(word[first_step + step] >> 16);
+            }
           }
+        }
+      };
+      const auto add_part = [&](int sum) {
+        float factor[2] = {1, 1};
+        if (kTileScales && sum < kGroups) {
+          for (int i = 0; i < 2; ++i) factor[i] = scale(sum, i);
+        }
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          for (int j = 0; j < 4; ++j) s_rmem[n][j] += factor[j / 2] * part[sum % kParts][n][j];
         }
       };
       load_k(0);
 #pragma unroll
-      for (int batch = 0; batch < kBoxes * kBatches; ++batch) {
-        constexpr int kOfScale = kTileScales ? 2 * kBatches : kBoxes * kBatches;
+      for (int batch = 0; batch < kKBatches; ++batch) {
+        const int sum = batch / kOfScale, box = batch / kBatches;
         const bool begins = batch % kOfScale == 0;
-        const int box = batch / kBatches;
+        if (batch >= 2) {  // what had these registers is done
+          ptx::wgmma_wait_group<1>(part[(batch - 2) / kOfScale % kParts], a[batch % 2]);
+        }
+        convert_k(batch);
+        if (batch + 1 < kKBatches) load_k(batch + 1);
         if (begins) {
-          ptx::wgmma_fence(part, a[batch % 2]);
+          ptx::wgmma_fence(part[sum % kParts], a[batch % 2]);
         } else {
           ptx::wgmma_fence(a[batch % 2]);
         }
@@ -359,25 +402,20 @@ __global__ void __launch_bounds__(kThreads, 1)
           const auto b = q + (box * kTiles * kAtomBytes + of_box * 32) / 16;
           const bool adds = !begins || step > 0;
           if (kTileScales && box == kVBoxes) {
-            ptx::wgmma_m64nNk16<bfloat16>(part, a[batch % 2][step], b, adds);
+            ptx::wgmma_m64nNk16<bfloat16>(part[sum % kParts], a[batch % 2][step], b, adds);
           } else {
-            ptx::wgmma_m64nNk16<float16>(part, a[batch % 2][step], b, adds);
+            ptx::wgmma_m64nNk16<float16>(part[sum % kParts], a[batch % 2][step], b, adds);
           }
         }
         ptx::wgmma_commit_group();
-        if (batch + 1 < kBoxes * kBatches) {
-          ptx::wgmma_wait_group<1>(part, a[(batch + 1) % 2]);  // what had these registers is done
-          load_k(batch + 1);
+        const bool ends = (batch + 1) % kOfScale == 0 || batch + 1 == kKBatches;
+        if (kParts == 2 && begins && batch > 0) {
+          ptx::wgmma_wait_group<1>(part[(sum - 1) % kParts], a[(batch - 1) % 2]);
+          add_part(sum - 1);
         }
-        if ((batch + 1) % kOfScale != 0 && batch + 1 < kBoxes * kBatches) continue;
-        ptx::wgmma_wait_group<0>(part, a[0], a[1]);
-        float factor[2] = {1, 1};
-        if (kTileScales && box < kVBoxes) {
-          for (int i = 0; i < 2; ++i) factor[i] = scale(box / 2, i);
-        }
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          for (int j = 0; j < 4; ++j) s_rmem[n][j] += factor[j / 2] * part[n][j];
+        if (ends && (kParts == 1 || batch + 1 == kKBatches)) {
+          ptx::wgmma_wait_group<0>(part[sum % kParts], a[0], a[1]);
+          add_part(sum);
         }
       }
 
@@ -408,7 +446,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       bool exceeds = first;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        for (int j = 0; j < 4; ++j) exceeds |= s_rmem[n][j] > m[n][j % 2] + kLargestP<float16>;
+        for (int j = 0; j < 4; ++j) exceeds |= s_rmem[n][j] > m[n][j % 2] + kLargestP<T>;
       }
       if constexpr (kTileScales) {
 #pragma unroll
@@ -451,7 +489,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               largest[n][i] =
                   fmaxf(largest[n][i], smem.row_max[warpgroup][w][n * 8 + own_row + i]);
             }
-            const float m_new = fmaxf(m[n][i], largest[n][i] + (kHeadroom - kLargestP<float16>));
+            const float m_new = fmaxf(m[n][i], largest[n][i] + (kHeadroom - kLargestP<T>));
             a_row[n][i] = ptx::ex2_approx(m[n][i] - m_new);  // old minus new: at most 1
             m[n][i] = m_new;
             l[n][i] *= a_row[n][i];
@@ -481,6 +519,28 @@ __global__ void __launch_bounds__(kThreads, 1)
         ranges = wider_ranges;
         first = false;
       }
+      // Codes of V of 16 columns of a box, 32 tokens each time: a pair of neighbouring codes is 16 bits, which
+      // ldmatrix transposes. So a product's rows 16 w + i and 16 w + 8 + i are columns 16 w + 2i and the next.
+      uint32_t v_codes[kSteps / 2][4];  // of 8 tokens each: two of the first column in bytes 0 and 2
+      constexpr int kVBatches = kVBoxes * kBatches;
+      const auto load_v = [&](int batch) {
+#pragma unroll
+        for (int i = 0; i < kSteps / 2; ++i) {
+          const int token = (batch % kBatches * kSteps / 2 + i) * 32 + lane;
+          ptx::ldmatrix_x4_trans(
+              v_codes[i], tile + token * kBytes + batch / kBatches * 64 + own_warp * 16);
+        }
+      };
+      const auto convert_v = [&](int batch) {
+#pragma unroll
+        for (int i = 0; i < kSteps * 2; ++i) {
+          uint32_t(&fragment)[4] = a[batch % 2][i / 2];
+          fragment[i % 2 * 2] = v_values<T, kFormat, 0>(v_codes[i / 4][i % 4]);
+          fragment[i % 2 * 2 + 1] = v_values<T, kFormat, 1>(v_codes[i / 4][i % 4]);
+        }
+      };
+      load_v(0);
+
       // P = 2^(S - m), l = l + rowsum P. (P scale / 2^range)^T to shared memory, 8 query rows at a time.
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
@@ -496,13 +556,14 @@ __global__ void __launch_bounds__(kThreads, 1)
           const float divided = power_of_two(-range(version));
           for (int i = 0; i < 2; ++i) factor[i] = scale(version, i) * divided;
         }
+        for (int i = 0; i < 2; ++i) factor[i] *= power_of_two(kCodeExponent<T, kFormat>);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
           uint32_t packed[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             packed[i] =
-                pack<float16>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
+                pack<T>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
           }
           const int chunk = own_warp * 2 + lane / 8 % 2;
           ptx::stmatrix_x2_trans(&p_smem[version][n][lane % 8][chunk ^ lane % 8], packed);
@@ -511,28 +572,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::fence_proxy_async();
       sync_warpgroup();  // P is there, for wgmma; codes past the end are 0
 
-      // O^T = O^T + V^T P^T  [512, kRows], 16 tokens per step. A pair of neighbouring codes is 16 bits, which
-      // ldmatrix transposes; so a product's rows 16 w + i and 16 w + 8 + i are columns 16 w + 2i and the next.
-      const auto load_v = [&](int batch) {
-        const int box = batch / kBatches;
+      // O^T = O^T + V^T P^T  [512, kRows], 16 tokens per step.
 #pragma unroll
-        for (int step = 0; step < kSteps; step += 2) {
-          const int token = (batch % kBatches * kSteps + step) * 16 + lane;
-          uint32_t pairs[4];  // of 8 tokens each: two tokens of the first column in bytes 0 and 2
-          ptx::ldmatrix_x4_trans(pairs, tile + token * kBytes + box * 64 + own_warp * 16);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const uint32_t codes = __byte_perm(pairs[i], 0, 0x3120);
-            uint32_t(&fragment)[4] = a[batch % 2][step + i / 2];
-            fragment[i % 2 * 2] = to_fp16<kFormat>(codes & 0xFFFF);
-            fragment[i % 2 * 2 + 1] = to_fp16<kFormat>(codes >> 16);
-          }
-        }
-      };
-      load_v(0);
-#pragma unroll
-      for (int batch = 0; batch < kVBoxes * kBatches; ++batch) {
+      for (int batch = 0; batch < kVBatches; ++batch) {
         const int box = batch / kBatches, version = kTileScales ? box / 2 : 0;
+        if (batch >= 2) ptx::wgmma_wait_group<1>(o_rmem[(batch - 2) / kBatches], a[batch % 2]);
+        convert_v(batch);
+        if (batch + 1 < kVBatches) load_v(batch + 1);
         if (batch % kBatches == 0) {
           ptx::wgmma_fence(o_rmem[box], a[batch % 2]);
         } else {
@@ -541,15 +587,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
           const int of_box = batch % kBatches * kSteps + step;
-          ptx::wgmma_m64nNk16<float16>(o_rmem[box], a[batch % 2][step],
-                                       p + (version * kTiles * kAtomBytes + of_box * 32) / 16, true);
+          ptx::wgmma_m64nNk16<T>(o_rmem[box], a[batch % 2][step],
+                                 p + (version * kTiles * kAtomBytes + of_box * 32) / 16, true);
         }
         ptx::wgmma_commit_group();
-        if (batch + 1 < kVBoxes * kBatches) {
-          const int box_before = batch > 0 ? (batch - 1) / kBatches : 0;
-          ptx::wgmma_wait_group<1>(o_rmem[box_before], a[(batch + 1) % 2]);
-          load_v(batch + 1);
-        }
       }
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&smem.empty[own_buffer]);  // this warp has read the tile

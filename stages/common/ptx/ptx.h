@@ -158,11 +158,12 @@ __device__ __forceinline__ uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c
   }
   return result;
 }
-/// a - b for each of two fp16, rounded to the nearest. Section "sub",
-/// https://docs.nvidia.com/cuda/parallel-thread-execution/#half-precision-floating-point-instructions-sub
-__device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+/// Byte i of the result is the byte of `bytes` that digit i of the hexadecimal selector names, the last digit
+/// being 0: digits 0 to 3; and with 8 more, eight copies of that byte's sign bit. Section "prmt",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-prmt
+__device__ __forceinline__ uint32_t prmt(uint32_t bytes, uint32_t selector) {
   uint32_t result;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(bytes), "r"(selector));
   return result;
 }
 
@@ -251,9 +252,9 @@ using gpu_model::ptx::ld_acquire;
 using gpu_model::ptx::ldmatrix_x4;
 using gpu_model::ptx::ldmatrix_x4_trans;
 using gpu_model::ptx::mma_m16n8k16;
+using gpu_model::ptx::prmt;
 using gpu_model::ptx::red_add_release;
 using gpu_model::ptx::st_release;
-using gpu_model::ptx::sub_f16x2;
 using gpu_model::ptx::wait_until_at_least;
 
 #endif
