@@ -79,7 +79,8 @@ std::string chosen_stage(std::span<const Stage> stages, const Scenario& scenario
                          const DeviceLimits& limits) {
   const Problem problem = largest_problem(scenario);
   if (stages.empty() || !validate(problem).ok()) return "";
-  return choose_among(stages, choice_tables(), problem, limits).stage->slug;
+  const Choice choice = choose_among(stages, choice_tables(), problem, limits);
+  return choice.stage == nullptr ? "" : choice.stage->slug;
 }
 
 /// How steps are done, and how long they take: made once, engines scenario by scenario.

@@ -76,13 +76,25 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
   return {};
 }
 
-Status select_shapes_of_grid(const std::vector<std::string>& names, std::vector<Shape>* shapes) {
+/// Those that were named; else those of the grid whose cache one of the stages can read here.
+Status select_shapes_of_grid(const std::vector<std::string>& names,
+                             const std::vector<const Stage*>& chosen, const DeviceLimits& limits,
+                             std::vector<Shape>* shapes) {
+  const auto is_of_use = [&](const Shape& shape) {
+    return std::any_of(chosen.begin(), chosen.end(),
+                       [&](const Stage* stage) { return can_be_tuned(*stage, shape, limits); });
+  };
   if (names.empty()) *shapes = tune_shapes();
+  std::erase_if(*shapes, [&](const Shape& shape) { return !is_of_use(shape); });
   for (const std::string& name : names) {
     Shape& shape = shapes->emplace_back();
     MLA_RETURN_IF_ERROR(parse_shape(name, &shape));
     if (shape.lengths != Lengths::kEqual || shape.spec.fixed_split_tokens != 0) {
       return invalid("--shapes " + name + ": a regime has equal lengths and no fixed splits");
+    }
+    if (!is_of_use(shape)) {
+      return {StatusCode::kUnsupported,
+              "--shapes " + name + ": no stage that makes a plan and runs here can read its cache"};
     }
   }
   return {};
@@ -99,7 +111,7 @@ int print_plan(const Machine& machine, const std::vector<const Stage*>& chosen,
     size_t all = 0, count = 0;
     std::string each;
     for (const Stage* stage : chosen) {
-      if (!check_device(*stage, limits).ok()) continue;
+      if (!can_be_tuned(*stage, shape, limits)) continue;
       const size_t plans = tune_candidates(*stage, problem, limits).size();
       each += fmt::format("{}{} {}", each.empty() ? "" : ", ", stage->slug.substr(0, 2), plans);
       all += plans;
@@ -238,8 +250,9 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--stages", options.stages, "Numbers or names; by default all that make a plan")
       ->delimiter(',');
-  app.add_option("--shapes", options.shapes,
-                 "Names such as h128_q1_b64_k4096, each a regime; by default the grid")
+  app.add_option(
+         "--shapes", options.shapes,
+         "Names such as h128_q1_b64_k4096 or ..._fp8_tile128, each a regime; by default the grid")
       ->delimiter(',');
   CLI::Option* out = app.add_option("--out", options.out, "Write the table here, shape by shape");
   app.add_option("--resume", options.resume, "Go on with the table in this file")->excludes(out);
@@ -268,7 +281,9 @@ int run(int argc, char** argv) {
   std::vector<const Stage*> chosen;
   std::vector<Shape> shapes;
   Status status = select_stages(machine.kind(), options.stages, &chosen);
-  if (status.ok()) status = select_shapes_of_grid(options.shapes, &shapes);
+  if (status.ok()) {
+    status = select_shapes_of_grid(options.shapes, chosen, machine.limits(), &shapes);
+  }
   if (!status.ok()) return refuse(status);
   if (options.plan) return print_plan(machine, chosen, shapes);
   return tune(machine, options, budget, chosen, shapes);

@@ -47,11 +47,16 @@ constexpr int kMaxTileRows[] = {-1, 8, 16, 24, 32};
 /// On a GPU so much work is never left to the CPU reference.
 constexpr double kOnDeviceFlop = 1e15;
 
-Shape shape_of(int rows, int sequences, int tokens) {
+// The same for a cache in fp8_tile128, thinly.
+constexpr GridValue kQuantisedRows[] = {{8, 2}, {16, 1}, {32, 2}, {64, 1}, {128, 1}};
+constexpr GridValue kQuantisedSequences[] = {{1, 0}, {16, 0}, {128, 0}};
+constexpr GridValue kQuantisedTokens[] = {{512, 0}, {8192, 0}};
+
+Shape shape_of(int rows, int sequences, int tokens, const char* suffix) {
   const int heads = std::min(rows, kHeads);
   Shape shape;
-  static_cast<void>(
-      parse_shape(fmt::format("h{}_q{}_b{}_k{}", heads, rows / heads, sequences, tokens), &shape));
+  static_cast<void>(parse_shape(
+      fmt::format("h{}_q{}_b{}_k{}{}", heads, rows / heads, sequences, tokens, suffix), &shape));
   return shape;
 }
 
@@ -87,7 +92,7 @@ class ShapeTuner {
   Status run(const std::vector<const Stage*>& stages, TunedShape* result) {
     MLA_RETURN_IF_ERROR(prepare());
     for (const Stage* stage : stages) {
-      if (stage->plan_shape == nullptr || !check_device(*stage, machine_.limits()).ok()) continue;
+      if (!can_be_tuned(*stage, shape_, machine_.limits())) continue;
       MLA_RETURN_IF_ERROR(enter(*stage));
     }
     MLA_RETURN_IF_ERROR(first_look());
@@ -262,20 +267,30 @@ std::vector<Shape> tune_shapes() {
     Shape shape;
   };
   std::vector<Place> places;
-  for (const GridValue& rows : kRows) {
-    for (const GridValue& sequences : kSequences) {
-      for (const GridValue& tokens : kTokens) {
-        if (int64_t{sequences.value} * tokens.value > kMostTokens) continue;
-        places.push_back({rows.level + sequences.level + tokens.level,
-                          shape_of(rows.value, sequences.value, tokens.value)});
+  const auto add = [&](const auto& all_rows, const auto& all_sequences, const auto& all_tokens,
+                       const char* suffix) {
+    for (const GridValue& rows : all_rows) {
+      for (const GridValue& sequences : all_sequences) {
+        for (const GridValue& tokens : all_tokens) {
+          if (int64_t{sequences.value} * tokens.value > kMostTokens) continue;
+          places.push_back({rows.level + sequences.level + tokens.level,
+                            shape_of(rows.value, sequences.value, tokens.value, suffix)});
+        }
       }
     }
-  }
+  };
+  add(kRows, kSequences, kTokens, "");
+  add(kQuantisedRows, kQuantisedSequences, kQuantisedTokens, "_fp8_tile128");
   std::stable_sort(places.begin(), places.end(),
                    [](const Place& a, const Place& b) { return a.level < b.level; });
   std::vector<Shape> shapes;
   for (Place& place : places) shapes.push_back(std::move(place.shape));
   return shapes;
+}
+
+bool can_be_tuned(const Stage& stage, const Shape& shape, const DeviceLimits& limits) {
+  return stage.plan_shape != nullptr && can_read(stage, shape.spec.cache_format) &&
+         check_device(stage, limits).ok();
 }
 
 std::vector<Stage> tune_candidates(const Stage& stage, const Problem& problem,
@@ -352,11 +367,10 @@ bool TuneFile::has(const Shape& shape) const {
 
 void TuneFile::add(const TunedShape& tuned) {
   const Regime regime = regime_of(make_data_set(tuned.shape.spec).problem);
-  Json json{{"rows", regime.rows},
-            {"sequences", regime.sequences},
-            {"tokens", regime.tokens},
-            {"shape", tuned.shape.name},
-            {"times", Json::array()}};
+  Json json{{"rows", regime.rows}, {"sequences", regime.sequences}, {"tokens", regime.tokens}};
+  if (is_quantised(regime.cache_format)) json["cache_format"] = mla::to_string(regime.cache_format);
+  json["shape"] = tuned.shape.name;
+  json["times"] = Json::array();
   std::vector<TunedTime> times = tuned.times;
   std::erase_if(times, [](const TunedTime& time) { return time.cold.n == 0; });
   std::stable_sort(times.begin(), times.end(), [](const TunedTime& a, const TunedTime& b) {

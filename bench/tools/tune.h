@@ -24,8 +24,12 @@ inline constexpr double kTuneSearched = 1.4;
 inline constexpr int kTuneFirstLook = 5;
 
 /// The shapes of the grid, one per regime: a coarse grid first, then what lies between, so that a table
-/// that had to end early covers everything thinly. All have equal lengths and full block tables.
+/// that had to end early covers everything thinly. All have equal lengths and full block tables; some
+/// have a cache in fp8_tile128.
 std::vector<Shape> tune_shapes();
+
+/// Whether the stage makes a plan, reads the shape's cache and runs on a device with these limits.
+bool can_be_tuned(const Stage& stage, const Shape& shape, const DeviceLimits& limits);
 
 /// The stage with its own settings, then with every other combination that is searched and gives another
 /// plan for this problem with all sequences at their full length.

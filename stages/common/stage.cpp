@@ -142,6 +142,7 @@ Status find_needs(const Stage& stage, const Problem& problem, Place* place) {
 Status find_place(const Stage& stage, const Problem& problem, Place* place) {
   MLA_RETURN_IF_ERROR(machine_of(stage, &place->machine));
   place->limits = place->machine->limits();
+  if (stage.check != nullptr) MLA_RETURN_IF_ERROR(stage.check(problem, place->limits));
   return find_needs(stage, problem, place);
 }
 

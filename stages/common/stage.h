@@ -45,6 +45,9 @@ struct Stage {
   /// by the functions below: call those.
   /// @{
 
+  /// Whether the stage can decode the problem on the device, if the fields above do not say all; null:
+  /// they do.
+  Status (*check)(const Problem& problem, const DeviceLimits& limits) = nullptr;
   /// Bytes of device memory that `decode` needs beside the tensors, for a stage without a plan; null:
   /// none.
   size_t (*scratch_bytes)(const Problem& problem, const DeviceLimits& limits) = nullptr;

@@ -489,6 +489,28 @@ TEST_P(Contract, AnUnfitDeviceIsRefused) {
   }
 }
 
+// What a stage's own check refuses touches nothing either.
+TEST_P(Contract, AStagesOwnCheckIsAsked) {
+  Stage stage = *find_stage(GetParam(), "03");
+  const Call call = good_call(stage);
+  ASSERT_OK(make(stage, call));
+  ASSERT_OK(tensors_.poison_outputs(*machine_));
+  stage.check = [](const Problem& problem, const DeviceLimits& limits) -> Status {
+    EXPECT_EQ(problem.num_heads_q, 6);
+    EXPECT_GT(limits.multiprocessors, 0);
+    return {StatusCode::kUnsupported, "not today"};
+  };
+  WorkspaceBytes needs{1, 2};
+  for (const Status& status :
+       {make(stage, call), workspace_bytes(stage, call.problem, &needs),
+        plan_decode(stage, call.problem, call.tensors.seqlens_k, {}),
+        decode_planned(stage, call.problem, call.tensors, {}, call.workspace)}) {
+    EXPECT_EQ(status.to_string(), "unsupported: not today");
+  }
+  EXPECT_EQ(needs.plan, 1u);
+  EXPECT_TRUE(outputs_untouched());
+}
+
 TEST(CheckDevice, SaysWhichComputeCapabilitiesAStageNeeds) {
   Stage stage;
   stage.slug = "06_some";

@@ -83,6 +83,16 @@ RegimeTimes read_regime(const Json& json, const std::string& where) {
   for (const auto& [name, value] : numbers) {
     *value = whole(member(json, name, where), where + ": " + name, 1, kMost);
   }
+  if (json.contains("cache_format")) {
+    const std::string name = text_of(json, "cache_format", where);
+    const auto* const found =
+        std::find_if(std::begin(kCacheFormats), std::end(kCacheFormats),
+                     [&](CacheFormat format) { return name == to_string(format); });
+    if (found == std::end(kCacheFormats)) {
+      throw BadTable{where + ": no cache format is named " + name};
+    }
+    result.regime.cache_format = *found;
+  }
   const Json& times = list(json, "times", where);
   for (size_t i = 0; i < times.size(); ++i) {
     result.times.push_back(read_time(times[i], where + ".times[" + std::to_string(i) + "]"));
@@ -171,7 +181,7 @@ Regime regime_of(const Problem& problem) {
   const bool invariant = problem.fixed_split_tokens > 0;
   return {problem.rows_per_kv_head(),
           int64_t{problem.num_heads_kv} * (invariant ? kInvariantSequences : problem.batch),
-          invariant ? kInvariantTokens : problem.max_seqlen_k()};
+          invariant ? kInvariantTokens : problem.max_seqlen_k(), problem.cache_format};
 }
 
 std::string to_string(const Regime& regime) {
@@ -179,7 +189,10 @@ std::string to_string(const Regime& regime) {
     return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
   };
   return count(regime.rows, "row") + ", " + count(regime.sequences, "sequence") + ", " +
-         count(regime.tokens, "token");
+         count(regime.tokens, "token") +
+         (is_quantised(regime.cache_format)
+              ? std::string(", cache ") + to_string(regime.cache_format)
+              : std::string());
 }
 
 Status parse_choice_table(std::string_view json, const std::string& origin, ChoiceTable* table) {
@@ -210,13 +223,17 @@ const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLi
   return table == nullptr && !tables.empty() ? &tables.front() : table;
 }
 
-const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
+const RegimeTimes* nearest(const ChoiceTable& table, const Regime& regime) {
+  const auto is_alike = [&](const RegimeTimes& one) {
+    return one.regime.cache_format == regime.cache_format;
+  };
   const auto not_smaller = [&](int64_t rows) { return rows >= regime.rows; };
-  int64_t rows = table.regimes.front().regime.rows;
+  int64_t rows = 0;  // none yet
   for (const RegimeTimes& one : table.regimes) {
     const int64_t other = one.regime.rows;
-    if (not_smaller(other) ? !not_smaller(rows) || other < rows
-                           : !not_smaller(rows) && other > rows) {
+    if (!is_alike(one)) continue;
+    if (rows == 0 || (not_smaller(other) ? !not_smaller(rows) || other < rows
+                                         : !not_smaller(rows) && other > rows)) {
       rows = other;
     }
   }
@@ -226,7 +243,7 @@ const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
   const RegimeTimes* best = nullptr;
   double least = 0;
   for (const RegimeTimes& one : table.regimes) {
-    if (one.regime.rows != rows) continue;
+    if (!is_alike(one) || one.regime.rows != rows) continue;
     const double distance =
         factor(one.regime.sequences, regime.sequences) + factor(one.regime.tokens, regime.tokens);
     if (best == nullptr || distance < least) {
@@ -234,7 +251,7 @@ const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime) {
       least = distance;
     }
   }
-  return *best;
+  return best;
 }
 
 std::span<const ChoiceTable> choice_tables() {

@@ -18,6 +18,7 @@ struct Regime {
   int64_t rows = 1;       ///< Query rows per KV head.
   int64_t sequences = 1;  ///< batch * num_heads_kv: KV heads are decoded like sequences.
   int64_t tokens = 1;     ///< Most that a sequence can have: the width of its block table.
+  CacheFormat cache_format = CacheFormat::k16Bit;
   bool operator==(const Regime&) const = default;
 };
 /// The regime of a problem. With fixed_split_tokens that of kInvariantSequences, whatever the batch and
@@ -26,7 +27,7 @@ Regime regime_of(const Problem& problem);
 /// Sequences and tokens of regime_of() with fixed_split_tokens.
 inline constexpr int64_t kInvariantSequences = 64, kInvariantTokens = 4096;
 
-/// "128 rows, 64 sequences, 4096 tokens"
+/// "128 rows, 64 sequences, 4096 tokens", and of a quantised cache ", cache fp8_tile128"
 std::string to_string(const Regime& regime);
 
 /// How long a stage takes in a regime.
@@ -63,10 +64,11 @@ Status parse_choice_table(std::string_view json, const std::string& origin, Choi
 /// capability, else the first. Null if there is none.
 const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits);
 
-/// The regime of the table that stands for `regime`. Of the numbers of rows in the table it has the
-/// least that is not smaller, or else the largest: kernels pad rows. Of those regimes it is the one
-/// whose sequences and tokens are nearest, by factors; of equally near ones the first.
-const RegimeTimes& nearest(const ChoiceTable& table, const Regime& regime);
+/// The regime of the table that stands for `regime`; null if the table has none of that cache format. Of
+/// the numbers of rows that the format's regimes have it has the least that is not smaller, or else the
+/// largest: kernels pad rows. Of those regimes it is the one whose sequences and tokens are nearest, by
+/// factors; of equally near ones the first.
+const RegimeTimes* nearest(const ChoiceTable& table, const Regime& regime);
 
 /// The tables in force: those that are built in, or in their place the one of the file that the
 /// environment variable MLA_CHOICE_TABLE or use_choice_table() named.

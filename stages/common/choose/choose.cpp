@@ -7,32 +7,30 @@
 namespace mla {
 namespace {
 
-/// Whether a stage is one to choose from. The tables are of caches of 16 bits, so it must read them; one
-/// without a plan takes part only where there is no other.
+/// Whether a stage is one to choose from: one without a plan only where there is no other.
 bool takes_part(std::span<const Stage> stages, const Stage& stage) {
-  const auto plans = [](const Stage& any) {
-    return any.plan_shape != nullptr && can_read(any, CacheFormat::k16Bit);
-  };
-  if (!can_read(stage, CacheFormat::k16Bit)) return false;
-  return plans(stage) || std::none_of(stages.begin(), stages.end(), plans);
+  return stage.plan_shape != nullptr ||
+         std::none_of(stages.begin(), stages.end(),
+                      [](const Stage& other) { return other.plan_shape != nullptr; });
 }
 
-const Stage* find_usable(std::span<const Stage> stages, const std::string& slug,
+const Stage* find_usable(std::span<const Stage> stages, const std::string& slug, CacheFormat format,
                          const DeviceLimits& limits) {
   for (const Stage& stage : stages) {
-    if (stage.slug != slug || !takes_part(stages, stage)) continue;
+    if (stage.slug != slug || !takes_part(stages, stage) || !can_read(stage, format)) continue;
     return check_device(stage, limits).ok() ? &stage : nullptr;
   }
   return nullptr;
 }
 
-/// The last that takes part, of those that run on the device if one does.
-const Stage* last_usable(std::span<const Stage> stages, const DeviceLimits& limits) {
+/// The last that takes part and reads such a cache, of those that run on the device if one does.
+const Stage* last_usable(std::span<const Stage> stages, CacheFormat format,
+                         const DeviceLimits& limits) {
   const Stage* last = nullptr;
   bool runs = false;
   for (const Stage& stage : stages) {
     const bool fits = check_device(stage, limits).ok();
-    if (!takes_part(stages, stage) || (runs && !fits)) continue;
+    if (!takes_part(stages, stage) || !can_read(stage, format) || (runs && !fits)) continue;
     last = &stage;
     runs = fits;
   }
@@ -65,6 +63,9 @@ struct Chooser {
   static Choice chosen(const Problem& problem, const DeviceLimits& limits) {
     return choose_among(stages(kMachine), choice_tables(), problem, limits);
   }
+  static Status check(const Problem& problem, const DeviceLimits& limits) {
+    return check_candidates(stages(kMachine), problem, limits);
+  }
   static size_t scratch_bytes(const Problem& problem, const DeviceLimits& limits) {
     const Choice choice = chosen(problem, limits);
     return choice.stage->scratch_bytes == nullptr ? 0
@@ -93,6 +94,7 @@ struct Chooser {
     result.machine = kMachine;
     result.min_compute_capability = 1 << 30;
     result.max_compute_capability = 0;
+    result.cache_formats.clear();
     for (const Stage& one : stages(kMachine)) {
       if (!takes_part(stages(kMachine), one)) continue;
       result.min_compute_capability =
@@ -101,7 +103,11 @@ struct Chooser {
           std::max(result.max_compute_capability, one.max_compute_capability);
       result.sustained_warmup_s = std::max(result.sustained_warmup_s, one.sustained_warmup_s);
       if (one.plan_shape != nullptr) result.plan_shape = plan_shape;
+      for (const CacheFormat format : one.cache_formats) {
+        if (!can_read(result, format)) result.cache_formats.push_back(format);
+      }
     }
+    result.check = check;
     if (result.plan_shape == nullptr) result.scratch_bytes = scratch_bytes;
     result.decode = decode;
     result.predict = predict;
@@ -111,20 +117,36 @@ struct Chooser {
 
 }  // namespace
 
+Status check_candidates(std::span<const Stage> stages, const Problem& problem,
+                        const DeviceLimits& limits) {
+  std::string why;
+  for (const Stage& stage : stages) {
+    if (!takes_part(stages, stage) || !can_read(stage, problem.cache_format)) continue;
+    const Status fit = check_device(stage, limits);
+    if (fit.ok()) return {};
+    why += (why.empty() ? "" : "; ") + fit.message();
+  }
+  return {StatusCode::kUnsupported, std::string(kAutoSlug) +
+                                        " has no stage here for a cache of cache_format = " +
+                                        to_string(problem.cache_format) + ": " + why};
+}
+
 Choice choose_among(std::span<const Stage> stages, std::span<const ChoiceTable> tables,
                     const Problem& problem, const DeviceLimits& limits) {
   Choice choice;
   choice.asked = regime_of(problem);
   choice.table = table_for(tables, limits);
   if (choice.table != nullptr) {
-    choice.regime = &nearest(*choice.table, choice.asked);
+    choice.regime = nearest(*choice.table, choice.asked);
+  }
+  if (choice.regime != nullptr) {
     // Of one stage, or of all.
     const auto least = [&](bool plain, const TimedStage* of) {
       const TimedStage* best = nullptr;
       for (const TimedStage& time : choice.regime->times) {
         if ((plain && !is_plain(time)) || (of != nullptr && time.stage != of->stage)) continue;
         if (best != nullptr && time.us >= best->us) continue;
-        if (find_usable(stages, time.stage, limits) != nullptr) best = &time;
+        if (find_usable(stages, time.stage, problem.cache_format, limits) != nullptr) best = &time;
       }
       return best;
     };
@@ -132,12 +154,14 @@ Choice choose_among(std::span<const Stage> stages, std::span<const ChoiceTable> 
     const TimedStage* plain = best == nullptr ? nullptr : least(true, best);
     if (plain != nullptr && plain->us <= best->us * (1 + kWorthSettings)) best = plain;
     if (best != nullptr) {
-      choice.stage = find_usable(stages, best->stage, limits);
+      choice.stage = find_usable(stages, best->stage, problem.cache_format, limits);
       choice.settings = best->settings;
       choice.us = best->us;
     }
   }
-  if (choice.stage == nullptr) choice.stage = last_usable(stages, limits);
+  if (choice.stage == nullptr) {
+    choice.stage = last_usable(stages, problem.cache_format, limits);
+  }
   return choice;
 }
 
@@ -150,6 +174,8 @@ Status choose(MachineKind machine, const Problem& problem, const DeviceLimits& l
     return {StatusCode::kUnavailable, why_not};
   }
   MLA_RETURN_IF_ERROR(check_device(auto_stage(machine), limits));
+  MLA_RETURN_IF_ERROR(check_cache_format(auto_stage(machine), problem));
+  MLA_RETURN_IF_ERROR(check_candidates(stages(machine), problem, limits));
   *choice = choose_among(stages(machine), choice_tables(), problem, limits);
   return {};
 }
@@ -162,8 +188,9 @@ std::string describe(const Choice& choice, const DeviceLimits& limits) {
   std::string text = name_of(choice) + ", ";
   if (choice.us == 0) {
     return text + "the last stage that runs here: " +
-           (choice.table == nullptr ? "there is no table to choose by"
-                                    : "the table has no time of one that does") +
+           (choice.table == nullptr    ? "there is no table to choose by"
+            : choice.regime == nullptr ? "the table has no regime of such a cache"
+                                       : "the table has no time of one that does") +
            ".";
   }
   text += "which takes " + us_text(choice.us) + " cold in the table";

@@ -29,6 +29,8 @@ expect 2 "--plan writes nothing" "$tune" --plan --out t.json
 expect 2 "--budget 3h is no time" "${search[@]}" --out t.json --budget 3h
 expect 2 "only stages that make a plan are timed" "$tune" --machine model --stages 01 --out t.json
 expect 2 "only stages that make a plan are timed" "$tune" --machine model --stages auto --out t.json
+expect 2 "no stage that makes a plan and runs here can read its cache" \
+  "$tune" --machine model --stages 10 --shapes h16_q1_b1_k64_fp8_tile128 --out t.json
 expect 2 "there is no stage '77'" "$tune" --machine model --stages 77 --out t.json
 expect 2 "equal lengths" "${search[@]}" --out t.json --shapes h16_q1_b2_kvaried64
 expect 2 "cannot be read" "${search[@]}" --resume t.json --shapes h16_q1_b1_k64

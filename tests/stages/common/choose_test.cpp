@@ -88,24 +88,46 @@ TEST(Choose, WithFixedSplitsTheBatchDoesNotCount) {
 TEST(Choose, RowsCountUpToWhatATableHas) {
   const ChoiceTable table =
       table_of({{{64, 1, 64}, {}}, {{16, 1, 64}, {}}, {{128, 1, 64}, {}}, {{16, 1, 4096}, {}}});
-  EXPECT_EQ(nearest(table, {1, 1, 64}).regime.rows, 16);
-  EXPECT_EQ(nearest(table, {16, 1, 64}).regime.rows, 16);
-  EXPECT_EQ(nearest(table, {17, 1, 64}).regime.rows, 64);
-  EXPECT_EQ(nearest(table, {65, 1, 64}).regime.rows, 128);
-  EXPECT_EQ(nearest(table, {1000, 1, 64}).regime.rows, 128);
+  EXPECT_EQ(nearest(table, {1, 1, 64})->regime.rows, 16);
+  EXPECT_EQ(nearest(table, {16, 1, 64})->regime.rows, 16);
+  EXPECT_EQ(nearest(table, {17, 1, 64})->regime.rows, 64);
+  EXPECT_EQ(nearest(table, {65, 1, 64})->regime.rows, 128);
+  EXPECT_EQ(nearest(table, {1000, 1, 64})->regime.rows, 128);
   // However far away its one regime is.
-  EXPECT_EQ(nearest(table, {17, 1, 4096}).regime, (Regime{64, 1, 64}));
+  EXPECT_EQ(nearest(table, {17, 1, 4096})->regime, (Regime{64, 1, 64}));
+}
+
+TEST(Choose, ARegimeIsOfItsCacheFormat) {
+  constexpr CacheFormat kTile = CacheFormat::kFp8Tile128;
+  Problem problem = problem_of(16, 5, 640);
+  problem.cache_format = kTile;
+  EXPECT_EQ(regime_of(problem), (Regime{16, 5, 640, kTile}));
+  problem.fixed_split_tokens = 64;
+  EXPECT_EQ(regime_of(problem).cache_format, kTile);
+  EXPECT_EQ(to_string(Regime{2, 1, 640, kTile}),
+            "2 rows, 1 sequence, 640 tokens, cache fp8_tile128");
+  // Rows, too, are compared among those of a format.
+  const ChoiceTable table = table_of({{{16, 1, 64}, {}},
+                                      {{64, 4, 64, kTile}, {}},
+                                      {{32, 1, 64, kTile}, {}},
+                                      {{64, 1, 64, kTile}, {}}});
+  EXPECT_EQ(nearest(table, {16, 1, 64, kTile})->regime, (Regime{32, 1, 64, kTile}));
+  EXPECT_EQ(nearest(table, {33, 1, 64, kTile})->regime, (Regime{64, 1, 64, kTile}));
+  EXPECT_EQ(nearest(table, {200, 9, 64, kTile})->regime, (Regime{64, 4, 64, kTile}));
+  EXPECT_EQ(nearest(table, {64, 1, 64})->regime, (Regime{16, 1, 64}));
+  EXPECT_EQ(nearest(table, {64, 1, 64, CacheFormat::kFp8Tensor}), nullptr);
 }
 
 TEST(Choose, SequencesAndTokensCountByFactors) {
   const ChoiceTable table = table_of(
       {{{16, 1, 512}, {}}, {{16, 16, 512}, {}}, {{16, 1, 8192}, {}}, {{16, 16, 8192}, {}}});
-  EXPECT_EQ(nearest(table, {16, 3, 512}).regime, (Regime{16, 1, 512}));
-  EXPECT_EQ(nearest(table, {16, 5, 512}).regime, (Regime{16, 16, 512}));
-  EXPECT_EQ(nearest(table, {16, 4, 512}).regime, (Regime{16, 1, 512})) << "equally near: the first";
-  EXPECT_EQ(nearest(table, {16, 5, 2049}).regime, (Regime{16, 16, 8192}));
-  EXPECT_EQ(nearest(table, {16, 200, 1 << 20}).regime, (Regime{16, 16, 8192}));
-  EXPECT_EQ(nearest(table, {16, 0, 512}).regime, (Regime{16, 1, 512})) << "an empty batch";
+  EXPECT_EQ(nearest(table, {16, 3, 512})->regime, (Regime{16, 1, 512}));
+  EXPECT_EQ(nearest(table, {16, 5, 512})->regime, (Regime{16, 16, 512}));
+  EXPECT_EQ(nearest(table, {16, 4, 512})->regime, (Regime{16, 1, 512}))
+      << "equally near: the first";
+  EXPECT_EQ(nearest(table, {16, 5, 2049})->regime, (Regime{16, 16, 8192}));
+  EXPECT_EQ(nearest(table, {16, 200, 1 << 20})->regime, (Regime{16, 16, 8192}));
+  EXPECT_EQ(nearest(table, {16, 0, 512})->regime, (Regime{16, 1, 512})) << "an empty batch";
 }
 
 TEST(Choose, TheTableIsTheDevicesOrOneOfItsKind) {
@@ -149,18 +171,54 @@ TEST(Choose, WithoutATimeTheLastThatCanRun) {
             &old);
 }
 
-TEST(Choose, NoStageOfQuantisedCachesAlone) {
-  std::vector<Stage> stages = {kStages[0], kStages[1], fake("05_codes", 80, 1 << 30)};
-  stages.back().cache_formats = {CacheFormat::kFp8Tensor};
-  const ChoiceTable table =
-      table_of({{{16, 1, 512}, {{"05_codes", {}, 1}, {"02_anywhere", {}, 2}}}});
-  const auto choose_by_tables = [&](std::span<const ChoiceTable> tables) {
-    return choose_among(stages, tables, problem_of(16, 1, 512), limits_of("A card", 90)).stage;
+// A stage that cannot read the cache is no candidate, whatever the table says; a table without a regime of
+// the format is no help.
+TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
+  constexpr CacheFormat kTile = CacheFormat::kFp8Tile128, kInt8 = CacheFormat::kInt8Tile128;
+  std::vector<Stage> all = kStages;
+  all.push_back(fake("05_fp8_hopper", 90, 90));
+  all.back().cache_formats = {kTile};
+  all.push_back(fake("06_all", 80, 1 << 30));
+  all.back().cache_formats = {CacheFormat::k16Bit, kTile};
+  all.push_back(fake("07_fp8", 80, 1 << 30));
+  all.back().cache_formats = {kTile, CacheFormat::kFp8Tensor};
+  all.push_back(fake("08_no_plan", 80, 1 << 30, false));
+  all.back().cache_formats = {kInt8};
+  const ChoiceTable table = table_of(
+      {{{16, 1, 512}, {{"07_fp8", {}, 1}, {"05_fp8_hopper", {}, 2}, {"03_hopper", {}, 5}}},
+       {{16, 1, 512, kTile},
+        {{"03_hopper", {}, 1}, {"05_fp8_hopper", {}, 3}, {"07_fp8", {}, 4}, {"06_all", {}, 5}}}});
+  const auto slug = [&](CacheFormat format, int capability, const ChoiceTable& by) {
+    Problem problem = problem_of(16, 1, 512);
+    problem.cache_format = format;
+    const Choice choice = choose_among(all, {&by, 1}, problem, limits_of("A card", capability));
+    return choice.stage == nullptr ? "none" : choice.stage->slug;
   };
-  EXPECT_EQ(choose_by_tables({&table, 1}), &stages[1]);
-  EXPECT_EQ(choose_by_tables({}), &stages[1]);
-  stages.erase(stages.begin() + 1);
-  EXPECT_EQ(choose_by_tables({}), &stages[0]) << "one without a plan: the other cannot";
+  EXPECT_EQ(slug(CacheFormat::k16Bit, 90, table), "03_hopper");
+  EXPECT_EQ(slug(kTile, 90, table), "05_fp8_hopper");
+  EXPECT_EQ(slug(kTile, 80, table), "07_fp8");
+  // Without a regime of the format, or a time in it: the last that reads it and can run.
+  EXPECT_EQ(slug(CacheFormat::kFp8Tensor, 90, table), "07_fp8");
+  EXPECT_EQ(slug(CacheFormat::k16Bit, 80, table), "06_all");
+  const ChoiceTable plain = table_of({{{16, 1, 512}, {{"06_all", {}, 1}}}});
+  EXPECT_EQ(slug(kTile, 90, plain), "07_fp8");
+  EXPECT_EQ(slug(kInt8, 90, table), "none") << "nobody with a plan";
+  Problem problem = problem_of(16, 1, 512);
+  problem.cache_format = kTile;
+  const Choice choice = choose_among(all, {&plain, 1}, problem, limits_of("A card", 90));
+  EXPECT_EQ(describe(choice, limits_of("A card", 90)),
+            "07_fp8, the last stage that runs here: the table has no regime of such a cache.");
+
+  EXPECT_OK(check_candidates(all, problem, limits_of("A card", 80)));
+  all.pop_back();
+  all.pop_back();
+  all.back().cache_formats = {CacheFormat::k16Bit};
+  EXPECT_OK(check_candidates(all, problem, limits_of("A card", 90)));
+  const Status status = check_candidates(all, problem, limits_of("A card", 80));
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_EQ(status.message(),
+            "auto has no stage here for a cache of cache_format = fp8_tile128: 05_fp8_hopper needs "
+            "compute capability 9.0 exactly, the device has 8.0");
 }
 
 TEST(Choose, SettingsMustBeWorthIt) {
@@ -241,6 +299,11 @@ TEST(ChoiceTable, IsRead) {
   EXPECT_EQ(table.regimes[0].times[0].us, 18.5);
   EXPECT_EQ(table.regimes[0].times[1].stage, "05_tensor_core");
   EXPECT_EQ(table.regimes[0].times[1].settings, PlanSettings{});
+  ASSERT_OK(parse_choice_table(
+      json_of(R"([{"rows": 16, "sequences": 1, "tokens": 512, "cache_format": "fp8_tensor",
+                   "times": [{"stage": "12_fp8", "us": 1}]}])"),
+      "here", &table));
+  EXPECT_EQ(table.regimes[0].regime, (Regime{16, 1, 512, CacheFormat::kFp8Tensor}));
 }
 
 TEST(ChoiceTable, BadOnesAreRefusedWithTheReason) {
@@ -254,6 +317,10 @@ TEST(ChoiceTable, BadOnesAreRefusedWithTheReason) {
       {json_of(R"([{"rows": 0}])"), "regimes[0]: rows = 0 must be 1 to"},
       {json_of(R"([{"rows": 1.5}])"), "regimes[0]: rows = 1.5 must be"},
       {json_of(R"([{"rows": 1, "sequences": 1, "tokens": 1}])"), "regimes[0] has no times"},
+      {json_of(R"([{"rows": 1, "sequences": 1, "tokens": 1, "cache_format": "fp4"}])"),
+       "regimes[0]: no cache format is named fp4"},
+      {json_of(R"([{"rows": 1, "sequences": 1, "tokens": 1, "cache_format": 1}])"),
+       "regimes[0]: cache_format must be a text"},
       {json_of(regime_json("[]")), "regimes[0]: times must be a list"},
       {json_of(regime_json(R"([{"us": 1}])")), "regimes[0].times[0] has no stage"},
       {json_of(regime_json(R"([{"stage": "08"}])")), "regimes[0].times[0] has no us"},
@@ -324,6 +391,7 @@ TEST(BuiltInTables, NothingThatIsChosenIsSlow) {
       Problem problem =
           problem_of(static_cast<int>(one.regime.rows), static_cast<int>(one.regime.sequences),
                      static_cast<int>(one.regime.tokens));
+      problem.cache_format = one.regime.cache_format;
       ASSERT_OK(validate(problem));
       ASSERT_EQ(regime_of(problem), one.regime);
       double least = 0;
@@ -379,14 +447,9 @@ class AutoStage : public testing::Test {
     std::vector<float> lse(tensors.lse.bytes() / 4);
     EXPECT_OK(machine.copy_to_host(out.data(), tensors.out.data(), tensors.out.bytes()));
     EXPECT_OK(machine.copy_to_host(lse.data(), tensors.lse.data(), tensors.lse.bytes()));
-    const HostTensors host = generate(data);
+    HostTensors host = generate(data);
     ReferenceResult expected;
-    const std::vector<int32_t> table = data.table_buffer(), lengths = data.length_buffer();
-    EXPECT_OK(
-        reference_attention(data.problem,
-                            data.layout().tensors(host.q.data(), host.kv_cache.data(), table.data(),
-                                                  lengths.data(), nullptr, nullptr),
-                            &expected));
+    EXPECT_OK(reference_attention(data.problem, host.tensors(data), &expected));
     EXPECT_OK(compare_decode(data.problem, gather_out(data.problem, data.layout(), out),
                              gather_lse(data.problem, data.layout(), lse), expected))
         << stage.slug << " " << to_string(stage.settings);
@@ -396,8 +459,9 @@ class AutoStage : public testing::Test {
   std::string path_ = testing::TempDir() + "choose_test_table.json";
 };
 
-DataSet small_data(int heads) {
+DataSet small_data(int heads, CacheFormat format = CacheFormat::k16Bit) {
   DecodeCase spec;
+  spec.cache_format = format;
   spec.num_heads_q = heads;
   spec.data = DataKind::kNeedles;
   spec.lengths = {700, 64, 0, 330};
@@ -414,6 +478,40 @@ TEST_F(AutoStage, IsFoundAndNotListed) {
   std::string why_not;
   EXPECT_EQ(find_stage(MachineKind::kModel, "77", &why_not), nullptr);
   EXPECT_PRED2(has, why_not, ", auto");
+}
+
+// It reads what its stages read, each where it runs; whatever nobody reads is refused by name.
+TEST_F(AutoStage, ReadsWhatSomeStageReads) {
+  for (const CacheFormat format : kCacheFormats) {
+    for (const int capability : {80, 86, 90}) {
+      gpu_model::device() = {};
+      gpu_model::device().compute_capability = capability;
+      const DeviceLimits limits = model_machine().limits();
+      Problem problem = problem_of(16, 4, 512);
+      problem.cache_format = format;
+      bool reads = false, runs = false;
+      for (const Stage& stage : stages(MachineKind::kModel)) {
+        if (stage.plan_shape == nullptr || !can_read(stage, format)) continue;
+        reads = true;
+        runs |= check_device(stage, limits).ok();
+      }
+      EXPECT_EQ(can_read(chooser(), format), reads) << to_string(format);
+      Choice choice;
+      const Status status = choose(MachineKind::kModel, problem, limits, &choice);
+      WorkspaceBytes bytes;
+      const Status decodes = workspace_bytes(chooser(), problem, &bytes);
+      EXPECT_EQ(decodes.code(), status.code()) << decodes.to_string();
+      EXPECT_EQ(status.ok(), runs) << status.to_string();
+      if (runs) {
+        EXPECT_TRUE(can_read(*choice.stage, format)) << choice.stage->slug;
+        EXPECT_OK(check_device(*choice.stage, limits));
+      } else {
+        EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+        EXPECT_PRED2(has, status.message(), "auto");
+        EXPECT_PRED2(has, status.message(), std::string("cache_format = ") + to_string(format));
+      }
+    }
+  }
 }
 
 TEST_F(AutoStage, ABadFileLeavesTheTablesAlone) {
@@ -490,9 +588,9 @@ TEST_F(AutoStage, RunsOnDevicesThatTheTableIsNotOf) {
 // Every stage that makes a plan decodes by the plan that it is given: a stage that asks its own
 // plan_shape would refuse a plan for other workers.
 TEST_F(AutoStage, EveryStageTakesSettings) {
-  const DataSet data = small_data(20);
   for (Stage stage : stages(MachineKind::kModel)) {
     if (stage.plan_shape == nullptr) continue;
+    const DataSet data = small_data(20, stage.cache_formats.front());
     for (const PlanSettings& settings :
          {PlanSettings{.workers_percent = 3, .min_grains = 1, .fixed_grains = 0},
           PlanSettings{.workers_percent = 50, .combine_grains = 0, .max_tile_rows = 16}}) {
