@@ -30,9 +30,9 @@ constexpr int kConsumers = kWarpgroups * 128;
 constexpr int kThreads = kConsumers + 128;  // and the producer's warpgroup
 // Registers of a thread, redistributed among the warpgroups: 168 each would not hold 32 rows of O.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-constexpr int kTokens = 64;                // of a tile
-constexpr int kBoxes = kHeadDimQK / 64;    // boxes of 64 columns of Q
-constexpr int kVBoxes = kHeadDimV / 64;    // those of V
+constexpr int kTokens = 64;              // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns of Q
+constexpr int kVBoxes = kHeadDimV / 64;  // those of V
 constexpr int kGroups = kHeadDimV / kTileColumns;
 constexpr int kAtomBytes = 8 * 128;
 static_assert(kTokens == kGrainTokens, "a tile is a grain");
@@ -89,7 +89,7 @@ __device__ __forceinline__ uint32_t k_values(uint32_t codes) {
 // 2^-kCodeExponent. In bf16 an e4m3 code is its own bits, moved: that is a power of two and no conversion.
 template <typename T, CacheFormat kFormat>
 constexpr int kCodeExponent =
-    std::is_same_v<T, bfloat16> && kFormat != CacheFormat::kInt8Tile128 ? 120 : 0;
+    std::is_same_v<T, bfloat16>&& kFormat != CacheFormat::kInt8Tile128 ? 120 : 0;
 template <typename T, CacheFormat kFormat, int kByte>
 __device__ __forceinline__ uint32_t v_values(uint32_t codes) {
   if constexpr (kFormat == CacheFormat::kInt8Tile128) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Steps of 16 that are made ready while those before are multiplied: as many as there are registers for.
   constexpr int kSteps = kRows <= 16 ? 4 : 2;
   constexpr int kParts = kRows <= 16 ? 2 : 1;  // sums of S under way
-  constexpr int kBatches = 4 / kSteps;  // of a box
+  constexpr int kBatches = 4 / kSteps;         // of a box
   constexpr int kBytes = kRowBytes<kFormat>;
   using Block = Smem<kFormat, kRows>;
   constexpr int kBuffers = Block::kBuffers;
@@ -223,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       constexpr int kPairs = kHeadDimQK / 2 / 32;  // of a lane
       uint32_t pair[kPairs];
       const bool exists = rows.exists(r);
-      const auto* source = reinterpret_cast<const uint32_t*>(static_cast<const T*>(tensors.q) +
-                                                             (exists ? rows.q_place(at.sequence, r) : 0));
+      const auto* source = reinterpret_cast<const uint32_t*>(
+          static_cast<const T*>(tensors.q) + (exists ? rows.q_place(at.sequence, r) : 0));
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) pair[i] = exists ? source[i * 32 + lane] : 0;
       float down = 1, up = 1;
@@ -257,7 +257,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         reinterpret_cast<uint32_t*>(
             &smem.q[place.box][r / 8][r % 8][place.chunk ^ r % 8])[place.word] = value;
       }
-      if (lane == 0) smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
+      if (lane == 0)
+        smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
     }
   };
 
@@ -350,9 +351,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (kTileScales && box == kVBoxes) {
           for (int i = 0; i < 2; ++i) k_codes[i] = rotary(i, first_step);
         } else if (first_step == 0) {  // else they are there already
-          const int byte = box == kVBoxes
-                               ? kHeadDimV + lane % 4 * 16
-                               : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
+          const int byte = box == kVBoxes ? kHeadDimV + lane % 4 * 16
+                                          : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
           for (int i = 0; i < 2; ++i) {
             k_codes[i] = *reinterpret_cast<const uint4*>(own_rows[i] + byte);
           }
@@ -500,8 +500,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int n = 0; n < kTiles; ++n) {
           for (int i = 0; i < 2; ++i) {
             for (int w = 0; w < kWarps; ++w) {
-              largest[n][i] =
-                  fmaxf(largest[n][i], smem.row_max[warpgroup][w][n * 8 + own_row + i]);
+              largest[n][i] = fmaxf(largest[n][i], smem.row_max[warpgroup][w][n * 8 + own_row + i]);
             }
             const float m_new = fmaxf(m[n][i], largest[n][i] + (kHeadroom - kLargestP<T>));
             const float a_m = ptx::ex2_approx(m[n][i] - m_new);  // old minus new: at most 1
@@ -519,14 +518,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       // Codes of V of 16 columns of a box, 32 tokens each time: a pair of neighbouring codes is 16 bits, which
       // ldmatrix transposes. So a product's rows 16 w + i and 16 w + 8 + i are columns 16 w + 2i and the next.
-      uint32_t v_codes[kSteps / 2][4];  // of 8 tokens each: two of the first column in bytes 0 and 2
+      uint32_t v_codes[kSteps / 2]
+                      [4];  // of 8 tokens each: two of the first column in bytes 0 and 2
       constexpr int kVBatches = kVBoxes * kBatches;
       const auto load_v = [&](int batch) {
 #pragma unroll
         for (int i = 0; i < kSteps / 2; ++i) {
           const int token = (batch % kBatches * kSteps / 2 + i) * 32 + lane;
-          ptx::ldmatrix_x4_trans(
-              v_codes[i], tile + token * kBytes + batch / kBatches * 64 + own_warp * 16);
+          ptx::ldmatrix_x4_trans(v_codes[i],
+                                 tile + token * kBytes + batch / kBatches * 64 + own_warp * 16);
         }
       };
       const auto convert_v = [&](int batch) {
@@ -550,14 +550,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int version = 0; version < kVersions<kFormat>; ++version) {
         float factor[2];
-        for (int i = 0; i < 2; ++i) factor[i] = kTileScales ? scale(version, i) * p_factor : p_factor;
+        for (int i = 0; i < 2; ++i)
+          factor[i] = kTileScales ? scale(version, i) * p_factor : p_factor;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
           uint32_t packed[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            packed[i] =
-                pack<T>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
+            packed[i] = pack<T>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
           }
           const int chunk = own_warp * 2 + lane / 8 % 2;
           ptx::stmatrix_x2_trans(&p_smem[version][n][lane % 8][chunk ^ lane % 8], packed);
@@ -644,8 +644,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int box = 0; box < kVBoxes; ++box) {
         if ((box / kHalf) == warpgroup) continue;
-        smem.o[warpgroup][box % kHalf][threadIdx.x % 128] = make_float4(
-            weighted(box, 0), weighted(box, 1), weighted(box, 2), weighted(box, 3));
+        smem.o[warpgroup][box % kHalf][threadIdx.x % 128] =
+            make_float4(weighted(box, 0), weighted(box, 1), weighted(box, 2), weighted(box, 3));
       }
       sync_consumers();  // the other's share is there
 #pragma unroll
