@@ -14,17 +14,17 @@ namespace gpu_model::detail {
 namespace {
 
 constexpr size_t kGranule = sizeof(Granule);
-constexpr uint64_t kElementsPerGranule = kGranule / 2;
 
 size_t alignment_of(const TensorMap& map) {
   return map.swizzle_128b ? 1024 : map.swizzle_64b ? 512 : 128;
 }
 
-/// Calls function(granule of the box, global address, first column that lies in the tensor, end of
-/// them) for each chunk of 16 bytes of a box, the columns counted from the chunk's first.
+/// Calls function(granule of the box, global address, first byte that lies in the tensor, end of
+/// them) for each chunk of 16 bytes of a box, the bytes counted from the chunk's first.
 template <typename Function>
 void for_each_chunk(const TensorMap& map, const Coordinates& coordinates, Function function) {
-  const size_t row_granules = map.box[0] / kElementsPerGranule;
+  const int64_t element_bytes = map.element_bytes;
+  const size_t row_granules = map.box[0] * static_cast<size_t>(element_bytes) / kGranule;
   const auto rank = static_cast<size_t>(map.rank);
   size_t rows = 1;
   for (size_t i = 1; i < rank; ++i) rows *= map.box[i];
@@ -39,17 +39,17 @@ void for_each_chunk(const TensorMap& map, const Coordinates& coordinates, Functi
       if (inside) start += static_cast<uint64_t>(place) * map.stride_bytes[i];
     }
     for (size_t chunk = 0; chunk < row_granules; ++chunk) {
-      const int64_t column =
-          int64_t{coordinates.start[0]} + static_cast<int64_t>(chunk * kElementsPerGranule);
-      const int64_t end = static_cast<int64_t>(map.size[0]) - column;
-      const int64_t count = int64_t{kElementsPerGranule};
-      const int64_t begin = inside ? std::clamp<int64_t>(-column, 0, count) : 0;
+      const int64_t byte =
+          coordinates.start[0] * element_bytes + static_cast<int64_t>(chunk * kGranule);
+      const int64_t end = static_cast<int64_t>(map.size[0]) * element_bytes - byte;
+      const int64_t count = int64_t{kGranule};
+      const int64_t begin = inside ? std::clamp<int64_t>(-byte, 0, count) : 0;
       const int64_t last = inside ? std::clamp<int64_t>(end, 0, count) : 0;
       const size_t place = map.swizzle_128b  ? chunk ^ row % 8
                            : map.swizzle_64b ? chunk ^ row / 2 % 4
                                              : chunk;
       const size_t granule = row * row_granules + place;
-      function(granule, start + column * 2, begin, std::max(begin, last));
+      function(granule, start + byte, begin, std::max(begin, last));
     }
   }
 }
@@ -63,9 +63,7 @@ void for_each_source(const BulkCopy& copy, Function function) {
   }
   for_each_chunk(copy.map, copy.coordinates,
                  [&](size_t, const std::byte* global, int64_t begin, int64_t last) {
-                   if (begin < last) {
-                     function(global + begin * 2, static_cast<size_t>(last - begin) * 2);
-                   }
+                   if (begin < last) function(global + begin, static_cast<size_t>(last - begin));
                  });
 }
 
@@ -81,16 +79,10 @@ void read_global(BulkCopy& copy) {
   }
   for_each_chunk(copy.map, copy.coordinates,
                  [&](size_t granule, const std::byte* global, int64_t begin, int64_t last) {
-                   Granule& to = copy.data[granule];
-                   if (begin == 0 && last == int64_t{kElementsPerGranule}) {
-                     __builtin_memcpy(&to, global, kGranule);
-                     return;
-                   }
-                   uint16_t elements[kElementsPerGranule] = {};
-                   for (int64_t i = begin; i < last; ++i) {
-                     __builtin_memcpy(&elements[i], global + i * 2, 2);
-                   }
-                   __builtin_memcpy(&to, elements, kGranule);
+                   std::byte bytes[kGranule] = {};
+                   __builtin_memcpy(bytes + begin, global + begin,
+                                    static_cast<size_t>(last - begin));
+                   __builtin_memcpy(&copy.data[granule], bytes, kGranule);
                  });
 }
 
@@ -126,8 +118,8 @@ void Multiprocessor::probe(const BulkCopy& copy) {
   for_each_chunk(copy.map, copy.coordinates,
                  [&](size_t, const std::byte* global, int64_t begin, int64_t last) {
                    if (begin >= last) return;
-                   touch(global + begin * 2);
-                   touch(global + last * 2 - 1);
+                   touch(global + begin);
+                   touch(global + last - 1);
                  });
 }
 
@@ -395,12 +387,13 @@ namespace {
 /// The box that a copy takes, or else an error if the map is not valid.
 BulkCopy box(const TensorMap* map, const Coordinates& coordinates, const Wait& wait) {
   check_tensor_map(wait.what, map, coordinates.rank, wait.file, wait.line);
-  if (coordinates.start[0] % static_cast<int>(kElementsPerGranule) != 0) {
+  const int per_granule = static_cast<int>(kGranule) / map->element_bytes;
+  if (coordinates.start[0] % per_granule != 0) {
     Multiprocessor& multiprocessor = Multiprocessor::here();
     multiprocessor.fail([&] {
       return describe(wait) + ": the box begins at column " + std::to_string(coordinates.start[0]) +
-             ", which must be a multiple of 8 (16 bytes): elsewhere it is an illegal "
-             "instruction, " +
+             ", which must be a multiple of " + std::to_string(per_granule) +
+             " (16 bytes): elsewhere it is an illegal instruction, " +
              multiprocessor.place(multiprocessor.self().number);
     });
   }
@@ -408,7 +401,7 @@ BulkCopy box(const TensorMap* map, const Coordinates& coordinates, const Wait& w
   copy.tensor = true;
   copy.map = *map;
   copy.coordinates = coordinates;
-  copy.bytes = 2;
+  copy.bytes = static_cast<size_t>(map->element_bytes);
   for (int i = 0; i < map->rank; ++i) copy.bytes *= map->box[i];
   return copy;
 }
@@ -457,9 +450,10 @@ void check_tensor_map(const char* what, const TensorMap* map, int rank, const ch
              multiprocessor.place(multiprocessor.self().number);
     });
   }
-  require(!map->swizzle_128b || map->box[0] == 64,
+  const uint32_t row_bytes = map->box[0] * static_cast<uint32_t>(map->element_bytes);
+  require(!map->swizzle_128b || row_bytes == 128,
           "tensor map: with a 128-byte swizzle box[0] must be 64");
-  require(!map->swizzle_64b || map->box[0] == 32,
+  require(!map->swizzle_64b || row_bytes == 64,
           "tensor map: with a 64-byte swizzle box[0] must be 32");
 }
 

@@ -80,6 +80,24 @@ void wait_for_grids(const char* file, int line);
 /// This thread executes an instruction that waits for nothing, for a recording.
 void executed(const char* what, const char* file, int line);
 
+/// x y + z, where none has more than 11 bits, so that rounding the result to 16 bits gives what rounding
+/// the exact one would: if it is not exact, its last bit is 1.
+inline float fma_to_odd(float x, float y, float z) {
+  const double product = double{x} * y;  // exact
+  double sum = product + z;
+  if (!std::isfinite(sum)) return static_cast<float>(sum);
+  const double z_part = sum - product;
+  const double error = (product - (sum - z_part)) + (z - z_part);
+  const auto to_odd = [](auto value, auto bits, bool too_large) {
+    bits = std::bit_cast<decltype(bits)>(value);
+    return std::bit_cast<decltype(value)>((bits - too_large) | 1);
+  };
+  if (error != 0) sum = to_odd(sum, uint64_t{}, (error > 0) != (sum > 0));
+  const auto result = static_cast<float>(sum);
+  if (result == sum) return result;
+  return to_odd(result, uint32_t{}, std::abs(double{result}) > std::abs(sum));
+}
+
 /// Meets `threads` threads at barrier `id`; returns the number of true predicates.
 int named_barrier(int id, int threads, bool predicate, const char* file, int line);
 /// Counts this thread at barrier `id` without waiting.
@@ -217,6 +235,31 @@ inline uint32_t cvt_rn_f16x2_e4m3x2(uint16_t codes, GPU_MODEL_HERE) {
 inline uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low, GPU_MODEL_HERE) {
   detail::count_instruction("cvt_rn_satfinite_e4m3x2_f32", file, line);
   return static_cast<uint16_t>(mla::round_to_e4m3(high) << 8 | mla::round_to_e4m3(low));
+}
+
+template <typename T>
+uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c, GPU_MODEL_HERE) {
+  static_assert(std::is_same_v<T, mla::bfloat16> || std::is_same_v<T, mla::float16>);
+  detail::count_instruction("fma_rn_x2", file, line);
+  const auto half = [&](int shift) -> uint32_t {
+    const auto value = [&](uint32_t pair) {
+      return mla::to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> shift)));
+    };
+    const auto rounded = mla::from_float<T>(detail::fma_to_odd(value(a), value(b), value(c)));
+    return std::bit_cast<uint16_t>(rounded);
+  };
+  return half(16) << 16 | half(0);
+}
+inline uint32_t prmt(uint32_t bytes, uint32_t selector, GPU_MODEL_HERE) {
+  detail::count_instruction("prmt", file, line);
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 0xF;
+    uint32_t byte = digit % 8 < 4 ? bytes >> digit % 8 * 8 & 0xFF : 0;
+    if (digit >= 8) byte = byte >= 0x80 ? 0xFF : 0;
+    result |= byte << 8 * i;
+  }
+  return result;
 }
 
 // Launches run one after the other here, so there is nothing to wait for; but the race detector knows.

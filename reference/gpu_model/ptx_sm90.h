@@ -476,6 +476,12 @@ void wgmma_m64nNk16(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumula
                                           line);
 }
 template <typename T, size_t kTiles>
+void wgmma_m64nNk16(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate,
+                    GPU_MODEL_HERE) {
+  static_assert(kTiles <= 4);
+  detail::multiply_async<T, false, false>("wgmma_m64nNk16", d, a, 0, b, accumulate, file, line);
+}
+template <typename T, size_t kTiles>
 void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate,
                             GPU_MODEL_HERE) {
   static_assert(kTiles <= 4);

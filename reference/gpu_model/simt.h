@@ -329,6 +329,15 @@ inline int __float_as_int(float value) {
 inline unsigned __float_as_uint(float value) {
   return std::bit_cast<unsigned>(value);
 }
+/// Byte i of the result is byte s / 16^i % 8 of the eight of x and y, x's lowest first.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  unsigned result = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    result |= static_cast<unsigned>(bytes >> (s >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+  }
+  return result;
+}
 inline int __popc(unsigned bits) {
   return std::popcount(bits);
 }

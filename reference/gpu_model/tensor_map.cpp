@@ -9,6 +9,9 @@ std::string check_tensor_map(const TensorMap& map) {
   const auto wrong = [](const std::string& what, uint64_t value, const char* allowed) {
     return "tensor map: " + what + " = " + std::to_string(value) + " must be " + allowed;
   };
+  if (map.element_bytes != 2 && map.element_bytes != 4) {
+    return wrong("element_bytes", static_cast<uint64_t>(map.element_bytes), "2 or 4");
+  }
   if (map.rank < 1 || map.rank > 5) {
     return wrong("rank", static_cast<uint64_t>(map.rank), "1 to 5");
   }
@@ -24,8 +27,10 @@ std::string check_tensor_map(const TensorMap& map) {
       return wrong(name("stride_bytes", i), map.stride_bytes[i], "a multiple of 16 less than 2^40");
     }
   }
-  const uint32_t row_bytes = map.box[0] * 2;
-  if (row_bytes % 16 != 0) return wrong("box[0]", map.box[0], "a multiple of 8");
+  const uint32_t row_bytes = map.box[0] * static_cast<uint32_t>(map.element_bytes);
+  if (row_bytes % 16 != 0) {
+    return wrong("box[0]", map.box[0], map.element_bytes == 2 ? "a multiple of 8" : "a multiple of 4");
+  }
   if (map.swizzle_128b && row_bytes > 128) {
     return wrong("box[0]", map.box[0], "at most 64 with a 128-byte swizzle");
   }

@@ -7,9 +7,10 @@
 
 namespace gpu_model {
 
-/// A tensor of 16-bit elements in global memory, and the box of it that one copy takes.
+/// A tensor in global memory, and the box of it that one copy takes.
 struct alignas(64) TensorMap {
   const void* address = nullptr;  ///< 16-byte aligned.
+  int element_bytes = 2;          ///< 2 or 4
   int rank = 0;                   ///< 1 ... 5
   uint64_t size[5] = {};          ///< Elements, innermost dimension first.
   uint64_t stride_bytes[5] = {};  ///< Multiples of 16; [0] is not used.

@@ -236,7 +236,7 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 11 with
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 11, and of 13, with
 one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
 reference, because *results* are wrong or change with the schedule. Each kernel runs on six to nine small batches under ten

@@ -144,6 +144,29 @@ __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, floa
   return result;
 }
 
+/// a b + c of two pairs of 16-bit values, each rounded once; subnormals are kept. Section "fma" of the
+/// half precision floating point instructions,
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#half-precision-floating-point-instructions-fma
+template <typename T>
+__device__ __forceinline__ uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  }
+  return result;
+}
+/// Byte i of the result is the byte of `bytes` that digit i of the hexadecimal selector names, the last digit
+/// being 0: digits 0 to 3; and with 8 more, eight copies of that byte's sign bit. Section "prmt",
+/// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-prmt
+__device__ __forceinline__ uint32_t prmt(uint32_t bytes, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(result) : "r"(bytes), "r"(selector));
+  return result;
+}
+
 /// Lets the grid that was launched to depend on this one start as soon as all blocks have called
 /// this or ended. Before compute capability 9.0 it does nothing. Section "griddepcontrol",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
@@ -222,12 +245,14 @@ using gpu_model::ptx::cp_async_wait_group;
 using gpu_model::ptx::cvt_rn_f16x2_e4m3x2;
 using gpu_model::ptx::cvt_rn_satfinite_e4m3x2_f32;
 using gpu_model::ptx::ex2_approx;
+using gpu_model::ptx::fma_rn_x2;
 using gpu_model::ptx::griddepcontrol_launch_dependents;
 using gpu_model::ptx::griddepcontrol_wait;
 using gpu_model::ptx::ld_acquire;
 using gpu_model::ptx::ldmatrix_x4;
 using gpu_model::ptx::ldmatrix_x4_trans;
 using gpu_model::ptx::mma_m16n8k16;
+using gpu_model::ptx::prmt;
 using gpu_model::ptx::red_add_release;
 using gpu_model::ptx::st_release;
 using gpu_model::ptx::wait_until_at_least;

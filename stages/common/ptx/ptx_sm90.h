@@ -108,7 +108,7 @@ __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
 }
 /// Copies the map's box at these coordinates, innermost first, to shared memory, which is 1024-byte
 /// aligned for a 128-byte swizzle. Elements outside the tensor become 0. Completes the bytes of the
-/// whole box on the mbarrier. One thread calls it. `c0` must be a multiple of 8 (16 bytes),
+/// whole box on the mbarrier. One thread calls it. `c0` must begin at a multiple of 16 bytes,
 /// negative or not: elsewhere an H200 stops with an illegal instruction. Section
 /// "cp.async.bulk.tensor",
 /// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
@@ -599,6 +599,45 @@ __device__ __forceinline__ void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], Ma
   } else {
     static_assert(std::is_same_v<T, float16>);
     MLA_WGMMA_COLUMNS("f16", "1")
+  }
+}
+#undef MLA_WGMMA_COLUMNS
+#undef MLA_WGMMA_PRODUCT
+
+// And with A in registers.
+#define MLA_WGMMA_PRODUCT(columns, registers, a_numbers, b_number, flag_number, type, ...)         \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number                                    \
+               ", 0;\n"                                                                            \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers \
+               "}, "                                                                               \
+               "{" a_numbers "}, %" b_number ", p, 1, 1, 0;\n}"                                    \
+               : __VA_ARGS__                                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}))
+#define MLA_WGMMA_COLUMNS(type)                                                                  \
+  if constexpr (kTiles == 1) {                                                                   \
+    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "%4, %5, %6, %7", "8", "9", type, MLA_WGMMA_D(0));  \
+  } else if constexpr (kTiles == 2) {                                                            \
+    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "12", "13",    \
+                      type, MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                     \
+  } else if constexpr (kTiles == 3) {                                                            \
+    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                  \
+                      "%12, %13, %14, %15", "16", "17", type, MLA_WGMMA_D(0), MLA_WGMMA_D(1),    \
+                      MLA_WGMMA_D(2));                                                           \
+  } else {                                                                                       \
+    static_assert(kTiles == 4);                                                                  \
+    MLA_WGMMA_PRODUCT("32",                                                                      \
+                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",    \
+                      "%16, %17, %18, %19", "20", "21", type, MLA_WGMMA_D4(0));                  \
+  }
+/// A in registers; B in shared memory, K-major: [8 kTiles columns, k].
+template <typename T, int kTiles>
+__device__ __forceinline__ void wgmma_m64nNk16(float (&d)[kTiles][4], const uint32_t (&a)[4],
+                                               MatrixDescriptor b, bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    MLA_WGMMA_COLUMNS("bf16")
+  } else {
+    static_assert(std::is_same_v<T, float16>);
+    MLA_WGMMA_COLUMNS("f16")
   }
 }
 #undef MLA_WGMMA_COLUMNS

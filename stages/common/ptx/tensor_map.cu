@@ -34,7 +34,9 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
     box[i] = shape.box[i];
   }
   const CUresult result = encode(
-      map, CU_TENSOR_MAP_DATA_TYPE_UINT16, static_cast<cuuint32_t>(shape.rank),
+      map,
+      shape.element_bytes == 4 ? CU_TENSOR_MAP_DATA_TYPE_UINT32 : CU_TENSOR_MAP_DATA_TYPE_UINT16,
+      static_cast<cuuint32_t>(shape.rank),
       const_cast<void*>(address), size, stride_bytes + 1, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       shape.swizzle_128b  ? CU_TENSOR_MAP_SWIZZLE_128B
       : shape.swizzle_64b ? CU_TENSOR_MAP_SWIZZLE_64B
@@ -46,6 +48,7 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
 #else
   gpu_model::TensorMap made;
   made.address = address;
+  made.element_bytes = shape.element_bytes;
   made.rank = shape.rank;
   for (int i = 0; i < 5; ++i) {
     made.size[i] = shape.size[i];

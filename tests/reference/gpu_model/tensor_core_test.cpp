@@ -207,6 +207,40 @@ TEST_F(TensorCore, Ex2) {
   EXPECT_EQ(ptx::ex2_approx(-INFINITY), 0);
 }
 
+template <typename T>
+float fma_of(float a, float b, float c) {
+  const auto both = [](float x) { return pair(from_float<T>(x), from_float<T>(-x)); };
+  const uint32_t d = ptx::fma_rn_x2<T>(both(a), pair(from_float<T>(b), from_float<T>(b)), both(c));
+  const float low = to_float(std::bit_cast<T>(static_cast<uint16_t>(d)));
+  const float high = to_float(std::bit_cast<T>(static_cast<uint16_t>(d >> 16)));
+  EXPECT_TRUE(high == -low || std::isnan(low)) << low << ' ' << high;
+  return low;
+}
+
+TEST_F(TensorCore, FmaRoundsOnce) {
+  EXPECT_EQ(fma_of<bfloat16>(3, 5, 7), 22);
+  EXPECT_EQ(fma_of<float16>(3, 5, 7), 22);
+  // Ties go to the even number, and what is added may be far too small to be seen, but breaks them.
+  EXPECT_EQ(fma_of<bfloat16>(129, 129, 63), 16640);
+  EXPECT_EQ(fma_of<bfloat16>(1, 256, 1), 256);
+  EXPECT_EQ(fma_of<bfloat16>(9, 29, 0), 260);
+  EXPECT_EQ(fma_of<bfloat16>(9, 29, 0x1p-100f), 262);
+  EXPECT_EQ(fma_of<bfloat16>(9, 29, -0x1p-100f), 260);
+  EXPECT_EQ(fma_of<bfloat16>(7, 37, 0), 260);
+  EXPECT_EQ(fma_of<bfloat16>(7, 37, -0x1p-100f), 258);
+  EXPECT_EQ(fma_of<float16>(3, 683, 0), 2048);
+  EXPECT_EQ(fma_of<float16>(3, 683, 0x1p-24f), 2050);
+  // Subnormals, zeros and what is too large.
+  EXPECT_EQ(fma_of<bfloat16>(0x1p-133f, 0x1p+120f, 0), 0x1p-13f);
+  EXPECT_EQ(fma_of<bfloat16>(0x1p-100f, 0x1p-33f, 0), 0x1p-133f);
+  EXPECT_EQ(fma_of<float16>(0x1p-24f, 0x1p+8f, 0), 0x1p-16f);
+  EXPECT_TRUE(std::signbit(fma_of<bfloat16>(-0.0f, 1, -0.0f)));
+  EXPECT_TRUE(std::isinf(fma_of<bfloat16>(0x1p+127f, 2, 0)));
+  EXPECT_TRUE(std::isinf(fma_of<float16>(65504, 1, 16)));
+  EXPECT_EQ(fma_of<float16>(65504, 1, 15.9921875f), 65504);
+  EXPECT_TRUE(std::isnan(fma_of<float16>(INFINITY, 0, 1)));
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // A product of [16, depth] and [depth, 64] through two stages of shared memory: a tile is copied
 // while the one before it is multiplied. Every warp needs what the others copied.
