@@ -604,6 +604,24 @@ def choice_block(results):
     return [table(columns, found), f"By cold times. The worst: {worst.ratio:.3f}, {shape_title(worst.shape)}."]
 
 
+def quantised_block(results):
+    """Of every shape in 16 bits: the fastest stage on it, and on the same in each format."""
+    formats = [(name, f"_{name}") for name in ("fp8_tile128", "fp8_tensor", "int8_tile128")]
+    found = results.timed("quantised")
+    plain = [shape for shape in found if not parse_shape(shape).cache]
+    def cell(shape):
+        stage, _ = results.fastest(shape)
+        return stage and f"{cold_and_sustained(decode(results, stage, shape))} ({short(stage)})"
+    def share(shape):
+        times = [results.fastest(one)[1] for one in (shape, shape + formats[0][1])]
+        return f"{median(times[1]) / median(times[0]):.3f}" if all(times) else None
+    if not plain:
+        return []
+    columns = [SHAPE, ("16 bits", cell), *((name, lambda shape, end=end: cell(shape + end)) for name, end in formats),
+               (f"{formats[0][0]} / 16 bits", share)]
+    return [table(columns, plain), "µs, cold / sustained, of the fastest stage on each; the last column by cold times."]
+
+
 def block(name, root, results, later, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
@@ -617,6 +635,7 @@ def block(name, root, results, later, peers):
              "service": lambda: service_block(load_service(root, results)),
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
+             "quantised": lambda: quantised_block(later),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")
