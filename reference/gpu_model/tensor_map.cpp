@@ -29,7 +29,8 @@ std::string check_tensor_map(const TensorMap& map) {
   }
   const uint32_t row_bytes = map.box[0] * static_cast<uint32_t>(map.element_bytes);
   if (row_bytes % 16 != 0) {
-    return wrong("box[0]", map.box[0], map.element_bytes == 2 ? "a multiple of 8" : "a multiple of 4");
+    return wrong("box[0]", map.box[0],
+                 map.element_bytes == 2 ? "a multiple of 8" : "a multiple of 4");
   }
   if (map.swizzle_128b && row_bytes > 128) {
     return wrong("box[0]", map.box[0], "at most 64 with a 128-byte swizzle");

@@ -30,9 +30,9 @@ constexpr int kConsumers = kWarpgroups * 128;
 constexpr int kThreads = kConsumers + 128;  // and the producer's warpgroup
 // Registers of a thread, redistributed among the warpgroups: 168 each would not hold 32 rows of O.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-constexpr int kTokens = 64;                // of a tile
-constexpr int kBoxes = kHeadDimQK / 64;    // boxes of 64 columns of Q
-constexpr int kVBoxes = kHeadDimV / 64;    // those of V
+constexpr int kTokens = 64;              // of a tile
+constexpr int kBoxes = kHeadDimQK / 64;  // boxes of 64 columns of Q
+constexpr int kVBoxes = kHeadDimV / 64;  // those of V
 constexpr int kGroups = kHeadDimV / kTileColumns;
 constexpr int kAtomBytes = 8 * 128;
 static_assert(kTokens == kGrainTokens, "a tile is a grain");
@@ -61,7 +61,7 @@ struct Smem {
   float q_factor[kRows];  // what a row of Q was divided by, times the softmax's scale
   float row_max[kWarpgroups][kWarps][kRows];  // of a warp's tokens
   float row_sum[kWarpgroups][kWarps][kRows];  // the same
-  float scale_max[kWarpgroups][kWarps][kGroups];
+  float scale_max[kWarpgroups][kWarps];
   int slot;  // of the piece
   // 1 arrival, the producer's, and a tile's bytes: it is there. Not one for each buffer: a buffer may change
   // hands, and who does not wait for every phase of a barrier takes one for another.
@@ -89,7 +89,7 @@ __device__ __forceinline__ uint32_t k_values(uint32_t codes) {
 // 2^-kCodeExponent. In bf16 an e4m3 code is its own bits, moved: that is a power of two and no conversion.
 template <typename T, CacheFormat kFormat>
 constexpr int kCodeExponent =
-    std::is_same_v<T, bfloat16> && kFormat != CacheFormat::kInt8Tile128 ? 120 : 0;
+    std::is_same_v<T, bfloat16>&& kFormat != CacheFormat::kInt8Tile128 ? 120 : 0;
 template <typename T, CacheFormat kFormat, int kByte>
 __device__ __forceinline__ uint32_t v_values(uint32_t codes) {
   if constexpr (kFormat == CacheFormat::kInt8Tile128) {
@@ -106,15 +106,9 @@ __device__ __forceinline__ uint32_t v_values(uint32_t codes) {
   }
 }
 
-// 2^exponent, for exponents of -127 and more; of less 0.
-__device__ __forceinline__ float power_of_two(int exponent) {
-  const int subnormal = exponent == -127 ? 1 << 22 : 0;
-  return __int_as_float(exponent > -127 ? (exponent + 127) << 23 : subnormal);
-}
-// The least exponent of a power of two above a magnitude, from -126 to 127. NaN needs none.
-__device__ __forceinline__ int range_of(float magnitude) {
-  const uint32_t bits = __float_as_uint(magnitude);
-  return bits > 0x7F800000 ? -126 : min(127, max(-126, static_cast<int>(bits >> 23) - 126));
+// The least power of two that is not below a magnitude, up to 2^126.
+__device__ __forceinline__ float power_of_two_above(float magnitude) {
+  return __uint_as_float(min((__float_as_uint(magnitude) + 0x7FFFFF) & 0x7F800000, 0x7E800000u));
 }
 
 // Where Q's pair of columns 2i, 2i + 1 lies: box, 16-byte chunk, and word of it. A thread that loads 16
@@ -144,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Steps of 16 that are made ready while those before are multiplied: as many as there are registers for.
   constexpr int kSteps = kRows <= 16 ? 4 : 2;
   constexpr int kParts = kRows <= 16 ? 2 : 1;  // sums of S under way
-  constexpr int kBatches = 4 / kSteps;  // of a box
+  constexpr int kBatches = 4 / kSteps;         // of a box
   constexpr int kBytes = kRowBytes<kFormat>;
   using Block = Smem<kFormat, kRows>;
   constexpr int kBuffers = Block::kBuffers;
@@ -212,11 +206,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto sync_warpgroup = [&] { ptx::barrier_sync(kOneWarpgroup + warpgroup, 128); };
 
   // Of the piece, and of this warpgroup's tiles:
-  float o_rmem[kVBoxes][kTiles][4];  // O^T, of a group divided by 2^range(group)
+  float o_rmem[kVBoxes][kTiles][4];  // O^T / bound
   float m[kTiles][2];
   float l[kTiles][2];  // of this thread's tokens
-  uint32_t ranges = 0;  // no |scale| of a token so far is larger than 2^range; a signed byte each
-  const auto range = [&](int group) { return int{static_cast<int8_t>(ranges >> 8 * group)}; };
+  // A power of two, and no |scale| so far is larger; nearly always 1. And what P is multiplied by beside a
+  // scale, so that products with codes of V come out right, and fp32 holds what becomes of large scales.
+  constexpr float kCodeFactor = kCodeExponent<T, kFormat> == 120 ? 0x1p120F : 1;
+  float bound, p_factor;
 
   // Q to shared memory as fp16, a warp for each row; rows past the last become 0. bf16 has more exponents
   // than fp16: a row is divided by a power of two that brings its largest element to 2^7 and more. All
@@ -227,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       constexpr int kPairs = kHeadDimQK / 2 / 32;  // of a lane
       uint32_t pair[kPairs];
       const bool exists = rows.exists(r);
-      const auto* source = reinterpret_cast<const uint32_t*>(static_cast<const T*>(tensors.q) +
-                                                             (exists ? rows.q_place(at.sequence, r) : 0));
+      const auto* source = reinterpret_cast<const uint32_t*>(
+          static_cast<const T*>(tensors.q) + (exists ? rows.q_place(at.sequence, r) : 0));
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) pair[i] = exists ? source[i * 32 + lane] : 0;
       float down = 1, up = 1;
@@ -261,7 +257,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         reinterpret_cast<uint32_t*>(
             &smem.q[place.box][r / 8][r % 8][place.chunk ^ r % 8])[place.word] = value;
       }
-      if (lane == 0) smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
+      if (lane == 0)
+        smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
     }
   };
 
@@ -305,6 +302,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) smem.slot = next_slot;
 
     bool first = true;
+    bound = 1;
+    p_factor = kCodeFactor;
 #pragma unroll 1
     for (int token_begin = piece_begin; token_begin < end; token_begin += kTokens) {
       const int own_buffer = buffer;
@@ -315,19 +314,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       auto* tile = reinterpret_cast<unsigned char*>(smem.kv[own_buffer]);
       unsigned char* own_rows[2] = {tile + own_token * kBytes, tile + (own_token + 8) * kBytes};
 
-      // Codes = 0 past the sequence's end: they may be NaN, and 0 * NaN is NaN. Each warp's own tokens.
+      // Rows = 0 past the sequence's end: they may hold NaN, and 0 * NaN is NaN. Each warp's own tokens.
       const int tokens = at.seqlen_k - token_begin;
       if (tokens < own_warp * 16 + 16) {
         for (int t = max(tokens, own_warp * 16); t < own_warp * 16 + 16; ++t) {
-          reinterpret_cast<uint4*>(tile + t * kBytes)[lane] = make_uint4(0, 0, 0, 0);
+          for (int i = lane; i < kBytes / 16; i += 32) {
+            reinterpret_cast<uint4*>(tile + t * kBytes)[i] = make_uint4(0, 0, 0, 0);
+          }
         }
         ptx::fence_proxy_async();  // the next copy comes there
         __syncwarp();
       }
-      // Of one of this thread's two tokens; 0 past the sequence's end. Read again and again: registers are few.
+      // Of one of this thread's two tokens; read again and again, because registers are few.
+      const auto scales = [&](int i) {
+        return reinterpret_cast<const float4*>(own_rows[i] + kTileScalesByte);
+      };
       const auto scale = [&](int group, int i) {
-        const auto* scales = reinterpret_cast<const float*>(own_rows[i] + kTileScalesByte);
-        return own_token + i * 8 < tokens ? scales[group] : 0;
+        return reinterpret_cast<const float*>(scales(i))[group];
       };
 
       // S^T = K Q^T  [64, kRows], 16 columns per step; a sum for each scale, and one for the rotary columns.
@@ -339,16 +342,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       uint4 k_codes[2];          // of this thread's tokens: four steps, or two of bf16
       constexpr int kKBatches = kBoxes * kBatches;
       constexpr int kOfScale = kTileScales ? 2 * kBatches : kKBatches;  // batches of a sum
+      const auto rotary = [&](int i, int step) {
+        const auto* own = reinterpret_cast<const uint4*>(own_rows[i] + kTileRotaryByte);
+        return own[lane % 4 * 2 + step / 2];
+      };
       const auto load_k = [&](int batch) {
         const int box = batch / kBatches, first_step = batch % kBatches * kSteps;
-        if (kTileScales && box == kVBoxes) return;  // those are bf16
-        if (first_step != 0) return;                // there already
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int byte = box == kVBoxes
-                               ? kHeadDimV + lane % 4 * 16
-                               : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
-          k_codes[i] = *reinterpret_cast<const uint4*>(own_rows[i] + byte);
+        if (kTileScales && box == kVBoxes) {
+          for (int i = 0; i < 2; ++i) k_codes[i] = rotary(i, first_step);
+        } else if (first_step == 0) {  // else they are there already
+          const int byte = box == kVBoxes ? kHeadDimV + lane % 4 * 16
+                                          : box / 2 * kTileColumns + (lane % 4 * 2 + box % 2) * 16;
+          for (int i = 0; i < 2; ++i) {
+            k_codes[i] = *reinterpret_cast<const uint4*>(own_rows[i] + byte);
+          }
         }
       };
       const auto convert_k = [&](int batch) {
@@ -360,10 +367,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int step = 0; step < kSteps; ++step) {
             uint32_t(&fragment)[4] = a[batch % 2][step];
             if (kTileScales && box == kVBoxes) {
-              const auto two = *reinterpret_cast<const uint2*>(
-                  own_rows[i] + kTileRotaryByte + lane % 4 * 32 + (first_step + step) * 8);
-              fragment[i] = two.x;
-              fragment[2 + i] = two.y;
+              const uint4 two_steps = step < 2 ? k_codes[i] : rotary(i, step);
+              fragment[i] = step % 2 == 0 ? two_steps.x : two_steps.z;
+              fragment[2 + i] = step % 2 == 0 ? two_steps.y : two_steps.w;
             } else {
               fragment[i] = k_values<kFormat>(word[first_step + step] & 0xFFFF);
               fragment[2 + i] = k_values<kFormat>(word[first_step + step] >> 16);
@@ -440,20 +446,22 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
-      // m stays as long as no P exceeds the bound; if one does, m' = max(m, rowmax S + kHeadroom -
-      // kLargestP), a = 2^(m - m'), l = a l and O = a O. A group's range stays as long as no scale is
-      // outside.
+      // m stays as long as no P exceeds its bound; if one does, m' = max(m, rowmax S + kHeadroom - kLargestP),
+      // a = 2^(m - m'), l = a l and O = a O. The same for the scales' bound.
       bool exceeds = first;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         for (int j = 0; j < 4; ++j) exceeds |= s_rmem[n][j] > m[n][j % 2] + kLargestP<T>;
       }
+      float largest_scale = 0;  // NaN loses
       if constexpr (kTileScales) {
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          const float largest = fmaxf(fabsf(scale(group, 0)), fabsf(scale(group, 1)));
-          exceeds |= range_of(largest) > range(group);
+        for (int i = 0; i < 2; ++i) {
+          const float4 four = *scales(i);
+          largest_scale = fmaxf(largest_scale, fmaxf(fmaxf(fabsf(four.x), fabsf(four.y)),
+                                                     fmaxf(fabsf(four.z), fabsf(four.w))));
         }
+        exceeds |= largest_scale > bound;
       }
       if (ptx::barrier_sync_or(kOneWarpgroup + warpgroup, 128, exceeds)) {
         float largest[kTiles][2];
@@ -471,64 +479,54 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         if constexpr (kTileScales) {
 #pragma unroll
-          for (int group = 0; group < kGroups; ++group) {
-            float of_group = fmaxf(fabsf(scale(group, 0)), fabsf(scale(group, 1)));
-#pragma unroll
-            for (int offset = 4; offset < 32; offset *= 2) {
-              of_group = fmaxf(of_group, __shfl_xor_sync(0xffffffff, of_group, offset));
-            }
-            if (lane == 0) smem.scale_max[warpgroup][own_warp][group] = of_group;
+          for (int offset = 4; offset < 32; offset *= 2) {
+            largest_scale =
+                fmaxf(largest_scale, __shfl_xor_sync(0xffffffff, largest_scale, offset));
           }
+          if (lane == 0) smem.scale_max[warpgroup][own_warp] = largest_scale;
         }
         sync_warpgroup();  // all maxima are there
-        float a_row[kTiles][2];
+        float a_bound = 1;
+        if constexpr (kTileScales) {
+          float larger = bound;
+          for (int w = 0; w < kWarps; ++w) {
+            larger = fmaxf(larger, power_of_two_above(smem.scale_max[warpgroup][w]));
+          }
+          a_bound = bound / larger;
+          bound = larger;
+          p_factor = kCodeFactor / larger;
+        }
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
           for (int i = 0; i < 2; ++i) {
             for (int w = 0; w < kWarps; ++w) {
-              largest[n][i] =
-                  fmaxf(largest[n][i], smem.row_max[warpgroup][w][n * 8 + own_row + i]);
+              largest[n][i] = fmaxf(largest[n][i], smem.row_max[warpgroup][w][n * 8 + own_row + i]);
             }
             const float m_new = fmaxf(m[n][i], largest[n][i] + (kHeadroom - kLargestP<T>));
-            a_row[n][i] = ptx::ex2_approx(m[n][i] - m_new);  // old minus new: at most 1
+            const float a_m = ptx::ex2_approx(m[n][i] - m_new);  // old minus new: at most 1
             m[n][i] = m_new;
-            l[n][i] *= a_row[n][i];
-          }
-        }
-        uint32_t wider_ranges = 0;
+            l[n][i] *= a_m;
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          float a_group = 1;
-          if constexpr (kTileScales) {
-            float of_group = 0;
-            for (int w = 0; w < kWarps; ++w) {
-              of_group = fmaxf(of_group, smem.scale_max[warpgroup][w][group]);
-            }
-            const int needed = range_of(of_group);
-            const int wider = first ? needed : max(range(group), needed);
-            a_group = first ? 1 : power_of_two(range(group) - wider);
-            wider_ranges |= static_cast<uint32_t>(wider & 0xFF) << 8 * group;
-          }
-#pragma unroll
-          for (int box = group * 2; box < group * 2 + 2; ++box) {
-            for (int n = 0; n < kTiles; ++n) {
-              for (int j = 0; j < 4; ++j) o_rmem[box][n][j] *= a_row[n][j % 2] * a_group;
+            for (int box = 0; box < kVBoxes; ++box) {
+              o_rmem[box][n][i] *= a_m * a_bound;
+              o_rmem[box][n][2 + i] *= a_m * a_bound;
             }
           }
         }
-        ranges = wider_ranges;
         first = false;
       }
+
       // Codes of V of 16 columns of a box, 32 tokens each time: a pair of neighbouring codes is 16 bits, which
       // ldmatrix transposes. So a product's rows 16 w + i and 16 w + 8 + i are columns 16 w + 2i and the next.
-      uint32_t v_codes[kSteps / 2][4];  // of 8 tokens each: two of the first column in bytes 0 and 2
+      uint32_t v_codes[kSteps / 2]
+                      [4];  // of 8 tokens each: two of the first column in bytes 0 and 2
       constexpr int kVBatches = kVBoxes * kBatches;
       const auto load_v = [&](int batch) {
 #pragma unroll
         for (int i = 0; i < kSteps / 2; ++i) {
           const int token = (batch % kBatches * kSteps / 2 + i) * 32 + lane;
-          ptx::ldmatrix_x4_trans(
-              v_codes[i], tile + token * kBytes + batch / kBatches * 64 + own_warp * 16);
+          ptx::ldmatrix_x4_trans(v_codes[i],
+                                 tile + token * kBytes + batch / kBatches * 64 + own_warp * 16);
         }
       };
       const auto convert_v = [&](int batch) {
@@ -541,7 +539,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       };
       load_v(0);
 
-      // P = 2^(S - m), l = l + rowsum P. (P scale / 2^range)^T to shared memory, 8 query rows at a time.
+      // P = 2^(S - m), l = l + rowsum P. (P scale / bound)^T to shared memory, 8 query rows at a time.
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         for (int j = 0; j < 4; ++j) {
@@ -551,19 +549,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
 #pragma unroll
       for (int version = 0; version < kVersions<kFormat>; ++version) {
-        float factor[2] = {1, 1};
-        if constexpr (kTileScales) {
-          const float divided = power_of_two(-range(version));
-          for (int i = 0; i < 2; ++i) factor[i] = scale(version, i) * divided;
-        }
-        for (int i = 0; i < 2; ++i) factor[i] *= power_of_two(kCodeExponent<T, kFormat>);
+        float factor[2];
+        for (int i = 0; i < 2; ++i)
+          factor[i] = kTileScales ? scale(version, i) * p_factor : p_factor;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
           uint32_t packed[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            packed[i] =
-                pack<T>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
+            packed[i] = pack<T>(s_rmem[n][2 * i] * factor[i], s_rmem[n][2 * i + 1] * factor[i]);
           }
           const int chunk = own_warp * 2 + lane / 8 % 2;
           ptx::stmatrix_x2_trans(&p_smem[version][n][lane % 8][chunk ^ lane % 8], packed);
@@ -644,14 +638,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       const auto weighted = [&](int box, int j) {
         const float value = o_rmem[box][n][j] * weight[j % 2];
-        return kTileScales ? value * power_of_two(range(box / 2)) : value * problem.cache_scale;
+        return value * (kTileScales ? bound : problem.cache_scale);
       };
       if (n > 0) sync_consumers();  // the sums of the rows before have been read
 #pragma unroll
       for (int box = 0; box < kVBoxes; ++box) {
         if ((box / kHalf) == warpgroup) continue;
-        smem.o[warpgroup][box % kHalf][threadIdx.x % 128] = make_float4(
-            weighted(box, 0), weighted(box, 1), weighted(box, 2), weighted(box, 3));
+        smem.o[warpgroup][box % kHalf][threadIdx.x % 128] =
+            make_float4(weighted(box, 0), weighted(box, 1), weighted(box, 2), weighted(box, 3));
       }
       sync_consumers();  // the other's share is there
 #pragma unroll

@@ -126,6 +126,9 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
   constexpr bool kTileScales = has_tile_scales(kFormat);
   constexpr int kRows = Tile::kRows, kTokens = Tile::kTokens, kThreads = Tile::kThreads;
   constexpr int kTokenTiles = Tile::kWarpTokens / 8;  // 16x8 fragments of a warp's share of S
+  // What is under way side by side, as far as there are registers beside O.
+  constexpr bool kRoom = Tile::kWarpColumns * kRows <= 64 * 32;
+  [[maybe_unused]] constexpr int kUnrollChunks = kRoom ? 8 : 2, kUnrollGroups = kRoom ? 4 : 1;
   auto& smem = shared_memory<Smem<Tile, kFormat>>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int token_warp = warp % Tile::kTokenWarps, row_warp = warp / Tile::kTokenWarps;
@@ -186,7 +189,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
     const auto codes_of = [&](int r, int c) {
       return reinterpret_cast<const uint2*>(smem.codes[r])[c];
     };
-#pragma unroll 2
+#pragma unroll kUnrollChunks
     for (int i = threadIdx.x; i < kTokens * kChunks; i += kThreads) {
       const int r = i / kChunks, c = i % kChunks;
       smem.kv[r][c ^ r % 8] = values_of<T, kFormat>(codes_of(r, c));
@@ -204,8 +207,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
       }
     }
   };
-  // S = S + Q K^T  [16, kWarpTokens], over columns 8 begin to 8 end
+  // S = S + Q K^T  [16, kWarpTokens], over columns 8 begin to 8 end. A product waits for the one that it adds
+  // to: with one tile of tokens every other one adds to a sum of its own.
   const auto multiply = [&](float(&s_rmem)[kTokenTiles][4], int begin, int end) {
+    float second[kTokenTiles][4] = {};
+    auto& other = kTokenTiles == 1 ? second : s_rmem;
 #pragma unroll
     for (int k = begin; k < end; k += 4) {  // in chunks of 8 columns
       uint32_t q_rmem[2][4];                // [16 columns][16 rows]
@@ -220,8 +226,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
         const int token = token_warp * Tile::kWarpTokens + n * 8 + lane % 8;
         ptx::ldmatrix_x4(k_rmem, &smem.kv[token][(k + lane / 8) ^ lane % 8]);
         ptx::mma_m16n8k16<T>(s_rmem[n], q_rmem[0], k_rmem[0], k_rmem[1]);
-        ptx::mma_m16n8k16<T>(s_rmem[n], q_rmem[1], k_rmem[2], k_rmem[3]);
+        ptx::mma_m16n8k16<T>(other[n], q_rmem[1], k_rmem[2], k_rmem[3]);
       }
+    }
+    if constexpr (kTokenTiles == 1) {
+      for (int j = 0; j < 4; ++j) s_rmem[0][j] += second[0][j];
     }
   };
   // S = Q K^T  [16, kWarpTokens], each group's product times its tokens' scales
@@ -234,7 +243,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks)
       }
     } else {
       multiply(s, kHeadDimV / 8, kHeadDimQK / 8);  // rotary
-#pragma unroll 1
+#pragma unroll kUnrollGroups
       for (int g = 0; g < kGroups; ++g) {
         float product[kTokenTiles][4] = {};
         multiply(product, g * kTileColumns / 8, (g + 1) * kTileColumns / 8);

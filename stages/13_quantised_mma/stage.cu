@@ -15,7 +15,7 @@ using kernel::Tiling;
 
 // rows, tokens, and the warps that share the tokens of S
 using Rows16 = Tiling<16, 32, 4>;  // any device from sm_80 on; two blocks on Hopper and A100
-using Rows32 = Tiling<32, 32, 2>;  // any device; two blocks on Hopper
+using Rows32 = Tiling<32, 32, 4>;  // any device; two blocks on Hopper
 using Rows64 = Tiling<64, 32, 2>;  // A100 and Hopper
 
 // Of the formats, those with scales take most.
@@ -26,7 +26,7 @@ static_assert(kSharedBytes<Rows32> <= 101376, "99 KB");
 static_assert(kSharedBytes<Rows64> <= 166912, "163 KB");
 
 template <typename Tile>
-constexpr int kBlocks = Tile::kRows <= 32 ? 2 : 1;  // that registers leave room for
+constexpr int kBlocks = Tile::kWarps <= 4 ? 2 : 1;  // that registers leave room for
 
 // Calls f(Tile{}) with the tile for the problem: the fewest rows that hold all rows of a KV head, as
 // far as the device's shared memory and limits.max_tile_rows go.

@@ -93,6 +93,11 @@ std::vector<Case> cases() {
   add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
   // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
   add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
+  // Scales of all sizes, some larger than any product of codes and weights would bear; in each format.
+  for (int turn = 0; turn < 3; ++turn) {
+    add(DType::kBFloat16, {300, 17}, 1, 20, 2, 64, "12");
+    result.back().spec.data = DataKind::kExtremeValues;
+  }
   return result;
 }
 
@@ -236,7 +241,7 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 11, and of 13, with
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 13, with
 one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
 reference, because *results* are wrong or change with the schedule. Each kernel runs on six to nine small batches under ten

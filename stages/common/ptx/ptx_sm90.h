@@ -613,21 +613,21 @@ __device__ __forceinline__ void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], Ma
                "{" a_numbers "}, %" b_number ", p, 1, 1, 0;\n}"                                    \
                : __VA_ARGS__                                                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}))
-#define MLA_WGMMA_COLUMNS(type)                                                                  \
-  if constexpr (kTiles == 1) {                                                                   \
-    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "%4, %5, %6, %7", "8", "9", type, MLA_WGMMA_D(0));  \
-  } else if constexpr (kTiles == 2) {                                                            \
-    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "12", "13",    \
-                      type, MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                     \
-  } else if constexpr (kTiles == 3) {                                                            \
-    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                  \
-                      "%12, %13, %14, %15", "16", "17", type, MLA_WGMMA_D(0), MLA_WGMMA_D(1),    \
-                      MLA_WGMMA_D(2));                                                           \
-  } else {                                                                                       \
-    static_assert(kTiles == 4);                                                                  \
-    MLA_WGMMA_PRODUCT("32",                                                                      \
-                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",    \
-                      "%16, %17, %18, %19", "20", "21", type, MLA_WGMMA_D4(0));                  \
+#define MLA_WGMMA_COLUMNS(type)                                                                 \
+  if constexpr (kTiles == 1) {                                                                  \
+    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "%4, %5, %6, %7", "8", "9", type, MLA_WGMMA_D(0)); \
+  } else if constexpr (kTiles == 2) {                                                           \
+    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "12", "13",   \
+                      type, MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                    \
+  } else if constexpr (kTiles == 3) {                                                           \
+    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                 \
+                      "%12, %13, %14, %15", "16", "17", type, MLA_WGMMA_D(0), MLA_WGMMA_D(1),   \
+                      MLA_WGMMA_D(2));                                                          \
+  } else {                                                                                      \
+    static_assert(kTiles == 4);                                                                 \
+    MLA_WGMMA_PRODUCT("32",                                                                     \
+                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",   \
+                      "%16, %17, %18, %19", "20", "21", type, MLA_WGMMA_D4(0));                 \
   }
 /// A in registers; B in shared memory, K-major: [8 kTiles columns, k].
 template <typename T, int kTiles>

@@ -36,8 +36,8 @@ Status encode_tensor_map(const void* address, const TensorShape& shape, TensorMa
   const CUresult result = encode(
       map,
       shape.element_bytes == 4 ? CU_TENSOR_MAP_DATA_TYPE_UINT32 : CU_TENSOR_MAP_DATA_TYPE_UINT16,
-      static_cast<cuuint32_t>(shape.rank),
-      const_cast<void*>(address), size, stride_bytes + 1, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      static_cast<cuuint32_t>(shape.rank), const_cast<void*>(address), size, stride_bytes + 1, box,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       shape.swizzle_128b  ? CU_TENSOR_MAP_SWIZZLE_128B
       : shape.swizzle_64b ? CU_TENSOR_MAP_SWIZZLE_64B
                           : CU_TENSOR_MAP_SWIZZLE_NONE,

@@ -24,11 +24,12 @@ using TensorMap = gpu_model::TensorMap;
 
 /// A tensor and the box that one copy takes of it. Dimensions innermost first.
 struct TensorShape {
-  int element_bytes = 2;          ///< 2, or 4 for rows of a box of more than 512 bytes.
-  int rank = 0;                   ///< 1 ... 5
-  uint64_t size[5] = {};          ///< Elements.
-  uint64_t stride_bytes[5] = {};  ///< Between neighbours of a dimension. Multiples of 16; [0] is element_bytes.
-  uint32_t box[5] = {};           ///< Elements, 1 ... 256.
+  int element_bytes = 2;  ///< 2, or 4 for rows of a box of more than 512 bytes.
+  int rank = 0;           ///< 1 ... 5
+  uint64_t size[5] = {};  ///< Elements.
+  uint64_t stride_bytes[5] =
+      {};  ///< Between neighbours of a dimension. Multiples of 16; [0] is element_bytes.
+  uint32_t box[5] = {};  ///< Elements, 1 ... 256.
   /// Whether chunk c (16 bytes) of row r of a box, whose rows have 128 bytes, lies in place
   /// c ^ (r % 8).
   bool swizzle_128b = false;
