@@ -294,6 +294,20 @@ Names numerics() {
   return names;
 }
 
+/// Shapes in 16 bits, and in each quantised format beside.
+Names quantised() {
+  Names names;
+  for (const char* shape :
+       {"h16_q1_b1_k8192", "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h64_q1_b32_k8192",
+        "h64_q1_b128_k8192", "h128_q1_b1_k4096", "h128_q1_b128_k8192"}) {
+    for (const CacheFormat format : kCacheFormats) {
+      names.push_back(std::string(shape) +
+                      (is_quantised(format) ? std::string("_") + mla::to_string(format) : ""));
+    }
+  }
+  return names;
+}
+
 std::vector<Suite> make_suites() {
   std::vector<Suite> result = {
       {"main",
@@ -348,6 +362,7 @@ std::vector<Suite> make_suites() {
        "bf16 and fp16",
        {"h128_q1_b64_k4096", "h128_q1_b64_k4096_fp16", "h16_q1_b64_k4096",
         "h16_q1_b64_k4096_fp16"}},
+      {"quantised", "16 bits and each 8-bit cache format side by side", quantised()},
       {"causal",
        "with the causal mask and without",
        {"h128_q2_b128_k4096_causal", "h128_q2_b128_k4096"}},

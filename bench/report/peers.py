@@ -67,6 +67,8 @@ class Shape:
     def __init__(self, name, fields):
         if fields["split"]:
             raise Refusal(f"shape '{name}' asks for batch-invariant mode, which peers do not have")
+        if fields["cache_format"] != "16bit":
+            raise Refusal(f"shape '{name}' has a cache of {fields['cache_format']}, which peers are not given")
         self.name = name
         self.h_q, self.h_kv, self.s_q, self.b = (fields[key] for key in ("h_q", "h_kv", "s_q", "b"))
         self.causal, self.dtype, self.scale = fields["causal"], fields["dtype"], fields["softmax_scale"]

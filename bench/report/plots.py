@@ -78,7 +78,7 @@ def sweep(results, fixed, varied):
     for name in results.shapes:
         shape = parse_shape(name)
         plain = shape and shape.queries == 1 and not (shape.kv_heads or shape.lengths or shape.causal or shape.split or
-                                                      shape.peak or shape.fp16)
+                                                      shape.peak or shape.cache or shape.fp16)
         if plain:
             families.setdefault((shape.heads, getattr(shape, fixed)), []).append((getattr(shape, varied), name))
     panels = []

@@ -320,7 +320,8 @@ def parse_shape(name):
     """The parts of a shape's name; None if it is none."""
     match = re.fullmatch(r"h(?P<heads>\d+)(?:x(?P<kv_heads>\d+))?_q(?P<queries>\d+)(?:_b(?P<batch>\d+))?"
                          r"_k(?P<lengths>lognormal|skew|varied|stepped)?(?P<tokens>\d+(?:\+\d+)*)(?P<causal>_causal)?"
-                         r"(?:_split(?P<split>\d+))?(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
+                         r"(?:_split(?P<split>\d+))?(?:_(?P<cache>fp8_tile128|fp8_tensor|int8_tile128))?"
+                         r"(?:_peak(?P<peak>\d+))?(?P<fp16>_fp16)?", name)
     parts = {key: int(value) if value and value.isdigit() else value
              for key, value in (match.groupdict() if match else {}).items()}
     listed = "+" in str(parts.get("tokens"))
@@ -350,6 +351,7 @@ def shape_title(name):
     text += ", causal" if shape.causal else ""
     text += f", {lengths_title(shape)}"
     text += f", split every {shape.split}" if shape.split else ""
+    text += f", cache {shape.cache}" if shape.cache else ""
     text += f", peak {shape.peak}" if shape.peak else ""
     return text + (", fp16" if shape.fp16 else "")
 

@@ -7,11 +7,19 @@
 namespace mla {
 namespace {
 
+/// Whether it is stages with a plan that are chosen from: "auto" makes one always or never. As one that
+/// reads caches of 16 bits does, or, where none reads them, as any does.
+bool choice_plans(std::span<const Stage> stages) {
+  const auto reads_16_bits = [](const Stage& one) { return can_read(one, CacheFormat::k16Bit); };
+  const bool any_plain = std::any_of(stages.begin(), stages.end(), reads_16_bits);
+  return std::any_of(stages.begin(), stages.end(), [&](const Stage& one) {
+    return one.plan_shape != nullptr && (!any_plain || reads_16_bits(one));
+  });
+}
+
 /// Whether a stage is one to choose from: one without a plan only where there is no other.
 bool takes_part(std::span<const Stage> stages, const Stage& stage) {
-  return stage.plan_shape != nullptr ||
-         std::none_of(stages.begin(), stages.end(),
-                      [](const Stage& other) { return other.plan_shape != nullptr; });
+  return (stage.plan_shape != nullptr) == choice_plans(stages);
 }
 
 const Stage* find_usable(std::span<const Stage> stages, const std::string& slug, CacheFormat format,

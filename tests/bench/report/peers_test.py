@@ -46,6 +46,7 @@ class ShapeTest(unittest.TestCase):
 
     def test_refusals(self):
         for name, why in [("h7_q1_b1", "is not of the form"), ("h128_q1_b1_k4096_split64", "batch-invariant"),
+                          ("h1_q1_b2_k1_fp8_tensor", "has a cache of fp8_tensor, which peers are not given"),
                           ("h1_q1_b2_k1+2+3", "lists 3 lengths for 2 sequences")]:
             with self.assertRaisesRegex(peers.Refusal, why):
                 bench.shapes(name)

@@ -334,6 +334,10 @@ class ReportTest(unittest.TestCase):
                             ("h16x2_q1_b4_kstepped32768_split64_peak16_fp16",
                              "16 heads on 2 KV heads, 4 × stepped 256 to 32768, split every 64, peak 16, fp16"),
                             ("h16_q1_b3_k256+0+1024_fp16", "16 heads, 256 + 0 + 1024, fp16"),
+                            ("h16_q1_b1_k64_fp8_tile128", "16 heads, 1 × 64, cache fp8_tile128"),
+                            ("h16_q1_b1_k64_split64_fp8_tensor_peak4_fp16",
+                             "16 heads, 1 × 64, split every 64, cache fp8_tensor, peak 4, fp16"),
+                            ("h1_q1_b1_k1_fp8", "h1_q1_b1_k1_fp8"),
                             ("h16_q1_k256+0+1024", "16 heads, 256 + 0 + 1024"), ("h16_q1_k256", "h16_q1_k256"),
                             ("h1_q1_b1_k1_peak4_split64", "h1_q1_b1_k1_peak4_split64"),
                             ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
@@ -440,7 +444,7 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers", "later", "choice"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers", "later", "choice", "quantised"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -756,6 +760,16 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("commit abc1234", self.block("run"))  # which has the ladder's first rung
         self.assertEqual(self.cells("choice", recordings.shape_title(big))[2:], ["50.0 / 100.0", "55.0 / 110.0 (11)", "0.909"])
         self.assertEqual(self.run_report("--check")[0], 1)  # figures are not drawn
+        # 16 bits, and the same in the formats that were measured.
+        data["context"]["suite_quantised"] = ",".join([big, big + "_fp8_tile128", small, small + "_int8_tile128"])
+        codes = [entry(f"{stage}/{shape}/{mode}", time * (2 if mode == "sustained" else 1), label="idea", floor_share=0.5)
+                 for shape in [big + "_fp8_tile128", small + "_int8_tile128"] for mode in ["cold", "sustained"]
+                 for stage, time in [("12_fp8", 44.0), ("13_quantised_mma", 50.0)]]
+        self.record("h200_later_2026-11-25.json", {**data, "benchmarks": data["benchmarks"] + codes})
+        self.assertEqual(self.cells("quantised", recordings.shape_title(big))[1:],
+                         ["55.0 / 110.0 (11)", "44.0 / 88.0 (12)", "—", "—", "0.800"])
+        self.assertEqual(self.cells("quantised", recordings.shape_title(small))[1:],
+                         ["55.0 / 110.0 (11)", "—", "—", "44.0 / 88.0 (12)", "—"])
         for one in data["benchmarks"]:
             if one["name"].startswith(f"auto/{big}/cold"):
                 one["real_time"] = 57.0

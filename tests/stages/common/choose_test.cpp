@@ -223,6 +223,27 @@ TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
             "compute capability 9.0 exactly, the device has 8.0");
 }
 
+// Nor does it keep one that reads 16 bits from being chosen.
+TEST(Choose, NoStageOfQuantisedCachesAlone) {
+  std::vector<Stage> stages = {kStages[0], kStages[1], fake("05_codes", 80, 1 << 30)};
+  stages.back().cache_formats = {CacheFormat::kFp8Tensor};
+  const ChoiceTable table =
+      table_of({{{16, 1, 512}, {{"05_codes", {}, 1}, {"02_anywhere", {}, 2}}}});
+  const auto choose_by_tables = [&](std::span<const ChoiceTable> tables) {
+    return choose_among(stages, tables, problem_of(16, 1, 512), limits_of("A card", 90)).stage;
+  };
+  EXPECT_EQ(choose_by_tables({&table, 1}), &stages[1]);
+  EXPECT_EQ(choose_by_tables({}), &stages[1]);
+  stages.erase(stages.begin() + 1);
+  EXPECT_EQ(choose_by_tables({}), &stages[0]) << "one without a plan: the other cannot";
+  Problem codes = problem_of(16, 1, 512);
+  codes.cache_format = CacheFormat::kFp8Tensor;
+  EXPECT_EQ(choose_among(stages, {}, codes, limits_of("A card", 90)).stage, nullptr)
+      << "a plan for one and none for the other";
+  stages.erase(stages.begin());
+  EXPECT_EQ(choose_among(stages, {}, codes, limits_of("A card", 90)).stage, &stages[0]);
+}
+
 TEST(Choose, SettingsMustBeWorthIt) {
   const PlanSettings one{.min_grains = 1};
   const auto with = [&](double us) {

@@ -1,0 +1,54 @@
+/// @file
+/// What keeping the cache in few bits does to results: by the float64 reference's arithmetic, on the host.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "reference/quantise.h"
+#include "reference/status.h"
+
+namespace mla::bench {
+
+/// Data: one sequence, one query token, one KV head; q and the cache are N(0,1)/10, q rounded to bf16.
+struct ErrorCase {
+  int tokens = 4096;
+  int heads = 16;        ///< Query heads.
+  double deviation = 1;  ///< Of the logits, by the scale: how peaked the softmax is.
+  /// So many of the 512 latent columns are kOutlierFactor times as large, evenly apart, in every token.
+  int outliers = 0;
+  uint64_t seed = 0;
+};
+/// How much larger outlier columns are.
+inline constexpr float kOutlierFactor = 20;
+
+/// How far results are from others.
+struct Distance {
+  double out = 0;           ///< Relative L2, over all heads.
+  double out_ordinary = 0;  ///< The same over the columns that are no outliers.
+  double out_max = 0;       ///< Largest difference of an element, over the root mean square of all.
+  double lse = 0;           ///< Largest difference.
+};
+
+/// What a cache format does to the results of a case.
+struct CacheError {
+  CacheFormat format = CacheFormat::k16Bit;
+  float cache_scale = 0;  ///< Of fp8_tensor.
+  Distance from_exact;    ///< From those of the values before they were rounded to bf16.
+  Distance from_16_bits;  ///< From those of the cache in bf16; of that itself 0.
+};
+
+/// What all of them do.
+struct CacheErrors {
+  double softmax_scale = 0;     ///< That gives logits their deviation.
+  std::vector<CacheError> all;  ///< Of bf16, then of every quantised format.
+};
+
+/// Decodes a case in double from the values as they are, from a cache in bf16, and from that one quantised
+/// in every format, the scale of fp8_tensor being that of the largest value.
+/// @param num_threads  0: all cores
+/// @return kInvalidArgument for a case that is none; kOutOfMemory
+Status cache_errors(const ErrorCase& spec, ScaleRule rule, CacheErrors* errors,
+                    int num_threads = 0);
+
+}  // namespace mla::bench
