@@ -52,12 +52,11 @@ Status parse_budget(const std::string& text, double* seconds) {
   return invalid("--budget " + text + " is no time; 300s and 5m are two");
 }
 
-/// All that make a plan and read caches of 16 bits, or those that were asked for.
+/// All that make a plan, or those that were asked for.
 Status select_stages(MachineKind machine, const std::vector<std::string>& names,
                      std::vector<const Stage*>* chosen) {
   for (const Stage& stage : stages(machine)) {
-    const bool can_be_timed = stage.plan_shape != nullptr && can_read(stage, CacheFormat::k16Bit);
-    if (names.empty() && can_be_timed) chosen->push_back(&stage);
+    if (names.empty() && stage.plan_shape != nullptr) chosen->push_back(&stage);
   }
   for (const std::string& name : names) {
     std::string why_not;
@@ -65,9 +64,6 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
     if (stage == nullptr) return invalid(why_not);
     if (stage->plan_shape == nullptr || stage->slug == kAutoSlug) {
       return invalid("--stages " + name + ": only stages that make a plan are timed");
-    }
-    if (!can_read(*stage, CacheFormat::k16Bit)) {
-      return invalid("--stages " + name + ": only stages that read caches of 16 bits are timed");
     }
     chosen->push_back(stage);
   }
