@@ -767,9 +767,9 @@ class ResultsPageTest(unittest.TestCase):
                  for stage, time in [("12_fp8", 44.0), ("13_quantised_mma", 50.0)]]
         self.record("h200_later_2026-11-25.json", {**data, "benchmarks": data["benchmarks"] + codes})
         self.assertEqual(self.cells("quantised", recordings.shape_title(big))[1:],
-                         ["55.0 / 110.0 (11)", "44.0 / 88.0 (12)", "—", "—", "0.800"])
+                         ["55.0 / 110.0 (11)", "44.0 / 88.0 (12)", "0.80", "—", "—", "—", "—"])
         self.assertEqual(self.cells("quantised", recordings.shape_title(small))[1:],
-                         ["55.0 / 110.0 (11)", "—", "—", "44.0 / 88.0 (12)", "—"])
+                         ["55.0 / 110.0 (11)", "—", "—", "—", "—", "44.0 / 88.0 (12)", "0.80"])
         for one in data["benchmarks"]:
             if one["name"].startswith(f"auto/{big}/cold"):
                 one["real_time"] = 57.0
