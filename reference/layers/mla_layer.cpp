@@ -526,12 +526,13 @@ Status MlaLayer<T>::forward(const AttentionCore<T>& core, const MlaMatrix<T>& x,
 // ---------------------------------------------------------------------------- to the stages
 
 Tensors PagedDecode::tensors() {
-  return {.q = q.data(),
-          .kv_cache = kv_cache.data(),
-          .block_table = block_table.data(),
-          .seqlens_k = seqlens_k.data(),
-          .out = out.data(),
-          .lse = lse.data()};
+  return {
+      .q = q.data(),
+      .kv_cache = quantised.empty() ? static_cast<const void*>(kv_cache.data()) : quantised.data(),
+      .block_table = block_table.data(),
+      .seqlens_k = seqlens_k.data(),
+      .out = out.data(),
+      .lse = lse.data()};
 }
 
 template <typename T>
@@ -546,7 +547,8 @@ MlaMatrix<T> PagedDecode::latent() const {
 }
 
 template <typename T>
-Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode) {
+Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode,
+                         CacheFormat format, ScaleRule rule) {
   if (decode == nullptr) return invalid("decode is null");
   MLA_RETURN_IF_ERROR(validate(call));
   if (call.kv.cols() != kHeadDimQK || call.kv_lora_rank != kHeadDimV) {
@@ -566,7 +568,13 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
                   .max_pages_per_seq = pages,
                   .softmax_scale = static_cast<float>(call.softmax_scale),
                   .causal = true};
-  MLA_RETURN_IF_ERROR(validate(made.problem));
+  Problem quantised = made.problem;
+  quantised.cache_format = format;
+  if (format == CacheFormat::kFp8Tensor) {
+    const auto largest = static_cast<float>(call.kv.cwiseAbs().maxCoeff());
+    quantised.cache_scale = scale_for(format, largest, rule);
+  }
+  MLA_RETURN_IF_ERROR(validate(quantised));
   return guard_memory("a paged copy of the cache", [&]() -> Status {
     const auto round = [dtype](const T* values, int64_t count, uint16_t* bits) {
       visit_dtype(dtype, [&](auto type) {
@@ -587,6 +595,10 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
           cache_place(made.problem, contiguous, made.block_table.data(), static_cast<int>(t), 0);
       round(call.kv.row(t).data(), kHeadDimQK, made.kv_cache.data() + place);
     }
+    if (is_quantised(format)) {
+      MLA_RETURN_IF_ERROR(quantise_cache(quantised, made.kv_cache.data(), rule, &made.quantised));
+      made.problem = quantised;
+    }
     made.out.assign(static_cast<size_t>(made.problem.out_elements()), nan_bits(dtype));
     made.lse.assign(static_cast<size_t>(made.problem.lse_elements()), std::nanf(""));
     *decode = std::move(made);
@@ -594,15 +606,16 @@ Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* deco
   });
 }
 
-#define MLA_INSTANTIATE(T)                                                       \
-  template void apply_rope(const std::vector<double>&, int64_t, T*);             \
-  template Status random_weights(const MlaDims&, uint64_t, MlaWeights<T>*, int); \
-  template MlaMatrix<T> random_hidden_states<T>(int64_t, int, uint64_t);         \
-  template class MlaCache<T>;                                                    \
-  template AttentionCore<T> eigen_core<T>(int);                                  \
-  template class MlaLayer<T>;                                                    \
-  template MlaMatrix<T> PagedDecode::latent<T>() const;                          \
-  template Status make_paged_decode(const CoreCall<T>&, DType, PagedDecode*);
+#define MLA_INSTANTIATE(T)                                                                \
+  template void apply_rope(const std::vector<double>&, int64_t, T*);                      \
+  template Status random_weights(const MlaDims&, uint64_t, MlaWeights<T>*, int);          \
+  template MlaMatrix<T> random_hidden_states<T>(int64_t, int, uint64_t);                  \
+  template class MlaCache<T>;                                                             \
+  template AttentionCore<T> eigen_core<T>(int);                                           \
+  template class MlaLayer<T>;                                                             \
+  template MlaMatrix<T> PagedDecode::latent<T>() const;                                   \
+  template Status make_paged_decode(const CoreCall<T>&, DType, PagedDecode*, CacheFormat, \
+                                    ScaleRule);
 MLA_INSTANTIATE(float)
 MLA_INSTANTIATE(double)
 #undef MLA_INSTANTIATE

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "reference/problem.h"
+#include "reference/quantise.h"
 
 namespace mla {
 
@@ -214,11 +215,14 @@ class MlaLayer {
   int num_threads_ = 0;
 };
 
-/// A core call as a decode problem for the stages: rounded to 16 bits and paged. Batch 1.
+/// A core call as a decode problem for the stages: rounded to 16 bits, its cache quantised then if a format
+/// asks for it, and paged. Batch 1.
 struct PagedDecode {
-  Problem problem;                   ///< One sequence, causal, one KV head.
-  std::vector<uint16_t> q;           ///< [1, tokens, heads, 576]
-  std::vector<uint16_t> kv_cache;    ///< [pages, 64, 1, 576]; NaN past the last token
+  Problem problem;                 ///< One sequence, causal, one KV head.
+  std::vector<uint16_t> q;         ///< [1, tokens, heads, 576]
+  std::vector<uint16_t> kv_cache;  ///< [pages, 64, 1, 576]; NaN past the last token
+  std::vector<uint8_t>
+      quantised;  ///< [pages, 64, 1, row bytes]: what is decoded if it is not empty
   std::vector<int32_t> block_table;  ///< [1, pages]: the sequence's pages in reverse order
   std::vector<int32_t> seqlens_k;    ///< [1]
   std::vector<uint16_t> out;         ///< [1, tokens, heads, 512], NaN
@@ -230,10 +234,12 @@ struct PagedDecode {
   template <typename T>
   MlaMatrix<T> latent() const;
 };
-/// Makes the decode problem of a core call.
-/// @return kInvalidArgument if a cache row is not 512 + 64 wide, kOutOfMemory; `decode` is then
-/// untouched.
+/// Makes the decode problem of a core call. The scale of an fp8_tensor cache is that of its largest value.
+/// @return kInvalidArgument if a cache row is not 512 + 64 wide or the format does not go with the dtype,
+/// kOutOfMemory; `decode` is then untouched.
 template <typename T>
-Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode);
+Status make_paged_decode(const CoreCall<T>& call, DType dtype, PagedDecode* decode,
+                         CacheFormat format = CacheFormat::k16Bit,
+                         ScaleRule rule = ScaleRule::kLargest);
 
 }  // namespace mla

@@ -399,7 +399,7 @@ Status decode_on(Machine& machine, const Stage& stage, PagedDecode* host) {
     return buffers[i].assign(machine, values.data(), values.size() * sizeof values[0]);
   };
   MLA_RETURN_IF_ERROR(copy(host->q, 0));
-  MLA_RETURN_IF_ERROR(copy(host->kv_cache, 1));
+  MLA_RETURN_IF_ERROR(host->quantised.empty() ? copy(host->kv_cache, 1) : copy(host->quantised, 1));
   MLA_RETURN_IF_ERROR(copy(host->block_table, 2));
   MLA_RETURN_IF_ERROR(copy(host->seqlens_k, 3));
   MLA_RETURN_IF_ERROR(copy(host->out, 4));
@@ -422,7 +422,12 @@ Status decode_on(Machine& machine, const Stage& stage, PagedDecode* host) {
 /// latent output are rounded to nearest, each by up to half a unit in the last place: 2^-9 in bf16,
 /// 2^-12 in fp16. The softmax passes an error of the logits on to the weights; logits here are
 /// within +-10 and their errors average out over 576 columns. Five half-units cover it.
-double layer_tolerance(DType dtype) {
+///
+/// Codes are rounded to a half unit of their own: 2^-4 of an e4m3, on average half of it; of an int8 1/254 of
+/// its tile's largest value, which here is some three deviations. These errors average out over tokens, too.
+double layer_tolerance(DType dtype, CacheFormat format) {
+  if (format == CacheFormat::kInt8Tile128) return 3.0 / 127;
+  if (is_quantised(format)) return 0x1p-4;
   return 5 * (dtype == DType::kBFloat16 ? 0x1p-9 : 0x1p-12);
 }
 
@@ -436,11 +441,11 @@ void core_on(Machine& machine, const Stage& stage) {
                                       1,   3, 8};  // over a page's end, then several at once
   const Matrix expected = run(layer, MlaForm::kUnabsorbed, x, calls);
 
-  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  const auto decodes = [&](DType dtype, CacheFormat format) {
     double latent_error = 0;
     const AttentionCore<double> core = [&](const CoreCall<double>& call, Matrix* latent) -> Status {
       PagedDecode host;
-      MLA_RETURN_IF_ERROR(make_paged_decode(call, dtype, &host));
+      MLA_RETURN_IF_ERROR(make_paged_decode(call, dtype, &host, format));
       MLA_RETURN_IF_ERROR(decode_on(machine, stage, &host));
       // The same core in double, on the same rounded q~ and cache.
       ReferenceResult truth;
@@ -453,16 +458,24 @@ void core_on(Machine& machine, const Stage& stage) {
     };
     const Matrix y = run(layer, core, x, calls);
     const double error = l2_error(y, expected);
-    const std::string name = stage.slug + " " + to_string(dtype);
-    record(name + ", latent - double on the same 16 bits", latent_error);
+    const std::string name = stage.slug + " " + to_string(dtype) + " " + to_string(format);
+    record(name + ", latent - double on the same cache", latent_error);
     record(name + ", layer - double", error);
-    EXPECT_LT(error, layer_tolerance(dtype));
+    EXPECT_LT(error, layer_tolerance(dtype, format));
+    if (is_quantised(format)) {
+      EXPECT_GT(error, layer_tolerance(dtype, CacheFormat::k16Bit) / 5) << "as if of 16 bits";
+    }
+  };
+  for (const CacheFormat format : stage.cache_formats) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      if (dtype == DType::kBFloat16 || !has_tile_scales(format)) decodes(dtype, format);
+    }
   }
 }
 
 TEST(MlaLayer, CoreOnEveryStageOfTheModel) {
   for (const Stage& stage : stages(MachineKind::kModel)) {
-    if (can_read(stage, CacheFormat::k16Bit)) core_on(model_machine(), stage);
+    core_on(model_machine(), stage);
   }
 }
 
@@ -471,7 +484,6 @@ TEST(MlaLayer, CoreOnEveryStageOfTheGpu) {
   Machine* const gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
   for (const Stage& stage : stages(MachineKind::kGpu)) {
-    if (!can_read(stage, CacheFormat::k16Bit)) continue;
     const Status fit = check_device(stage, gpu->limits());
     if (fit.ok()) {
       core_on(*gpu, stage);
@@ -698,6 +710,8 @@ TEST(MlaLayerErrors, CoreCalls) {
   expect_error(make_paged_decode(CoreCall<double>{q, rows, 2, 512, 0.0}, DType::kFloat16, &decode),
                kInvalid, {"softmax_scale"});
   expect_error(make_paged_decode(good, static_cast<DType>(7), &decode), kInvalid, {"dtype"});
+  expect_error(make_paged_decode(good, DType::kFloat16, &decode, CacheFormat::kFp8Tile128),
+               kInvalid, {"fp8_tile128", "bf16"});
   EXPECT_TRUE(decode.q.empty());
   EXPECT_OK(make_paged_decode(good, DType::kFloat16, &decode));
 }
