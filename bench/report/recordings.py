@@ -254,11 +254,27 @@ def recorded(root):
 
 
 def load_later(root, results):
-    """The newest recording of the same kind of GPU with stages that this one has not; this one if there is none."""
+    """The newest recording of the same kind of GPU with stages that this one has not, of caches of 16 bits; this one if
+    there is none."""
     found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
-             if context.get("gpu") == results.context.get("gpu") and
+             if context.get("gpu") == results.context.get("gpu") and not has_formats(Results(data, path.name)) and
              set(Results(data, path.name).stages) - set(results.stages)]
     return load(max(found)[-1]) if found else results
+
+
+CACHE_FORMATS = ("fp8_tile128", "fp8_tensor", "int8_tile128")
+
+
+def has_formats(results):
+    return any(shape.endswith(CACHE_FORMATS) for shape in results.shapes)
+
+
+def load_quantised(root, results):
+    """The newest recording of the same kind of GPU with quantised caches, beside those of 16 bits; None if there is
+    none."""
+    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
+             if context.get("gpu") == results.context.get("gpu") and has_formats(Results(data, path.name))]
+    return load(max(found)[-1]) if found else None
 
 
 def load_peers(root, results):

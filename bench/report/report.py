@@ -26,8 +26,8 @@ import counters
 import plots
 import program
 import prose
-from recordings import (CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
-                        load_later, load_peers, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+                        load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
 
@@ -571,6 +571,35 @@ def later_block(later, peers):
     return [*parts, means]
 
 
+def quantised_block(quantised):
+    """Each format beside 16 bits, by the fastest stage of each."""
+    if quantised is None:
+        return []
+    plain = [shape for shape in quantised.shapes if not shape.endswith(CACHE_FORMATS)]
+    def best(format, shape):
+        stage, entry = quantised.fastest(f"{shape}_{format}" if format else shape)
+        return (stage, f"{shape}_{format}" if format else shape, entry) if entry else None
+    def times(format, shape):
+        one = best(format, shape)
+        return f"{cold_and_sustained(decode(quantised, one[0], one[1]))} ({short(one[0])})" if one else None
+    def ratio(format, shape):
+        one, base = best(format, shape), best(None, shape)
+        return f"{median(one[2]) / median(base[2]):.2f}" if one and base else None
+    columns = [SHAPE, ("16 bits", partial(times, None))]
+    for format in CACHE_FORMATS:
+        columns += [(f"`{format}`", partial(times, format)), ("of 16 bits", partial(ratio, format))]
+    return [caption(quantised), table(columns, plain),
+            "µs, cold / sustained, of the fastest stage in the run, and cold times as a part of those with 16 bits."]
+
+
+def quantised_table(quantised, stage):
+    """A stage that reads quantised caches alone, on all that it was timed on."""
+    rows = [decode(quantised, stage, shape) for shape in quantised.shapes if quantised.entry(stage, shape)]
+    (title, make), *others = DECODE
+    others = [column for column in others if column[0] != "speed-up"]
+    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
+
+
 SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
 
 
@@ -604,24 +633,6 @@ def choice_block(results):
     return [table(columns, found), f"By cold times. The worst: {worst.ratio:.3f}, {shape_title(worst.shape)}."]
 
 
-def quantised_block(results):
-    """Of every shape in 16 bits: the fastest stage on it, and on the same in each format."""
-    formats = [(name, f"_{name}") for name in ("fp8_tile128", "fp8_tensor", "int8_tile128")]
-    found = results.timed("quantised")
-    plain = [shape for shape in found if not parse_shape(shape).cache]
-    def cell(shape):
-        stage, _ = results.fastest(shape)
-        return stage and f"{cold_and_sustained(decode(results, stage, shape))} ({short(stage)})"
-    def share(shape):
-        times = [results.fastest(one)[1] for one in (shape, shape + formats[0][1])]
-        return f"{median(times[1]) / median(times[0]):.3f}" if all(times) else None
-    if not plain:
-        return []
-    columns = [SHAPE, ("16 bits", cell), *((name, lambda shape, end=end: cell(shape + end)) for name, end in formats),
-               (f"{formats[0][0]} / 16 bits", share)]
-    return [table(columns, plain), "µs, cold / sustained, of the fastest stage on each; the last column by cold times."]
-
-
 def block(name, root, results, later, peers):
     """The parts of a block of docs/results.md."""
     if name.startswith("suite-"):
@@ -635,7 +646,7 @@ def block(name, root, results, later, peers):
              "service": lambda: service_block(load_service(root, results)),
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
-             "quantised": lambda: quantised_block(later),
+             "quantised": lambda: quantised_block(load_quantised(root, results)),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
         raise Error(f"docs/results.md: no block is named '{name}'")
@@ -674,6 +685,11 @@ def texts(root, results):
         run = results if stage in results.stages else later
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
+    quantised = load_quantised(root, results)
+    for stage in unique(quantised.stages if quantised else []):
+        if stage not in results.stages and stage not in later.stages:
+            wanted.append((root / "stages" / stage / "README.md", "measurement",
+                           f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
     model, gpu = counters.load_both(root)
     for stage in unique(run["stage"] for run in model["runs"]) if model else []:
         path = root / "stages" / stage / "README.md"

@@ -15,7 +15,7 @@ using kernel::Tiling;
 
 // rows, tokens, and the warps that share the tokens of S
 using Rows16 = Tiling<16, 32, 4>;  // any device from sm_80 on; two blocks on Hopper and A100
-using Rows32 = Tiling<32, 32, 4>;  // any device; two blocks on Hopper
+using Rows32 = Tiling<32, 32, 4>;  // any device
 using Rows64 = Tiling<64, 32, 2>;  // A100 and Hopper
 
 // Of the formats, those with scales take most.

@@ -31,7 +31,8 @@ const Stage* find_usable(std::span<const Stage> stages, const std::string& slug,
   return nullptr;
 }
 
-/// The last that takes part and reads such a cache, of those that run on the device if one does.
+/// Of those that take part and read such a cache, and run on the device if one does: the one that needs the
+/// newest device, and of several the last.
 const Stage* last_usable(std::span<const Stage> stages, CacheFormat format,
                          const DeviceLimits& limits) {
   const Stage* last = nullptr;
@@ -39,6 +40,9 @@ const Stage* last_usable(std::span<const Stage> stages, CacheFormat format,
   for (const Stage& stage : stages) {
     const bool fits = check_device(stage, limits).ok();
     if (!takes_part(stages, stage) || !can_read(stage, format) || (runs && !fits)) continue;
+    const bool older =
+        last != nullptr && stage.min_compute_capability < last->min_compute_capability;
+    if (older && runs == fits) continue;
     last = &stage;
     runs = fits;
   }
@@ -195,7 +199,7 @@ std::string name_of(const Choice& choice) {
 std::string describe(const Choice& choice, const DeviceLimits& limits) {
   std::string text = name_of(choice) + ", ";
   if (choice.us == 0) {
-    return text + "the last stage that runs here: " +
+    return text + "made for the newest devices of those that run here: " +
            (choice.table == nullptr    ? "there is no table to choose by"
             : choice.regime == nullptr ? "the table has no regime of such a cache"
                                        : "the table has no time of one that does") +

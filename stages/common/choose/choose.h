@@ -21,8 +21,8 @@ inline constexpr double kWorthSettings = 0.03;
 struct Choice {
   const Stage* stage = nullptr;
   PlanSettings settings;
-  /// Time of that in `regime`; 0: the table has none that can run here, and the last stage that can was
-  /// taken.
+  /// Time of that in `regime`; 0: the table has none that can run here, and the stage for the newest
+  /// devices that can was taken.
   double us = 0;
   const ChoiceTable* table = nullptr;   ///< Null: there is none.
   const RegimeTimes* regime = nullptr;  ///< Of the table: the nearest; null: none has such a cache.
@@ -30,8 +30,8 @@ struct Choice {
 };
 
 /// Chooses among the stages for `machine` that run on a device with these limits, read the problem's cache
-/// and make a plan; among the others where no stage for this machine makes one. A function of its arguments and the tables:
-/// plan and decode of a problem choose alike.
+/// and make a plan; among the others where no stage for this machine makes one. A function of its
+/// arguments and the tables: plan and decode of a problem choose alike.
 /// @return kInvalidArgument for a problem that validate() refuses; kUnavailable if there is no stage;
 ///         kUnsupported if none runs on that device, or none of them reads such a cache
 Status choose(MachineKind machine, const Problem& problem, const DeviceLimits& limits,

@@ -197,17 +197,19 @@ TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
   EXPECT_EQ(slug(CacheFormat::k16Bit, 90, table), "03_hopper");
   EXPECT_EQ(slug(kTile, 90, table), "05_fp8_hopper");
   EXPECT_EQ(slug(kTile, 80, table), "07_fp8");
-  // Without a regime of the format, or a time in it: the last that reads it and can run.
+  // Without a regime of the format, or a time in it: of those that read it and can run, the one made for the
+  // newest devices; else the last.
   EXPECT_EQ(slug(CacheFormat::kFp8Tensor, 90, table), "07_fp8");
   EXPECT_EQ(slug(CacheFormat::k16Bit, 80, table), "06_all");
   const ChoiceTable plain = table_of({{{16, 1, 512}, {{"06_all", {}, 1}}}});
-  EXPECT_EQ(slug(kTile, 90, plain), "07_fp8");
+  EXPECT_EQ(slug(kTile, 90, plain), "05_fp8_hopper");
+  EXPECT_EQ(slug(kTile, 80, plain), "07_fp8");
   EXPECT_EQ(slug(kInt8, 90, table), "none") << "nobody with a plan";
   Problem problem = problem_of(16, 1, 512);
   problem.cache_format = kTile;
   const Choice choice = choose_among(all, {&plain, 1}, problem, limits_of("A card", 90));
   EXPECT_EQ(describe(choice, limits_of("A card", 90)),
-            "07_fp8, the last stage that runs here: the table has no regime of such a cache.");
+            "05_fp8_hopper, made for the newest devices of those that run here: the table has no regime of such a cache.");
 
   EXPECT_OK(check_candidates(all, problem, limits_of("A card", 80)));
   all.pop_back();
@@ -284,7 +286,7 @@ TEST(Choose, SaysWhatAndWhy) {
   EXPECT_PRED2(has, text, "another device than this one, of the same compute capability.");
   text = describe(choose_by(table, limits_of("A card", 80)), limits_of("A card", 80));
   EXPECT_EQ(text,
-            "02_anywhere, the last stage that runs here: the table has no time of one that "
+            "02_anywhere, made for the newest devices of those that run here: the table has no time of one that "
             "does.");
 }
 
