@@ -98,6 +98,10 @@ std::vector<Case> cases() {
     add(DType::kBFloat16, {300, 17}, 1, 20, 2, 64, "12");
     result.back().spec.data = DataKind::kExtremeValues;
   }
+  for (int turn = 0; turn < 3; ++turn) {  // some that grow, and fall, while a sequence is read
+    add(DType::kBFloat16, {420, 390}, 1, 20, 1, 64, "12");
+    result.back().spec.data = DataKind::kGrowingValues;
+  }
   return result;
 }
 
