@@ -209,7 +209,8 @@ TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
   problem.cache_format = kTile;
   const Choice choice = choose_among(all, {&plain, 1}, problem, limits_of("A card", 90));
   EXPECT_EQ(describe(choice, limits_of("A card", 90)),
-            "05_fp8_hopper, made for the newest devices of those that run here: the table has no regime of such a cache.");
+            "05_fp8_hopper, made for the newest devices of those that run here: the table has no "
+            "regime of such a cache.");
 
   EXPECT_OK(check_candidates(all, problem, limits_of("A card", 80)));
   all.pop_back();
@@ -286,7 +287,8 @@ TEST(Choose, SaysWhatAndWhy) {
   EXPECT_PRED2(has, text, "another device than this one, of the same compute capability.");
   text = describe(choose_by(table, limits_of("A card", 80)), limits_of("A card", 80));
   EXPECT_EQ(text,
-            "02_anywhere, made for the newest devices of those that run here: the table has no time of one that "
+            "02_anywhere, made for the newest devices of those that run here: the table has no "
+            "time of one that "
             "does.");
 }
 
