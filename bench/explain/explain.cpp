@@ -12,8 +12,7 @@
 namespace mla::bench {
 namespace {
 
-constexpr double kQueryBytes = (kHeadDimQK + kHeadDimV) * 2.0;  // of q and out, a row
-constexpr double kPartBytes = kHeadDimV * 4.0 + 4;              // of a row's partial result and lse
+constexpr double kPartBytes = kHeadDimV * 4.0 + 4;  // of a row's partial result and lse
 // Less is no finding: runs of one kernel on two cards differ by as much.
 constexpr double kNoticeable = 1.05;
 constexpr size_t kWidth = 100;  // of a line

@@ -265,8 +265,13 @@ def load_later(root, results):
 CACHE_FORMATS = ("fp8_tile128", "fp8_tensor", "int8_tile128")
 
 
+def is_quantised(shape):
+    parts = parse_shape(shape)
+    return bool(parts and parts.cache)
+
+
 def has_formats(results):
-    return any(shape.endswith(CACHE_FORMATS) for shape in results.shapes)
+    return any(is_quantised(shape) for shape in results.shapes)
 
 
 def load_quantised(root, results):

@@ -26,7 +26,7 @@ import counters
 import plots
 import program
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, lengths_title, load, load_cache,
+from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, is_quantised, lengths_title, load, load_cache,
                         load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
@@ -575,7 +575,7 @@ def quantised_block(quantised):
     """Each format beside 16 bits, by the fastest stage of each."""
     if quantised is None:
         return []
-    plain = [shape for shape in quantised.shapes if not shape.endswith(CACHE_FORMATS)]
+    plain = [shape for shape in quantised.shapes if not is_quantised(shape)]
     def best(format, shape):
         stage, entry = quantised.fastest(f"{shape}_{format}" if format else shape)
         return (stage, f"{shape}_{format}" if format else shape, entry) if entry else None

@@ -417,7 +417,7 @@ void add_problem(CLI::App* command, RunOptions* options) {
   command
       ->add_option("--data", options->data,
                    "needles (default: a few tokens dominate), flat, extreme values or logits, or "
-                   "tiles of 128 cache columns of many sizes")
+                   "tiles of 128 cache columns of many sizes, or values that grow along a sequence")
       ->check(CLI::IsMember(kinds))
       ->group(generated);
   command

@@ -93,6 +93,9 @@ float largest_value(const DataSet& data) {
   }
   float largest = data.spec.data == DataKind::kExtremeLogits ? 8.0f : 0.6f;  // six deviations
   if (data.spec.data == DataKind::kScaledTiles) largest *= 1 << 8;
+  if (data.spec.data == DataKind::kGrowingValues) {
+    largest *= data.spec.dtype == DType::kFloat16 ? 1 << 16 : 1 << 24;
+  }
   for (const Needle& needle : data.needles) {
     largest = std::max(largest, std::abs(to_float(data.spec.dtype, needle.bits)));
   }
@@ -113,6 +116,8 @@ const char* to_string(DataKind kind) {
       return "extreme-logits";
     case DataKind::kScaledTiles:
       return "scaled-tiles";
+    case DataKind::kGrowingValues:
+      return "growing-values";
   }
   return "unknown";
 }

@@ -43,12 +43,17 @@ enum class DataKind {
   /// for each token and KV head: scales of a quantised cache's tiles differ by it from token to token
   /// and from tile to tile.
   kScaledTiles,
+  /// q is 0 in columns 0-511, where the cache is flat times 2^-4 in tokens 0-63, 2^0 in the next 64, 2^4,
+  /// ..., and 2^24 from token 448 on; in odd sequences from 2^24 down to 2^-4; in fp16 2^16 at most. The
+  /// other columns are flat, so logits are ordinary: scales of a quantised cache grow past 1, or fall,
+  /// while a sequence is read.
+  kGrowingValues,
 };
 /// All of them, in order.
-inline constexpr DataKind kDataKinds[] = {DataKind::kFlat, DataKind::kNeedles,
+inline constexpr DataKind kDataKinds[] = {DataKind::kFlat,          DataKind::kNeedles,
                                           DataKind::kExtremeValues, DataKind::kExtremeLogits,
-                                          DataKind::kScaledTiles};
-/// "flat", "needles", "extreme-values", "extreme-logits", "scaled-tiles"
+                                          DataKind::kScaledTiles,   DataKind::kGrowingValues};
+/// "flat", "needles", "extreme-values", "extreme-logits", "scaled-tiles", "growing-values"
 const char* to_string(DataKind kind);
 
 /// A decode problem by its shape, as test lists name it.
@@ -281,6 +286,14 @@ MLA_HOST_DEVICE inline float tile_factor(uint64_t key, int tile) {
                       : static_cast<float>(1 << exponent);
 }
 
+/// What DataKind::kGrowingValues multiplies a token's columns 0-511 by.
+MLA_HOST_DEVICE inline float growing_factor(DType dtype, int sequence, int64_t token) {
+  const int step = token < 448 ? static_cast<int>(token / 64) : 7;
+  const int exponent = (sequence % 2 == 0 ? 4 * step : 28 - 4 * step) - 4;
+  if (exponent < 0) return 1.0f / 16;
+  return static_cast<float>(1 << (dtype == DType::kFloat16 && exponent > 16 ? 16 : exponent));
+}
+
 }  // namespace generator
 
 MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind, int sequence,
@@ -289,7 +302,8 @@ MLA_HOST_DEVICE inline uint16_t q_bits(uint64_t seed, DType dtype, DataKind kind
   if (kind == DataKind::kNeedles && column == kHeadDimQK - 1) {
     return generator::power_of_two(dtype, 3, false);
   }
-  if (kind == DataKind::kExtremeValues && column < kHeadDimV) return 0;
+  const bool is_rotary_alone = kind == DataKind::kExtremeValues || kind == DataKind::kGrowingValues;
+  if (is_rotary_alone && column < kHeadDimV) return 0;
   if (kind == DataKind::kExtremeLogits) {
     if (column < kHeadDimV) return 0;
     return generator::power_of_two(dtype, seed % 2 == 0 ? 9 : 7, generator::draw(key, 0) >> 63);
@@ -311,6 +325,9 @@ MLA_HOST_DEVICE inline uint16_t kv_bits(uint64_t seed, DType dtype, DataKind kin
   float value = generator::normal_tenth(key, column);
   if (kind == DataKind::kScaledTiles && column < kHeadDimV) {
     value *= generator::tile_factor(key, column / kTileColumns);
+  }
+  if (kind == DataKind::kGrowingValues && column < kHeadDimV) {
+    value *= generator::growing_factor(dtype, sequence, token);
   }
   return generator::round_to_16_bits(dtype, value);
 }

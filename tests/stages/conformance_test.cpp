@@ -179,7 +179,7 @@ bool go_together(CacheFormat format, DType dtype) {
 std::vector<DecodeCase> extreme_cases(MachineKind machine, bool quantised) {
   std::vector<DecodeCase> cases;
   std::vector<DataKind> kinds = {DataKind::kExtremeValues, DataKind::kExtremeLogits};
-  if (quantised) kinds.push_back(DataKind::kScaledTiles);
+  if (quantised) kinds.insert(kinds.end(), {DataKind::kScaledTiles, DataKind::kGrowingValues});
   for (const DataKind kind : kinds) {
     for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
       for (const bool causal : {false, true}) {

@@ -727,6 +727,33 @@ class ResultsPageTest(unittest.TestCase):
         self.block("peers")
         self.assertNotIn("| Other |", (self.root / "README.md").read_text())
 
+    def test_quantised_caches(self):
+        """A recording with them has a table of its own, and is not that of later rungs, which is of 16 bits."""
+        self.assertEqual(self.block("quantised"), recordings.NOT_RECORDED)
+        chapter = self.root / "stages" / "12_fp8" / "README.md"
+        chapter.parent.mkdir(parents=True)
+        chapter.write_text("<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        big, small = "h128_q1_b64_k4096", "h16_q1_b64_k4096"
+        data = full_results()
+        data["context"].update(date_utc="2026-11-26T00:00:00Z", commit="codes12",
+                               suite_quantised=",".join([big, big + "_fp8_tile128", small, small + "_int8_tile128"]))
+        data["benchmarks"] = [
+            entry(f"{stage}/{shape}/{mode}", time * (2 if mode == "sustained" else 1), label="idea", floor_share=0.5)
+            for shape, times in {
+                big: {"08_seesaw": 60.0, "11_cluster": 55.0}, small: {"08_seesaw": 20.0},
+                big + "_fp8_tile128": {"12_fp8": 44.0, "13_quantised_mma": 50.0}, small + "_int8_tile128": {"12_fp8": 10.0},
+                small + "_fp8_tensor_fp16": {"12_fp8": 9.0}}.items()
+            for mode in ["cold", "sustained"] for stage, time in times.items()]
+        self.record("h200_quantised_2026-11-26.json", data)
+        self.assertEqual(self.cells("quantised", recordings.shape_title(big))[1:],
+                         ["55.0 / 110.0 (11)", "44.0 / 88.0 (12)", "0.80", "—", "—", "—", "—"])
+        self.assertEqual(self.cells("quantised", recordings.shape_title(small))[1:],
+                         ["20.0 / 40.0 (08)", "—", "—", "—", "—", "10.0 / 20.0 (12)", "0.50"])
+        self.assertEqual(len(self.tables("quantised")[0]), 3)  # the header, and one row per shape in 16 bits
+        self.assertEqual(self.block("later"), recordings.NOT_RECORDED)
+        self.assertIn("16 heads, 64 × 4096, cache fp8_tensor, fp16", chapter.read_text())
+        self.assertIn("commit codes12", chapter.read_text())
+
     def test_rungs_of_a_later_recording(self):
         """They have a table, beside the chooser and the best peer, and figures of their own in their chapters."""
         chapter = self.root / "stages" / "11_cluster" / "README.md"
@@ -760,16 +787,6 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("commit abc1234", self.block("run"))  # which has the ladder's first rung
         self.assertEqual(self.cells("choice", recordings.shape_title(big))[2:], ["50.0 / 100.0", "55.0 / 110.0 (11)", "0.909"])
         self.assertEqual(self.run_report("--check")[0], 1)  # figures are not drawn
-        # 16 bits, and the same in the formats that were measured.
-        data["context"]["suite_quantised"] = ",".join([big, big + "_fp8_tile128", small, small + "_int8_tile128"])
-        codes = [entry(f"{stage}/{shape}/{mode}", time * (2 if mode == "sustained" else 1), label="idea", floor_share=0.5)
-                 for shape in [big + "_fp8_tile128", small + "_int8_tile128"] for mode in ["cold", "sustained"]
-                 for stage, time in [("12_fp8", 44.0), ("13_quantised_mma", 50.0)]]
-        self.record("h200_later_2026-11-25.json", {**data, "benchmarks": data["benchmarks"] + codes})
-        self.assertEqual(self.cells("quantised", recordings.shape_title(big))[1:],
-                         ["55.0 / 110.0 (11)", "44.0 / 88.0 (12)", "0.80", "—", "—", "—", "—"])
-        self.assertEqual(self.cells("quantised", recordings.shape_title(small))[1:],
-                         ["55.0 / 110.0 (11)", "—", "—", "—", "—", "44.0 / 88.0 (12)", "0.80"])
         for one in data["benchmarks"]:
             if one["name"].startswith(f"auto/{big}/cold"):
                 one["real_time"] = 57.0

@@ -111,6 +111,37 @@ TEST(Elements, ScaledTilesAreFlatOnesTimesAPowerOfTwo) {
   }
 }
 
+TEST(Elements, GrowingValuesAreFlatOnesTimesAPowerOfTwo) {
+  for (const DType dtype : kDTypes) {
+    for (const std::array<int, 3>& one : {std::array{0, 0, -4},
+                                          {0, 63, -4},
+                                          {0, 64, 0},
+                                          {2, 128, 4},
+                                          {2, 447, 20},
+                                          {2, 448, 24},
+                                          {0, 1 << 29, 24},
+                                          {1, 0, 24},
+                                          {1, 64, 20},
+                                          {3, 447, 0},
+                                          {3, 448, -4}}) {
+      const int sequence = one[0], token = one[1];
+      const int exponent = dtype == DType::kFloat16 ? std::min(one[2], 16) : one[2];
+      for (int column = 0; column < 576; ++column) {
+        const auto value = [&](DataKind kind) {
+          return value_of(dtype, kv_bits(3, dtype, kind, sequence, token, 1, column));
+        };
+        const double factor = column < 512 ? std::exp2(exponent) : 1;
+        // In fp16 a small flat value has fewer bits than its multiple.
+        ASSERT_NEAR(value(DataKind::kGrowingValues), factor * value(DataKind::kFlat),
+                    dtype == DType::kBFloat16 ? 0 : factor * 0x1p-13)
+            << token << " " << column;
+        EXPECT_EQ(value_of(dtype, q_bits(3, dtype, DataKind::kGrowingValues, 0, 0, 0, column)) == 0,
+                  column < 512);
+      }
+    }
+  }
+}
+
 TEST(Elements, NaNIsNaN) {
   for (const DType dtype : kDTypes) EXPECT_TRUE(std::isnan(value_of(dtype, nan_bits(dtype))));
 }
