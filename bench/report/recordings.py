@@ -12,6 +12,7 @@ SCHEMA = "flashmla_stages/2"
 PEERS_SCHEMA = "flashmla_stages/peers/1"
 COUNTERS_SCHEMA = "flashmla_stages/counters/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
+ERRORS_SCHEMA = "flashmla_formats/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
 CHOOSER = "auto"  # decodes with the stage that a table of times says is the fastest
@@ -280,6 +281,15 @@ def load_quantised(root, results):
     found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
              if context.get("gpu") == results.context.get("gpu") and has_formats(Results(data, path.name))]
     return load(max(found)[-1]) if found else None
+
+
+def load_errors(root):
+    """The study of cache formats that mla_formats wrote; None if there is none."""
+    path = root / "bench" / "results" / "cache_errors.json"
+    data = read_json(path) if path.exists() else None
+    if data and data.get("schema") != ERRORS_SCHEMA:
+        raise Error(f"{path}: schema is '{data.get('schema')}', not '{ERRORS_SCHEMA}'")
+    return data
 
 
 def load_peers(root, results):

@@ -27,7 +27,7 @@ import plots
 import program
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, is_quantised, lengths_title, load, load_cache,
-                        load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+                        load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
 
@@ -600,6 +600,18 @@ def quantised_table(quantised, stage):
     return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
 
 
+def errors_table(errors):
+    """What each cache format does to results: the study of mla_formats."""
+    formats = list(errors["cases"][0]["formats"])
+    def one(format, what, case):
+        return f"{case['formats'][format]['from_exact'][what]:.1e}"
+    columns = [("tokens", lambda case: str(case["tokens"])), ("logits' deviation", lambda case: f"{case['deviation']:g}"),
+               ("outlier columns", lambda case: str(case["outliers"]))]
+    for what, name in [("out_ordinary_rel_l2", "out"), ("lse_max", "lse")]:
+        columns += [(f"{name}, `{format}`", partial(one, format, what)) for format in formats]
+    return table(columns, errors["cases"])
+
+
 SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
 
 
@@ -690,6 +702,9 @@ def texts(root, results):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+    errors = load_errors(root)
+    if errors:
+        wanted.append((root / "docs" / "quantisation.md", "errors", markdown(errors_table(errors))))
     model, gpu = counters.load_both(root)
     for stage in unique(run["stage"] for run in model["runs"]) if model else []:
         path = root / "stages" / stage / "README.md"
