@@ -274,7 +274,7 @@ The faults are listed in `stages/mutants/mutants.txt`, each as a text of the ker
 follow the kernels. `mutant_test` fails if one of them survives, and `build/tests/mutant_test --table > docs/mutants.md`
 writes this page. A dash marks what is not found.
 
-Thirteen of the faults are exercises, in stages 07 to 11 and 13: `stages/exercise begin 07 4` takes the line out and shows what
+Fourteen of the faults are exercises, in stages 07 to 13: `stages/exercise begin 07 4` takes the line out and shows what
 the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
 
 | stage | fault | found by | message | schedules | with the detector |
