@@ -187,6 +187,16 @@ def counters_problems(data):
     return found if data.get("runs") else found + ["no runs"]
 
 
+def errors_problems(data):
+    """What keeps a file from being the study of cache formats; empty if nothing."""
+    found = [] if data.get("cases") else ["no cases"]
+    for number, case in enumerate(data.get("cases", [])):
+        found += lacking(f"case {number}", case, ["tokens", "deviation", "outliers", "formats"])
+        for format, errors in case.get("formats", {}).items():
+            found += lacking(f"case {number}, {format}", errors.get("from_exact", {}), ["out_ordinary_rel_l2", "lse_max"])
+    return found
+
+
 def problems(data, name):
     """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
     schema = data.get("context", {}).get("schema")
@@ -196,6 +206,8 @@ def problems(data, name):
         return service_problems(data)
     if schema == COUNTERS_SCHEMA:
         return counters_problems(data)
+    if data.get("schema") == ERRORS_SCHEMA:
+        return errors_problems(data)
     return Results(data, name).problems()
 
 
@@ -286,9 +298,12 @@ def load_quantised(root, results):
 def load_errors(root):
     """The study of cache formats that mla_formats wrote; None if there is none."""
     path = root / "bench" / "results" / "cache_errors.json"
-    data = read_json(path) if path.exists() else None
-    if data and data.get("schema") != ERRORS_SCHEMA:
-        raise Error(f"{path}: schema is '{data.get('schema')}', not '{ERRORS_SCHEMA}'")
+    if not path.exists():
+        return None
+    data = read_json(path)
+    found = problems(data, path.name)
+    if found:
+        raise Error(f"{path}: not a study of cache formats: " + "; ".join(found[:5]))
     return data
 
 

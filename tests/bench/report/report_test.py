@@ -463,6 +463,25 @@ class ResultsPageTest(unittest.TestCase):
 
     run_report = ReportTest.run_report
 
+    def test_study_of_cache_formats(self):
+        page = self.root / "docs" / "quantisation.md"
+        page.write_text("<!-- errors:begin -->\n<!-- errors:end -->\n")
+        def errors(out, lse):
+            return {"from_exact": {"out_ordinary_rel_l2": out, "lse_max": lse}}
+        study = {"schema": recordings.ERRORS_SCHEMA, "cases": [
+            {"tokens": 512, "deviation": 0.5, "outliers": 4,
+             "formats": {"16bit": errors(2e-3, 3e-5), "fp8_tensor": errors(4e-2, 5e-4)}}]}
+        self.record("cache_errors.json", study)
+        self.assertEqual(self.run_report("--update")[0], 0)
+        self.assertIn("| tokens | logits' deviation | outlier columns | out, `16bit` | out, `fp8_tensor` | lse, `16bit` | "
+                      "lse, `fp8_tensor` |", page.read_text())
+        self.assertIn("| 512 | 0.5 | 4 | 2.0e-03 | 4.0e-02 | 3.0e-05 | 5.0e-04 |", page.read_text())
+        del study["cases"][0]["formats"]["16bit"]["from_exact"]["lse_max"]
+        self.record("cache_errors.json", study)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 2, printed)
+        self.assertIn("case 0, 16bit lacks 'lse_max'", printed)
+
     def block(self, name):
         """What --update writes between the markers."""
         code, printed = self.run_report("--update")
