@@ -89,9 +89,9 @@ MlaMatrix<T> run(const MlaLayer<T>& layer, const How& how, const MlaMatrix<T>& x
 /// Largest difference, as a share of the largest expected value; NaN if either has one.
 template <typename A, typename B>
 double max_error(const A& actual, const B& expected) {
-  const Matrix a = actual.template cast<double>();
-  const Matrix e = expected.template cast<double>();
-  return (a - e).cwiseAbs().maxCoeff<Eigen::PropagateNaN>() / e.cwiseAbs().maxCoeff();
+  const auto difference = actual.template cast<double>() - expected.template cast<double>();
+  return difference.cwiseAbs().template maxCoeff<Eigen::PropagateNaN>() /
+         expected.template cast<double>().cwiseAbs().maxCoeff();
 }
 
 double l2_error(const Matrix& actual, const Matrix& expected) {
@@ -582,6 +582,7 @@ TEST(MlaLayerErrors, Weights) {
     (spoilt.*member).resize(rows, cols);
     const Status status = MlaLayer<double>::create(dims, std::move(spoilt), &layer);
     expect_error(status, StatusCode::kInvalidArgument, message);
+    // NOLINTNEXTLINE(bugprone-use-after-move): a refusal takes nothing
     EXPECT_EQ((spoilt.*member).size(), rows * cols) << "weights were taken";
     EXPECT_EQ(layer.dims().d_model, 0);
   };
@@ -600,7 +601,7 @@ TEST(MlaLayerErrors, Weights) {
                {"weights is null"});
   expect_error(MlaLayer<double>::create(dims, std::move(weights), nullptr),
                StatusCode::kInvalidArgument, {"layer is null"});
-  EXPECT_GT(weights.w_o.size(), 0);
+  EXPECT_GT(weights.w_o.size(), 0);  // NOLINT(bugprone-use-after-move): a refusal takes nothing
   EXPECT_OK(MlaLayer<double>::create(dims, std::move(weights), &layer));
 }
 
