@@ -21,7 +21,7 @@
 #include <type_traits>
 
 #include "reference/gpu_model/gpu_model.h"
-
+// NOLINTBEGIN(bugprone-reserved-identifier): the names are CUDA's
 #define __global__
 #define __device__
 #define __host__
@@ -382,3 +382,4 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   const std::common_type_t<A, B> x = a, y = b;
   return x > y || y != y ? x : y;
 }
+// NOLINTEND(bugprone-reserved-identifier)
