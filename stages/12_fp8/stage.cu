@@ -1,6 +1,7 @@
 // 12_fp8: checks, launch, prediction.
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
+#include "stages/common/machine/quantised_types.h"
 #include "stages/common/split/split_combine.h"
 #include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
@@ -18,22 +19,6 @@ decltype(auto) visit_rows(const Problem& problem, const DeviceLimits& limits, F&
   if (rows <= 8) return f(std::integral_constant<int, 8>());
   if (rows <= 16) return f(std::integral_constant<int, 16>());
   return f(std::integral_constant<int, 32>());
-}
-
-// Calls f(zero of the dtype, cache format). Tile scales go with bf16 alone.
-template <typename F>
-Status visit_format(const Problem& problem, F&& f) {
-  using enum CacheFormat;
-  switch (problem.cache_format) {
-    case kFp8Tile128:
-      return f(bfloat16(), std::integral_constant<CacheFormat, kFp8Tile128>());
-    case kInt8Tile128:
-      return f(bfloat16(), std::integral_constant<CacheFormat, kInt8Tile128>());
-    default:
-      return visit_dtype(problem.dtype, [&](auto zero) {
-        return f(zero, std::integral_constant<CacheFormat, kFp8Tensor>());
-      });
-  }
 }
 
 int tile_rows(const Problem& problem, const DeviceLimits& limits) {
@@ -78,7 +63,7 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
   TensorMap cache_map;
   MLA_RETURN_IF_ERROR(encode(problem, tensors, &cache_map));
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
-    return visit_format(problem, [&](auto zero, auto format) {
+    return visit_quantised_types(problem, [&](auto zero, auto format) {
       return visit_rows(problem, limits, [&](auto rows) {
         return launch(kernel::decode<decltype(zero), format(), rows()>, grid, kernel::kThreads,
                       sizeof(kernel::Smem<format(), rows()>), stream, cache_map, problem, tensors,

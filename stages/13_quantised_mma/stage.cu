@@ -3,6 +3,7 @@
 
 #include "kernel.cuh"
 #include "stages/common/machine/launch.h"
+#include "stages/common/machine/quantised_types.h"
 #include "stages/common/split/split_combine.h"
 #include "stages/common/split/workspace.h"
 #include "stages/common/stage.h"
@@ -38,21 +39,6 @@ auto visit_tiling(const Problem& problem, const DeviceLimits& limits, F&& f) {
   return f(Rows16{});
 }
 
-// Calls launch_as<T, kFormat>() with the types of the problem; only fp8_tensor goes with fp16.
-template <typename LaunchAs>
-Status visit_types(const Problem& problem, LaunchAs&& launch_as) {
-  switch (problem.cache_format) {
-    case CacheFormat::kFp8Tile128:
-      return launch_as.template operator()<bfloat16, CacheFormat::kFp8Tile128>();
-    case CacheFormat::kInt8Tile128:
-      return launch_as.template operator()<bfloat16, CacheFormat::kInt8Tile128>();
-    default:
-      return visit_dtype(problem.dtype, [&](auto zero) {
-        return launch_as.template operator()<decltype(zero), CacheFormat::kFp8Tensor>();
-      });
-  }
-}
-
 template <typename Tile>
 PlanShape plan_shape_of(const Problem& problem, const DeviceLimits& limits) {
   constexpr size_t kReserved = 1024;  // of shared memory, for every block
@@ -74,10 +60,11 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& 
   const PlanShape& shape = plan.shape;
   const SplitWorkspace split = split_workspace(problem, shape, plan.memory, scratch);
   MLA_RETURN_IF_ERROR(for_all_items(problem, shape, [&](const SplitItems& items, unsigned grid) {
-    return visit_types(problem, [&]<typename T, CacheFormat kFormat>() {
+    return visit_quantised_types(problem, [&](auto zero, auto format) {
       return visit_tiling(problem, limits, [&]<typename Tile>(Tile) {
-        return launch(kernel::decode<T, kFormat, Tile, kBlocks<Tile>>, grid, Tile::kThreads,
-                      sizeof(kernel::Smem<Tile, kFormat>), stream, problem, tensors, split, items);
+        return launch(kernel::decode<decltype(zero), format(), Tile, kBlocks<Tile>>, grid,
+                      Tile::kThreads, sizeof(kernel::Smem<Tile, format()>), stream, problem,
+                      tensors, split, items);
       });
     });
   }));
