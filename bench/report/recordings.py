@@ -266,13 +266,17 @@ def recorded(root):
     return load(max(ranked)[-1]) if ranked else None
 
 
+def newest(root, results, is_wanted):
+    """The newest recording of the same kind of GPU of those that are wanted; None if there is none."""
+    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
+             if context.get("gpu") == results.context.get("gpu") and is_wanted(Results(data, path.name))]
+    return load(max(found)[-1]) if found else None
+
+
 def load_later(root, results):
     """The newest recording of the same kind of GPU with stages that this one has not, of caches of 16 bits; this one if
     there is none."""
-    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
-             if context.get("gpu") == results.context.get("gpu") and not has_formats(Results(data, path.name)) and
-             set(Results(data, path.name).stages) - set(results.stages)]
-    return load(max(found)[-1]) if found else results
+    return newest(root, results, lambda one: not has_formats(one) and set(one.stages) - set(results.stages)) or results
 
 
 CACHE_FORMATS = ("fp8_tile128", "fp8_tensor", "int8_tile128")
@@ -290,9 +294,7 @@ def has_formats(results):
 def load_quantised(root, results):
     """The newest recording of the same kind of GPU with quantised caches, beside those of 16 bits; None if there is
     none."""
-    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
-             if context.get("gpu") == results.context.get("gpu") and has_formats(Results(data, path.name))]
-    return load(max(found)[-1]) if found else None
+    return newest(root, results, has_formats)
 
 
 def load_errors(root):
@@ -327,11 +329,7 @@ def load_peers(root, results):
 
 def load_cache(root, results):
     """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
-    if results.cache("wall"):
-        return results
-    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", SCHEMA)
-             if context.get("gpu") == results.context.get("gpu") and Results(data, path.name).cache("wall")]
-    return load(max(found)[-1]) if found else None
+    return results if results.cache("wall") else newest(root, results, lambda one: one.cache("wall"))
 
 
 def load_service(root, results):
