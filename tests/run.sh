@@ -23,11 +23,11 @@ while [[ ${1:-} =~ ^[0-9]+$ ]]; do
 done
 if [[ -n $pattern ]]; then
   build "${programs[@]}"
-  arguments=(-R "$pattern" -LE long -E 'sass|timeline' "$@")
+  arguments=(-R "$pattern" -LE long -E 'sass|timeline|mutants' "$@")
 else
   build all
   arguments=("$@")
   if [[ $# -eq 0 ]]; then arguments=(-LE long); fi
 fi
-# One test at a time: the stages' tests and the reference use every core themselves.
-ctest --test-dir build --output-on-failure "${arguments[@]}"
+# Two tests at a time: many use every core themselves, those of kernels whose blocks run together only one.
+ctest --test-dir build --output-on-failure --parallel 2 "${arguments[@]}"

@@ -269,7 +269,8 @@ int run_mutants(const Options& options) {
     for (const CacheFormat format : kCacheFormats) {
       const std::vector<Stage>& all = stages(MachineKind::kModel);
       if (std::none_of(all.begin(), all.end(), [&](const Stage& stage) {
-            return has_turn(stage, all_cases[turn], turn, format);
+            return stage.slug.starts_with(options.stage) &&
+                   has_turn(stage, all_cases[turn], turn, format);
           })) {
         continue;
       }
@@ -297,7 +298,7 @@ int run_mutants(const Options& options) {
   // First the kernels as they are: else a rejection would prove nothing.
   mutant = 0;
   for (const Stage& stage : stages(MachineKind::kModel)) {
-    if (!options.stage.empty() && !stage.slug.starts_with(options.stage)) continue;
+    if (!stage.slug.starts_with(options.stage)) continue;
     const Findings findings =
         run_all(stage, prepared, kSeeds, true, [](const std::string&) { return false; });
     for (const std::string& message : findings.messages) fail(stage.slug + " as it is: " + message);
@@ -307,7 +308,7 @@ int run_mutants(const Options& options) {
   if (options.table) std::printf("%s", kPage);
   int run = 0;
   for (const Mutant& each : kMutants) {
-    if (!options.stage.empty() && !each.stage.starts_with(options.stage)) continue;
+    if (!each.stage.starts_with(options.stage)) continue;
     if (each.name.find(options.name) == std::string::npos) continue;
     ++run;
     const std::string name = each.stage.substr(0, 2) + " " + each.name;
