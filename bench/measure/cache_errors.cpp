@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <new>
-#include <string>
 
 #include "reference/parallel_for.h"
 #include "reference/testing/data_generator.h"
@@ -16,29 +16,31 @@ namespace mla::bench {
 namespace {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Values = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// Tokens that are in double at once.
+/// Tokens that are in memory at once.
 constexpr int kBlock = 512;
-
-/// Fills a row [576] with what a cache says of a token.
-using Row = std::function<void(int token, double* row)>;
 
 struct Decoded {
   Matrix out;           // [heads, 512]
   Eigen::VectorXd lse;  // [heads]
 };
 
-Status check(const ErrorCase& spec) {
+Status check(const ErrorCase& spec, std::span<const double> deviations) {
   const auto refused = [](const std::string& what, const char* allowed) {
     return Status(StatusCode::kInvalidArgument, what + " must be " + allowed);
   };
   if (spec.tokens < 1) return refused(fmt::format("tokens = {}", spec.tokens), "at least 1");
   if (spec.heads < 1) return refused(fmt::format("heads = {}", spec.heads), "at least 1");
-  if (!(spec.deviation > 0) || std::isinf(spec.deviation)) {
-    return refused(fmt::format("deviation = {}", spec.deviation), "finite and greater than 0");
-  }
   if (spec.outliers < 0 || spec.outliers > kHeadDimV) {
     return refused(fmt::format("outliers = {}", spec.outliers), "0 to 512");
+  }
+  if (!(spec.rotary > 0) || std::isinf(spec.rotary)) {
+    return refused(fmt::format("rotary = {}", spec.rotary), "finite and greater than 0");
+  }
+  for (const double deviation : deviations) {
+    if (deviation > 0 && !std::isinf(deviation)) continue;
+    return refused(fmt::format("deviation = {}", deviation), "finite and greater than 0");
   }
   return {};
 }
@@ -48,24 +50,6 @@ bool is_outlier(const ErrorCase& spec, int column) {
     if (i * kHeadDimV / spec.outliers == column) return true;
   }
   return false;
-}
-
-/// The values as they are: [tokens, 576].
-std::vector<float> exact_values(const ErrorCase& spec, int num_threads) {
-  std::vector<float> values(static_cast<size_t>(spec.tokens) * kHeadDimQK);
-  std::vector<bool> outlier;
-  for (int column = 0; column < kHeadDimV; ++column) outlier.push_back(is_outlier(spec, column));
-  parallel_for(spec.tokens, num_threads, [&](int64_t token) {
-    const uint64_t key = generator::row_key(spec.seed, generator::Stream::kCache, 0, token, 0);
-    float* const row = &values[static_cast<size_t>(token) * kHeadDimQK];
-    for (int column = 0; column < kHeadDimQK; ++column) {
-      row[column] = generator::normal_tenth(key, column);
-    }
-    for (int column = 0; column < kHeadDimV; ++column) {
-      if (outlier[static_cast<size_t>(column)]) row[column] *= kOutlierFactor;
-    }
-  });
-  return values;
 }
 
 Matrix queries(const ErrorCase& spec) {
@@ -79,42 +63,163 @@ Matrix queries(const ErrorCase& spec) {
   return q;
 }
 
-/// Calls visit(first, rows [block, 576]) for the tokens, block by block.
+/// Calls visit(values [block, 576]) with the values as they are, block by block.
 template <typename Visit>
-void for_each_block(int tokens, const Row& row, int num_threads, const Visit& visit) {
-  for (int first = 0; first < tokens; first += kBlock) {
-    Matrix rows(std::min(kBlock, tokens - first), kHeadDimQK);
-    parallel_for(rows.rows(), num_threads,
-                 [&](int64_t i) { row(first + static_cast<int>(i), rows.row(i).data()); });
-    visit(first, rows);
+void for_each_block(const ErrorCase& spec, int num_threads, const Visit& visit) {
+  Eigen::RowVectorXf factors = Eigen::RowVectorXf::Ones(kHeadDimQK);
+  for (int column = 0; column < kHeadDimV; ++column) {
+    if (is_outlier(spec, column)) factors(column) = kOutlierFactor;
+  }
+  factors.tail(kHeadDimQK - kHeadDimV).setConstant(static_cast<float>(spec.rotary));
+  Values values;
+  for (int first = 0; first < spec.tokens; first += kBlock) {
+    values.resize(std::min(kBlock, spec.tokens - first), kHeadDimQK);
+    parallel_for(values.rows(), num_threads, [&](int64_t i) {
+      const uint64_t key =
+          generator::row_key(spec.seed, generator::Stream::kCache, 0, first + i, 0);
+      for (int column = 0; column < kHeadDimQK; ++column) {
+        values(i, column) = generator::normal_tenth(key, column) * factors(column);
+      }
+    });
+    visit(values);
   }
 }
 
-/// S = Q K^T, without the scale.  [heads, tokens]
-Matrix scores_of(const Matrix& q, int tokens, const Row& row, int num_threads) {
-  Matrix scores(q.rows(), tokens);
-  for_each_block(tokens, row, num_threads, [&](int first, const Matrix& keys) {
-    scores.middleCols(first, keys.rows()).noalias() = q * keys.transpose();
-  });
-  return scores;
-}
+/// What is known of all values before any is decoded.
+struct Survey {
+  float largest = 0;     // magnitude of a value
+  double deviation = 0;  // of q.k; if there is one alone, its magnitude
+};
 
-Decoded decode(const Matrix& q, double scale, int tokens, const Row& row, int num_threads) {
-  Matrix weights = scale * scores_of(q, tokens, row, num_threads);
-  Decoded result;
-  result.lse.resize(q.rows());
-  for (Eigen::Index head = 0; head < q.rows(); ++head) {
-    const double m = weights.row(head).maxCoeff();
-    weights.row(head) = (weights.row(head).array() - m).exp();
-    const double l = weights.row(head).sum();
-    weights.row(head) /= l;
-    result.lse(head) = m + std::log(l);
-  }
-  result.out = Matrix::Zero(q.rows(), kHeadDimV);
-  for_each_block(tokens, row, num_threads, [&](int first, const Matrix& values) {
-    result.out.noalias() += weights.middleCols(first, values.rows()) * values.leftCols(kHeadDimV);
+Survey survey(const ErrorCase& spec, const Matrix& q, int num_threads) {
+  Survey result;
+  double sum = 0, squares = 0, largest = 0;
+  for_each_block(spec, num_threads, [&](const Values& values) {
+    result.largest = std::max(result.largest, values.cwiseAbs().maxCoeff());
+    const Matrix scores = q * values.cast<double>().transpose();
+    sum += scores.sum();
+    squares += scores.squaredNorm();
+    largest = std::max(largest, scores.cwiseAbs().maxCoeff());
   });
+  const double count = static_cast<double>(spec.tokens) * spec.heads;
+  const double variance = squares / count - sum / count * (sum / count);
+  const bool differ = variance > 1e-12 * squares / count;
+  result.deviation = differ ? std::sqrt(variance) : std::max(largest, 1e-9);
   return result;
+}
+
+/// Attention with one softmax scale over keys that come block by block.
+class Decoder {
+ public:
+  Decoder(int heads, double scale)
+      : scale_(scale),
+        m_(Eigen::VectorXd::Constant(heads, -std::numeric_limits<double>::infinity())),
+        l_(Eigen::VectorXd::Zero(heads)),
+        out_(Matrix::Zero(heads, kHeadDimV)) {}
+
+  /// @param scores  [heads, block] q.k
+  void add(const Matrix& scores, const Matrix& keys) {
+    Matrix weights = scale_ * scores;
+    for (Eigen::Index head = 0; head < weights.rows(); ++head) {
+      const double m = std::max(m_(head), weights.row(head).maxCoeff());
+      weights.row(head) = (weights.row(head).array() - m).exp();
+      const double kept = std::exp(m_(head) - m);
+      l_(head) = l_(head) * kept + weights.row(head).sum();
+      out_.row(head) *= kept;
+      m_(head) = m;
+    }
+    out_.noalias() += weights * keys.leftCols(kHeadDimV);
+  }
+  Decoded result() const {
+    return {out_.array().colwise() / l_.array(), m_.array() + l_.array().log()};
+  }
+
+ private:
+  double scale_;
+  Eigen::VectorXd m_,
+      l_;       // [heads] the largest logit so far, and the sum of weights relative to it
+  Matrix out_;  // [heads, 512] relative to it
+};
+
+/// One way to keep the values, and the results from what it keeps.
+struct Way {
+  CacheError error;
+  std::function<void(const float* values, double* row)> keep;  // [576] to [576]
+  std::vector<Decoder> decoders{};                             // one for each scale
+
+  void add(const Matrix& q, const Values& values) {
+    Matrix keys(values.rows(), kHeadDimQK);
+    for (Eigen::Index i = 0; i < values.rows(); ++i) {
+      keep(values.row(i).data(), keys.row(i).data());
+    }
+    const Matrix scores = q * keys.transpose();
+    for (Decoder& decoder : decoders) decoder.add(scores, keys);
+  }
+};
+
+void round_row(const float* values, float* rounded) {
+  for (int column = 0; column < kHeadDimQK; ++column) {
+    rounded[column] = to_float(DType::kBFloat16, round_to_bfloat16(values[column]));
+  }
+}
+
+void quantise_and_read(const Problem& problem, ScaleRule rule, const float* values, double* row) {
+  alignas(16) uint8_t codes[kTileRowBytes];
+  quantise_row(problem, rule, values, codes);
+  dequantise_row(problem, codes, row);
+}
+
+/// Rotary columns in e4m3, by the scale of their largest.
+void rotary_in_e4m3(ScaleRule rule, const float* values, double* row) {
+  constexpr CacheFormat kFormat = CacheFormat::kFp8Tile128;
+  float largest = 0;
+  for (int column = kHeadDimV; column < kHeadDimQK; ++column) {
+    largest = std::max(largest, std::abs(values[column]));
+  }
+  const float scale = scale_for(kFormat, largest, rule);
+  for (int column = kHeadDimV; column < kHeadDimQK; ++column) {
+    row[column] =
+        double{e4m3_value(quantise_value(kFormat, values[column], scale))} * double{scale};
+  }
+}
+
+/// The values as they are, first; then in bf16, and from that in every quantised format and as
+/// kRotaryInE4M3 says.
+std::vector<Way> all_ways(float largest, ScaleRule rule) {
+  std::vector<Way> ways;
+  const auto copy = [](const float* values, double* row) { std::copy_n(values, kHeadDimQK, row); };
+  const auto add_from_bf16 = [&](CacheError error, auto keep) {
+    ways.push_back({std::move(error), [keep](const float* values, double* row) {
+                      float rounded[kHeadDimQK];
+                      round_row(values, rounded);
+                      keep(rounded, row);
+                    }});
+  };
+  ways.push_back({{"exact"}, copy});
+  for (const CacheFormat format : kCacheFormats) {
+    Problem problem;
+    problem.cache_format = format;
+    CacheError error{to_string(format), problem.cache_row_bytes()};
+    if (format == CacheFormat::kFp8Tensor) {
+      error.cache_scale = problem.cache_scale =
+          scale_for(format, to_float(DType::kBFloat16, round_to_bfloat16(largest)), rule);
+    }
+    if (!is_quantised(format)) {
+      add_from_bf16(error, copy);
+    } else {
+      add_from_bf16(error, [problem, rule](const float* values, double* row) {
+        quantise_and_read(problem, rule, values, row);
+      });
+    }
+  }
+  Problem tiles;
+  tiles.cache_format = CacheFormat::kFp8Tile128;
+  constexpr int kBytes = 608;  // 576 codes and 5 scales, up to a multiple of 16
+  add_from_bf16({kRotaryInE4M3, kBytes}, [tiles, rule](const float* values, double* row) {
+    quantise_and_read(tiles, rule, values, row);
+    rotary_in_e4m3(rule, values, row);
+  });
+  return ways;
 }
 
 Distance distance(const ErrorCase& spec, const Decoded& a, const Decoded& b) {
@@ -131,62 +236,42 @@ Distance distance(const ErrorCase& spec, const Decoded& a, const Decoded& b) {
           (a.lse - b.lse).cwiseAbs().maxCoeff()};
 }
 
-CacheErrors decode_all(const ErrorCase& spec, ScaleRule rule, int num_threads) {
-  const std::vector<float> exact = exact_values(spec, num_threads);
+std::vector<CacheErrors> decode_all(const ErrorCase& spec, std::span<const double> deviations,
+                                    ScaleRule rule, int num_threads) {
   const Matrix q = queries(spec);
-  const auto value = [&](int token, int column) {
-    return exact[static_cast<size_t>(token) * kHeadDimQK + static_cast<size_t>(column)];
-  };
-  const auto bf16 = [&](int token, int column) {
-    return to_float(DType::kBFloat16, round_to_bfloat16(value(token, column)));
-  };
-  const Row as_it_is = [&](int token, double* row) {
-    for (int column = 0; column < kHeadDimQK; ++column) row[column] = double{value(token, column)};
-  };
-  const Row in_bf16 = [&](int token, double* row) {
-    for (int column = 0; column < kHeadDimQK; ++column) row[column] = double{bf16(token, column)};
-  };
-  const Matrix scores = scores_of(q, spec.tokens, as_it_is, num_threads);
-  const double mean = scores.mean();
-  const double square = (scores.array() - mean).square().mean();
-  // One token has one logit: then the scale is that of logits as large as q.k.
-  const double scale = spec.deviation / (square > 0 ? std::sqrt(square)
-                                                    : std::max(scores.cwiseAbs().maxCoeff(), 1e-9));
-
-  const Decoded truth = decode(q, scale, spec.tokens, as_it_is, num_threads);
-  const Decoded plain = decode(q, scale, spec.tokens, in_bf16, num_threads);
-  CacheErrors errors{scale, {{CacheFormat::k16Bit, 0, distance(spec, plain, truth), {}}}};
-  float largest = 0;
-  for (const float x : exact) largest = std::max(largest, std::abs(x));
-  for (const CacheFormat format : kCacheFormats) {
-    if (!is_quantised(format)) continue;
-    Problem problem;
-    problem.cache_format = format;
-    problem.cache_scale =
-        scale_for(format, to_float(DType::kBFloat16, round_to_bfloat16(largest)), rule);
-    const Row quantised = [&](int token, double* row) {
-      float values[kHeadDimQK];
-      alignas(16) uint8_t codes[kTileRowBytes];
-      for (int column = 0; column < kHeadDimQK; ++column) values[column] = bf16(token, column);
-      quantise_row(problem, rule, values, codes);
-      dequantise_row(problem, codes, row);
-    };
-    const Decoded result = decode(q, scale, spec.tokens, quantised, num_threads);
-    errors.all.push_back({format, format == CacheFormat::kFp8Tensor ? problem.cache_scale : 0,
-                          distance(spec, result, truth), distance(spec, result, plain)});
+  const Survey known = survey(spec, q, num_threads);
+  std::vector<CacheErrors> errors;
+  std::vector<Way> ways = all_ways(known.largest, rule);
+  for (const double deviation : deviations) {
+    errors.push_back({deviation, deviation / known.deviation, {}});
+    for (Way& way : ways) way.decoders.emplace_back(spec.heads, errors.back().softmax_scale);
+  }
+  for_each_block(spec, num_threads, [&](const Values& values) {
+    parallel_for(static_cast<int64_t>(ways.size()), num_threads,
+                 [&](int64_t i) { ways[static_cast<size_t>(i)].add(q, values); });
+  });
+  for (size_t i = 0; i < errors.size(); ++i) {
+    const Decoded exact = ways[0].decoders[i].result(), plain = ways[1].decoders[i].result();
+    for (size_t j = 1; j < ways.size(); ++j) {
+      const Decoded result = ways[j].decoders[i].result();
+      CacheError error = ways[j].error;
+      error.from_exact = distance(spec, result, exact);
+      error.from_16_bits = distance(spec, result, plain);
+      errors[i].all.push_back(error);
+    }
   }
   return errors;
 }
 
 }  // namespace
 
-Status cache_errors(const ErrorCase& spec, ScaleRule rule, CacheErrors* errors, int num_threads) {
-  MLA_RETURN_IF_ERROR(check(spec));
+Status cache_errors(const ErrorCase& spec, std::span<const double> deviations, ScaleRule rule,
+                    std::vector<CacheErrors>* errors, int num_threads) {
+  MLA_RETURN_IF_ERROR(check(spec, deviations));
   try {
-    *errors = decode_all(spec, rule, num_threads);
+    *errors = decode_all(spec, deviations, rule, num_threads);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory,
-            "no memory for " + std::to_string(spec.tokens) + " tokens in double"};
+    return {StatusCode::kOutOfMemory, "no memory for blocks of the cache in double"};
   }
   return {};
 }

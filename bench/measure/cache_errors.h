@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "reference/quantise.h"
@@ -13,10 +15,10 @@ namespace mla::bench {
 /// Data: one sequence, one query token, one KV head; q and the cache are N(0,1)/10, q rounded to bf16.
 struct ErrorCase {
   int tokens = 4096;
-  int heads = 16;        ///< Query heads.
-  double deviation = 1;  ///< Of the logits, by the scale: how peaked the softmax is.
+  int heads = 16;  ///< Query heads.
   /// So many of the 512 latent columns are kOutlierFactor times as large, evenly apart, in every token.
   int outliers = 0;
+  double rotary = 1;  ///< The 64 rotary columns are so many times as large, in every token.
   uint64_t seed = 0;
 };
 /// How much larger outlier columns are.
@@ -32,23 +34,32 @@ struct Distance {
 
 /// What a cache format does to the results of a case.
 struct CacheError {
-  CacheFormat format = CacheFormat::k16Bit;
-  float cache_scale = 0;  ///< Of fp8_tensor.
-  Distance from_exact;    ///< From those of the values before they were rounded to bf16.
-  Distance from_16_bits;  ///< From those of the cache in bf16; of that itself 0.
+  std::string format;       ///< Its name.
+  int row_bytes = 0;        ///< Of a token.
+  float cache_scale = 0;    ///< Of fp8_tensor; else 0.
+  Distance from_exact{};    ///< From those of the values before they were rounded to bf16.
+  Distance from_16_bits{};  ///< From those of the cache in bf16; of that itself 0.
 };
 
 /// What all of them do.
 struct CacheErrors {
-  double softmax_scale = 0;     ///< That gives logits their deviation.
-  std::vector<CacheError> all;  ///< Of bf16, then of every quantised format.
+  double deviation = 0;      ///< Of the logits: how peaked the softmax is.
+  double softmax_scale = 0;  ///< That gives logits their deviation.
+  /// Of bf16, of every quantised format, and of kRotaryInE4M3.
+  std::vector<CacheError> all;
 };
 
+/// A format that is in this study alone: fp8_tile128 with rotary columns of e4m3, too, and a fifth scale, theirs.
+inline constexpr const char* kRotaryInE4M3 = "fp8_tile128_rotary_e4m3";
+
 /// Decodes a case in double from the values as they are, from a cache in bf16, and from that one quantised
-/// in every format, the scale of fp8_tensor being that of the largest value.
+/// in every format, the scale of fp8_tensor being that of the largest value. Rows are made when they are
+/// read, so memory does not grow with tokens.
+/// @param deviations  of the logits, by the softmax's scale
+/// @param errors  one for each deviation
 /// @param num_threads  0: all cores
 /// @return kInvalidArgument for a case that is none; kOutOfMemory
-Status cache_errors(const ErrorCase& spec, ScaleRule rule, CacheErrors* errors,
-                    int num_threads = 0);
+Status cache_errors(const ErrorCase& spec, std::span<const double> deviations, ScaleRule rule,
+                    std::vector<CacheErrors>* errors, int num_threads = 0);
 
 }  // namespace mla::bench

@@ -1,4 +1,5 @@
-"""The figures of docs/results.md, from a results file: bench/report/report.py --plots draws them.
+"""The figures of docs/results.md, from a results file, and of docs/quantisation.md, from the study of cache formats:
+bench/report/report.py --plots draws them.
 
 What a figure shows is worked out without matplotlib, so that `--check` can tell a stale one: each SVG holds the name of
 its results file and a hash of these data. Text stays text; every colour is a CSS variable with a value for light pages
@@ -10,7 +11,7 @@ import json
 import re
 from math import atan2, degrees, log, log10
 
-from recordings import floor_us, parse_shape, shape_title, short, us, varlen_pairs
+from recordings import error_of, floor_us, parse_shape, shape_title, short, us, varlen_pairs
 
 # name: light, dark. Stages: Okabe and Ito's palette, which the colour-blind can tell apart, its yellow left out.
 COLOURS = {
@@ -23,6 +24,11 @@ COLOURS = {
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 MARKERS = dict(zip(("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s10"), "os^Dv<>Ph"))
 LADDER_SHAPES = ["h128_q1_b128_k8192", "h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
+# The formats of the study, lightest first; a page shows these alone.
+FORMATS = {"16bit": "s1", "int8_tile128": "s3", "fp8_tile128": "s6", "fp8_tensor": "s7"}
+FORMAT_MARKERS = dict(zip(FORMATS, "oD^s"))
+ERRORS_DEVIATIONS = [1, 16]  # a panel for each
+ERRORS_TOKENS = 8192
 ROOFLINE_SHAPES = ["h16_q1_b128_k8192", "h32_q1_b128_k8192", "h64_q1_b128_k8192", "h128_q1_b128_k8192"]
 
 
@@ -123,13 +129,43 @@ def varlen(results):
     return {"rows": rows} if rows else None
 
 
+def error_panels(errors, varied, panels):
+    """A panel for each title and what its cases have in common, if three cases or more do; in it a line for each format
+    over what is varied."""
+    found = []
+    for title, fixed in panels.items():
+        cases = sorted((case for case in errors.cases.values()
+                        if all(case[key] == value for key, value in {"rotary": 1, **fixed}.items())),
+                       key=lambda case: case[varied])
+        if len(cases) >= 3:
+            found.append({"title": title, "x": [case[varied] for case in cases],
+                          "errors": {format: [rounded(100 * error_of(case, format)) for case in cases]
+                                     for format in FORMATS if all(format in case["formats"] for case in cases)}})
+    return {"panels": found} if found else None
+
+
+def errors_length(errors):
+    return error_panels(errors, "tokens", {f"logits' deviation {deviation}": {"deviation": deviation, "outliers": 0}
+                                           for deviation in ERRORS_DEVIATIONS})
+
+
+def errors_deviation(errors):
+    many = max(case["outliers"] for case in errors.cases.values())
+    return error_panels(errors, "deviation", {
+        f"{ERRORS_TOKENS} tokens, {outliers or 'no'} outlier columns": {"tokens": ERRORS_TOKENS, "outliers": outliers}
+        for outliers in (0, many)})
+
+
 DATA = {"ladder": ladder, "roofline": roofline, "length": length, "batch": batch, "cold_sustained": cold_sustained,
         "varlen": varlen}
 
 
-def wanted(results):
-    """{name: data} of the figures that these results can fill."""
-    found = {name: make(results) for name, make in DATA.items()}
+ERRORS_DATA = {"errors_length": errors_length, "errors_deviation": errors_deviation}
+
+
+def wanted(results, of=DATA):
+    """{name: data} of the figures that these results can fill; of=ERRORS_DATA: that the study of cache formats can."""
+    found = {name: make(results) for name, make in of.items()}
     return {name: data for name, data in found.items() if data}
 
 
@@ -351,6 +387,37 @@ def draw_batch(data):
     return draw_sweep(data, "sequences", lambda panel: f"{panel['heads']} heads, {panel['tokens']} tokens each")
 
 
+def draw_errors(data, x_label, x_text):
+    panels = data["panels"]
+    figure, every = canvas(7.6, 3.9, panels=len(panels))
+    figure.subplots_adjust(left=0.085, right=0.875, top=0.93, bottom=0.125, wspace=0.62)
+    values = [value for panel in panels for line in panel["errors"].values() for value in line]
+    for axes, panel in zip(every, panels):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(panel["x"][0] / 1.15, panel["x"][-1] * 1.1)
+        axes.set_ylim(min(values) * 0.8, max(values) * 1.3)  # the same in all, to compare
+        for format, line in panel["errors"].items():
+            axes.plot(panel["x"], line, color=LIGHT[FORMATS[format]], marker=FORMAT_MARKERS[format])
+        log_axis(axes.yaxis, min(values), max(values))
+        axes.set_xticks(panel["x"], [x_text(x) for x in panel["x"]])
+        axes.minorticks_off()
+        axes.set_xlabel(x_label)
+        axes.set_title(panel["title"])
+        label_ends(axes, panel["x"][-1], [(line[-1], format, LIGHT[FORMATS[format]])
+                                          for format, line in panel["errors"].items()])
+    every[0].set_ylabel("relative L2 error of out, %")
+    return figure
+
+
+def draw_errors_length(data):
+    return draw_errors(data, "tokens", lambda x: f"{x >> 20}M" if x >= 1 << 20 else f"{x >> 10}K" if x >= 1024 else str(x))
+
+
+def draw_errors_deviation(data):
+    return draw_errors(data, "logits' standard deviation", lambda x: f"{x:g}")
+
+
 def key(axes, stages):
     """Marks and names of stages, in a line above the axes."""
     from matplotlib.lines import Line2D
@@ -406,7 +473,8 @@ def draw_varlen(data):
 
 
 DRAW = {"ladder": draw_ladder, "roofline": draw_roofline, "length": draw_length, "batch": draw_batch,
-        "cold_sustained": draw_cold_sustained, "varlen": draw_varlen}
+        "cold_sustained": draw_cold_sustained, "varlen": draw_varlen, "errors_length": draw_errors_length,
+        "errors_deviation": draw_errors_deviation}
 
 
 def draw(name, data, results):

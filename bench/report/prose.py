@@ -13,6 +13,8 @@ with spaces around them, and references of up to three words; a word that is lef
                                       08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
   service SCENARIO WAY FIGURE         service chat_100 paged step_ms_mean
+  errors FORMAT CASE out|lse          errors fp8_tile128 k8192_dev1 out            (of the study of cache formats; a case
+                                      errors int8_tile128 k8192_dev4_outliers4 out  is named by what is not 0 or 1)
   @FILE and one of the above          @variants/h200_01_uncoalesced 01 h64_q1_b64_k4096 cold
 
 MODE is that of an entry's name, and its time is in µs. COUNTER is any that the entry has, or floor_us, own_limit_us,
@@ -26,7 +28,7 @@ import re
 import shlex
 
 import program
-from recordings import Error, MEASURED_PEERS, floor_us, load, load_peers, load_service, significant
+from recordings import Error, MEASURED_PEERS, error_of, floor_us, load, load_errors, load_peers, load_service, significant
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
@@ -60,6 +62,7 @@ class Figures:
 
     def __init__(self, root, results):
         self.root, self.results, self.peers = root, results, load_peers(root, results)
+        self.errors = functools.cache(lambda: load_errors(root))
         self.load = functools.cache(lambda name: load(root / "bench" / "results" / f"{name}.json"))
 
     def text(self, what):
@@ -107,6 +110,8 @@ class Figures:
             return float(results.context[words[1]])
         if words[0] == "service":
             return self.service(*words[1:])
+        if words[0] == "errors":
+            return self.study(*words[1:])
         stage, shape, column = self.complete(results, words)
         if shape[:4] in ("min:", "max:"):
             shapes = results.shapes if shape[4:] == "all" else results.suite(shape[4:])
@@ -152,6 +157,14 @@ class Figures:
         if (counter or "real_time") not in entry:
             raise Error(f"no column '{column}' of {stage}, {shape}")
         return entry[counter or "real_time"]
+
+    def study(self, *words):
+        errors = self.errors()
+        format, case, what = words if len(words) == 3 else (None, None, None)
+        found = errors.cases.get(case) if errors else None
+        if not found or format not in found["formats"] or what not in ("out", "lse"):
+            raise Error(f"no figure '{' '.join(words)}' of the study of cache formats")
+        return error_of(found, format, what)
 
     def service(self, *words):
         service = load_service(self.root, self.results)

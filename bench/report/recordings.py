@@ -191,7 +191,7 @@ def errors_problems(data):
     """What keeps a file from being the study of cache formats; empty if nothing."""
     found = [] if data.get("cases") else ["no cases"]
     for number, case in enumerate(data.get("cases", [])):
-        found += lacking(f"case {number}", case, ["tokens", "deviation", "outliers", "formats"])
+        found += lacking(f"case {number}", case, ["tokens", "deviation", "outliers", "rotary", "formats"])
         for format, errors in case.get("formats", {}).items():
             found += lacking(f"case {number}, {format}", errors.get("from_exact", {}), ["out_ordinary_rel_l2", "lse_max"])
     return found
@@ -297,8 +297,14 @@ def load_quantised(root, results):
     return newest(root, results, has_formats)
 
 
+def errors_case(case):
+    """The name of a case of the study of cache formats: k8192_dev1, and _outliers4 or _rotary16 where there are such."""
+    return (f"k{case['tokens']}_dev{case['deviation']:g}" + (f"_outliers{case['outliers']}" if case["outliers"] else "") +
+            (f"_rotary{case['rotary']:g}" if case["rotary"] != 1 else ""))
+
+
 def load_errors(root):
-    """The study of cache formats that mla_formats wrote; None if there is none."""
+    """The study of cache formats that mla_formats wrote: name, and cases by name. None if there is none."""
     path = root / "bench" / "results" / "cache_errors.json"
     if not path.exists():
         return None
@@ -306,7 +312,12 @@ def load_errors(root):
     found = problems(data, path.name)
     if found:
         raise Error(f"{path}: not a study of cache formats: " + "; ".join(found[:5]))
-    return data
+    return SimpleNamespace(name=path.name, cases={errors_case(case): case for case in data["cases"]})
+
+
+def error_of(case, format, what="out"):
+    """What a format does to a case of the study: `out`, relative L2 over ordinary columns, or `lse`."""
+    return case["formats"][format]["from_exact"][{"out": "out_ordinary_rel_l2", "lse": "lse_max"}[what]]
 
 
 def load_peers(root, results):

@@ -26,7 +26,7 @@ import counters
 import plots
 import program
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, is_quantised, lengths_title, load, load_cache,
+from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
                         load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
@@ -601,15 +601,30 @@ def quantised_table(quantised, stage):
 
 
 def errors_table(errors):
-    """What each cache format does to results: the study of mla_formats."""
-    formats = list(errors["cases"][0]["formats"])
-    def one(format, what, case):
-        return f"{case['formats'][format]['from_exact'][what]:.1e}"
+    """What each cache format does to results: the study of mla_formats, where rotary columns are as large as others."""
+    cases = sorted((case for case in errors.cases.values() if case["rotary"] == 1),
+                   key=lambda case: (case["outliers"], case["deviation"], case["tokens"]))
+    formats = [format for format in ("16bit", *CACHE_FORMATS) if all(format in case["formats"] for case in cases)]
     columns = [("tokens", lambda case: str(case["tokens"])), ("logits' deviation", lambda case: f"{case['deviation']:g}"),
                ("outlier columns", lambda case: str(case["outliers"]))]
-    for what, name in [("out_ordinary_rel_l2", "out"), ("lse_max", "lse")]:
-        columns += [(f"{name}, `{format}`", partial(one, format, what)) for format in formats]
-    return table(columns, errors["cases"])
+    for what in ("out", "lse"):
+        columns += [(f"{what}, `{format}`", lambda case, format=format, what=what: f"{error_of(case, format, what):.1e}")
+                    for format in formats]
+    return table(columns, cases)
+
+
+def rotary_table(errors):
+    """What rotary columns of 16 bits are worth, by how large they are and how peaked the softmax is."""
+    cases = sorted((case for case in errors.cases.values() if case["tokens"] == plots.ERRORS_TOKENS and not case["outliers"]),
+                   key=lambda case: (case["rotary"], case["deviation"]))
+    formats = [("fp8_tile128", "bf16, `fp8_tile128`"), ("fp8_tile128_rotary_e4m3", "e4m3, a scale of their own"),
+               ("fp8_tensor", "e4m3, `fp8_tensor`")]
+    columns = [("rotary columns", lambda case: f"{case['rotary']:g}×"),
+               ("logits' deviation", lambda case: f"{case['deviation']:g}")]
+    for what in ("out", "lse"):
+        columns += [(f"{what}: {title}", lambda case, format=format, what=what: f"{error_of(case, format, what):.1e}")
+                    for format, title in formats]
+    return table(columns, cases)
 
 
 SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
@@ -704,7 +719,8 @@ def texts(root, results):
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
     errors = load_errors(root)
     if errors:
-        wanted.append((root / "docs" / "quantisation.md", "errors", markdown(errors_table(errors))))
+        page = root / "docs" / "quantisation.md"
+        wanted += [(page, "errors", markdown(errors_table(errors))), (page, "rotary", markdown(rotary_table(errors)))]
     model, gpu = counters.load_both(root)
     for stage in unique(run["stage"] for run in model["runs"]) if model else []:
         path = root / "stages" / stage / "README.md"
@@ -730,25 +746,26 @@ VARLEN_FIGURE = ("![Time of a paged decode and of one padded to the longest sequ
                  "(figures/varlen.svg)")
 
 
+def figures(root, results):
+    """[(path, name, data, what they are drawn from)] of the figures of the pages that are there."""
+    sources = [("results.md", results, plots.DATA), ("quantisation.md", load_errors(root), plots.ERRORS_DATA)]
+    return [(root / "docs" / "figures" / f"{name}.svg", name, data, source)
+            for page, source, of in sources if source and (root / "docs" / page).exists()
+            for name, data in plots.wanted(source, of).items()]
+
+
 def stale_figures(root, results):
     """Paths of figures that are missing or were drawn from something else."""
-    if not (root / "docs" / "results.md").exists():
-        return []
-    stale = []
-    for name, data in plots.wanted(results).items():
-        path = root / "docs" / "figures" / f"{name}.svg"
-        if not path.exists() or plots.stamp(results, data) not in path.read_text(encoding="utf-8"):
-            stale.append(path)
-    return stale
+    return [path for path, _, data, source in figures(root, results)
+            if not path.exists() or plots.stamp(source, data) not in path.read_text(encoding="utf-8")]
 
 
 def draw(root, results):
-    folder = root / "docs" / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
     try:
-        for name, data in plots.wanted(results).items():
-            program.write_text(folder / f"{name}.svg", plots.draw(name, data, results))
-            print(f"{folder / name}.svg: drawn")
+        for path, name, data, source in figures(root, results):
+            program.write_text(path, plots.draw(name, data, source))
+            print(f"{path}: drawn")
     except ImportError as error:
         raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
 

@@ -1,6 +1,6 @@
 /// @file
 /// mla_formats: what each cache format does to results, by length, by how peaked the softmax is, and with
-/// outlier columns.
+/// latent or rotary columns that are larger than the others.
 #include <fmt/format.h>
 
 #include <map>
@@ -8,6 +8,7 @@
 
 #include "bench/measure/cache_errors.h"
 #include "bench/measure/program.h"
+#include "bench/measure/progress.h"
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 
@@ -20,6 +21,7 @@ struct Options {
   std::vector<int> tokens = {256, 4096, 32768};
   std::vector<double> deviations = {0.01, 1, 4, 16};
   std::vector<int> outliers = {0, 4};
+  std::vector<double> rotary = {1};
   int heads = 16;
   uint64_t seed = 0;
   ScaleRule rule = ScaleRule::kLargest;
@@ -39,57 +41,76 @@ Json json_of(const Distance& distance) {
 
 Json json_of(const ErrorCase& spec, const CacheErrors& errors) {
   Json json{{"tokens", spec.tokens},
-            {"deviation", spec.deviation},
+            {"deviation", errors.deviation},
             {"outliers", spec.outliers},
+            {"rotary", spec.rotary},
             {"softmax_scale", errors.softmax_scale},
             {"formats", Json::object()}};
   for (const CacheError& one : errors.all) {
-    Json format{{"row_bytes", Problem{.cache_format = one.format}.cache_row_bytes()}};
+    Json format{{"row_bytes", one.row_bytes}};
     if (one.cache_scale > 0) format["cache_scale"] = one.cache_scale;
     format["from_exact"] = json_of(one.from_exact);
-    if (is_quantised(one.format)) format["from_16_bits"] = json_of(one.from_16_bits);
-    json["formats"][mla::to_string(one.format)] = std::move(format);
+    if (one.format != mla::to_string(CacheFormat::k16Bit)) {
+      format["from_16_bits"] = json_of(one.from_16_bits);
+    }
+    json["formats"][one.format] = std::move(format);
   }
   return json;
 }
 
-int compute(const Options& options) {
-  if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
-  std::vector<std::string> head{"tokens", "logits' deviation", "outliers"};
-  for (const char* what : {"out, ", "lse, "}) {
-    for (const CacheFormat format : kCacheFormats) {
-      head.push_back(what + std::string(mla::to_string(format)));
+std::vector<ErrorCase> cases_of(const Options& options) {
+  std::vector<ErrorCase> cases;
+  for (const int outliers : options.outliers) {
+    for (const double rotary : options.rotary) {
+      for (const int tokens : options.tokens) {
+        cases.push_back({tokens, options.heads, outliers, rotary, options.seed});
+      }
     }
   }
-  Table table(head);
+  return cases;
+}
+
+int compute(const Options& options) {
+  if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
   Json all{{"schema", "flashmla_formats/1"},
            {"heads", options.heads},
            {"seed", options.seed},
            {"scale_rule", options.rule == ScaleRule::kLargest ? "largest" : "power_of_two"},
            {"outlier_factor", kOutlierFactor},
            {"cases", Json::array()}};
-  for (const int outliers : options.outliers) {
-    for (const double deviation : options.deviations) {
-      for (const int tokens : options.tokens) {
-        const ErrorCase spec{tokens, options.heads, deviation, outliers, options.seed};
-        CacheErrors errors;
-        if (const Status status = cache_errors(spec, options.rule, &errors); !status.ok()) {
-          return refuse(status);
-        }
-        std::vector<std::string> row{std::to_string(tokens), number(deviation),
-                                     std::to_string(outliers)};
-        for (const CacheError& one : errors.all) row.push_back(error(one.from_exact.out_ordinary));
-        for (const CacheError& one : errors.all) row.push_back(error(one.from_exact.lse));
-        table.add(row);
-        all["cases"] += json_of(spec, errors);
+  std::vector<std::string> head{"tokens", "logits' deviation", "outliers", "rotary"};
+  for (const std::string what : {"out, ", "lse, "}) {
+    for (const CacheFormat format : kCacheFormats) head.push_back(what + mla::to_string(format));
+    head.push_back(what + kRotaryInE4M3);
+  }
+  Table table(head);
+  Progress progress;
+  for (const ErrorCase& spec : cases_of(options)) {
+    progress.step(fmt::format("{} tokens", spec.tokens));
+    std::vector<CacheErrors> errors;
+    if (const Status status = cache_errors(spec, options.deviations, options.rule, &errors);
+        !status.ok()) {
+      progress.clear();
+      return refuse(status);
+    }
+    for (const CacheErrors& one : errors) {
+      std::vector<std::string> row{std::to_string(spec.tokens), number(one.deviation),
+                                   std::to_string(spec.outliers), number(spec.rotary)};
+      for (const CacheError& format : one.all) {
+        row.push_back(error(format.from_exact.out_ordinary));
       }
+      for (const CacheError& format : one.all) row.push_back(error(format.from_exact.lse));
+      table.add(row);
+      all["cases"] += json_of(spec, one);
     }
   }
+  progress.clear();
   fmt::print(
       "{}out: relative L2 of {} heads, over the columns that are no outliers; lse: the largest "
       "difference. Both from float64 results\nof the values before they are rounded to bf16, of "
-      "which every cache is made. Outlier columns are {:g} times as large.\n",
-      table.to_string(), options.heads, kOutlierFactor);
+      "which every cache is made. Outlier columns are {:g} times as large.\n{} is of this study "
+      "alone: rotary columns of 8 bits, too, with a scale of their own.\n",
+      table.to_string(), options.heads, kOutlierFactor, kRotaryInE4M3);
   if (options.out.empty()) return kRight;
   const Status status = write_file(options.out, all.dump(1) + "\n");
   return status.ok() ? kRight : refuse(status, kWrong);
@@ -100,7 +121,8 @@ int run(int argc, char** argv) {
   CLI::App app{
       "Computes on the host what each cache format (docs/cache_formats.md) does to results. "
       "mla_run quantise does it for tensors from files.\nExamples:\n  mla_formats\n"
-      "  mla_formats --tokens 1024 --deviations 1,2,4,8 --outliers 0,1,16 --out formats.json"};
+      "  mla_formats --tokens 1024 --deviations 1,2,4,8 --outliers 0,1,16 --out formats.json\n"
+      "  mla_formats --tokens 8192 --outliers 0 --rotary 1,4,16"};
   app.add_option("--tokens", options.tokens, "Of the one sequence, separated by commas")
       ->delimiter(',')
       ->capture_default_str();
@@ -110,6 +132,10 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--outliers", options.outliers,
                  "How many of the 512 latent columns are 20 times as large in every token")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--rotary", options.rotary,
+                 "How many times as large the 64 rotary columns are in every token")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--heads", options.heads, "Query heads")->capture_default_str();

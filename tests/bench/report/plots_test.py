@@ -8,6 +8,7 @@ import tempfile
 import unittest
 import xml.etree.ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import report_test  # noqa: E402  (finds bench/, too)
 import plots  # noqa: E402
@@ -21,7 +22,18 @@ except ImportError:
 
 SVG = "{http://www.w3.org/2000/svg}"
 TEXTS = {"ladder": "128 heads, 128 × 8192: 1333 µs", "roofline": "read 4562 GB/s", "length": "tokens per sequence",
-         "batch": "sequences", "cold_sustained": "08_seesaw", "varlen": "128 heads, 128 × stepped 256 to 32768"}
+         "batch": "sequences", "cold_sustained": "08_seesaw", "varlen": "128 heads, 128 × stepped 256 to 32768",
+         "errors_length": "1M", "errors_deviation": "8192 tokens, 4 outlier columns"}
+
+
+def all_figures(results, errors):
+    """{name: (data, what they are of)}"""
+    return {name: (data, source) for source, of in [(results, plots.DATA), (errors, plots.ERRORS_DATA)]
+            for name, data in plots.wanted(source, of).items()}
+
+
+def recorded_figures():
+    return all_figures(recordings.recorded(report_test.ROOT), recordings.load_errors(report_test.ROOT))
 
 
 class PlacesTest(unittest.TestCase):
@@ -56,17 +68,18 @@ class PlacesTest(unittest.TestCase):
 @unittest.skipIf(matplotlib is None, "matplotlib is missing: apt-get install python3-matplotlib")
 class PlotsTest(unittest.TestCase):
     def setUp(self):
-        self.results = recordings.Results(report_test.full_results(), "made_up.json")
-        self.wanted = plots.wanted(self.results)
+        results = recordings.Results(report_test.full_results(), "made_up.json")
+        cases = {recordings.errors_case(case): case for case in report_test.study()["cases"]}
+        self.wanted = all_figures(results, SimpleNamespace(name="cache_errors.json", cases=cases))
 
     def test_all_are_drawn(self):
         self.assertEqual(list(self.wanted), list(TEXTS))
-        for name, data in self.wanted.items():
-            svg = plots.draw(name, data, self.results)
+        for name, (data, source) in self.wanted.items():
+            svg = plots.draw(name, data, source)
             root = xml.etree.ElementTree.fromstring(svg)
             texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
             self.assertTrue(any(TEXTS[name] in text for text in texts), (name, texts))
-            self.assertIn(plots.stamp(self.results, data), root.find(f"{SVG}desc").text)
+            self.assertIn(plots.stamp(source, data), root.find(f"{SVG}desc").text)
             self.assertLess(len(svg), 60000)
 
     def test_the_ladder_branches(self):
@@ -77,8 +90,8 @@ class PlotsTest(unittest.TestCase):
         self.assertIn("16 heads, 64 × 4096: 7.00 µs", [text.get_text() for text in axes.texts])
 
     def test_no_colour_but_by_variable(self):
-        for name, data in self.wanted.items():
-            svg = plots.draw(name, data, self.results)
+        for name, (data, source) in self.wanted.items():
+            svg = plots.draw(name, data, source)
             style, rest = re.search(r"<style>\n.*?</style>", svg, re.S).group(), re.sub(r"<style>\n.*?</style>", "", svg,
                                                                                    flags=re.S)
             self.assertNotRegex(rest, r"(fill|stroke): #|(fill|stroke)=\"#", name)
@@ -90,14 +103,14 @@ class PlotsTest(unittest.TestCase):
                     self.assertIn(f".{one}{{", style)
 
     def test_the_same_each_time(self):
-        for name, data in self.wanted.items():
-            svg = plots.draw(name, data, self.results)
-            self.assertEqual(svg, plots.draw(name, data, self.results))
+        for name, (data, source) in self.wanted.items():
+            svg = plots.draw(name, data, source)
+            self.assertEqual(svg, plots.draw(name, data, source))
             self.assertNotIn("<metadata", svg)
 
     def test_labels_do_not_overlap(self):
-        for results in [self.results, recordings.recorded(report_test.ROOT)]:
-            for name, data in plots.wanted(results).items():
+        for figures in [self.wanted, recorded_figures()]:
+            for name, (data, _) in figures.items():
                 self.check_labels(name, plots.DRAW[name](data))
 
     def check_labels(self, name, figure):
@@ -142,9 +155,8 @@ class PlotsTest(unittest.TestCase):
                 self.assertEqual(report.main(["--root", folder, "--check"]), 1)
 
     def test_figures_of_what_is_recorded(self):
-        results = recordings.recorded(report_test.ROOT)
-        for name, data in plots.wanted(results).items():
-            self.assertLess(len(plots.draw(name, data, results)), 60000, name)
+        for name, (data, source) in recorded_figures().items():
+            self.assertLess(len(plots.draw(name, data, source)), 60000, name)
 
 
 if __name__ == "__main__":

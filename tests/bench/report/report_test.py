@@ -128,6 +128,20 @@ def service():
                      {**run, "way": "paged", "figures": {**figures, "tokens_per_s": 9876}}]}
 
 
+def study():
+    """A study of cache formats: errors fall with tokens and grow with the logits' deviation."""
+    formats = {"16bit": 1, "fp8_tile128": 16, "fp8_tensor": 17, "int8_tile128": 4, "fp8_tile128_rotary_e4m3": 18}
+    def one(tokens, deviation, outliers, rotary):
+        def errors(factor):
+            out = 2e-3 * factor * deviation * (1 + outliers) * rotary / math.log2(tokens)
+            return {"from_exact": {"out_ordinary_rel_l2": out, "lse_max": out / 100}}
+        return {"tokens": tokens, "deviation": deviation, "outliers": outliers, "rotary": rotary,
+                "formats": {name: errors(factor) for name, factor in formats.items()}}
+    cases = [one(tokens, deviation, outliers, rotary) for outliers in (0, 4) for rotary in (1.0, 16.0)
+             for tokens in (512, 8192, 1048576) for deviation in (0.5, 1, 16)]
+    return {"schema": recordings.ERRORS_SCHEMA, "cases": cases}
+
+
 class ReportTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -465,22 +479,55 @@ class ResultsPageTest(unittest.TestCase):
 
     def test_study_of_cache_formats(self):
         page = self.root / "docs" / "quantisation.md"
-        page.write_text("<!-- errors:begin -->\n<!-- errors:end -->\n")
-        def errors(out, lse):
-            return {"from_exact": {"out_ordinary_rel_l2": out, "lse_max": lse}}
-        study = {"schema": recordings.ERRORS_SCHEMA, "cases": [
-            {"tokens": 512, "deviation": 0.5, "outliers": 4,
-             "formats": {"16bit": errors(2e-3, 3e-5), "fp8_tensor": errors(4e-2, 5e-4)}}]}
-        self.record("cache_errors.json", study)
+        page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("errors", "rotary")))
+        self.record("cache_errors.json", study())
         self.assertEqual(self.run_report("--update")[0], 0)
-        self.assertIn("| tokens | logits' deviation | outlier columns | out, `16bit` | out, `fp8_tensor` | lse, `16bit` | "
-                      "lse, `fp8_tensor` |", page.read_text())
-        self.assertIn("| 512 | 0.5 | 4 | 2.0e-03 | 4.0e-02 | 3.0e-05 | 5.0e-04 |", page.read_text())
-        del study["cases"][0]["formats"]["16bit"]["from_exact"]["lse_max"]
-        self.record("cache_errors.json", study)
-        code, printed = self.run_report("--update")
-        self.assertEqual(code, 2, printed)
-        self.assertIn("case 0, 16bit lacks 'lse_max'", printed)
+        errors, rotary = page.read_text().split("<!-- rotary:begin -->")
+        self.assertIn("| tokens | logits' deviation | outlier columns | out, `16bit` | out, `fp8_tile128` | out, `fp8_tensor` | "
+                      "out, `int8_tile128` | lse, `16bit` |", errors)
+        self.assertIn("| 512 | 0.5 | 4 | 5.6e-04 | 8.9e-03 | 9.4e-03 | 2.2e-03 | 5.6e-06 |", errors)
+        rows = [line for line in errors.splitlines() if re.match(r"\| \d", line)]
+        self.assertEqual(len(rows), 18)  # none with larger rotary columns; by outliers, deviation, tokens
+        self.assertTrue(rows[0].startswith("| 512 | 0.5 | 0 |") and rows[1].startswith("| 8192 | 0.5 | 0 |"))
+        self.assertIn("| 1× | 0.5 | 1.2e-03 | 1.4e-03 | 1.3e-03 | 1.2e-05 |", rotary)
+        self.assertIn("| 16× | 16 | 6.3e-01 |", rotary)
+        self.assertEqual(len(re.findall(r"^\| \d", rotary, re.M)), 6)  # 8192 tokens, without outliers
+        for what in ("lse_max", "rotary"):
+            bad = study()
+            bad["cases"][0].pop(what, None)
+            bad["cases"][0]["formats"]["16bit"]["from_exact"].pop(what, None)
+            self.record("cache_errors.json", bad)
+            code, printed = self.run_report("--update")
+            self.assertEqual(code, 2, printed)
+            self.assertRegex(printed, f"case 0(, 16bit)? lacks '{what}'")
+
+    def test_figures_of_the_study(self):
+        page = self.root / "docs" / "quantisation.md"
+        page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("errors", "rotary")))
+        self.draw()
+        self.record("cache_errors.json", study())
+        self.run_report("--update")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("errors_length.svg: stale", printed)
+        self.assertIn("errors_deviation.svg: stale", printed)
+        errors = recordings.load_errors(self.root)
+        for name, data in plots.wanted(errors, plots.ERRORS_DATA).items():
+            (self.root / "docs" / "figures" / f"{name}.svg").write_text(f"<desc>{plots.stamp(errors, data)}</desc>")
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        changed = study()
+        for case in changed["cases"]:
+            if recordings.errors_case(case) == "k1048576_dev1":  # in the figure over lengths alone
+                case["formats"]["fp8_tensor"]["from_exact"]["out_ordinary_rel_l2"] *= 2
+        self.record("cache_errors.json", changed)
+        self.run_report("--update")
+        code, printed = self.run_report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("errors_length.svg: stale", printed)
+        self.assertNotIn("errors_deviation.svg", printed)
+        page.unlink()
+        self.run_report("--update")
+        self.assertEqual(self.run_report("--check"), (0, ""))
 
     def block(self, name):
         """What --update writes between the markers."""
@@ -892,6 +939,7 @@ class ProseTest(unittest.TestCase):
         self.record("h200_2026-11-21.json", full_results())
         self.record("peers_h200.json", peers("2026-11-20", {self.SHAPE: {"Other (new)": [118.4, None]}}))
         self.record("h200_service_2026-11-22.json", service())
+        self.record("cache_errors.json", study())
         self.run_report("--update")
 
     def record(self, name, data):
@@ -943,6 +991,9 @@ class ProseTest(unittest.TestCase):
                                (f"08 {self.SHAPE} cold.colour", "no column 'cold.colour'"), ("08 cold", "no shape in"),
                                ("context weather", "no 'weather'"),
                                ("service chat_1000 paged smiles", "chat_1000 paged smiles"),
+                               ("errors fp8_tensor k512_dev1 size", "k512_dev1 size' of the study"),
+                               ("errors fp8_tensor k512_dev3 out", "k512_dev3 out' of the study"),
+                               ("errors fp4 k512_dev1 out", "no figure 'fp4 k512_dev1 out'"),
                                ("08 max:weather cold", "no suite 'weather'"), ("@nothing 08 x cold", "nothing.json"),
                                ("1 / 0", "division by zero"), ("1 +", "a value is missing"), ("( 1", "')' is missing"),
                                ("1 ) 2", "')' is not expected"), ("1 : wide", "'wide' is no format")]:
@@ -972,6 +1023,9 @@ class ProseTest(unittest.TestCase):
                 ("08 h128_q1_b1_k4096 plan.marginal_us", "3.33"), ("08 h128_q1_b1_k4096 combine.bytes : 2 MB", "7.8 MB"),
                 ("08 h16x2_q4_b2_k256_causal error.rel_l2 : e", "4.3e-03"), ("context ceiling_read_gbps : 4", "4562"),
                 ("service chat_1000 paged tokens_per_s / service chat_1000 static tokens_per_s : 3×", "2.29×"),
+                ("errors fp8_tile128 k512_dev1 out : 2%", "0.36%"), ("errors int8_tile128 k512_dev1_outliers4 out : 2%", "0.44%"),
+                ("errors fp8_tensor k8192_dev0.5_rotary16 lse : e", "2.1e-04"),
+                ("errors int8_tile128 k512_dev16_outliers4_rotary16 out / errors int8_tile128 k512_dev1 out : 4", "1280"),
                 ("cache append_b128_t1 returned", "5.41"), ("cache memory_stepped bytes.saved_share : 2%", "50%")]:
             self.assertEqual(self.written(what), expected, what)
 
