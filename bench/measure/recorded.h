@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/measure/limits.h"
+#include "reference/cache_format.h"
 #include "reference/status.h"
 
 namespace mla::bench {
@@ -46,5 +47,11 @@ Status load_recorded(const std::string& path, Recorded* recorded);
 /// rungs alone does not stand for all.
 /// @return kFileError if there are none
 Status load_newest_recorded(Recorded* recorded, const std::string& folder = "");
+
+/// Reads the newest results of a GPU in `folder` (empty: the project's own) that hold shapes with a cache of
+/// this quantised format.
+/// @return kFileError if there are none
+Status load_newest_recorded_of(CacheFormat format, Recorded* recorded,
+                               const std::string& folder = "");
 
 }  // namespace mla::bench

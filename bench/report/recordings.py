@@ -279,6 +279,7 @@ def load_later(root, results):
     return newest(root, results, lambda one: not has_formats(one) and set(one.stages) - set(results.stages)) or results
 
 
+PLAIN_FORMAT = "16bit"
 CACHE_FORMATS = ("fp8_tile128", "fp8_tensor", "int8_tile128")
 
 
@@ -343,12 +344,15 @@ def load_cache(root, results):
     return results if results.cache("wall") else newest(root, results, lambda one: one.cache("wall"))
 
 
-def load_service(root, results):
-    """The newest recorded service results, rather of this kind of GPU than of the model. None if there are none."""
+def load_service(root, results, formats=False):
+    """The newest recorded service results, rather of this kind of GPU than of the model, of caches of 16 bits; `formats`:
+    of quantised ones, too. None if there are none."""
     found = []
     for path in (root / "bench" / "results").glob("*_service_*.json"):
         data = read_checked(path, SERVICE_SCHEMA)
         context = data["context"]
+        if formats != any(run.get("cache_format", PLAIN_FORMAT) != PLAIN_FORMAT for run in data["runs"]):
+            continue
         same = context["machine"] == "gpu" and context["gpu"] == results.context.get("gpu")
         if same or context["machine"] == "model":
             found.append((same, context["date_utc"], path.name, data))

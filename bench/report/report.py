@@ -499,11 +499,39 @@ def service_block(service):
         if any(reasons(run) != DASH for run in runs):
             rows.insert(2, ("why rejected", reasons))
         parts += [f"{scenario}:", table(columns, rows)]
+    return parts + [service_caption(service)]
+
+
+def service_caption(service):
     get = service["context"].get
     where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
     clock = ("wall time with the GPU's kernels (a step lasts from its first launch to the end of its synchronize)"
              if get("clock") == "gpu" else "on a simulated clock")
-    return parts + [f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."]
+    return f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."
+
+
+def service_formats_block(service):
+    """Each scenario from caches of each format, way by way, over the first format's run of the same way."""
+    if service is None:
+        return []
+    parts = []
+    for scenario in unique(run["scenario"] for run in service["runs"]):
+        runs = sorted((run for run in service["runs"] if run["scenario"] == scenario), key=lambda run: run["way"])
+        first = {}
+        for run in runs:
+            first.setdefault(run["way"], run)
+        def of(names, how=None):
+            return lambda run: service_cell(run["figures"], names, how)
+        columns = [("way, stage", lambda run: f"{run['way']}, {run['stage']}"),
+                   ("cache", lambda run: f"`{run['cache_format']}`"), ("pages", of(["pages_total"], "{:.0f}")),
+                   ("sequences in a step, mean", of(["batch_mean"], "{:.1f}")), ("tokens per second", of(["tokens_per_s"])),
+                   ("ratio", lambda run: times_x(first[run["way"]]["figures"]["tokens_per_s"], run["figures"]["tokens_per_s"])),
+                   ("a step, ms, mean", of(["step_ms_mean"], "{:.2f}")),
+                   ("a token, ms: mean, p99", of(["token_ms_mean", "token_ms_p99"], "{:.2f}, {:.2f}")),
+                   ("requests finished", of(["finished", "arrived"], "{:.0f} of {:.0f}")),
+                   ("preemptions", of(["preemptions"], "{:.0f}"))]
+        parts += [f"{scenario}:", table(columns, runs)]
+    return parts + [service_caption(service)]
 
 
 def peers_block(results, peers):
@@ -671,6 +699,7 @@ def block(name, root, results, later, peers):
              "resources": lambda: resources_block(results),
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
+             "service-formats": lambda: service_formats_block(load_service(root, results, formats=True)),
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
              "quantised": lambda: quantised_block(load_quantised(root, results)),

@@ -15,6 +15,7 @@
 #include <span>
 
 #include "bench/measure/choice_option.h"
+#include "bench/measure/format_option.h"
 #include "bench/measure/program.h"
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
@@ -45,6 +46,7 @@ struct Options {
   int distinct_caches = 0;
   uint64_t seed = 1;
   std::string out;
+  std::vector<CacheFormat> cache_formats = {CacheFormat::k16Bit};
   bool explain_model = false;
   bool list = false;
   /// What the command line replaces in every scenario chosen.
@@ -66,11 +68,18 @@ Status invalid(std::string message) {
 
 /// The problem of a step with the most sequences of the greatest length.
 Problem largest_problem(const Scenario& scenario) {
-  return {.batch = scenario.max_batch,
+  return {.cache_format = scenario.cache_format,
+          .batch = scenario.max_batch,
           .num_heads_q = scenario.heads,
           .num_pages = static_cast<int>(scenario.num_pages()),
           .max_pages_per_seq = static_cast<int>(pages_for(scenario.max_length, kDefaultPageSize)),
           .softmax_scale = 1};
+}
+
+/// ok, or kUnsupported if this stage, a slug or a number, is one that cannot read the scenario's cache.
+Status check_reads(const std::string& name, const Scenario& scenario) {
+  const Stage* stage = find_stage(MachineKind::kModel, name);
+  return stage == nullptr ? Status() : check_cache_format(*stage, largest_problem(scenario));
 }
 
 /// What "auto" stands for in tables and recordings: its choice for the largest problem. Empty if none of
@@ -94,7 +103,7 @@ class Clock {
   virtual Machine& machine() const = 0;      ///< That the program runs on
   virtual bool spares_static_steps() const { return false; }
   /// What a GPU did, to compare with: of a simulated clock only.
-  virtual RecordedService recorded_service() const { return {}; }
+  virtual RecordedService recorded_service(const Scenario&) const { return {}; }
   /// Called before engine(), for each scenario; says on stdout what is not as asked.
   virtual Status prepare(const Scenario& scenario) = 0;
   /// @param stage  slug, number or "auto"; `slug` is what was meant
@@ -119,7 +128,7 @@ class RealClock final : public Clock {
 
   Status prepare(const Scenario& scenario) override {
     const auto pages = static_cast<int>(scenario.num_pages());
-    const int64_t bytes = layer_bytes(pages) * scenario.layers;
+    const int64_t bytes = layer_bytes(pages, scenario.cache_format) * scenario.layers;
     if (!gpu() && bytes > kMostOnModel) {
       return invalid(
           fmt::format("scenario {} has {} MiB of caches, the GPU model is for at most {}: "
@@ -127,10 +136,12 @@ class RealClock final : public Clock {
                       scenario.name, bytes >> 20, kMostOnModel >> 20));
     }
     if (caches_ == nullptr || caches_->num_pages() != pages ||
+        caches_->shape().cache_format != scenario.cache_format ||
         caches_->layers() != scenario.layers) {
       caches_.reset();
-      MLA_RETURN_IF_ERROR(LayerCaches::create(machine_, pages, scenario.layers,
-                                              std::min(distinct_, scenario.layers), &caches_));
+      MLA_RETURN_IF_ERROR(LayerCaches::create(machine_, pages, scenario.cache_format,
+                                              scenario.layers, std::min(distinct_, scenario.layers),
+                                              &caches_));
     }
     if (caches_->distinct() < scenario.layers) {
       std::cout << caches_->distinct() << " distinct caches serve " << scenario.layers
@@ -166,27 +177,40 @@ class RealClock final : public Clock {
 class SimulatedClock final : public Clock {
  public:
   SimulatedClock(Recorded recorded, bool explain)
-      : recorded_(std::move(recorded)),
-        recorded_service_(
-            load_newest_service(std::filesystem::path(recorded_.file).parent_path().string())),
-        explain_(explain) {}
+      : recorded_(std::move(recorded)), origin_(recorded_.origin()), explain_(explain) {}
   std::string name() const override { return "simulated"; }
   std::string title() const override { return "simulated clock"; }
-  std::string origin() const override { return recorded_.origin(); }
+  std::string origin() const override { return origin_; }
   std::string describe() const override {
     return "simulated clock, fitted to " + recorded_.origin() +
            "; nothing is decoded, and the host takes no time\n";
   }
   Machine& machine() const override { return model_machine(); }
-  RecordedService recorded_service() const override { return recorded_service_; }
-  Status prepare(const Scenario&) override { return {}; }
+  RecordedService recorded_service(const Scenario& scenario) const override {
+    return load_newest_service(std::filesystem::path(recorded_.file).parent_path().string(),
+                               scenario);
+  }
+
+  /// Quantised caches have recordings of their own.
+  Status prepare(const Scenario& scenario) override {
+    const CacheFormat format = scenario.cache_format;
+    if (format == format_) return {};
+    Recorded other;
+    MLA_RETURN_IF_ERROR(is_quantised(format) ? load_newest_recorded_of(format, &other)
+                                             : load_newest_recorded(&other));
+    recorded_ = std::move(other);
+    format_ = format;
+    if (origin_.find(recorded_.origin()) == std::string::npos) origin_ += "; " + recorded_.origin();
+    return {};
+  }
 
   Status engine(const Scenario& scenario, const std::string& name, std::string* slug,
                 std::unique_ptr<Engine>* engine) override {
     note_choice_table("mla_service", name);
     const std::string stage = name == kAutoSlug ? best_recorded(scenario) : name;
     TimeModel model;
-    MLA_RETURN_IF_ERROR(fit_time_model(recorded_, stage, scenario.heads, &model));
+    MLA_RETURN_IF_ERROR(
+        fit_time_model(recorded_, stage, scenario.heads, scenario.cache_format, &model));
     *slug = model.stage;
     const DecodeFit& fit = model.decode;
     std::cout << (explain_ ? model.describe()
@@ -219,8 +243,9 @@ class SimulatedClock final : public Clock {
     return chosen_stage(recorded, scenario, limits);
   }
 
-  Recorded recorded_;
-  RecordedService recorded_service_;
+  Recorded recorded_;  // of caches of this format
+  CacheFormat format_ = CacheFormat::k16Bit;
+  std::string origin_;  // of all that served
   bool explain_;
 };
 
@@ -246,7 +271,7 @@ std::string describe(const Scenario& scenario) {
   return fmt::format(
       "{}: {}; {} requests/s, prompts {:g} (sd {:g}), outputs {:g} (sd {:g}) tokens\n"
       "{} heads, {} layers, {} pages: {} GB of cache; batch up to {}, length up to {}{}\n",
-      scenario.name, scenario.what, number(rate), prompt.mean, prompt.sd, output.mean, output.sd,
+      title(scenario), scenario.what, number(rate), prompt.mean, prompt.sd, output.mean, output.sd,
       scenario.heads, scenario.layers, scenario.num_pages(),
       number(double(scenario.num_pages() * scenario.page_bytes()) / 1e9), scenario.max_batch,
       scenario.max_length,
@@ -272,10 +297,10 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     MLA_RETURN_IF_ERROR(clock.engine(scenario, named, &static_stage, &static_engine));
   }
   // A recording of other requests would be compared with nothing.
-  RecordedService recording = clock.recorded_service();
+  RecordedService recording = clock.recorded_service(scenario);
   if (!options.changes.empty() || recording.seed != options.seed) recording.runs.clear();
   const auto recorded = [&](const std::string& way, const std::string& slug) {
-    const auto* run = recording.find(scenario.name, way, slug);
+    const auto* run = recording.find(scenario, way, slug);
     return run == nullptr ? std::map<std::string, double>() : run->figures;
   };
   for (Engine* one : {engine.get(), static_engine.get()}) {
@@ -379,10 +404,19 @@ Status check_flags(const Options& options) {
 }
 
 Status choose_scenarios(const Options& options, std::vector<Scenario>* chosen) {
-  MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, chosen));
-  for (Scenario& scenario : *chosen) {
+  std::vector<Scenario> named;
+  MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &named));
+  for (Scenario& scenario : named) {
     for (const auto& change : options.changes) change(&scenario);
-    MLA_RETURN_IF_ERROR(validate(scenario));
+    for (const CacheFormat format : options.cache_formats) {
+      scenario.cache_format = format;
+      MLA_RETURN_IF_ERROR(validate(scenario));
+      MLA_RETURN_IF_ERROR(check_reads(options.stage, scenario));
+      if (!options.static_stage.empty()) {
+        MLA_RETURN_IF_ERROR(check_reads(options.static_stage, scenario));
+      }
+      chosen->push_back(scenario);
+    }
   }
   return {};
 }
@@ -406,18 +440,35 @@ int serve_all(const Options& options) {
   Progress progress;
   int exit_code = kRight;
   std::signal(SIGINT, on_interrupt);
-  for (const Scenario& scenario : chosen) {
+  const size_t formats = options.cache_formats.size();  // of each scenario, one after another
+  size_t first_run = 0;
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const Scenario& scenario = chosen[i];
     if (options.out.empty() && !stdout_is_read()) break;  // nobody would know
+    if (i % formats == 0) first_run = runs.size();
+    if (i % formats == 0 && formats > 1) {
+      const auto begin = chosen.begin() + static_cast<ptrdiff_t>(i);
+      std::cout << "\n"
+                << scenario.name << ": what memory holds\n"
+                << compare_memory({begin, begin + static_cast<ptrdiff_t>(formats)});
+    }
     const Status served = serve(scenario, options, *clock, progress, &runs);
     progress.clear();
-    if (served.ok()) continue;
+    if (served.ok()) {
+      if (i % formats == formats - 1) {
+        const auto begin = runs.begin() + static_cast<ptrdiff_t>(first_run);
+        const std::string table = compare_formats({begin, runs.end()}, clock->title());
+        if (!table.empty()) std::cout << "\n" << table << std::flush;
+      }
+      continue;
+    }
     const bool unfit = served.code() == StatusCode::kInvalidArgument ||
                        served.code() == StatusCode::kUnavailable ||
                        served.code() == StatusCode::kUnsupported ||
                        served.code() == StatusCode::kOutOfMemory;
     exit_code = interrupted || !unfit || !runs.empty() ? kWrong : kNothingRun;
     if (interrupted) {
-      std::cout << "\nInterrupted: the run under way, of " << scenario.name
+      std::cout << "\nInterrupted: the run under way, of " << title(scenario)
                 << ", and what follows are left out.\n";
     } else {
       refuse(served);
@@ -442,6 +493,13 @@ void add_options(CLI::App& app, Options* options) {
   app.add_option("--scenario", options->scenario, "names, comma-separated; or all (but tiny)")
       ->capture_default_str();
   app.add_flag("--list", options->list, "show the scenarios");
+  app.add_option(
+         "--cache-format", options->cache_formats,
+         "of every layer's cache (docs/cache_formats.md), comma-separated: each scenario is "
+         "served from each, and then the formats are compared; 16bit if not given")
+      ->delimiter(',')
+      ->transform(format_names(/*quantised=*/false))
+      ->type_name("TEXT");
   app.add_option("--way", options->way, "both, paged or static")
       ->check(CLI::IsMember({"both", "paged", "static"}))
       ->capture_default_str();
@@ -497,12 +555,14 @@ void add_options(CLI::App& app, Options* options) {
 
 int run(int argc, char** argv) {
   Options options;
-  CLI::App app{std::string("A decode service in miniature: continuous batching over a paged cache, "
-                           "beside static batches.\n") +
-               kScope +
-               "Examples:\n  mla_service --scenario all --out service.json\n"
-               "  mla_service --scenario chat_1000 --static-stage 02\n"
-               "  mla_service --engine model --scenario tiny"};
+  CLI::App app{
+      std::string("A decode service in miniature: continuous batching over a paged cache, "
+                  "beside static batches.\n") +
+      kScope +
+      "Examples:\n  mla_service --scenario all --out service.json\n"
+      "  mla_service --scenario chat_1000 --static-stage 02\n"
+      "  mla_service --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor\n"
+      "  mla_service --engine model --scenario tiny"};
   add_options(app, &options);
   app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;

@@ -1,6 +1,7 @@
 #include "bench/service/real_engine.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "bench/measure/statistics.h"
@@ -44,6 +45,26 @@ std::vector<uint16_t> query_rows(int64_t rows) {
   return bits;
 }
 
+/// Rows of 16 bits as a cache of this shape keeps them.
+std::vector<uint8_t> in_format(const CacheShape& shape, const std::vector<uint16_t>& bits) {
+  const size_t rows = bits.size() / kHeadDimQK;
+  std::vector<uint8_t> kept(rows * static_cast<size_t>(shape.token_bytes()));
+  if (!is_quantised(shape.cache_format)) {
+    std::memcpy(kept.data(), bits.data(), kept.size());
+    return kept;
+  }
+  Problem problem;
+  problem.cache_format = shape.cache_format;
+  problem.cache_scale = shape.cache_scale;
+  for (size_t row = 0; row < rows; ++row) {
+    float values[kHeadDimQK];
+    for (size_t i = 0; i < kHeadDimQK; ++i) values[i] = to_float(kType, bits[row * kHeadDimQK + i]);
+    quantise_row(problem, shape.scale_rule, values,
+                 kept.data() + row * static_cast<size_t>(shape.token_bytes()));
+  }
+  return kept;
+}
+
 /// Grows to at least `bytes`.
 Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer) {
   if (bytes <= buffer->bytes()) return {};
@@ -60,13 +81,13 @@ std::vector<uint16_t> pool_row(int64_t row) {
   return bits;
 }
 
-Status LayerCaches::create(Machine& machine, int num_pages, int layers, int distinct,
-                           std::unique_ptr<LayerCaches>* caches) {
+Status LayerCaches::create(Machine& machine, int num_pages, CacheFormat format, int layers,
+                           int distinct, std::unique_ptr<LayerCaches>* caches) {
   constexpr int kMost = (1 << 30) / kDefaultPageSize;  // rows are counted in 32 bits here and there
   MLA_RETURN_IF_ERROR(check_in("pages", num_pages, 1, kMost));
   MLA_RETURN_IF_ERROR(check_in("layers", layers, 1, 10000));
   if (distinct != 0) MLA_RETURN_IF_ERROR(check_in("distinct caches", distinct, 1, layers));
-  const auto bytes = static_cast<size_t>(layer_bytes(num_pages));
+  const auto bytes = static_cast<size_t>(layer_bytes(num_pages, format));
   const size_t reserve = machine.kind() == MachineKind::kGpu ? kReserveOfGpu : kReserveOfModel;
   const size_t free = machine.free_memory();
   const size_t fit = free > reserve ? (free - reserve) / bytes : 0;
@@ -77,7 +98,8 @@ Status LayerCaches::create(Machine& machine, int num_pages, int layers, int dist
                         "rest, {} fit",
                         num_pages, bytes >> 20, free >> 20, reserve >> 20, fit)};
   }
-  std::unique_ptr<LayerCaches> result(new LayerCaches(num_pages, layers));
+  const CacheShape shape{.num_pages = num_pages, .cache_format = format, .cache_scale = kPoolScale};
+  std::unique_ptr<LayerCaches> result(new LayerCaches(shape, layers));
   for (int i = 0; i < distinct; ++i) {
     MLA_RETURN_IF_ERROR(result->memory_.emplace_back().allocate(machine, bytes));
   }
@@ -90,13 +112,14 @@ Status LayerCaches::create(Machine& machine, int num_pages, int layers, int dist
 /// kernel of an append, from a copy of the pool on the device.
 Status LayerCaches::fill(Machine& machine) {
   const std::vector<uint16_t> pool = pool_rows(kPoolRows);
-  const int64_t rows = int64_t{num_pages_} * kDefaultPageSize;
+  const int64_t rows = int64_t{num_pages()} * kDefaultPageSize;
   if (machine.kind() == MachineKind::kModel) {
+    const std::vector<uint8_t> kept = in_format(shape_, pool);
     for (DeviceBuffer& memory : memory_) {
       for (int64_t row = 0; row < rows; row += kPoolRows) {
-        const int64_t bytes = std::min(kPoolRows, rows - row) * kRowBytes;
-        MLA_RETURN_IF_ERROR(machine.copy_to_device(memory.as<char>() + row * kRowBytes, pool.data(),
-                                                   static_cast<size_t>(bytes)));
+        const int64_t bytes = std::min(kPoolRows, rows - row) * shape_.token_bytes();
+        MLA_RETURN_IF_ERROR(machine.copy_to_device(memory.as<char>() + row * shape_.token_bytes(),
+                                                   kept.data(), static_cast<size_t>(bytes)));
       }
     }
     return {};
@@ -109,7 +132,7 @@ Status LayerCaches::fill(Machine& machine) {
   MLA_RETURN_IF_ERROR(device_pool.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
   MLA_RETURN_IF_ERROR(device_runs.assign(machine, runs.data(), runs.size() * sizeof(RowRun)));
   for (DeviceBuffer& memory : memory_) {
-    MLA_RETURN_IF_ERROR(write_runs(machine, CacheShape{}, device_runs.as<RowRun>(),
+    MLA_RETURN_IF_ERROR(write_runs(machine, shape_, device_runs.as<RowRun>(),
                                    static_cast<int64_t>(runs.size()), device_pool.data(),
                                    memory.data(), nullptr));
   }
@@ -118,13 +141,16 @@ Status LayerCaches::fill(Machine& machine) {
 
 Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCaches& caches,
                           int heads, std::unique_ptr<RealEngine>* engine) {
-  MLA_RETURN_IF_ERROR(check_device(stage, machine.limits()));
   MLA_RETURN_IF_ERROR(check_in("heads", heads, 1, 1 << 20));
   std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches));
   result->problem_ = {.dtype = kType,
+                      .cache_format = caches.shape().cache_format,
+                      .cache_scale = caches.shape().cache_scale,
                       .num_heads_q = heads,
                       .num_pages = caches.num_pages(),
                       .softmax_scale = kScale};
+  MLA_RETURN_IF_ERROR(check_cache_format(stage, result->problem_));
+  MLA_RETURN_IF_ERROR(check_device(stage, machine.limits()));
   const std::vector<uint16_t> pool = pool_rows(kPoolRows + caches.layers());
   MLA_RETURN_IF_ERROR(result->pool_.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
   *engine = std::move(result);
@@ -205,7 +231,7 @@ Status RealEngine::run() {
   Tensors layer = tensors();
   for (int i = 0; i < caches_.layers(); ++i) {
     if (!runs_.empty()) {
-      MLA_RETURN_IF_ERROR(write_runs(machine_, CacheShape{}, device_runs_.as<RowRun>(),
+      MLA_RETURN_IF_ERROR(write_runs(machine_, caches_.shape(), device_runs_.as<RowRun>(),
                                      static_cast<int64_t>(runs_.size()),
                                      pool_.as<char>() + i * kRowBytes, caches_.data(i), nullptr));
     }

@@ -1,6 +1,6 @@
 /// @file
 /// Steps done by kernels, on a GPU or on the model of one: every layer's rows appended to its paged
-/// cache, every layer decoded, by one plan a step.
+/// cache, which quantises them if the cache is a quantised one, and every layer decoded, by one plan a step.
 ///
 /// Attention only. There are no weights and no prefill: the rows of a prompt appear as if another
 /// machine had computed them. Every row is drawn from a small pool (row_of()), so that a test can
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bench/service/engine.h"
+#include "reference/float8.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/machine/upload_ring.h"
 #include "stages/common/stage.h"
@@ -21,30 +22,32 @@ namespace mla::bench {
 /// The layers' caches, filled with random finite rows once: on zeros everything is faster.
 class LayerCaches {
  public:
+  /// @param format    of all of them
   /// @param layers    each appended to and decoded in every step
   /// @param distinct  caches in memory, 1 ... layers; layer i uses cache i % distinct. 0: as many
   ///                  as the free memory holds
   /// @return kInvalidArgument; kOutOfMemory if not even one fits
-  static Status create(Machine& machine, int num_pages, int layers, int distinct,
-                       std::unique_ptr<LayerCaches>* caches);
+  static Status create(Machine& machine, int num_pages, CacheFormat format, int layers,
+                       int distinct, std::unique_ptr<LayerCaches>* caches);
 
-  int num_pages() const { return num_pages_; }
+  const CacheShape& shape() const { return shape_; }
+  int num_pages() const { return shape_.num_pages; }
   int layers() const { return layers_; }
   int distinct() const { return static_cast<int>(memory_.size()); }
-  /// [num_pages, 64, 1, 576], bf16
+  /// [num_pages, 64, 1, 576], bf16; of a quantised format rows of its bytes
   void* data(int layer) const { return memory_[static_cast<size_t>(layer % distinct())].data(); }
 
  private:
-  LayerCaches(int num_pages, int layers) : num_pages_(num_pages), layers_(layers) {}
+  LayerCaches(const CacheShape& shape, int layers) : shape_(shape), layers_(layers) {}
   Status fill(Machine& machine);
-  int num_pages_;
+  CacheShape shape_;
   int layers_;
   std::vector<DeviceBuffer> memory_;
 };
 
 /// Bytes of one layer's cache.
-inline int64_t layer_bytes(int64_t num_pages) {
-  return CacheShape{.num_pages = 1}.page_bytes() * num_pages;
+inline int64_t layer_bytes(int64_t num_pages, CacheFormat format) {
+  return CacheShape{.num_pages = 1, .cache_format = format}.page_bytes() * num_pages;
 }
 
 /// Rows that tokens are drawn from.
@@ -52,6 +55,8 @@ inline constexpr int64_t kPoolRows = 4096;
 /// Bits of row `row` of the pool, [576] values of N(0,1)/10 in bf16. Layer i draws from the rows
 /// i ... i + kPoolRows - 1.
 std::vector<uint16_t> pool_row(int64_t row);
+/// The scale of a cache of fp8_tensor: no value of the pool is larger than 0.6.
+inline constexpr float kPoolScale = 0.6f / kLargestE4M3;
 /// The row of layer 0 that token `token` of a request has. Add the layer.
 constexpr int64_t row_of(int64_t request, int64_t token) {
   return (request * 577 + token) % kPoolRows;
@@ -61,7 +66,7 @@ constexpr int64_t row_of(int64_t request, int64_t token) {
 class RealEngine final : public Engine {
  public:
   /// @param heads  query heads
-  /// @return an error of check_device()
+  /// @return an error of check_cache_format(), or of check_device()
   static Status create(Machine& machine, const Stage& stage, const LayerCaches& caches, int heads,
                        std::unique_ptr<RealEngine>* engine);
   /// Wall time from the upload of the tables to a synchronisation at the end. Buffers grow before.

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
@@ -59,6 +61,10 @@ Json figures_of(const ServiceRun& run) {
           {"preemptions", counts.preemptions}};
 }
 
+bool is_of(const RecordedService::Run& run, const Scenario& scenario) {
+  return run.scenario == scenario.name && run.cache_format == to_string(scenario.cache_format);
+}
+
 std::string rejected(const RequestCounts& counts) {
   std::string text = std::to_string(counts.rejected_total());
   const char* separator = " (";
@@ -72,16 +78,15 @@ std::string rejected(const RequestCounts& counts) {
 
 }  // namespace
 
-const RecordedService::Run* RecordedService::find(const std::string& scenario,
-                                                  const std::string& way,
+const RecordedService::Run* RecordedService::find(const Scenario& scenario, const std::string& way,
                                                   const std::string& stage) const {
   for (const Run& run : runs) {
-    if (run.scenario == scenario && run.way == way && run.stage == stage) return &run;
+    if (is_of(run, scenario) && run.way == way && run.stage == stage) return &run;
   }
   return nullptr;
 }
 
-RecordedService load_newest_service(const std::string& folder) {
+RecordedService load_newest_service(const std::string& folder, const Scenario& scenario) {
   RecordedService newest;
   std::string newest_date;
   std::error_code error;
@@ -97,17 +102,26 @@ RecordedService load_newest_service(const std::string& folder) {
     };
     const std::string date = get("date_utc");
     if (get("schema") != kServiceSchema || get("clock") != "gpu" || date <= newest_date) continue;
-    newest_date = date;
-    newest = {get("gpu") + ", commit " + get("commit") + ", " + date.substr(0, 10),
-              std::strtoull(get("seed").c_str(), nullptr, 10),
-              {}};
+    RecordedService recording{get("gpu") + ", commit " + get("commit") + ", " + date.substr(0, 10),
+                              std::strtoull(get("seed").c_str(), nullptr, 10),
+                              {}};
     for (const Json& one : json["runs"]) {
-      auto& run = newest.runs.emplace_back();
-      run = {one.value("scenario", ""), one.value("way", ""), one.value("stage", ""), {}};
+      auto& run = recording.runs.emplace_back();
+      run = {one.value("scenario", ""),
+             one.value("way", ""),
+             one.value("stage", ""),
+             one.value("cache_format", to_string(CacheFormat::k16Bit)),
+             {}};
       const Json figures = one.value("figures", Json::object());
       for (const auto& [key, value] : figures.items()) {
         if (value.is_number()) run.figures[key] = value.get<double>();
       }
+    }
+    const auto& runs = recording.runs;
+    if (std::any_of(runs.begin(), runs.end(),
+                    [&](const auto& run) { return is_of(run, scenario); })) {
+      newest_date = date;
+      newest = std::move(recording);
     }
   }
   return newest;
@@ -116,7 +130,7 @@ RecordedService load_newest_service(const std::string& folder) {
 std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock,
                          const std::string& recording) {
   if (runs.empty()) return "";
-  std::vector<std::string> header{runs.front().scenario.name + ", " + clock};
+  std::vector<std::string> header{title(runs.front().scenario) + ", " + clock};
   for (const ServiceRun& run : runs) header.push_back(run.way + ", " + run.stage.substr(0, 2));
   for (size_t i = 1; i < runs.size(); ++i) {
     const bool ways = runs[i].way != runs[i - 1].way;
@@ -197,6 +211,52 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   return text;
 }
 
+std::string compare_formats(const std::vector<ServiceRun>& runs, const std::string& clock) {
+  std::set<CacheFormat> formats;
+  for (const ServiceRun& run : runs) formats.insert(run.scenario.cache_format);
+  if (formats.size() < 2) return "";
+  const Scenario& first = runs.front().scenario;
+  Table table({first.name + ", " + clock, "cache", "pages", "batch, mean", "tokens/s",
+               std::string("of ") + to_string(first.cache_format), "step, ms", "token, ms", "p99",
+               "first token, ms", "finished", "queued", "preemptions"});
+  for (const char* way : {"paged", "static"}) {
+    std::map<CacheFormat, std::vector<const ServiceRun*>> by_format;
+    for (const ServiceRun& run : runs) {
+      if (run.way != way) continue;
+      by_format[run.scenario.cache_format].push_back(&run);
+      const auto& base = by_format[first.cache_format];
+      const size_t place = by_format[run.scenario.cache_format].size() - 1;
+      const Figures& figures = run.figures;
+      const double ratio =
+          place < base.size() ? figures.tokens_per_s / base[place]->figures.tokens_per_s : kUnknown;
+      table.add({run.way + ", " + run.stage.substr(0, 2), to_string(run.scenario.cache_format),
+                 std::to_string(figures.pages_total), number(figures.batch_mean),
+                 number(figures.tokens_per_s), std::isfinite(ratio) ? number(ratio) + "x" : "",
+                 number(figures.step_ms_mean), number(figures.token_ms_mean),
+                 number(figures.token_ms_p99), number(figures.first_token_ms_p50),
+                 std::to_string(figures.counts.finished), std::to_string(figures.counts.queued),
+                 std::to_string(figures.counts.preemptions)});
+    }
+  }
+  return table.to_string();
+}
+
+std::string compare_memory(const std::vector<Scenario>& scenarios) {
+  Table table({"cache", "bytes per token", "pages", "tokens", "requests of mean length",
+               "buffers of the largest length"});
+  for (const Scenario& scenario : scenarios) {
+    const SchedulerLimits limits = limits_of(scenario);
+    table.add({to_string(scenario.cache_format), std::to_string(scenario.token_bytes()),
+               std::to_string(scenario.num_pages()),
+               std::to_string(scenario.num_pages() * kDefaultPageSize),
+               std::to_string(most_half_way(scenario.workload, limits)),
+               std::to_string(std::min<int64_t>(
+                   limits.max_batch,
+                   scenario.num_pages() / pages_for(scenario.max_length, kDefaultPageSize)))});
+  }
+  return table.to_string();
+}
+
 Status write_runs(const std::string& path, const Context& context,
                   const std::vector<ServiceRun>& runs) {
   Json json{{"context", Json::object()}, {"runs", Json::array()}};
@@ -211,6 +271,7 @@ Status write_runs(const std::string& path, const Context& context,
                             {"stage", run.stage},
                             {"layers", run.scenario.layers},
                             {"heads", run.scenario.heads},
+                            {"cache_format", to_string(run.scenario.cache_format)},
                             {"figures", figures_of(run)},
                             {"rejected_by_reason", reasons(run.figures.counts)}});
   }

@@ -30,18 +30,19 @@ inline constexpr const char* kServiceSchema = "flashmla_stages/service/1";
 struct RecordedService {
   struct Run {
     std::string scenario, way, stage;
+    std::string cache_format;  ///< "16bit" where the file says none
     std::map<std::string, double> figures;
   };
   std::string origin;
   uint64_t seed = 0;
   std::vector<Run> runs;
   /// Null if there is none.
-  const Run* find(const std::string& scenario, const std::string& way,
-                  const std::string& stage) const;
+  const Run* find(const Scenario& scenario, const std::string& way, const std::string& stage) const;
 };
 
-/// The newest recording of a GPU's service in `folder`; one without runs if there is none.
-RecordedService load_newest_service(const std::string& folder);
+/// The newest recording in `folder` of a GPU that served this scenario from caches of its format; one without
+/// runs if there is none.
+RecordedService load_newest_service(const std::string& folder, const Scenario& scenario);
 
 /// The runs of one scenario side by side, and each over the one before it. Behind a figure of which
 /// a recording is known stands the clock's error. Below: what the ratios consist of, and what the
@@ -50,6 +51,14 @@ RecordedService load_newest_service(const std::string& folder);
 /// @param clock  "simulated clock": printed in the header, so that no figure travels without it
 std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string& clock,
                          const std::string& recording);
+
+/// One scenario with several cache formats: a row for each run, ways first, and over the first format's run of
+/// the same way. Empty for fewer than two formats.
+/// @param clock  as above
+std::string compare_formats(const std::vector<ServiceRun>& runs, const std::string& clock);
+
+/// What a scenario's memory holds in its format, and in others: a row for each.
+std::string compare_memory(const std::vector<Scenario>& scenarios);
 
 /// Writes "flashmla_stages/service/1": context, and runs with their figures. Unknown figures are
 /// null.

@@ -45,6 +45,15 @@ const std::vector<Scenario>& scenarios() {
        .max_batch = 8,
        .max_length = 32768,
        .seconds = 3},
+      {.name = "small_device_full",
+       .what = "the same, with more requests than 2 GiB hold",
+       .workload = {128, {8192, 4096}, {256, 128}},
+       .heads = 16,
+       .layers = 27,
+       .cache_gib = 2,
+       .max_batch = 64,
+       .max_length = 32768,
+       .seconds = 3},
       {.name = "tiny",
        .what = "small enough for the GPU model; no figure of it says anything about a GPU",
        .workload = {20, {40, 40}, {6, 3}},
@@ -61,12 +70,18 @@ const std::vector<Scenario>& scenarios() {
 }
 
 int64_t Scenario::page_bytes() const {
-  return CacheShape{.num_pages = 1}.page_bytes() * layers;
+  return CacheShape{.num_pages = 1, .cache_format = cache_format}.page_bytes() * layers;
 }
 
 int64_t Scenario::num_pages() const {
   if (pages) return *pages;
   return static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
+}
+
+std::string title(const Scenario& scenario) {
+  return scenario.name + (is_quantised(scenario.cache_format)
+                              ? std::string(", ") + to_string(scenario.cache_format)
+                              : "");
 }
 
 Status select_scenarios(const std::string& list, std::vector<Scenario>* chosen) {

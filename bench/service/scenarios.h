@@ -9,6 +9,7 @@
 
 #include "bench/service/requests.h"
 #include "bench/service/scheduler.h"
+#include "reference/cache_format.h"
 
 namespace mla::bench {
 
@@ -19,8 +20,9 @@ struct Scenario {
   Workload workload;
   int heads = 128;
   int layers = 61;
-  double cache_gib = 64;           ///< Of all layers; ignored if `pages` is set
-  std::optional<int64_t> pages{};  ///< Of a layer; else as many as cache_gib holds
+  double cache_gib = 64;                           ///< Of all layers; ignored if `pages` is set
+  std::optional<int64_t> pages{};                  ///< Of a layer; else as many as cache_gib holds
+  CacheFormat cache_format = CacheFormat::k16Bit;  ///< Of every layer's cache
   int max_batch = 256;
   int64_t max_length = 16384;
   std::optional<int64_t> max_queue{};
@@ -32,10 +34,15 @@ struct Scenario {
   int64_t num_pages() const;
   /// Bytes of a page, all layers.
   int64_t page_bytes() const;
+  /// Bytes of a token, all layers.
+  int64_t token_bytes() const { return page_bytes() / kDefaultPageSize; }
 };
 
 /// Every scenario. `tiny`, for the GPU model, is the last, and no part of "all".
 const std::vector<Scenario>& scenarios();
+
+/// Its name, and its cache's format if that is a quantised one: "tiny, fp8_tile128".
+std::string title(const Scenario& scenario);
 
 /// The scenarios that a comma-separated list names; "all": all but `tiny`.
 /// @return kInvalidArgument, naming one that does not exist and those that do

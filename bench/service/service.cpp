@@ -85,6 +85,13 @@ class TokenClock {
   std::vector<double> first_, between_;  // ms
 };
 
+/// Tokens of a request of mean lengths that has half of its output.
+int32_t length_half_way(const Workload& workload, const SchedulerLimits& limits) {
+  const double context = workload.prompt.mean + workload.output.mean / 2;
+  return static_cast<int32_t>(
+      std::clamp(std::ceil(context), 1.0, static_cast<double>(limits.max_length)));
+}
+
 }  // namespace
 
 Status run_service(const RunLimits& limits, std::span<const Request> under_way,
@@ -155,13 +162,17 @@ Status warm_up(Engine& engine) {
   return engine.step(work, &seconds);
 }
 
+int64_t most_half_way(const Workload& workload, const SchedulerLimits& limits) {
+  const int32_t length = length_half_way(workload, limits);
+  const int64_t pages = std::min<int64_t>(pages_for(length, kDefaultPageSize), limits.num_pages);
+  return std::clamp<int64_t>(limits.num_pages / pages, 1, limits.max_batch);
+}
+
 Status population_in_balance(const Workload& workload, const SchedulerLimits& limits,
                              Engine& engine, int64_t* population) {
-  const double context = workload.prompt.mean + workload.output.mean / 2;
-  const auto length = static_cast<int32_t>(
-      std::clamp(std::ceil(context), 1.0, static_cast<double>(limits.max_length)));
+  const int32_t length = length_half_way(workload, limits);
   const int64_t pages = std::min<int64_t>(pages_for(length, kDefaultPageSize), limits.num_pages);
-  const int64_t most = std::clamp<int64_t>(limits.num_pages / pages, 1, limits.max_batch);
+  const int64_t most = most_half_way(workload, limits);
   std::vector<int32_t> all(static_cast<size_t>(limits.num_pages));
   std::iota(all.begin(), all.end(), 0);
   const auto gains = [&](int64_t batch, bool* enough) -> Status {

@@ -52,9 +52,12 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
 /// Does a small step that no run counts: kernels are loaded at their first launch.
 Status warm_up(Engine& engine);
 
+/// How many requests of mean lengths, half-way, memory and batch hold.
+int64_t most_half_way(const Workload& workload, const SchedulerLimits& limits);
+
 /// How many requests are under way in a service in balance: the least batch whose steps, at these
 /// lengths, generate what arrives. Steps are asked of `engine`, on made-up pages of all in turn.
-/// At most what batch and pages allow: then the service is overloaded.
+/// At most most_half_way(): then the service is overloaded.
 Status population_in_balance(const Workload& workload, const SchedulerLimits& limits,
                              Engine& engine, int64_t* population);
 

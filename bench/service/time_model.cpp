@@ -52,15 +52,16 @@ DecodeFit fit_form(const std::vector<DecodeTime>& times, std::optional<double> t
   return fit;
 }
 
-/// The shape of an entry that counts: of this mode, these heads (0: any), one query token, one KV head.
-std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::string& mode,
-                                    int heads) {
+/// The shape of an entry that counts: of this mode, these heads (0: any), a cache of this format, one query
+/// token, one KV head.
+std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::string& mode, int heads,
+                                    CacheFormat format) {
   Shape shape;
   if (entry.mode != mode || !parse_shape(entry.shape, &shape).ok()) return {};
   const DecodeCase& spec = shape.spec;
   if ((heads > 0 && spec.num_heads_q != heads) || spec.seqlen_q != 1 || spec.num_heads_kv != 1 ||
       spec.variable_lengths || spec.fixed_split_tokens != 0 || spec.dtype != DType::kBFloat16 ||
-      is_quantised(spec.cache_format)) {
+      spec.cache_format != format) {
     return {};
   }
   if (spec.lengths.empty()) {
@@ -73,11 +74,15 @@ std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::strin
 }
 
 void fit_appends(const Recorded& recorded, TimeModel* model) {
+  const std::string format =
+      is_quantised(model->format) ? to_string(model->format) + std::string("_") : "";
   std::vector<double> runs, rows, us;
   for (const RecordedEntry& entry : recorded.entries) {
     int batch = 0, tokens = 0;
     if (entry.stage != "cache" || entry.mode != "sustained") continue;
-    if (std::sscanf(entry.shape.c_str(), "append_b%d_t%d", &batch, &tokens) != 2) continue;
+    if (!entry.shape.starts_with(format)) continue;
+    const char* const name = entry.shape.c_str() + format.size();
+    if (std::sscanf(name, "append_b%d_t%d", &batch, &tokens) != 2) continue;
     if (batch < 1 || tokens < 1) continue;
     runs.push_back(double(batch) * double((tokens + kRunRows - 1) / kRunRows));
     rows.push_back(double(batch) * tokens);
@@ -91,7 +96,7 @@ void fit_appends(const Recorded& recorded, TimeModel* model) {
 void fit_plan(const Recorded& recorded, TimeModel* model) {
   std::vector<double> sequences, us;
   for (const RecordedEntry& entry : recorded.entries) {
-    const auto shape = shape_of(entry, "plan", 0);
+    const auto shape = shape_of(entry, "plan", 0, model->format);
     if (entry.stage != model->stage || !shape) continue;
     sequences.push_back(shape->sequences);
     us.push_back(entry.us);
@@ -204,23 +209,27 @@ std::string TimeModel::describe() const {
 }
 
 Status fit_time_model(const Recorded& recorded, const std::string& stage, int heads,
-                      TimeModel* model) {
+                      CacheFormat format, TimeModel* model) {
   TimeModel result;
   result.heads = heads;
+  result.format = format;
   result.origin = recorded.origin();
   std::vector<DecodeTime> times;
   for (const RecordedEntry& entry : recorded.entries) {
     if (entry.stage != stage && entry.stage.substr(0, entry.stage.find('_')) != stage) continue;
-    const auto shape = shape_of(entry, "sustained", heads);
+    const auto shape = shape_of(entry, "sustained", heads, format);
     if (!shape) continue;
     result.stage = entry.stage;
     times.push_back({entry.shape, *shape, entry.us});
   }
   if (times.size() < 4) {
-    return {StatusCode::kInvalidArgument,
-            fmt::format("the simulated clock has {} recorded times of stage {} with {} heads, and "
-                        "needs 4 ({})",
-                        times.size(), stage, heads, recorded.origin())};
+    return {
+        StatusCode::kInvalidArgument,
+        fmt::format("the simulated clock has {} recorded times of stage {} with {} heads{}, and "
+                    "needs 4 ({})",
+                    times.size(), stage, heads,
+                    is_quantised(format) ? std::string(" and a cache of ") + to_string(format) : "",
+                    recorded.origin())};
   }
   result.decode = fit_decode(times);
   fit_plan(recorded, &result);

@@ -59,7 +59,8 @@ DecodeFit fit_decode(const std::vector<DecodeTime>& times);
 struct TimeModel {
   std::string stage;  ///< Slug
   int heads = 0;
-  std::string origin;  ///< "NVIDIA H200, commit 6e841ff, 2026-11-21"
+  CacheFormat format = CacheFormat::k16Bit;  ///< Of the cache
+  std::string origin;                        ///< "NVIDIA H200, commit 6e841ff, 2026-11-21"
   DecodeFit decode;
   double plan_us[2] = {0, 0};  ///< Constant, a sequence. 0 for a stage without a plan.
   /// Constant, a run of up to 8 rows, a row; of one layer. 0 if no appends are recorded.
@@ -70,11 +71,12 @@ struct TimeModel {
   std::string describe() const;
 };
 
-/// Fits a stage to its sustained entries with these heads, one query token and one KV head.
+/// Fits a stage to its sustained entries with these heads, a cache of this format, one query token and one
+/// KV head; appends to those into such a cache.
 /// @param stage  slug or number
 /// @return kInvalidArgument if fewer than four such entries are recorded
 Status fit_time_model(const Recorded& recorded, const std::string& stage, int heads,
-                      TimeModel* model);
+                      CacheFormat format, TimeModel* model);
 
 /// Steps that only take time.
 class SimulatedEngine final : public Engine {

@@ -12,6 +12,7 @@
 #include <map>
 
 #include "bench/measure/choice_option.h"
+#include "bench/measure/format_option.h"
 #include "bench/measure/memory.h"
 #include "bench/measure/shapes.h"
 #include "reference/float16.h"
@@ -330,20 +331,6 @@ void add_stage(CLI::App* command, RunOptions* options, const char* what) {
       ->check(CLI::IsMember({"gpu", "model", "auto"}))
       ->capture_default_str();
   add_choice_table(command);
-}
-
-/// The names of a cache's formats, of 8 bits alone if `quantised`.
-CLI::CheckedTransformer format_names(bool quantised) {
-  std::map<std::string, CacheFormat> formats;
-  std::string names;
-  for (const CacheFormat format : kCacheFormats) {
-    if (quantised && !is_quantised(format)) continue;
-    formats[mla::to_string(format)] = format;
-    names += (names.empty() ? "{" : ",") + std::string(mla::to_string(format));
-  }
-  CLI::CheckedTransformer transformer(formats);
-  transformer.description(names + "}");
-  return transformer;
 }
 
 void add_cache_scale(CLI::App* command, std::optional<float>* scale, const char* what,

@@ -103,6 +103,27 @@ TEST_F(RecordedTest, TheNewestOfAGpuIsTaken) {
   EXPECT_EQ(load_newest_recorded(&recorded, "/nonexistent").code(), StatusCode::kFileError);
 }
 
+TEST_F(RecordedTest, OfAFormatTheNewestThatHasItIsTaken) {
+  const auto quantised = [](const std::string& date, const std::string& machine = "gpu") {
+    std::string text = results(date, machine);
+    const std::string shape = "08_seesaw/h128_q1_b64_k4096/";
+    text.replace(text.find(shape), shape.size(), "12_fp8/h128_q1_b64_k4096_fp8_tensor/");
+    return text;
+  };
+  write("old.json", quantised("2026-11-20T00:00:00Z"));
+  const std::string newest = write("new.json", quantised("2026-11-21T00:00:00Z"));
+  write("model.json", quantised("2026-11-22T00:00:00Z", "model"));
+  write("plain.json", results("2026-11-23T00:00:00Z"));
+  Recorded recorded;
+  ASSERT_OK(load_newest_recorded_of(CacheFormat::kFp8Tensor, &recorded, folder_.string()));
+  EXPECT_EQ(recorded.file, newest);
+  const Status status =
+      load_newest_recorded_of(CacheFormat::kInt8Tile128, &recorded, folder_.string());
+  EXPECT_EQ(status.code(), StatusCode::kFileError);
+  EXPECT_NE(status.message().find("with a cache of int8_tile128"), std::string::npos);
+  EXPECT_EQ(recorded.file, newest);
+}
+
 TEST_F(RecordedTest, TheProjectHasResults) {
   Recorded recorded;
   ASSERT_OK(load_newest_recorded(&recorded));

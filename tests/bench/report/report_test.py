@@ -458,7 +458,7 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "peers", "later", "choice", "quantised"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -734,6 +734,26 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
         self.assertIn("commit of the cache,", self.block("cache"))
         self.assertEqual(self.run_report("--table")[0], 0)
+
+    def test_service_with_quantised_caches(self):
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertEqual(self.block("service-formats"), recordings.NOT_RECORDED)
+        formats = service()
+        formats["context"].update(date_utc="2026-11-25T12:00:00Z", commit="c8b1750")
+        formats["runs"] = [{**run, "scenario": "small_device_full", "cache_format": name,
+                            "figures": {**run["figures"], "tokens_per_s": factor * run["figures"]["tokens_per_s"]}}
+                           for name, factor in [("16bit", 1), ("fp8_tile128", 1.5)] for run in formats["runs"]]
+        self.record("h200_service_formats_2026-11-25.json", formats)
+        rows = self.tables("service-formats")[0]
+        self.assertEqual([row[:2] for row in rows[1:]],
+                         [["paged, 08_seesaw", "`16bit`"], ["paged, 08_seesaw", "`fp8_tile128`"],
+                          ["static, 02_shared_tiled", "`16bit`"], ["static, 02_shared_tiled", "`fp8_tile128`"]])
+        ratio = rows[0].index("ratio")
+        self.assertEqual([row[ratio] for row in rows[1:]], ["1.00×", "1.50×", "1.00×", "1.50×"])
+        self.assertEqual(rows[2][ratio - 1], "14814")
+        self.assertIn("commit c8b1750", self.block("service-formats"))
+        self.assertIn("commit fed4321", self.block("service"))  # the older one, of 16 bits alone
+        self.assertIn("chat_1000", self.block("service"))
 
     def test_service(self):
         self.assertEqual(self.block("service"), recordings.NOT_RECORDED)
@@ -1144,6 +1164,7 @@ class RunScriptTest(unittest.TestCase):
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
         self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[2], r"^h200_service_formats_\d{4}-\d\d-\d\d\.json$")
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
         self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
 

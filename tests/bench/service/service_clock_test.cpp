@@ -1,10 +1,13 @@
 // The simulated clock's fit, and what a run makes of steps of known times.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <tuple>
 
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
@@ -66,7 +69,8 @@ TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
   Recorded recorded;
   ASSERT_OK(load_newest_recorded(&recorded));
   TimeModel model;
-  const Status status = fit_time_model(recorded, bound.stage, bound.heads, &model);
+  const Status status =
+      fit_time_model(recorded, bound.stage, bound.heads, CacheFormat::k16Bit, &model);
   ASSERT_OK(status);
   EXPECT_LT(model.decode.median_error, bound.median) << model.describe();
   EXPECT_LT(model.decode.worst_error, bound.worst) << model.describe();
@@ -95,7 +99,7 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
   ASSERT_OK(load_newest_recorded(&recorded));
   TimeModel model;
   for (const auto& [stage, heads] : {std::pair("08", 3), std::pair("77", 128)}) {
-    const Status status = fit_time_model(recorded, stage, heads, &model);
+    const Status status = fit_time_model(recorded, stage, heads, CacheFormat::k16Bit, &model);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     EXPECT_NE(status.message().find("recorded times of stage " + std::string(stage)),
               std::string::npos);
@@ -106,9 +110,41 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
   for (const char* name : {"append_b0_t1", "append_b1_t-1", "append_", "host_append_b1_t1"}) {
     recorded.entries.push_back({"cache", name, "sustained", 3, {}});
   }
-  ASSERT_OK(fit_time_model(recorded, "08", 128, &model));
+  ASSERT_OK(fit_time_model(recorded, "08", 128, CacheFormat::k16Bit, &model));
   EXPECT_EQ(model.append_us[0], 0);
   EXPECT_NE(model.describe().find("appends: none recorded"), std::string::npos);
+}
+
+// Of each format its own times alone, of decodes, plans and appends.
+TEST(Model, FormatsAreFittedApart) {
+  Recorded recorded;
+  const auto add = [&](const char* stage, const std::string& shape, const char* mode, double us) {
+    recorded.entries.push_back({stage, shape, mode, us, {}});
+  };
+  for (const auto& [format, factor] : {std::pair("", 1.0), std::pair("_fp8_tile128", 0.5)}) {
+    for (const int batch : {1, 16, 64, 256}) {
+      const std::string shape = "h16_q1_b" + std::to_string(batch) + "_k4096" + format;
+      add("13_quantised_mma", shape, "sustained", factor * (10 + batch));
+      add("13_quantised_mma", shape, "plan", factor * 4);
+    }
+    const std::string cache = *format == 0 ? "" : std::string(format + 1) + "_";
+    for (const int batch : {1, 64}) {
+      add("cache", cache + "append_b" + std::to_string(batch) + "_t1", "sustained", factor * 6);
+    }
+  }
+  TimeModel plain, quantised;
+  ASSERT_OK(fit_time_model(recorded, "13", 16, CacheFormat::k16Bit, &plain));
+  ASSERT_OK(fit_time_model(recorded, "13", 16, CacheFormat::kFp8Tile128, &quantised));
+  StepWork work;
+  work.sequences.resize(64, {0, 4095, 1, 4096, {}});
+  EXPECT_NEAR(plain.step_us(work, 2), 4 + 2 * (74 + 6), 1e-6);
+  EXPECT_NEAR(quantised.step_us(work, 2), 2 + 2 * (37 + 3), 1e-6);
+  const Status status = fit_time_model(recorded, "13", 16, CacheFormat::kFp8Tensor, &plain);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("0 recorded times of stage 13 with 16 heads and a cache of "
+                                  "fp8_tensor, and needs 4"),
+            std::string::npos)
+      << status.to_string();
 }
 
 TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
@@ -284,6 +320,94 @@ TEST(Scenarios, AreAllInOrder) {
   }
   EXPECT_EQ(select_scenarios("service,nonesuch", &all).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(select_scenarios("", &all).code(), StatusCode::kInvalidArgument);
+}
+
+// A page is 64 rows of a format's bytes, in every layer.
+TEST(Scenarios, MemoryHoldsPagesByTheFormatsBytes) {
+  const auto found = std::find_if(scenarios().begin(), scenarios().end(), [](const Scenario& one) {
+    return one.name == "small_device_full";
+  });
+  ASSERT_NE(found, scenarios().end());
+  std::vector<Scenario> all(4, *found);
+  const int64_t rows[] = {1152, 656, 576, 656};
+  for (size_t i = 0; i < 4; ++i) {
+    all[i].cache_format = kCacheFormats[i];
+    EXPECT_EQ(all[i].token_bytes(), 27 * rows[i]);
+    EXPECT_EQ(all[i].page_bytes(), 27 * 64 * rows[i]);
+    EXPECT_EQ(all[i].num_pages(), (int64_t{2} << 30) / (27 * 64 * rows[i]));
+    EXPECT_EQ(limits_of(all[i]).num_pages, all[i].num_pages());
+  }
+  // 8192 tokens and half of 256 are 130 pages, a buffer of 32768 tokens 512; 64 places are not the limit.
+  EXPECT_EQ(most_half_way(all[0].workload, limits_of(all[0])), 1078 / 130);
+  EXPECT_EQ(most_half_way(all[1].workload, limits_of(all[1])), 1894 / 130);
+  EXPECT_EQ(most_half_way(all[2].workload, limits_of(all[2])), 2157 / 130);
+  const std::string text = compare_memory(all);
+  for (const char* line :
+       {"16bit 31104 1078 68992 8 2", "fp8_tile128 17712 1894 121216 14 3",
+        "fp8_tensor 15552 2157 138048 16 4", "int8_tile128 17712 1894 121216 14 3"}) {
+    EXPECT_TRUE(std::regex_search(
+        text, std::regex(std::regex_replace(std::string(line), std::regex(" "), " +"))))
+        << line << "\n"
+        << text;
+  }
+  EXPECT_EQ(title(all[0]), "small_device_full");
+  EXPECT_EQ(title(all[1]), "small_device_full, fp8_tile128");
+}
+
+// Each format over the first one, way by way.
+TEST(Report, FormatsAreCompared) {
+  std::vector<ServiceRun> runs;
+  for (const auto& [format, stage, tokens] :
+       {std::tuple(CacheFormat::k16Bit, "10_few_heads", 100.0),
+        std::tuple(CacheFormat::kFp8Tensor, "12_fp8", 150.0)}) {
+    for (const auto& [way, factor] : {std::pair("paged", 4.0), std::pair("static", 1.0)}) {
+      ServiceRun run{scenarios().front(), way, stage, {}};
+      run.scenario.cache_format = format;
+      run.figures.tokens_per_s = tokens * factor;
+      runs.push_back(run);
+    }
+  }
+  const std::string text = compare_formats(runs, "a clock");
+  for (const char* line :
+       {"paged, 10 +16bit .* 400 +1.00x", "paged, 12 +fp8_tensor .* 600 +1.50x",
+        "static, 10 +16bit .* 100 +1.00x", "static, 12 +fp8_tensor .* 150 +1.50x"}) {
+    EXPECT_TRUE(std::regex_search(text, std::regex(line))) << line << "\n" << text;
+  }
+  EXPECT_LT(text.find("paged, 12"), text.find("static, 10"));
+  EXPECT_EQ(compare_formats({runs[0], runs[1]}, "a clock"), "");
+  EXPECT_NE(compare_runs({runs[2], runs[3]}, "a clock", "").find("service, fp8_tensor, a clock"),
+            std::string::npos);
+}
+
+// A recording counts for the scenarios and formats that it has.
+TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
+  const std::filesystem::path folder = testing::TempDir() + "/service_recordings";
+  std::filesystem::create_directories(folder);
+  const auto record = [&](const char* day, const Scenario& scenario, double tokens) {
+    ServiceRun run{scenario, "paged", "08_seesaw", {}};
+    run.figures.tokens_per_s = tokens;
+    ASSERT_OK(write_runs(folder / (std::string(day) + ".json"),
+                         {{"schema", kServiceSchema},
+                          {"clock", "gpu"},
+                          {"gpu", "a GPU"},
+                          {"commit", "c"},
+                          {"date_utc", day},
+                          {"seed", "1"}},
+                         {run}));
+  };
+  Scenario plain = scenarios().front(), quantised = plain, other = scenarios().back();
+  quantised.cache_format = CacheFormat::kFp8Tensor;
+  record("2026-01-01", plain, 1);
+  record("2026-01-02", plain, 2);
+  record("2026-01-03", quantised, 3);
+  for (const auto& [scenario, tokens] : {std::pair(plain, 2.0), std::pair(quantised, 3.0)}) {
+    const RecordedService newest = load_newest_service(folder, scenario);
+    const auto* run = newest.find(scenario, "paged", "08_seesaw");
+    ASSERT_NE(run, nullptr);
+    EXPECT_EQ(run->figures.at("tokens_per_s"), tokens);
+  }
+  EXPECT_TRUE(load_newest_service(folder, other).runs.empty());
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Report, UnknownFiguresAreNull) {

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "bench/service/real_engine.h"
@@ -16,6 +18,17 @@ namespace mla::bench {
 namespace {
 
 constexpr int kHeads = 16;
+
+/// A row as the cache of a problem keeps it.
+void put_row(const Problem& problem, const std::vector<uint16_t>& bits, uint8_t* row) {
+  if (!is_quantised(problem.cache_format)) {
+    std::memcpy(row, bits.data(), kHeadDimQK * 2);
+    return;
+  }
+  float values[kHeadDimQK];
+  for (size_t i = 0; i < kHeadDimQK; ++i) values[i] = to_float(problem.dtype, bits[i]);
+  quantise_row(problem, ScaleRule::kLargest, values, row);
+}
 
 /// Reads the last decode back and compares it with the reference on a cache of the test's own:
 /// contiguous, with row_of() as the only thing shared.
@@ -41,12 +54,13 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   problem.num_pages = problem.batch * problem.max_pages_per_seq;
   std::vector<int32_t> table(size_t(problem.num_pages));
   std::iota(table.begin(), table.end(), 0);
-  std::vector<uint16_t> cache(size_t(problem.kv_elements()), nan_bits(problem.dtype));
+  const auto row_bytes = size_t(problem.cache_row_bytes());
+  std::vector<uint8_t> cache(size_t(problem.num_pages) * kDefaultPageSize * row_bytes, 0xFF);
   for (size_t i = 0; i < batch; ++i) {
     for (int32_t token = 0; token < lengths[i]; ++token) {
       const auto row = pool_row(row_of(work.sequences[i].request, token) + layer);
       const int64_t place = int64_t(i) * problem.max_seqlen_k() + token;
-      std::copy(row.begin(), row.end(), cache.begin() + place * kHeadDimQK);
+      put_row(problem, row, &cache[size_t(place) * row_bytes]);
     }
   }
   ReferenceResult truth;
@@ -81,12 +95,13 @@ class CheckingEngine final : public Engine {
   int layers_;
 };
 
-void serve_and_check(Machine& machine, const Stage* stage, int layers) {
+void serve_and_check(Machine& machine, const Stage* stage, int layers,
+                     CacheFormat format = CacheFormat::k16Bit) {
   ASSERT_NE(stage, nullptr);
-  SCOPED_TRACE(stage->slug);
+  SCOPED_TRACE(stage->slug + ", " + to_string(format));
   const SchedulerLimits limits{.num_pages = 7, .max_batch = 4, .max_length = 400};
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_OK(LayerCaches::create(machine, limits.num_pages, layers, 0, &caches));
+  ASSERT_OK(LayerCaches::create(machine, limits.num_pages, format, layers, 0, &caches));
   EXPECT_EQ(caches->distinct(), layers);
   std::unique_ptr<RealEngine> real;
   ASSERT_OK(RealEngine::create(machine, *stage, *caches, kHeads, &real));
@@ -124,34 +139,86 @@ TEST(RealEngine, DecodesOnAGpu) {
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
   for (const Stage& stage : stages(MachineKind::kGpu)) {
-    if (!can_read(stage, CacheFormat::k16Bit)) continue;  // which the service's caches have
-    if (check_device(stage, gpu->limits()).ok()) serve_and_check(*gpu, &stage, 3);
+    if (!check_device(stage, gpu->limits()).ok()) continue;
+    for (const CacheFormat format : stage.cache_formats) serve_and_check(*gpu, &stage, 3, format);
   }
+}
+
+// What auto chooses for it, and every other stage that reads the format.
+class QuantisedService : public testing::TestWithParam<CacheFormat> {};
+
+TEST_P(QuantisedService, DecodesWhatWasAppended) {
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (can_read(stage, GetParam())) serve_and_check(model_machine(), &stage, 1, GetParam());
+  }
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "auto"), 2, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, QuantisedService,
+                         testing::Values(CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor,
+                                         CacheFormat::kInt8Tile128),
+                         [](const auto& format) { return std::string(to_string(format.param)); });
+
+TEST(RealEngine, RefusesACacheThatTheStageCannotRead) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_OK(LayerCaches::create(machine, 6, CacheFormat::kFp8Tensor, 1, 0, &caches));
+  std::unique_ptr<RealEngine> engine;
+  const Status status =
+      RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads, &engine);
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_NE(status.message().find("03_online_softmax cannot read a cache of cache_format = "
+                                  "fp8_tensor"),
+            std::string::npos)
+      << status.to_string();
+  EXPECT_EQ(engine, nullptr);
 }
 
 TEST(LayerCaches, AreFullOfThePool) {
   std::vector<Machine*> machines{&model_machine()};
   if (Machine* gpu = gpu_machine(); gpu != nullptr) machines.push_back(gpu);
   for (Machine* machine : machines) {
-    constexpr int kPages = 70;  // more rows than the pool has
-    std::unique_ptr<LayerCaches> caches;
-    ASSERT_OK(LayerCaches::create(*machine, kPages, 2, 0, &caches));
-    std::vector<uint16_t> bits(size_t(layer_bytes(kPages)) / 2);
-    for (int layer = 0; layer < 2; ++layer) {
-      ASSERT_OK(machine->copy_to_host(bits.data(), caches->data(layer), bits.size() * 2));
-      for (int64_t row = 0; row < kPages * kDefaultPageSize; ++row) {
-        const auto expected = pool_row(row % kPoolRows);
-        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), bits.begin() + row * kHeadDimQK))
-            << "row " << row;
+    for (const CacheFormat format : kCacheFormats) {
+      SCOPED_TRACE(to_string(format));
+      constexpr int kPages = 70;  // more rows than the pool has
+      std::unique_ptr<LayerCaches> caches;
+      ASSERT_OK(LayerCaches::create(*machine, kPages, format, 2, 0, &caches));
+      Problem problem;
+      problem.cache_format = format;
+      problem.cache_scale = kPoolScale;
+      const auto row_bytes = size_t(problem.cache_row_bytes());
+      std::vector<uint8_t> bytes(size_t(layer_bytes(kPages, format)));
+      ASSERT_EQ(bytes.size(), kPages * kDefaultPageSize * row_bytes);
+      for (int layer = 0; layer < 2; ++layer) {
+        ASSERT_OK(machine->copy_to_host(bytes.data(), caches->data(layer), bytes.size()));
+        std::vector<uint8_t> expected(row_bytes);
+        for (int64_t row = 0; row < kPages * kDefaultPageSize; ++row) {
+          put_row(problem, pool_row(row % kPoolRows), expected.data());
+          ASSERT_TRUE(std::equal(expected.begin(), expected.end(),
+                                 bytes.begin() + row * ptrdiff_t(row_bytes)))
+              << "row " << row;
+        }
       }
     }
   }
 }
 
+// By the largest value of the pool, e4m3 saturates nothing.
+TEST(LayerCaches, TheScaleHoldsThePool) {
+  float largest = 0;
+  for (int64_t row = 0; row < kPoolRows; ++row) {
+    for (const uint16_t bits : pool_row(row)) {
+      largest = std::max(largest, std::abs(to_float(DType::kBFloat16, bits)));
+    }
+  }
+  EXPECT_LE(largest, kPoolScale * kLargestE4M3);
+  EXPECT_GT(2 * largest, kPoolScale * kLargestE4M3);
+}
+
 TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_OK(LayerCaches::create(machine, 6, 1, 0, &caches));
+  ASSERT_OK(LayerCaches::create(machine, 6, CacheFormat::k16Bit, 1, 0, &caches));
   std::unique_ptr<RealEngine> engine;
   ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads,
                                &engine));
@@ -169,7 +236,7 @@ TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
 TEST(RealEngine, StaticBatchesRun) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
-  ASSERT_OK(LayerCaches::create(machine, 6, 2, 1, &caches));
+  ASSERT_OK(LayerCaches::create(machine, 6, CacheFormat::k16Bit, 2, 1, &caches));
   EXPECT_EQ(caches->distinct(), 1);
   EXPECT_EQ(caches->data(0), caches->data(1));
   std::unique_ptr<RealEngine> engine;
@@ -194,11 +261,19 @@ TEST(RealEngine, StaticBatchesRun) {
 TEST(RealEngine, RefusesWhatItCannotHold) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
-  EXPECT_EQ(LayerCaches::create(machine, 0, 1, 0, &caches).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(LayerCaches::create(machine, 1, 2, 3, &caches).code(), StatusCode::kInvalidArgument);
-  const Status status = LayerCaches::create(machine, 1 << 24, 61, 61, &caches);
-  EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
-  EXPECT_NE(status.message().find("1179648 MiB"), std::string::npos) << status.to_string();
+  const auto create = [&](int pages, CacheFormat format, int layers, int distinct) {
+    return LayerCaches::create(machine, pages, format, layers, distinct, &caches);
+  };
+  constexpr CacheFormat k16Bit = CacheFormat::k16Bit;
+  EXPECT_EQ(create(0, k16Bit, 1, 0).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(create(1, k16Bit, 2, 3).code(), StatusCode::kInvalidArgument);
+  for (const auto& [format, size] :
+       {std::pair(k16Bit, "1179648 MiB"), std::pair(CacheFormat::kFp8Tile128, "671744 MiB"),
+        std::pair(CacheFormat::kFp8Tensor, "589824 MiB")}) {
+    const Status status = create(1 << 24, format, 61, 61);
+    EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
+    EXPECT_NE(status.message().find(size), std::string::npos) << status.to_string();
+  }
   EXPECT_EQ(caches, nullptr);
 }
 
