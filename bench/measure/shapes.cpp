@@ -294,12 +294,13 @@ Names numerics() {
   return names;
 }
 
-/// Shapes in 16 bits, and in each quantised format beside.
+/// Shapes in 16 bits, and in each quantised format beside. Five of 16 heads: the service's simulated clock fits
+/// four coefficients to them.
 Names quantised() {
   Names names;
-  for (const char* shape :
-       {"h16_q1_b1_k8192", "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h64_q1_b32_k8192",
-        "h64_q1_b128_k8192", "h128_q1_b1_k4096", "h128_q1_b128_k8192"}) {
+  for (const char* shape : {"h16_q1_b1_k8192", "h16_q1_b8_k8192", "h16_q1_b16_k8192",
+                            "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h64_q1_b32_k8192",
+                            "h64_q1_b128_k8192", "h128_q1_b1_k4096", "h128_q1_b128_k8192"}) {
     for (const CacheFormat format : kCacheFormats) {
       names.push_back(std::string(shape) +
                       (is_quantised(format) ? std::string("_") + mla::to_string(format) : ""));

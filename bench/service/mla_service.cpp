@@ -215,9 +215,16 @@ class SimulatedClock final : public Clock {
     const DecodeFit& fit = model.decode;
     std::cout << (explain_ ? model.describe()
                            : fmt::format("fit of {}, {} heads: relative error median {}, worst {} "
-                                         "of {} shapes\n",
+                                         "of {} shapes{}\n",
                                          model.stage, scenario.heads, percent(fit.median_error),
-                                         percent(fit.worst_error), fit.shapes));
+                                         percent(fit.worst_error), fit.shapes,
+                                         is_quantised(format_) ? " of " + model.origin : ""));
+    const Stage* known = find_stage(MachineKind::kModel, model.stage);
+    const std::string missing =
+        model.not_recorded(known != nullptr && known->plan_shape != nullptr);
+    if (!missing.empty()) {
+      std::cout << "  none is recorded, so they take no time: " << missing << "\n";
+    }
     *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
     return {};
   }

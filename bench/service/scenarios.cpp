@@ -46,7 +46,7 @@ const std::vector<Scenario>& scenarios() {
        .max_length = 32768,
        .seconds = 3},
       {.name = "small_device_full",
-       .what = "the same, with more requests than 2 GiB hold",
+       .what = "V2-Lite's layers in 2 GiB, with more requests than fit",
        .workload = {128, {8192, 4096}, {256, 128}},
        .heads = 16,
        .layers = 27,

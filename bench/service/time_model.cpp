@@ -183,6 +183,12 @@ double TimeModel::step_us(const StepWork& work, int layers) const {
   return plan_us[0] + plan_us[1] * sequences + layers * (append + decode.us(shape));
 }
 
+std::string TimeModel::not_recorded(bool makes_plans) const {
+  const bool no_plans = makes_plans && plan_us[0] + plan_us[1] == 0;
+  if (has_appends()) return no_plans ? "plans" : "";
+  return no_plans ? "plans, appends" : "appends";
+}
+
 std::string TimeModel::describe() const {
   const auto term = [](double factor, const char* what) {
     return factor > 0 ? " + " + number(factor) + " " + what : std::string();
@@ -200,8 +206,7 @@ std::string TimeModel::describe() const {
   if (plan_us[0] + plan_us[1] > 0) {
     text += "  plan of a step, us = " + number(plan_us[0]) + term(plan_us[1], "sequences") + "\n";
   }
-  const auto is_zero = [](double us) { return us == 0; };
-  if (std::all_of(std::begin(append_us), std::end(append_us), is_zero)) {
+  if (!has_appends()) {
     return text + "  appends: none recorded, they take no time\n";
   }
   return text + "  append of a layer, us = " + number(append_us[0]) +

@@ -65,6 +65,9 @@ struct TimeModel {
   double plan_us[2] = {0, 0};  ///< Constant, a sequence. 0 for a stage without a plan.
   /// Constant, a run of up to 8 rows, a row; of one layer. 0 if no appends are recorded.
   double append_us[3] = {0, 0, 0};
+  bool has_appends() const { return append_us[0] + append_us[1] + append_us[2] > 0; }
+  /// What steps have and the fit has not: "plans", "appends", "plans, appends".
+  std::string not_recorded(bool makes_plans) const;
   /// Of a whole step, in us.
   double step_us(const StepWork& work, int layers) const;
   /// Lines that say what was fitted to what, and how well.

@@ -147,6 +147,16 @@ TEST(Model, FormatsAreFittedApart) {
       << status.to_string();
 }
 
+TEST(Model, SaysWhatIsNotRecorded) {
+  TimeModel model;
+  EXPECT_EQ(model.not_recorded(true), "plans, appends");
+  EXPECT_EQ(model.not_recorded(false), "appends");
+  model.append_us[2] = 0.1;
+  EXPECT_EQ(model.not_recorded(true), "plans");
+  model.plan_us[1] = 0.1;
+  EXPECT_EQ(model.not_recorded(true), "");
+}
+
 TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
   TimeModel model;
   model.decode.a = 10;
