@@ -34,6 +34,7 @@ RULE = {
     "stages/common/split": [*MODEL, "stages/common/machine", "stages/common/ptx"],
     "stages/common": [*MODEL, *COMMON],
     "stages/NN": [*MODEL, *COMMON],
+    "stages/python": ["reference", "stages/common", "stages/common/cache", "stages/common/choose"],
     "stages": STAGES,  # commands and scripts
     "bench/measure": [*REFERENCE, *STAGES],
     "bench/explain": [*REFERENCE, *STAGES, "bench/measure"],
@@ -42,7 +43,7 @@ RULE = {
     "bench/tools": [*REFERENCE, *STAGES, *BENCH],
     "bench": [*REFERENCE, *STAGES, *BENCH],
     "docs": [*REFERENCE, *STAGES, *BENCH],
-    "tests": [*REFERENCE, *STAGES, *BENCH, "docs"],
+    "tests": [*REFERENCE, *STAGES, *BENCH, "stages/python", "docs"],
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*["<]([^">]+)[">]')
@@ -116,7 +117,9 @@ def modules_named(files, path, module):
     endings = (name + ".py", name + "/__init__.py")
     beside = [os.path.normpath(os.path.dirname(path) + "/" + ending) for ending in endings]
     found = [file for file in beside if file in files]
-    return found or [file for file in files if ("/" + file).endswith(tuple("/" + ending for ending in endings))]
+    # What lies in a package has that one's name before its own.
+    return found or [file for file in files for ending in endings
+                     if ("/" + file).endswith("/" + ending) and file[:-len(ending)] + "__init__.py" not in files]
 
 
 def dependencies_of(root, files, path):
@@ -184,7 +187,8 @@ class PlantedViolations(unittest.TestCase):
              "reference/core.h", "reference/gpu_model/g.h", "reference/layers/l.h", "reference/testing/o.h",
              "stages/01_one/kernel.cuh", "stages/02_two/kernel.cuh", "stages/cmake/setup.sh",
              "stages/common/stage.h", "stages/common/cache/c.h", "stages/common/machine/m.h",
-             "stages/common/ptx/p.h", "stages/common/split/s.h", "stages/mutants/mutants.py", "stages/template/k.cuh",
+             "stages/common/ptx/p.h", "stages/common/split/s.h", "stages/mutants/mutants.py", "stages/python/p.h",
+             "stages/python/package/__init__.py", "stages/python/package/inner.py", "stages/template/k.cuh",
              "tests/helper.h", "tests/helper.py", "tests/helper.sh")
 
     def found(self, path, text):
@@ -223,6 +227,8 @@ class PlantedViolations(unittest.TestCase):
                 ("stages/01_one/stage.cu", "stages/template/k.cuh"),
                 ("stages/01_one/stage.cu", "../02_two/kernel.cuh"), ("stages/01_one/stage.cu", "bench/measure/m.h"),
                 ("stages/01_one/stage.cu", "reference/testing/o.h"),
+                ("stages/python/x.cpp", "reference/gpu_model/g.h"), ("stages/python/x.cpp", "stages/01_one/kernel.cuh"),
+                ("stages/common/x.h", "stages/python/p.h"),
                 ("bench/measure/x.h", "bench/tools/t.h"), ("bench/explain/x.h", "bench/tools/t.h"),
                 ("bench/service/x.h", "bench/explain/e.h"), ("bench/report/x.cpp", "bench/measure/m.h"),
                 ("bench/tools/x.cpp", "tests/helper.h"), ("docs/x.cpp", "tests/helper.h"),
@@ -247,6 +253,9 @@ class PlantedViolations(unittest.TestCase):
         self.forbids("stages/find", "#!/usr/bin/env python3\nimport sys\nimport r\n", line=3)
         self.allows("bench/report/x.py", "import json\nimport numpy\nimport r\n")
         self.allows("tests/x.py", "import r\nimport helper\n")
+        self.forbids("bench/report/x.py", "import package\n")
+        self.forbids("bench/report/x.py", "from package.inner import x\n")
+        self.allows("bench/report/x.py", "import inner\n")  # another one: this one is package.inner
 
     def test_sourced_files(self):
         for text in ("source tests/helper.sh\n", '. "$root/tests/helper.sh"\n',

@@ -1,0 +1,198 @@
+"""Arrays of NumPy, PyTorch, CuPy and JAX: how each is seen by the library, and how each makes results."""
+import contextlib
+import sys
+from typing import Any, ContextManager, Dict, Sequence, Tuple
+
+Device = Tuple[int, int]  # DLPack's type and number
+CPU: Device = (1, 0)
+_DLPACK_CUDA = 2
+
+_ALLOWED = "an array of NumPy, PyTorch, CuPy or JAX"
+
+
+class Framework:
+    """One array library. This one is NumPy; the others say where they differ."""
+
+    name = "numpy"
+
+    def view(self, name: str, array: Any, written: bool = False) -> Any:
+        """What tvm-ffi takes, of the same memory."""
+        dtype = array.dtype
+        if dtype.char == "H":
+            raise _is_integers(name, "ml_dtypes.bfloat16")
+        if dtype.itemsize < 3 and dtype.kind == "V":  # ml_dtypes: no DLPack type
+            if not (dtype.name == "bfloat16" or dtype.name.startswith("float8_e4m3fn")):
+                raise TypeError(f"{name} has the dtype {dtype.name}, must be bfloat16, float16, or of 8 bits")
+            array = array.view("u2" if dtype.itemsize == 2 else "u1")
+        if array.flags.writeable:
+            return array
+        if written:
+            raise ValueError(f"{name} is read-only, must be writable")
+        import tvm_ffi
+
+        return tvm_ffi.from_dlpack(array.__dlpack__(max_version=(1, 0)))
+
+    def device(self, array: Any) -> Device:
+        return CPU
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        """Memory to write; `dtype` is a name, or that of an array."""
+        import numpy
+
+        return numpy.empty(shape, dtype)
+
+    def result(self, array: Any) -> Any:
+        """What a caller gets of memory that empty() made."""
+        return array
+
+    def astype(self, array: Any, dtype: Any) -> Any:
+        return array.astype(dtype)
+
+    def on_stream(self, array: Any) -> ContextManager[Any]:
+        """Within it the library works on the framework's current stream."""
+        return contextlib.nullcontext()
+
+
+class _Torch(Framework):
+    name = "torch"
+
+    def __init__(self) -> None:
+        from . import _torch_is_here
+
+        self.torch = sys.modules["torch"]
+        _torch_is_here()
+        self.eight_bits = {getattr(self.torch, kind) for kind in ("float8_e4m3fn",) if hasattr(self.torch, kind)}
+
+    def view(self, name: str, array: Any, written: bool = False) -> Any:
+        if array.requires_grad and self.torch.is_grad_enabled():
+            raise ValueError(f"{name} requires a gradient, which decode does not have: use torch.no_grad() or detach()")
+        if array.dtype in self.eight_bits:
+            return array.view(self.torch.uint8)
+        if array.dtype == getattr(self.torch, "uint16", None):
+            raise _is_integers(name, "torch.bfloat16")
+        return array.detach() if array.requires_grad else array
+
+    def device(self, array: Any) -> Device:
+        return (_DLPACK_CUDA, array.get_device()) if array.is_cuda else CPU
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device)
+
+    def astype(self, array: Any, dtype: Any) -> Any:
+        return array.to(self._dtype(dtype))
+
+    def _dtype(self, dtype: Any) -> Any:
+        return getattr(self.torch, dtype) if isinstance(dtype, str) else dtype
+
+
+class _CuPy(Framework):
+    name = "cupy"
+
+    def view(self, name: str, array: Any, written: bool = False) -> Any:
+        import tvm_ffi
+
+        if array.dtype.char == "H":
+            raise _is_integers(name, "bfloat16")
+        if array.dtype.itemsize < 3 and array.dtype.kind == "V":
+            array = array.view("u2" if array.dtype.itemsize == 2 else "u1")
+        return tvm_ffi.from_dlpack(array.__dlpack__(stream=-1))  # -1: no other stream waits
+
+    def device(self, array: Any) -> Device:
+        return (_DLPACK_CUDA, array.device.id)
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        import cupy  # type: ignore[import-not-found,unused-ignore]
+
+        with like.device:
+            return cupy.empty(shape, dtype)
+
+    def on_stream(self, array: Any) -> ContextManager[Any]:
+        import cupy
+        import tvm_ffi
+
+        return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", array.device.id), cupy.cuda.get_current_stream().ptr)
+
+
+class _Jax(Framework):
+    name = "jax"
+
+    def view(self, name: str, array: Any, written: bool = False) -> Any:
+        if written:
+            raise TypeError(f"{name} is an array of JAX, which cannot be written: leave it out")
+        if array.dtype.name == "uint16":
+            raise _is_integers(name, "jax.numpy.bfloat16")
+        return array.view("uint8") if array.dtype.name == "float8_e4m3fn" else array
+
+    def device(self, array: Any) -> Device:
+        platform = next(iter(array.devices())).platform
+        if platform != "cpu":
+            raise NotImplementedError(f"arrays of JAX on {platform}: only those on the CPU, for JAX does not tell its "
+                                      "stream")
+        return CPU
+
+    def result(self, array: Any) -> Any:
+        import jax.numpy
+
+        return jax.numpy.asarray(array)
+
+
+class _Other(Framework):
+    """Whatever has __dlpack__, a PagedCache's memory for one: may be read, and makes no results."""
+
+    name = "other"
+
+    def view(self, name: str, array: Any, written: bool = False) -> Any:
+        if "uint16" in str(getattr(array, "dtype", "")):
+            raise _is_integers(name, "bfloat16")
+        return array
+
+
+_FRAMEWORKS = {"numpy": Framework, "torch": _Torch, "cupy": _CuPy, "jax": _Jax, "jaxlib": _Jax}
+_by_type: Dict[type, Framework] = {}
+_made: Dict[type, Framework] = {}
+
+
+def _is_integers(name: str, bfloat16: str) -> TypeError:
+    return TypeError(f"{name} has the dtype uint16, must be bfloat16 or float16: if it holds bfloat16, view it as "
+                     f"{bfloat16}")
+
+
+def framework_of(name: str, array: Any) -> Framework:
+    """The framework of an array."""
+    kind = type(array)
+    found = _by_type.get(kind)
+    if found is None:
+        modules = [base.__module__.split(".")[0] for base in kind.__mro__]
+        made = next((_FRAMEWORKS[module] for module in modules if module in _FRAMEWORKS), None)
+        if made is None or not hasattr(array, "dtype"):
+            if not hasattr(array, "__dlpack__"):
+                raise TypeError(f"{name} is of the type {kind.__name__}, must be {_ALLOWED}")
+            made = _Other
+        if made is _Jax and "Tracer" in kind.__name__:
+            raise TypeError(f"{name} is traced by JAX: call mla_stages through jax.pure_callback (docs/python.md)")
+        found = _by_type[kind] = _made.setdefault(made, _made.get(made) or made())
+    return found
+
+
+def view(name: str, array: Any, written: bool = False) -> Any:
+    return framework_of(name, array).view(name, array, written)
+
+
+def need_results(name: str, framework: Framework) -> None:
+    """Refuses what can be read, but whose framework is not known."""
+    if framework.name == "other":
+        raise TypeError(f"{name} must be {_ALLOWED}, for results come back as such")
+
+
+def device_named(device: str) -> Device:
+    """'cpu', 'cuda' or 'cuda:1'"""
+    kind, _, number = device.partition(":")
+    if kind == "cpu" and not number:
+        return CPU
+    if kind == "cuda" and (not number or number.isdecimal()):
+        return _DLPACK_CUDA, int(number or 0)
+    raise ValueError(f"device = {device!r} must be 'cpu', 'cuda' or 'cuda:N'")
+
+
+def is_cuda(device: Device) -> bool:
+    return device[0] == _DLPACK_CUDA
