@@ -101,7 +101,7 @@ class DeviceGuard {
 
 mla::Machine& machine_of(DLDevice device) {
   if (!is_cpu(device) && !is_cuda(device)) {
-    raise("ValueError", name_of(device) + " is neither cpu nor cuda");
+    raise("ValueError", "device = " + name_of(device) + " must be cpu or cuda");
   }
   std::string why_not;
   mla::Machine* machine = mla::find_machine(kind_of(device), &why_not);
@@ -172,6 +172,7 @@ std::string shape_of(const TensorView& tensor) {
 
 std::string type_of(const TensorView& tensor) {
   const DLDataType type = tensor.dtype();
+  if (type.code == kDLUInt && type.bits == 16) return "bfloat16";  // see dtype_of()
   const char* name = type.code == kDLBfloat  ? "bfloat"
                      : type.code == kDLFloat ? "float"
                      : type.code == kDLUInt  ? "uint"
@@ -183,6 +184,21 @@ std::string type_of(const TensorView& tensor) {
 
 void* data_of(const TensorView& tensor) {
   return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
+}
+
+/// Refuses sizes that the library cannot count, and negative strides, of which -1 means another thing to it.
+void check_strides(const char* name, const TensorView& tensor) {
+  for (int i = 0; i < tensor.ndim(); ++i) {
+    if (tensor.size(i) > INT_MAX) {
+      raise("ValueError", std::string(name) + " has the shape " + shape_of(tensor) +
+                              ", no dimension may exceed 2^31 - 1");
+    }
+    if (tensor.numel() > 0 && tensor.size(i) > 1 && tensor.stride(i) < 0) {
+      raise("ValueError", std::string(name) + " has the stride " +
+                              std::to_string(tensor.stride(i)) + " in dimension " +
+                              std::to_string(i) + ", must be at least 0");
+    }
+  }
 }
 
 /// Refuses another shape than `wanted`, in which -1 stands for any size, and a last dimension with gaps.
@@ -201,12 +217,7 @@ void check_shape(const char* name, const TensorView& tensor, std::initializer_li
     raise("ValueError", std::string(name) + " has the shape " + shape_of(tensor) + ", must be " +
                             allowed + " = [" + sizes + "]");
   }
-  for (int i = 0; i < tensor.ndim(); ++i) {
-    if (tensor.size(i) > INT_MAX) {
-      raise("ValueError", std::string(name) + " has the shape " + shape_of(tensor) +
-                              ", no dimension may exceed 2^31 - 1");
-    }
-  }
+  check_strides(name, tensor);
   const int last = tensor.ndim() - 1;
   if (tensor.numel() > 0 && tensor.size(last) > 1 && tensor.stride(last) != 1) {
     raise("ValueError", std::string(name) + " has the stride " +
@@ -249,6 +260,12 @@ void check_same_dtype(const char* name, const TensorView& tensor, mla::DType dty
                          mla::to_string(dtype) + ": they must be the same");
 }
 
+void check_8_bits(const TensorView& kv_cache, mla::CacheFormat format) {
+  if (kv_cache.dtype().bits == 8 && kv_cache.dtype().code != kDLBool) return;
+  raise("TypeError", "kv_cache has the dtype " + type_of(kv_cache) +
+                         ", must have 8 bits for cache_format = '" + mla::to_string(format) + "'");
+}
+
 mla::RowStrides strides_of(const TensorView& tensor, int batch, int token, int head) {
   return {
       .batch = tensor.stride(batch), .token = tensor.stride(token), .head = tensor.stride(head)};
@@ -271,11 +288,7 @@ Call read_call(const OptionsObj& options, const TensorView& q, const TensorView&
   check_shape("q", q, {-1, -1, -1, mla::kHeadDimQK}, "[batch, seqlen_q, num_heads_q, 576]");
   check_device("kv_cache", kv_cache, call.device);
   if (mla::is_quantised(problem.cache_format)) {
-    if (kv_cache.dtype().bits != 8 || kv_cache.dtype().code == kDLBool) {
-      raise("TypeError", "kv_cache has the dtype " + type_of(kv_cache) +
-                             ", must have 8 bits for cache_format = '" +
-                             mla::to_string(problem.cache_format) + "'");
-    }
+    check_8_bits(kv_cache, problem.cache_format);
   } else if (kv_cache.dtype().bits == 8) {
     raise("TypeError", "kv_cache has the dtype " + type_of(kv_cache) +
                            ", must be that of q for cache_format = '16bit'; there are "
@@ -327,6 +340,7 @@ void add_results(const TensorView& out, const TensorView& lse, Call* call) {
               std::to_string(problem.batch) + ", " + std::to_string(problem.num_heads_q) + ", " +
               std::to_string(problem.seqlen_q) + "]");
   }
+  check_strides("lse", lse);
   call->tensors.out = data_of(out);
   call->tensors.out_strides = strides_of(out, 0, 1, 2);
   call->tensors.lse = static_cast<float*>(data_of(lse));
@@ -482,6 +496,7 @@ void quantise(Options options, TensorView kv_cache, TensorView quantised, bool p
 }
 
 void dequantise(Options options, TensorView quantised, TensorView values) {
+  check_8_bits(quantised, options->problem.cache_format);
   check_shape("kv_cache", quantised, {-1, -1, -1, options->problem.cache_row_elements()},
               "[num_pages, page_size, num_heads_kv, row]");
   check_contiguous("kv_cache", quantised);

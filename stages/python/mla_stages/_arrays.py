@@ -18,6 +18,8 @@ class Framework:
     def view(self, name: str, array: Any, written: bool = False) -> Any:
         """What tvm-ffi takes, of the same memory."""
         dtype = array.dtype
+        if dtype.kind not in "biufcV" or not dtype.isnative:
+            raise TypeError(f"{name} has the dtype {dtype.str}, must be a number in this machine's byte order")
         if dtype.char == "H":
             raise _is_integers(name, "ml_dtypes.bfloat16")
         if dtype.itemsize < 3 and dtype.kind == "V":  # ml_dtypes: no DLPack type

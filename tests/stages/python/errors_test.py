@@ -34,6 +34,14 @@ CASES = {
                                 "seqlens_k has the shape [1, 2], must be [batch] = [2]"),
     "a last dimension with gaps": ("q", lambda q: numpy.repeat(q, 2, -1)[..., ::2], ValueError,
                                    "q has the stride 2 in its last dimension, must be 1: nothing is copied"),
+    # -1 elements, which the library would take for "as if contiguous".
+    "a table backwards": ("block_table", lambda table: numpy.ascontiguousarray(table[:, :1])[::-1], ValueError,
+                          "block_table has the stride -1 in dimension 0, must be at least 0"),
+    "lse backwards": ("lse", lambda _: numpy.zeros((2, 16, 1), numpy.float32)[:, ::-1], ValueError,
+                      "lse has the stride -1 in dimension 1, must be at least 0"),
+    "another byte order": ("q", lambda q: q.astype(">f2"), TypeError,
+                           "q has the dtype >f2, must be a number in this machine's byte order"),
+    "text": ("seqlens_k", lambda lengths: lengths.astype("U4"), TypeError, "seqlens_k has the dtype <U4, must be a number"),
     "rows that are misaligned": ("q", lambda q: numpy.concatenate([q, q], -1)[..., 1:577], ValueError,
                                  " is not aligned to 16 bytes"),
     "rows too near": ("kv_cache", lambda kv: numpy.concatenate([kv, kv], -1)[..., :1152 - 4].reshape(-1)
@@ -114,6 +122,19 @@ def test_mixed_devices(argument, problem):
 def test_the_reference_takes_no_memory(problem):
     with pytest.raises(ValueError, match="stage = 'reference' takes no out, lse or plan"):
         mla_stages.decode(*problem.arrays, scale=SCALE, stage="reference", out=problem.q[..., :512])
+
+
+@pytest.mark.parametrize("call", [
+    lambda problem: mla_stages.dequantise(problem.kv_cache, "fp8_tensor"),
+    lambda problem: mla_stages.decode(*problem.arrays, scale=SCALE, stage="13", cache_format="fp8_tensor")])
+def test_codes_have_8_bits(call, problem):
+    with pytest.raises(TypeError, match="kv_cache has the dtype bfloat16, must have 8 bits for cache_format = 'fp8_tensor'"):
+        call(problem)
+
+
+def test_quantising_to_16_bits(problem):
+    with pytest.raises(ValueError, match="cache_format = 16bit"):
+        mla_stages.quantise(problem.kv_cache, "16bit")
 
 
 def test_merging_nothing():
