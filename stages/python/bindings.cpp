@@ -178,6 +178,7 @@ std::string type_of(const TensorView& tensor) {
                      : type.code == kDLUInt  ? "uint"
                      : type.code == kDLInt   ? "int"
                      : type.code == kDLBool  ? "bool"
+                     : type.bits == 8        ? "float"
                                              : "type";
   return name + std::to_string(type.bits);
 }
@@ -261,9 +262,12 @@ void check_same_dtype(const char* name, const TensorView& tensor, mla::DType dty
 }
 
 void check_8_bits(const TensorView& kv_cache, mla::CacheFormat format) {
-  if (kv_cache.dtype().bits == 8 && kv_cache.dtype().code != kDLBool) return;
+  for (const int code : {int{kDLUInt}, int{kDLInt}, int{kDLFloat8_e4m3fn}}) {
+    if (has_type(kv_cache, code, 8)) return;
+  }
   raise("TypeError", "kv_cache has the dtype " + type_of(kv_cache) +
-                         ", must have 8 bits for cache_format = '" + mla::to_string(format) + "'");
+                         ", must be uint8, int8 or float8_e4m3fn for cache_format = '" +
+                         mla::to_string(format) + "'");
 }
 
 mla::RowStrides strides_of(const TensorView& tensor, int batch, int token, int head) {

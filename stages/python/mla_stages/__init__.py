@@ -76,53 +76,57 @@ _workspace_bytes: Dict[Any, Tuple[int, int]] = {}
 
 
 class Plan:
-    """Which worker attends to which tokens: made from lengths on the device, without waiting. plan() makes it."""
+    """Which worker attends to which tokens: made from lengths on the device, without waiting. plan() makes it.
 
-    def __init__(self, call: _Call) -> None:
+    The methods take the tensors of a decode, of the same shapes as those that it was made for.
+    """
+
+    def __init__(self, tensors: Sequence[Array], settings: Dict[str, Any]) -> None:
+        call = _Call(*tensors, **settings)
         self.stage = call.stage
+        #: On the device; None for a stage that makes no plan.
         self.memory = call.memory(call.workspace_bytes()[0])
+        self._settings = settings
         self._shapes = call.shapes
-        self._make(call)
+        self._run("make_plan", call)
 
-    def _make(self, call: _Call) -> None:
-        if self.memory is not None:
-            call.run("make_plan", self._view())
+    def update(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> None:
+        """Makes the plan anew, in the same memory. May be captured in a CUDA graph."""
+        self._run("make_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+
+    def check(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> None:
+        """Raises a ValueError if the plan was not made for these lengths. Waits for the stream."""
+        self._run("check_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+
+    def describe(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> str:
+        """A picture: a line for each worker, its load and its pieces. Waits for the stream."""
+        found = self._run("describe_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        return f"stage {self.stage} makes no plan" if found is None else str(found)
+
+    def _run(self, function: str, call: _Call) -> Any:
+        self._require(call)
+        return None if self.memory is None else call.run(function, self._view())
 
     def _view(self) -> Any:
         return None if self.memory is None else _arrays.view("plan", self.memory)
 
     def _require(self, call: _Call) -> None:
         if call.shapes != self._shapes:
-            ours = [(a, b) for a, b in zip(self._shapes, call.shapes) if a != b][0]
-            raise ValueError(f"plan was made for {ours[0]}, the call has {ours[1]}: shapes, types, stage, causal, "
+            ours, theirs = next((a, b) for a, b in zip(self._shapes, call.shapes) if a != b)
+            raise ValueError(f"plan was made for {ours}, the call has {theirs}: shapes, types, device, stage, causal, "
                              "cache_format and fixed_split_tokens must be the same")
 
-    def update(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array, *, causal: bool = False,
-               cache_format: str = "16bit", cache_scale: float = 1.0, fixed_split_tokens: int = 0) -> None:
-        """Makes the plan anew, in the same memory, for tensors of the same shapes. May be captured in a CUDA graph."""
-        call = _Call(q, kv_cache, block_table, seqlens_k, scale=1.0, causal=causal, stage=self.stage,
-                     cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=fixed_split_tokens)
-        self._require(call)
-        self._make(call)
 
-    def check(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array, *, causal: bool = False,
-              cache_format: str = "16bit", cache_scale: float = 1.0, fixed_split_tokens: int = 0) -> None:
-        """Raises a ValueError if the plan was not made for these lengths. Waits for the stream."""
-        call = _Call(q, kv_cache, block_table, seqlens_k, scale=1.0, causal=causal, stage=self.stage,
-                     cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=fixed_split_tokens)
-        self._require(call)
-        if self.memory is not None:
-            call.run("check_plan", self._view())
-
-
-def plan(q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array, *, causal: bool = False, stage: str = "auto",
-         cache_format: str = "16bit", cache_scale: float = 1.0, fixed_split_tokens: int = 0) -> Plan:
+def plan(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seqlens_k: Array, *, causal: bool = False,
+         stage: str = "auto", cache_format: str = "16bit", cache_scale: float = 1.0,
+         fixed_split_tokens: int = 0) -> Plan:
     """Makes a plan that decodes of the same shapes and lengths can share, those of all layers of a model for one.
 
     Arguments are those of decode(); of q, kv_cache and block_table only the shapes matter.
     """
-    return Plan(_Call(q, kv_cache, block_table, seqlens_k, scale=1.0, causal=causal, stage=stage,
-                      cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=fixed_split_tokens))
+    return Plan((q, kv_cache, block_table, seqlens_k),
+                {"scale": 1.0, "causal": causal, "stage": stage, "cache_format": cache_format,
+                 "cache_scale": cache_scale, "fixed_split_tokens": fixed_split_tokens})
 
 
 def _is_compiling() -> bool:

@@ -17,15 +17,7 @@ class Framework:
 
     def view(self, name: str, array: Any, written: bool = False) -> Any:
         """What tvm-ffi takes, of the same memory."""
-        dtype = array.dtype
-        if dtype.kind not in "biufcV" or not dtype.isnative:
-            raise TypeError(f"{name} has the dtype {dtype.str}, must be a number in this machine's byte order")
-        if dtype.char == "H":
-            raise _is_integers(name, "ml_dtypes.bfloat16")
-        if dtype.itemsize < 3 and dtype.kind == "V":  # ml_dtypes: no DLPack type
-            if not (dtype.name == "bfloat16" or dtype.name.startswith("float8_e4m3fn")):
-                raise TypeError(f"{name} has the dtype {dtype.name}, must be bfloat16, float16, or of 8 bits")
-            array = array.view("u2" if dtype.itemsize == 2 else "u1")
+        array = _as_known(name, array)
         if array.flags.writeable:
             return array
         if written:
@@ -93,11 +85,7 @@ class _CuPy(Framework):
     def view(self, name: str, array: Any, written: bool = False) -> Any:
         import tvm_ffi
 
-        if array.dtype.char == "H":
-            raise _is_integers(name, "bfloat16")
-        if array.dtype.itemsize < 3 and array.dtype.kind == "V":
-            array = array.view("u2" if array.dtype.itemsize == 2 else "u1")
-        return tvm_ffi.from_dlpack(array.__dlpack__(stream=-1))  # -1: no other stream waits
+        return tvm_ffi.from_dlpack(_as_known(name, array).__dlpack__(stream=-1))  # -1: no other stream waits
 
     def device(self, array: Any) -> Device:
         return (_DLPACK_CUDA, array.device.id)
@@ -152,6 +140,20 @@ class _Other(Framework):
 _FRAMEWORKS = {"numpy": Framework, "torch": _Torch, "cupy": _CuPy, "jax": _Jax, "jaxlib": _Jax}
 _by_type: Dict[type, Framework] = {}
 _made: Dict[type, Framework] = {}
+
+
+def _as_known(name: str, array: Any) -> Any:
+    """An array of NumPy or CuPy by a type that DLPack has of them: those of ml_dtypes become integers."""
+    dtype = array.dtype
+    if dtype.isbuiltin == 1 and dtype.kind in "biufc" and dtype.char != "H":  # 1: NumPy's own, in this byte order
+        return array
+    if dtype.name == "bfloat16":
+        return array.view("u2")
+    if dtype.name == "float8_e4m3fn":
+        return array.view("u1")
+    if dtype.char == "H":
+        raise _is_integers(name, "ml_dtypes.bfloat16")
+    raise TypeError(f"{name} has the dtype {dtype.name}, in the byte order {dtype.byteorder!r}, which no argument has")
 
 
 def _is_integers(name: str, bfloat16: str) -> TypeError:

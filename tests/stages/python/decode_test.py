@@ -111,6 +111,7 @@ def test_a_plan_is_shared_and_made_anew(framework):
     plan.check(*arrays)
     with pytest.raises(ValueError, match=r"seqlens_k\[0\] = 100, but the plan was made for 300"):
         plan.check(*shorter)
+    assert "0:256-300" in plan.describe(*arrays)
     plan.update(*shorter)
     plan.check(*shorter)
     assert_close(mla_stages.decode(*shorter, scale=SCALE, stage="04", plan=plan),
@@ -126,6 +127,7 @@ def test_a_plan_of_another_problem_is_refused(problem):
         mla_stages.decode(q[:1], kv_cache, block_table[:1], seqlens_k[:1], scale=SCALE, stage="04", plan=plan)
     without = mla_stages.plan(*problem.arrays, stage=QUICK)  # a stage that makes none
     assert without.memory is None
+    assert without.describe(*problem.arrays) == f"stage {QUICK} makes no plan"
     mla_stages.decode(*problem.arrays, scale=SCALE, stage=QUICK, plan=without)
 
 
