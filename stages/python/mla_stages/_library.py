@@ -32,6 +32,11 @@ library = _Library()
 def options(stage: str, scale: float, causal: bool, cache_format: str, cache_scale: float,
             fixed_split_tokens: int) -> Any:
     """What a call says beside its tensors."""
+    for name, value, kind, allowed in (("stage", stage, str, "a name of stages(), or its number as in '08'"),
+                                       ("cache_format", cache_format, str, "a name"),
+                                       ("fixed_split_tokens", fixed_split_tokens, int, "an integer")):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} = {value!r} must be {allowed}")
     return library.make_options(stage, scale, causal, cache_format, cache_scale, fixed_split_tokens)
 
 
