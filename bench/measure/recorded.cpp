@@ -177,4 +177,13 @@ Status load_newest_recorded_of(CacheFormat format, Recorded* recorded, const std
   return {};
 }
 
+std::vector<Recorded> load_all_recorded(const std::string& folder) {
+  std::vector<Recorded> all;
+  for_each_of_a_gpu(folder, [&](Recorded one) { all.push_back(std::move(one)); });
+  std::sort(all.begin(), all.end(), [](Recorded& a, Recorded& b) {
+    return std::pair(a.context["date_utc"], a.file) > std::pair(b.context["date_utc"], b.file);
+  });
+  return all;
+}
+
 }  // namespace mla::bench

@@ -54,4 +54,7 @@ Status load_newest_recorded(Recorded* recorded, const std::string& folder = "");
 Status load_newest_recorded_of(CacheFormat format, Recorded* recorded,
                                const std::string& folder = "");
 
+/// Reads all results of a GPU in `folder` (empty: the project's own), the newest first.
+std::vector<Recorded> load_all_recorded(const std::string& folder = "");
+
 }  // namespace mla::bench

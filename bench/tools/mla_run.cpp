@@ -506,6 +506,26 @@ void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quant
       ->group(results);
 }
 
+void add_recommend(CLI::App* command, RecommendOptions* options) {
+  Wish& wish = options->wish;
+  const std::map<std::string, Goal> goals{
+      {"latency", Goal::kLatency}, {"throughput", Goal::kThroughput}, {"memory", Goal::kMemory}};
+  command
+      ->add_option("--goal", wish.goal,
+                   "latency (the shortest step), throughput (the most tokens per second) or memory "
+                   "(the fewest bytes per token)")
+      ->transform(CLI::CheckedTransformer(goals).description("{latency,throughput,memory}"))
+      ->type_name("TEXT")
+      ->required();
+  command->add_option("--heads", wish.heads, "Query heads of the model")->capture_default_str();
+  command->add_option("--layers", wish.layers, "Its layers")->capture_default_str();
+  command->add_option("--context", wish.context, "Tokens of each sequence")->capture_default_str();
+  command->add_option("--batch", wish.batch,
+                      "Sequences; by default 1, and for throughput as many as pay");
+  command->add_option("--budget", options->budget, "Memory for caches, as in 2GiB");
+  command->add_option("--p99", options->p99, "A slow step takes at most this, as in 50ms");
+}
+
 /// Runs the program described by the command line; CLI11's own exit codes become ours.
 int parse_and_run(int argc, char** argv) {
   CLI::App app("Decodes with the stages, on tensors of a model or generated ones, and explains.",
@@ -520,6 +540,7 @@ int parse_and_run(int argc, char** argv) {
   RunOptions decode, plan, predict, explain, profile, trace, quantise;
   TraceOptions trace_options;
   QuantiseOptions quantise_options;
+  RecommendOptions recommend_options;
   CLI::App* command = add_command(
       app, "decode", "Decode with one stage, or all, and compare with the float64 reference", R"(
 Examples, the second with the dump in tests/data:
@@ -600,6 +621,15 @@ Examples:
       --format fp8_tile128 --out cache_fp8.npy)");
   add_quantise(command, &quantise, &quantise_options);
 
+  command = add_command(app, "recommend",
+                        "Say what to run for a goal, from recorded times: stage, cache, batch", R"(
+Exit code 1: nothing that is recorded meets the wish; the table says why.
+Examples:
+
+  mla_run recommend --goal latency --heads 128 --context 4096
+  mla_run recommend --goal throughput --heads 16 --layers 27 --context 8192 --budget 2GiB --p99 50ms)");
+  add_recommend(command, &recommend_options);
+
   command = add_command(app, "list", "Show the stages, and what can run here", R"(
 Example:
 
@@ -614,6 +644,7 @@ Example:
   if (app.got_subcommand("profile")) return run_profile(profile, argv);
   if (app.got_subcommand("trace")) return run_trace(trace, trace_options);
   if (app.got_subcommand("quantise")) return run_quantise(quantise, quantise_options);
+  if (app.got_subcommand("recommend")) return run_recommend(recommend_options);
   return run_list();
 }
 

@@ -8,6 +8,7 @@
 
 #include "bench/measure/program.h"
 #include "bench/tools/dump.h"
+#include "bench/tools/recommend.h"
 #include "reference/quantise.h"
 #include "stages/common/stage.h"
 
@@ -50,6 +51,12 @@ struct TraceOptions {
   std::string chrome, check;  ///< Files.
 };
 
+/// What `recommend` takes.
+struct RecommendOptions {
+  Wish wish;
+  std::string budget, p99;  ///< As typed: "2GiB", "50ms"
+};
+
 /// A stage on the machine it is to run on, or why it cannot.
 struct Placement {
   std::string slug;
@@ -90,6 +97,7 @@ int run_explain(const RunOptions& options);
 int run_profile(const RunOptions& options, char** arguments);
 int run_trace(const RunOptions& options, const TraceOptions& trace);
 int run_quantise(const RunOptions& options, const QuantiseOptions& quantise);
+int run_recommend(RecommendOptions options);
 int run_list();
 
 /// Where a problem is to be decoded; nothing is if only its lengths are asked for.

@@ -851,6 +851,23 @@ TEST_F(MlaRunTest, QuantiseRefusesWhatItCannotDo) {
       "is an input; it will not be overwritten");
 }
 
+TEST_F(MlaRunTest, Recommends) {
+  const std::string wish = "recommend --heads 16 --layers 27 --context 8192 ";
+  const Ran ran = run(wish + "--goal throughput --budget 2GiB");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  EXPECT_NE(ran.text.find("caches of at most 2.00 GiB"), std::string::npos) << ran.text;
+  EXPECT_NE(ran.text.find("Run stage "), std::string::npos) << ran.text;
+  const Ran none = run(wish + "--goal latency --p99 1us");
+  EXPECT_EQ(none.exit_code, 1) << none.text;
+  EXPECT_NE(none.text.find("Nothing that is recorded meets this"), std::string::npos) << none.text;
+  expect_nothing_run(wish + "--goal memory --budget 2",
+                     "--budget 2 must be a number and one of GiB, MiB, GB");
+  expect_nothing_run(wish + "--goal memory --p99 -5ms", "p99 = -5 must be greater than 0");
+  expect_nothing_run(wish + "--goal beauty", "--goal");
+  expect_nothing_run("recommend --goal memory --heads 7",
+                     "no stage has recorded times that reach 7 heads");
+}
+
 // What quantise writes is decoded, to what it says of it.
 TEST_F(MlaRunTest, DecodesAQuantisedCache) {
   const std::string rest =
