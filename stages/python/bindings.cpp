@@ -1,6 +1,6 @@
 /// @file
 /// What the Python package mla_stages calls, through tvm-ffi: decode and its plan, the reference, the paged
-/// cache, quantising, the chooser. Tensors come as DLPack views of the caller's; nothing is copied, and
+/// cache, quantising, the chooser, the GPU model's schedule and recordings. Tensors come as DLPack views of the caller's; nothing is copied, and
 /// what is not as the contract has it is an exception that names the argument. docs/python.md is the page
 /// for users.
 #include <tvm/ffi/container/array.h>
@@ -20,10 +20,13 @@
 #include <vector>
 
 #include "reference/attention.h"
+#include "reference/gpu_model/gpu_model.h"
+#include "reference/gpu_model/recording.h"
 #include "reference/quantise.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/cache/paging_check.h"
 #include "stages/common/choose/choose.h"
+#include "stages/common/split/plan.h"
 #include "stages/common/stage.h"
 
 #ifdef MLA_HAVE_CUDA
@@ -427,15 +430,84 @@ void check_plan(Options options, TensorView q, TensorView kv_cache, TensorView b
                         call.tensors.seqlens_k, workspace_of(plan), stream_of(call.device)));
 }
 
-/// Waits for the stream.
-ffi::String describe_plan(Options options, TensorView q, TensorView kv_cache,
-                          TensorView block_table, TensorView seqlens_k, TensorView plan) {
+mla::HostPlan host_plan(Options options, TensorView q, TensorView kv_cache, TensorView block_table,
+                        TensorView seqlens_k, TensorView plan) {
   const Call call = read_call(*options.get(), q, kv_cache, block_table, seqlens_k);
   const DeviceGuard guard(call.device);
   mla::HostPlan host;
   check(mla::read_plan(stage_named(options->stage, call.device), call.problem, workspace_of(plan),
                        &host, stream_of(call.device)));
-  return mla::describe_plan(host);
+  return host;
+}
+
+/// Waits for the stream.
+ffi::String describe_plan(Options options, TensorView q, TensorView kv_cache,
+                          TensorView block_table, TensorView seqlens_k, TensorView plan) {
+  return mla::describe_plan(host_plan(options, q, kv_cache, block_table, seqlens_k, plan));
+}
+
+/// Waits for the stream. Each piece: worker, sequence, first token, the token behind its last, slot.
+ffi::Array<ffi::Array<int64_t>> plan_pieces(Options options, TensorView q, TensorView kv_cache,
+                                            TensorView block_table, TensorView seqlens_k,
+                                            TensorView plan) {
+  const mla::HostPlan host = host_plan(options, q, kv_cache, block_table, seqlens_k, plan);
+  ffi::Array<ffi::Array<int64_t>> result;
+  int64_t worker = 0;
+  for (const auto& pieces : mla::pieces_of(host)) {
+    for (const mla::Piece& piece : pieces) {
+      const int64_t length = host.seqlens_k[static_cast<size_t>(piece.sequence)];
+      result.push_back({worker, piece.sequence, int64_t{piece.grain_begin} * mla::kGrainTokens,
+                        std::min(length, int64_t{piece.grain_end} * mla::kGrainTokens),
+                        piece.slot});
+    }
+    ++worker;
+  }
+  return result;
+}
+
+// ---- The GPU model: its schedule, and what happens in it
+
+/// The seed of all launches on the model from now on; returns the one before.
+int64_t set_schedule(int64_t seed) {
+  if (seed < 0) raise("ValueError", "seed = " + std::to_string(seed) + " must be at least 0");
+  return static_cast<int64_t>(
+      std::exchange(gpu_model::schedule().seed, static_cast<uint64_t>(seed)));
+}
+
+/// While it lives, what happens on the model is written down.
+struct RecordingObj : ffi::Object {
+  std::unique_ptr<gpu_model::Recording> recording;
+  explicit RecordingObj(const gpu_model::RecordingOptions& options)
+      : recording(std::make_unique<gpu_model::Recording>(options)) {
+    gpu_model::schedule().recording = recording.get();
+  }
+  ~RecordingObj() { gpu_model::schedule().recording = nullptr; }
+  TVM_FFI_DECLARE_OBJECT_INFO_FINAL("mla_stages.Recording", RecordingObj, ffi::Object);
+};
+struct Recording : ffi::ObjectRef {
+  explicit Recording(ffi::ObjectPtr<RecordingObj> object) : ffi::ObjectRef(std::move(object)) {}
+  TVM_FFI_DEFINE_OBJECT_REF_METHODS_NOTNULLABLE(Recording, ffi::ObjectRef, RecordingObj);
+};
+
+/// No `blocks`: all.
+Recording recording_begin(ffi::Array<int64_t> blocks, int64_t max_events) {
+  if (gpu_model::schedule().recording != nullptr) {
+    raise("RuntimeError", "another trace is being made in this process");
+  }
+  gpu_model::RecordingOptions options{.blocks = {}};
+  for (const int64_t block : blocks) {
+    if (block < 0) raise("ValueError", "blocks: " + std::to_string(block) + " is no block");
+    options.blocks.push_back(static_cast<uint64_t>(block));
+  }
+  if (max_events < 1) {
+    raise("ValueError", "max_events = " + std::to_string(max_events) + " must be at least 1");
+  }
+  options.max_events = static_cast<uint64_t>(max_events);
+  return Recording(ffi::make_object<RecordingObj>(options));
+}
+
+ffi::String recording_json(Recording recording) {
+  return recording->recording->json();
 }
 
 void need_cpu(const char* what, DLDevice device) {
@@ -761,6 +833,10 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(make_plan, make_plan)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode, decode)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(check_plan, check_plan)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(describe_plan, describe_plan)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(plan_pieces, plan_pieces)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(set_schedule, set_schedule)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(recording_begin, recording_begin)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(recording_json, recording_json)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(reference, reference)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(quantise, quantise)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(dequantise, dequantise)

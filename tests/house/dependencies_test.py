@@ -34,7 +34,7 @@ RULE = {
     "stages/common/split": [*MODEL, "stages/common/machine", "stages/common/ptx"],
     "stages/common": [*MODEL, *COMMON],
     "stages/NN": [*MODEL, *COMMON],
-    "stages/python": ["reference", "stages/common", "stages/common/cache", "stages/common/choose"],
+    "stages/python": [*MODEL, "stages/common", "stages/common/cache", "stages/common/choose", "stages/common/split"],
     "stages": STAGES,  # commands and scripts
     "bench/measure": [*REFERENCE, *STAGES],
     "bench/explain": [*REFERENCE, *STAGES, "bench/measure"],
@@ -227,7 +227,7 @@ class PlantedViolations(unittest.TestCase):
                 ("stages/01_one/stage.cu", "stages/template/k.cuh"),
                 ("stages/01_one/stage.cu", "../02_two/kernel.cuh"), ("stages/01_one/stage.cu", "bench/measure/m.h"),
                 ("stages/01_one/stage.cu", "reference/testing/o.h"),
-                ("stages/python/x.cpp", "reference/gpu_model/g.h"), ("stages/python/x.cpp", "stages/01_one/kernel.cuh"),
+                ("stages/python/x.cpp", "stages/common/ptx/p.h"), ("stages/python/x.cpp", "stages/01_one/kernel.cuh"),
                 ("stages/common/x.h", "stages/python/p.h"),
                 ("bench/measure/x.h", "bench/tools/t.h"), ("bench/explain/x.h", "bench/tools/t.h"),
                 ("bench/service/x.h", "bench/explain/e.h"), ("bench/report/x.cpp", "bench/measure/m.h"),

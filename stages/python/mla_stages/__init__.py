@@ -3,15 +3,17 @@
 An array on a CPU is decoded by the GPU model, or by the float64 reference; a CUDA tensor on its device, on the current
 stream of its framework. docs/python.md is the page for users.
 """
+import contextlib
+import json
 import sys
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _arrays
 from ._cache import PagedCache
 from ._library import library, options, use_cuda
 
-__all__ = ["PagedCache", "Plan", "Stage", "decode", "dequantise", "explain", "merge", "plan", "predict", "quantise",
-           "reference", "stages"]
+__all__ = ["PagedCache", "Piece", "Plan", "Stage", "decode", "dequantise", "explain", "merge", "plan", "predict",
+           "quantise", "reference", "schedule", "stages", "trace"]
 __version__ = "0.2.0"
 
 Array = Any
@@ -75,6 +77,16 @@ def _number(name: str, value: Any) -> float:
 _workspace_bytes: Dict[Any, Tuple[int, int]] = {}
 
 
+class Piece(NamedTuple):
+    """A worker's share of a sequence."""
+
+    worker: int
+    sequence: int
+    begin: int  #: Its first token,
+    end: int  #: and the one behind its last.
+    slot: int  #: Of the partial result; -1: the piece is the whole sequence.
+
+
 class Plan:
     """Which worker attends to which tokens: made from lengths on the device, without waiting. plan() makes it.
 
@@ -84,6 +96,7 @@ class Plan:
     def __init__(self, tensors: Sequence[Array], settings: Dict[str, Any]) -> None:
         call = _Call(*tensors, **settings)
         self.stage = call.stage
+        self._on_cuda = call.on_cuda
         #: On the device; None for a stage that makes no plan.
         self.memory = call.memory(call.workspace_bytes()[0])
         self._settings = settings
@@ -102,6 +115,11 @@ class Plan:
         """A picture: a line for each worker, its load and its pieces. Waits for the stream."""
         found = self._run("describe_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
         return f"stage {self.stage} makes no plan" if found is None else str(found)
+
+    def pieces(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> List[Piece]:
+        """The same as numbers, by worker. Waits for the stream."""
+        found = self._run("plan_pieces", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        return [] if found is None else [Piece(*piece) for piece in found]
 
     def _run(self, function: str, call: _Call) -> Any:
         self._require(call)
@@ -196,6 +214,40 @@ def _torch_is_here() -> None:
 
     _is_compiling = sys.modules["torch"].compiler.is_compiling
     _compiled = _torch.decode
+
+
+@contextlib.contextmanager
+def schedule(seed: int) -> Iterator[None]:
+    """The GPU model's schedule of threads, meanwhile, in this process. 0 runs them in order, as the model does without
+    this; any other seed as an adversary would. Right kernels give the same bits under each."""
+    before = library.set_schedule(seed)
+    try:
+        yield
+    finally:
+        library.set_schedule(before)
+
+
+def trace(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seqlens_k: Array, *, scale: float,
+          causal: bool = False, stage: str = "auto", cache_format: str = "16bit", cache_scale: float = 1.0,
+          fixed_split_tokens: int = 0, blocks: Sequence[int] = (0,), max_events: int = 1000000) -> Dict[str, Any]:
+    """What some blocks of a decode do on the GPU model, event by event; docs/recording.md is the format.
+
+    Nothing else may run on the model meanwhile. Arrays and settings are those of decode(), on a CPU.
+
+    :param blocks: their numbers in each grid; none: all
+    :param max_events: later events are counted, not kept
+    """
+    settings: Dict[str, Any] = {"causal": causal, "stage": stage, "cache_format": cache_format,
+                                "cache_scale": cache_scale, "fixed_split_tokens": fixed_split_tokens}
+    made = plan(q, kv_cache, block_table, seqlens_k, **settings)
+    if made._on_cuda:
+        raise ValueError("trace works on the CPU, by the GPU model: q is on a GPU")
+    recording = library.recording_begin(list(blocks), max_events)
+    try:
+        decode(q, kv_cache, block_table, seqlens_k, scale=scale, plan=made, **settings)
+        return dict(json.loads(str(library.recording_json(recording))))
+    finally:
+        del recording
 
 
 def _float64_results(call: _Call) -> Tuple[Array, Array]:

@@ -118,6 +118,55 @@ def test_a_plan_is_shared_and_made_anew(framework):
                  mla_stages.reference(*problem.arrays[:3], numpy.array([100, 20], numpy.int32), scale=SCALE))
 
 
+def test_pieces_of_a_plan_cover_all_tokens_once():
+    problem = Problem(lengths=(1000, 20, 0))
+    pieces = mla_stages.plan(*problem.arrays, stage="04").pieces(*problem.arrays)
+    for sequence, length in enumerate(problem.seqlens_k):
+        own = [piece for piece in pieces if piece.sequence == sequence]
+        assert [piece.begin for piece in own] == [0, *(piece.end for piece in own[:-1])]
+        assert own[-1].end == length
+        assert all((piece.slot >= 0) == (len(own) > 1) for piece in own)
+    assert [piece.worker for piece in pieces] == sorted(piece.worker for piece in pieces)
+    assert mla_stages.plan(*problem.arrays, stage=QUICK).pieces(*problem.arrays) == []
+
+
+def test_every_schedule_gives_the_same_bits(problem):
+    results = []
+    for seed in (0, 1, 2):
+        with mla_stages.schedule(seed):
+            results.append(mla_stages.decode(*problem.arrays, scale=SCALE, stage="04")[0].tobytes())
+    assert results[1:] == results[:1] * 2
+
+
+def test_a_schedule_ends_with_its_block(problem):
+    with mla_stages.schedule(7), pytest.raises(KeyError):
+        with mla_stages.schedule(3):
+            raise KeyError
+    with mla_stages.schedule(0):
+        first = mla_stages.trace(*problem.arrays, scale=SCALE, stage="04")
+    assert mla_stages.trace(*problem.arrays, scale=SCALE, stage="04") == first
+    with mla_stages.schedule(3):
+        assert mla_stages.trace(*problem.arrays, scale=SCALE, stage="04") != first
+    with pytest.raises(ValueError, match="seed = -1 must be at least 0"):
+        with mla_stages.schedule(-1):
+            pass
+
+
+def test_a_trace_has_the_events_of_its_blocks(problem):
+    trace = mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", blocks=[1])
+    assert trace["schema"] == "gpu_model recording" and not trace["truncated"]
+    assert {tuple(block[1:]) for block in trace["blocks"]} == {(1, 0, 0)}
+    assert {"begin", "meet", "end"} <= {trace["kinds"][event[0]][0] for event in trace["events"]}
+    whole = mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", blocks=[])
+    assert len(whole["blocks"]) > len(trace["blocks"])
+    assert mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", blocks=[1], max_events=5)["events_kept"] == 5
+    for wrong in ({"blocks": [-1]}, {"max_events": 0}):
+        with pytest.raises(ValueError):
+            mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", **wrong)
+    # None is left behind: nothing more is written, and the next may be made.
+    assert mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", blocks=[1]) == trace
+
+
 def test_a_plan_of_another_problem_is_refused(problem):
     plan = mla_stages.plan(*problem.arrays, stage="04")
     with pytest.raises(ValueError, match="plan was made for 04, the call has 05"):
