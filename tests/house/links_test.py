@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Every relative link in a Markdown page leads to a file that is there and, after a #, to a heading of that page."""
+"""Every relative link in a Markdown page or a notebook leads to a file that is there and, after a #, to a heading of that page."""
+import json
 import pathlib
 import re
 import sys
@@ -9,11 +10,19 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
 def pages():
-    """Markdown files, but not those of builds and of dot folders that belong to a tool."""
-    for path in sorted(ROOT.rglob("*.md")):
+    """Markdown files and notebooks, but not those of builds and of dot folders that belong to a tool."""
+    for path in sorted([*ROOT.rglob("*.md"), *ROOT.rglob("*.ipynb")]):
         parts = path.relative_to(ROOT).parts
         if not parts[0].startswith("build") and (not parts[0].startswith(".") or parts[0] == ".github"):
             yield path
+
+
+def text_of(page):
+    """A page, or the prose of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
 
 
 def prose(text):
@@ -39,7 +48,7 @@ def anchors(text):
 def main():
     checked, broken = 0, []
     for page in pages():
-        text = page.read_text(encoding="utf-8")
+        text = text_of(page)
         for number, line in enumerate(prose(text).splitlines(), 1):
             for target in LINK.findall(line):
                 if re.match(r"[a-z]+:", target):

@@ -25,7 +25,7 @@ for key in sys.argv[2:]:
             [*project["project"]["dependencies"], *project["project"]["optional-dependencies"][key]]), sep="\n")
 END
 )
-  pip install "${needed[@]}" 2> "$scratch/log" || { cat "$scratch/log"; skip "pip finds no index with ${needed[*]}"; }
+  pip install --no-compile "${needed[@]}" 2> "$scratch/log" || { cat "$scratch/log"; skip "pip finds no index with ${needed[*]}"; }
 }
 
 install_wheel() {
