@@ -1,18 +1,21 @@
-"""torch.ops.mla_stages.decode, with which torch.compile knows shapes and types without decoding."""
+"""torch.ops.mla_stages.decode, with which torch.compile knows shapes and types without decoding.
+
+The package may have another name: the Hub's `kernels` gives each build its own, so that several fit into a process.
+"""
 from typing import Tuple
 
 import torch
 
-import mla_stages
+from . import decode as decode_now
 
 
-@torch.library.custom_op("mla_stages::decode", mutates_args=())
+@torch.library.custom_op(f"{__package__}::decode", mutates_args=())
 def decode(q: torch.Tensor, kv_cache: torch.Tensor, block_table: torch.Tensor, seqlens_k: torch.Tensor, scale: float,
            causal: bool, stage: str, cache_format: str, cache_scale: float,
            fixed_split_tokens: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    return mla_stages.decode(q, kv_cache, block_table, seqlens_k, scale=scale, causal=causal, stage=stage,
-                             cache_format=cache_format, cache_scale=cache_scale,
-                             fixed_split_tokens=fixed_split_tokens)
+    out, lse = decode_now(q, kv_cache, block_table, seqlens_k, scale=scale, causal=causal, stage=stage,
+                          cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=fixed_split_tokens)
+    return out, lse
 
 
 @decode.register_fake
