@@ -32,8 +32,8 @@ def compile_for_model(source, program, *flags):
     model = BUILD / "reference" / "gpu_model" / "libflashmla_gpu_model.a"
     if not model.exists():
         raise RuntimeError(f"{model} is not there: bash tests/run.sh builds it")
-    run("g++", "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-Wno-tsan", "-ftrivial-auto-var-init=pattern", "-I", ROOT,
-        *flags, "-c", path, "-o", path.with_suffix(".o"))
+    run("g++", "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-Wno-tsan", "-ftrivial-auto-var-init=pattern", *flags,
+        "-I", ROOT, "-c", path, "-o", path.with_suffix(".o"))
     # Without -fsanitize=thread: what it calls at each access is the model's own.
     run("g++", path.with_suffix(".o"), model, "-lboost_context", "-pthread", "-o", program)
     return program
