@@ -16,7 +16,7 @@ if [[ ${1:-} == --no-install ]]; then no_install=yes; shift; fi
 
 programs=() pattern=
 while [[ ${1:-} =~ ^[0-9]+$ ]]; do
-  ls stages/"$1"_*/stage.cu > /dev/null 2>&1 || { echo "run.sh: there is no stage $1; there are $(echo stages/[0-9]*)" >&2; exit 2; }
+  ls stages/"$1"_*/stage.c* > /dev/null 2>&1 || { echo "run.sh: there is no stage $1; there are $(echo stages/[0-9]*)" >&2; exit 2; }
   programs+=("conformance_$1")
   pattern+=${pattern:+|}^$1_
   shift

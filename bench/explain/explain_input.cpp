@@ -32,14 +32,19 @@ void add_facts(const Stage& stage, ExplainInput* input) {
   if (workspace_bytes(stage, problem, input->limits, &needs).ok()) {
     entry.workspace_bytes = needs.total();
   }
-  if (predict(stage, problem, total(input->seqlens_k), input->limits, &prediction).ok()) {
-    entry.prediction = prediction;
-  }
+  const Status predicted =
+      predict(stage, problem, total(input->seqlens_k), input->limits, &prediction);
+  if (predicted.ok()) entry.prediction = prediction;
+  if (stage.on_cpu) entry.device = predicted;
 }
 
-/// Every stage of the registry, and the one that chooses if it is asked about.
+/// Every stage of the registry, one on the CPU too, which is no stage of a GPU's; and the one that chooses if it
+/// is asked about.
 void add_facts_of_all(MachineKind machine, const std::string& asked, ExplainInput* input) {
   input->stage = asked;
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (stage.on_cpu && machine != MachineKind::kModel) add_facts(stage, input);
+  }
   for (const Stage& stage : stages(machine)) add_facts(stage, input);
   if (asked == kAutoSlug) add_facts(auto_stage(machine), input);
 }

@@ -93,7 +93,7 @@ class ShapeRun {
     stages_.push_back(&stage);
     StageResult& entry = result_.stages.emplace_back();
     entry.stage = stage.slug;
-    entry.idea = stage.idea;
+    entry.idea = (stage.on_cpu ? where(stage, bench_.machine) + ": " : "") + stage.idea;
     entry.peer = peer;
     drop_if_error(entry, check_device(stage, bench_.machine.limits()), "");
   }
@@ -472,8 +472,10 @@ class ShapeRun {
 
   void derive_speedups() {
     const StageResult* before = nullptr;
-    for (StageResult& entry : result_.stages) {
+    for (size_t i = 0; i < result_.stages.size(); ++i) {
+      StageResult& entry = result_.stages[i];
       if (!is_in(entry) || entry.peer || entry.stage == kAutoSlug) continue;
+      if (stages_[i]->on_cpu) continue;  // the others run on a model, whose time says nothing
       if (before != nullptr) {
         entry.cold_speedup = before->cold.median / entry.cold.median;
         entry.sustained_speedup = before->sustained.median / entry.sustained.median;

@@ -10,6 +10,7 @@ with spaces around them, and references of up to three words; a word that is lef
   STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
                                       "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
                                       cache append_b128_t1 returned
+                                      reference h64_q1_b64_k4096 wall     (the truth, on the CPU; in µs, too)
                                       08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
   service SCENARIO WAY FIGURE         service chat_100 paged step_ms_mean
@@ -126,7 +127,7 @@ class Figures:
 
     def complete(self, results, words):
         """Stage, shape and column of a reference, what it leaves out from the one before."""
-        names = {name for rows in self.peers.shapes.values() for name in rows} | {"cache", *MEASURED_PEERS}
+        names = {name for rows in self.peers.shapes.values() for name in rows} | {"cache", "reference", *MEASURED_PEERS}
         found = dict(self.words)
         for word in words:
             stages = [stage for stage in results.stages if re.fullmatch(r"\d\d(_\w*)?", word) and stage.startswith(word)]

@@ -15,6 +15,7 @@ SERVICE_SCHEMA = "flashmla_stages/service/1"
 ERRORS_SCHEMA = "flashmla_formats/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
+ON_CPU = "00_reference"  # has no time of a GPU; "reference", the truth that stages are checked against, has one of the host
 CHOOSER = "auto"  # decodes with the stage that a table of times says is the fastest
 SAME_RUN = " (same run)"  # ends the name of a stage that was timed once more, among peers
 MEASURED_PEERS = {"cublas_pipeline": "cuBLAS pipeline"}  # timed beside the stages, and none of them

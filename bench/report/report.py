@@ -26,7 +26,7 @@ import counters
 import plots
 import program
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
+from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
                         load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
@@ -146,6 +146,22 @@ def decodes(results, peers, shape):
     return found
 
 
+def cores(results):
+    """'16 cores', of the machine that measured."""
+    count = results.context.get("num_cpus")
+    return f"{count} cores" if count else "all cores"
+
+
+def reference(results, shape):
+    """What is known of the truth's evaluation on the CPU, as a decode; None if a shape was checked otherwise."""
+    entry = results.measured("reference", shape, "wall")
+    if not entry:
+        return None
+    return SimpleNamespace(stage="reference", shape=shape, sustained={}, why="",
+                           cold={key: entry[key] for key in ("real_time", "TFLOPs", "GBps")},
+                           last=f"{entry.get('label', 'on the CPU')}, {cores(results)}; wall time of one run")
+
+
 DECODE = [("cold µs (p10–p90)", lambda one: spread(one.cold)),
           ("sustained µs (p10–p90)", lambda one: sustained(one, spread)),
           ("TFLOP/s", lambda one: significant(one.cold["TFLOPs"])),
@@ -159,10 +175,9 @@ DECODE = [("cold µs (p10–p90)", lambda one: spread(one.cold)),
 def side_by_side(results, peers, shape):
     """Every stage on one shape, then its peers."""
     rows = decodes(results, peers, shape)
-    reference = results.measured("reference", shape, "wall")
-    if reference:
-        cold = {key: reference[key] for key in ("real_time", "TFLOPs", "GBps")}
-        rows = {"reference": SimpleNamespace(cold=cold, sustained={}, last=reference.get("label", "")), **rows}
+    on_cpu = reference(results, shape)
+    if on_cpu:
+        rows = {"reference": on_cpu, **rows}
     return table([("stage", lambda one: one[0]),
                   *each(DECODE, lambda column: column[0], lambda column, one: column[1](one[1])),
                   ("the one idea", lambda one: one[1].last)], rows.items())
@@ -172,8 +187,11 @@ def readme_table(results, peers):
     """Every stage on a few shapes, then its peers."""
     shapes = [shape for shape in README_SHAPES if shape in results.shapes]
     rows = {shape: decodes(results, peers, shape) for shape in shapes}
+    on_cpu = {shape: one for shape in shapes if (one := reference(results, shape))}
+    for shape, one in on_cpu.items():
+        rows[shape]["reference"] = one
     peer_names = [*MEASURED_PEERS.values(), *(name for shape in shapes for name in peers.shapes.get(shape, {}))]
-    names = [*results.stages, *(name for name in unique(peer_names) if any(name in found for found in rows.values()))]
+    names = [*["reference"] * bool(on_cpu), *results.stages, *(name for name in unique(peer_names) if any(name in found for found in rows.values()))]
     columns = [("stage", lambda name: name)]
     for shape in shapes:
         columns.append((shape_title(shape) + ": µs cold / sustained",
@@ -191,6 +209,18 @@ def chapter_table(results, stage):
     (title, make), *others = DECODE
     return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
                  rows)
+
+
+def reference_table(results):
+    """The truth on the shapes of suite table, and how far the first rung on a GPU is ahead of it."""
+    rows = [one for shape in results.timed("table") if (one := reference(results, shape))]
+    def ahead(one):
+        return times_x(median(results.measured(results.stages[0], one.shape)), median(one.cold))
+    return table([("shape", lambda one: shape_title(one.shape)),
+                  ("wall time, ms", lambda one: significant(median(one.cold) / 1000)),
+                  ("GFLOP/s", lambda one: significant(1000 * one.cold["TFLOPs"])),
+                  ("GB/s", lambda one: significant(one.cold["GBps"])),
+                  (f"{short(results.stages[0])} on the GPU is faster by", ahead)], rows)
 
 
 def summary(results, peers):
@@ -741,6 +771,11 @@ def texts(root, results):
         run = results if stage in results.stages else later
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
+    on_cpu = root / "stages" / ON_CPU / "README.md"
+    if on_cpu.exists() and ON_CPU not in results.stages:
+        wanted.append((on_cpu, "measurement",
+                       f"{markdown(reference_table(results))}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
+                       f"this GPU; wall time of one run. {caption(results)}"))
     quantised = load_quantised(root, results)
     for stage in unique(quantised.stages if quantised else []):
         if stage not in results.stages and stage not in later.stages:

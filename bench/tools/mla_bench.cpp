@@ -103,32 +103,49 @@ Status check_flags(const Options& options, bool dtype_given) {
   return {};
 }
 
+/// Those that run on the CPU, and so in no GPU's time.
+std::vector<const Stage*> stages_on_cpu() {
+  std::vector<const Stage*> found;
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    if (stage.on_cpu) found.push_back(&stage);
+  }
+  return found;
+}
+
+/// Whether stages were named, and all of them run on the CPU.
+bool are_on_cpu(const std::vector<std::string>& names) {
+  return !names.empty() && std::all_of(names.begin(), names.end(), [](const std::string& name) {
+    const Stage* stage = find_stage(MachineKind::kModel, name);
+    return stage != nullptr && stage->on_cpu;
+  });
+}
+
 /// The stages of the registry that were asked for, by slug or number.
 Status select_stages(MachineKind machine, const std::vector<std::string>& names,
                      std::vector<const Stage*>* chosen) {
-  std::string known;
   for (const Stage& stage : stages(machine)) {
     if (names.empty()) chosen->push_back(&stage);
-    known += (known.empty() ? "" : ", ") + stage.slug;
   }
   if (names.empty() && machine == MachineKind::kGpu) chosen->push_back(&auto_stage(machine));
   for (const std::string& name : names) {
     note_choice_table("mla_bench", name);
-    const Stage* stage = find_stage(machine, name);
-    if (stage == nullptr) {
-      return {StatusCode::kInvalidArgument,
-              "no stage '" + name + "'; there are " + known + ", auto"};
-    }
+    std::string why_not;
+    const Stage* stage = find_stage(machine, name, &why_not);
+    if (stage == nullptr) return {StatusCode::kInvalidArgument, why_not};
     chosen->push_back(stage);
   }
   return {};
 }
 
 void print_list(MachineKind machine) {
-  std::cout << "stages\n";
+  std::vector<const Stage*> listed = stages_on_cpu();
   for (const Stage& stage : stages(machine)) {
-    std::cout << "  " << stage.slug << "  " << stage.idea;
-    if (reads_quantised(stage)) std::cout << "; reads " << names_of_formats(stage);
+    if (!stage.on_cpu) listed.push_back(&stage);
+  }
+  std::cout << "stages\n";
+  for (const Stage* stage : listed) {
+    std::cout << "  " << stage->slug << "  " << stage->idea;
+    if (reads_quantised(*stage)) std::cout << "; reads " << names_of_formats(*stage);
     std::cout << "\n";
   }
   std::cout << "  " << kAutoSlug << "  " << auto_stage(machine).idea << "\n";
@@ -259,6 +276,12 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
     context.insert(context.end(), measured.begin(), measured.end());
   }
   std::cout << describe(context) << std::flush;
+  if (gpu && options.stages.empty()) {
+    for (const Stage* stage : stages_on_cpu()) {
+      std::cout << stage->slug << " left out: it runs on the CPU; --stages "
+                << stage->slug.substr(0, 2) << " times it\n";
+    }
+  }
   if (!why_no_peer.empty()) {
     std::cout << "peer cublas_pipeline left out: " << why_no_peer << "\n";
   }
@@ -403,6 +426,7 @@ int run(int argc, char** argv) {
     }
   }
   std::string why_not;
+  if (options.machine == "auto" && are_on_cpu(options.stages)) options.machine = "model";
   Machine* gpu = options.machine == "model" ? nullptr : gpu_machine(&why_not);
   if (options.print_gpu) {
     if (gpu == nullptr) return std::cout << why_not << "\n", 1;

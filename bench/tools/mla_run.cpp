@@ -23,13 +23,11 @@ namespace mla::bench {
 namespace {
 
 Status place_on_gpu(const std::string& slug, Placement* placement) {
-  std::string no_gpu;
-  Machine* gpu = gpu_machine(&no_gpu);
-  if (gpu == nullptr) return {StatusCode::kUnavailable, no_gpu};
-  const Stage* stage = find_stage(MachineKind::kGpu, slug);
-  if (stage == nullptr) {
-    return {StatusCode::kUnavailable, slug + " was not built for GPUs"};
-  }
+  std::string why_not;
+  const Stage* stage = find_stage(MachineKind::kGpu, slug, &why_not);
+  if (stage == nullptr) return {StatusCode::kUnavailable, why_not};
+  Machine* gpu = gpu_machine(&why_not);
+  if (gpu == nullptr) return {StatusCode::kUnavailable, why_not};
   MLA_RETURN_IF_ERROR(check_device(*stage, gpu->limits()));
   placement->stage = stage;
   placement->machine = gpu;
@@ -98,9 +96,9 @@ int run_list() {
         return refuse(status);
       }
       const Placement& placement = placements.front();
-      fmt::print(
-          "{:<20}   {:<5}  {}\n", "", machine,
-          placement.why_not.ok() ? placement.machine->description() : placement.why_not.message());
+      fmt::print("{:<20}   {:<5}  {}\n", "", machine,
+                 placement.why_not.ok() ? where(*placement.stage, *placement.machine)
+                                        : placement.why_not.message());
     }
   }
   fmt::print("{:<20} {}\n", "reference", "float64 on the CPU: the truth");

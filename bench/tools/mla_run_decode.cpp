@@ -293,8 +293,9 @@ int run_decode(const RunOptions& options) {
   }
   const double reference_seconds = seconds_since(start);
 
-  bool right = true, on_model = false, on_gpu = false;
-  std::string repeat;  // of the first failure
+  bool right = true, on_gpu = false;
+  const Placement *on_cpu = nullptr, *on_model = nullptr;  // the first of each
+  std::string repeat;                                      // of the first failure
   print_table_head();
   print_row("reference", "cpu", duration(reference_seconds), nullptr, nullptr, "float64");
   right &= check_users_results(users_out, users_lse, options, dump.problem, expected);
@@ -312,16 +313,20 @@ int run_decode(const RunOptions& options) {
       continue;
     }
     const bool model = placement.machine->kind() == MachineKind::kModel;
-    if (model && flop * double(schedules.count) > 1e9) {
+    const bool cpu = placement.stage->on_cpu;
+    if (model && !cpu && flop * double(schedules.count) > 1e9) {
       progress(fmt::format("{} on the GPU model, {:.0f} GFLOP x {}", placement.slug, flop / 1e9,
                            schedules.count));
     }
     const Result result = run_stage(placement, dump, expected, schedules);
     const std::string time =
-        std::isnan(result.seconds) ? "-" : duration(result.seconds) + (model ? " *" : "");
+        std::isnan(result.seconds) ? "-" : duration(result.seconds) + (model && !cpu ? " *" : "");
     const bool compared = result.decoded;
-    print_row(placement.slug, model ? "model" : "gpu", time,
-              compared ? &result.comparison.out : nullptr,
+    print_row(placement.slug,
+              cpu     ? "cpu"
+              : model ? "model"
+                      : "gpu",
+              time, compared ? &result.comparison.out : nullptr,
               compared ? &result.comparison.lse : nullptr,
               verdict(result.failure.empty(), result.comparison.out, result.comparison.lse));
     if (!result.failure.empty()) {
@@ -329,7 +334,8 @@ int run_decode(const RunOptions& options) {
       if (repeat.empty()) repeat = repeat_line(options, placement, result);
     }
     right &= result.failure.empty();
-    on_model |= model;
+    if (cpu && on_cpu == nullptr) on_cpu = &placement;
+    if (model && !cpu && on_model == nullptr) on_model = &placement;
     on_gpu |= !model;
     if (result.decoded && (!options.out.empty() || !options.lse.empty())) {
       const Status status =
@@ -338,8 +344,11 @@ int run_decode(const RunOptions& options) {
       if (!status.ok()) return refuse(status, kWrong);
     }
   }
-  if (on_model) {
-    const std::string& why = placements.front().fallback;
+  if (on_cpu != nullptr) {
+    fmt::print("cpu: wall time; {}\n", where(*on_cpu->stage, *on_cpu->machine));
+  }
+  if (on_model != nullptr) {
+    const std::string& why = on_model->fallback;
     fmt::print("* time of the CPU that plays the GPU; it says nothing about a GPU{}\n",
                why.empty() ? "" : " (" + why + ")");
   }

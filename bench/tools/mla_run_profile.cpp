@@ -84,6 +84,11 @@ int run_profile(const RunOptions& options, char** arguments) {
   }
   if (!status.ok()) return refuse(status);
   leave_out_unable(dump.problem, &placements);
+  for (Placement& placement : placements) {
+    if (!placement.why_not.ok() || !placement.stage->on_cpu) continue;
+    placement.why_not = {StatusCode::kUnsupported,
+                         placement.slug + " runs on the CPU, and has no kernels to count"};
+  }
   gpu_model::schedule().seed = options.schedule;
   gpu_model::schedule().detect_races = false;
   if (!options.json) fmt::print("{}\n", describe(dump));

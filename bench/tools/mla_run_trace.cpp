@@ -92,6 +92,10 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   if (!status.ok()) return refuse(status);
   const Placement& placement = placements.front();
   if (!placement.why_not.ok()) return refuse(placement.why_not);
+  if (placement.stage->on_cpu) {
+    return refuse({StatusCode::kUnsupported,
+                   placement.slug + " runs on the CPU, and has no kernels to record"});
+  }
   Shape shape;
   status = parse_shape(options.shape, &shape);
   if (status.ok()) {

@@ -1,6 +1,7 @@
 #include "stages/common/stage.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "reference/checks.h"
 #include "stages/common/choose/choose.h"
@@ -15,12 +16,22 @@ const Stage* find_stage(MachineKind machine, const std::string& slug, std::strin
     names += (names.empty() ? "" : ", ") + stage.slug;
   }
   if (slug == kAutoSlug && !names.empty()) return &auto_stage(machine);
-  if (why_not != nullptr && !names.empty()) {
+  const bool is_gpu = machine == MachineKind::kGpu;
+  const Stage* other = is_gpu ? find_stage(MachineKind::kModel, slug) : nullptr;
+  if (why_not != nullptr && other != nullptr && other->on_cpu) {
+    *why_not = other->slug + " runs on the CPU, and has no kernel for GPUs";
+  } else if (why_not != nullptr && !names.empty()) {
     *why_not = "there is no stage '" + slug + "'; there are " + names + ", auto";
   } else if (why_not != nullptr && find_machine(machine, why_not) != nullptr) {
     *why_not = "this build has no stage for this machine";
   }
   return nullptr;
+}
+
+std::string where(const Stage& stage, const Machine& machine) {
+  if (!stage.on_cpu) return machine.description();
+  const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
+  return "CPU, " + std::to_string(cores) + (cores == 1 ? " core" : " cores");
 }
 
 Status check_device(const Stage& stage, const DeviceLimits& limits) {
@@ -217,6 +228,9 @@ Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
   if (total_tokens < 0) {
     return {StatusCode::kInvalidArgument,
             "total_tokens = " + std::to_string(total_tokens) + " must be at least 0"};
+  }
+  if (stage.predict == nullptr) {
+    return {StatusCode::kUnsupported, stage.slug + " runs on the CPU: no limit of a GPU binds it"};
   }
   *prediction = {};
   if (problem.batch == 0) return {};

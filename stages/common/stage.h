@@ -30,6 +30,9 @@ struct Stage {
   std::string slug;  ///< Folder name: "02_shared_tiled"
   std::string idea;  ///< One line
   MachineKind machine = MachineKind::kModel;
+  /// It has no kernel: it is plain C++ on the host's cores and memory, and a stage of the model's machine
+  /// alone. It predicts nothing, because limits are a GPU's.
+  bool on_cpu = false;
   int min_compute_capability = 80;  ///< 80 for 8.0; the oldest device that it runs on.
   int max_compute_capability = 1 << 30;
   /// What it can read of a cache. Any other problem is refused before anything else is done with it.
@@ -57,7 +60,8 @@ struct Stage {
   /// which `settings` may have changed. `limits` are those of the device.
   Status (*decode)(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
                    void* scratch, const DeviceLimits& limits, Stream stream) = nullptr;
-  /// See mla::predict. The busy fraction of a stage with a plan is filled in from that.
+  /// See mla::predict. The busy fraction of a stage with a plan is filled in from that. Null for a stage on
+  /// the CPU.
   Prediction (*predict)(const Problem& problem, int64_t total_tokens,
                         const DeviceLimits& limits) = nullptr;
   /// @}
@@ -67,7 +71,7 @@ struct Stage {
 inline constexpr double kTensorCoreWarmup = 1.2;
 
 /// Every folder stages/NN_*, in order, built for `machine`. Empty for kGpu in a build without CUDA, and for
-/// kModel in a program that links the stages for GPUs alone.
+/// kModel in a program that links the stages for GPUs alone. One on the CPU is among those of kModel.
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// The stage with this slug (or its number: "02"), or null with the reason in `why_not`: which stages
@@ -75,6 +79,9 @@ const std::vector<Stage>& stages(MachineKind machine);
 /// choose.h.
 const Stage* find_stage(MachineKind machine, const std::string& slug,
                         std::string* why_not = nullptr);
+
+/// Where `stage` runs on `machine`, in a line: Machine::description(), or "CPU, 16 cores".
+std::string where(const Stage& stage, const Machine& machine);
 
 /// ok, or kUnsupported with the reason why `stage` cannot run on a device with these limits.
 Status check_device(const Stage& stage, const DeviceLimits& limits);
@@ -114,6 +121,7 @@ Status plan_shape(const Stage& stage, const Problem& problem, const DeviceLimits
 
 /// What the stage expects to spend.
 /// @param total_tokens  sum of seqlens_k, at least 0
+/// @return also kUnsupported for a stage on the CPU
 Status predict(const Stage& stage, const Problem& problem, int64_t total_tokens,
                const DeviceLimits& limits, Prediction* prediction);
 /// @}

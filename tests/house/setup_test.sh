@@ -40,8 +40,8 @@ configure() { cmake -S . -B "$scratch/build" -DMLA_CUDA=OFF "-DMLA_STAGES=$1" > 
 configure "77"
 expect "an unknown stage is an error" test $? -ne 0
 tr -s '\n ' '  ' < "$scratch/said" > "$scratch/line" && mv "$scratch/line" "$scratch/said"
-expect "it names those there are" says 'no stage 77; there are 01_naive, 02_shared_tiled'
-for stages in "02" "02_shared_tiled;03" "08"; do
+expect "it names those there are" says 'no stage 77; there are 00_reference, 01_naive, 02_shared_tiled'
+for stages in "00" "02" "02_shared_tiled;03" "08"; do
   configure "$stages"
   expect "MLA_STAGES=$stages configures" test $? -eq 0
   ctest --test-dir "$scratch/build" -N > "$scratch/said"

@@ -482,6 +482,11 @@ TEST_P(Contract, AnUnfitDeviceIsRefused) {
   for (const Stage& stage : stages(GetParam())) {
     use_data_of(stage);
     const Status status = make(stage, good_call(stage));
+    if (stage.on_cpu) {
+      EXPECT_OK(status) << stage.slug << " needs no device";
+      ASSERT_OK(tensors_.poison_outputs(*machine_));
+      continue;
+    }
     EXPECT_EQ(status.code(), StatusCode::kUnsupported);
     EXPECT_NE(status.message().find("7.5"), std::string::npos) << status.to_string();
     EXPECT_NE(status.message().find(stage.slug), std::string::npos) << status.to_string();
@@ -619,8 +624,9 @@ TEST(Registry, FindsStagesByNameAndNumber) {
   EXPECT_EQ(find_stage(MachineKind::kModel, "02_shared_tiled")->slug, "02_shared_tiled");
   std::string why_not;
   EXPECT_EQ(find_stage(MachineKind::kModel, "77", &why_not), nullptr);
-  EXPECT_NE(why_not.find("there is no stage '77'; there are 01_naive, 02_shared_tiled"),
-            std::string::npos)
+  EXPECT_NE(
+      why_not.find("there is no stage '77'; there are 00_reference, 01_naive, 02_shared_tiled"),
+      std::string::npos)
       << why_not;
   if (stages(MachineKind::kGpu).empty()) {
     EXPECT_EQ(find_stage(MachineKind::kGpu, "02", &why_not), nullptr);
@@ -632,6 +638,36 @@ TEST(Registry, FindsStagesByNameAndNumber) {
     EXPECT_FALSE(stage.idea.empty());
     before = stage.slug;
   }
+}
+
+// A stage on the CPU is one of the model's machine alone, predicts nothing, and is never chosen.
+TEST(Registry, AStageOnTheCpuIsNamedWhereItCannotRun) {
+  const Stage* stage = find_stage(MachineKind::kModel, "00");
+  ASSERT_NE(stage, nullptr);
+  EXPECT_TRUE(stage->on_cpu);
+  EXPECT_EQ(where(*stage, model_machine()).find("CPU, "), 0u);
+  std::string why_not;
+  EXPECT_EQ(find_stage(MachineKind::kGpu, "00", &why_not), nullptr);
+  EXPECT_EQ(why_not, "00_reference runs on the CPU, and has no kernel for GPUs");
+  for (const Stage& other : stages(MachineKind::kGpu)) EXPECT_FALSE(other.on_cpu) << other.slug;
+  for (const Stage& other : stages(MachineKind::kModel)) {
+    EXPECT_EQ(other.on_cpu, other.predict == nullptr) << other.slug;
+    if (!other.on_cpu) {
+      EXPECT_EQ(where(other, model_machine()), model_machine().description());
+    }
+  }
+  Problem problem;
+  problem.batch = problem.num_pages = problem.max_pages_per_seq = problem.num_heads_q = 1;
+  problem.softmax_scale = 1;
+  Prediction prediction{.fp32_flop = 7};
+  const Status status = predict(*stage, problem, 64, model_machine().limits(), &prediction);
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_EQ(status.message(), "00_reference runs on the CPU: no limit of a GPU binds it");
+  EXPECT_EQ(prediction.fp32_flop, 7);
+  gpu_model::device().compute_capability = 75;
+  Choice choice;
+  EXPECT_FALSE(choose(MachineKind::kModel, problem, model_machine().limits(), &choice).ok());
+  gpu_model::device() = {};
 }
 
 INSTANTIATE_TEST_SUITE_P(Machines, Contract,

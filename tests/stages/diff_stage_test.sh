@@ -24,8 +24,10 @@ expect 0 "usage" --help
 expect 2 "one or two stages are needed"
 expect 2 "one or two stages are needed" 01 02 03
 expect 2 "there is no stage 99" 01 99
-expect 2 "stages: 01_naive 02_shared_tiled" 01 99
-expect 2 "there is no stage before 01_naive" 01
+expect 2 "stages: 00_reference 01_naive 02_shared_tiled" 01 99
+expect 0 "00_reference -> 01_naive: +" 00 01
+expect 0 "+++ b/01_naive/kernel.cuh" 01
+expect 2 "there is no stage before 00_reference" 00
 expect 2 "no-such-option" --no-such-option 01 02
 
 fail() { echo "FAILED: $1"; failures=$((failures + 1)); }

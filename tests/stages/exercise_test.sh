@@ -16,10 +16,11 @@ copy=$(mktemp -d)
 root=$PWD
 # take_stages_from ROOT: the build compiles the stages of this copy of the project
 take_stages_from() {
-  local folder source
-  for folder in "$1"/stages/[0-9][0-9]_*; do
+  local stage folder source
+  for stage in "$1"/stages/[0-9][0-9]_*/stage.c*; do
+    folder=${stage%/*}
     source=$build/bench/tools/stages/${folder##*/}/stage_on_model.cpp
-    [ "$(cat "$source")" = "#include \"$folder/stage.cu\"" ] || echo "#include \"$folder/stage.cu\"" > "$source"
+    [ "$(cat "$source")" = "#include \"$stage\"" ] || echo "#include \"$stage\"" > "$source"
   done
 }
 if [ "${2:-}" = keep ]; then echo "$copy"; else trap 'take_stages_from "$root"; rm -rf "$copy"' EXIT; fi
@@ -105,9 +106,11 @@ assert value > int(sys.argv[4]), f"{value} is not more than {sys.argv[4]}"' \
 # Answer and traps are what their expressions give over the predictions of the project's own program.
 check_number() {
   local forecast
-  forecast=$("$MLA_BUILD/bench/mla_run" predict --machine model --stage "$1" --json --shape \
-    "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["shape"])' \
-      "stages/$1/exercises/exercises.json" "$2")")
+  # shellcheck disable=SC2046
+  forecast=$("$MLA_BUILD/bench/mla_run" predict --machine model --json \
+    $(python3 -c 'import json, sys; entry = json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]
+print("--stage", entry.get("stage", sys.argv[3]), "--shape", entry["shape"])' \
+      "stages/$1/exercises/exercises.json" "$2" "$1"))
   expect 0 "" python3 - "stages/$1/exercises/exercises.json" "$2" "$forecast" << 'END'
 import json, sys
 entry = json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]
@@ -171,7 +174,7 @@ done
 # A change that is none, of one stage with every kind; then one that breaks every kernel, and not as asked.
 echo "// touched" >> "$(echo stages/07_*/kernel.cuh)"
 for number in $numbers; do while read -r one; do check_comment $one; done < <(awk -v n="$number" '/^07/ && $2 == n' <<< "$table"); done
-sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.cuh
+sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.*h
 build_all 2  # every stage has a second exercise, and it is to break
 for number in $numbers; do for_each "$number" check_broken_otherwise; done
 git checkout --quiet -- stages

@@ -97,6 +97,7 @@ struct Chooser {
   static Prediction predict(const Problem& problem, int64_t total_tokens,
                             const DeviceLimits& limits) {
     const Choice choice = chosen(problem, limits);
+    if (choice.stage->predict == nullptr) return {};  // on the CPU
     return choice.stage->predict(problem, total_tokens, with_settings(choice.settings, limits));
   }
   static Stage stage() {

@@ -354,7 +354,7 @@ TEST(Limits, NoOwnLimitIsBelowTheFloor) {
     const DataSet data = make_data_set(shape.spec);
     const Work work = work_of(data.problem, data.total_tokens());
     for (const Stage& stage : stages(MachineKind::kModel)) {
-      if (!can_read(stage, shape.spec.cache_format)) continue;
+      if (stage.on_cpu || !can_read(stage, shape.spec.cache_format)) continue;
       Prediction prediction;
       ASSERT_OK(predict(stage, data.problem, data.total_tokens(), h200, &prediction));
       for (const Mode mode : {Mode::kCold, Mode::kSustained}) {

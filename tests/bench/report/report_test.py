@@ -435,6 +435,31 @@ class ReportTest(unittest.TestCase):
         self.assertNotIn("7.0×", rows[-2])
         self.assertEqual(rows[-1][3], recordings.significant(73e3 / 118.4))  # not from the peer's rate
 
+    def test_the_reference_on_the_cpu(self):
+        shape = "h128_q1_b64_k4096"
+        folder = self.root / "stages" / recordings.ON_CPU
+        folder.mkdir()
+        chapter = folder / "README.md"
+        chapter.write_text("# 00\n<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        data = results()
+        data["benchmarks"].append({"name": f"reference/{shape}/wall/iterations:1", "real_time": 420000.0,
+                                   "time_unit": "us", "TFLOPs": 0.174, "GBps": 0.76, "label": "fp64 on the CPU"})
+        data["context"]["num_cpus"] = 24
+        self.write(data)
+        code, printed = self.run_report("--update")
+        self.assertEqual(code, 0, printed)
+        rows = [line for line in self.readme.read_text().splitlines() if line.startswith("| ")]
+        self.assertEqual(rows[1], "| reference | 420000 / — | 0.174 | — | fp64 on the CPU, 24 cores; wall time of one run |")
+        self.assertTrue(rows[2].startswith("| 01_naive | "))
+        text = chapter.read_text()
+        self.assertIn("| 128 heads, 64 × 4096 | 420 | 174 | 0.760 | 2.00× |", text)  # stage 01 takes 210 ms
+        self.assertIn("in fp64 on 24 cores of the machine with this GPU", text)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        data["benchmarks"].pop()
+        self.write(data)
+        self.assertEqual(self.run_report("--update")[0], 0)
+        self.assertNotIn("| reference |", self.readme.read_text())
+
     def test_a_truncated_file_is_named(self):
         broken = self.root / "broken.json"
         broken.write_text('{"context": {')
@@ -1003,6 +1028,14 @@ class ProseTest(unittest.TestCase):
                 one["real_time"] = 400.0
         self.record("h200_2026-11-21.json", data)
         self.assertIn("333 should be 400", self.run_report("--check")[1])
+
+    def test_the_reference_has_figures(self):
+        data = full_results()
+        data["benchmarks"].append({"name": f"reference/{self.SHAPE}/wall/iterations:1", "real_time": 420000.0,
+                                   "time_unit": "us", "TFLOPs": 0.174, "GBps": 0.76, "label": "fp64 on the CPU"})
+        self.record("h200_2026-11-21.json", data)
+        self.assertEqual(self.written(f"reference {self.SHAPE} wall : 3 ms"), "420 ms")
+        self.assertEqual(self.written(f"reference {self.SHAPE} wall / 08 cold : 3"), "1260")
 
     def test_what_is_unknown_is_named(self):
         for what, expected in [("09 h128_q1_b64_k4096 cold", "no stage '09'"),

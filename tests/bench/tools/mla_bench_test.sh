@@ -55,6 +55,13 @@ again h128_q1_b1048576_k1073741824 2 "needs 2.59 EB of host memory; "
 again h1_q1_b1_k1073741824 2 "TB of host memory; "
 [ -z "$(ls)" ] || { echo "FAILED: files of refused runs: $(ls)"; failures=1; }
 
+# A stage on the CPU needs no GPU, and says on how many cores it ran.
+code=0; output=$("$bench" --stages 00 --shapes "$shape" 2>&1) || code=$?
+[[ $code -eq 0 && $output =~ 00_reference.*"CPU, "[0-9]+" core" && $output != *"no GPU"* ]] ||
+  { echo "FAILED: --stages 00: exit code $code: $output"; failures=$((failures + 1)); }
+code=0; output=$("$bench" --list) || code=$?
+[[ $output == *"00_reference  the formula on the CPU"* ]] || { echo "FAILED: --list: $output"; failures=$((failures + 1)); }
+
 expect 0 "results: a.json" --benchmark_filter='02.*cold' --benchmark_repetitions=3 --benchmark_out=a.json
 python3 - "$shape" << 'END' || failures=1
 import json, sys

@@ -170,6 +170,7 @@ TEST_F(MlaRunProfile, RefusesBadInput) {
   expect_refused("--shape h16_q1_b1_k64", "--stage is missing");
   expect_refused("--stage 99 --shape h16_q1_b1_k64", "--stage 99 is not known");
   expect_refused("--stage reference --shape h16_q1_b1_k64", "the reference has no kernels");
+  expect_refused("--stage 00 --shape h16_q1_b1_k64", "00_reference runs on the CPU, and has no");
   expect_refused("--stage 02", "--q is missing (or --shape)");
   expect_refused("--stage 02 --shape h16", "h16");
   expect_refused("--stage 02 --shape h16_q1_b1_k64 --json --listing", "two ways to print");

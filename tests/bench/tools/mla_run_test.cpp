@@ -442,8 +442,9 @@ TEST_F(MlaRunTest, RefusesLengthsAndPagesOutOfRange) {
 }
 
 TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
-  expect_refused(kPaged, "--stage is missing; one of 01_naive, ");
-  expect_refused("--stage 99 " + kPaged, "--stage 99 is not known; one of 01_naive, ");
+  expect_refused(kPaged, "--stage is missing; one of 00_reference, 01_naive, ");
+  expect_refused("--stage 99 " + kPaged,
+                 "--stage 99 is not known; one of 00_reference, 01_naive, ");
   expect_refused("--stage 02 " + replaced(kPaged, "--scale 0.135234", ""),
                  "--scale is missing (or --shape)");
   expect_refused("--stage 02 " + replaced(kPaged, "0.135234", "-1"), "--scale");
@@ -533,6 +534,27 @@ TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
   EXPECT_EQ(ran.text.find("FAIL"), std::string::npos) << ran.text;
 }
 
+// A stage on the CPU decodes where the model does; what is a kernel's, or a GPU's, is refused with the reason.
+TEST_F(MlaRunTest, AStageOnTheCpuSaysSo) {
+  const std::string shape = " --stage 00 --shape h3_q1_b2_k100";
+  for (const char* machine : {"", " --machine model"}) {
+    const Ran ran = run("decode" + shape + machine);
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find("00_reference         cpu "), std::string::npos) << ran.text;
+    EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
+    EXPECT_NE(ran.text.find("cpu: wall time; CPU, "), std::string::npos) << ran.text;
+    EXPECT_EQ(ran.text.find("plays the GPU"), std::string::npos) << ran.text;
+  }
+  const std::string no_kernel = "00_reference runs on the CPU, and has no kernel";
+  expect_nothing_run("decode --machine gpu" + shape, no_kernel + " for GPUs");
+  expect_nothing_run("plan" + shape, "00_reference makes no plan");
+  expect_nothing_run("predict" + shape, "00_reference runs on the CPU: no limit of a GPU binds it");
+  expect_nothing_run("trace -o t.json" + shape, no_kernel + "s to record");
+  const Ran explained = run("explain" + shape);
+  EXPECT_EQ(explained.exit_code, 0) << explained.text;
+  EXPECT_NE(explained.text.find("no limit of a GPU binds it"), std::string::npos) << explained.text;
+}
+
 TEST_F(MlaRunTest, PrintsThePlan) {
   const Ran plan = run("plan --machine model --stage 04 --shape h128_q8_b5_kskew20000");
   EXPECT_EQ(plan.exit_code, 0) << plan.text;
@@ -602,7 +624,8 @@ TEST_F(MlaRunTest, DecodesInBatchInvariantMode) {
 TEST_F(MlaRunTest, TellsWhatItCan) {
   const Ran list = run("list");
   EXPECT_EQ(list.exit_code, 0);
-  for (const char* needed : {"01_naive", "02_shared_tiled", "03_online_softmax", "model", "gpu"}) {
+  for (const char* needed : {"01_naive", "02_shared_tiled", "03_online_softmax", "model", "gpu",
+                             "gpu    00_reference runs on the CPU", "model  CPU, "}) {
     EXPECT_NE(list.text.find(needed), std::string::npos) << list.text;
   }
   const Ran help = run("decode --help");

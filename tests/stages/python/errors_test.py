@@ -57,7 +57,7 @@ CASES = {
     "scale NaN": ("scale", lambda _: float("nan"), ValueError, "softmax_scale = nan"),
     "no scale": ("scale", lambda _: None, TypeError, "scale = None must be a number"),
     "a stage that is not there": ("stage", lambda _: "99", ValueError,
-                                  "stage = '99': there is no stage '99'; there are 01_naive, "),
+                                  "stage = '99': there is no stage '99'; there are 00_reference, "),
     "a stage by number": ("stage", lambda _: 8, TypeError,
                           "stage = 8 must be a name of stages(), or its number as in '08'"),
     "half a split": ("fixed_split_tokens", lambda _: 64.0, TypeError, "fixed_split_tokens = 64.0 must be an integer"),
