@@ -34,6 +34,11 @@ namespace {
 constexpr int kColumns = LatentDecode::kColumns, kHeads = 3;
 constexpr float kScale = 0.125F;
 
+/// The place of a value in [rows, 64].
+size_t at(int row, int column) {
+  return static_cast<size_t>(row) * kColumns + static_cast<size_t>(column);
+}
+
 /// What a query is like.
 enum class Queries {
   kRandom,
@@ -50,7 +55,7 @@ struct Data {
     std::mt19937 random(static_cast<unsigned>(tokens));
     std::uniform_real_distribution<float> uniform(-1, 1);
     const auto fill = [&](std::vector<float>* values, int rows) {
-      values->resize(static_cast<size_t>(rows * kColumns));
+      values->resize(at(rows, 0));
       for (float& value : *values) value = uniform(random);
     };
     fill(&q, kHeads);
@@ -62,7 +67,7 @@ struct Data {
       }
     }
     if (queries == Queries::kLarge) std::fill_n(k.begin(), kColumns, 1.F);  // token 0
-    for (int h = 0; h < kHeads; ++h) attend(tokens, &q[static_cast<size_t>(h * kColumns)]);
+    for (int h = 0; h < kHeads; ++h) attend(tokens, &q[at(h, 0)]);
   }
 
  private:
@@ -70,7 +75,7 @@ struct Data {
     std::vector<double> s;
     for (int t = 0; t < tokens; ++t) {
       double dot = 0;
-      for (int c = 0; c < kColumns; ++c) dot += double{row[c]} * k[size_t(t * kColumns + c)];
+      for (int c = 0; c < kColumns; ++c) dot += double{row[c]} * k[at(t, c)];
       s.push_back(double{kScale} * dot);
     }
     const double maximum = *std::max_element(s.begin(), s.end());
@@ -78,7 +83,7 @@ struct Data {
     for (double& value : s) sum += value = std::exp(value - maximum);
     for (int c = 0; c < kColumns; ++c) {
       double o = 0;
-      for (int t = 0; t < tokens; ++t) o += s[size_t(t)] * double{v[size_t(t * kColumns + c)]};
+      for (int t = 0; t < tokens; ++t) o += s[size_t(t)] * double{v[at(t, c)]};
       expected.push_back(o / sum);
     }
   }
@@ -93,7 +98,7 @@ std::string fault_of(Machine& machine, LatentKernel kernel, int tokens, Queries 
     EXPECT_OK(buffer->assign(machine, values.data(), values.size() * sizeof(float)));
     return buffer->as<float>();
   };
-  EXPECT_OK(scores.allocate(machine, static_cast<size_t>(kHeads * tokens) * sizeof(float)));
+  EXPECT_OK(scores.allocate(machine, sizeof(float) * kHeads * static_cast<size_t>(tokens)));
   EXPECT_OK(out.allocate(machine, result.size() * sizeof(float)));
   EXPECT_OK(machine.fill(out.data(), 0xff, out.bytes()));
   Status status = kernel({upload(&q, data.q), upload(&k, data.k), upload(&v, data.v),
