@@ -245,9 +245,12 @@ def trace(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seql
     recording = library.recording_begin(list(blocks), max_events)
     try:
         decode(q, kv_cache, block_table, seqlens_k, scale=scale, plan=made, **settings)
-        return dict(json.loads(str(library.recording_json(recording))))
+        found = dict(json.loads(str(library.recording_json(recording))))
     finally:
         del recording
+    if not found["launches"]:
+        raise ValueError(f"nothing to record: stage {stage!r} launched no kernel")
+    return found
 
 
 def _float64_results(call: _Call) -> Tuple[Array, Array]:

@@ -91,6 +91,13 @@ def test_what_is_refused(case, problem):
     assert (untouched == 7).all()
 
 
+def test_a_stage_on_the_cpu_has_nothing_of_a_gpu(problem):
+    with pytest.raises(ValueError, match="nothing to record: stage '00' launched no kernel"):
+        mla_stages.trace(*problem.arrays, scale=SCALE, stage="00")
+    with pytest.raises(Exception, match="00_reference runs on the CPU: no limit of a GPU binds it"):
+        mla_stages.predict("00", batch=1, seqlen_k=64)
+
+
 def test_a_device_that_is_not_here_says_so():
     for call in (lambda: mla_stages.stages("tpu"), lambda: mla_stages.stages("cuda:x")):
         with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:N'"):
