@@ -79,19 +79,6 @@ std::string where(const std::string& folder) {
   return folder.empty() ? MLA_RESULTS_FOLDER : folder;
 }
 
-/// Calls visit(Recorded) with every results file of a GPU in a folder.
-template <typename Visit>
-void for_each_of_a_gpu(const std::string& folder, const Visit& visit) {
-  std::error_code error;
-  for (const auto& file : std::filesystem::directory_iterator(where(folder), error)) {
-    Recorded one;
-    if (file.path().extension() == ".json" && load_recorded(file.path().string(), &one).ok() &&
-        one.context["machine"] == "gpu") {
-      visit(std::move(one));
-    }
-  }
-}
-
 }  // namespace
 
 const RecordedEntry* Recorded::find(const std::string& stage, const std::string& shape,
@@ -136,54 +123,54 @@ Status load_recorded(const std::string& path, Recorded* recorded) {
   return {};
 }
 
+std::vector<Recorded> load_all_recorded(const std::string& folder) {
+  std::vector<Recorded> all;
+  std::error_code error;
+  for (const auto& file : std::filesystem::directory_iterator(where(folder), error)) {
+    Recorded one;
+    if (file.path().extension() == ".json" && load_recorded(file.path().string(), &one).ok() &&
+        one.context["machine"] == "gpu") {
+      all.push_back(std::move(one));
+    }
+  }
+  std::sort(all.begin(), all.end(), [](Recorded& a, Recorded& b) {
+    return std::pair(a.context["date_utc"], a.file) > std::pair(b.context["date_utc"], b.file);
+  });
+  return all;
+}
+
 Status load_newest_recorded(Recorded* recorded, const std::string& folder) {
-  Recorded newest;
+  Recorded found;
   std::string lowest;  // rung that it has
-  for_each_of_a_gpu(folder, [&](Recorded one) {
+  for (Recorded& one : load_all_recorded(folder)) {
     std::string rung;  // the lowest with a time of this shape
     for (const RecordedEntry& entry : one.entries) {
       const bool counts = entry.shape == "h128_q1_b64_k4096" && entry.mode == "cold" &&
                           std::isdigit(static_cast<unsigned char>(entry.stage[0])) != 0;
       if (counts && (rung.empty() || entry.stage < rung)) rung = entry.stage;
     }
-    if (rung.empty()) return;
-    const bool is_newer = one.context["date_utc"] > newest.context["date_utc"];
-    if (newest.file.empty() || rung < lowest || (rung == lowest && is_newer)) {
-      newest = std::move(one);
-      lowest = rung;
-    }
-  });
-  if (newest.file.empty()) return unreadable(where(folder), "no recorded results of a GPU");
-  *recorded = std::move(newest);
+    if (rung.empty() || (!lowest.empty() && rung >= lowest)) continue;
+    found = std::move(one);
+    lowest = rung;
+  }
+  if (lowest.empty()) return unreadable(where(folder), "no recorded results of a GPU");
+  *recorded = std::move(found);
   return {};
 }
 
 Status load_newest_recorded_of(CacheFormat format, Recorded* recorded, const std::string& folder) {
-  Recorded newest;
-  for_each_of_a_gpu(folder, [&](Recorded one) {
+  for (Recorded& one : load_all_recorded(folder)) {
     const bool has_format =
         std::any_of(one.entries.begin(), one.entries.end(), [&](const RecordedEntry& entry) {
           Shape shape;
           return parse_shape(entry.shape, &shape).ok() && shape.spec.cache_format == format;
         });
-    const bool is_newer = one.context["date_utc"] > newest.context["date_utc"];
-    if (has_format && (newest.file.empty() || is_newer)) newest = std::move(one);
-  });
-  if (newest.file.empty()) {
-    return unreadable(where(folder), std::string("no recorded results of a GPU with a cache of ") +
-                                         to_string(format));
+    if (!has_format) continue;
+    *recorded = std::move(one);
+    return {};
   }
-  *recorded = std::move(newest);
-  return {};
-}
-
-std::vector<Recorded> load_all_recorded(const std::string& folder) {
-  std::vector<Recorded> all;
-  for_each_of_a_gpu(folder, [&](Recorded one) { all.push_back(std::move(one)); });
-  std::sort(all.begin(), all.end(), [](Recorded& a, Recorded& b) {
-    return std::pair(a.context["date_utc"], a.file) > std::pair(b.context["date_utc"], b.file);
-  });
-  return all;
+  return unreadable(where(folder), std::string("no recorded results of a GPU with a cache of ") +
+                                       to_string(format));
 }
 
 }  // namespace mla::bench
