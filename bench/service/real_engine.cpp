@@ -1,7 +1,6 @@
 #include "bench/service/real_engine.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "bench/measure/statistics.h"
@@ -43,26 +42,6 @@ std::vector<uint16_t> query_rows(int64_t rows) {
   }
   for (size_t i = drawn; i < bits.size(); ++i) bits[i] = bits[i - drawn];
   return bits;
-}
-
-/// Rows of 16 bits as a cache of this shape keeps them.
-std::vector<uint8_t> in_format(const CacheShape& shape, const std::vector<uint16_t>& bits) {
-  const size_t rows = bits.size() / kHeadDimQK;
-  std::vector<uint8_t> kept(rows * static_cast<size_t>(shape.token_bytes()));
-  if (!is_quantised(shape.cache_format)) {
-    std::memcpy(kept.data(), bits.data(), kept.size());
-    return kept;
-  }
-  Problem problem;
-  problem.cache_format = shape.cache_format;
-  problem.cache_scale = shape.cache_scale;
-  for (size_t row = 0; row < rows; ++row) {
-    float values[kHeadDimQK];
-    for (size_t i = 0; i < kHeadDimQK; ++i) values[i] = to_float(kType, bits[row * kHeadDimQK + i]);
-    quantise_row(problem, shape.scale_rule, values,
-                 kept.data() + row * static_cast<size_t>(shape.token_bytes()));
-  }
-  return kept;
 }
 
 /// Grows to at least `bytes`.
@@ -114,12 +93,24 @@ Status LayerCaches::fill(Machine& machine) {
   const std::vector<uint16_t> pool = pool_rows(kPoolRows);
   const int64_t rows = int64_t{num_pages()} * kDefaultPageSize;
   if (machine.kind() == MachineKind::kModel) {
-    const std::vector<uint8_t> kept = in_format(shape_, pool);
+    const void* kept = pool.data();
+    std::vector<uint8_t> quantised;
+    if (is_quantised(shape_.cache_format)) {
+      const Problem problem{.dtype = kType,
+                            .cache_format = shape_.cache_format,
+                            .cache_scale = shape_.cache_scale,
+                            .num_heads_q = 1,
+                            .num_pages = kPoolRows / kDefaultPageSize,
+                            .max_pages_per_seq = 1,
+                            .softmax_scale = kScale};
+      MLA_RETURN_IF_ERROR(quantise_cache(problem, kept, shape_.scale_rule, &quantised));
+      kept = quantised.data();
+    }
     for (DeviceBuffer& memory : memory_) {
       for (int64_t row = 0; row < rows; row += kPoolRows) {
         const int64_t bytes = std::min(kPoolRows, rows - row) * shape_.token_bytes();
         MLA_RETURN_IF_ERROR(machine.copy_to_device(memory.as<char>() + row * shape_.token_bytes(),
-                                                   kept.data(), static_cast<size_t>(bytes)));
+                                                   kept, static_cast<size_t>(bytes)));
       }
     }
     return {};
