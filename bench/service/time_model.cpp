@@ -52,18 +52,13 @@ DecodeFit fit_form(const std::vector<DecodeTime>& times, std::optional<double> t
   return fit;
 }
 
-/// The shape of an entry that counts: of this mode, these heads (0: any), a cache of this format, one query
-/// token, one KV head.
+/// The shape of an entry that counts: of this mode, and is_fitted().
 std::optional<DecodeShape> shape_of(const RecordedEntry& entry, const std::string& mode, int heads,
                                     CacheFormat format) {
   Shape shape;
   if (entry.mode != mode || !parse_shape(entry.shape, &shape).ok()) return {};
   const DecodeCase& spec = shape.spec;
-  if ((heads > 0 && spec.num_heads_q != heads) || spec.seqlen_q != 1 || spec.num_heads_kv != 1 ||
-      spec.variable_lengths || spec.fixed_split_tokens != 0 || spec.dtype != DType::kBFloat16 ||
-      spec.cache_format != format) {
-    return {};
-  }
+  if (!is_fitted(spec, heads, format)) return {};
   if (spec.lengths.empty()) {
     return DecodeShape{double(spec.batch), double(spec.batch) * spec.seqlen_k,
                        double(spec.seqlen_k)};
@@ -107,6 +102,12 @@ void fit_plan(const Recorded& recorded, TimeModel* model) {
 }
 
 }  // namespace
+
+bool is_fitted(const DecodeCase& spec, int heads, CacheFormat format) {
+  return (heads == 0 || spec.num_heads_q == heads) && spec.seqlen_q == 1 &&
+         spec.num_heads_kv == 1 && !spec.variable_lengths && spec.fixed_split_tokens == 0 &&
+         spec.dtype == DType::kBFloat16 && spec.cache_format == format;
+}
 
 double DecodeFit::us(const DecodeShape& shape) const {
   const double all = b * shape.sequences + c * shape.tokens;

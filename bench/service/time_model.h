@@ -13,6 +13,7 @@
 
 #include "bench/measure/recorded.h"
 #include "bench/service/engine.h"
+#include "reference/testing/data_generator.h"
 
 namespace mla::bench {
 
@@ -74,8 +75,11 @@ struct TimeModel {
   std::string describe() const;
 };
 
-/// Fits a stage to its sustained entries with these heads, a cache of this format, one query token and one
-/// KV head; appends to those into such a cache.
+/// Whether times of a shape are fitted for these heads (0: any) and a cache of this format: it has one query
+/// token, one KV head, bf16, and no fixed splits.
+bool is_fitted(const DecodeCase& spec, int heads, CacheFormat format);
+
+/// Fits a stage to its sustained entries that is_fitted() takes; appends to those into such a cache.
 /// @param stage  slug or number
 /// @return kInvalidArgument if fewer than four such entries are recorded
 Status fit_time_model(const Recorded& recorded, const std::string& stage, int heads,

@@ -506,8 +506,10 @@ void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quant
 
 void add_recommend(CLI::App* command, RecommendOptions* options) {
   Wish& wish = options->wish;
-  const std::map<std::string, Goal> goals{
-      {"latency", Goal::kLatency}, {"throughput", Goal::kThroughput}, {"memory", Goal::kMemory}};
+  std::map<std::string, Goal> goals;
+  for (const Goal goal : {Goal::kLatency, Goal::kThroughput, Goal::kMemory}) {
+    goals[to_string(goal)] = goal;
+  }
   command
       ->add_option("--goal", wish.goal,
                    "latency (the shortest step), throughput (the most tokens per second) or memory "

@@ -25,19 +25,15 @@ struct Record {
   const RecordedEntry* entry = nullptr;
 };
 
-/// What is recorded of a stage with these heads and this format, one query token and one KV head.
+/// What is recorded of a stage that a fit would take.
 std::vector<Record> records_of(const Recorded& recorded, const std::string& stage,
                                CacheFormat format, int heads) {
   std::vector<Record> records;
   for (const RecordedEntry& entry : recorded.entries) {
     Shape shape;
-    if (entry.stage != stage || entry.mode != kMode || !parse_shape(entry.shape, &shape).ok())
-      continue;
-    const DecodeCase& spec = shape.spec;
-    if (shape.lengths == Lengths::kEqual && spec.num_heads_q == heads && spec.num_heads_kv == 1 &&
-        spec.seqlen_q == 1 && spec.cache_format == format && spec.dtype == DType::kBFloat16 &&
-        spec.fixed_split_tokens == 0) {
-      records.push_back({spec.batch, spec.seqlen_k, &entry});
+    if (entry.stage == stage && entry.mode == kMode && parse_shape(entry.shape, &shape).ok() &&
+        shape.lengths == Lengths::kEqual && is_fitted(shape.spec, heads, format)) {
+      records.push_back({shape.spec.batch, shape.spec.seqlen_k, &entry});
     }
   }
   return records;
@@ -55,10 +51,9 @@ const Record& nearest(const std::vector<Record>& records, int batch, int tokens)
 }
 
 double bytes_per_sequence(CacheFormat format, const Wish& wish) {
-  const int64_t pages = (wish.context + kDefaultPageSize - 1) / kDefaultPageSize;
-  return static_cast<double>(CacheShape{.num_pages = 1, .cache_format = format}.page_bytes() *
-                             pages) *
-         wish.layers;
+  const CacheShape shape{.num_pages = static_cast<int>(pages_for(wish.context, kDefaultPageSize)),
+                         .cache_format = format};
+  return static_cast<double>(shape.page_bytes() * shape.num_pages) * wish.layers;
 }
 
 /// How the stage's plan cuts such a batch on the recorded device.
