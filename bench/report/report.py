@@ -3,8 +3,8 @@
 
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
-  bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
-                                       docs/results.md, and the figures of running text (prose.py says how)
+  bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md,
+                                       docs/results.md and docs/course/ridge.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
   bench/report/report.py --check              fail if a text or a figure is stale, or if "auto" was more than 3%
                                        slower than the best stage of its run
@@ -26,6 +26,7 @@ import counters
 import plots
 import program
 import prose
+import ridge
 from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
                         load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
@@ -795,6 +796,10 @@ def texts(root, results):
     page = root / "docs" / "counters.md"
     if page.exists():
         wanted.append((page, "comparison", comparison(model, gpu)))
+    page = root / "docs" / "course" / "ridge.md"
+    if page.exists():
+        wanted += [(page, "intensity", markdown(table(ridge.intensity_columns(), ridge.ROWS))),
+                   (page, "cards", markdown(table(ridge.card_columns(), ridge.cards(results))))]
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
