@@ -84,6 +84,31 @@ class Sessions(unittest.TestCase):
             self.assertLessEqual({1, 2, 3}, {number for one, number, _ in given if one == stage}, f"stage {stage}")
 
 
+class Labs(unittest.TestCase):
+    def test_each_is_its_solution_without_the_marked_part(self):
+        result = subprocess.run([sys.executable, COURSE / "labs" / "skeletons.py", "--check"], capture_output=True, text=True, check=False)
+        self.assertEqual((result.returncode, result.stdout + result.stderr), (0, ""))
+
+    def test_what_a_skeleton_is(self):
+        sys.path.insert(0, str(COURSE / "labs"))
+        import skeletons
+        solution = "a\n  // Fill in: b.\n  c;\n\n  d;\n  // Until here.\ne\n// Fill in: f.\ng;\n// Until here.\n"
+        self.assertEqual(skeletons.skeleton_of(solution), "a\n  // Fill in: b.\n  // Until here.\ne\n// Fill in: f.\n// Until here.\n")
+        for wrong in ("a\n", solution.replace("g;\n", ""), solution.replace("// Until here.\n", "", 1), solution + "// Until here.\n"):
+            self.assertRaises(ValueError, skeletons.skeleton_of, wrong)
+
+    def test_each_has_a_page_with_three_hints_and_a_session(self):
+        labs = sorted(path.stem for path in COURSE.glob("labs/solutions/*.cuh"))
+        self.assertEqual(len(labs), 8)
+        index = (COURSE / "labs" / "README.md").read_text(encoding="utf-8")
+        sessions = "".join(page.read_text(encoding="utf-8") for page in SESSIONS)
+        for lab in labs:
+            page = (COURSE / "labs" / f"{lab}.md").read_text(encoding="utf-8")
+            self.assertEqual(re.findall(r"<summary>(.*?)</summary>", page), ["Hint 1", "Hint 2", "Hint 3", "Answer"], lab)
+            self.assertIn(f"]({lab}.md)", index)
+            self.assertIn(f"](labs/{lab}.md)", sessions)
+
+
 class Pages(unittest.TestCase):
     def by_hand(self, *arguments):
         return subprocess.run([sys.executable, COURSE / "by_hand.py", *arguments], capture_output=True, text=True, check=False)
