@@ -30,6 +30,12 @@ std::vector<LabForm> faulty_labs();
 
 namespace {
 
+#ifdef __clang__
+constexpr bool kIsClang = true;
+#else
+constexpr bool kIsClang = false;
+#endif
+
 constexpr int kCount = 7;  // tiles, or rounds: more than the buffers of any ring, and an odd number
 
 /// Words that differ, whatever their place; 16-bit halves of them differ, too.
@@ -226,10 +232,9 @@ TEST_F(Labs, FaultsAreFoundAsThePagesSay) {
     const std::string found = found_in(form);
     EXPECT_NE(found, "") << form.lab << ": " << form.form;
     RecordProperty(std::string(form.lab) + ": " + form.form, found);
-#ifndef __clang__  // which may compile another order of accesses
     const std::string line = "| " + std::string(form.form) + " | " + kind_of(found) + " |";
-    EXPECT_TRUE(page_has(form.lab, line)) << form.lab << ": " << line;
-#endif
+    // clang may compile another order of accesses.
+    EXPECT_TRUE(kIsClang || page_has(form.lab, line)) << form.lab << ": " << line;
   }
 }
 
