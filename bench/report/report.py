@@ -25,8 +25,8 @@ from types import SimpleNamespace
 import counters
 import plots
 import program
-import prose
 import ridge
+import prose
 from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
                         load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
@@ -782,6 +782,10 @@ def texts(root, results):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+    page = root / "docs" / "course" / "ridge.md"
+    if page.exists():
+        wanted += [(page, "intensity", markdown(table(ridge.intensity_columns(), ridge.ROWS))),
+                   (page, "cards", markdown(table(ridge.card_columns(), ridge.cards(results))))]
     errors = load_errors(root)
     if errors:
         page = root / "docs" / "quantisation.md"
@@ -796,10 +800,6 @@ def texts(root, results):
     page = root / "docs" / "counters.md"
     if page.exists():
         wanted.append((page, "comparison", comparison(model, gpu)))
-    page = root / "docs" / "course" / "ridge.md"
-    if page.exists():
-        wanted += [(page, "intensity", markdown(table(ridge.intensity_columns(), ridge.ROWS))),
-                   (page, "cards", markdown(table(ridge.card_columns(), ridge.cards(results))))]
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):

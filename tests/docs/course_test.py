@@ -135,6 +135,12 @@ class Pages(unittest.TestCase):
             self.assertIn("__syncthreads", used)
             self.assertEqual([one for one in sorted(used) if one not in table], [], stage)
 
+    def test_the_glossary_says_each_term_once(self):
+        page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+        terms = [term for row in re.findall(r"^\| (?!term \|)([^|]+) \|", page, re.M) for term in re.split(r", (?![^`]*`,)", row)]
+        self.assertGreater(len(terms), 100)
+        self.assertEqual(sorted({term for term in terms if terms.count(term) > 1}), [])
+
     def test_the_bibliography_has_every_instruction(self):
         lines = [re.sub(r"//.*", "", line) for name in ("ptx.h", "ptx_sm90.h") for line in
                  (ROOT / "stages" / "common" / "ptx" / name).read_text(encoding="utf-8").splitlines() if "#include" not in line]
