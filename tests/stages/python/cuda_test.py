@@ -338,15 +338,17 @@ def test_what_is_asked_of_the_device(problem):
 def test_another_gpu(problem, truth):
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    for device in ("cuda:1", "cuda:0"):
-        arrays = on_gpu(problem, device)
-        assert torch.cuda.current_device() == 0
-        out, lse = mla_stages.decode(*arrays, scale=SCALE, plan=mla_stages.plan(*arrays), check=True)
-        assert str(out.device) == device and torch.cuda.current_device() == 0
-        assert_close(on_cpu((out, lse)), truth)
+    for current in (0, 1, 0):
+        for device in ("cuda:1", "cuda:0"):
+            arrays = on_gpu(problem, device)
+            with torch.cuda.device(current):
+                out, lse = mla_stages.decode(*arrays, scale=SCALE, plan=mla_stages.plan(*arrays), check=True)
+                assert str(out.device) == device and torch.cuda.current_device() == current
+                assert_close(on_cpu((out, lse)), truth)
     cache = mla_stages.PagedCache(4, device="cuda:1")
-    cache.append([cache.add()], [64], problem.of("torch")[1][0].to("cuda:1"))
-    assert torch.equal(torch.from_dlpack(cache.data)[0].cpu(), problem.of("torch")[1][0])
+    sequence, rows = cache.add(), problem.of("torch")[1][0]
+    cache.append([sequence], [64], rows.to("cuda:1"))
+    assert torch.equal(torch.from_dlpack(cache.data)[cache.pages(sequence)[0]].cpu(), rows)
     with pytest.raises(ValueError, match="kv_cache is on cuda:1, q is on cuda:0"):
         mla_stages.decode(arrays[0], arrays[1].to("cuda:1"), *arrays[2:], scale=SCALE)
 
