@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import traceback
 
 import numpy
 import pytest
@@ -264,6 +265,8 @@ def use_after_a_fork():
                     call()
             mla_stages.decode(*problem.arrays, scale=SCALE, stage="03")
             code = 0
+        except BaseException:  # pylint: disable=broad-except
+            traceback.print_exc()
         finally:
             os._exit(code)  # pylint: disable=protected-access
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -456,7 +459,9 @@ def test_cupy(foreign):
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
     with stream:
-        mla_stages.decode(*arguments[:4], scale=SCALE)  # memory is there
+        mla_stages.decode(*arguments[:4], scale=SCALE)  # kernels are loaded, memory is there
+        late[...] = q
+        late[...] = 0
     stream.synchronize()
     with stream, asleep(torch.cuda.ExternalStream(stream.ptr)):
         with torch.cuda.stream(torch.cuda.Stream()):
