@@ -18,8 +18,8 @@ namespace mla::bench {
 
 /// After a first look a stage is timed further if it takes at most so much of the fastest one's time.
 inline constexpr double kTuneStays = 1.5;
-/// After it, settings are searched for stages within this of the fastest.
-inline constexpr double kTuneSearched = 1.4;
+/// After it, settings are searched for stages that take at most so much: a smaller tile of rows can halve a time.
+inline constexpr double kTuneSearched = 2;
 /// Runs of the first look.
 inline constexpr int kTuneFirstLook = 5;
 
