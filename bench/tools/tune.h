@@ -25,7 +25,7 @@ inline constexpr int kTuneFirstLook = 5;
 
 /// The shapes of the grid, one per regime: a coarse grid first, then what lies between, so that a table
 /// that had to end early covers everything thinly. All have equal lengths and full block tables; some
-/// have a cache in fp8_tile128.
+/// have a quantised cache.
 std::vector<Shape> tune_shapes();
 
 /// Whether the stage makes a plan, reads the shape's cache and runs on a device with these limits.
