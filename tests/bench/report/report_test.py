@@ -483,7 +483,8 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised",
+              "texts", "traditional"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -864,6 +865,54 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.block("later"), recordings.NOT_RECORDED)
         self.assertIn("16 heads, 64 × 4096, cache fp8_tensor, fp16", chapter.read_text())
         self.assertIn("commit codes12", chapter.read_text())
+
+    def test_suite_texts(self):
+        data = results()
+        data["context"]["ceiling_matrix_cold_tflops"] = "800"
+        more = {"mean_us": 101.0, "variance_us2": 4.0, "cache_bytes": 2e6, "workspace_bytes": 3e6, "peak_bytes": 7e6}
+        times = {"h128_q1_b64_k8192": 100.0, "h128_q1_k512+512": 11.0, "h128_q1_b2_k512": 10.0,
+                 "h128_q1_b4_klognormal2048": 20.0, "h128_q1_b4_k3000": 50.0, "h128_q1_b2_k512_fp16": 12.0,
+                 "h128_q2_b2_k512_causal": 15.0, "h128_q1_b2_k1024": 14.0}
+        longest = {"h128_q1_k512+512": 512, "h128_q1_b4_klognormal2048": 3000}
+        data["context"]["suite_texts"] = ",".join(times)
+        data["benchmarks"] = [entry(f"auto/{shape}/cold", time, longest=longest.get(shape, 1), **more)
+                              for shape, time in times.items()]
+        self.record("h200_texts_2026-11-30.json", data)
+        configurations, lists, grid, rest = self.tables("texts")
+        self.assertEqual([row[0] for row in configurations[1:]], ["128 heads, 64 × 8192"])
+        self.assertEqual(configurations[1][2:], ["100.0", "101.0", "4.00", "730", "91%", "3200", "70%", "2.00", "3.00", "7.00"])
+        self.assertEqual(lists[1], ["128 heads, 512 + 512", "11.0", "10.0", "0.909×", "2.00", "2.00"])
+        self.assertEqual(lists[2][:4], ["128 heads, 4 × log-normal 2048", "20.0", "50.0", "2.50×"])
+        self.assertEqual(grid, [["heads", "sequences", "512", "1024"], ["128", "2", "10.0", "14.0"]])
+        self.assertEqual(rest[1], ["128", "1.200", "1.500", "—"])
+        # A recording of the chooser alone stands for nothing else.
+        self.assertEqual(recordings.recorded(self.root).name, "h200_2026-11-21.json")
+
+    def test_traditional_forms(self):
+        def layer(name, time, **counters):
+            return {"name": name + "/iterations:1/manual_time", "real_time": time, "p10_us": time, "p90_us": time, "n": 100,
+                    "flop": 1e9, **counters}
+        whole = {"rel_l2": 3e-3, "weight_bytes": 1e6, "cache_bytes": 2e6, "activation_bytes": 3e6, "score_bytes": 4e6,
+                 "core_heads": 8}
+        setting = "prefill_h8_d64_n2048_b4"
+        data = {"context": {**results()["context"], "schema": recordings.TRADITIONAL_SCHEMA, "cpu": "16 of 16 cores"},
+                "benchmarks": [layer(f"multi_head/{setting}/cold", 80.0, least_us=60.0, **whole),
+                               layer(f"multi_head/{setting}/cold_core", 40.0),
+                               layer(f"absorbed/{setting}/cold", 160.0, least_us=90.0, **whole),
+                               layer(f"absorbed/{setting}/cold_core", 40.0),
+                               layer(f"absorbed/{setting}/cold_latent", 7.0),
+                               layer(f"multi_head/{setting}/cpu", 9000.0, **whole),
+                               {"name": f"absorbed/{setting}/cpu/", "error_occurred": True, "error_message": "left out"}]}
+        self.record("h200_traditional_2026-11-30.json", data)
+        (rows,) = self.tables("traditional")
+        self.assertEqual(rows[1], ["multi-head", "GPU", "80.0", "—", "—", "0.667×", "0.500×", "—", "—", "40.0", "—", "—", "50%",
+                                   "5.00", "1.00", "2.00", "3.00", "4.00", "3.0e-03"])
+        self.assertEqual(rows[2][:9], ["MLA absorbed", "GPU", "160.0", "0.667×", "0.500×", "—", "—", "—", "7.00"])
+        self.assertEqual(rows[3][:4], ["multi-head", "CPU", "9000", "—"])
+        self.assertEqual(len(rows), 4)
+        del data["benchmarks"][0]["cache_bytes"]
+        self.record("h200_traditional_2026-11-30.json", data)
+        self.assertIn("lacks 'cache_bytes'", self.run_report("--update")[1])
 
     def test_rungs_of_a_later_recording(self):
         """They have a table, beside the chooser and the best peer, and figures of their own in their chapters."""
