@@ -357,14 +357,21 @@ def load_texts(root, results):
     return newest(root, results, lambda one: one.timed("texts"))
 
 
+def load_cross(root, results):
+    """The newest recording of suite cross on the same kind of GPU; None if there is none."""
+    return newest(root, results, lambda one: one.timed("cross"))
+
+
 def load_traditional(root, results):
-    """The newest recording of mla_traditional on the same kind of GPU: context and layers. None if there is none."""
-    found = [(context.get("date_utc", ""), path) for path, context, _ in files(root, "*.json", TRADITIONAL_SCHEMA)
-             if context.get("gpu") == results.context.get("gpu")]
-    if not found:
-        return None
-    data = read_checked(max(found)[-1], TRADITIONAL_SCHEMA)
-    return SimpleNamespace(context=data["context"], layers=layers_of(data))
+    """What mla_traditional recorded on the same kind of GPU: layers of all files, of which a later one's stand, and the
+    last one's context. None if there are none."""
+    found = sorted((context.get("date_utc", ""), path) for path, context, _ in files(root, "*.json", TRADITIONAL_SCHEMA)
+                   if context.get("gpu") == results.context.get("gpu"))
+    layers = {}
+    for _, path in found:
+        data = read_checked(path, TRADITIONAL_SCHEMA)
+        layers.update(layers_of(data))
+    return SimpleNamespace(context=data["context"], layers=layers) if found else None
 
 
 def load_peers(root, results):

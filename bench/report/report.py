@@ -27,7 +27,7 @@ import plots
 import program
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, LAYER_FORMS, LAYER_PARTS, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of,
-                        is_quantised, lengths_title, load, load_cache, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
+                        is_quantised, lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
                         load_traditional, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
@@ -780,11 +780,27 @@ def texts_block(texts):
     return parts
 
 
-def traditional_block(traditional):
-    """mla_traditional: each form by its setting; the CPU's beside the GPU's."""
-    if traditional is None:
+def cross_block(cross):
+    """Suite cross: by the chooser, or by the fastest stage where it was not asked."""
+    if cross is None:
         return []
-    layers = traditional.layers
+    def best(shape):
+        return cross.measured(CHOOSER, shape) or cross.fastest(shape)[1]
+    return [caption(cross), table(
+        [SHAPE, ("chosen", lambda shape: best(shape).get("label", "")), ("µs", lambda shape: us(median(best(shape)))),
+         ("TFLOP/s", lambda shape: significant(best(shape)["TFLOPs"])), ("floor", lambda shape: percent(best(shape)["floor_share"])),
+         *each(["cache_bytes", "workspace_bytes", "peak_bytes"], lambda name: f"{name.split('_')[0]}, MB",
+               lambda name, shape: significant(best(shape)[name] / 1e6)),
+         ("rel. L2 error", lambda shape: f"{best(shape)['rel_l2']:.1e}")],
+        [shape for shape in cross.timed("cross") if best(shape)])]
+
+
+def traditional_block(traditional, cross=False):
+    """mla_traditional: each form by its setting; the CPU's beside the GPU's. `cross`: of cross-attention."""
+    layers = {key: entry for key, entry in (traditional.layers if traditional else {}).items()
+              if key[1].startswith("cross_") == cross}
+    if not layers:
+        return []
     def one(row, part=""):
         form, setting, machine = row
         return layers.get((form, setting, f"{machine}_{part}" if part else machine)) or {}
@@ -825,7 +841,7 @@ def traditional_block(traditional):
 
 
 def block(name, root, results, later, peers):
-    """The parts of a block of docs/results.md."""
+    """The parts of a block of docs/results.md or docs/cross_attention.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
     known = {"run": lambda: [caption(results)],
@@ -841,9 +857,11 @@ def block(name, root, results, later, peers):
              "quantised": lambda: quantised_block(load_quantised(root, results)),
              "texts": lambda: texts_block(load_texts(root, results)),
              "traditional": lambda: traditional_block(load_traditional(root, results)),
+             "cross": lambda: cross_block(load_cross(root, results)),
+             "traditional-cross": lambda: traditional_block(load_traditional(root, results), cross=True),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
-        raise Error(f"docs/results.md: no block is named '{name}'")
+        raise Error(f"no block of docs/results.md or docs/cross_attention.md is named '{name}'")
     return known[name]()
 
 
@@ -903,8 +921,9 @@ def texts(root, results):
     page = root / "docs" / "counters.md"
     if page.exists():
         wanted.append((page, "comparison", comparison(model, gpu)))
-    page = root / "docs" / "results.md"
-    if page.exists():
+    for page in [root / "docs" / "results.md", root / "docs" / "cross_attention.md"]:
+        if not page.exists():
+            continue
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
             parts = block(name, root, results, later, peers)
             if name == "varlen" and parts and "varlen" in plots.wanted(results):
@@ -1015,7 +1034,7 @@ def main(arguments=None):
         later = load_later(options.root, results)
         names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
-        names += ["service", "texts", "traditional"] * (not options.results)
+        names += ["service", "texts", "traditional", "cross", "traditional-cross"] * (not options.results)
         for name in names:
             parts = block(name, options.root, results, later, peers)
             if parts:

@@ -4,7 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <csignal>
+#include <cstdlib>
 #include <iostream>
 #include <map>
 #include <thread>
@@ -29,7 +32,7 @@ struct Options {
   std::string machine = "both";
   std::vector<int64_t> heads{8, 16, 32, 64, 128};
   int64_t kv_heads = 0;  // 0: an eighth of the heads
-  int64_t head_dim = 64;
+  std::vector<int64_t> head_dims{64};
   int64_t tokens = 2048;
   int64_t queries = 256;
   int64_t batch = 4;
@@ -45,6 +48,7 @@ struct Options {
 /// The forms of one configuration, which are measured side by side.
 struct Setting {
   LayerMode mode;
+  int64_t head_dim;
   std::string name;  ///< "prefill_h32_d64_n2048_b4"
   std::vector<LayerPlan> plans;
 };
@@ -392,32 +396,47 @@ std::vector<GoogleEntry> entries(const Lab& lab, Where where, const Setting& set
 
 // --- Running -------------------------------------------------------------------------------------
 
+/// Each value once, where it comes first.
+template <typename T>
+std::vector<T> once(const std::vector<T>& values) {
+  std::vector<T> result;
+  for (const T value : values) {
+    if (std::find(result.begin(), result.end(), value) == result.end()) result.push_back(value);
+  }
+  return result;
+}
+
 /// The configurations that the options spell, a mode after the other.
 Status make_settings(const Options& options, std::vector<Setting>* settings) {
-  for (const LayerMode mode : options.modes) {
-    for (const int64_t heads : options.heads) {
-      Setting& setting = settings->emplace_back();
-      setting.mode = mode;
-      LayerCase layer;
-      layer.mode = mode;
-      layer.heads = heads;
-      layer.head_dim = options.head_dim;
-      layer.kv_heads = options.kv_heads > 0 ? options.kv_heads : std::max<int64_t>(heads / 8, 1);
-      layer.tokens = options.tokens;
-      layer.queries = options.queries;
-      layer.batch = options.batch;
-      layer.causal = options.causal;
-      setting.name =
-          fmt::format("{}_h{}_d{}_n{}", to_string(mode), heads, options.head_dim, options.tokens);
-      if (mode == LayerMode::kCross) setting.name += fmt::format("_q{}", options.queries);
-      setting.name += fmt::format("_b{}", options.batch);
-      if (options.kv_heads > 0) setting.name += fmt::format("_kv{}", options.kv_heads);
-      if (options.causal) setting.name += "_causal";
-      if (options.dtype == Element::kFp16) setting.name += "_fp16";
-      for (const LayerForm form : options.forms) {
-        layer.form = form;
-        MLA_RETURN_IF_ERROR(plan_layer(layer, &setting.plans.emplace_back()));
-      }
+  const auto add = [&](LayerMode mode, int64_t head_dim, int64_t heads) -> Status {
+    Setting& setting = settings->emplace_back();
+    setting.mode = mode;
+    setting.head_dim = head_dim;
+    LayerCase layer;
+    layer.mode = mode;
+    layer.heads = heads;
+    layer.head_dim = head_dim;
+    layer.kv_heads = options.kv_heads > 0 ? options.kv_heads : std::max<int64_t>(heads / 8, 1);
+    layer.tokens = options.tokens;
+    layer.queries = options.queries;
+    layer.batch = options.batch;
+    layer.causal = options.causal;
+    setting.name = fmt::format("{}_h{}_d{}_n{}", to_string(mode), heads, head_dim, options.tokens);
+    if (mode == LayerMode::kCross) setting.name += fmt::format("_q{}", options.queries);
+    setting.name += fmt::format("_b{}", options.batch);
+    if (options.kv_heads > 0) setting.name += fmt::format("_kv{}", options.kv_heads);
+    if (options.causal) setting.name += "_causal";
+    if (options.dtype == Element::kFp16) setting.name += "_fp16";
+    for (const LayerForm form : once(options.forms)) {
+      layer.form = form;
+      MLA_RETURN_IF_ERROR(plan_layer(layer, &setting.plans.emplace_back()));
+    }
+    return {};
+  };
+  for (const LayerMode mode : once(options.modes)) {
+    for (const int64_t head_dim : once(options.head_dims)) {
+      for (const int64_t heads : once(options.heads))
+        MLA_RETURN_IF_ERROR(add(mode, head_dim, heads));
     }
   }
   return {};
@@ -452,6 +471,25 @@ Context describe_run(const Lab& lab, const Machine* gpu) {
   }
   context.emplace_back("cpu", cpu);
   return context;
+}
+
+/// Says which forms are not, on a GPU.
+bool is_right_small(const Lab& lab, const Setting& setting) {
+  bool right = true;
+  for (const LayerPlan& plan : setting.plans) {
+    const Status status = check_gpu_small(lab, plan);
+    if (status.ok()) continue;
+    right = right && is_no_failure(status);
+    std::cout << to_string(plan.of.form) << " on a small layer: " << status.to_string() << "\n";
+  }
+  return right;
+}
+
+/// Times that Ctrl-C was pressed. What is measured by the first is kept; the third ends the program.
+std::atomic<int> interrupted = 0;
+
+void on_interrupt(int signal) {
+  if (++interrupted == 2) std::signal(signal, SIG_DFL);
 }
 
 int measure(const Options& options, const std::vector<Setting>& settings) {
@@ -492,20 +530,20 @@ int measure(const Options& options, const std::vector<Setting>& settings) {
     std::cout << "GPU left out: " << why_not << "\n";
   }
   bool failed = false;
+  std::signal(SIGINT, on_interrupt);
   for (const Where where : machines) {
-    std::optional<LayerMode> checked;
+    std::pair<std::optional<LayerMode>, int64_t> checked;
     for (const Setting& setting : settings) {
-      if (where == Where::kGpu &&
-          checked != setting.mode) {  // once for a mode: other heads are alike
-        checked = setting.mode;
-        for (const LayerPlan& plan : setting.plans) {
-          const Status status = check_gpu_small(lab, plan);
-          if (status.ok()) continue;
-          std::cout << to_string(plan.of.form) << " on a small layer: " << status.to_string()
-                    << "\n";
-          if (status.code() == StatusCode::kUnavailable) return kWrong;
-          failed = true;
-        }
+      if (interrupted > 0) {
+        std::cout << "\nInterrupted: " << setting.name << " and what follows are left out.\n";
+        failed = true;
+        break;
+      }
+      // Once for a mode and a width: other heads are alike.
+      const std::pair<std::optional<LayerMode>, int64_t> kind{setting.mode, setting.head_dim};
+      if (where == Where::kGpu && checked != kind) {
+        checked = kind;
+        failed = !is_right_small(lab, setting) || failed;
       }
       const std::vector<Measured> forms = measure_setting(lab, where, setting);
       for (const Measured& one : forms) failed = failed || (!one.status.ok() && !one.left_out);
@@ -517,6 +555,7 @@ int measure(const Options& options, const std::vector<Setting>& settings) {
       }
     }
   }
+  std::signal(SIGINT, SIG_DFL);
   context.emplace_back("wall_s", number(seconds_since(begin), 4));
   if (!options.out.empty()) {
     if (const Status status = write_file(options.out, google->json(context)); !status.ok()) {
@@ -551,8 +590,9 @@ int run(int argc, char** argv) {
   app.add_option("--kv-heads", options.kv_heads,
                  "of the grouped form; default: an eighth of --heads")
       ->check(CLI::PositiveNumber);
-  app.add_option("--head-dim", options.head_dim,
-                 "width of a head; traditional latent: of the latent")
+  app.add_option("--head-dim", options.head_dims,
+                 "widths of a head, separated by commas; traditional latent: of the latent")
+      ->delimiter(',')
       ->capture_default_str();
   app.add_option("--n", options.tokens, "tokens that a query reads")->capture_default_str();
   app.add_option("--queries", options.queries, "mode cross: queries in each sequence")

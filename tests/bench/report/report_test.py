@@ -484,7 +484,7 @@ class ResultsPageTest(unittest.TestCase):
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
               "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised",
-              "texts", "traditional"]
+              "texts", "traditional", "cross", "traditional-cross"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -888,6 +888,15 @@ class ResultsPageTest(unittest.TestCase):
         # A recording of the chooser alone stands for nothing else.
         self.assertEqual(recordings.recorded(self.root).name, "h200_2026-11-21.json")
 
+    def test_cross_attention(self):
+        data = results()
+        data["context"]["suite_cross"] = "h16_q77_b8_k1024"
+        more = {"cache_bytes": 9.4e6, "workspace_bytes": 1e6, "peak_bytes": 4e7, "label": "10"}
+        data["benchmarks"] = [entry("auto/h16_q77_b8_k1024/cold", 50.0, **more)]
+        self.record("h200_cross_2026-11-30.json", data)
+        self.assertEqual(self.tables("cross")[0][1], ["16 heads, 77 query tokens, 8 × 1024", "10", "50.0", "1460", "2.1%",
+                                                      "9.40", "1.00", "40.0", "1.7e-03"])
+
     def test_traditional_forms(self):
         def layer(name, time, **counters):
             return {"name": name + "/iterations:1/manual_time", "real_time": time, "p10_us": time, "p90_us": time, "n": 100,
@@ -910,6 +919,15 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(rows[2][:9], ["MLA absorbed", "GPU", "160.0", "0.667×", "0.500×", "—", "—", "—", "7.00"])
         self.assertEqual(rows[3][:4], ["multi-head", "CPU", "9000", "—"])
         self.assertEqual(len(rows), 4)
+        # A later file adds to it; cross-attention has a table of its own.
+        self.assertEqual(self.block("traditional-cross"), recordings.NOT_RECORDED)
+        later = {"context": {**data["context"], "date_utc": "2026-12-01T12:00:00Z", "commit": "fed4321"},
+                 "benchmarks": [layer(f"multi_head/{setting}/cold", 70.0, **whole),
+                                layer("grouped/cross_h16_d64_n1024_q77_b8/cold", 5.0, **whole)]}
+        self.record("h200_traditional_2026-12-01.json", later)
+        self.assertEqual(self.tables("traditional")[0][1][2], "70.0")
+        self.assertIn("fed4321", self.block("traditional"))
+        self.assertEqual(self.tables("traditional-cross")[0][1][:3], ["grouped", "GPU", "5.00"])
         del data["benchmarks"][0]["cache_bytes"]
         self.record("h200_traditional_2026-11-30.json", data)
         self.assertIn("lacks 'cache_bytes'", self.run_report("--update")[1])

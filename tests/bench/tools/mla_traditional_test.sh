@@ -35,8 +35,8 @@ expect 0 "Exit code: 0 all right" --help
 [ -z "$(ls)" ] || fail "files of refused runs: $(ls)"
 
 # All forms and modes; what has too much work is left out by name, and that is no failure.
-small=(--heads 2,4 --head-dim 16 --n 40 --queries 7 --batch 2 --modes prefill,decode,cross)
-code=0; output=$("$traditional" "${small[@]}" --machine cpu --out cpu.json) || code=$?
+small=(--heads 2,4 --n 40 --batch 2)
+code=0; output=$("$traditional" "${small[@]}" --modes prefill,decode,cross --queries 7 --head-dim 16 --machine cpu --out cpu.json) || code=$?
 [ "$code" -eq 0 ] || fail "exit code $code: $output"
 python3 - << 'END' || fail "cpu.json"
 import json
@@ -63,6 +63,11 @@ END
 [[ $output == *"cross_h4_d16_n40_q7_b2, CPU, Eigen"* ]] || fail "no cross-attention: $output"
 [[ $output == *"over multi-head*"*"core µs per head"*"together"* ]] || fail "tables: $output"
 expect 0 "multi_head left out: 0 GFLOP, more than --most-gflop 1e-06" "${small[@]}" --machine cpu --most-gflop 1e-6
+
+output=$("$traditional" "${small[@]}" --head-dim 16,24 --machine cpu --forms grouped,grouped --modes decode,decode)
+for shape in h2_d16 h4_d16 h2_d24 h4_d24; do
+  [[ $output == *"decode_${shape}_n40_b2, CPU"* ]] || fail "no $shape: $output"
+done
 
 # Without a GPU: by default said, and the CPU measured; asked for, refused.
 if ! nvidia-smi > /dev/null 2>&1; then
