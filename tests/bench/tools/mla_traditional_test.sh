@@ -69,9 +69,15 @@ for shape in h2_d16 h4_d16 h2_d24 h4_d24; do
   [[ $output == *"decode_${shape}_n40_b2, CPU"* ]] || fail "no $shape: $output"
 done
 
-# Without a GPU: by default said, and the CPU measured; asked for, refused.
-if ! nvidia-smi > /dev/null 2>&1; then
-  expect 0 "GPU left out: " --heads 2 --head-dim 16 --n 40 --batch 2
+# Without a GPU: by default said, and the CPU measured; asked for, refused. With one: every form is right.
+code=0; output=$("$traditional" "${small[@]}") || code=$?
+{ [ "$code" -eq 0 ] && [[ $output == *"CPU, Eigen"* ]]; } || fail "exit code $code: $output"
+if [[ $output == *"GPU left out: "* ]]; then
   expect 2 "mla_traditional: unavailable: no GPU" --machine gpu
+else
+  for more in "" "--causal" "--dtype fp16" "--kv-heads 1 --batch 5"; do
+    # shellcheck disable=SC2086
+    expect 0 "GPU, cuBLAS" "${small[@]}" --machine gpu --head-dim 64,128 --modes prefill,decode,cross $more
+  done
 fi
 exit $((failures > 0))
