@@ -163,7 +163,7 @@ class Planner {
                   static_cast<int>(std::lround(-std::log2(deviation))));
   }
   void add(LayerPart part, std::variant<LayerProduct, LayerCopy, LayerCore> what) {
-    plan_.operations.push_back({part, std::move(what)});
+    plan_.operations.push_back({part, what});
   }
   /// Where the keys or values of new tokens lie in a cache of this width.
   LayerView new_rows(int cache_buffer, int64_t width) const {

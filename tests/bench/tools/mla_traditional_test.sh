@@ -35,7 +35,7 @@ expect 0 "Exit code: 0 all right" --help
 [ -z "$(ls)" ] || fail "files of refused runs: $(ls)"
 
 # All forms and modes; what has too much work is left out by name, and that is no failure.
-small=(--heads 2,4 --n 40 --batch 2)
+small=(--heads "2,4" --n 40 --batch 2)
 code=0; output=$("$traditional" "${small[@]}" --modes prefill,decode,cross --queries 7 --head-dim 16 --machine cpu --out cpu.json) || code=$?
 [ "$code" -eq 0 ] || fail "exit code $code: $output"
 python3 - << 'END' || fail "cpu.json"
@@ -75,7 +75,7 @@ code=0; output=$("$traditional" "${small[@]}") || code=$?
 if [[ $output == *"GPU left out: "* ]]; then
   expect 2 "mla_traditional: unavailable: no GPU" --machine gpu
 else
-  for more in "" "--causal" "--dtype fp16" "--kv-heads 1 --batch 5"; do
+  for more in "" "--causal" "--dtype fp16" "--kv-heads 1"; do
     # shellcheck disable=SC2086
     expect 0 "GPU, cuBLAS" "${small[@]}" --machine gpu --head-dim 64,128 --modes prefill,decode,cross $more
   done
