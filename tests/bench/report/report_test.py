@@ -54,6 +54,30 @@ def results():
     }
 
 
+SETTING = "prefill_h8_d64_n2048_b4"
+
+
+def layer(name, time, **counters):
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "p10_us": time, "p90_us": time, "n": 100,
+            "flop": 1e9, **counters}
+
+
+WHOLE_LAYER = {"rel_l2": 3e-3, "weight_bytes": 1e6, "cache_bytes": 2e6, "activation_bytes": 3e6, "score_bytes": 4e6,
+               "core_heads": 8}
+
+
+def traditional_layers():
+    """What mla_traditional writes: two forms on a GPU, one of them on the CPU, too."""
+    return {"context": {**results()["context"], "schema": recordings.TRADITIONAL_SCHEMA, "cpu": "16 of 16 cores"},
+            "benchmarks": [layer(f"multi_head/{SETTING}/cold", 80.0, least_us=60.0, **WHOLE_LAYER),
+                           layer(f"multi_head/{SETTING}/cold_core", 40.0),
+                           layer(f"absorbed/{SETTING}/cold", 160.0, least_us=90.0, **WHOLE_LAYER),
+                           layer(f"absorbed/{SETTING}/cold_core", 40.0),
+                           layer(f"absorbed/{SETTING}/cold_latent", 7.0),
+                           layer(f"multi_head/{SETTING}/cpu", 9000.0, **WHOLE_LAYER),
+                           {"name": f"absorbed/{SETTING}/cpu/", "error_occurred": True, "error_message": "left out"}]}
+
+
 STAGES = ["03_online_softmax", "05_tensor_core", "08_seesaw"]
 SUITES = {
     "table": ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096", "h128_q1_b128_k8192"],
@@ -898,20 +922,7 @@ class ResultsPageTest(unittest.TestCase):
                                                       "9.40", "1.00", "40.0", "1.7e-03"])
 
     def test_traditional_forms(self):
-        def layer(name, time, **counters):
-            return {"name": name + "/iterations:1/manual_time", "real_time": time, "p10_us": time, "p90_us": time, "n": 100,
-                    "flop": 1e9, **counters}
-        whole = {"rel_l2": 3e-3, "weight_bytes": 1e6, "cache_bytes": 2e6, "activation_bytes": 3e6, "score_bytes": 4e6,
-                 "core_heads": 8}
-        setting = "prefill_h8_d64_n2048_b4"
-        data = {"context": {**results()["context"], "schema": recordings.TRADITIONAL_SCHEMA, "cpu": "16 of 16 cores"},
-                "benchmarks": [layer(f"multi_head/{setting}/cold", 80.0, least_us=60.0, **whole),
-                               layer(f"multi_head/{setting}/cold_core", 40.0),
-                               layer(f"absorbed/{setting}/cold", 160.0, least_us=90.0, **whole),
-                               layer(f"absorbed/{setting}/cold_core", 40.0),
-                               layer(f"absorbed/{setting}/cold_latent", 7.0),
-                               layer(f"multi_head/{setting}/cpu", 9000.0, **whole),
-                               {"name": f"absorbed/{setting}/cpu/", "error_occurred": True, "error_message": "left out"}]}
+        data = traditional_layers()
         self.record("h200_traditional_2026-11-30.json", data)
         (rows,) = self.tables("traditional")
         self.assertEqual(rows[1], ["multi-head", "GPU", "80.0", "—", "—", "0.667×", "0.500×", "—", "—", "40.0", "—", "—", "50%",
@@ -922,8 +933,8 @@ class ResultsPageTest(unittest.TestCase):
         # A later file adds to it; cross-attention has a table of its own.
         self.assertEqual(self.block("traditional-cross"), recordings.NOT_RECORDED)
         later = {"context": {**data["context"], "date_utc": "2026-12-01T12:00:00Z", "commit": "fed4321"},
-                 "benchmarks": [layer(f"multi_head/{setting}/cold", 70.0, **whole),
-                                layer("grouped/cross_h16_d64_n1024_q77_b8/cold", 5.0, **whole)]}
+                 "benchmarks": [layer(f"multi_head/{SETTING}/cold", 70.0, **WHOLE_LAYER),
+                                layer("grouped/cross_h16_d64_n1024_q77_b8/cold", 5.0, **WHOLE_LAYER)]}
         self.record("h200_traditional_2026-12-01.json", later)
         self.assertEqual(self.tables("traditional")[0][1][2], "70.0")
         self.assertIn("fed4321", self.block("traditional"))
@@ -1235,11 +1246,15 @@ class RunScriptTest(unittest.TestCase):
     def program(self, print_gpu):
         program = self.root / "build" / "bench" / "mla_bench"
         program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
-                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
+                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" >> arguments ;;\nesac\n')
         program.chmod(0o755)
         serving = self.root / "build" / "bench" / "mla_service"
         serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
         serving.chmod(0o755)
+        layers = self.root / "build" / "bench" / "mla_traditional"
+        layers.write_text('#!/bin/sh\ncp layers.json "$2"; echo "$*" >> arguments\n')
+        layers.chmod(0o755)
+        (self.root / "layers.json").write_text(json.dumps(traditional_layers()))
         (self.root / "service.json").write_text(json.dumps(service()))
         (self.root / "bench" / "peers.py").write_text("")  # takes its arguments, and measures nothing
 
@@ -1263,10 +1278,14 @@ class RunScriptTest(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stdout)
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[2], r"^h200_service_formats_\d{4}-\d\d-\d\d\.json$")
+        self.assertEqual([name[5:-16] for name in recorded[1:]],
+                         ["cross", "service", "service_formats", "texts", "traditional", "traditional_audio_text",
+                          "traditional_image_text", "traditional_text_image"])
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
-        self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
+        arguments = (self.root / "arguments").read_text()
+        self.assertRegex(arguments, r"^--out \S+ --suite all\n")
+        for expected in ["--suite cross --stages auto", "--suite texts --stages auto", "--queries 1500 --n 448 --batch 4"]:
+            self.assertIn(expected, arguments)
 
     def test_a_part_is_not_recorded(self):
         for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "table"]]:
