@@ -54,7 +54,7 @@ if gpu=$("$bench" --print-gpu); then
       "$bench" --out "bench/results/${gpu}_${suite}_${now%_*}.json" --suite "$suite" --stages auto --no-peers \
         --benchmark_filter=/cold --benchmark_report_aggregates_only=true
     done
-    build/bench/mla_traditional --out "bench/results/${gpu}_traditional_${now%_*}.json" --machine gpu
+    build/bench/mla_traditional --out "bench/results/${gpu}_traditional_${now%_*}.json"
     while read -r what queries tokens batch; do
       build/bench/mla_traditional --out "bench/results/${gpu}_traditional_${what}_${now%_*}.json" --machine gpu \
         --modes cross --queries "$queries" --n "$tokens" --batch "$batch" --heads 16 --head-dim 64,128,256 \
