@@ -816,7 +816,8 @@ def traditional_block(traditional, cross=False):
     def part(name, row):
         return us(median(one(row, name) or None))
     def outside(row):
-        return percent(1 - one(row, "core")["real_time"] / whole(row)["real_time"])
+        times = {name: median(one(row, name)) for name in LAYER_PARTS if one(row, name)}
+        return percent(1 - times["core"] / sum(times.values()))
     def megabytes(name, row):
         return significant(whole(row)[name] / 1e6)
     def what(row):

@@ -327,9 +327,13 @@ std::string tables(const Lab& lab, Where where, const Setting& setting,
                number(1e-12 * rate), percent(gpu ? rate / lab.ceilings.matrix_cold : kUnknown),
                over(base, &one), over(&one, best), error(one.error)});
     std::vector<std::string> cells{form};
-    for (const LayerPart part : kLayerParts) cells.push_back(microseconds(one.us(part)));
+    double all = 0;  // of parts, each timed alone; the layer as a whole may take less
+    for (const LayerPart part : kLayerParts) {
+      cells.push_back(microseconds(one.us(part)));
+      if (plan.has(part)) all += one.us(part);
+    }
     const double core = one.us(LayerPart::kCore);
-    cells.push_back(percent(1 - core / us));
+    cells.push_back(percent(1 - core / all));
     cells.push_back(microseconds(core / double(plan.core().heads)));
     parts.add(cells);
     using Kind = LayerBuffer::Kind;

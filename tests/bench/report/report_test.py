@@ -71,6 +71,7 @@ def traditional_layers():
     return {"context": {**results()["context"], "schema": recordings.TRADITIONAL_SCHEMA, "cpu": "16 of 16 cores"},
             "benchmarks": [layer(f"multi_head/{SETTING}/cold", 80.0, least_us=60.0, **WHOLE_LAYER),
                            layer(f"multi_head/{SETTING}/cold_core", 40.0),
+                           layer(f"multi_head/{SETTING}/cold_projections", 30.0),
                            layer(f"absorbed/{SETTING}/cold", 160.0, least_us=90.0, **WHOLE_LAYER),
                            layer(f"absorbed/{SETTING}/cold_core", 40.0),
                            layer(f"absorbed/{SETTING}/cold_latent", 7.0),
@@ -943,7 +944,7 @@ class ResultsPageTest(unittest.TestCase):
         data = traditional_layers()
         self.record("h200_traditional_2026-11-30.json", data)
         (rows,) = self.tables("traditional")
-        self.assertEqual(rows[1], ["multi-head", "GPU", "80.0", "—", "—", "0.667×", "0.500×", "—", "—", "40.0", "—", "—", "50%",
+        self.assertEqual(rows[1], ["multi-head", "GPU", "80.0", "—", "—", "0.667×", "0.500×", "30.0", "—", "40.0", "—", "—", "43%",
                                    "5.00", "1.00", "2.00", "3.00", "4.00", "3.0e-03"])
         self.assertEqual(rows[2][:9], ["MLA absorbed", "GPU", "160.0", "0.667×", "0.500×", "—", "—", "—", "7.00"])
         self.assertEqual(rows[3][:4], ["multi-head", "CPU", "9000", "—"])
