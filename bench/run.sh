@@ -5,7 +5,7 @@
 #                                                  without: a small batch on the CPU model of a GPU, then recorded results
 #   bash bench/run.sh --out results.json           where to write the results (default on a GPU:
 #                                                  build/results/<gpu>_<date>_<time>.json)
-#   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some ten minutes): all
+#   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some twenty minutes): all
 #                                                  suites, the decode service, other implementations where PyTorch is;
 #                                                  kept in bench/results, written into README.md, docs and the chapters
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
@@ -32,7 +32,7 @@ if [[ -n $record && -n "${arguments[*]}$out" ]]; then  # what is recorded is who
 fi
 
 source stages/cmake/setup.sh
-build mla_bench mla_run ${record:+mla_service}
+build mla_bench mla_run ${record:+mla_service mla_traditional}
 bench=build/bench/mla_bench
 for argument in "${arguments[@]}"; do  # what measures nothing writes nothing
   case $argument in
@@ -50,6 +50,20 @@ if gpu=$("$bench" --print-gpu); then
   python3 bench/report/report.py --summary --results "$out"
   if [[ -n $record ]]; then
     cp "$out" "bench/results/${gpu}_${now%_*}.json"
+    for suite in cross texts; do  # for the chooser alone, cold
+      "$bench" --out "bench/results/${gpu}_${suite}_${now%_*}.json" --suite "$suite" --stages auto --no-peers \
+        --benchmark_filter=/cold --benchmark_report_aggregates_only=true
+    done
+    build/bench/mla_traditional --out "bench/results/${gpu}_traditional_${now%_*}.json"
+    while read -r what queries tokens batch; do
+      build/bench/mla_traditional --out "bench/results/${gpu}_traditional_${what}_${now%_*}.json" --machine gpu \
+        --modes cross --queries "$queries" --n "$tokens" --batch "$batch" --heads 16 --head-dim 64,128,256 \
+        --forms multi_head,grouped,absorbed
+    done << 'END'
+text_image 77 1024 8
+image_text 1024 77 8
+audio_text 1500 448 4
+END
     build/bench/mla_service --out "bench/results/${gpu}_service_${now%_*}.json" --engine gpu --scenario all
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128

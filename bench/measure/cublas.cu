@@ -13,10 +13,9 @@ namespace {
 using Handle = void*;
 constexpr int kNoTranspose = 0;
 constexpr int kTranspose = 1;
-constexpr int kFp32 = 0;          // CUDA_R_32F
-constexpr int kFp16 = 2;          // CUDA_R_16F
-constexpr int kBf16 = 14;         // CUDA_R_16BF
+constexpr int kBf16 = static_cast<int>(Cublas::Type::kBf16);
 constexpr int kComputeFp32 = 68;  // CUBLAS_COMPUTE_32F
+constexpr int kComputeFp64 = 70;  // CUBLAS_COMPUTE_64F
 constexpr int kDefaultAlgorithm = -1;
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 using Create = int(Handle*);
@@ -28,6 +27,24 @@ using GemmEx = int(Handle, int, int, int, int, int, const void*, const void*, in
 using GemmStridedBatchedEx = int(Handle, int, int, int, int, int, const void*, const void*, int,
                                  int, long long, const void*, int, int, long long, const void*,
                                  void*, int, int, long long, int, int, int);
+using GemmBatchedEx = int(Handle, int, int, int, int, int, const void*, const void* const*, int,
+                          int, const void* const*, int, int, const void*, void* const*, int, int,
+                          int, int, int);
+
+/// The factors of a product: c = 1 a b + 0 c, in the type of its sums.
+struct Factors {
+  float one = 1, zero = 0;
+  double one_fp64 = 1, zero_fp64 = 0;
+  bool fp64;
+  explicit Factors(Cublas::Type in) : fp64(in == Cublas::Type::kFp64) {}
+  const void* alpha() const { return fp64 ? static_cast<const void*>(&one_fp64) : &one; }
+  const void* beta() const { return fp64 ? static_cast<const void*>(&zero_fp64) : &zero; }
+  int compute() const { return fp64 ? kComputeFp64 : kComputeFp32; }
+};
+
+int narrow(int64_t value) {
+  return static_cast<int>(value);
+}
 
 template <typename Function>
 Function* function(void* library, const char* name) {
@@ -80,6 +97,7 @@ Status Cublas::load() {
       function<Destroy>(library_, "cublasDestroy_v2") == nullptr ||
       function<SetStream>(library_, "cublasSetStream_v2") == nullptr ||
       function<GemmEx>(library_, "cublasGemmEx") == nullptr ||
+      function<GemmBatchedEx>(library_, "cublasGemmBatchedEx") == nullptr ||
       function<GemmStridedBatchedEx>(library_, "cublasGemmStridedBatchedEx") == nullptr) {
     return {StatusCode::kUnavailable, "cuBLAS lacks a function"};
   }
@@ -100,19 +118,41 @@ Status Cublas::use_stream(cudaStream_t stream) {
                        "cublasSetWorkspace");
 }
 
-Status Cublas::multiply_batched(DType dtype, const Shape& shape, bool transpose_a, const Matrix& a,
-                                const Matrix& b, const Matrix& c, int count, cudaStream_t stream) {
-  const float one = 1, zero = 0;
-  const int type = dtype == DType::kBFloat16 ? kBf16 : kFp16;
-  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+Status Cublas::multiply_batched(Type in, Type out, const Shape& shape, bool transpose_a,
+                                const Matrix& a, const Matrix& b, const Matrix& c, int count,
+                                cudaStream_t stream) {
+  const Factors factors(in);
+  const int type = static_cast<int>(in);
   MLA_RETURN_IF_ERROR(use_stream(stream));
   return cublas_status(
       function<GemmStridedBatchedEx>(library_, "cublasGemmStridedBatchedEx")(
           handle_, transpose_a ? kTranspose : kNoTranspose, kNoTranspose, narrow(shape.m),
-          narrow(shape.n), narrow(shape.k), &one, a.data, type, narrow(a.leading), a.stride, b.data,
-          type, narrow(b.leading), b.stride, &zero, const_cast<void*>(c.data), kFp32,
-          narrow(c.leading), c.stride, count, kComputeFp32, kDefaultAlgorithm),
+          narrow(shape.n), narrow(shape.k), factors.alpha(), a.data, type, narrow(a.leading),
+          a.stride, b.data, type, narrow(b.leading), b.stride, factors.beta(),
+          const_cast<void*>(c.data), static_cast<int>(out), narrow(c.leading), c.stride, count,
+          factors.compute(), kDefaultAlgorithm),
       "cublasGemmStridedBatchedEx");
+}
+
+Status Cublas::multiply_batched(DType dtype, const Shape& shape, bool transpose_a, const Matrix& a,
+                                const Matrix& b, const Matrix& c, int count, cudaStream_t stream) {
+  const Type type = dtype == DType::kBFloat16 ? Type::kBf16 : Type::kFp16;
+  return multiply_batched(type, Type::kFp32, shape, transpose_a, a, b, c, count, stream);
+}
+
+Status Cublas::multiply_each(Type in, Type out, const Shape& shape, bool transpose_a,
+                             const Matrices& a, const Matrices& b, const Matrices& c, int count,
+                             cudaStream_t stream) {
+  const Factors factors(in);
+  const int type = static_cast<int>(in);
+  MLA_RETURN_IF_ERROR(use_stream(stream));
+  return cublas_status(
+      function<GemmBatchedEx>(library_, "cublasGemmBatchedEx")(
+          handle_, transpose_a ? kTranspose : kNoTranspose, kNoTranspose, narrow(shape.m),
+          narrow(shape.n), narrow(shape.k), factors.alpha(), a.data, type, narrow(a.leading),
+          b.data, type, narrow(b.leading), factors.beta(), c.data, static_cast<int>(out),
+          narrow(c.leading), count, factors.compute(), kDefaultAlgorithm),
+      "cublasGemmBatchedEx");
 }
 
 Status Cublas::multiply_bf16(int size, const void* a, const void* b, void* c, cudaStream_t stream) {

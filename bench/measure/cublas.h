@@ -32,9 +32,23 @@ class Cublas {
   struct Shape {
     int64_t m, n, k;
   };
-  /// Enqueues c = a * b for each of `count` matrices; a and b of `dtype`, c and the sums in fp32.
+  /// What a matrix holds. Sums are in fp64 where all is, else in fp32.
+  enum class Type { kFp32 = 0, kFp64 = 1, kFp16 = 2, kBf16 = 14 };  // as cudaDataType has them
+  /// Enqueues c = a * b for each of `count` matrices; a and b of type `in`, c of type `out`.
+  Status multiply_batched(Type in, Type out, const Shape& shape, bool transpose_a, const Matrix& a,
+                          const Matrix& b, const Matrix& c, int count, cudaStream_t stream);
+  /// The same of 16 bits, c in fp32.
   Status multiply_batched(DType dtype, const Shape& shape, bool transpose_a, const Matrix& a,
                           const Matrix& b, const Matrix& c, int count, cudaStream_t stream);
+
+  /// Matrices anywhere: their addresses lie in device memory.
+  struct Matrices {
+    void* const* data;  ///< [count]
+    int64_t leading;
+  };
+  /// The same for matrices that lie anywhere.
+  Status multiply_each(Type in, Type out, const Shape& shape, bool transpose_a, const Matrices& a,
+                       const Matrices& b, const Matrices& c, int count, cudaStream_t stream);
 
  private:
   /// The stream of the next product, and our workspace for it.

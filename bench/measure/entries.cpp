@@ -42,7 +42,14 @@ void add_stage(const ShapeResult& result, const StageResult& entry, Mode mode, b
   const Summary& times = cold ? entry.cold : entry.sustained;
   if (times.n == 0) return;
   const OwnLimit& limit = cold ? entry.cold_limit : entry.sustained_limit;
-  Counters counters{{"p10_us", times.p10}, {"p90_us", times.p90}, {"n", times.n}};
+  Counters counters{{"p10_us", times.p10},
+                    {"p90_us", times.p90},
+                    {"n", times.n},
+                    {"mean_us", times.mean},
+                    {"variance_us2", times.variance},
+                    {"cache_bytes", result.cache_bytes},
+                    {"workspace_bytes", double(entry.workspace_bytes)},
+                    {"peak_bytes", result.tensor_bytes + double(entry.workspace_bytes)}};
   add_errors(entry, &counters);
   add_figures(result, times.median, &counters);
   counters["speedup"] = cold ? entry.cold_speedup : entry.sustained_speedup;

@@ -168,6 +168,7 @@ class ShapeRun {
     data_ = make_data_set(spec);
     const int64_t tokens = data_.total_tokens();
     result_.work = work_of(data_.problem, tokens);
+    note_memory();
     const bool timed = spec.data == result_.shape.spec.data;
     if (!timed && Truth::is_slow(bench_.machine, data_, result_.work.flop)) return true;
 
@@ -187,6 +188,16 @@ class ShapeRun {
     result_.checked_whole = truth_.whole();
     if (timed) result_.reference_seconds = truth_.reference_seconds();
     return status.ok();
+  }
+
+  void note_memory() {
+    const Problem& problem = data_.problem;
+    const Footprint one = footprint(problem);
+    result_.cache_bytes = double(problem.num_pages) * problem.page_size * problem.num_heads_kv *
+                          problem.cache_row_bytes();
+    result_.tensor_bytes =
+        one.inputs + one.outputs +
+        double{sizeof(int32_t)} * problem.batch * (problem.max_pages_per_seq + 1);
   }
 
   /// The CPU reference checks what lies on the host.
@@ -253,6 +264,7 @@ class ShapeRun {
                   fmt::format("needs {} MiB of workspace, {} are free", needed >> 20, there >> 20)};
       }
       drop_if_error(result_.stages[i], status, "");
+      result_.stages[i].workspace_bytes = needed;
       return status.ok();
     };
     const auto grow = [&](DeviceBuffer& buffer, size_t needed) -> Status {

@@ -45,11 +45,12 @@ struct StageResult {
   std::string idea;
   Outcome outcome = Outcome::kMeasured;
   std::string reason;
-  Contender times;          ///< Raw samples, of decodes by a plan made before if there is one
-  Summary cold, sustained;  ///< us
-  PlanTimes plan;           ///< Of a stage that makes one
-  CombineTimes combine;     ///< Likewise
-  DecodeComparison check;   ///< Of the data that were timed
+  Contender times;             ///< Raw samples, of decodes by a plan made before if there is one
+  Summary cold, sustained;     ///< us
+  PlanTimes plan;              ///< Of a stage that makes one
+  CombineTimes combine;        ///< Likewise
+  DecodeComparison check;      ///< Of the data that were timed
+  size_t workspace_bytes = 0;  ///< Plan and scratch
   OwnLimit cold_limit, sustained_limit;
   double cold_speedup = kUnknown;  ///< Over the stage before that has a time
   double sustained_speedup = kUnknown;
@@ -64,6 +65,8 @@ struct ShapeResult {
   double cold_floor = kUnknown;  ///< s
   double sustained_floor = kUnknown;
   double reference_seconds = kUnknown;  ///< Wall time of the CPU reference over the whole shape
+  double cache_bytes = 0;               ///< Of the device, all pages
+  double tensor_bytes = 0;              ///< The cache, q, out, lse, block table and lengths
   std::vector<StageResult> stages;
   std::vector<std::string> unable;  ///< Stages and peers that cannot read such a cache: left out
 };

@@ -1,5 +1,6 @@
 /// @file
 /// The GPU side of the bench in a build without CUDA: says so.
+#include "bench/measure/attention_layer.h"
 #include "bench/measure/ceilings.h"
 #include "bench/measure/cublas_pipeline.h"
 
@@ -17,6 +18,10 @@ Status make_gpu_runner(std::unique_ptr<Runner>*) {
 }
 
 Status measure_ceilings(Runner&, const std::function<void(const std::string&)>&, Ceilings*) {
+  return without_cuda();
+}
+
+Status make_gpu_layer(const LayerPlan&, Element, std::unique_ptr<LayerRunner>*) {
   return without_cuda();
 }
 

@@ -63,7 +63,8 @@ Table gpu_table(const ShapeResult& result) {
 Table model_table(const ShapeResult& result) {
   Table table({"stage", "model time, not a GPU's: ms (p10–p90)", "rel. L2 error", "the one idea"});
   const auto milliseconds = [](Summary us) {
-    return Summary{us.median / 1e3, us.p10 / 1e3, us.p90 / 1e3, us.n};
+    return Summary{us.median / 1e3, us.p10 / 1e3,     us.p90 / 1e3, us.n,
+                   us.mean / 1e3,   us.variance / 1e6};
   };
   table.add({"reference", microseconds(1e3 * result.reference_seconds), "—",
              "fp64 on the CPU, wall time of one run"});

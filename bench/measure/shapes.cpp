@@ -309,6 +309,38 @@ Names quantised() {
   return names;
 }
 
+/// The benchmark that the project's two texts describe. They give ranges and roles; the configurations
+/// are ours. Causal shapes have two query tokens, because the mask hides nothing from one.
+Names texts() {
+  Names names = {"h128_q1_b64_k4096",  // bound by arithmetic
+                 "h128_q1_b128_k4096",       "h128_q1_b32_k16384", "h128_q2_b64_k8192_causal",
+                 "h128_q4_b32_k8192_causal",
+                 "h8_q1_b64_k8192",  // bound by memory
+                 "h16_q1_b64_k8192",         "h32_q1_b64_k8192",   "h64_q1_b64_k8192"};
+  Names uneven = {"h128_q1_k1024+1024+1024+1024+1024+1024+1024+1024",
+                  "h128_q1_k2048+2048+2048+2048+2048+2048+2048+2048",
+                  "h128_q1_k4096+4096+4096+4096+4096+4096+4096+4096"};
+  for (const int batch : {4, 8, 16}) {
+    uneven.push_back(fmt::format("h128_q1_b{}_klognormal2048", batch));
+  }
+  names = joined(names, with_padded(uneven));
+  for (const char* dtype : {"", "_fp16"}) {  // what is asked for most comes first
+    for (const char* mask : {"", "_causal"}) {
+      const int queries = *mask == 0 ? 1 : 2;
+      for (const int heads : {128, 64, 32, 16, 8}) {
+        for (const int batch : {1, 2, 4, 8, 16}) {
+          for (const int tokens : {512, 1024, 2048, 4096, 8192, 16384}) {
+            const auto name =
+                fmt::format("h{}_q{}_b{}_k{}{}{}", heads, queries, batch, tokens, mask, dtype);
+            names = joined(names, {name});
+          }
+        }
+      }
+    }
+  }
+  return names;
+}
+
 std::vector<Suite> make_suites() {
   std::vector<Suite> result = {
       {"main",
@@ -387,7 +419,21 @@ std::vector<Suite> make_suites() {
       {"numerics", "errors by length, peakiness, dtype and splits", numerics(), Measure::kErrors},
       {"smoke",
        "small enough for the model, where it is the default",
-       {"h16_q1_b2_k256", "h16_q2_b2_kvaried256_causal"}},
+       {"h16_q1_b2_k256", "h16_q2_b2_kvaried256_causal"},
+       Measure::kTimes,
+       /*apart=*/true},
+      {"cross",
+       "cross-attention between modalities, no mask: 77 text tokens read 1024 image patches, the "
+       "patches read the text, 1500 frames of audio read 448 text tokens",
+       {"h16_q77_b8_k1024", "h128_q77_b8_k1024", "h16_q1024_b8_k77", "h128_q1024_b8_k77",
+        "h16_q1500_b4_k448", "h128_q1500_b4_k448"},
+       Measure::kTimes,
+       /*apart=*/true},
+      {"texts",
+       "batch x length x heads x dtype x mask, uniform and log-normal lists, padded partners; for "
+       "auto alone (head_dim 64 and 128 have no MLA kernel: mla_traditional has theirs)",
+       texts(), Measure::kTimes,
+       /*apart=*/true},
   };
   const auto table = std::find_if(result.begin(), result.end(),
                                   [](const Suite& one) { return one.name == "table"; });
@@ -399,7 +445,7 @@ std::vector<Suite> make_suites() {
   for (const bool quick : {true, false}) {  // what is soon done first
     for (const Suite& one : result) {
       const bool is_quick = one.measure == Measure::kPlans || one.measure == Measure::kErrors;
-      if (one.name != "smoke" && is_quick == quick) all.shapes = joined(all.shapes, one.shapes);
+      if (!one.apart && is_quick == quick) all.shapes = joined(all.shapes, one.shapes);
     }
   }
   result.push_back(all);
@@ -509,9 +555,11 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
 
 std::vector<Shape> every_shape() {
   std::vector<Shape> shapes;
-  for (const char* suite : {"all", "smoke"}) {
+  for (const Suite& suite : suites()) {
+    if (suite.name != "all" && !suite.apart) continue;
     std::vector<Shape> some;
-    static_cast<void>(select_shapes(suite, "", DType::kBFloat16, &some));  // suites' names parse
+    static_cast<void>(
+        select_shapes(suite.name, "", DType::kBFloat16, &some));  // suites' names parse
     for (Shape& shape : some) {
       const bool known = std::any_of(shapes.begin(), shapes.end(),
                                      [&](const Shape& one) { return one.name == shape.name; });

@@ -60,9 +60,10 @@ struct Suite {
   std::string what;
   std::vector<std::string> shapes;
   Measure measure = Measure::kTimes;
+  bool apart = false;  ///< Not in "all"; a results file names its shapes only if it was asked for
 };
 
-/// Every suite. "all" has what is recorded: the shapes of all others but "smoke", each once.
+/// Every suite. "all" has what is recorded together: the shapes of all that are not apart, each once.
 const std::vector<Suite>& suites();
 
 /// The suite of this name, or null.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace mla::bench {
 
@@ -15,8 +16,18 @@ double quantile(std::vector<double> samples, double q) {
 }
 
 Summary summarize(const std::vector<double>& samples) {
-  return {quantile(samples, 0.5), quantile(samples, 0.1), quantile(samples, 0.9),
-          static_cast<int>(samples.size())};
+  Summary summary{quantile(samples, 0.5), quantile(samples, 0.1), quantile(samples, 0.9),
+                  static_cast<int>(samples.size())};
+  const auto n = static_cast<double>(samples.size());
+  if (samples.empty()) return summary;
+  summary.mean = std::accumulate(samples.begin(), samples.end(), 0.0) / n;
+  if (samples.size() == 1) return summary;
+  double squares = 0;
+  for (const double sample : samples) {
+    squares += (sample - summary.mean) * (sample - summary.mean);
+  }
+  summary.variance = squares / (n - 1);
+  return summary;
 }
 
 }  // namespace mla::bench

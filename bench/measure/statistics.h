@@ -27,6 +27,8 @@ struct Summary {
   double p10 = kUnknown;
   double p90 = kUnknown;
   int n = 0;
+  double mean = kUnknown;
+  double variance = kUnknown;  ///< Of the samples, about their mean; of one sample unknown
 };
 Summary summarize(const std::vector<double>& samples);
 

@@ -13,6 +13,7 @@ PEERS_SCHEMA = "flashmla_stages/peers/1"
 COUNTERS_SCHEMA = "flashmla_stages/counters/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
 ERRORS_SCHEMA = "flashmla_formats/1"
+TRADITIONAL_SCHEMA = "flashmla_traditional/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
 ON_CPU = "00_reference"  # has no time of a GPU; "reference", the truth that stages are checked against, has one of the host
@@ -45,6 +46,10 @@ REQUIRED_FIGURES = """
     arrived finished rejected queued running span_s steps step_ms_mean step_ms_p50 step_ms_p99 token_ms_mean token_ms_p50
     token_ms_p99 first_token_ms_p50 first_token_ms_p99 tokens tokens_per_s batch_mean pages_total pages_peak pages_mean
     waste_share cache_gb queue_mean queue_max preemptions""".split()
+LAYER_PARTS = ["projections", "latent", "core", "reconstruction", "output"]
+LAYER_FORMS = {"multi_head": "multi-head", "grouped": "grouped", "latent_plain": "latent, plain",
+               "latent_fused": "latent, fused", "absorbed": "MLA absorbed"}
+REQUIRED_LAYER = [*SPREAD, "flop", "rel_l2", "weight_bytes", "cache_bytes", "activation_bytes", "score_bytes"]
 NOT_RECORDED = "Not recorded yet."
 DASH = "—"
 
@@ -198,6 +203,29 @@ def errors_problems(data):
     return found
 
 
+def layers_of(data):
+    """{(form, setting, machine and part): entry} of a file of mla_traditional."""
+    found = {}
+    for entry in data.get("benchmarks", []):
+        key = entry_key(entry.get("name", ""))
+        if entry.get("aggregate_name") == "samples" or "aggregate_name" not in entry and key not in found:
+            found[key] = entry
+    return found
+
+
+def traditional_problems(data):
+    found = lacking("context", data["context"], ["machine", "cpu", "commit", "date_utc", "nvcc", "host_compiler", "wall_s"])
+    layers = layers_of(data)
+    for (form, setting, mode), entry in layers.items():
+        name = f"{form}/{setting}/{mode}"
+        machine, _, part = mode.partition("_")
+        if form not in LAYER_FORMS or machine not in ("cpu", "cold") or part not in ("", *LAYER_PARTS):
+            found.append(f"{name}: unknown")
+        elif not why_not(entry):
+            found += lacking(name, entry, SPREAD if part else REQUIRED_LAYER)
+    return found if layers else found + ["no entries"]
+
+
 def problems(data, name):
     """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
     schema = data.get("context", {}).get("schema")
@@ -207,6 +235,8 @@ def problems(data, name):
         return service_problems(data)
     if schema == COUNTERS_SCHEMA:
         return counters_problems(data)
+    if schema == TRADITIONAL_SCHEMA:
+        return traditional_problems(data)
     if data.get("schema") == ERRORS_SCHEMA:
         return errors_problems(data)
     return Results(data, name).problems()
@@ -320,6 +350,28 @@ def load_errors(root):
 def error_of(case, format, what="out"):
     """What a format does to a case of the study: `out`, relative L2 over ordinary columns, or `lse`."""
     return case["formats"][format]["from_exact"][{"out": "out_ordinary_rel_l2", "lse": "lse_max"}[what]]
+
+
+def load_texts(root, results):
+    """The newest recording of suite texts on the same kind of GPU; None if there is none."""
+    return newest(root, results, lambda one: one.timed("texts"))
+
+
+def load_cross(root, results):
+    """The newest recording of suite cross on the same kind of GPU; None if there is none."""
+    return newest(root, results, lambda one: one.timed("cross"))
+
+
+def load_traditional(root, results):
+    """What mla_traditional recorded on the same kind of GPU: layers of all files, of which a later one's stand, and the
+    last one's context. None if there are none."""
+    found = sorted((context.get("date_utc", ""), path) for path, context, _ in files(root, "*.json", TRADITIONAL_SCHEMA)
+                   if context.get("gpu") == results.context.get("gpu"))
+    layers = {}
+    for _, path in found:
+        data = read_checked(path, TRADITIONAL_SCHEMA)
+        layers.update(layers_of(data))
+    return SimpleNamespace(context=data["context"], layers=layers) if found else None
 
 
 def load_peers(root, results):

@@ -27,8 +27,9 @@ import plots
 import program
 import ridge
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
-                        load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, LAYER_FORMS, LAYER_PARTS, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of,
+                        is_quantised, lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
+                        load_traditional, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
 
@@ -719,8 +720,130 @@ def choice_block(results):
     return [table(columns, found), f"By cold times. The worst: {worst.ratio:.3f}, {shape_title(worst.shape)}."]
 
 
+def of_ceiling(results, entry, counter, ceiling, scale):
+    """A rate as a share of the measured ceiling of its kind."""
+    most = results.context.get(ceiling)
+    return percent(entry[counter] / (scale * float(most))) if most and most != DASH else None
+
+
+def geometric_mean(ratios):
+    return math.prod(ratios) ** (1 / len(ratios)) if ratios else None
+
+
+MOST_SEQUENCES_OF_THE_GRID = 16
+LENGTHS_OF_THE_GRID = (512, 1024, 2048, 4096, 8192, 16384)
+
+
+def texts_block(texts):
+    """Suite texts: the configurations, uneven lists beside their padded partners, the grid."""
+    if texts is None:
+        return []
+    def best(shape):
+        return texts.measured(CHOOSER, shape) or texts.fastest(shape)[1]
+    shapes = {shape: parse_shape(shape) for shape in texts.timed("texts") if best(shape)}
+    def megabytes(name, shape):
+        return significant(best(shape)[name] / 1e6)
+    columns = [SHAPE, ("chosen", lambda shape: best(shape).get("label", "")),
+               ("µs", lambda shape: us(median(best(shape)))), ("mean", lambda shape: us(best(shape)["mean_us"])),
+               ("variance, µs²", lambda shape: significant(best(shape)["variance_us2"])),
+               ("TFLOP/s", lambda shape: significant(best(shape)["TFLOPs"])),
+               ("of the matrix peak", lambda shape: of_ceiling(texts, best(shape), "TFLOPs", "ceiling_matrix_cold_tflops", 1)),
+               ("GB/s", lambda shape: significant(best(shape)["GBps"])),
+               ("of the read peak", lambda shape: of_ceiling(texts, best(shape), "GBps", "ceiling_read_gbps", 1)),
+               *each(["cache_bytes", "workspace_bytes", "peak_bytes"], lambda name: f"{name.split('_')[0]}, MB", megabytes)]
+    configurations = [name for name, shape in shapes.items() if shape.batch > MOST_SEQUENCES_OF_THE_GRID]
+    parts = [caption(texts), table(columns, configurations)]
+    uneven = [name for name, shape in shapes.items() if shape.lengths or "+" in str(shape.tokens)]
+    def padded(name):
+        shape = shapes[name]
+        return best(f"h{shape.heads}_q{shape.queries}_b{shape.batch}_k{int(best(name)['longest'])}")
+    parts += ["Lists of lengths, and all padded to the longest:",
+              table([SHAPE, ("µs", lambda name: us(median(best(name)))), ("padded", lambda name: us(median(padded(name)) or None)),
+                     ("padded / paged", lambda name: times_x(median(best(name)), median(padded(name)))),
+                     ("cache, MB", partial(megabytes, "cache_bytes")),
+                     ("padded", lambda name: significant(padded(name)["cache_bytes"] / 1e6))], uneven)]
+    def cell(tokens, row, queries=1, rest=""):
+        return median(best(f"h{row[0]}_q{queries}_b{row[1]}_k{tokens}{rest}") or None)
+    grid = [shape for shape in shapes.values()
+            if shape.batch <= MOST_SEQUENCES_OF_THE_GRID and not shape.lengths and shape.tokens in LENGTHS_OF_THE_GRID]
+    rows = unique((shape.heads, shape.batch) for shape in grid)
+    lengths = sorted(unique(shape.tokens for shape in grid))
+    parts += ["The grid, bf16, one query token, cold µs, by tokens of a sequence:",
+              table([("heads", lambda row: f"{row[0]}"), ("sequences", lambda row: f"{row[1]}"),
+                     *each(lengths, str, lambda tokens, row: us(cell(tokens, row)))], rows)]
+    def ratio(queries, rest, heads):
+        pairs = [(cell(tokens, row, queries, rest), cell(tokens, row)) for row in rows if row[0] == heads for tokens in lengths]
+        mean = geometric_mean([one / base for one, base in pairs if one and base])
+        return f"{mean:.3f}" if mean else None
+    parts += ["The grid's other halves, as a multiple of that (geometric means):",
+              table([("heads", str), ("fp16", partial(ratio, 1, "_fp16")), ("two query tokens, causal", partial(ratio, 2, "_causal")),
+                     ("both", partial(ratio, 2, "_causal_fp16"))], unique(row[0] for row in rows))]
+    return parts
+
+
+def cross_block(cross):
+    """Suite cross: by the chooser, or by the fastest stage where it was not asked."""
+    if cross is None:
+        return []
+    def best(shape):
+        return cross.measured(CHOOSER, shape) or cross.fastest(shape)[1]
+    return [caption(cross), table(
+        [SHAPE, ("chosen", lambda shape: best(shape).get("label", "")), ("µs", lambda shape: us(median(best(shape)))),
+         ("TFLOP/s", lambda shape: significant(best(shape)["TFLOPs"])), ("floor", lambda shape: percent(best(shape)["floor_share"])),
+         *each(["cache_bytes", "workspace_bytes", "peak_bytes"], lambda name: f"{name.split('_')[0]}, MB",
+               lambda name, shape: significant(best(shape)[name] / 1e6)),
+         ("rel. L2 error", lambda shape: f"{best(shape)['rel_l2']:.1e}")],
+        [shape for shape in cross.timed("cross") if best(shape)])]
+
+
+def traditional_block(traditional, cross=False):
+    """mla_traditional: each form by its setting; the CPU's beside the GPU's. `cross`: of cross-attention."""
+    layers = {key: entry for key, entry in (traditional.layers if traditional else {}).items()
+              if key[1].startswith("cross_") == cross}
+    if not layers:
+        return []
+    def one(row, part=""):
+        form, setting, machine = row
+        return layers.get((form, setting, f"{machine}_{part}" if part else machine)) or {}
+    def whole(row):
+        return {} if why_not(one(row)) else one(row)
+    def over(row, form, what):
+        """How many times as long that form takes as this one; `what`: real_time or least_us."""
+        other = whole((form, *row[1:]))
+        return times_x(whole(row)[what], other.get(what)) if row[0] != form else None
+    def absorbed_over(row, what):
+        return times_x(whole(("absorbed", *row[1:])).get(what), whole(row)[what]) if row[0] != "absorbed" else None
+    def part(name, row):
+        return us(median(one(row, name) or None))
+    def outside(row):
+        times = {name: median(one(row, name)) for name in LAYER_PARTS if one(row, name)}
+        return percent(1 - times["core"] / sum(times.values()))
+    def megabytes(name, row):
+        return significant(whole(row)[name] / 1e6)
+    def what(row):
+        return {"cold": "GPU", "cpu": "CPU"}[row[2]]
+    parts = [f"{traditional.context.get('gpu')}, driver {traditional.context.get('driver')}; the CPU with {traditional.context['cpu']}; "
+             f"commit {traditional.context['commit']}, {traditional.context['date_utc'][:10]}."]
+    for setting in unique(key[1] for key in layers):
+        rows = [(form, setting, machine) for machine in ("cold", "cpu") for form in LAYER_FORMS if whole((form, setting, machine))]
+        if not rows:
+            continue
+        parts += [f"`{setting}`:", table(
+            [("form", lambda row: LAYER_FORMS[row[0]]), ("on", what), ("µs", lambda row: us(median(whole(row)))),
+             ("over multi-head: predicted", lambda row: over(row, "multi_head", "least_us")),
+             ("measured", lambda row: over(row, "multi_head", "real_time")),
+             ("absorbed over it: predicted", lambda row: absorbed_over(row, "least_us")),
+             ("measured", lambda row: absorbed_over(row, "real_time")),
+             *each(LAYER_PARTS, str, part), ("not core", outside),
+             ("core µs per head", lambda row: us(one(row, "core")["real_time"] / whole(row)["core_heads"])),
+             *each(["weight_bytes", "cache_bytes", "activation_bytes", "score_bytes"],
+                   lambda name: f"{name.split('_')[0]}, MB", megabytes),
+             ("rel. L2 error", lambda row: f"{whole(row)['rel_l2']:.1e}")], rows)]
+    return parts
+
+
 def block(name, root, results, later, peers):
-    """The parts of a block of docs/results.md."""
+    """The parts of a block of docs/results.md or docs/cross_attention.md."""
     if name.startswith("suite-"):
         return suite_block(results, peers, name.removeprefix("suite-"))
     known = {"run": lambda: [caption(results)],
@@ -734,9 +857,13 @@ def block(name, root, results, later, peers):
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
              "quantised": lambda: quantised_block(load_quantised(root, results)),
+             "texts": lambda: texts_block(load_texts(root, results)),
+             "traditional": lambda: traditional_block(load_traditional(root, results)),
+             "cross": lambda: cross_block(load_cross(root, results)),
+             "traditional-cross": lambda: traditional_block(load_traditional(root, results), cross=True),
              "peers": lambda: peers_block(results, peers)}
     if name not in known:
-        raise Error(f"docs/results.md: no block is named '{name}'")
+        raise Error(f"no block of docs/results.md or docs/cross_attention.md is named '{name}'")
     return known[name]()
 
 
@@ -800,8 +927,9 @@ def texts(root, results):
     page = root / "docs" / "counters.md"
     if page.exists():
         wanted.append((page, "comparison", comparison(model, gpu)))
-    page = root / "docs" / "results.md"
-    if page.exists():
+    for page in [root / "docs" / "results.md", root / "docs" / "cross_attention.md"]:
+        if not page.exists():
+            continue
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
             parts = block(name, root, results, later, peers)
             if name == "varlen" and parts and "varlen" in plots.wanted(results):
@@ -912,7 +1040,7 @@ def main(arguments=None):
         later = load_later(options.root, results)
         names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
-        names += ["service"] * (not options.results)
+        names += ["service", "texts", "traditional", "cross", "traditional-cross"] * (not options.results)
         for name in names:
             parts = block(name, options.root, results, later, peers)
             if parts:

@@ -137,6 +137,9 @@ Status select_stages(MachineKind machine, const std::vector<std::string>& names,
   return {};
 }
 
+/// Of a suite; of a larger one --list says how many more there are.
+constexpr size_t kShapesListed = 40;
+
 void print_list(MachineKind machine) {
   std::vector<const Stage*> listed = stages_on_cpu();
   for (const Stage& stage : stages(machine)) {
@@ -152,17 +155,23 @@ void print_list(MachineKind machine) {
   for (const Suite& suite : suites()) {
     std::cout << "suite " << suite.name << ": " << suite.what << "\n";
     if (suite.name == "all") continue;
-    for (const std::string& shape : suite.shapes) std::cout << "  " << shape << "\n";
+    const size_t shown = std::min(suite.shapes.size(), kShapesListed);
+    for (size_t i = 0; i < shown; ++i) std::cout << "  " << suite.shapes[i] << "\n";
+    if (shown < suite.shapes.size()) {
+      std::cout << "  and " << suite.shapes.size() - shown << " more: --suite " << suite.name
+                << " --list --json\n";
+    }
   }
   std::cout << "suite " << kPagedSuite
             << ": the paged cache: allocate, append, fork, free; memory against contiguous\n";
 }
 
-/// "suite_table" and its shapes, for every suite: so that a report knows which belong together.
-Context describe_suites() {
+/// "suite_table" and its shapes, for every suite that may be in a file of suite `chosen`: so that a report
+/// knows which belong together.
+Context describe_suites(const std::string& chosen) {
   Context context;
   for (const Suite& suite : suites()) {
-    if (suite.name == "all") continue;
+    if (suite.name == "all" || (suite.apart && suite.name != chosen)) continue;
     context.emplace_back("suite_" + suite.name, fmt::format("{}", fmt::join(suite.shapes, ",")));
   }
   return context;
@@ -327,7 +336,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
       failed = true;
     }
   }
-  const Context suites = describe_suites();
+  const Context suites = describe_suites(options.suite);
   context.insert(context.end(), suites.begin(), suites.end());
   context.emplace_back("wall_s", number(seconds_since(begin), 4));
   failed = !write_results(options, google->json(context), results) || failed;

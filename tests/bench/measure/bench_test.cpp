@@ -32,6 +32,10 @@ TEST(Statistics, QuantilesAreLinearBetweenSamples) {
   EXPECT_DOUBLE_EQ(quantile({1, 2}, 0.5), 1.5);
   EXPECT_TRUE(std::isnan(quantile({}, 0.5)));
   EXPECT_EQ(summarize(samples).n, 5);
+  EXPECT_DOUBLE_EQ(summarize({1, 2, 6}).mean, 3);
+  EXPECT_DOUBLE_EQ(summarize({1, 2, 6}).variance, 7);
+  EXPECT_TRUE(std::isnan(summarize({4}).variance));
+  EXPECT_TRUE(std::isnan(summarize({}).mean));
 }
 
 TEST(Shapes, NamesSayEverything) {
@@ -190,9 +194,10 @@ TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
   std::map<std::string, Measure> measures;
   for (const Shape& shape : all) EXPECT_TRUE(measures.emplace(shape.name, shape.measure).second);
   for (const Suite& suite : suites()) {
-    if (suite.name == "smoke" || suite.name == "all") continue;
+    if (suite.apart || suite.name == "all") continue;
     for (const std::string& name : suite.shapes) EXPECT_EQ(measures.count(name), 1u) << name;
   }
+  EXPECT_EQ(measures.count("h8_q2_b16_k512_causal_fp16"), 0u);    // of texts, which is apart
   EXPECT_EQ(measures.at("h128_q1_b64_k4096"), Measure::kEnergy);  // of main and of resources
   EXPECT_EQ(measures.at("h128_q1_b128_k8192"), Measure::kTimes);
   EXPECT_EQ(measures.at("h128_q1_b1_klognormal2048"), Measure::kPlans);
@@ -203,6 +208,42 @@ TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
   for (const Shape& shape : all) {
     const auto known = measures.find(shape.name.substr(0, shape.name.rfind("_fp16")));
     EXPECT_EQ(shape.measure, known->second) << shape.name;
+  }
+}
+
+TEST(Shapes, TheTextsGridIsWhole) {
+  const Suite& texts = *find_suite("texts");
+  EXPECT_TRUE(texts.apart);
+  const auto has = [&](const std::string& name) {
+    return std::count(texts.shapes.begin(), texts.shapes.end(), name) == 1;
+  };
+  for (const int heads : {8, 16, 32, 64, 128}) {
+    for (const int batch : {1, 2, 4, 8, 16}) {
+      for (int tokens = 512; tokens <= 16384; tokens *= 2) {
+        for (const char* dtype : {"", "_fp16"}) {
+          const std::string rest = "_b" + std::to_string(batch) + "_k" + std::to_string(tokens);
+          const std::string begin = "h" + std::to_string(heads);
+          EXPECT_TRUE(has(begin + "_q1" + rest + dtype)) << begin << rest;
+          EXPECT_TRUE(has(begin + "_q2" + rest + "_causal" + dtype)) << begin << rest;
+        }
+      }
+    }
+  }
+  // Uniform lists take what their grid's shape takes; log-normal ones have a padded partner.
+  EXPECT_EQ(padded("h128_q1_k2048+2048+2048+2048+2048+2048+2048+2048"), "h128_q1_b8_k2048");
+  for (const char* batch : {"4", "8", "16"}) {
+    const std::string name = "h128_q1_b" + std::string(batch) + "_klognormal2048";
+    EXPECT_TRUE(has(name) && has(padded(name))) << name;
+    EXPECT_NE(padded(name), name);
+  }
+}
+
+TEST(Shapes, CrossAttentionHasNoMask) {
+  std::vector<Shape> shapes;
+  ASSERT_OK(select_shapes("cross", "", DType::kBFloat16, &shapes));
+  for (const Shape& shape : shapes) {
+    EXPECT_FALSE(shape.spec.causal) << shape.name;
+    EXPECT_GT(shape.spec.seqlen_q, 1) << shape.name;
   }
 }
 

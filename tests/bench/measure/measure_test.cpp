@@ -1,6 +1,7 @@
 // A stage that gives a wrong result, or none, must not get a time.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -174,6 +175,35 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   EXPECT_TRUE(reported[2].value("error_occurred", false) || reported[2].contains("skipped"));
   EXPECT_EQ(entry.outcome, Outcome::kFailed);
   EXPECT_NE(entry.reason.find("other bits"), std::string::npos) << entry.reason;
+}
+
+TEST(Measure, MemoryMeanAndVarianceAreReported) {
+  const Stage& stage = stage_with_plan();
+  const Shape shape = shape_of("h4_q1_b2_k100");
+  const std::vector<const Stage*> chosen{&stage};
+  const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
+  const ShapeResult result = measure_by(*google, shape, chosen);
+  const Problem problem = make_data_set(shape.spec).problem;
+  const double cache = double(problem.num_pages) * 64 * 1152;
+  const double others = 2 * 4 * (576 * 2 + 512 * 2 + 4) + 2 * 4 * (problem.max_pages_per_seq + 1);
+  EXPECT_EQ(result.cache_bytes, cache);
+  EXPECT_EQ(result.tensor_bytes, cache + others);
+  WorkspaceBytes needed;
+  ASSERT_OK(workspace_bytes(stage, problem, model_machine().limits(), &needed));
+  EXPECT_GT(needed.total(), 0u);
+  EXPECT_EQ(result.stages[0].workspace_bytes, needed.total());
+  const auto reported = nlohmann::json::parse(google->json({}))["benchmarks"];
+  const auto found = std::find_if(reported.begin(), reported.end(), [&](const auto& entry) {
+    return entry["name"].template get<std::string>().starts_with(stage.slug) &&
+           entry.value("aggregate_name", "") == "samples";
+  });
+  ASSERT_NE(found, reported.end());
+  EXPECT_EQ((*found)["cache_bytes"], cache);
+  EXPECT_EQ((*found)["peak_bytes"], cache + others + double(needed.total()));
+  const Summary& cold = result.stages[0].cold;
+  EXPECT_DOUBLE_EQ((*found)["mean_us"], cold.mean);
+  EXPECT_GT(cold.variance, 0);
+  EXPECT_DOUBLE_EQ((*found)["variance_us2"], cold.variance);
 }
 
 TEST(Measure, OnlyWhatIsChosenIsDone) {

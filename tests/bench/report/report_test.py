@@ -54,6 +54,31 @@ def results():
     }
 
 
+SETTING = "prefill_h8_d64_n2048_b4"
+
+
+def layer(name, time, **counters):
+    return {"name": name + "/iterations:1/manual_time", "real_time": time, "p10_us": time, "p90_us": time, "n": 100,
+            "flop": 1e9, **counters}
+
+
+WHOLE_LAYER = {"rel_l2": 3e-3, "weight_bytes": 1e6, "cache_bytes": 2e6, "activation_bytes": 3e6, "score_bytes": 4e6,
+               "core_heads": 8}
+
+
+def traditional_layers():
+    """What mla_traditional writes: two forms on a GPU, one of them on the CPU, too."""
+    return {"context": {**results()["context"], "schema": recordings.TRADITIONAL_SCHEMA, "cpu": "16 of 16 cores"},
+            "benchmarks": [layer(f"multi_head/{SETTING}/cold", 80.0, least_us=60.0, **WHOLE_LAYER),
+                           layer(f"multi_head/{SETTING}/cold_core", 40.0),
+                           layer(f"multi_head/{SETTING}/cold_projections", 30.0),
+                           layer(f"absorbed/{SETTING}/cold", 160.0, least_us=90.0, **WHOLE_LAYER),
+                           layer(f"absorbed/{SETTING}/cold_core", 40.0),
+                           layer(f"absorbed/{SETTING}/cold_latent", 7.0),
+                           layer(f"multi_head/{SETTING}/cpu", 9000.0, **WHOLE_LAYER),
+                           {"name": f"absorbed/{SETTING}/cpu/", "error_occurred": True, "error_message": "left out"}]}
+
+
 STAGES = ["03_online_softmax", "05_tensor_core", "08_seesaw"]
 SUITES = {
     "table": ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096", "h128_q1_b128_k8192"],
@@ -501,7 +526,8 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised",
+              "texts", "traditional", "cross", "traditional-cross"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -883,6 +909,59 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("16 heads, 64 × 4096, cache fp8_tensor, fp16", chapter.read_text())
         self.assertIn("commit codes12", chapter.read_text())
 
+    def test_suite_texts(self):
+        data = results()
+        data["context"]["ceiling_matrix_cold_tflops"] = "800"
+        more = {"mean_us": 101.0, "variance_us2": 4.0, "cache_bytes": 2e6, "workspace_bytes": 3e6, "peak_bytes": 7e6}
+        times = {"h128_q1_b64_k8192": 100.0, "h128_q1_k512+512": 11.0, "h128_q1_b2_k512": 10.0,
+                 "h128_q1_b4_klognormal2048": 20.0, "h128_q1_b4_k3000": 50.0, "h128_q1_b2_k512_fp16": 12.0,
+                 "h128_q2_b2_k512_causal": 15.0, "h128_q1_b2_k1024": 14.0}
+        longest = {"h128_q1_k512+512": 512, "h128_q1_b4_klognormal2048": 3000}
+        data["context"]["suite_texts"] = ",".join(times)
+        data["benchmarks"] = [entry(f"auto/{shape}/cold", time, longest=longest.get(shape, 1), **more)
+                              for shape, time in times.items()]
+        self.record("h200_texts_2026-11-30.json", data)
+        configurations, lists, grid, rest = self.tables("texts")
+        self.assertEqual([row[0] for row in configurations[1:]], ["128 heads, 64 × 8192"])
+        self.assertEqual(configurations[1][2:], ["100.0", "101.0", "4.00", "730", "91%", "3200", "70%", "2.00", "3.00", "7.00"])
+        self.assertEqual(lists[1], ["128 heads, 512 + 512", "11.0", "10.0", "0.909×", "2.00", "2.00"])
+        self.assertEqual(lists[2][:4], ["128 heads, 4 × log-normal 2048", "20.0", "50.0", "2.50×"])
+        self.assertEqual(grid, [["heads", "sequences", "512", "1024"], ["128", "2", "10.0", "14.0"]])
+        self.assertEqual(rest[1], ["128", "1.200", "1.500", "—"])
+        # A recording of the chooser alone stands for nothing else.
+        self.assertEqual(recordings.recorded(self.root).name, "h200_2026-11-21.json")
+
+    def test_cross_attention(self):
+        data = results()
+        data["context"]["suite_cross"] = "h16_q77_b8_k1024"
+        more = {"cache_bytes": 9.4e6, "workspace_bytes": 1e6, "peak_bytes": 4e7, "label": "10"}
+        data["benchmarks"] = [entry("auto/h16_q77_b8_k1024/cold", 50.0, **more)]
+        self.record("h200_cross_2026-11-30.json", data)
+        self.assertEqual(self.tables("cross")[0][1], ["16 heads, 77 query tokens, 8 × 1024", "10", "50.0", "1460", "2.1%",
+                                                      "9.40", "1.00", "40.0", "1.7e-03"])
+
+    def test_traditional_forms(self):
+        data = traditional_layers()
+        self.record("h200_traditional_2026-11-30.json", data)
+        (rows,) = self.tables("traditional")
+        self.assertEqual(rows[1], ["multi-head", "GPU", "80.0", "—", "—", "0.667×", "0.500×", "30.0", "—", "40.0", "—", "—", "43%",
+                                   "5.00", "1.00", "2.00", "3.00", "4.00", "3.0e-03"])
+        self.assertEqual(rows[2][:9], ["MLA absorbed", "GPU", "160.0", "0.667×", "0.500×", "—", "—", "—", "7.00"])
+        self.assertEqual(rows[3][:4], ["multi-head", "CPU", "9000", "—"])
+        self.assertEqual(len(rows), 4)
+        # A later file adds to it; cross-attention has a table of its own.
+        self.assertEqual(self.block("traditional-cross"), recordings.NOT_RECORDED)
+        later = {"context": {**data["context"], "date_utc": "2026-12-01T12:00:00Z", "commit": "fed4321"},
+                 "benchmarks": [layer(f"multi_head/{SETTING}/cold", 70.0, **WHOLE_LAYER),
+                                layer("grouped/cross_h16_d64_n1024_q77_b8/cold", 5.0, **WHOLE_LAYER)]}
+        self.record("h200_traditional_2026-12-01.json", later)
+        self.assertEqual(self.tables("traditional")[0][1][2], "70.0")
+        self.assertIn("fed4321", self.block("traditional"))
+        self.assertEqual(self.tables("traditional-cross")[0][1][:3], ["grouped", "GPU", "5.00"])
+        del data["benchmarks"][0]["cache_bytes"]
+        self.record("h200_traditional_2026-11-30.json", data)
+        self.assertIn("lacks 'cache_bytes'", self.run_report("--update")[1])
+
     def test_rungs_of_a_later_recording(self):
         """They have a table, beside the chooser and the best peer, and figures of their own in their chapters."""
         chapter = self.root / "stages" / "11_cluster" / "README.md"
@@ -1186,11 +1265,15 @@ class RunScriptTest(unittest.TestCase):
     def program(self, print_gpu):
         program = self.root / "build" / "bench" / "mla_bench"
         program.write_text(f'#!/bin/sh\ncase "$*" in\n  *--print-gpu*) {print_gpu} ;;\n'
-                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" > arguments ;;\nesac\n')
+                           '  *--list*|*--help*) echo shown ;;\n  "--out "*) cp measured.json "$2"; echo "$*" >> arguments ;;\nesac\n')
         program.chmod(0o755)
         serving = self.root / "build" / "bench" / "mla_service"
         serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
         serving.chmod(0o755)
+        layers = self.root / "build" / "bench" / "mla_traditional"
+        layers.write_text('#!/bin/sh\ncp layers.json "$2"; echo "$*" >> arguments\n')
+        layers.chmod(0o755)
+        (self.root / "layers.json").write_text(json.dumps(traditional_layers()))
         (self.root / "service.json").write_text(json.dumps(service()))
         (self.root / "bench" / "peers.py").write_text("")  # takes its arguments, and measures nothing
 
@@ -1214,10 +1297,14 @@ class RunScriptTest(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stdout)
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[2], r"^h200_service_formats_\d{4}-\d\d-\d\d\.json$")
+        self.assertEqual([name[5:-16] for name in recorded[1:]],
+                         ["cross", "service", "service_formats", "texts", "traditional", "traditional_audio_text",
+                          "traditional_image_text", "traditional_text_image"])
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
-        self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
+        arguments = (self.root / "arguments").read_text()
+        self.assertRegex(arguments, r"^--out \S+ --suite all\n")
+        for expected in ["--suite cross --stages auto", "--suite texts --stages auto", "--queries 1500 --n 448 --batch 4"]:
+            self.assertIn(expected, arguments)
 
     def test_a_part_is_not_recorded(self):
         for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "table"]]:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # No program of the bench loses what it prints or writes without saying so: a full disk, a closed stream, a reader that
 # leaves. What fails while a file is written leaves the old file and nothing else.
-#   output_test.sh MLA_BENCH MLA_RUN MLA_COST MLA_SERVICE PING_PONG_TIMELINE
+#   output_test.sh MLA_BENCH MLA_RUN MLA_COST MLA_SERVICE PING_PONG_TIMELINE MLA_TRADITIONAL
 set -uo pipefail
-bench=$1 run=$2 cost=$3 service=$4 timeline=$5
+bench=$1 run=$2 cost=$3 service=$4 timeline=$5 traditional=$6
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
@@ -13,6 +13,7 @@ fail() {
   failures=$((failures + 1))
 }
 
+layer=(--machine cpu --heads 1 --head-dim 8 --n 8 --batch 1)
 small=(--machine model --shapes h1_q1_b1_k64 --stages 02)
 decode=(decode --machine model --stage 02 --shape h1_q1_b1_k64)
 # says TEXT COMMAND...: ends with 1 and TEXT on stderr; its stdout is the caller's
@@ -41,6 +42,7 @@ run predict --machine model --stage 02 --shape h1_q1_b1_k64 --json
 cost
 service --list
 timeline --stage 99 --machine model --shape h1_q1_b1_k64
+traditional --machine cpu --heads 1 --head-dim 8 --n 8 --batch 1
 END
 
 # Results are written though nobody reads what is printed.
@@ -58,6 +60,7 @@ loses_nothing() {
 }
 loses_nothing "a.json" "$bench" "${small[@]}" --out full/a.json
 loses_nothing "a.json" "$service" --engine simulated --scenario chat_1000 --seconds 1 --out full/a.json
+loses_nothing "a.json" "$traditional" "${layer[@]}" --out full/a.json
 loses_nothing "lse.npy out.npy" "$run" "${decode[@]}" --lse full/lse.npy --out full/out.npy
 loses_nothing "a.json" "$timeline" --stage 99 --machine model --shape h1_q1_b1_k64 --trace full/a.json
 loses_nothing "a.json b.json" "$run" trace --stage 02 --shape h1_q1_b1_k64 -o full/a.json --chrome full/b.json
@@ -83,7 +86,7 @@ refuses() {
 }
 for command in "$bench ${small[*]} --out" "$run ${decode[*]} --out" \
   "$run trace --stage 02 --shape h1_q1_b1_k64 --out" "$service --engine simulated --out" \
-  "$timeline --stage 99 --machine model --svg"; do
+  "$timeline --stage 99 --machine model --svg" "$traditional ${layer[*]} --out"; do
   # shellcheck disable=SC2086
   refuses "no/such: cannot be written: there is no folder no" $command no/such
 done
