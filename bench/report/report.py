@@ -754,6 +754,25 @@ def comparison(model, gpu):
     return written(parts, markdown)
 
 
+def hardware(root, results, make):
+    """A table of how busy each part of a GPU was, by ncu."""
+    recorded = counters.load_hardware(root)
+    if recorded is None:
+        return NOT_RECORDED
+    def limit(stage, shape):
+        for one in filter(None, (results, load_later(root, results), load_quantised(root, results))):
+            if one.measured(stage, shape):
+                return own_limit(one.measured(stage, shape))
+        return DASH
+    get = recorded["context"].get
+    lacks = get("not_known_to_ncu")
+    shapes = unique(run["shape"] for run in recorded["runs"])
+    return written([f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
+                    f"{get('commit')}, {get('date')}; {', '.join(f'`{shape}`' for shape in shapes)}." +
+                    (f" This ncu does not know {', '.join(lacks)}." if lacks else ""),
+                    make(recorded, limit)], markdown)
+
+
 # ---- texts between markers, and figures ----
 
 def texts(root, results):
@@ -794,7 +813,9 @@ def texts(root, results):
                            f"`mla_run profile --stage {stage[:2]} --shape {counters.SHAPES[0]}`."))
     page = root / "docs" / "counters.md"
     if page.exists():
-        wanted.append((page, "comparison", comparison(model, gpu)))
+        wanted += [(page, "comparison", comparison(model, gpu)),
+                   (page, "hardware", hardware(root, results, counters.hardware_table)),
+                   (page, "instructions", hardware(root, results, lambda one, _: counters.instructions_table(one)))]
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):
