@@ -456,8 +456,16 @@ def cache_block(results, cache):
         return "{} × {}".format(*match.groups()[1:]) + (f", {match[1]}" if match[1] else "") if match else name
     modes = {mode: cache.cache(mode) for mode in ["cold", "sustained", "returned", "all"]}
     of_what = ("of", lambda one: one[1].get("label", ""))
+    def bytes_of(kind):
+        return [(name.removeprefix(kind), entry) for name, entry in cache.cache("bytes").items() if name.startswith(kind)]
+    memory = [column("tokens", "tokens", "{:.0f}".format),
+              column("GB contiguous", "bytes_contiguous", gigabytes), column("GB paged", "bytes_paged", gigabytes),
+              column("MB block table", "bytes_block_table", lambda value: significant(value / 1e6)),
+              column("saved", "saved_share", lambda value: percent(max(0, value))),
+              column("utilisation", "fragmentation", lambda value: f"{1 - value:.1%}"),
+              column("fragmentation", "fragmentation", lambda value: f"{value:.1%}")]
     tables = [
-        ("Bookkeeping on the host:", cache.cache("wall").items(),
+        ("On the host:", cache.cache("wall").items(),
          [("operation", lambda one: one[0].replace("host_", "", 1)),
           ("ns (p10–p90)", lambda one: spread(one[1], "ns", significant)),
           column("million a second", "per_second", lambda value: significant(value / 1e6)), of_what]),
@@ -465,12 +473,11 @@ def cache_block(results, cache):
          [("append", append), ("kernel, cold (p10–p90)", of("cold")), ("kernel, sustained (p10–p90)", of("sustained")),
           ("GB/s, cold", lambda name: significant(modes["cold"][name]["GBps"])),
           ("call returns (p10–p90)", of("returned")), ("with the device's work (p10–p90)", of("all"))]),
-        ("Memory of one layer against one contiguous buffer a sequence:", cache.cache("bytes").items(),
-         [("lengths", lambda one: one[0].replace("memory_", "", 1)), column("tokens", "tokens", "{:.0f}".format),
-          column("GB contiguous", "bytes_contiguous", gigabytes), column("GB paged", "bytes_paged", gigabytes),
-          column("MB block table", "bytes_block_table", lambda value: significant(value / 1e6)),
-          column("saved", "saved_share", lambda value: percent(max(0, value))),
-          column("fragmentation", "fragmentation", percent), of_what])]
+        ("Memory of one layer against one contiguous buffer a sequence:", bytes_of("memory_"),
+         [("lengths", lambda one: one[0]), *memory, of_what]),
+        ("Memory of all layers by model, of the same 128 sequences:", bytes_of("model_"),
+         [("model", lambda one: one[0]), column("kB per token", "bytes_per_token", lambda value: significant(value / 1e3)),
+          *memory, column("MB of empty rows", "bytes_lost", lambda value: significant(value / 1e6)), of_what])]
     parts = []
     for title, items, columns in tables:
         parts += [title, table(columns, items)] if items else []

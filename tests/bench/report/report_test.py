@@ -78,7 +78,10 @@ def cache_entries():
               ["cold", "sustained", "returned", "all"]),
             *({"name": f"cache/fp8_tile128_append_b1_t4096/{mode}/iterations:1", **append, "GBps": 876} for mode in
               ["cold", "sustained", "returned", "all"]),
-            {"name": "cache/memory_stepped/bytes/iterations:1", **memory}]
+            {"name": "cache/host_cuda_malloc/wall/iterations:1", **host, "ns": 4321, "label": "a buffer"},
+            {"name": "cache/memory_stepped/bytes/iterations:1", **memory},
+            {"name": "cache/model_mha_32/bytes/iterations:1", **memory, "fragmentation": 0.015, "bytes_per_token": 524288,
+             "bytes_lost": 2.11e9}]
 
 
 def full_results():
@@ -735,6 +738,8 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
         self.assertEqual(self.cells("cache", "1 × 4096, fp8_tile128")[3], "876")
         self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
+        self.assertEqual(self.cells("cache", "cuda_malloc")[1], "4321 (3.74–6.43)")
+        self.assertEqual([self.cells("cache", "mha_32")[i] for i in (1, 6, 7, 8, 9)], ["524", "50%", "98.5%", "1.5%", "2110"])
         self.assertNotIn("commit", self.block("cache"))  # the page says it above
 
     def test_the_cache_of_the_file_that_is_shown(self):
