@@ -175,8 +175,8 @@ def service_problems(data):
         name = f"run {number} ({run.get('scenario')}, {run.get('way')})"
         found += lacking(name, run, ["scenario", "way", "stage", "layers", "figures", "rejected_by_reason"])
         found += lacking(name, run.get("figures", {}), REQUIRED_FIGURES)
-        if run.get("way") not in ("paged", "static"):
-            found.append(f"{name}: neither paged nor static")
+        if run.get("way") not in ("paged", "unshared", "static"):
+            found.append(f"{name}: none of paged, unshared, static")
     return found
 
 

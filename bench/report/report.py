@@ -498,10 +498,24 @@ SERVICE_ROWS = [  # title, figures, how to write them: None is three digits
     ("preemptions", ["preemptions"], "{:.0f}"),
     ("span s; steps", ["span_s", "steps"], "{:.1f}; {:.0f}"),
 ]
+SERVICE_ROWS_OF_SOME = [  # left out where no run has them
+    ("a request, ms: mean, p50", ["request_ms_mean", "request_ms_p50"], "{:.0f}, {:.0f}"),
+    ("a request, ms, p99, of so many", ["request_ms_p99", "requests_timed"], "{:.0f}, {:.0f}"),
+    ("targets of a token, ms: mean, p99; met", ["target_token_ms_mean", "target_token_ms_p99", "targets_met"],
+     "{:g}, {:g}; {}"),
+    ("alerts", ["alerts"], "{:.0f}"),
+    ("of the time with a step", ["busy_share"], "{:.0%}"),
+    ("GPU in use (NVML)", ["gpu_use_share"], "{:.0%}"),
+    ("power W; hottest °C", ["power_w", "temperature_c"], "{:.0f}; {:.0f}"),
+    ("energy per token, mJ", ["energy_mj_per_token"], None),
+    ("cost of 1000 tokens", ["cost_per_1000_tokens"], "{:.2g}"),
+    ("prompts that found their prefix, of all", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
+]
 
 
 def service_cell(figures, names, how):
-    values = [figures[name] for name in names]
+    values = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+              for value in (figures[name] for name in names)]
     return DASH if None in values else how.format(*values) if how else ", ".join(map(significant, values))
 
 
@@ -530,7 +544,10 @@ def service_block(service):
         columns = [(" ", lambda row: row[0]),
                    *each(runs, lambda run: f"{run['way']}, {run['stage']}, {run['layers']} layers",
                          lambda run, row: row[1](run))]
-        rows = each(SERVICE_ROWS, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
+        def known(row):
+            return any(run["figures"].get(row[1][0]) not in (None, 0) for run in runs)
+        shown = SERVICE_ROWS + [row for row in SERVICE_ROWS_OF_SOME if known(row)]
+        rows = each(shown, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
         def reasons(run):
             return ", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count) or DASH
         if any(reasons(run) != DASH for run in runs):
@@ -542,8 +559,8 @@ def service_block(service):
 def service_caption(service):
     get = service["context"].get
     where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
-    clock = ("wall time with the GPU's kernels (a step lasts from its first launch to the end of its synchronize)"
-             if get("clock") == "gpu" else "on a simulated clock")
+    step = get("step", "from its first launch to the end of its synchronize")  # so it was before this was written down
+    clock = f"wall time with the GPU's kernels (a step lasts {step})" if get("clock") == "gpu" else "on a simulated clock"
     return f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."
 
 

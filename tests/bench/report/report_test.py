@@ -814,6 +814,25 @@ class ResultsPageTest(unittest.TestCase):
         self.record("model_service_2026-12-01.json", model)
         self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
 
+    def test_figures_that_some_services_have(self):
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertNotIn("energy", self.block("service"))
+        newer = service()
+        newer["context"]["date_utc"] = "2026-11-29T12:00:00Z"
+        newer["runs"][0]["figures"].update(target_token_ms_mean=50, target_token_ms_p99=100, targets_met=False, prefix_hits=0,
+                                           prompts=9, energy_mj_per_token=None, alerts=0)
+        newer["runs"][1]["figures"].update(target_token_ms_mean=50, target_token_ms_p99=100, targets_met=True, prefix_hits=3,
+                                           prompts=4, energy_mj_per_token=123.4, alerts=0)
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertEqual(self.cells("service", "targets of a token, ms: mean, p99; met")[1:], ["50, 100; yes", "50, 100; no"])
+        self.assertEqual(self.cells("service", "prompts that found their prefix, of all")[1:], ["3 of 4", "0 of 9"])
+        self.assertEqual(self.cells("service", "energy per token, mJ")[1:], ["123", "—"])
+        self.assertNotIn("alerts", self.block("service"))
+        self.assertNotIn("cost", self.block("service"))
+        newer["context"]["step"] = "from here to there"
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertIn("(a step lasts from here to there)", self.block("service"))
+
     def test_a_service_file_is_checked(self):
         self.assertEqual(recordings.problems(service(), ""), [])
         faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
