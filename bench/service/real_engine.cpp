@@ -248,19 +248,27 @@ Status RealEngine::upload() {
   return uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), stream());
 }
 
+RealEngine::Arguments RealEngine::arguments() const {
+  return {problem_,
+          tensors(),
+          device_runs_.as<RowRun>(),
+          static_cast<int64_t>(runs_.size()),
+          needs_.plan_in(workspace_),
+          needs_.scratch_in(workspace_)};
+}
+
 /// Plan, appends and decodes. What differs between steps of one size lies in device memory.
-Status RealEngine::enqueue(Stream stream) {
-  const Workspace plan = needs_.plan_in(workspace_), scratch = needs_.scratch_in(workspace_);
-  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem_, seqlens_.as<int32_t>(), plan, stream));
-  Tensors layer = tensors();
+Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
+  const auto& [problem, tensors, runs, num_runs, plan, scratch] = given;
+  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem, tensors.seqlens_k, plan, stream));
+  Tensors layer = tensors;
   for (int i = 0; i < caches_.layers(); ++i) {
-    if (!runs_.empty()) {
-      MLA_RETURN_IF_ERROR(write_runs(machine_, caches_.shape(), device_runs_.as<RowRun>(),
-                                     static_cast<int64_t>(runs_.size()),
+    if (num_runs > 0) {
+      MLA_RETURN_IF_ERROR(write_runs(machine_, caches_.shape(), runs, num_runs,
                                      pool_.as<char>() + i * kRowBytes, caches_.data(i), stream));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, plan, scratch, stream));
+    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem, layer, plan, scratch, stream));
   }
   return {};
 }
@@ -268,7 +276,7 @@ Status RealEngine::enqueue(Stream stream) {
 /// @param graph  number of the step's, -1: none
 Status RealEngine::run(int graph) {
   MLA_RETURN_IF_ERROR(upload());
-  MLA_RETURN_IF_ERROR(graph < 0 ? enqueue(stream()) : replays_->launch(graph));
+  MLA_RETURN_IF_ERROR(graph < 0 ? enqueue(arguments(), stream()) : replays_->launch(graph));
   return machine_.synchronize();
 }
 
@@ -288,7 +296,9 @@ Status RealEngine::step(const StepWork& work, double* seconds) {
   if (graph >= 0) ++replayed_;
   // The first of a size has loaded its kernels, which a capture must not.
   if (graph >= 0 || !may_be_graph) return {};
-  return replays_->capture([this](Stream stream) { return enqueue(stream); }, &graphs_[size]);
+  return replays_->capture(
+      [this, given = arguments()](Stream stream) { return enqueue(given, stream); },
+      &graphs_[size]);
 }
 
 }  // namespace mla::bench

@@ -101,7 +101,16 @@ class RealEngine final : public Engine {
   Status make_room();
   void make_tables(const StepWork& work);
   Status upload();
-  Status enqueue(Stream stream);
+  /// What the launches of a step are given: all that a graph keeps of them.
+  struct Arguments {
+    Problem problem;
+    Tensors tensors;
+    const RowRun* runs;
+    int64_t num_runs;
+    Workspace plan, scratch;
+  };
+  Arguments arguments() const;
+  Status enqueue(const Arguments& given, Stream stream) const;
   Status run(int graph);
   Stream stream() const { return replays_ == nullptr ? nullptr : replays_->stream(); }
 

@@ -171,6 +171,53 @@ TEST(RealEngine, DecodesWhatAGraphAppended) {
   }
 }
 
+// Steps of so many sequences of one page each, all of them checked. The first of a size is done, others are replayed.
+TEST(RealEngine, GraphsAreOfSizesAndGoWithTheBuffers) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_OK(LayerCaches::create(machine, 40, CacheFormat::k16Bit, 1, 0, &caches));
+  std::unique_ptr<RealEngine> engine;
+  ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "04"), *caches, kHeads,
+                               true, &engine));
+  std::vector<int32_t> pages(40);
+  std::iota(pages.begin(), pages.end(), 0);
+  int32_t tokens = 0;  // in the first page of each sequence
+  int64_t first_request = 0;
+  const auto step = [&](int sequences) {
+    StepWork work;
+    for (int i = 0; i < sequences; ++i) {
+      work.sequences.push_back(
+          {first_request + i, tokens, 1, tokens + 1, std::span(pages).subspan(size_t(i), 1)});
+    }
+    ++tokens;
+    double seconds = 0;
+    const Status status = engine->step(work, &seconds);
+    ASSERT_OK(status);
+    check_decode(machine, *engine, work, 0);
+  };
+  const auto steps = [&](std::initializer_list<int> batches) {
+    tokens = 0;
+    first_request += 100;
+    for (const int batch : batches) step(batch);
+  };
+  steps({1, 1, 1});
+  EXPECT_EQ(engine->replayed(), 2);
+  EXPECT_EQ(engine->problem().batch, 1);
+  steps({3});  // of four: other buffers
+  EXPECT_EQ(engine->problem().batch, 4);
+  EXPECT_EQ(engine->graphs(), 1);
+  steps({4, 4, 3});
+  EXPECT_EQ(engine->replayed(), 5);
+  steps({1, 1});
+  EXPECT_EQ(engine->replayed(), 6);
+  EXPECT_EQ(engine->graphs(), 2);
+  StepWork longer;
+  longer.sequences.push_back({7, 33 * 64 - 1, 1, 33 * 64, pages});
+  double seconds = 0;
+  ASSERT_OK(engine->step(longer, &seconds));
+  EXPECT_EQ(engine->problem().max_pages_per_seq, 64);
+}
+
 TEST(RealEngine, DecodesOnAGpu) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);

@@ -359,6 +359,44 @@ TEST(Prefixes, GoBeforeARunningRequestDoesAndTheLongestUnusedFirst) {
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{3}));
   EXPECT_EQ(scheduler->counts().preemptions, 1);
   EXPECT_EQ(scheduler->counts().prefix_hits, 2);
+  while (ids(begin(*scheduler)) == std::vector<int64_t>{3}) end(*scheduler);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 3) << "4 had lost its prefix, not its use of it";
+}
+
+TEST(Prefixes, TheOneThatIsWantedStays) {
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
+  for (int64_t id = 0; id < 2; ++id) {
+    scheduler->arrive(with_prefix(id, id, 128, 0, 1));
+    begin(*scheduler);
+    end(*scheduler);
+  }
+  scheduler->arrive(with_prefix(2, 0, 128, 70, 1));  // two pages of the one that is free
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 128);
+}
+
+TEST(Prefixes, AsManyAreAdmittedAsPagesHold) {
+  // Two pages that all share and one of each one's own, of five.
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
+  for (int64_t id = 0; id < 4; ++id) scheduler->arrive(with_prefix(id, 0, 128, 10, 3));
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 3u);
+}
+
+TEST(Prefixes, OneThatNobodyUsesGoesInPlaceOfARequest) {
+  const auto scheduler = paged({.num_pages = 3, .max_batch = 8});
+  scheduler->arrive(with_prefix(0, 0, 64, 0, 1));
+  begin(*scheduler);
+  end(*scheduler);
+  EXPECT_EQ(scheduler->holding().pages, 1);
+  scheduler->arrive(request(1, 60, 9));  // needs a second page in its fifth step
+  scheduler->arrive(request(2, 10, 9));
+  for (int i = 0; i < 9; ++i) {
+    EXPECT_EQ(begin(*scheduler).sequences.size(), 2u);
+    end(*scheduler);
+  }
+  EXPECT_EQ(scheduler->counts().preemptions, 0);
+  scheduler->arrive(with_prefix(3, 0, 64, 0, 1));  // brought in anew
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 0);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 0);
 }
 
 TEST(Prefixes, OneThatNeedsAllPagesGetsThem) {
