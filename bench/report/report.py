@@ -507,6 +507,7 @@ SERVICE_ROWS_OF_SOME = [  # left out where no run has them
     ("of the time with a step", ["busy_share"], "{:.0%}"),
     ("GPU in use (NVML)", ["gpu_use_share"], "{:.0%}"),
     ("power W; hottest °C", ["power_w", "temperature_c"], "{:.0f}; {:.0f}"),
+    ("power budget W", ["power_budget_w"], "{:g}"),
     ("energy per token, mJ", ["energy_mj_per_token"], None),
     ("cost of 1000 tokens", ["cost_per_1000_tokens"], "{:.2g}"),
     ("prompts that found their prefix, of all", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
@@ -584,6 +585,8 @@ def service_formats_block(service):
                    ("a token, ms: mean, p99", of(["token_ms_mean", "token_ms_p99"], "{:.2f}, {:.2f}")),
                    ("requests finished", of(["finished", "arrived"], "{:.0f} of {:.0f}")),
                    ("preemptions", of(["preemptions"], "{:.0f}"))]
+        if any(run["figures"].get("energy_mj_per_token") is not None for run in runs):
+            columns.append(("mJ per token", of(["energy_mj_per_token"])))
         parts += [f"{scenario}:", table(columns, runs)]
     return parts + [service_caption(service)]
 

@@ -545,6 +545,8 @@ Status check_flags(const Options& options) {
     return invalid("--rollout writes no results: leave out --out");
   }
   MLA_RETURN_IF_ERROR(check_in("pairs", options.pairs, 1, 1000));
+  MLA_RETURN_IF_ERROR(check_number("power budget", options.thresholds.power_w,
+                                   options.thresholds.power_w > 0, "above 0 W"));
   MLA_RETURN_IF_ERROR(
       check_number("alert window", options.alert_window, options.alert_window > 0, "above 0 s"));
   if (!std::isnan(options.price_per_hour)) {
@@ -696,6 +698,9 @@ void add_options(CLI::App& app, Options* options) {
       ->group(targets);
   app.add_option("--target-token-p99", options->thresholds.token_ms_p99, "ms between tokens")
       ->capture_default_str()
+      ->group(targets);
+  app.add_option("--power-budget", options->thresholds.power_w,
+                 "W, of the GPU: whether it is kept, where NVML reads the power")
       ->group(targets);
   app.add_option("--alert-queue", options->thresholds.queue, "requests that wait")->group(targets);
   app.add_option("--alert-pages", options->thresholds.pages_share, "share of pages held, as 0.95")

@@ -74,6 +74,7 @@ Json figures_of(const ServiceRun& run) {
           {"target_token_ms_mean", run.targets.token_ms_mean},
           {"target_token_ms_p99", run.targets.token_ms_p99},
           {"targets_met", missed_targets(run).empty()},
+          {"power_budget_w", std::isfinite(run.targets.power_w) ? run.targets.power_w : kUnknown},
           {"alerts", figures.alerts.size()},
           {"prompts", counts.prompts},
           {"prompt_tokens", counts.prompt_tokens},
@@ -226,6 +227,14 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   };
   if_known("GPU in use, % (NVML)", "gpu_use", [](F f) { return 100 * f.gpu_use_share; });
   if_known("power, W", "power_w", [](F f) { return f.power_w; });
+  if (std::isfinite(targets.power_w)) {
+    row(fmt::format("a budget of {:g} W", targets.power_w), [](const ServiceRun& run) {
+      const double power = run.figures.power_w;
+      return std::isnan(power)             ? std::string("power is not read")
+             : power > run.targets.power_w ? "passed"
+                                           : "kept";
+    });
+  }
   if_known("energy per token, mJ", "energy_mj_per_token",
            [](F f) { return f.energy_mj_per_token; });
   if_known("hottest, °C", "temperature_c", [](F f) { return f.temperature_c; });
@@ -294,7 +303,7 @@ std::string compare_formats(const std::vector<ServiceRun>& runs, const std::stri
   const Scenario& first = runs.front().scenario;
   Table table({first.name + ", " + clock, "cache", "pages", "batch, mean", "tokens/s",
                std::string("of ") + to_string(first.cache_format), "step, ms", "token, ms", "p99",
-               "first token, ms", "finished", "queued", "preemptions"});
+               "first token, ms", "finished", "queued", "preemptions", "mJ per token", "W"});
   for (const char* way : {"paged", "static"}) {
     std::map<CacheFormat, std::vector<const ServiceRun*>> by_format;
     for (const ServiceRun& run : runs) {
@@ -311,7 +320,8 @@ std::string compare_formats(const std::vector<ServiceRun>& runs, const std::stri
                  number(figures.step_ms_mean), number(figures.token_ms_mean),
                  number(figures.token_ms_p99), number(figures.first_token_ms_p50),
                  std::to_string(figures.counts.finished), std::to_string(figures.counts.queued),
-                 std::to_string(figures.counts.preemptions)});
+                 std::to_string(figures.counts.preemptions), number(figures.energy_mj_per_token),
+                 number(figures.power_w)});
     }
   }
   return table.to_string();

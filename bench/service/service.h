@@ -22,6 +22,8 @@ struct Thresholds {
   double token_ms_p99 = 100;
   double queue = std::numeric_limits<double>::infinity();        ///< Requests that wait
   double pages_share = std::numeric_limits<double>::infinity();  ///< Of all, that are held; 0.95
+  /// Of the GPU, mean over the run: a target, and no alert.
+  double power_w = std::numeric_limits<double>::infinity();
 };
 
 /// A threshold was passed in a window of the virtual time.

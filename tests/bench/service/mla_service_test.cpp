@@ -249,8 +249,8 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
   result = run("--engine simulated --model llama_3_8b");
   EXPECT_EQ(result.code, 2);
   EXPECT_NE(result.output.find("mla_traditional"), std::string::npos) << result.output;
-  for (const char* wrong : {"--alert-window 0", "--price-per-hour -1", "--pairs 0", "--prefixes -1",
-                            "--prefix-tokens -5"}) {
+  for (const char* wrong : {"--alert-window 0", "--price-per-hour -1", "--pairs 0",
+                            "--power-budget 0", "--prefixes -1", "--prefix-tokens -5"}) {
     EXPECT_EQ(run("--engine simulated " + std::string(wrong)).code, 2) << wrong;
   }
   result = run(

@@ -578,6 +578,16 @@ TEST(Report, TargetsCostAndAlertsAreSaid) {
   text = compare_runs({run}, "a clock", "");
   EXPECT_NE(text.find("missed: mean"), std::string::npos) << text;
   EXPECT_NE(text.find("power, W"), std::string::npos) << text;
+  EXPECT_EQ(text.find("budget"), std::string::npos) << text;
+  for (const auto& [watt, verdict] : {std::pair(500.0, "kept"), std::pair(499.0, "passed")}) {
+    run.targets.power_w = watt;
+    text = compare_runs({run}, "a clock", "");
+    EXPECT_TRUE(
+        std::regex_search(text, std::regex(fmt::format("budget of {:g} W +{}", watt, verdict))))
+        << text;
+  }
+  run.figures.power_w = kUnknown;
+  EXPECT_NE(compare_runs({run}, "a clock", "").find("power is not read"), std::string::npos);
   EXPECT_NE(text.find("75%, 25%"), std::string::npos) << text;
   run.targets = {};
   run.figures.token_ms_p99 = 99;
