@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables and figures from recorded results: in the terminal, the README, every stage's chapter, docs/results.md.
+"""Tables and figures from recorded results: in the terminal, the README, every stage's chapter, docs.
 
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
@@ -26,8 +26,8 @@ import counters
 import plots
 import program
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
-                        load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, ERRORS_SCHEMA, PEERS_SCHEMA, Results, SCHEMA, SERVICE_SCHEMA, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
+                        load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, read_json, recorded, SAME_RUN, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
 
@@ -800,6 +800,58 @@ def hardware(root, results, make):
                     make(recorded, limit)], markdown)
 
 
+# Recordings that a page speaks of before they are there: what, and whether a file is it.
+WANTED = [
+    ("suite `texts`", lambda data: "texts" in suites_of(data)),
+    ("suite `cross`", lambda data: "cross" in suites_of(data)),
+    ("counters of the hardware", lambda data: is_hardware(data)),
+    ("a service with the latency of requests, power and cost", lambda data: any(
+        "request_ms_mean" in run.get("figures", {}) for run in data.get("runs", []))),
+    ("any of it on an H100", lambda data: "H100" in str(data["context"].get("gpu"))),
+]
+
+
+def suites_of(data):
+    """Suites of which most shapes were timed: any of them may be in another suite, too."""
+    one = Results(data, "")
+    names = [key.removeprefix("suite_") for key in one.context if key.startswith("suite_")]
+    return [name for name in names if 2 * len(one.timed(name)) > len(one.suite(name))]
+
+
+def is_hardware(data):
+    return any("metrics" in kernel and counters.SHARES[0][1] in kernel["metrics"] for run in data.get("runs", [])
+               if isinstance(run.get("kernels"), dict) for kernel in run["kernels"].values())
+
+
+def what_is_recorded(data):
+    """'suites main, table; stages 01 to 08'"""
+    context = data["context"]
+    schema = context.get("schema") or data.get("schema", "")
+    if schema == SCHEMA:
+        one = Results(data, "")
+        suites, stages = suites_of(data), [short(stage) for stage in one.stages]
+        return "; ".join(filter(None, [f"stages {', '.join(stages)}" if stages else "the paged cache",
+                                       f"suites {', '.join(suites)}" if suites else ""]))
+    if schema == SERVICE_SCHEMA:
+        return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
+    if schema == COUNTERS_SCHEMA:
+        return "counters " + ("of the hardware" if is_hardware(data) else f"on the {context['machine']}".replace("gpu", "GPU"))
+    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats"}.get(schema, schema)
+
+
+def recordings_block(root):
+    """Every file of bench/results, and what is yet to be recorded."""
+    found = [(path.name, {"context": {}, **read_json(path)}) for path in sorted((root / "bench" / "results").glob("*.json"))]
+    def context(name, how=str):
+        return lambda one: how(one[1]["context"][name])
+    columns = [("file", lambda one: f"`{one[0]}`"), ("what", lambda one: what_is_recorded(one[1])), ("GPU", context("gpu")),
+               ("commit", context("commit")),
+               ("date", lambda one: str(one[1]["context"].get("date_utc") or one[1]["context"]["date"])[:10]),
+               ("took", context("wall_s", lambda seconds: f"{float(seconds):.0f} s"))]
+    missing = [what for what, is_it in WANTED if not any(is_it(data) for _, data in found)]
+    return [table(columns, found)] + ([f"Not recorded yet: {'; '.join(missing)}."] if missing else [])
+
+
 # ---- texts between markers, and figures ----
 
 def texts(root, results):
@@ -843,6 +895,9 @@ def texts(root, results):
         wanted += [(page, "comparison", comparison(model, gpu)),
                    (page, "hardware", hardware(root, results, counters.hardware_table)),
                    (page, "instructions", hardware(root, results, lambda one, _: counters.instructions_table(one)))]
+    page = root / "docs" / "texts.md"
+    if page.exists():
+        wanted.append((page, "recordings", written(recordings_block(root), markdown)))
     page = root / "docs" / "results.md"
     if page.exists():
         for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")):

@@ -98,11 +98,12 @@ Status use_model(const std::string& name, Scenario* scenario) {
     names += (names.empty() ? "" : ", ") + std::string(model.name);
     if (model.name != name) continue;
     if (model.kv_heads > 0) {
-      return {StatusCode::kUnsupported,
-              fmt::format("model {} has {} heads of keys and values of 128 columns for {} query "
-                          "heads. Stages decode a latent cache of 576 columns; attention of such "
-                          "shapes is measured by mla_traditional",
-                          name, model.kv_heads, model.heads)};
+      return {
+          StatusCode::kUnsupported,
+          fmt::format("model {0} has {1} heads of keys and values for {2} query heads, and a "
+                      "stage decodes one latent row per token. Its attention is measured by "
+                      "mla_traditional --forms grouped --heads {2} --kv-heads {1} --head-dim 128",
+                      name, model.kv_heads, model.heads)};
     }
     scenario->heads = model.heads;
     scenario->layers = model.layers;

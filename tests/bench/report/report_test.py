@@ -833,6 +833,31 @@ class ResultsPageTest(unittest.TestCase):
         self.record("h200_service_2026-11-29.json", newer)
         self.assertIn("(a step lasts from here to there)", self.block("service"))
 
+    def test_recordings_are_listed_and_what_is_missing_is_said(self):
+        (self.root / "docs" / "texts.md").write_text("<!-- recordings:begin -->\n<!-- recordings:end -->\n")
+        def listed():
+            self.run_report("--update")
+            return (self.root / "docs" / "texts.md").read_text()
+        first = listed()
+        for missing in ["suite `texts`", "suite `cross`", "counters of the hardware", "latency of requests", "H100"]:
+            self.assertIn(missing, first.split("Not recorded yet:")[1])
+        self.assertRegex(first, r"\| stages 03, 05, 08; suites table, bandwidth, .*\| NVIDIA H200 \| abc1234 \| 2026-11-20 \| 150 s \|")
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertIn("| service: chat_1000 | NVIDIA H200 | fed4321 | 2026-11-22 | — |", listed())
+        newer = service()
+        newer["context"]["gpu"] = "NVIDIA H100 80GB HBM3"
+        newer["runs"][0]["figures"]["request_ms_mean"] = 5
+        self.record("h100_service_2026-11-29.json", newer)
+        busy = {"context": {"schema": recordings.COUNTERS_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                            "ncu": "Version 1", "nvcc": "13", "commit": "abc1234", "date": "2026-11-30"},
+                "runs": [{"stage": "08_seesaw", "shape": "h128_q1_b64_k4096",
+                          "kernels": {"decode": {"launches": 1, "metrics": {"sm__warps_active.avg.pct_of_peak_sustained_active": 18.7,
+                                                                            "gpu__time_duration.sum": 120000}}}}]}
+        self.record("counters_hardware.json", busy)
+        last = listed()
+        self.assertIn("| counters of the hardware | NVIDIA H200 | abc1234 | 2026-11-30 | — |", last)
+        self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`.\n"))
+
     def test_a_service_file_is_checked(self):
         self.assertEqual(recordings.problems(service(), ""), [])
         faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
