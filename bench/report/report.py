@@ -509,7 +509,7 @@ SERVICE_ROWS_OF_SOME = [  # left out where no run has them
     ("power W; hottest °C", ["power_w", "temperature_c"], "{:.0f}; {:.0f}"),
     ("power budget W", ["power_budget_w"], "{:g}"),
     ("energy per token, mJ", ["energy_mj_per_token"], None),
-    ("cost of 1000 tokens", ["cost_per_1000_tokens"], "{:.2g}"),
+    ("price of the GPU per hour; of 1000 tokens", ["price_per_hour", "cost_per_1000_tokens"], "{:g}; {:.2g}"),
     ("prompts that found their prefix, of all", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
 ]
 

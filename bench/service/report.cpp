@@ -84,6 +84,7 @@ Json figures_of(const ServiceRun& run) {
           {"energy_mj_per_token", figures.energy_mj_per_token},
           {"gpu_use_share", figures.gpu_use_share},
           {"temperature_c", figures.temperature_c},
+          {"price_per_hour", run.price_per_hour},
           {"cost_per_1000_tokens", run.cost_per_1000_tokens()}};
 }
 

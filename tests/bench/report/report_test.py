@@ -828,7 +828,10 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("service", "prompts that found their prefix, of all")[1:], ["3 of 4", "0 of 9"])
         self.assertEqual(self.cells("service", "energy per token, mJ")[1:], ["123", "—"])
         self.assertNotIn("alerts", self.block("service"))
-        self.assertNotIn("cost", self.block("service"))
+        self.assertNotIn("price", self.block("service"))
+        newer["runs"][0]["figures"].update(price_per_hour=3, cost_per_1000_tokens=0.00123)
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertEqual(self.cells("service", "price of the GPU per hour; of 1000 tokens")[1:], ["—", "3; 0.0012"])
         newer["context"]["step"] = "from here to there"
         self.record("h200_service_2026-11-29.json", newer)
         self.assertIn("(a step lasts from here to there)", self.block("service"))
