@@ -128,10 +128,9 @@ struct HostOperation {
 
 /// What paging replaces: a buffer per page or per prompt from an allocator.
 void add_allocators(MachineKind kind, std::vector<HostOperation>* operations) {
-  const CacheShape page{.num_pages = 1};
-  const auto add = [&](const std::string& name, size_t bytes, size_t count, bool device) {
-    for (const auto& [end, which] :
-         {std::pair("", &BufferTimes::allocate), std::pair("_free", &BufferTimes::free)}) {
+  const auto add = [&](const std::string& name, const std::string& what, size_t bytes, size_t count,
+                       bool device) {
+    for (const bool back : {false, true}) {
       const auto time = [=](Machine& machine, PageTable&, double* us) -> Status {
         BufferTimes times;
         MLA_RETURN_IF_ERROR(
@@ -140,22 +139,23 @@ void add_allocators(MachineKind kind, std::vector<HostOperation>* operations) {
                          [&](size_t size, void** buffer) { return machine.allocate(size, buffer); },
                          [&](void* buffer) { machine.deallocate(buffer); }, &times)
                    : time_buffers(bytes, count, allocate_on_host, std::free, &times));
-        *us = times.*which;
+        *us = back ? times.free : times.allocate;
         return {};
       };
-      const std::string what =
-          fmt::format("{}, a buffer of {:.3g} {}", *end == 0 ? "taken" : "given back",
-                      double(bytes) / (count > 256 ? 1e3 : 1e6),
-                      count > 256 ? "kB: a page" : "MB: 4096 tokens in a row");
-      operations->push_back({name + end, what, 1, time});
+      operations->push_back({name + (back ? "_free" : ""),
+                             what + (back ? ", given back" : ", taken"), /*pages=*/1, time});
     }
   };
-  const auto page_bytes = static_cast<size_t>(page.page_bytes());
+  const auto page_bytes = static_cast<size_t>(CacheShape{.num_pages = 1}.page_bytes());
   for (const bool device : {false, true}) {
     if (device && kind != MachineKind::kGpu) continue;
     const std::string name = device ? "cuda_malloc" : "malloc";
-    add(name, page_bytes, 1024, device);
-    add(name + "_prompt", page_bytes * kPromptPages, 16, device);
+    add(name, fmt::format("a page's {:.1f} kB", double(page_bytes) / 1e3), page_bytes, 1024,
+        device);
+    const size_t prompt_bytes = page_bytes * kPromptPages;
+    add(name + "_prompt",
+        fmt::format("{:.2f} MB for {} tokens in a row", double(prompt_bytes) / 1e6, kPromptTokens),
+        prompt_bytes, 16, device);
   }
 }
 

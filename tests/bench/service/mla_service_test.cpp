@@ -253,8 +253,9 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
                             "--power-budget 0", "--prefixes -1", "--prefix-tokens -5"}) {
     EXPECT_EQ(run("--engine simulated " + std::string(wrong)).code, 2) << wrong;
   }
-  result = run(
-      "--engine model --scenario tiny --way paged --cuda-graphs --prefixes 1 --prefix-tokens 64");
+  result =
+      run("--engine model --scenario tiny --way paged --stage 03 --requests 2 --cuda-graphs "
+          "--prefixes 1 --prefix-tokens 64");
   ASSERT_EQ(result.code, 0) << result.output;
   EXPECT_NE(result.output.find("prefixes found"), std::string::npos) << result.output;
 }
