@@ -51,6 +51,8 @@ if gpu=$("$bench" --print-gpu); then
   if [[ -n $record ]]; then
     cp "$out" "bench/results/${gpu}_${now%_*}.json"
     build/bench/mla_service --out "bench/results/${gpu}_service_${now%_*}.json" --engine gpu --scenario all
+    build/bench/mla_service --out "bench/results/${gpu}_requests_${now%_*}.json" --engine gpu \
+      --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
     if python3 -c 'import torch' 2> /dev/null; then

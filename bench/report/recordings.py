@@ -345,11 +345,11 @@ def load_cache(root, results):
     return results if results.cache("wall") else newest(root, results, lambda one: one.cache("wall"))
 
 
-def load_service(root, results, formats=False):
+def load_service(root, results, formats=False, kind="service"):
     """The newest recorded service results, rather of this kind of GPU than of the model, of caches of 16 bits; `formats`:
-    of quantised ones, too. None if there are none."""
+    of quantised ones, too; `kind` "requests": of runs that are long enough for requests' p99. None if there are none."""
     found = []
-    for path in (root / "bench" / "results").glob("*_service_*.json"):
+    for path in (root / "bench" / "results").glob(f"*_{kind}_*.json"):
         data = read_checked(path, SERVICE_SCHEMA)
         context = data["context"]
         if formats != any(run.get("cache_format", PLAIN_FORMAT) != PLAIN_FORMAT for run in data["runs"]):

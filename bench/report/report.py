@@ -756,6 +756,7 @@ def block(name, root, results, later, peers):
              "resources": lambda: resources_block(results),
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
+             "service-requests": lambda: service_block(load_service(root, results, kind="requests")),
              "service-formats": lambda: service_formats_block(load_service(root, results, formats=True)),
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
@@ -1010,7 +1011,7 @@ def main(arguments=None):
         later = load_later(options.root, results)
         names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
-        names += ["service"] * (not options.results)
+        names += ["service", "service-requests"] * (not options.results)
         for name in names:
             parts = block(name, options.root, results, later, peers)
             if parts:

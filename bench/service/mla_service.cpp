@@ -73,6 +73,11 @@ void on_interrupt(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+/// Whether scenarios are others than those of their names.
+bool is_changed(const Options& options) {
+  return !options.changes.empty() || !options.model.empty();
+}
+
 Status invalid(std::string message) {
   return {StatusCode::kInvalidArgument, std::move(message)};
 }
@@ -429,8 +434,7 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   }
   // A recording of other requests would be compared with nothing.
   RecordedService recording = clock.recorded_service(scenario);
-  const bool changed = !options.changes.empty() || !options.model.empty();
-  if (changed || recording.seed != options.seed) recording.runs.clear();
+  if (is_changed(options) || recording.seed != options.seed) recording.runs.clear();
   const auto recorded = [&](const std::string& way, const std::string& slug) {
     const auto* run = recording.find(scenario, way, slug);
     return run == nullptr ? std::map<std::string, double>() : run->figures;
@@ -639,6 +643,7 @@ int serve_all(const Options& options) {
   context.emplace_back("clock", clock->name());
   context.emplace_back("clock_origin", clock->origin());
   context.emplace_back("seed", std::to_string(options.seed));
+  context.emplace_back("scenarios", is_changed(options) ? "changed" : "as listed");
   context.emplace_back("step",
                        std::string("from the scheduler's turn to the end of its synchronize") +
                            (options.cuda_graphs ? ", in CUDA graphs" : ""));

@@ -129,6 +129,7 @@ RecordedService load_newest_service(const std::string& folder, const Scenario& s
     };
     const std::string date = get("date_utc");
     if (get("schema") != kServiceSchema || get("clock") != "gpu" || date <= newest_date) continue;
+    if (get("scenarios") == "changed") continue;  // no run of these by other values
     RecordedService recording{get("gpu") + ", commit " + get("commit") + ", " + date.substr(0, 10),
                               std::strtoull(get("seed").c_str(), nullptr, 10),
                               {}};

@@ -486,7 +486,7 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised"]
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "service-requests", "peers", "later", "choice", "quantised"]
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -816,6 +816,12 @@ class ResultsPageTest(unittest.TestCase):
 
     def test_figures_that_some_services_have(self):
         self.record("h200_service_2026-11-22.json", service())
+        self.assertEqual(self.block("service-requests"), recordings.NOT_RECORDED)
+        longer = service()
+        longer["context"].update(commit="1234abc", date_utc="2026-11-30T12:00:00Z")
+        self.record("h200_requests_2026-11-30.json", longer)
+        self.assertIn("commit 1234abc", self.block("service-requests"))
+        self.assertIn("commit fed4321", self.block("service"))
         self.assertNotIn("energy", self.block("service"))
         newer = service()
         newer["context"]["date_utc"] = "2026-11-29T12:00:00Z"
@@ -1248,8 +1254,9 @@ class RunScriptTest(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stdout)
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[1], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
-        self.assertRegex(recorded[2], r"^h200_service_formats_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[1], r"^h200_requests_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[2], r"^h200_service_\d{4}-\d\d-\d\d\.json$")
+        self.assertRegex(recorded[3], r"^h200_service_formats_\d{4}-\d\d-\d\d\.json$")
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
         self.assertRegex((self.root / "arguments").read_text(), r"^--out \S+ --suite all\n$")
 

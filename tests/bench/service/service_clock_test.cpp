@@ -528,7 +528,8 @@ TEST(Report, FormatsAreCompared) {
 TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   const std::filesystem::path folder = testing::TempDir() + "/service_recordings";
   std::filesystem::create_directories(folder);
-  const auto record = [&](const char* day, const Scenario& scenario, double tokens) {
+  const auto record = [&](const char* day, const Scenario& scenario, double tokens,
+                          const char* values = "as listed") {
     ServiceRun run{scenario, "paged", "08_seesaw", {}};
     run.figures.tokens_per_s = tokens;
     ASSERT_OK(write_runs(folder / (std::string(day) + ".json"),
@@ -537,6 +538,7 @@ TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
                           {"gpu", "a GPU"},
                           {"commit", "c"},
                           {"date_utc", day},
+                          {"scenarios", values},
                           {"seed", "1"}},
                          {run}));
   };
@@ -545,6 +547,7 @@ TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   record("2026-01-01", plain, 1);
   record("2026-01-02", plain, 2);
   record("2026-01-03", quantised, 3);
+  record("2026-01-04", plain, 4, "changed");
   for (const auto& [scenario, tokens] : {std::pair(plain, 2.0), std::pair(quantised, 3.0)}) {
     const RecordedService newest = load_newest_service(folder, scenario);
     const auto* run = newest.find(scenario, "paged", "08_seesaw");
