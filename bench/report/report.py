@@ -3,8 +3,8 @@
 
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
-  bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md and
-                                       docs/results.md, and the figures of running text (prose.py says how)
+  bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md,
+                                       docs/results.md and docs/course/ridge.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
   bench/report/report.py --check              fail if a text or a figure is stale, or if "auto" was more than 3%
                                        slower than the best stage of its run
@@ -25,6 +25,7 @@ from types import SimpleNamespace
 import counters
 import plots
 import program
+import ridge
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, ERRORS_SCHEMA, PEERS_SCHEMA, Results, SCHEMA, SERVICE_SCHEMA, Error, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of, is_quantised, lengths_title, load, load_cache,
                         load_errors, load_later, load_peers, load_quantised, load_service, median, parse_shape, percent, read_json, recorded, SAME_RUN, shape_title,
@@ -880,6 +881,10 @@ def texts(root, results):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+    page = root / "docs" / "course" / "ridge.md"
+    if page.exists():
+        wanted += [(page, "intensity", markdown(table(ridge.intensity_columns(), ridge.ROWS))),
+                   (page, "cards", markdown(table(ridge.card_columns(), ridge.cards(results))))]
     errors = load_errors(root)
     if errors:
         page = root / "docs" / "quantisation.md"

@@ -80,13 +80,20 @@ mla::MachineKind kind_of(DLDevice device) {
   return is_cpu(device) ? mla::MachineKind::kModel : mla::MachineKind::kGpu;
 }
 
-/// Makes a device current: to the library that is the one that decodes.
+/// Makes a device current: to the library that is the one that decodes. One that is not there is an error.
 class DeviceGuard {
  public:
   explicit DeviceGuard([[maybe_unused]] DLDevice device) {
 #ifdef MLA_HAVE_CUDA
     if (is_cpu(device) || cudaGetDevice(&before_) != cudaSuccess) return;
-    changed_ = before_ != device.device_id && cudaSetDevice(device.device_id) == cudaSuccess;
+    if (before_ == device.device_id) return;
+    const cudaError_t error = cudaSetDevice(device.device_id);
+    changed_ = error == cudaSuccess;
+    if (changed_) return;
+    cudaGetLastError();  // or the next launch would report it
+    if (error == cudaErrorInvalidDevice) {
+      raise("ValueError", "device = " + name_of(device) + ": there is no such GPU here");
+    }
 #endif
   }
   ~DeviceGuard() {

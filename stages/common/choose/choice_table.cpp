@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "stages/common/choose/built_in_tables.h"
 #include "stages/common/split/plan_settings.h"
@@ -209,18 +210,20 @@ Status parse_choice_table(std::string_view json, const std::string& origin, Choi
   return {};
 }
 
-const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits) {
-  const auto find = [&](auto&& fits) {
-    const auto found = std::find_if(tables.begin(), tables.end(), fits);
-    return found == tables.end() ? nullptr : &*found;
+const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits,
+                             CacheFormat format) {
+  // The larger, the better.
+  const auto fitness = [&](const ChoiceTable& table) {
+    const bool has_format =
+        std::any_of(table.regimes.begin(), table.regimes.end(),
+                    [&](const RegimeTimes& one) { return one.regime.cache_format == format; });
+    const bool same_kind = table.compute_capability == limits.compute_capability;
+    return std::tuple(has_format, same_kind, table.device == limits.name);
   };
-  const auto same = [&](const ChoiceTable& table) {
-    return table.compute_capability == limits.compute_capability;
-  };
-  const ChoiceTable* table =
-      find([&](const ChoiceTable& one) { return same(one) && one.device == limits.name; });
-  if (table == nullptr) table = find(same);
-  return table == nullptr && !tables.empty() ? &tables.front() : table;
+  const auto best = std::max_element(  // the first of those
+      tables.begin(), tables.end(),
+      [&](const ChoiceTable& a, const ChoiceTable& b) { return fitness(a) < fitness(b); });
+  return best == tables.end() ? nullptr : &*best;
 }
 
 const RegimeTimes* nearest(const ChoiceTable& table, const Regime& regime) {

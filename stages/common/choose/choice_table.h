@@ -61,8 +61,10 @@ inline constexpr const char* kChoiceSchema = "flashmla_choice/1";
 Status parse_choice_table(std::string_view json, const std::string& origin, ChoiceTable* table);
 
 /// The table for a device: one that was measured on a device of that name, else one of the same compute
-/// capability, else the first. Null if there is none.
-const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits);
+/// capability, else the first; of those that have regimes of the cache format, or, where none has, of all.
+/// Null if there is none.
+const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits,
+                             CacheFormat format);
 
 /// The regime of the table that stands for `regime`; null if the table has none of that cache format. Of
 /// the numbers of rows that the format's regimes have it has the least that is not smaller, or else the

@@ -148,7 +148,7 @@ Choice choose_among(std::span<const Stage> stages, std::span<const ChoiceTable> 
                     const Problem& problem, const DeviceLimits& limits) {
   Choice choice;
   choice.asked = regime_of(problem);
-  choice.table = table_for(tables, limits);
+  choice.table = table_for(tables, limits, choice.asked.cache_format);
   if (choice.table != nullptr) {
     choice.regime = nearest(*choice.table, choice.asked);
   }

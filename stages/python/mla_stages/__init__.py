@@ -51,7 +51,7 @@ class _Call:
 
     def run(self, function: str, *more: Any) -> Any:
         with self.framework.on_stream(self.q):
-            return getattr(library, function)(*self.arguments, *more)
+            return getattr(library, function)(*self.framework.without_streams((*self.arguments, *more)))
 
     def workspace_bytes(self) -> Tuple[int, int]:
         """Of the plan, and of the rest."""
@@ -198,8 +198,10 @@ def decode(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seq
         plan_bytes, scratch_bytes = call.workspace_bytes()
         memory = call.memory(scratch_bytes if plan_view is not None else plan_bytes + scratch_bytes)
     call.run("decode", _arrays.view("out", new_out, True), _arrays.view("lse", new_lse, True), plan_view,
-             None if memory is None else framework.view("workspace", memory),
+             None if memory is None else _arrays.view("workspace", memory, True),
              not call.on_cuda if check is None else check)
+    if memory is not None:
+        framework.done_with(memory)
     return (framework.result(new_out) if out is None else out, framework.result(new_lse) if lse is None else lse)
 
 

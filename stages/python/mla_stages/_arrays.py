@@ -1,7 +1,7 @@
 """Arrays of NumPy, PyTorch, CuPy and JAX: how each is seen by the library, and how each makes results."""
 import contextlib
 import sys
-from typing import Any, ContextManager, Dict, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Sequence, Tuple
 
 Device = Tuple[int, int]  # DLPack's type and number
 CPU: Device = (1, 0)
@@ -46,6 +46,14 @@ class Framework:
         """Within it the library works on the framework's current stream."""
         return contextlib.nullcontext()
 
+    def done_with(self, memory: Any) -> None:
+        """The work that uses what empty() made is enqueued."""
+
+    def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
+        """The views, without what makes tvm-ffi take another stream than that of on_stream(), as a tensor of PyTorch
+        does."""
+        return views
+
 
 class _Torch(Framework):
     name = "torch"
@@ -82,6 +90,9 @@ class _Torch(Framework):
 class _CuPy(Framework):
     name = "cupy"
 
+    def __init__(self) -> None:
+        self.memory_of_graphs: List[Any] = []
+
     def view(self, name: str, array: Any, written: bool = False) -> Any:
         import tvm_ffi
 
@@ -100,7 +111,23 @@ class _CuPy(Framework):
         import cupy
         import tvm_ffi
 
-        return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", array.device.id), cupy.cuda.get_current_stream().ptr)
+        number = array.device.id
+        return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", number), cupy.cuda.get_current_stream(number).ptr)
+
+    def done_with(self, memory: Any) -> None:
+        import cupy
+
+        # CuPy's pool knows no graphs: it would give to others what a replay writes.
+        if cupy.cuda.get_current_stream(memory.device.id).is_capturing():
+            self.memory_of_graphs.append(memory)
+
+    def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return views
+        import tvm_ffi
+
+        return [tvm_ffi.from_dlpack(one) if isinstance(one, torch.Tensor) else one for one in views]
 
 
 class _Jax(Framework):
@@ -111,6 +138,7 @@ class _Jax(Framework):
             raise TypeError(f"{name} is an array of JAX, which cannot be written: leave it out")
         if array.dtype.name == "uint16":
             raise _is_integers(name, "jax.numpy.bfloat16")
+        self.device(array)
         return array.view("uint8") if array.dtype.name == "float8_e4m3fn" else array
 
     def device(self, array: Any) -> Device:
@@ -121,9 +149,9 @@ class _Jax(Framework):
         return CPU
 
     def result(self, array: Any) -> Any:
-        import jax.numpy
+        import jax
 
-        return jax.numpy.asarray(array)
+        return jax.device_put(array, jax.devices("cpu")[0])  # where the arguments are, whatever JAX prefers
 
 
 class _Other(Framework):

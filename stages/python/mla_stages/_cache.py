@@ -24,8 +24,8 @@ class PagedCache:
                  cache_format: str = "16bit", cache_scale: float = 1.0, power_of_two: bool = False,
                  device: str = "cpu") -> None:
         place = _arrays.device_named(device)
-        if _arrays.is_cuda(place):
-            use_cuda()
+        self._on_cuda = _arrays.is_cuda(place)
+        self._need_device()
         self.cache_format = cache_format
         self.cache_scale = cache_scale
         self.page_size = page_size
@@ -34,6 +34,10 @@ class PagedCache:
         #: [num_pages, page_size, num_heads_kv, row]: what decode() takes as kv_cache, in place. A tvm_ffi.Tensor,
         #: which every framework takes by DLPack.
         self.data = library.cache_data(self._cache)
+
+    def _need_device(self) -> None:
+        if self._on_cuda:
+            use_cuda()
 
     def add(self) -> int:
         """A new, empty sequence: its id, which no other will ever have."""
@@ -52,6 +56,7 @@ class PagedCache:
 
         :param rows: [sum of tokens, num_heads_kv, 576], on the cache's device: those of sequences[0] first
         """
+        self._need_device()
         framework = _arrays.framework_of("rows", rows)
         with framework.on_stream(rows):
             library.cache_append(self._cache, list(sequences), list(tokens), framework.view("rows", rows))
@@ -71,6 +76,7 @@ class PagedCache:
         :param like: an array whose framework and device they get: q
         :param max_pages_per_seq: by default as many as the longest needs. In a CUDA graph: always the same.
         """
+        self._need_device()
         framework = _arrays.framework_of("like", like)
         _arrays.need_results("like", framework)
         if max_pages_per_seq is None:

@@ -321,6 +321,24 @@ class ReportTest(unittest.TestCase):
         self.assertIn("makes a plan", self.chapter.read_text())
         self.assertNotIn("8192", self.chapter.read_text())
 
+    def test_ridge_sheet(self):
+        self.assertEqual(round(report.ridge.intensity(128, 1152), 1), 241.8)  # as in docs/mla.md
+        self.assertEqual(round(report.ridge.threshold(1000 * 989.4 / 4800, 1152)), 109)
+        formats = (ROOT / "docs" / "cache_formats.md").read_text()
+        for name, width in report.ridge.ROW_BYTES.items():
+            if name != "16 bits":
+                self.assertRegex(formats, rf"(?m)^{', '.join(re.findall('`(.*?)`', name))} +{width} bytes")
+        page = self.root / "docs" / "course" / "ridge.md"
+        page.parent.mkdir(parents=True)
+        page.write_text("<!-- intensity:begin -->\n<!-- intensity:end -->\n<!-- cards:begin -->\n<!-- cards:end -->\n")
+        self.write(full_results())
+        self.assertEqual(self.run_report("--update")[0], 0)
+        text = page.read_text()
+        self.assertIn("| 128 | 241.8 | 424.6 | 483.6 | 228.3 |", text)
+        self.assertIn("| A100 80 GB SXM | 312 | 2039 | 153 | 81 | 46 | 41 |", text)
+        self.assertIn("| NVIDIA H200, measured, cold | 791 | 4562 | 173 | 92 |", text)
+        self.assertNotIn("sustained", text)  # these results have no such ceiling
+
     def test_results_without_plans_are_read_as_before(self):
         data = results()
         data["benchmarks"] = [one for one in data["benchmarks"] if "/plan/" not in one["name"]]
@@ -1216,7 +1234,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "recordings", "program", "prose", "plots"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "recordings", "program", "prose", "ridge", "plots"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")

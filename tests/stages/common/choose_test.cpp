@@ -134,13 +134,30 @@ TEST(Choose, TheTableIsTheDevicesOrOneOfItsKind) {
   const std::vector<ChoiceTable> tables = {table_of({}, "A100", 80), table_of({}, "H200", 90),
                                            table_of({}, "H100", 90)};
   const auto device = [&](const char* name, int capability) {
-    return table_for(tables, limits_of(name, capability))->device;
+    return table_for(tables, limits_of(name, capability), CacheFormat::k16Bit)->device;
   };
   EXPECT_EQ(device("H100", 90), "H100");
   EXPECT_EQ(device("GH200", 90), "H200") << "the first of the same compute capability";
   EXPECT_EQ(device("H100", 80), "A100") << "the name alone says nothing";
   EXPECT_EQ(device("RTX 4090", 89), "A100") << "the first";
-  EXPECT_EQ(table_for({}, limits_of("H200", 90)), nullptr);
+  EXPECT_EQ(table_for({}, limits_of("H200", 90), CacheFormat::k16Bit), nullptr);
+}
+
+TEST(Choose, TheTableHasTheCacheFormatIfOneHas) {
+  const CacheFormat fp8 = CacheFormat::kFp8Tile128;
+  const std::vector<ChoiceTable> tables = {
+      table_of({{{16, 1, 512}, {}}}, "H200", 90), table_of({{{16, 1, 512, fp8}, {}}}, "A100", 80),
+      table_of({{{16, 1, 512, fp8}, {}}}, "H100", 90), table_of({{{16, 1, 512}, {}}}, "H100", 90)};
+  const auto index = [&](const char* name, CacheFormat format) {
+    return table_for(tables, limits_of(name, 90), format) - tables.data();
+  };
+  EXPECT_EQ(index("H200", fp8), 2)
+      << "of the same kind, and not the device's own without the format";
+  EXPECT_EQ(index("H200", CacheFormat::k16Bit), 0);
+  EXPECT_EQ(index("H100", fp8), 2);
+  EXPECT_EQ(index("H100", CacheFormat::k16Bit), 3);
+  EXPECT_EQ(index("H100", CacheFormat::kInt8Tile128), 2)
+      << "none has it: the first of the device's";
 }
 
 TEST(Choose, TheLeastTimeOfThoseThatCanRun) {
@@ -402,8 +419,11 @@ TEST(BuiltInTables, EachIsReadAndNoneIsLeftOut) {
     EXPECT_EQ(choice_tables()[i].device, tables[i].device);
     EXPECT_EQ(choice_tables()[i].origin, "built in");
   }
-  EXPECT_EQ(table_for(tables, limits_of("NVIDIA H200", 90))->device, "NVIDIA H200");
-  EXPECT_EQ(table_for(tables, limits_of("NVIDIA H100 80GB HBM3", 90))->compute_capability, 90);
+  for (const CacheFormat format : {CacheFormat::k16Bit, CacheFormat::kFp8Tile128}) {
+    EXPECT_EQ(table_for(tables, limits_of("NVIDIA H200", 90), format)->device, "NVIDIA H200");
+    EXPECT_EQ(table_for(tables, limits_of("NVIDIA H100 80GB HBM3", 90), format)->compute_capability,
+              90);
+  }
 }
 
 // In no regime of a table is the choice more than 3% slower than the fastest that this build has.

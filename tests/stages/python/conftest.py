@@ -1,5 +1,6 @@
 """Problems for the tests, as arrays of every framework that is installed here."""
 import importlib
+import os
 
 import numpy
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import mla_stages
 
 SCALE = 0.135234
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX leaves some of a GPU to others
 
 
 class Problem:
@@ -39,7 +41,8 @@ def to(framework, array):
     if framework == "numpy":
         return array
     if framework == "jax":
-        return importlib.import_module("jax.numpy").asarray(array)
+        jax = importlib.import_module("jax")
+        return jax.device_put(array, jax.devices("cpu")[0])
     torch = importlib.import_module("torch")
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(numpy.uint16)).view(torch.bfloat16)

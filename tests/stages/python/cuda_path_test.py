@@ -53,9 +53,35 @@ def test_too_little_memory_is_refused(problem, as_on_cuda, monkeypatch):
         mla_stages.decode(*problem.arrays, scale=SCALE, stage="04")
 
 
+def test_a_cache_after_a_fork(problem, monkeypatch):
+    cache = mla_stages.PagedCache(4)
+    sequence = cache.add()
+    monkeypatch.setattr(cache, "_on_cuda", True)
+    monkeypatch.setattr(_library, "_cuda_is_lost", True)
+    for call in (lambda: cache.append([sequence], [1], problem.kv_cache[0, :1]),
+                 lambda: cache.tables([sequence], like=problem.q)):
+        with pytest.raises(RuntimeError, match="forked from one that had used CUDA"):
+            call()
+
+
+def test_jax_on_a_gpu_is_refused(problem, monkeypatch):
+    pytest.importorskip("jax")
+    q, *rest = problem.of("jax")
+
+    def device(self, array):
+        if array is rest[2]:
+            raise NotImplementedError("arrays of JAX on gpu")
+        return _arrays.CPU
+
+    monkeypatch.setattr(_arrays._Jax, "device", device)
+    with pytest.raises(NotImplementedError, match="arrays of JAX on gpu"):
+        mla_stages.decode(q, *rest, scale=SCALE, stage="03")
+
+
 def test_cupys_stream(problem, monkeypatch):
     """On a stand-in for CuPy that has what the package uses of it."""
     cupy = types.ModuleType("cupy")
+    capturing = False
 
     class Device(contextlib.nullcontext):
         id = 1
@@ -69,7 +95,8 @@ def test_cupys_stream(problem, monkeypatch):
 
     ndarray.__module__ = "cupy"
     cupy.empty = lambda shape, dtype: numpy.empty(shape, dtype).view(ndarray)
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=4711))
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda device: types.SimpleNamespace(
+        ptr=4710 + device, is_capturing=lambda: capturing))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(_library, "_cuda_was_used", False)
     import tvm_ffi
@@ -88,3 +115,9 @@ def test_cupys_stream(problem, monkeypatch):
     out, lse = mla_stages.decode(*(array.view(ndarray) for array in problem.arrays), scale=SCALE, stage="04")
     assert isinstance(out, ndarray) and isinstance(lse, ndarray) and seen == [4711, 4711]  # its workspace, then it
     numpy.testing.assert_array_equal(back(out), back(expected[0]))
+    kept = _arrays.framework_of("out", out).memory_of_graphs
+    assert not kept
+    capturing = True  # what the call worked in stays the graph's
+    mla_stages.decode(*(array.view(ndarray) for array in problem.arrays), scale=SCALE, stage="04")
+    assert [one.dtype.name for one in kept] == ["uint8"]
+    kept.clear()

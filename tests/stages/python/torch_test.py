@@ -6,6 +6,7 @@ import pytest
 
 import mla_stages
 from conftest import SCALE, Problem
+from mla_stages import _arrays
 
 torch = pytest.importorskip("torch")
 
@@ -39,6 +40,26 @@ def test_compiling_what_cannot_be(arrays):
                              fullgraph=True)
     with pytest.raises(Exception, match="under torch.compile decode takes no out, lse, plan, check or PagedCache"):
         compiled(*arrays)
+
+
+def test_exporting(arrays):
+    class Layer(torch.nn.Module):
+        def forward(self, *arguments):
+            return mla_stages.decode(*arguments, scale=SCALE, stage="03")
+
+    expected = mla_stages.decode(*arrays, scale=SCALE, stage="03")
+    program = torch.export.export(Layer(), arrays)
+    assert "torch.ops.mla_stages.decode" in program.graph_module.code
+    out, lse = program.module()(*arrays)
+    assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+
+
+def test_a_stream_of_cupys_is_kept(arrays):
+    """A tensor would bring PyTorch's with it."""
+    tvm_ffi = pytest.importorskip("tvm_ffi")
+    views = _arrays._CuPy().without_streams((*arrays, None, 1))
+    assert all(isinstance(one, tvm_ffi.Tensor) for one in views[:4]) and views[4:] == [None, 1]
+    assert torch.equal(torch.from_dlpack(views[0]), arrays[0])
 
 
 def test_torch_imported_last():
