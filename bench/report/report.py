@@ -832,8 +832,8 @@ def what_is_recorded(data):
     if schema == SCHEMA:
         one = Results(data, "")
         suites, stages = suites_of(data), [short(stage) for stage in one.stages]
-        return "; ".join(filter(None, [f"stages {', '.join(stages)}" if stages else "the paged cache",
-                                       f"suites {', '.join(suites)}" if suites else ""]))
+        who = f"stages {', '.join(stages)}" if stages else CHOOSER if suites else "the paged cache"
+        return who + (f"; suites {', '.join(suites)}" if suites else "")
     if schema == SERVICE_SCHEMA:
         return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
     if schema == COUNTERS_SCHEMA:
