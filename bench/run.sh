@@ -65,6 +65,8 @@ image_text 1024 77 8
 audio_text 1500 448 4
 END
     build/bench/mla_service --out "bench/results/${gpu}_service_${now%_*}.json" --engine gpu --scenario all
+    build/bench/mla_service --out "bench/results/${gpu}_requests_${now%_*}.json" --engine gpu \
+      --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
     if python3 -c 'import torch' 2> /dev/null; then

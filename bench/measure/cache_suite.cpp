@@ -1,7 +1,10 @@
 #include "bench/measure/cache_suite.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <iostream>
@@ -10,6 +13,7 @@
 #include "bench/measure/sampler.h"
 #include "bench/measure/shapes.h"
 #include "bench/measure/table.h"
+#include "reference/layers/cost_model.h"
 #include "reference/quantise.h"
 #include "reference/testing/data_generator.h"
 #include "stages/common/cache/paged_cache.h"
@@ -84,20 +88,81 @@ Status time_appends(PageTable& table, size_t batch_size, double* us) {
   return free_sequences(table, batch);
 }
 
-/// A bookkeeping operation, whose table lives as long as it.
+/// us for one buffer of memory.
+struct BufferTimes {
+  double allocate, free;
+};
+
+/// Buffers of `bytes`, all of them, then back in the same order. Their memory is not touched.
+Status time_buffers(size_t bytes, size_t count,
+                    const std::function<Status(size_t, void**)>& allocate,
+                    const std::function<void(void*)>& free, BufferTimes* us) {
+  std::vector<void*> buffers(count);
+  Status status;
+  auto begin = WallClock::now();
+  for (void*& buffer : buffers) {
+    if (status.ok()) status = allocate(bytes, &buffer);
+  }
+  us->allocate = microseconds_since(begin) / static_cast<double>(count);
+  begin = WallClock::now();
+  for (void* const buffer : buffers) free(buffer);
+  us->free = microseconds_since(begin) / static_cast<double>(count);
+  return status;
+}
+
+Status allocate_on_host(size_t bytes, void** buffer) {
+  *buffer = std::malloc(bytes);
+  return *buffer != nullptr ? Status()
+                            : Status(StatusCode::kOutOfMemory, "malloc gives no more memory");
+}
+
+/// An operation of the host, whose table lives as long as it.
 struct HostOperation {
   std::string name;
   std::string what;
   int pages;  ///< Of its table
-  std::function<Status(PageTable& table, double* us)> time;
+  std::function<Status(Machine& machine, PageTable& table, double* us)> time;
 
   std::string benchmark() const { return "cache/host_" + name + "/wall"; }
 };
 
-std::vector<HostOperation> host_operations() {
+/// What paging replaces: a buffer per page or per prompt from an allocator.
+void add_allocators(MachineKind kind, std::vector<HostOperation>* operations) {
+  const auto add = [&](const std::string& name, const std::string& what, size_t bytes, size_t count,
+                       bool device) {
+    for (const bool back : {false, true}) {
+      const auto time = [=](Machine& machine, PageTable&, double* us) -> Status {
+        BufferTimes times;
+        MLA_RETURN_IF_ERROR(
+            device ? time_buffers(
+                         bytes, count,
+                         [&](size_t size, void** buffer) { return machine.allocate(size, buffer); },
+                         [&](void* buffer) { machine.deallocate(buffer); }, &times)
+                   : time_buffers(bytes, count, allocate_on_host, std::free, &times));
+        *us = back ? times.free : times.allocate;
+        return {};
+      };
+      operations->push_back({name + (back ? "_free" : ""),
+                             what + (back ? ", given back" : ", taken"), /*pages=*/1, time});
+    }
+  };
+  const auto page_bytes = static_cast<size_t>(CacheShape{.num_pages = 1}.page_bytes());
+  for (const bool device : {false, true}) {
+    if (device && kind != MachineKind::kGpu) continue;
+    const std::string name = device ? "cuda_malloc" : "malloc";
+    add(name, fmt::format("a page's {:.1f} kB", double(page_bytes) / 1e3), page_bytes, 1024,
+        device);
+    const size_t prompt_bytes = page_bytes * kPromptPages;
+    add(name + "_prompt",
+        fmt::format("{:.2f} MB for {} tokens in a row", double(prompt_bytes) / 1e6, kPromptTokens),
+        prompt_bytes, 16, device);
+  }
+}
+
+std::vector<HostOperation> host_operations(MachineKind kind) {
   constexpr int kPages = 256 * kPromptPages;
   const auto part = [](double PageTimes::*which) {
-    return [which](PageTable& table, double* us) -> Status {
+    return [which](Machine&, PageTable& table, double* us) -> Status {
       PageTimes times;
       MLA_RETURN_IF_ERROR(time_pages(table, &times));
       *us = times.*which;
@@ -114,24 +179,25 @@ std::vector<HostOperation> host_operations() {
   for (const int batch : {1, 128, 1024}) {
     operations.push_back({"append_b" + std::to_string(batch),
                           "one token to each of " + std::to_string(batch), batch * 8,
-                          [batch](PageTable& table, double* us) {
+                          [batch](Machine&, PageTable& table, double* us) {
                             return time_appends(table, static_cast<size_t>(batch), us);
                           }});
   }
+  add_allocators(kind, &operations);
   return operations;
 }
 
-Status measure_host(GoogleBenchmark& google, bool quick) {
+Status measure_host(Machine& machine, GoogleBenchmark& google, bool quick) {
   Table table({"bookkeeping", "ns (p10–p90)", "million/s", "of"});
   bool any = false;
-  for (const HostOperation& operation : host_operations()) {
+  for (const HostOperation& operation : host_operations(machine.kind())) {
     if (!google.is_chosen(operation.benchmark())) continue;
     any = true;
     PageTable pages;
     MLA_RETURN_IF_ERROR(PageTable::create(operation.pages, kDefaultPageSize, &pages));
     const auto measure = [&](int count, std::vector<double>* us) -> Status {
       for (int i = 0; i < count; ++i) {
-        MLA_RETURN_IF_ERROR(operation.time(pages, &us->emplace_back()));
+        MLA_RETURN_IF_ERROR(operation.time(machine, pages, &us->emplace_back()));
       }
       return {};
     };
@@ -152,7 +218,8 @@ Status measure_host(GoogleBenchmark& google, bool quick) {
                  ""}});
   }
   if (any) {
-    std::cout << "\nHost: wall time, one thread, no device\n" << table.to_string() << std::flush;
+    std::cout << "\nHost: wall time, one thread; of the device no more than memory\n"
+              << table.to_string() << std::flush;
   }
   return {};
 }
@@ -420,12 +487,14 @@ Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google
 
 // ---- memory ----
 
+/// Sequences of one distribution, in the caches of one model.
 struct BatchOfLengths {
-  std::string name;
+  std::string name;  ///< "memory_uniform", "model_v3"
   std::string what;
   Counts lengths;
+  int64_t token_bytes = CacheShape{}.token_bytes();  ///< Of all layers that are counted
 
-  std::string benchmark() const { return "cache/memory_" + name + "/bytes"; }
+  std::string benchmark() const { return "cache/" + name + "/bytes"; }
 };
 
 constexpr int kMemoryBatch = 128;
@@ -441,18 +510,34 @@ Counts lengths_of(const std::string& shape_name) {
 
 /// Those of suite varlen.
 std::vector<BatchOfLengths> distributions() {
-  return {{"uniform", "all 8192", lengths_of("k8192")},
-          {"stepped", "256, 512, ..., 32768", lengths_of("kstepped32768")},
-          {"lognormal2048", "log-normal, mean 2048, standard deviation 1024",
+  return {{"memory_uniform", "all 8192", lengths_of("k8192")},
+          {"memory_stepped", "256, 512, ..., 32768", lengths_of("kstepped32768")},
+          {"memory_lognormal2048", "log-normal, mean 2048, standard deviation 1024",
            lengths_of("klognormal2048")},
-          {"lognormal8192", "log-normal, mean 8192, standard deviation 4096",
+          {"memory_lognormal8192", "log-normal, mean 8192, standard deviation 4096",
            lengths_of("klognormal8192")},
-          {"skewed", "127 × 512, 1 × 131072", lengths_of("kskew131072")}};
+          {"memory_skewed", "127 × 512, 1 × 131072", lengths_of("kskew131072")}};
+}
+
+/// One batch in the caches of whole models. Layers: the models' own (arXiv 2412.19437, 2405.04434).
+std::vector<BatchOfLengths> models() {
+  const Counts lengths = lengths_of("klognormal2048");
+  const auto model = [&](const std::string& name, const std::string& what, int layers,
+                         int64_t values) {
+    return BatchOfLengths{"model_" + name,
+                          fmt::format("{}, {} layers of {} values", what, layers, values), lengths,
+                          layers * values * 2};
+  };
+  const auto multi = cost::mha_32();
+  return {model("v3", "DeepSeek-V3", 61, cost::deepseek_v3().latent_row()),
+          model("v2", "DeepSeek-V2", 60, cost::deepseek_v2().latent_row()),
+          model("v2_lite", "DeepSeek-V2-Lite", 27, cost::deepseek_v2_lite().latent_row()),
+          model("mha_32", "multi-head attention, 32 heads of 128", 32,
+                2 * multi.kv_heads * multi.head_dim)};
 }
 
 /// Bytes of the batch, paged and contiguous, as counters and as a row of the table.
 Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) {
-  const CacheShape shape;
   const Counts& lengths = batch.lengths;
   const int32_t longest = *std::max_element(lengths.begin(), lengths.end());
   int64_t num_pages = 0;
@@ -464,15 +549,20 @@ Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) 
   MLA_RETURN_IF_ERROR(pages.append(sequences, lengths));
   const PageStatistics statistics = pages.statistics();
   const auto size = static_cast<double>(lengths.size());
-  const double contiguous = size * longest * static_cast<double>(shape.token_bytes());
+  const auto token_bytes = static_cast<double>(batch.token_bytes);
+  const double contiguous = size * longest * token_bytes;
   const double block_table =
       size * static_cast<double>(pages_for(longest, kDefaultPageSize)) * sizeof(int32_t);
   const double paged =
-      static_cast<double>(statistics.pages_used * shape.page_bytes()) + block_table;
+      static_cast<double>(statistics.pages_used * kDefaultPageSize) * token_bytes + block_table;
   const double saved = 1 - paged / contiguous;  // a little below 0 where all lengths are equal
-  table->add({batch.name, number(contiguous / 1e6, 4), number(paged / 1e6, 4),
-              percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.fragmentation()),
-              batch.what});
+  const double lost =
+      static_cast<double>(statistics.pages_used * kDefaultPageSize - statistics.tokens_stored) *
+      token_bytes;
+  table->add({batch.name.substr(batch.name.find('_') + 1), number(token_bytes / 1e3),
+              number(contiguous / 1e6, 4), number(paged / 1e6, 4),
+              percent(std::abs(saved) < 5e-4 ? 0 : saved), percent(statistics.utilization()),
+              percent(statistics.fragmentation()), number(lost / 1e6), batch.what});
   *entry = {batch.benchmark(),
             0,
             {{"bytes_contiguous", contiguous},
@@ -480,6 +570,9 @@ Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) 
              {"bytes_block_table", block_table},
              {"saved_share", saved},
              {"fragmentation", statistics.fragmentation()},
+             {"utilisation", statistics.utilization()},
+             {"bytes_lost", lost},
+             {"bytes_per_token", token_bytes},
              {"pages", static_cast<double>(statistics.pages_used)},
              {"tokens", static_cast<double>(statistics.tokens)}},
             batch.what,
@@ -487,11 +580,13 @@ Status memory_of(const BatchOfLengths& batch, GoogleEntry* entry, Table* table) 
   return {};
 }
 
-Status measure_memory(GoogleBenchmark& google) {
-  Table table(
-      {"128 sequences", "contiguous MB", "paged MB", "saved", "fragmentation", "their lengths"});
+/// @param title  what is the same in all of them
+Status measure_memory(GoogleBenchmark& google, const std::vector<BatchOfLengths>& batches,
+                      const std::string& title) {
+  Table table({"128 sequences", "kB per token", "contiguous MB", "paged MB", "saved", "utilisation",
+               "fragmentation", "empty rows, MB", "of"});
   bool any = false;
-  for (const BatchOfLengths& batch : distributions()) {
+  for (const BatchOfLengths& batch : batches) {
     if (!google.is_chosen(batch.benchmark())) continue;
     any = true;
     GoogleEntry entry;
@@ -505,10 +600,11 @@ Status measure_memory(GoogleBenchmark& google) {
     google.add({entry});
   }
   if (!any) return {};
-  std::cout
-      << "\nMemory: 1 KV head, 16 bits; contiguous buffers are padded to the longest sequence; "
-         "paged counts the block table\n"
-      << table.to_string() << std::flush;
+  std::cout << "\n"
+            << title
+            << "; contiguous buffers are padded to the longest sequence; paged counts the block "
+               "table\n"
+            << table.to_string() << std::flush;
   return {};
 }
 
@@ -516,20 +612,26 @@ Status measure_memory(GoogleBenchmark& google) {
 
 std::vector<std::string> cache_benchmark_names(MachineKind machine) {
   std::vector<std::string> names;
-  for (const HostOperation& operation : host_operations()) names.push_back(operation.benchmark());
+  for (const HostOperation& operation : host_operations(machine))
+    names.push_back(operation.benchmark());
   for (const AppendCase& spec : kAppendCases) {
     const std::vector<std::string> more = names_of(spec, machine);
     names.insert(names.end(), more.begin(), more.end());
   }
-  for (const BatchOfLengths& batch : distributions()) names.push_back(batch.benchmark());
+  for (const auto& batches : {distributions(), models()}) {
+    for (const BatchOfLengths& batch : batches) names.push_back(batch.benchmark());
+  }
   return names;
 }
 
 Status measure_cache(Machine& machine, Runner& runner, GoogleBenchmark& google, Progress& progress,
                      bool quick) {
-  MLA_RETURN_IF_ERROR(measure_host(google, quick));
+  MLA_RETURN_IF_ERROR(measure_host(machine, google, quick));
   MLA_RETURN_IF_ERROR(measure_appends(machine, runner, google, progress, quick));
-  return measure_memory(google);
+  MLA_RETURN_IF_ERROR(
+      measure_memory(google, distributions(), "Memory of one layer: 1 KV head, 16 bits"));
+  return measure_memory(google, models(),
+                        "Memory of all layers by model: 16 bits, lengths log-normal, mean 2048");
 }
 
 }  // namespace mla::bench

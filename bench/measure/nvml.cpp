@@ -63,6 +63,27 @@ double nvml_energy_joules() {
   return static_cast<double>(millijoules) / 1e3;
 }
 
+double nvml_use_share() {
+  struct Rates {  // nvmlUtilization_t
+    unsigned gpu, memory;
+  } percent = {};
+  auto* get = function<int(Device, Rates*)>("nvmlDeviceGetUtilizationRates");
+  if (get == nullptr || found_device == nullptr || get(found_device, &percent) != 0) {
+    return kUnknown;
+  }
+  return percent.gpu / 100.0;
+}
+
+double nvml_temperature_c() {
+  constexpr unsigned kOfTheGpu = 0;  // NVML_TEMPERATURE_GPU
+  auto* get = function<int(Device, unsigned, unsigned*)>("nvmlDeviceGetTemperature");
+  unsigned degrees = 0;
+  if (get == nullptr || found_device == nullptr || get(found_device, kOfTheGpu, &degrees) != 0) {
+    return kUnknown;
+  }
+  return degrees;
+}
+
 double nvml_sm_clock_mhz() {
   return clock("nvmlDeviceGetClockInfo", kClockSm);
 }

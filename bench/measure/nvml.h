@@ -27,4 +27,10 @@ double nvml_sm_clock_mhz();
 /// kUnknown if it cannot be read.
 double nvml_energy_joules();
 
+/// Share of the last moments (NVML: up to a second) in which a kernel ran; kUnknown if it cannot be read.
+double nvml_use_share();
+
+/// Of the GPU itself, in degrees Celsius; kUnknown if it cannot be read.
+double nvml_temperature_c();
+
 }  // namespace mla::bench

@@ -3,9 +3,11 @@
 
   bench/report/counters.py --model                count on the model: bench/results/counters_model.json
   bench/report/counters.py --gpu                  the same on this machine's GPU, by ncu: bench/results/counters_gpu.json
-  bench/report/counters.py --compare              what is recorded, side by side
+  bench/report/counters.py --hardware             hit rates, pipes and instructions of every stage, by ncu:
+                                                  bench/results/counters_hardware.json
+  bench/report/counters.py --compare              what is recorded of the first two, side by side
 
-After either of the first two, bench/report/report.py --update writes the tables of the pages.
+After any of the first three, bench/report/report.py --update writes the tables of the pages.
 A GPU's counters may be read by root alone (or see NVIDIA's ERR_NVGPUCTRPERM). Clocks stay as they are.
 
 Exit code: 0 all right; 1 a program failed, or a file could not be written; 2 bad input.
@@ -13,8 +15,10 @@ Exit code: 0 all right; 1 a program failed, or a file could not be written; 2 ba
 import argparse
 import csv
 import datetime
+import glob
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,9 +75,39 @@ OTHER_METRICS = ["lts__t_sectors_srcunit_tex_op_read.sum", "lts__t_sectors_srcun
                  "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ldgsts.sum",
                  "smsp__inst_executed_op_ldgsts.sum", "smsp__sass_thread_inst_executed_op_ffma_pred_on.sum",
                  "smsp__inst_executed.sum"]
+# What a whole GPU does during a kernel, as a share of what it could: names of ncu for compute capability 9.0.
+TIME = "gpu__time_duration.sum"
+PER_SECOND, OF_PEAK = ".sum.per_second", ".avg.pct_of_peak_sustained_elapsed"
+SHARES = [("occupancy", "sm__warps_active.avg.pct_of_peak_sustained_active"),
+          ("L1 hits", "l1tex__t_sector_hit_rate.pct"), ("L2 hits", "lts__t_sector_hit_rate.pct"),
+          ("DRAM", "dram__throughput" + OF_PEAK), ("L2", "lts__throughput" + OF_PEAK),
+          ("shared memory", "l1tex__data_pipe_lsu_wavefronts_mem_shared" + OF_PEAK),
+          ("tensor pipe", "sm__pipe_tensor_cycles_active" + OF_PEAK), ("FMA pipe", "sm__pipe_fma_cycles_active" + OF_PEAK),
+          ("LSU pipe", "sm__inst_executed_pipe_lsu" + OF_PEAK)]
+RATES = [("DRAM", "dram__bytes" + PER_SECOND), ("L2", "lts__t_bytes" + PER_SECOND)]
+CONFLICTS = ["l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum", "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum"]
+INSTRUCTIONS = "smsp__inst_executed.sum"
+PIPES = ["alu", "fma", "lsu", "tensor", "xu", "uniform", "cbu", "adu", "tma"]
+
+
+def pipe(name):
+    """ncu's metric of the warp instructions that a pipe executed."""
+    return f"sm__inst_executed_pipe_{name}.sum"
+
+
+MEANS = [metric for _, metric in SHARES + RATES]
+HARDWARE_METRICS = [TIME, *MEANS, *CONFLICTS, INSTRUCTIONS, *map(pipe, PIPES)]
+HARDWARE_SHAPE = "h128_q1_b64_k4096"
+QUANTISED = "_fp8_tile128"  # of a stage that reads no other cache
+# Of the stages, and not of what makes the data or checks results.
+KERNELS = ["scores", "softmax", "values", "decode", "combine_few", "combine_many", "make_plan"]
 LAUNCH_METRICS = ["launch__registers_per_thread", "launch__occupancy_limit_registers",
                   "launch__occupancy_limit_shared_mem", "launch__occupancy_limit_warps",
                   "launch__occupancy_limit_blocks"]
+
+
+def stages_with_kernels(root):
+    return [path.parent.name for path in sorted((root / "stages").glob("[0-9][0-9]_*/kernel.cuh"))]
 
 
 def run(command, **options):
@@ -153,21 +187,37 @@ def sum_of_decodes(rows, names, decodes):
                 kernel["metrics"][metric] = value
             elif metric.endswith(".sum"):
                 kernel["metrics"][metric] = kernel["metrics"].get(metric, 0) + value
+            elif metric in MEANS:  # over the time, so that a rate is all that moved in all of it
+                kernel["metrics"][metric] = kernel["metrics"].get(metric, 0) + value * figures[TIME]
     for name, kernel in kernels.items():
         if kernel["launches"] % decodes != 0:
             raise Error(f"{name} was launched {kernel['launches']} times, in {decodes} decodes")
         kernel["launches"] //= decodes
+        for metric in kernel["metrics"]:
+            if metric in MEANS:
+                kernel["metrics"][metric] /= kernel["metrics"][TIME]
         for metric in kernel["metrics"]:
             if metric.endswith(".sum"):
                 kernel["metrics"][metric] /= decodes
     return kernels
 
 
-def ncu(options, stage, shape, metrics):
-    """The rows of one stage; metrics that this ncu does not have are taken out of the list."""
+def find_ncu(named):
+    """Where it is: `named`, in the path, or where NVIDIA's packages put the newest."""
+    found = shutil.which(named) or (glob.glob("/opt/nvidia/nsight-compute/*/ncu") if named == "ncu" else [])
+    if not found:
+        raise Error(f"{named}, of NVIDIA Nsight Compute, is not there: looked in the path and in "
+                    "/opt/nvidia/nsight-compute; --ncu says where it is")
+    return found if isinstance(found, str) else max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
+
+
+def ncu(options, stage, shape, metrics, kernels=()):
+    """The rows of one stage, of these kernels or of all; metrics that this ncu does not have are taken out of the
+    list."""
+    only = ["--kernel-name", f"regex:^({'|'.join(kernels)})$"] if kernels else []
     while True:
         with tempfile.NamedTemporaryFile("r", suffix=".csv") as log:
-            result = run([options.ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
+            result = run([options.ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", *only,
                           "--metrics", ",".join(metrics), "--log-file", log.name, "-f", str(options.program),
                           "decode", "--stage", stage, "--machine", "gpu", "--shape", shape])
             text = log.read()
@@ -213,12 +263,49 @@ def record_gpu(options):
             names = [kernel["name"] for kernel in data["kernels"]]
             runs.append({"stage": data["stage"], "shape": shape, "kernels": sum_of_decodes(rows, names, DECODES)})
             print(f"{data['stage']} {shape}: {', '.join(runs[-1]['kernels'])}")
+    return {"context": gpu_context(options), "runs": runs}
+
+
+def gpu_context(options):
     query = ["nvidia-smi", "--format=csv,noheader", "-i", "0"]
-    context = {"schema": COUNTERS_SCHEMA, "machine": "gpu", "gpu": first_line([*query, "--query-gpu=name"]),
-               "driver": first_line([*query, "--query-gpu=driver_version"]),
-               "ncu": first_line([options.ncu, "--version"]), "nvcc": first_line(["nvcc", "--version"]),
-               "commit": commit(), "date": now()}
-    return {"context": context, "runs": runs}
+    return {"schema": COUNTERS_SCHEMA, "machine": "gpu", "gpu": first_line([*query, "--query-gpu=name"]),
+            "driver": first_line([*query, "--query-gpu=driver_version"]),
+            "ncu": first_line([options.ncu, "--version"]), "nvcc": first_line(["nvcc", "--version"]),
+            "commit": commit(), "date": now()}
+
+
+def hardware_of(options, stage, shape, metrics):
+    """A run of one stage; of one that failed, why."""
+    try:
+        try:
+            rows = ncu(options, stage, shape, metrics, KERNELS)
+        except Error as error:
+            if "cannot read a cache of" not in str(error):
+                raise
+            shape += QUANTISED
+            rows = ncu(options, stage, shape, metrics, KERNELS)
+        kernels = sum_of_decodes(rows, KERNELS, DECODES)
+        if not kernels:
+            raise Error("none of its kernels was launched")
+        return {"stage": stage, "shape": shape, "kernels": kernels}
+    except Error as error:
+        print(error, file=sys.stderr)
+        lines = str(error).splitlines()
+        why = next((line for line in lines if line.startswith("mla_run: ")), lines[0])
+        return {"stage": stage, "shape": shape, "kernels": {}, "why_not": why.removeprefix("mla_run: ")}
+
+
+def record_hardware(options):
+    """One stage after the other; one that cannot be measured costs no other its place."""
+    metrics, runs = list(HARDWARE_METRICS), []
+    for shape in options.shapes:
+        for stage in options.stages:
+            runs.append(hardware_of(options, stage, shape, metrics))
+            print(f"{stage} {runs[-1]['shape']}: {', '.join(runs[-1]['kernels']) or runs[-1]['why_not']}", flush=True)
+    if not any(run["kernels"] for run in runs):
+        raise Error("no stage was measured")
+    return {"context": {**gpu_context(options), "not_known_to_ncu": [m for m in HARDWARE_METRICS if m not in metrics]},
+            "runs": runs}
 
 
 def now():
@@ -242,6 +329,10 @@ def load(path):
 def load_both(root):
     folder = root / "bench" / "results"
     return load(folder / "counters_model.json"), load(folder / "counters_gpu.json")
+
+
+def load_hardware(root):
+    return load(root / "bench" / "results" / "counters_hardware.json")
 
 
 # ---- comparison ----
@@ -308,21 +399,72 @@ def stage_table(model, stage):
             "wavefronts per load", "bank conflicts", "tensor MFLOP"], rows
 
 
+def hardware_rows(hardware):
+    """[(run, kernel's name, kernel)], the longest of a stage first; kernels that take less than 1% of it are left out."""
+    rows = []
+    for run_ in hardware["runs"]:
+        kernels = sorted(run_["kernels"].items(), key=lambda one: -one[1]["metrics"][TIME])
+        least = 0.01 * sum(kernel["metrics"][TIME] for _, kernel in kernels)
+        rows += [(run_, name, kernel) for name, kernel in kernels if kernel["metrics"][TIME] >= least]
+        if not kernels:
+            rows.append((run_, run_["why_not"], None))
+    return rows
+
+
+def hardware_table(hardware, limit):
+    """A header and a row per kernel: how busy each part of the GPU was, and at the end limit(stage, shape): what the
+    stage's own prediction says, of the recording without ncu."""
+    def cells(metrics):
+        def of_time(metric, divisor, form):
+            return format(metrics[metric] / divisor, form) if metric in metrics else "—"
+        rates = {title: f"{of_time(metric, 1e9, '.0f')} GB/s, " for title, metric in RATES if metric in metrics}
+        conflicts = [metrics.get(metric, 0) for metric in CONFLICTS]
+        return ([of_time(TIME, 1e3, ".1f")] +
+                [rates.get(title, "") + (f"{metrics[metric]:.0f}%" if metric in metrics else "—") for title, metric in SHARES] +
+                [f"{conflicts[0] / conflicts[1]:.1%}" if conflicts[1] else "—"])
+    header = ["stage", "kernel", "µs under ncu", *(title for title, _ in SHARES), "bank conflicts", "own limit"]
+    rows, last = [], None
+    for run_, name, kernel in hardware_rows(hardware):
+        first = run_ is not last
+        last = run_
+        rows.append([run_["stage"] if first else "", name,
+                     *(cells(kernel["metrics"]) if kernel else ["—"] * (len(SHARES) + 2)),
+                     limit(run_["stage"], run_["shape"]) if first else ""])
+    return header, rows
+
+
+def instructions_table(hardware):
+    """A header and a row per kernel: warp instructions, and of which pipes."""
+    rows = []
+    for run_, name, kernel in hardware_rows(hardware):
+        all_ = kernel["metrics"].get(INSTRUCTIONS, 0) if kernel else 0
+        if all_:
+            rows.append([run_["stage"], name, f"{all_ / 1e6:.4g}",
+                         *(f"{kernel['metrics'][pipe(one)] / all_:.1%}" if pipe(one) in kernel["metrics"] else "—"
+                           for one in PIPES)])
+    return ["stage", "kernel", "million", *PIPES], rows
+
+
 def main(arguments=None):
     parser = program.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    for name in ("model", "gpu", "compare"):
+    for name in ("model", "gpu", "hardware", "compare"):
         what.add_argument("--" + name, action="store_true")
     def names(text):
         return text.split(",")
-    parser.add_argument("--stages", type=names, default=STAGES, help=f"default {','.join(STAGES)}")
-    parser.add_argument("--shapes", type=names, default=SHAPES, help=f"default {','.join(SHAPES)}")
+    parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware every one with a kernel")
+    parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware {HARDWARE_SHAPE}")
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "bench" / "mla_run",
-                        help="mla_run; for --gpu of a build for GPUs")
+                        help="mla_run; for --gpu and --hardware of a build for GPUs")
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     parser.add_argument("--out", type=Path, help="where the recording goes")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.hardware:
+        options.stages = [stage for stage in stages_with_kernels(options.root)
+                          if options.stages is None or {stage, stage[:2]} & set(options.stages)]
+    options.stages = options.stages or STAGES
+    options.shapes = options.shapes or ([HARDWARE_SHAPE] if options.hardware else SHAPES)
     try:
         if options.compare:
             model, gpu = load_both(options.root)
@@ -332,10 +474,13 @@ def main(arguments=None):
                 print(f"{stage:20} {shape:18} {kernel:12} {title:24} {of_model:12.0f} {of_gpu:12.0f} "
                       f"{difference(of_model, of_gpu):>8}  {metric}")
             return 0
-        name = "counters_model.json" if options.model else "counters_gpu.json"
-        path = options.out or options.root / "bench" / "results" / name
+        name, record = (("model", record_model) if options.model else ("gpu", record_gpu) if options.gpu
+                        else ("hardware", record_hardware))
+        path = options.out or options.root / "bench" / "results" / f"counters_{name}.json"
         program.check_writable(path)
-        data = record_model(options) if options.model else record_gpu(options)
+        if not options.model:
+            options.ncu = find_ncu(options.ncu)
+        data = record(options)
         program.write_text(path, json.dumps(data, indent=1) + "\n")
         print(f"wrote {path}")
         return 0

@@ -180,8 +180,8 @@ def service_problems(data):
         name = f"run {number} ({run.get('scenario')}, {run.get('way')})"
         found += lacking(name, run, ["scenario", "way", "stage", "layers", "figures", "rejected_by_reason"])
         found += lacking(name, run.get("figures", {}), REQUIRED_FIGURES)
-        if run.get("way") not in ("paged", "static"):
-            found.append(f"{name}: neither paged nor static")
+        if run.get("way") not in ("paged", "unshared", "static"):
+            found.append(f"{name}: none of paged, unshared, static")
     return found
 
 
@@ -397,11 +397,11 @@ def load_cache(root, results):
     return results if results.cache("wall") else newest(root, results, lambda one: one.cache("wall"))
 
 
-def load_service(root, results, formats=False):
+def load_service(root, results, formats=False, kind="service"):
     """The newest recorded service results, rather of this kind of GPU than of the model, of caches of 16 bits; `formats`:
-    of quantised ones, too. None if there are none."""
+    of quantised ones, too; `kind` "requests": of runs that are long enough for requests' p99. None if there are none."""
     found = []
-    for path in (root / "bench" / "results").glob("*_service_*.json"):
+    for path in (root / "bench" / "results").glob(f"*_{kind}_*.json"):
         data = read_checked(path, SERVICE_SCHEMA)
         context = data["context"]
         if formats != any(run.get("cache_format", PLAIN_FORMAT) != PLAIN_FORMAT for run in data["runs"]):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables and figures from recorded results: in the terminal, the README, every stage's chapter, docs/results.md.
+"""Tables and figures from recorded results: in the terminal, the README, every stage's chapter, docs.
 
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
@@ -27,9 +27,10 @@ import plots
 import program
 import ridge
 import prose
-from recordings import (CACHE_FORMATS, CHOOSER, DASH, Error, LAYER_FORMS, LAYER_PARTS, MEASURED_PEERS, NOT_RECORDED, ON_CPU, README_SHAPES, error_of,
-                        is_quantised, lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
-                        load_traditional, median, parse_shape, percent, recorded, SAME_RUN, shape_title,
+from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
+                        lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
+                        load_traditional, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, read_json, README_SHAPES,
+                        recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
 
 
@@ -458,8 +459,16 @@ def cache_block(results, cache):
         return "{} × {}".format(*match.groups()[1:]) + (f", {match[1]}" if match[1] else "") if match else name
     modes = {mode: cache.cache(mode) for mode in ["cold", "sustained", "returned", "all"]}
     of_what = ("of", lambda one: one[1].get("label", ""))
+    def bytes_of(kind):
+        return [(name.removeprefix(kind), entry) for name, entry in cache.cache("bytes").items() if name.startswith(kind)]
+    memory = [column("tokens", "tokens", "{:.0f}".format),
+              column("GB contiguous", "bytes_contiguous", gigabytes), column("GB paged", "bytes_paged", gigabytes),
+              column("MB block table", "bytes_block_table", lambda value: significant(value / 1e6)),
+              column("saved", "saved_share", lambda value: percent(max(0, value))),
+              column("utilisation", "fragmentation", lambda value: f"{1 - value:.1%}"),
+              column("fragmentation", "fragmentation", lambda value: f"{value:.1%}")]
     tables = [
-        ("Bookkeeping on the host:", cache.cache("wall").items(),
+        ("On the host:", cache.cache("wall").items(),
          [("operation", lambda one: one[0].replace("host_", "", 1)),
           ("ns (p10–p90)", lambda one: spread(one[1], "ns", significant)),
           column("million a second", "per_second", lambda value: significant(value / 1e6)), of_what]),
@@ -467,12 +476,11 @@ def cache_block(results, cache):
          [("append", append), ("kernel, cold (p10–p90)", of("cold")), ("kernel, sustained (p10–p90)", of("sustained")),
           ("GB/s, cold", lambda name: significant(modes["cold"][name]["GBps"])),
           ("call returns (p10–p90)", of("returned")), ("with the device's work (p10–p90)", of("all"))]),
-        ("Memory of one layer against one contiguous buffer a sequence:", cache.cache("bytes").items(),
-         [("lengths", lambda one: one[0].replace("memory_", "", 1)), column("tokens", "tokens", "{:.0f}".format),
-          column("GB contiguous", "bytes_contiguous", gigabytes), column("GB paged", "bytes_paged", gigabytes),
-          column("MB block table", "bytes_block_table", lambda value: significant(value / 1e6)),
-          column("saved", "saved_share", lambda value: percent(max(0, value))),
-          column("fragmentation", "fragmentation", percent), of_what])]
+        ("Memory of one layer against one contiguous buffer a sequence:", bytes_of("memory_"),
+         [("lengths", lambda one: one[0]), *memory, of_what]),
+        ("Memory of all layers by model, of the same 128 sequences:", bytes_of("model_"),
+         [("model", lambda one: one[0]), column("kB per token", "bytes_per_token", lambda value: significant(value / 1e3)),
+          *memory, column("MB of empty rows", "bytes_lost", lambda value: significant(value / 1e6)), of_what])]
     parts = []
     for title, items, columns in tables:
         parts += [title, table(columns, items)] if items else []
@@ -493,10 +501,25 @@ SERVICE_ROWS = [  # title, figures, how to write them: None is three digits
     ("preemptions", ["preemptions"], "{:.0f}"),
     ("span s; steps", ["span_s", "steps"], "{:.1f}; {:.0f}"),
 ]
+SERVICE_ROWS_OF_SOME = [  # left out where no run has them
+    ("a request, ms: mean, p50", ["request_ms_mean", "request_ms_p50"], "{:.0f}, {:.0f}"),
+    ("a request, ms, p99, of so many", ["request_ms_p99", "requests_timed"], "{:.0f}, {:.0f}"),
+    ("targets of a token, ms: mean, p99; met", ["target_token_ms_mean", "target_token_ms_p99", "targets_met"],
+     "{:g}, {:g}; {}"),
+    ("alerts", ["alerts"], "{:.0f}"),
+    ("of the time with a step", ["busy_share"], "{:.0%}"),
+    ("GPU in use (NVML)", ["gpu_use_share"], "{:.0%}"),
+    ("power W; hottest °C", ["power_w", "temperature_c"], "{:.0f}; {:.0f}"),
+    ("power budget W", ["power_budget_w"], "{:g}"),
+    ("energy per token, mJ", ["energy_mj_per_token"], None),
+    ("price of the GPU per hour; of 1000 tokens", ["price_per_hour", "cost_per_1000_tokens"], "{:g}; {:.2g}"),
+    ("prompts that found their prefix, of all", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
+]
 
 
 def service_cell(figures, names, how):
-    values = [figures[name] for name in names]
+    values = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+              for value in (figures[name] for name in names)]
     return DASH if None in values else how.format(*values) if how else ", ".join(map(significant, values))
 
 
@@ -525,7 +548,10 @@ def service_block(service):
         columns = [(" ", lambda row: row[0]),
                    *each(runs, lambda run: f"{run['way']}, {run['stage']}, {run['layers']} layers",
                          lambda run, row: row[1](run))]
-        rows = each(SERVICE_ROWS, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
+        def known(row):
+            return any(run["figures"].get(row[1][0]) not in (None, 0) for run in runs)
+        shown = SERVICE_ROWS + [row for row in SERVICE_ROWS_OF_SOME if known(row)]
+        rows = each(shown, lambda row: row[0], lambda row, run: service_cell(run["figures"], *row[1:]))
         def reasons(run):
             return ", ".join(f"{reason} {count}" for reason, count in run["rejected_by_reason"].items() if count) or DASH
         if any(reasons(run) != DASH for run in runs):
@@ -537,8 +563,8 @@ def service_block(service):
 def service_caption(service):
     get = service["context"].get
     where = (f"{get('gpu')}, driver {get('driver')}" if get("machine") == "gpu" else "On the CPU model of a GPU")
-    clock = ("wall time with the GPU's kernels (a step lasts from its first launch to the end of its synchronize)"
-             if get("clock") == "gpu" else "on a simulated clock")
+    step = get("step", "from its first launch to the end of its synchronize")  # so it was before this was written down
+    clock = f"wall time with the GPU's kernels (a step lasts {step})" if get("clock") == "gpu" else "on a simulated clock"
     return f"{where}, {clock}, nvcc {get('nvcc')}, commit {get('commit')}, {get('date_utc')[:10]}."
 
 
@@ -562,6 +588,8 @@ def service_formats_block(service):
                    ("a token, ms: mean, p99", of(["token_ms_mean", "token_ms_p99"], "{:.2f}, {:.2f}")),
                    ("requests finished", of(["finished", "arrived"], "{:.0f} of {:.0f}")),
                    ("preemptions", of(["preemptions"], "{:.0f}"))]
+        if any(run["figures"].get("energy_mj_per_token") is not None for run in runs):
+            columns.append(("mJ per token", of(["energy_mj_per_token"])))
         parts += [f"{scenario}:", table(columns, runs)]
     return parts + [service_caption(service)]
 
@@ -853,6 +881,7 @@ def block(name, root, results, later, peers):
              "resources": lambda: resources_block(results),
              "cache": lambda: cache_block(results, load_cache(root, results)),
              "service": lambda: service_block(load_service(root, results)),
+             "service-requests": lambda: service_block(load_service(root, results, kind="requests")),
              "service-formats": lambda: service_formats_block(load_service(root, results, formats=True)),
              "later": lambda: later_block(later, peers),
              "choice": lambda: choice_block(later),
@@ -880,6 +909,77 @@ def comparison(model, gpu):
         one = {**model, "runs": [run for run in model["runs"] if run["shape"] == shape]}
         parts += [f"`{shape}`:", counters.comparison_table(one, gpu)]
     return written(parts, markdown)
+
+
+def hardware(root, results, make):
+    """A table of how busy each part of a GPU was, by ncu."""
+    recorded = counters.load_hardware(root)
+    if recorded is None:
+        return NOT_RECORDED
+    def limit(stage, shape):
+        for one in filter(None, (results, load_later(root, results), load_quantised(root, results))):
+            if one.measured(stage, shape):
+                return own_limit(one.measured(stage, shape))
+        return DASH
+    get = recorded["context"].get
+    lacks = get("not_known_to_ncu")
+    shapes = unique(run["shape"] for run in recorded["runs"])
+    return written([f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
+                    f"{get('commit')}, {get('date')}; {', '.join(f'`{shape}`' for shape in shapes)}." +
+                    (f" This ncu does not know {', '.join(lacks)}." if lacks else ""),
+                    make(recorded, limit)], markdown)
+
+
+# Recordings that a page speaks of before they are there: what, and whether a file is it.
+WANTED = [
+    ("suite `texts`", lambda data: "texts" in suites_of(data)),
+    ("suite `cross`", lambda data: "cross" in suites_of(data)),
+    ("counters of the hardware", lambda data: is_hardware(data)),
+    ("a service with the latency of requests, power and cost", lambda data: any(
+        "request_ms_mean" in run.get("figures", {}) for run in data.get("runs", []))),
+    ("any of it on an H100", lambda data: "H100" in str(data["context"].get("gpu"))),
+]
+
+
+def suites_of(data):
+    """Suites of which most shapes were timed: any of them may be in another suite, too."""
+    one = Results(data, "")
+    names = [key.removeprefix("suite_") for key in one.context if key.startswith("suite_")]
+    return [name for name in names if 2 * len(one.timed(name)) > len(one.suite(name))]
+
+
+def is_hardware(data):
+    return any("metrics" in kernel and counters.SHARES[0][1] in kernel["metrics"] for run in data.get("runs", [])
+               if isinstance(run.get("kernels"), dict) for kernel in run["kernels"].values())
+
+
+def what_is_recorded(data):
+    """'suites main, table; stages 01 to 08'"""
+    context = data["context"]
+    schema = context.get("schema") or data.get("schema", "")
+    if schema == SCHEMA:
+        one = Results(data, "")
+        suites, stages = suites_of(data), [short(stage) for stage in one.stages]
+        who = f"stages {', '.join(stages)}" if stages else CHOOSER if suites else "the paged cache"
+        return who + (f"; suites {', '.join(suites)}" if suites else "")
+    if schema == SERVICE_SCHEMA:
+        return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
+    if schema == COUNTERS_SCHEMA:
+        return "counters " + ("of the hardware" if is_hardware(data) else f"on the {context['machine']}".replace("gpu", "GPU"))
+    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats"}.get(schema, schema)
+
+
+def recordings_block(root):
+    """Every file of bench/results, and what is yet to be recorded."""
+    found = [(path.name, {"context": {}, **read_json(path)}) for path in sorted((root / "bench" / "results").glob("*.json"))]
+    def context(name, how=str):
+        return lambda one: how(one[1]["context"][name])
+    columns = [("file", lambda one: f"`{one[0]}`"), ("what", lambda one: what_is_recorded(one[1])), ("GPU", context("gpu")),
+               ("commit", context("commit")),
+               ("date", lambda one: str(one[1]["context"].get("date_utc") or one[1]["context"]["date"])[:10]),
+               ("took", context("wall_s", lambda seconds: f"{float(seconds):.0f} s"))]
+    missing = [what for what, is_it in WANTED if not any(is_it(data) for _, data in found)]
+    return [table(columns, found)] + ([f"Not recorded yet: {'; '.join(missing)}."] if missing else [])
 
 
 # ---- texts between markers, and figures ----
@@ -926,7 +1026,12 @@ def texts(root, results):
                            f"`mla_run profile --stage {stage[:2]} --shape {counters.SHAPES[0]}`."))
     page = root / "docs" / "counters.md"
     if page.exists():
-        wanted.append((page, "comparison", comparison(model, gpu)))
+        wanted += [(page, "comparison", comparison(model, gpu)),
+                   (page, "hardware", hardware(root, results, counters.hardware_table)),
+                   (page, "instructions", hardware(root, results, lambda one, _: counters.instructions_table(one)))]
+    page = root / "docs" / "texts.md"
+    if page.exists():
+        wanted.append((page, "recordings", written(recordings_block(root), markdown)))
     for page in [root / "docs" / "results.md", root / "docs" / "cross_attention.md"]:
         if not page.exists():
             continue
@@ -1040,7 +1145,7 @@ def main(arguments=None):
         later = load_later(options.root, results)
         names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
-        names += ["service", "texts", "traditional", "cross", "traditional-cross"] * (not options.results)
+        names += ["service", "service-requests", "texts", "traditional", "cross", "traditional-cross"] * (not options.results)
         for name in names:
             parts = block(name, options.root, results, later, peers)
             if parts:

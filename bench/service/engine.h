@@ -17,6 +17,8 @@ class Engine {
   /// Appends and decodes, in all layers.
   /// @param seconds  what the step took
   virtual Status step(const StepWork& work, double* seconds) = 0;
+  /// Whether what the scheduler takes on the host is a part of a step's time: of kernels, not of a fit.
+  virtual bool counts_host_time() const { return false; }
 };
 
 /// Spares steps of static batches: one whose batch and padded length have been timed, the length to
@@ -27,6 +29,7 @@ class ReusingEngine final : public Engine {
   /// @param tolerance  0.05: lengths that differ by 5%; 0: same lengths only
   ReusingEngine(Engine& engine, double tolerance) : engine_(engine), tolerance_(tolerance) {}
   Status step(const StepWork& work, double* seconds) override;
+  bool counts_host_time() const override { return engine_.counts_host_time(); }
   int64_t timed() const { return timed_; }
   int64_t reused() const { return reused_; }
 

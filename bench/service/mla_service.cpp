@@ -20,6 +20,9 @@
 #include "bench/measure/progress.h"
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
+#include "bench/service/checks.h"
+#include "bench/service/experiments.h"
+#include "bench/service/meter.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
@@ -49,6 +52,14 @@ struct Options {
   std::vector<CacheFormat> cache_formats = {CacheFormat::k16Bit};
   bool explain_model = false;
   bool list = false;
+  std::string model;  // empty: the scenario's
+  bool cuda_graphs = false;
+  Thresholds thresholds;
+  double alert_window = 0.5;
+  double price_per_hour = kUnknown;
+  std::vector<std::string> ab;  // two stages, or stage:format
+  int pairs = 8;
+  std::string rollout;  // the new stage
   /// What the command line replaces in every scenario chosen.
   std::vector<std::function<void(Scenario*)>> changes;
 };
@@ -60,6 +71,11 @@ std::atomic<bool> interrupted = false;
 void on_interrupt(int signal) {
   interrupted = true;
   std::signal(signal, SIG_DFL);
+}
+
+/// Whether scenarios are others than those of their names.
+bool is_changed(const Options& options) {
+  return !options.changes.empty() || !options.model.empty();
 }
 
 Status invalid(std::string message) {
@@ -114,7 +130,8 @@ class Clock {
 /// Wall time of kernels.
 class RealClock final : public Clock {
  public:
-  RealClock(Machine& machine, int distinct) : machine_(machine), distinct_(distinct) {}
+  RealClock(Machine& machine, int distinct, bool graphs)
+      : machine_(machine), distinct_(distinct), graphs_(graphs) {}
   bool gpu() const { return machine_.kind() == MachineKind::kGpu; }
   std::string name() const override { return gpu() ? "gpu" : "model"; }
   std::string title() const override { return gpu() ? "on the GPU" : "on the GPU model"; }
@@ -162,7 +179,8 @@ class RealClock final : public Clock {
       std::cout << "auto chooses anew in every step; in the largest " << *slug << "\n";
     }
     std::unique_ptr<RealEngine> real;
-    MLA_RETURN_IF_ERROR(RealEngine::create(machine_, *stage, *caches_, scenario.heads, &real));
+    MLA_RETURN_IF_ERROR(
+        RealEngine::create(machine_, *stage, *caches_, scenario.heads, graphs_, &real));
     *engine = std::move(real);
     return {};
   }
@@ -170,6 +188,7 @@ class RealClock final : public Clock {
  private:
   Machine& machine_;
   int distinct_;
+  bool graphs_;
   std::unique_ptr<LayerCaches> caches_;
 };
 
@@ -262,8 +281,9 @@ Status make_clock(const Options& options, std::unique_ptr<Clock>* clock) {
   if (options.engine == "auto" || options.engine == "gpu") gpu = gpu_machine(&why_not);
   if (gpu == nullptr && options.engine == "gpu") return {StatusCode::kUnavailable, why_not};
   if (gpu != nullptr || options.engine == "model") {
+    if (gpu != nullptr) describe_environment(*gpu);  // after which NVML's readings are of this GPU
     *clock = std::make_unique<RealClock>(gpu != nullptr ? *gpu : model_machine(),
-                                         options.distinct_caches);
+                                         options.distinct_caches, options.cuda_graphs);
     return {};
   }
   if (!why_not.empty()) std::cout << why_not << "\n";
@@ -274,15 +294,124 @@ Status make_clock(const Options& options, std::unique_ptr<Clock>* clock) {
 }
 
 std::string describe(const Scenario& scenario) {
-  const auto& [rate, prompt, output] = scenario.workload;
+  const auto& [rate, prompt, output, prefixes] = scenario.workload;
+  const std::string shared = prefixes.count > 0 ? fmt::format("one of {} prefixes of {} and ",
+                                                              prefixes.count, prefixes.tokens)
+                                                : "";
   return fmt::format(
-      "{}: {}; {} requests/s, prompts {:g} (sd {:g}), outputs {:g} (sd {:g}) tokens\n"
+      "{}: {}; {} requests/s, prompts {}{:g} (sd {:g}), outputs {:g} (sd {:g}) tokens\n"
       "{} heads, {} layers, {} pages: {} GB of cache; batch up to {}, length up to {}{}\n",
-      title(scenario), scenario.what, number(rate), prompt.mean, prompt.sd, output.mean, output.sd,
-      scenario.heads, scenario.layers, scenario.num_pages(),
+      title(scenario), scenario.what, number(rate), shared, prompt.mean, prompt.sd, output.mean,
+      output.sd, scenario.heads, scenario.layers, scenario.num_pages(),
       number(double(scenario.num_pages() * scenario.page_bytes()) / 1e9), scenario.max_batch,
       scenario.max_length,
       scenario.max_queue ? fmt::format(", queue up to {}", *scenario.max_queue) : "");
+}
+
+RunLimits limits_of_run(const Scenario& scenario, const Options& options) {
+  RunLimits until;
+  if (scenario.seconds > 0) until.seconds = scenario.seconds;
+  until.requests = scenario.requests;
+  until.stop = &interrupted;
+  until.thresholds = options.thresholds;
+  until.window = options.alert_window;
+  return until;
+}
+
+/// Serves a scenario in the paged way by one engine.
+/// @param part   the requests that go there
+/// @param count  under way at the beginning; -1: as many as in balance
+Status serve_paged(const Scenario& scenario, const Options& options, uint64_t seed, Part part,
+                   int64_t count, Engine& engine, Figures* figures) {
+  const SchedulerLimits limits = limits_of(scenario);
+  Workload workload = scenario.workload;
+  workload.rate *= part.to - part.from;
+  if (count < 0) MLA_RETURN_IF_ERROR(population_in_balance(workload, limits, engine, &count));
+  std::unique_ptr<PagedScheduler> scheduler;
+  MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler));
+  MeteredEngine metered(engine);
+  MLA_RETURN_IF_ERROR(run_service(
+      limits_of_run(scenario, options), requests_under_way(workload, count, seed),
+      RequestStream(scenario.workload, seed, count, part), *scheduler, metered, figures));
+  metered.write(true, figures);
+  return {};
+}
+
+/// "12:fp8_tile128" or "08", which keeps the scenario's format.
+Status read_configuration(const std::string& text, std::string* stage, CacheFormat* format) {
+  const size_t colon = text.find(':');
+  *stage = text.substr(0, colon);
+  if (colon == std::string::npos) return {};
+  for (const CacheFormat one : kCacheFormats) {
+    if (text.substr(colon + 1) != to_string(one)) continue;
+    *format = one;
+    return {};
+  }
+  return invalid("--ab " + text + ": no cache format has that name");
+}
+
+/// Two configurations, "stage" or "stage:format", with the same requests of so many seeds.
+Status compare_two(const Scenario& scenario, const Options& options, Clock& clock,
+                   Progress& progress, std::vector<ServiceRun>* runs) {
+  std::cout << "\n" << describe(scenario);
+  std::vector<ServiceRun> of[2];
+  std::vector<int64_t> counts(static_cast<size_t>(options.pairs), scenario.under_way);
+  for (size_t i = 0; i < 2; ++i) {
+    std::string stage, slug;
+    Scenario one = scenario;
+    MLA_RETURN_IF_ERROR(read_configuration(options.ab[i], &stage, &one.cache_format));
+    MLA_RETURN_IF_ERROR(check_reads(stage, one));
+    progress.step(scenario.name + ": caches");
+    MLA_RETURN_IF_ERROR(clock.prepare(one));
+    std::unique_ptr<Engine> engine;
+    MLA_RETURN_IF_ERROR(clock.engine(one, stage, &slug, &engine));
+    MLA_RETURN_IF_ERROR(warm_up(*engine));
+    for (size_t pair = 0; pair < counts.size(); ++pair) {
+      progress.step(fmt::format("{}, {}, pair {}", scenario.name, options.ab[i], pair + 1));
+      if (counts[pair] < 0) {  // as many on the other side
+        MLA_RETURN_IF_ERROR(
+            population_in_balance(one.workload, limits_of(one), *engine, &counts[pair]));
+      }
+      ServiceRun& run = of[i].emplace_back(
+          ServiceRun{one, "paged", slug, {}, options.thresholds, options.price_per_hour});
+      MLA_RETURN_IF_ERROR(
+          serve_paged(one, options, options.seed + pair, {}, counts[pair], *engine, &run.figures));
+    }
+  }
+  progress.clear();
+  std::cout << "\n"
+            << compare_pairs(options.ab[0], of[0], options.ab[1], of[1], clock.title())
+            << std::flush;
+  for (const auto& side : of) runs->insert(runs->end(), side.begin(), side.end());
+  return {};
+}
+
+/// The new stage gets 5%, 25%, then all of the requests, while it raises no alert.
+Status roll_out(const Scenario& scenario, const Options& options, Clock& clock,
+                Progress& progress) {
+  constexpr double kShares[] = {0.05, 0.25, 1};
+  std::cout << "\n" << describe(scenario);
+  MLA_RETURN_IF_ERROR(check_reads(options.rollout, scenario));
+  progress.step(scenario.name + ": caches");
+  MLA_RETURN_IF_ERROR(clock.prepare(scenario));
+  std::unique_ptr<Engine> engines[2];
+  std::string slugs[2];
+  for (const bool by_new : {false, true}) {
+    MLA_RETURN_IF_ERROR(clock.engine(scenario, by_new ? options.rollout : options.stage,
+                                     &slugs[by_new], &engines[by_new]));
+    MLA_RETURN_IF_ERROR(warm_up(*engines[by_new]));
+  }
+  std::vector<RolloutPhase> phases;
+  const auto serve = [&](bool by_new, double from, double to, Figures* figures) {
+    progress.step(
+        fmt::format("{}, {:.0f}% on {}", scenario.name, 100 * (to - from), slugs[by_new]));
+    return serve_paged(scenario, options, options.seed, {from, to}, scenario.under_way,
+                       *engines[by_new], figures);
+  };
+  MLA_RETURN_IF_ERROR(run_rollout(kShares, serve, &phases));
+  progress.clear();
+  std::cout << "\n" << describe_rollout(slugs[0], slugs[1], phases, clock.title()) << std::flush;
+  return {};
 }
 
 /// Serves a scenario in the ways that were asked for. Appends each run that came to its end to `runs`.
@@ -305,7 +434,7 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   }
   // A recording of other requests would be compared with nothing.
   RecordedService recording = clock.recorded_service(scenario);
-  if (!options.changes.empty() || recording.seed != options.seed) recording.runs.clear();
+  if (is_changed(options) || recording.seed != options.seed) recording.runs.clear();
   const auto recorded = [&](const std::string& way, const std::string& slug) {
     const auto* run = recording.find(scenario, way, slug);
     return run == nullptr ? std::map<std::string, double>() : run->figures;
@@ -333,24 +462,27 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
   }
   const std::vector<Request> under_way = requests_under_way(scenario.workload, count, options.seed);
   const RequestStream stream(scenario.workload, options.seed, count);
-  RunLimits until;
-  if (scenario.seconds > 0) until.seconds = scenario.seconds;
-  until.requests = scenario.requests;
-  until.stop = &interrupted;
+  const RunLimits until = limits_of_run(scenario, options);
 
   const size_t first_run = runs->size();
   const auto run_one = [&](const char* way, const std::string& slug, Scheduler& scheduler,
-                           Engine& decoder) -> Status {
-    ServiceRun run{scenario, way, slug, {}, recorded(way, slug)};
-    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, scheduler, decoder, &run.figures));
+                           Engine& decoder, const ReusingEngine* reusing) -> Status {
+    ServiceRun run{scenario,           way, slug, {}, options.thresholds, options.price_per_hour,
+                   recorded(way, slug)};
+    MeteredEngine metered(decoder);
+    MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, scheduler, metered, &run.figures));
+    metered.write(reusing == nullptr || reusing->reused() == 0, &run.figures);
     runs->push_back(std::move(run));
     return {};
   };
-  if (options.way != "static") {
-    progress.step(scenario.name + ", paged");
+  const bool shares = scenario.workload.prefixes.count > 0;
+  for (const bool share : {true, false}) {
+    if (options.way == "static" || (!share && !shares)) continue;
+    const char* const way = share ? "paged" : "unshared";
+    progress.step(scenario.name + ", " + way);
     std::unique_ptr<PagedScheduler> scheduler;
-    MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler));
-    MLA_RETURN_IF_ERROR(run_one("paged", stage, *scheduler, *engine));
+    MLA_RETURN_IF_ERROR(PagedScheduler::create(limits, &scheduler, share));
+    MLA_RETURN_IF_ERROR(run_one(way, stage, *scheduler, *engine, nullptr));
   }
   const auto serve_static = [&](const std::string& slug, Engine& decoder) -> Status {
     progress.step(scenario.name + ", static, " + slug);
@@ -359,7 +491,7 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
     ReusingEngine reusing(decoder, options.static_tolerance);
     const bool spares = clock.spares_static_steps();
     Engine& chosen = spares ? static_cast<Engine&>(reusing) : decoder;
-    MLA_RETURN_IF_ERROR(run_one("static", slug, *scheduler, chosen));
+    MLA_RETURN_IF_ERROR(run_one("static", slug, *scheduler, chosen, spares ? &reusing : nullptr));
     progress.clear();
     std::cout << "static: batches of up to " << scheduler->slots() << " in buffers of "
               << scenario.max_length << " tokens; batches begun: " << scheduler->batches()
@@ -407,6 +539,24 @@ Status check_flags(const Options& options) {
   if (options.explain_model && (options.engine == "gpu" || options.engine == "model")) {
     return invalid("--explain-model is of --engine simulated");
   }
+  if (!options.ab.empty() && options.ab.size() != 2) {
+    return invalid("--ab takes two configurations, as in --ab 08,09 or 10:16bit,12:fp8_tile128");
+  }
+  if (!options.ab.empty() && !options.rollout.empty()) {
+    return invalid("--ab and --rollout are different experiments");
+  }
+  if (!options.rollout.empty() && !options.out.empty()) {
+    return invalid("--rollout writes no results: leave out --out");
+  }
+  MLA_RETURN_IF_ERROR(check_in("pairs", options.pairs, 1, 1000));
+  MLA_RETURN_IF_ERROR(check_number("power budget", options.thresholds.power_w,
+                                   options.thresholds.power_w > 0, "above 0 W"));
+  MLA_RETURN_IF_ERROR(
+      check_number("alert window", options.alert_window, options.alert_window > 0, "above 0 s"));
+  if (!std::isnan(options.price_per_hour)) {
+    MLA_RETURN_IF_ERROR(check_number("price per hour", options.price_per_hour,
+                                     options.price_per_hour > 0, "above 0"));
+  }
   return check_writable(options.out);
 }
 
@@ -414,6 +564,7 @@ Status choose_scenarios(const Options& options, std::vector<Scenario>* chosen) {
   std::vector<Scenario> named;
   MLA_RETURN_IF_ERROR(select_scenarios(options.scenario, &named));
   for (Scenario& scenario : named) {
+    if (!options.model.empty()) MLA_RETURN_IF_ERROR(use_model(options.model, &scenario));
     for (const auto& change : options.changes) change(&scenario);
     for (const CacheFormat format : options.cache_formats) {
       scenario.cache_format = format;
@@ -459,7 +610,10 @@ int serve_all(const Options& options) {
                 << scenario.name << ": what memory holds\n"
                 << compare_memory({begin, begin + static_cast<ptrdiff_t>(formats)});
     }
-    const Status served = serve(scenario, options, *clock, progress, &runs);
+    const Status served =
+        !options.ab.empty()        ? compare_two(scenario, options, *clock, progress, &runs)
+        : !options.rollout.empty() ? roll_out(scenario, options, *clock, progress)
+                                   : serve(scenario, options, *clock, progress, &runs);
     progress.clear();
     if (served.ok()) {
       if (i % formats == formats - 1) {
@@ -489,6 +643,10 @@ int serve_all(const Options& options) {
   context.emplace_back("clock", clock->name());
   context.emplace_back("clock_origin", clock->origin());
   context.emplace_back("seed", std::to_string(options.seed));
+  context.emplace_back("scenarios", is_changed(options) ? "changed" : "as listed");
+  context.emplace_back("step",
+                       std::string("from the scheduler's turn to the end of its synchronize") +
+                           (options.cuda_graphs ? ", in CUDA graphs" : ""));
   if (const Status status = write_runs(options.out, context, runs); !status.ok()) {
     return refuse(status, kWrong);
   }
@@ -532,6 +690,38 @@ void add_options(CLI::App& app, Options* options) {
   app.add_option("--seed", options->seed, "of the requests")->capture_default_str();
   app.add_option("--out", options->out, "write JSON here")->excludes("--list");
   app.add_flag("--explain-model", options->explain_model, "show what the simulated clock is");
+  app.add_option("--model", options->model,
+                 "whose heads and layers: deepseek_v3, deepseek_v2, deepseek_v2_lite; the "
+                 "scenario's if not given");
+  app.add_flag("--cuda-graphs", options->cuda_graphs,
+               "steps without new prompts run as CUDA graphs, padded to powers of two");
+  app.add_option("--price-per-hour", options->price_per_hour,
+                 "of the GPU, in any currency: then 1000 tokens have a cost");
+  const std::string targets = "Targets, and alerts when a window of the run passes one";
+  app.add_option("--target-token-mean", options->thresholds.token_ms_mean, "ms between tokens")
+      ->capture_default_str()
+      ->group(targets);
+  app.add_option("--target-token-p99", options->thresholds.token_ms_p99, "ms between tokens")
+      ->capture_default_str()
+      ->group(targets);
+  app.add_option("--power-budget", options->thresholds.power_w,
+                 "W, of the GPU: whether it is kept, where NVML reads the power")
+      ->group(targets);
+  app.add_option("--alert-queue", options->thresholds.queue, "requests that wait")->group(targets);
+  app.add_option("--alert-pages", options->thresholds.pages_share, "share of pages held, as 0.95")
+      ->group(targets);
+  app.add_option("--alert-window", options->alert_window, "s")
+      ->capture_default_str()
+      ->group(targets);
+  app.add_option("--ab", options->ab,
+                 "two stages, or stage:format, that serve the same requests: which is better, and "
+                 "how sure that is")
+      ->delimiter(',');
+  app.add_option("--pairs", options->pairs, "of --ab: runs of each, with seeds from --seed on")
+      ->capture_default_str();
+  app.add_option("--rollout", options->rollout,
+                 "a stage that takes over from --stage: 5%, 25%, all of the requests; rolled back "
+                 "on an alert");
   const auto replace = [&](const char* name, const char* what, auto place) {
     using Value = std::remove_pointer_t<decltype(place(std::declval<Scenario&>()))>;
     const auto change = [options, place](const Value& value) {
@@ -542,6 +732,10 @@ void add_options(CLI::App& app, Options* options) {
   using S = Scenario&;
   replace("--rate", "requests a second", [](S s) { return &s.workload.rate; });
   replace("--prompt-mean", "tokens", [](S s) { return &s.workload.prompt.mean; });
+  replace("--prefixes", "beginnings that prompts share; 0: none",
+          [](S s) { return &s.workload.prefixes.count; });
+  replace("--prefix-tokens", "of each, before the prompt's own",
+          [](S s) { return &s.workload.prefixes.tokens; });
   replace("--prompt-sd", "tokens", [](S s) { return &s.workload.prompt.sd; });
   replace("--output-mean", "tokens", [](S s) { return &s.workload.output.mean; });
   replace("--output-sd", "tokens", [](S s) { return &s.workload.output.sd; });

@@ -1,6 +1,7 @@
 #include "bench/service/real_engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 
 #include "bench/measure/statistics.h"
@@ -44,10 +45,21 @@ std::vector<uint16_t> query_rows(int64_t rows) {
   return bits;
 }
 
-/// Grows to at least `bytes`.
-Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer) {
+/// Grows to at least `bytes`. Graphs that know the old place are of no use then.
+Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer, bool* moved) {
   if (bytes <= buffer->bytes()) return {};
+  *moved = true;
   return buffer->allocate(machine, std::max(bytes, buffer->bytes() * 3 / 2));
+}
+
+int64_t next_power_of_two(int64_t value) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(value)));
+}
+
+/// Every sequence gets one row at most: what all steps of a batch have alike.
+bool brings_no_prompt(const StepWork& work) {
+  return std::all_of(work.sequences.begin(), work.sequences.end(),
+                     [](const SequenceWork& sequence) { return sequence.appended <= 1; });
 }
 
 }  // namespace
@@ -131,7 +143,7 @@ Status LayerCaches::fill(Machine& machine) {
 }
 
 Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCaches& caches,
-                          int heads, std::unique_ptr<RealEngine>* engine) {
+                          int heads, bool graphs, std::unique_ptr<RealEngine>* engine) {
   MLA_RETURN_IF_ERROR(check_in("heads", heads, 1, 1 << 20));
   std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches));
   result->problem_ = {.dtype = kType,
@@ -142,6 +154,7 @@ Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCache
                       .softmax_scale = kScale};
   MLA_RETURN_IF_ERROR(check_cache_format(stage, result->problem_));
   MLA_RETURN_IF_ERROR(check_device(stage, machine.limits()));
+  if (graphs) MLA_RETURN_IF_ERROR(Replays::create(machine, &result->replays_));
   const std::vector<uint16_t> pool = pool_rows(kPoolRows + caches.layers());
   MLA_RETURN_IF_ERROR(result->pool_.assign(machine, pool.data(), pool.size() * sizeof(uint16_t)));
   *engine = std::move(result);
@@ -156,9 +169,11 @@ void RealEngine::make_tables(const StepWork& work) {
     pages = std::max(pages, pages_for(sequence.decoded, kDefaultPageSize));
     const int64_t end = int64_t{sequence.tokens_before} + sequence.appended;
     for (int64_t token = sequence.tokens_before; token < end;) {
-      const int64_t source = row_of(sequence.request, token);
+      const int64_t source = row_of(sequence, token);
+      const bool in_prefix = sequence.prefix >= 0 && token < sequence.prefix_tokens;
+      const int64_t last = in_prefix ? std::min(end, sequence.prefix_tokens) : end;
       const int64_t rows =
-          std::min({end - token, int64_t{kMaxRunTokens},
+          std::min({last - token, int64_t{kMaxRunTokens},
                     kDefaultPageSize - token % kDefaultPageSize, kPoolRows - source});
       const int64_t page = sequence.pages[static_cast<size_t>(token / kDefaultPageSize)];
       runs_.push_back({source, page * kDefaultPageSize + token % kDefaultPageSize,
@@ -166,36 +181,52 @@ void RealEngine::make_tables(const StepWork& work) {
       token += rows;
     }
   }
-  problem_.batch = static_cast<int>(work.sequences.size());
-  problem_.max_pages_per_seq = static_cast<int>((pages + kWidth - 1) / kWidth * kWidth);
+  auto batch = static_cast<int64_t>(work.sequences.size());
+  pages = (pages + kWidth - 1) / kWidth * kWidth;
+  if (replays_ != nullptr && brings_no_prompt(work)) {  // sequences of no length, runs of no rows
+    batch = next_power_of_two(batch);
+    pages = next_power_of_two(pages);
+    runs_.resize(static_cast<size_t>(batch));
+  }
+  problem_.batch = static_cast<int>(batch);
+  problem_.max_pages_per_seq = static_cast<int>(pages);
   const auto width = static_cast<size_t>(problem_.max_pages_per_seq);
-  tables_.assign(work.sequences.size() * (width + 1), -1);
+  const auto lengths = static_cast<size_t>(batch) * width;
+  tables_.assign(lengths, -1);
+  tables_.resize(lengths + static_cast<size_t>(batch));
   for (size_t i = 0; i < work.sequences.size(); ++i) {
     const SequenceWork& sequence = work.sequences[i];
     const auto used = static_cast<size_t>(pages_for(sequence.decoded, kDefaultPageSize));
     std::copy_n(sequence.pages.begin(), used, tables_.begin() + static_cast<ptrdiff_t>(i * width));
-    tables_[work.sequences.size() * width + i] = sequence.decoded;
+    tables_[lengths + i] = sequence.decoded;
   }
 }
 
 Status RealEngine::make_room() {
+  bool moved = false;
   const auto queries = static_cast<size_t>(problem_.q_elements()) * sizeof(uint16_t);
   if (queries > q_.bytes()) {
     const std::vector<uint16_t> bits =
         query_rows(2 * int64_t{problem_.batch} * problem_.num_heads_q);
     MLA_RETURN_IF_ERROR(q_.assign(machine_, bits.data(), bits.size() * sizeof(uint16_t)));
+    moved = true;
   }
   const auto batch = static_cast<size_t>(problem_.batch);
   const auto grow_to = [&](int64_t elements, size_t size, DeviceBuffer* buffer) {
-    return grow(machine_, static_cast<size_t>(elements) * size, buffer);
+    return grow(machine_, static_cast<size_t>(elements) * size, buffer, &moved);
   };
   MLA_RETURN_IF_ERROR(grow_to(problem_.out_elements(), sizeof(uint16_t), &out_));
   MLA_RETURN_IF_ERROR(grow_to(problem_.lse_elements(), sizeof(float), &lse_));
   MLA_RETURN_IF_ERROR(grow_to(problem_.block_table_elements(), sizeof(int32_t), &block_table_));
-  MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_));
-  MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_));
+  MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_, &moved));
+  MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_, &moved));
   MLA_RETURN_IF_ERROR(workspace_bytes(stage_, problem_, &needs_));
-  return grow(machine_, needs_.total(), &workspace_);
+  MLA_RETURN_IF_ERROR(grow(machine_, needs_.total(), &workspace_, &moved));
+  if (moved && replays_ != nullptr) {
+    graphs_.clear();
+    replays_->clear();
+  }
+  return {};
 }
 
 Tensors RealEngine::tensors() const {
@@ -207,39 +238,67 @@ Tensors RealEngine::tensors() const {
           .lse = lse_.as<float>()};
 }
 
-Status RealEngine::run() {
+Status RealEngine::upload() {
   const auto entries = static_cast<size_t>(problem_.block_table_elements());
   MLA_RETURN_IF_ERROR(
-      uploads_.copy(block_table_.data(), tables_.data(), entries * sizeof(int32_t), nullptr));
+      uploads_.copy(block_table_.data(), tables_.data(), entries * sizeof(int32_t), stream()));
   MLA_RETURN_IF_ERROR(uploads_.copy(seqlens_.data(), tables_.data() + entries,
-                                    (tables_.size() - entries) * sizeof(int32_t), nullptr));
-  if (!runs_.empty()) {
-    MLA_RETURN_IF_ERROR(
-        uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), nullptr));
-  }
-  const Workspace plan = needs_.plan_in(workspace_), scratch = needs_.scratch_in(workspace_);
-  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem_, seqlens_.as<int32_t>(), plan));
-  Tensors layer = tensors();
+                                    (tables_.size() - entries) * sizeof(int32_t), stream()));
+  if (runs_.empty()) return {};
+  return uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), stream());
+}
+
+RealEngine::Arguments RealEngine::arguments() const {
+  return {problem_,
+          tensors(),
+          device_runs_.as<RowRun>(),
+          static_cast<int64_t>(runs_.size()),
+          needs_.plan_in(workspace_),
+          needs_.scratch_in(workspace_)};
+}
+
+/// Plan, appends and decodes. What differs between steps of one size lies in device memory.
+Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
+  const auto& [problem, tensors, runs, num_runs, plan, scratch] = given;
+  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem, tensors.seqlens_k, plan, stream));
+  Tensors layer = tensors;
   for (int i = 0; i < caches_.layers(); ++i) {
-    if (!runs_.empty()) {
-      MLA_RETURN_IF_ERROR(write_runs(machine_, caches_.shape(), device_runs_.as<RowRun>(),
-                                     static_cast<int64_t>(runs_.size()),
-                                     pool_.as<char>() + i * kRowBytes, caches_.data(i), nullptr));
+    if (num_runs > 0) {
+      MLA_RETURN_IF_ERROR(write_runs(machine_, caches_.shape(), runs, num_runs,
+                                     pool_.as<char>() + i * kRowBytes, caches_.data(i), stream));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem_, layer, plan, scratch));
+    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem, layer, plan, scratch, stream));
   }
+  return {};
+}
+
+/// @param graph  number of the step's, -1: none
+Status RealEngine::run(int graph) {
+  MLA_RETURN_IF_ERROR(upload());
+  MLA_RETURN_IF_ERROR(graph < 0 ? enqueue(arguments(), stream()) : replays_->launch(graph));
   return machine_.synchronize();
 }
 
 Status RealEngine::step(const StepWork& work, double* seconds) {
   if (work.empty()) return {StatusCode::kInvalidArgument, "a step decodes at least one sequence"};
+  auto begin = WallClock::now();
   make_tables(work);
-  MLA_RETURN_IF_ERROR(make_room());
-  const auto begin = WallClock::now();
-  MLA_RETURN_IF_ERROR(run());
   *seconds = seconds_since(begin);
-  return {};
+  MLA_RETURN_IF_ERROR(make_room());
+  const bool may_be_graph = replays_ != nullptr && brings_no_prompt(work);
+  const std::pair size(problem_.batch, problem_.max_pages_per_seq);
+  const auto known = graphs_.find(size);
+  const int graph = may_be_graph && known != graphs_.end() ? known->second : -1;
+  begin = WallClock::now();
+  MLA_RETURN_IF_ERROR(run(graph));
+  *seconds += seconds_since(begin);
+  if (graph >= 0) ++replayed_;
+  // The first of a size has loaded its kernels, which a capture must not.
+  if (graph >= 0 || !may_be_graph) return {};
+  return replays_->capture(
+      [this, given = arguments()](Stream stream) { return enqueue(given, stream); },
+      &graphs_[size]);
 }
 
 }  // namespace mla::bench

@@ -8,10 +8,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bench/service/engine.h"
+#include "bench/service/replay.h"
 #include "reference/float8.h"
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/machine/upload_ring.h"
@@ -61,16 +64,30 @@ inline constexpr float kPoolScale = 0.6f / kLargestE4M3;
 constexpr int64_t row_of(int64_t request, int64_t token) {
   return (request * 577 + token) % kPoolRows;
 }
+/// The same of a sequence, which may begin with a prefix: its rows are those of a request that none has
+/// the number of.
+constexpr int64_t row_of(const SequenceWork& sequence, int64_t token) {
+  constexpr int64_t kFirst = int64_t{1} << 40;
+  const bool shared = sequence.prefix >= 0 && token < sequence.prefix_tokens;
+  return row_of(shared ? kFirst + sequence.prefix : sequence.request, token);
+}
 
 /// The engine.
 class RealEngine final : public Engine {
  public:
-  /// @param heads  query heads
+  /// @param heads   query heads
+  /// @param graphs  A step that brings no prompt in is padded to the next power of two of sequences and of
+  ///                pages, and from the second of its size on is one CUDA graph.
   /// @return an error of check_cache_format(), or of check_device()
   static Status create(Machine& machine, const Stage& stage, const LayerCaches& caches, int heads,
-                       std::unique_ptr<RealEngine>* engine);
-  /// Wall time from the upload of the tables to a synchronisation at the end. Buffers grow before.
+                       bool graphs, std::unique_ptr<RealEngine>* engine);
+  /// Wall time from making the tables to a synchronisation at the end. Buffers grow, and graphs are made,
+  /// outside of it.
   Status step(const StepWork& work, double* seconds) override;
+  bool counts_host_time() const override { return true; }
+  /// Graphs that are kept, and steps that were done by one.
+  int64_t graphs() const { return static_cast<int64_t>(graphs_.size()); }
+  int64_t replayed() const { return replayed_; }
 
   /// @name The last decode of the last step
   /// @{
@@ -83,7 +100,19 @@ class RealEngine final : public Engine {
       : machine_(machine), stage_(stage), caches_(caches), uploads_(machine) {}
   Status make_room();
   void make_tables(const StepWork& work);
-  Status run();
+  Status upload();
+  /// What the launches of a step are given: all that a graph keeps of them.
+  struct Arguments {
+    Problem problem;
+    Tensors tensors;
+    const RowRun* runs;
+    int64_t num_runs;
+    Workspace plan, scratch;
+  };
+  Arguments arguments() const;
+  Status enqueue(const Arguments& given, Stream stream) const;
+  Status run(int graph);
+  Stream stream() const { return replays_ == nullptr ? nullptr : replays_->stream(); }
 
   Machine& machine_;
   const Stage& stage_;
@@ -94,8 +123,11 @@ class RealEngine final : public Engine {
   DeviceBuffer pool_;            // [kPoolRows + layers, 576]
   DeviceBuffer q_, out_, lse_;   // of the largest batch so far
   DeviceBuffer block_table_, seqlens_, device_runs_, workspace_;
-  WorkspaceBytes needs_;  // of the step
-  UploadRing uploads_;    // first to go: it waits for its copies
+  WorkspaceBytes needs_;                       // of the step
+  std::unique_ptr<Replays> replays_;           // null: no graphs
+  std::map<std::pair<int, int>, int> graphs_;  // by batch and width of the table
+  int64_t replayed_ = 0;
+  UploadRing uploads_;  // first to go: it waits for its copies
 };
 
 }  // namespace mla::bench

@@ -30,6 +30,13 @@ Json reasons(const RequestCounts& counts) {
   return json;
 }
 
+/// "mean", "p99", "mean and p99": of the time between tokens, what is over its target. Empty: nothing.
+std::string missed_targets(const ServiceRun& run) {
+  const bool mean = run.figures.token_ms_mean > run.targets.token_ms_mean;
+  const bool p99 = run.figures.token_ms_p99 > run.targets.token_ms_p99;
+  return mean && p99 ? "mean and p99" : mean ? "mean" : p99 ? "p99" : "";
+}
+
 Json figures_of(const ServiceRun& run) {
   const Figures& figures = run.figures;
   const RequestCounts& counts = figures.counts;
@@ -58,7 +65,27 @@ Json figures_of(const ServiceRun& run) {
           {"cache_gb", gigabytes(run.scenario)},
           {"queue_mean", figures.queue_mean},
           {"queue_max", figures.queue_max},
-          {"preemptions", counts.preemptions}};
+          {"preemptions", counts.preemptions},
+          {"request_ms_mean", figures.request_ms_mean},
+          {"request_ms_p50", figures.request_ms_p50},
+          {"request_ms_p99", figures.request_ms_p99},
+          {"requests_timed", figures.requests_timed},
+          {"busy_share", figures.busy_share},
+          {"target_token_ms_mean", run.targets.token_ms_mean},
+          {"target_token_ms_p99", run.targets.token_ms_p99},
+          {"targets_met", missed_targets(run).empty()},
+          {"power_budget_w", std::isfinite(run.targets.power_w) ? run.targets.power_w : kUnknown},
+          {"alerts", figures.alerts.size()},
+          {"prompts", counts.prompts},
+          {"prompt_tokens", counts.prompt_tokens},
+          {"prefix_hits", counts.prefix_hits},
+          {"prefix_hit_tokens", counts.prefix_hit_tokens},
+          {"power_w", figures.power_w},
+          {"energy_mj_per_token", figures.energy_mj_per_token},
+          {"gpu_use_share", figures.gpu_use_share},
+          {"temperature_c", figures.temperature_c},
+          {"price_per_hour", run.price_per_hour},
+          {"cost_per_1000_tokens", run.cost_per_1000_tokens()}};
 }
 
 bool is_of(const RecordedService::Run& run, const Scenario& scenario) {
@@ -102,6 +129,7 @@ RecordedService load_newest_service(const std::string& folder, const Scenario& s
     };
     const std::string date = get("date_utc");
     if (get("schema") != kServiceSchema || get("clock") != "gpu" || date <= newest_date) continue;
+    if (get("scenarios") == "changed") continue;  // no run of these by other values
     RecordedService recording{get("gpu") + ", commit " + get("commit") + ", " + date.substr(0, 10),
                               std::strtoull(get("seed").c_str(), nullptr, 10),
                               {}};
@@ -178,7 +206,44 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   measured("  p99", "token_ms_p99", [](F f) { return f.token_ms_p99; });
   measured("first token, ms: p50", "first_token_ms_p50", [](F f) { return f.first_token_ms_p50; });
   measured("  p99", "first_token_ms_p99", [](F f) { return f.first_token_ms_p99; });
+  measured("request, ms: mean", "request_ms_mean", [](F f) { return f.request_ms_mean; });
+  measured("  p50", "request_ms_p50", [](F f) { return f.request_ms_p50; });
+  row("  p99, of so many", [](const ServiceRun& run) {
+    return number(run.figures.request_ms_p99) + ", " + std::to_string(run.figures.requests_timed);
+  });
+  const Thresholds& targets = runs.front().targets;
+  row(fmt::format("targets: token mean {:g}, p99 {:g} ms", targets.token_ms_mean,
+                  targets.token_ms_p99),
+      [](const ServiceRun& run) {
+        const std::string missed = missed_targets(run);
+        return missed.empty() ? std::string("met") : "missed: " + missed;
+      });
   measured("tokens/s", "tokens_per_s", [](F f) { return f.tokens_per_s; });
+  row("steps ran, of the time",
+      [](const ServiceRun& run) { return percent(run.figures.busy_share); });
+  const auto if_known = [&](const std::string& name, const char* key, auto value) {
+    if (std::any_of(runs.begin(), runs.end(),
+                    [&](const ServiceRun& run) { return std::isfinite(value(run.figures)); })) {
+      measured(name, key, value);
+    }
+  };
+  if_known("GPU in use, % (NVML)", "gpu_use", [](F f) { return 100 * f.gpu_use_share; });
+  if_known("power, W", "power_w", [](F f) { return f.power_w; });
+  if (std::isfinite(targets.power_w)) {
+    row(fmt::format("a budget of {:g} W", targets.power_w), [](const ServiceRun& run) {
+      const double power = run.figures.power_w;
+      return std::isnan(power)             ? std::string("power is not read")
+             : power > run.targets.power_w ? "passed"
+                                           : "kept";
+    });
+  }
+  if_known("energy per token, mJ", "energy_mj_per_token",
+           [](F f) { return f.energy_mj_per_token; });
+  if_known("hottest, °C", "temperature_c", [](F f) { return f.temperature_c; });
+  if (std::isfinite(runs.front().price_per_hour)) {
+    row(fmt::format("cost of 1000 tokens, at {:g} per hour", runs.front().price_per_hour),
+        [](const ServiceRun& run) { return fmt::format("{:.3g}", run.cost_per_1000_tokens()); });
+  }
   measured("batch, mean", "batch_mean", [](F f) { return f.batch_mean; });
   row("pages held: mean, peak, of", [](const ServiceRun& run) {
     return number(run.figures.pages_mean) + ", " + std::to_string(run.figures.pages_peak) + ", " +
@@ -190,11 +255,33 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
     return number(run.figures.queue_mean) + ", " + std::to_string(run.figures.queue_max);
   });
   counted("preemptions", [](F f) { return f.counts.preemptions; });
+  if (runs.front().scenario.workload.prefixes.count > 0) {
+    const auto share = [](int64_t part, int64_t of) {
+      return of == 0 ? std::string() : percent(static_cast<double>(part) / static_cast<double>(of));
+    };
+    row("prefixes found: of prompts, of their tokens", [&](const ServiceRun& run) {
+      const RequestCounts& counts = run.figures.counts;
+      return counts.prompts == 0 ? std::string()
+                                 : share(counts.prefix_hits, counts.prompts) + ", " +
+                                       share(counts.prefix_hit_tokens, counts.prompt_tokens);
+    });
+  }
+  counted("alerts", [](F f) { return f.alerts.size(); });
   std::string text = table.to_string();
+  for (const ServiceRun& run : runs) {
+    const std::vector<Alert>& alerts = run.figures.alerts;
+    if (alerts.empty()) continue;
+    text += fmt::format("{}, {}: the first alert at {:.1f} s: {} {} > {:g}\n", run.way,
+                        run.stage.substr(0, 2), alerts.front().time, alerts.front().what,
+                        number(alerts.front().value), alerts.front().threshold);
+  }
   for (size_t i = 1; i < runs.size(); ++i) {
     const ServiceRun &one = runs[i - 1], &other = runs[i];
     std::string apart;
-    if (one.way != other.way) apart += "batching and memory";
+    if (one.way != other.way) {
+      const bool shared = one.way == "paged" && other.way == "unshared";
+      apart += shared ? "prompts' shared beginnings" : "batching and memory";
+    }
     if (one.stage != other.stage) apart += apart.empty() ? "the kernel" : ", and the kernel";
     text += fmt::format(
         "{}, {} generates {}x the tokens/s of {}, {}. Between them is {}{}.\n", one.way,
@@ -218,7 +305,7 @@ std::string compare_formats(const std::vector<ServiceRun>& runs, const std::stri
   const Scenario& first = runs.front().scenario;
   Table table({first.name + ", " + clock, "cache", "pages", "batch, mean", "tokens/s",
                std::string("of ") + to_string(first.cache_format), "step, ms", "token, ms", "p99",
-               "first token, ms", "finished", "queued", "preemptions"});
+               "first token, ms", "finished", "queued", "preemptions", "mJ per token", "W"});
   for (const char* way : {"paged", "static"}) {
     std::map<CacheFormat, std::vector<const ServiceRun*>> by_format;
     for (const ServiceRun& run : runs) {
@@ -235,7 +322,8 @@ std::string compare_formats(const std::vector<ServiceRun>& runs, const std::stri
                  number(figures.step_ms_mean), number(figures.token_ms_mean),
                  number(figures.token_ms_p99), number(figures.first_token_ms_p50),
                  std::to_string(figures.counts.finished), std::to_string(figures.counts.queued),
-                 std::to_string(figures.counts.preemptions)});
+                 std::to_string(figures.counts.preemptions), number(figures.energy_mj_per_token),
+                 number(figures.power_w)});
     }
   }
   return table.to_string();

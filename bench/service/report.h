@@ -15,9 +15,15 @@ namespace mla::bench {
 /// One scenario, served in one way.
 struct ServiceRun {
   Scenario scenario;
-  std::string way;  ///< "paged" or "static"
+  std::string way;  ///< "paged", "unshared" (paged, every prompt whole) or "static"
   std::string stage;
   Figures figures;
+  Thresholds targets{};
+  double price_per_hour = kUnknown;  ///< Of the GPU, in any currency
+  /// In the same currency; unknown without a price.
+  double cost_per_1000_tokens() const {
+    return price_per_hour / 3600 * 1000 / figures.tokens_per_s;
+  }
   /// What a GPU was recorded to do with the same scenario, way, stage and seed, by the names that
   /// write_runs() gives; empty if nothing is recorded or the clock is no simulated one.
   std::map<std::string, double> recorded{};

@@ -36,6 +36,11 @@ const std::vector<Scenario>& scenarios() {
        .workload = {3, {65536, 32768}, {512, 256}},
        .max_length = 262144,
        .seconds = 10},
+      {.name = "shared_prompt",
+       .what = "four sets of instructions, of which every prompt begins with one",
+       .workload = {24, {512, 512}, {256, 128}, {4, 4096}},
+       .cache_gib = 4,
+       .seconds = 6},
       {.name = "small_device",
        .what = "V2-Lite's layers in 2 GiB",
        .workload = {32, {8192, 4096}, {256, 128}},
@@ -76,6 +81,35 @@ int64_t Scenario::page_bytes() const {
 int64_t Scenario::num_pages() const {
   if (pages) return *pages;
   return static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
+}
+
+Status use_model(const std::string& name, Scenario* scenario) {
+  struct Model {
+    const char* name;
+    int layers;
+    int heads;
+    int kv_heads;  // 0: latent attention, one row for all heads
+  };
+  constexpr Model kModels[] = {{"deepseek_v3", 61, 128, 0},     {"deepseek_v2", 60, 128, 0},
+                               {"deepseek_v2_lite", 27, 16, 0}, {"llama_2_70b", 80, 64, 8},
+                               {"llama_3_8b", 32, 32, 8},       {"mistral_7b", 32, 32, 8}};
+  std::string names;
+  for (const Model& model : kModels) {
+    names += (names.empty() ? "" : ", ") + std::string(model.name);
+    if (model.name != name) continue;
+    if (model.kv_heads > 0) {
+      return {
+          StatusCode::kUnsupported,
+          fmt::format("model {0} has {1} heads of keys and values for {2} query heads, and a "
+                      "stage decodes one latent row per token. Its attention is measured by "
+                      "mla_traditional --forms grouped --heads {2} --kv-heads {1} --head-dim 128",
+                      name, model.kv_heads, model.heads)};
+    }
+    scenario->heads = model.heads;
+    scenario->layers = model.layers;
+    return {};
+  }
+  return {StatusCode::kInvalidArgument, "model '" + name + "' is none of " + names};
 }
 
 std::string title(const Scenario& scenario) {

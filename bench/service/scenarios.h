@@ -41,6 +41,11 @@ struct Scenario {
 /// Every scenario. `tiny`, for the GPU model, is the last, and no part of "all".
 const std::vector<Scenario>& scenarios();
 
+/// Gives a scenario the heads and layers of a model: deepseek_v3, deepseek_v2, deepseek_v2_lite.
+/// @return kUnsupported for a model with keys and values for several heads, which no stage reads, naming what
+/// does; kInvalidArgument for one that is not known
+Status use_model(const std::string& name, Scenario* scenario);
+
 /// Its name, and its cache's format if that is a quantised one: "tiny, fp8_tile128".
 std::string title(const Scenario& scenario);
 

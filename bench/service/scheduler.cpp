@@ -5,6 +5,7 @@
 #include <new>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "bench/service/checks.h"
 
@@ -109,10 +110,11 @@ Status Scheduler::nothing_runs() const {
 // ---- paged ----
 
 Status PagedScheduler::create(const SchedulerLimits& limits,
-                              std::unique_ptr<PagedScheduler>* scheduler) {
+                              std::unique_ptr<PagedScheduler>* scheduler, bool share) {
   MLA_RETURN_IF_ERROR(validate(limits));
   std::unique_ptr<PagedScheduler> result(new (std::nothrow) PagedScheduler(limits));
   if (result == nullptr) return no_host_memory();
+  result->share_ = share;
   MLA_RETURN_IF_ERROR(PageTable::create(limits.num_pages, kDefaultPageSize, &result->table_));
   *scheduler = std::move(result);
   return {};
@@ -125,6 +127,9 @@ Status PagedScheduler::make_room(int64_t* needed) {
   };
   *needed = std::count_if(running_.begin(), running_.end(), takes_page);
   while (*needed > table_.free_pages()) {
+    bool dropped = false;
+    MLA_RETURN_IF_ERROR(drop_unused_prefix(-1, &dropped));
+    if (dropped) continue;
     const Running& youngest = running_.back();
     if (takes_page(youngest)) --*needed;
     queue_.push_front(youngest.request);
@@ -135,14 +140,64 @@ Status PagedScheduler::make_room(int64_t* needed) {
   return {};
 }
 
+/// Whole pages of the prefix; a page that the request's own tokens end is not shared.
+int64_t PagedScheduler::shared_pages(const Request& request) const {
+  return share_ && request.prefix >= 0 ? request.prefix_tokens / kDefaultPageSize : 0;
+}
+
+/// Frees the kept prefix that was longest not used, of those that only the books list.
+/// @param but  not this one
+Status PagedScheduler::drop_unused_prefix(int64_t but, bool* dropped) {
+  auto oldest = prefixes_.end();
+  for (auto one = prefixes_.begin(); one != prefixes_.end(); ++one) {
+    const bool used = table_.references(table_.find(one->second.sequence)->pages.front()) > 1;
+    if (used || one->first == but) continue;
+    if (oldest == prefixes_.end() || one->second.last_use < oldest->second.last_use) oldest = one;
+  }
+  *dropped = oldest != prefixes_.end();
+  if (!*dropped) return {};
+  MLA_RETURN_IF_ERROR(table_.free(oldest->second.sequence));
+  prefixes_.erase(oldest);
+  return {};
+}
+
+/// An empty sequence, or one that has its prefix's pages; pages that are missing for those are taken.
+Status PagedScheduler::begin_sequence(Running* running) {
+  const Request& request = running->request;
+  const int64_t pages = shared_pages(request);
+  ++counts_.prompts;
+  counts_.prompt_tokens += request.prompt;
+  if (pages == 0) return table_.add(&running->sequence);
+  const auto tokens = static_cast<int32_t>(pages * kDefaultPageSize);
+  auto [prefix, is_new] = prefixes_.try_emplace(request.prefix);
+  prefix->second.last_use = ++admissions_;
+  running->brings_prefix = is_new;
+  if (is_new) {
+    MLA_RETURN_IF_ERROR(table_.add(&prefix->second.sequence));
+    MLA_RETURN_IF_ERROR(table_.append({&prefix->second.sequence, 1}, {&tokens, 1}));
+  } else {
+    ++counts_.prefix_hits;
+    counts_.prefix_hit_tokens += tokens;
+  }
+  return table_.fork(prefix->second.sequence, &running->sequence);
+}
+
 /// @param needed  pages that are spoken for
 Status PagedScheduler::admit(int64_t needed) {
   while (!queue_.empty() && running() < limits_.max_batch) {
     const Request& next = queue_.front();
-    needed += pages_for(next.prompt + next.generated + 1, kDefaultPageSize);
-    if (needed > table_.free_pages()) break;
+    const int64_t shared = shared_pages(next);
+    const int64_t all = pages_for(next.prompt + next.generated + 1, kDefaultPageSize);
+    const int64_t there = prefixes_.contains(next.prefix) ? shared : 0;
+    if (needed + all - there > table_.free_pages()) {
+      bool dropped = false;
+      MLA_RETURN_IF_ERROR(drop_unused_prefix(next.prefix, &dropped));
+      if (dropped) continue;
+      break;
+    }
+    needed += all - shared;  // the prefix's pages are there, or taken at once
     Running admitted{next, {}};
-    MLA_RETURN_IF_ERROR(table_.add(&admitted.sequence));
+    MLA_RETURN_IF_ERROR(begin_sequence(&admitted));
     running_.push_back(admitted);
     queue_.pop_front();
   }
@@ -157,16 +212,20 @@ Status PagedScheduler::begin_step(StepWork* work) {
   if (running_.empty()) return nothing_runs();
   ids_.clear();
   tokens_.clear();
-  for (const auto& [request, sequence] : running_) {
-    const int32_t before = table_.find(sequence)->tokens;
-    ids_.push_back(sequence);
+  for (const Running& running : running_) {
+    const Request& request = running.request;
+    const int32_t before = table_.find(running.sequence)->tokens;
+    ids_.push_back(running.sequence);
     tokens_.push_back(static_cast<int32_t>(request.prompt + request.generated + 1) - before);
   }
   MLA_RETURN_IF_ERROR(table_.append(ids_, tokens_));
   for (size_t i = 0; i < running_.size(); ++i) {
     const Sequence& sequence = *table_.find(ids_[i]);
-    work->sequences.push_back({running_[i].request.id, sequence.tokens - tokens_[i], tokens_[i],
-                               sequence.tokens, sequence.pages});
+    const Request& request = running_[i].request;
+    const bool brings_all = std::exchange(running_[i].brings_prefix, false);
+    const int32_t appended = brings_all ? sequence.tokens : tokens_[i];
+    work->sequences.push_back({request.id, sequence.tokens - appended, appended, sequence.tokens,
+                               sequence.pages, request.prefix, request.prefix_tokens});
   }
   return {};
 }
@@ -243,7 +302,8 @@ Status StaticScheduler::begin_step(StepWork* work) {
     }
     longest = std::max(longest, tokens);
     work->sequences.push_back({request.id, before, tokens - before, 0,
-                               std::span(pages_).subspan(i * pages_a_slot, pages_a_slot)});
+                               std::span(pages_).subspan(i * pages_a_slot, pages_a_slot),
+                               request.prefix, request.prefix_tokens});
   }
   longest_ = std::max<int64_t>(longest_, longest);
   for (SequenceWork& sequence : work->sequences) sequence.decoded = longest;

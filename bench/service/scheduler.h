@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -54,6 +55,13 @@ struct RequestCounts {
   int64_t queued = 0;
   int64_t running = 0;
   int64_t preemptions = 0;  ///< A request may be preempted more than once.
+  /// @name Shared prefixes, of the paged way
+  /// Prompts that came in (again after a preemption), and their tokens; those that found their prefix in
+  /// the cache, and the tokens that were found.
+  /// @{
+  int64_t prompts = 0, prompt_tokens = 0;
+  int64_t prefix_hits = 0, prefix_hit_tokens = 0;
+  /// @}
   int64_t rejected_total() const;
 };
 
@@ -64,6 +72,8 @@ struct SequenceWork {
   int32_t appended = 0;            ///< Rows to be appended: 1, or more where a prompt comes in
   int32_t decoded = 0;             ///< Length that is decoded: its own, or padded
   std::span<const int32_t> pages;  ///< Valid until the step ends
+  int64_t prefix = -1;             ///< As Request has them
+  int64_t prefix_tokens = 0;
 };
 
 /// One step: rows to append, then a decode of one token for each sequence.
@@ -123,10 +133,16 @@ class Scheduler {
 /// returns to the head of the queue with what it has generated. Then requests are admitted in
 /// order, as long as pages and places last; prompt and what was generated before are appended
 /// (anew). So whoever runs has arrived before whoever waits, and the oldest one always gets on.
+///
+/// A prompt's prefix is shared in whole pages: the first request that has it brings its rows in, a
+/// sequence of the prefix alone keeps them, and later requests are forks of it. Where pages are missing,
+/// kept prefixes that no running request uses go first, the one that was longest not used before others.
 class PagedScheduler final : public Scheduler {
  public:
+  /// @param share  false: every prompt is appended whole
   /// @return kInvalidArgument of the limits; kOutOfMemory
-  static Status create(const SchedulerLimits& limits, std::unique_ptr<PagedScheduler>* scheduler);
+  static Status create(const SchedulerLimits& limits, std::unique_ptr<PagedScheduler>* scheduler,
+                       bool share = true);
   Status begin_step(StepWork* work) override;
   Status end_step(std::vector<GeneratedToken>* tokens) override;
   Holding holding() const override;
@@ -136,13 +152,24 @@ class PagedScheduler final : public Scheduler {
   struct Running {
     Request request;
     SequenceId sequence;
+    bool brings_prefix = false;  // its rows of the prefix are not in the cache yet
+  };
+  struct Prefix {
+    SequenceId sequence;   // of its whole pages, nothing else
+    int64_t last_use = 0;  // counted in admissions
   };
   using Scheduler::Scheduler;
   int64_t running() const override { return static_cast<int64_t>(running_.size()); }
   Status make_room(int64_t* needed);
   Status admit(int64_t needed);
+  Status begin_sequence(Running* running);
+  int64_t shared_pages(const Request& request) const;
+  Status drop_unused_prefix(int64_t but, bool* dropped);
 
   PageTable table_;
+  bool share_ = true;
+  std::map<int64_t, Prefix> prefixes_;
+  int64_t admissions_ = 0;
   std::vector<Running> running_;  // by admission
   std::vector<SequenceId> ids_;
   std::vector<int32_t> tokens_;

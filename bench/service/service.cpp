@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include <unordered_map>
+#include <utility>
 
 namespace mla::bench {
 namespace {
@@ -66,8 +67,15 @@ class TokenClock {
         between_.push_back(1e3 * (now - last->second));  // under way at the beginning: since then
       }
       last->second = now;
-      if (token.last()) last_.erase(last);
+      if (!token.last()) continue;
+      last_.erase(last);
+      if (token.request.arrival >= 0) whole_.push_back(1e3 * (now - token.request.arrival));
     }
+  }
+  /// Those since the last call, of a window.
+  std::span<const double> fresh() {
+    const std::span<const double> all(between_);
+    return all.subspan(std::exchange(reported_, between_.size()));
   }
   void write(Figures* figures) const {
     figures->tokens = count_;
@@ -77,17 +85,54 @@ class TokenClock {
     figures->token_ms_p99 = quantile(between_, 0.99);
     figures->first_token_ms_p50 = quantile(first_, 0.5);
     figures->first_token_ms_p99 = quantile(first_, 0.99);
+    figures->requests_timed = static_cast<int64_t>(whole_.size());
+    figures->request_ms_mean = mean(whole_);
+    figures->request_ms_p50 = quantile(whole_, 0.5);
+    if (figures->requests_timed >= kSamplesOfP99) figures->request_ms_p99 = quantile(whole_, 0.99);
   }
 
  private:
   int64_t count_ = 0;
   std::unordered_map<int64_t, double> last_;
-  std::vector<double> first_, between_;  // ms
+  std::vector<double> first_, between_, whole_;  // ms
+  size_t reported_ = 0;
+};
+
+/// Looks at the end of every window whether a threshold has been passed.
+class Watch {
+ public:
+  Watch(const RunLimits& limits, const Scheduler& scheduler)
+      : thresholds_(limits.thresholds), window_(limits.window), scheduler_(scheduler) {}
+
+  void look(double now, TokenClock* clock) {
+    const SchedulerLimits& limits = scheduler_.limits();
+    queue_ = std::max(queue_, static_cast<double>(scheduler_.counts().queued));
+    pages_ = std::max(pages_, static_cast<double>(scheduler_.holding().pages) / limits.num_pages);
+    if (now < end_ + window_) return;
+    end_ = window_ * std::floor(now / window_);
+    const auto fresh = clock->fresh();
+    const std::vector<double> tokens(fresh.begin(), fresh.end());
+    compare("token mean, ms", mean(tokens), thresholds_.token_ms_mean);
+    compare("token p99, ms", quantile(tokens, 0.99), thresholds_.token_ms_p99);
+    compare("queue", std::exchange(queue_, 0), thresholds_.queue);
+    compare("share of pages held", std::exchange(pages_, 0), thresholds_.pages_share);
+  }
+  std::vector<Alert> alerts() && { return std::move(alerts_); }
+
+ private:
+  void compare(const char* what, double value, double threshold) {
+    if (value > threshold) alerts_.push_back({end_, what, value, threshold});
+  }
+  Thresholds thresholds_;
+  double window_;
+  const Scheduler& scheduler_;
+  double end_ = 0, queue_ = 0, pages_ = 0;
+  std::vector<Alert> alerts_;
 };
 
 /// Tokens of a request of mean lengths that has half of its output.
 int32_t length_half_way(const Workload& workload, const SchedulerLimits& limits) {
-  const double context = workload.prompt.mean + workload.output.mean / 2;
+  const double context = workload.prompt_mean() + workload.output.mean / 2;
   return static_cast<int32_t>(
       std::clamp(std::ceil(context), 1.0, static_cast<double>(limits.max_length)));
 }
@@ -100,10 +145,15 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
     return {StatusCode::kInvalidArgument,
             "a run needs a time above 0, or a number of requests, after which it ends"};
   }
+  if (!(limits.window > 0)) {
+    return {StatusCode::kInvalidArgument, "a window of alerts takes some time"};
+  }
   Ledger ledger(scheduler);
   TokenClock clock;
+  Watch watch(limits, scheduler);
   std::vector<double> step_ms;
   double batches = 0;
+  double ending = 0;  // s that the books of the step before took on the host
   int64_t left = limits.requests;
   const auto arrive_until = [&](double time) {
     while (left != 0 && stream.peek().arrival <= time) {
@@ -120,7 +170,9 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
   std::vector<GeneratedToken> tokens;
   while (ledger.now() < limits.seconds) {
     if (limits.stop != nullptr && *limits.stop) return {StatusCode::kUnavailable, "interrupted"};
+    const auto scheduling = WallClock::now();
     MLA_RETURN_IF_ERROR(scheduler.begin_step(&work));
+    const double host_seconds = ending + seconds_since(scheduling);
     ledger.look();
     if (work.empty()) {
       if (left == 0) break;
@@ -133,9 +185,13 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
       return {StatusCode::kInvalidArgument,
               fmt::format("a step took {} s, which is no time", seconds)};
     }
+    if (engine.counts_host_time()) seconds += host_seconds;
     arrive_until(ledger.now() + seconds);
+    const auto ended = WallClock::now();
     MLA_RETURN_IF_ERROR(scheduler.end_step(&tokens));
+    ending = seconds_since(ended);
     clock.generated(tokens, ledger.now());
+    watch.look(ledger.now(), &clock);
     step_ms.push_back(1e3 * seconds);
     batches += static_cast<double>(tokens.size());
   }
@@ -150,7 +206,11 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
   result.step_ms_p99 = quantile(step_ms, 0.99);
   ledger.write(&result);
   clock.write(&result);
-  *figures = result;
+  if (result.span > 0) {
+    result.busy_share = 1e-3 * std::accumulate(step_ms.begin(), step_ms.end(), 0.0) / result.span;
+  }
+  result.alerts = std::move(watch).alerts();
+  *figures = std::move(result);
   return {};
 }
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "bench/measure/statistics.h"
 #include "bench/service/engine.h"
@@ -14,13 +16,36 @@
 
 namespace mla::bench {
 
-/// When a run ends.
+/// What an alert is for. Latencies are targets of a run, too; infinity: none.
+struct Thresholds {
+  double token_ms_mean = 50;
+  double token_ms_p99 = 100;
+  double queue = std::numeric_limits<double>::infinity();        ///< Requests that wait
+  double pages_share = std::numeric_limits<double>::infinity();  ///< Of all, that are held; 0.95
+  /// Of the GPU, mean over the run: a target, and no alert.
+  double power_w = std::numeric_limits<double>::infinity();
+};
+
+/// A threshold was passed in a window of the virtual time.
+struct Alert {
+  double time = 0;   ///< s, the window's end
+  std::string what;  ///< "token p99, ms", "queue", ...
+  double value = 0;
+  double threshold = 0;
+};
+
+/// When a run ends, and what it is watched for.
 struct RunLimits {
   double seconds =
       std::numeric_limits<double>::infinity();  ///< Virtual; a step under way is ended.
   int64_t requests = -1;  ///< Arrivals; the run goes on until they have ended. -1: no limit.
   const std::atomic<bool>* stop = nullptr;  ///< Once true, the run ends with kUnavailable.
+  Thresholds thresholds = {};
+  double window = 0.5;  ///< s, of an alert
 };
+
+/// Requests whose latencies are few say little about the slowest of a hundred.
+inline constexpr int64_t kSamplesOfP99 = 100;
 
 /// What a run came to. Times are virtual; means over time unless said otherwise.
 struct Figures {
@@ -32,6 +57,15 @@ struct Figures {
   double token_ms_mean = kUnknown, token_ms_p50 = kUnknown, token_ms_p99 = kUnknown;
   /// From a request's arrival; of requests under way at the beginning, only where none was made.
   double first_token_ms_p50 = kUnknown, first_token_ms_p99 = kUnknown;
+  /// From a request's arrival to its last token; of those that arrived in the run and finished. Not known of
+  /// fewer than kSamplesOfP99: p99.
+  double request_ms_mean = kUnknown, request_ms_p50 = kUnknown, request_ms_p99 = kUnknown;
+  int64_t requests_timed = 0;  ///< So many
+  double busy_share = 0;       ///< Of the span, in which a step ran
+  std::vector<Alert> alerts = {};
+  /// Of a GPU that NVML can read, during the steps (Meter).
+  double power_w = kUnknown, energy_mj_per_token = kUnknown, gpu_use_share = kUnknown,
+         temperature_c = kUnknown;
   int64_t tokens = 0;  ///< Generated
   double tokens_per_s = 0;
   double batch_mean = 0;  ///< Unfinished requests in a step, over the steps

@@ -54,7 +54,7 @@ struct CacheStatistics {
 struct RowRun {
   int64_t source;       ///< The first row's place in `rows`, or in the cache.
   int64_t destination;  ///< Its place in the cache: page_size * page + row.
-  int32_t tokens;       ///< 1 ... kMaxRunTokens
+  int32_t tokens;       ///< 0 ... kMaxRunTokens; 0 writes nothing
   int32_t from_cache;   ///< 1: the source is a page of the cache, copied on write. 0: `rows`.
 };
 /// Tokens of the longest run, which is what one thread block copies.

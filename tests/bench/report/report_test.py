@@ -103,7 +103,10 @@ def cache_entries():
               ["cold", "sustained", "returned", "all"]),
             *({"name": f"cache/fp8_tile128_append_b1_t4096/{mode}/iterations:1", **append, "GBps": 876} for mode in
               ["cold", "sustained", "returned", "all"]),
-            {"name": "cache/memory_stepped/bytes/iterations:1", **memory}]
+            {"name": "cache/host_cuda_malloc/wall/iterations:1", **host, "ns": 4321, "label": "a buffer"},
+            {"name": "cache/memory_stepped/bytes/iterations:1", **memory},
+            {"name": "cache/model_mha_32/bytes/iterations:1", **memory, "fragmentation": 0.015, "bytes_per_token": 524288,
+             "bytes_lost": 2.11e9}]
 
 
 def full_results():
@@ -526,7 +529,7 @@ class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
     BLOCKS = ["run", *(f"suite-{name}" for name in SUITES if name not in ("varlen", "resources")), "suite-compute",
-              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "peers", "later", "choice", "quantised",
+              "varlen", "combine-and-plan", "numerics", "resources", "cache", "service", "service-formats", "service-requests", "peers", "later", "choice", "quantised",
               "texts", "traditional", "cross", "traditional-cross"]
 
     def setUp(self):
@@ -779,6 +782,8 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[3], "54.5")
         self.assertEqual(self.cells("cache", "1 × 4096, fp8_tile128")[3], "876")
         self.assertEqual(self.cells("cache", "stepped")[2:4], ["4.83", "2.44"])
+        self.assertEqual(self.cells("cache", "cuda_malloc")[1], "4321 (3.74–6.43)")
+        self.assertEqual([self.cells("cache", "mha_32")[i] for i in (1, 6, 7, 8, 9)], ["524", "50%", "98.5%", "1.5%", "2110"])
         self.assertNotIn("commit", self.block("cache"))  # the page says it above
 
     def test_the_cache_of_the_file_that_is_shown(self):
@@ -852,6 +857,59 @@ class ResultsPageTest(unittest.TestCase):
         model["context"].update(machine="model", clock="simulated", date_utc="2026-12-01T00:00:00Z")
         self.record("model_service_2026-12-01.json", model)
         self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
+
+    def test_figures_that_some_services_have(self):
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertEqual(self.block("service-requests"), recordings.NOT_RECORDED)
+        longer = service()
+        longer["context"].update(commit="1234abc", date_utc="2026-11-30T12:00:00Z")
+        self.record("h200_requests_2026-11-30.json", longer)
+        self.assertIn("commit 1234abc", self.block("service-requests"))
+        self.assertIn("commit fed4321", self.block("service"))
+        self.assertNotIn("energy", self.block("service"))
+        newer = service()
+        newer["context"]["date_utc"] = "2026-11-29T12:00:00Z"
+        newer["runs"][0]["figures"].update(target_token_ms_mean=50, target_token_ms_p99=100, targets_met=False, prefix_hits=0,
+                                           prompts=9, energy_mj_per_token=None, alerts=0)
+        newer["runs"][1]["figures"].update(target_token_ms_mean=50, target_token_ms_p99=100, targets_met=True, prefix_hits=3,
+                                           prompts=4, energy_mj_per_token=123.4, alerts=0)
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertEqual(self.cells("service", "targets of a token, ms: mean, p99; met")[1:], ["50, 100; yes", "50, 100; no"])
+        self.assertEqual(self.cells("service", "prompts that found their prefix, of all")[1:], ["3 of 4", "0 of 9"])
+        self.assertEqual(self.cells("service", "energy per token, mJ")[1:], ["123", "—"])
+        self.assertNotIn("alerts", self.block("service"))
+        self.assertNotIn("price", self.block("service"))
+        newer["runs"][0]["figures"].update(price_per_hour=3, cost_per_1000_tokens=0.00123)
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertEqual(self.cells("service", "price of the GPU per hour; of 1000 tokens")[1:], ["—", "3; 0.0012"])
+        newer["context"]["step"] = "from here to there"
+        self.record("h200_service_2026-11-29.json", newer)
+        self.assertIn("(a step lasts from here to there)", self.block("service"))
+
+    def test_recordings_are_listed_and_what_is_missing_is_said(self):
+        (self.root / "docs" / "texts.md").write_text("<!-- recordings:begin -->\n<!-- recordings:end -->\n")
+        def listed():
+            self.run_report("--update")
+            return (self.root / "docs" / "texts.md").read_text()
+        first = listed()
+        for missing in ["suite `texts`", "suite `cross`", "counters of the hardware", "latency of requests", "H100"]:
+            self.assertIn(missing, first.split("Not recorded yet:")[1])
+        self.assertRegex(first, r"\| stages 03, 05, 08; suites table, bandwidth, .*\| NVIDIA H200 \| abc1234 \| 2026-11-20 \| 150 s \|")
+        self.record("h200_service_2026-11-22.json", service())
+        self.assertIn("| service: chat_1000 | NVIDIA H200 | fed4321 | 2026-11-22 | — |", listed())
+        newer = service()
+        newer["context"]["gpu"] = "NVIDIA H100 80GB HBM3"
+        newer["runs"][0]["figures"]["request_ms_mean"] = 5
+        self.record("h100_service_2026-11-29.json", newer)
+        busy = {"context": {"schema": recordings.COUNTERS_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200", "driver": "580.1",
+                            "ncu": "Version 1", "nvcc": "13", "commit": "abc1234", "date": "2026-11-30"},
+                "runs": [{"stage": "08_seesaw", "shape": "h128_q1_b64_k4096",
+                          "kernels": {"decode": {"launches": 1, "metrics": {"sm__warps_active.avg.pct_of_peak_sustained_active": 18.7,
+                                                                            "gpu__time_duration.sum": 120000}}}}]}
+        self.record("counters_hardware.json", busy)
+        last = listed()
+        self.assertIn("| counters of the hardware | NVIDIA H200 | abc1234 | 2026-11-30 | — |", last)
+        self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`.\n"))
 
     def test_a_service_file_is_checked(self):
         self.assertEqual(recordings.problems(service(), ""), [])
@@ -1298,7 +1356,7 @@ class RunScriptTest(unittest.TestCase):
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
         self.assertEqual([name[5:-16] for name in recorded[1:]],
-                         ["cross", "service", "service_formats", "texts", "traditional", "traditional_audio_text",
+                         ["cross", "requests", "service", "service_formats", "texts", "traditional", "traditional_audio_text",
                           "traditional_image_text", "traditional_text_image"])
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
         arguments = (self.root / "arguments").read_text()

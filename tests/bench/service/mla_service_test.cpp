@@ -56,12 +56,20 @@ TEST(MlaService, WritesItsResults) {
                           "max_sm_mhz", "power_limit_w"}) {
     EXPECT_TRUE(context.contains(key)) << key;
   }
-  ASSERT_EQ(json["runs"].size(), 18u);
+  ASSERT_EQ(json["runs"].size(), 2 * 10u + 1);
+  std::string first_stage;
   for (size_t i = 0; i < json["runs"].size(); ++i) {
     const Json& one = json["runs"][i];
-    EXPECT_EQ(one["way"], i % 2 == 0 ? "paged" : "static");
-    // What auto chooses, on both sides: the ratio is not the kernel's.
-    EXPECT_EQ(one["stage"], json["runs"][i - i % 2]["stage"]);
+    const bool begins = i == 0 || one["scenario"] != json["runs"][i - 1]["scenario"];
+    const bool ends =
+        i + 1 == json["runs"].size() || one["scenario"] != json["runs"][i + 1]["scenario"];
+    EXPECT_EQ(one["way"], begins ? "paged" : ends ? "static" : "unshared");
+    if (!begins && !ends) {
+      EXPECT_EQ(one["scenario"], "shared_prompt");
+    }
+    // What auto chooses, on all sides: the ratio is not the kernel's.
+    if (begins) first_stage = one["stage"];
+    EXPECT_EQ(one["stage"], first_stage);
     EXPECT_GE(one["stage"], "05") << one["scenario"];
     const Json& figures = one["figures"];
     for (const char* key : {"arrived",
@@ -89,7 +97,16 @@ TEST(MlaService, WritesItsResults) {
                             "cache_gb",
                             "queue_mean",
                             "queue_max",
-                            "preemptions"}) {
+                            "preemptions",
+                            "request_ms_mean",
+                            "request_ms_p99",
+                            "requests_timed",
+                            "targets_met",
+                            "alerts",
+                            "prefix_hits",
+                            "power_w",
+                            "energy_mj_per_token",
+                            "cost_per_1000_tokens"}) {
       EXPECT_TRUE(figures.contains(key)) << key;
     }
     EXPECT_EQ(figures["arrived"].get<int64_t>(),
@@ -168,6 +185,79 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
     EXPECT_NE(changed.output.find("none is recorded"), std::string::npos) << changed.output;
   }
   std::filesystem::remove(path);
+}
+
+TEST(MlaService, SharesPromptsInLessMemory) {
+  const std::string path = temporary("shared.json");
+  const Result result =
+      run("--engine simulated --scenario shared_prompt --price-per-hour 2 --out " + path);
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("prompts one of 4 prefixes of 4096 and 512"), std::string::npos);
+  EXPECT_NE(result.output.find("Between them is prompts' shared beginnings"), std::string::npos);
+  EXPECT_NE(result.output.find("cost of 1000 tokens, at 2 per hour"), std::string::npos);
+  const Json runs = Json::parse(read(path))["runs"];
+  ASSERT_EQ(runs.size(), 3u);
+  const Json &shared = runs[0]["figures"], &apart = runs[1]["figures"];
+  EXPECT_GT(shared["prefix_hits"].get<double>(), 0.9 * shared["prompts"].get<double>());
+  EXPECT_EQ(apart["prefix_hits"], 0);
+  EXPECT_LT(shared["pages_mean"].get<double>(), 0.6 * apart["pages_mean"].get<double>());
+  EXPECT_GT(shared["batch_mean"].get<double>(), apart["batch_mean"].get<double>());
+  EXPECT_NEAR(shared["cost_per_1000_tokens"].get<double>() * shared["tokens_per_s"].get<double>(),
+              2000.0 / 3600, 1e-6);
+  std::filesystem::remove(path);
+}
+
+TEST(MlaService, ExperimentsEndWithAVerdict) {
+  const std::string paired = "--engine simulated --scenario chat_1000 --pairs 4 --ab ";
+  Result result = run(paired + "08,05");
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(
+      result.output.find("By the mean time between tokens: 08 is better; that of 05 differs by +"),
+      std::string::npos)
+      << result.output;
+  result = run(paired + "08,08");
+  EXPECT_NE(result.output.find("they are not told apart"), std::string::npos) << result.output;
+  EXPECT_EQ(run(paired + "08:nonesuch,05").code, 2);
+  EXPECT_EQ(run(paired + "08").code, 2);
+  EXPECT_EQ(run(paired + "08,05 --rollout 05").code, 2);
+  result = run(paired + "08:fp8_tile128,05");
+  EXPECT_EQ(result.code, 2);
+  EXPECT_NE(result.output.find("08_seesaw cannot read a cache"), std::string::npos);
+
+  const std::string rollout = "--engine simulated --stage 08 --rollout ";
+  result = run(rollout + "05 --scenario chat_1000");
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("05_tensor_core serves all requests: it raised no alert."),
+            std::string::npos)
+      << result.output;
+  result = run(rollout + "02 --scenario chat_5000");
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("02_shared_tiled was rolled back at 25%"), std::string::npos)
+      << result.output;
+  EXPECT_NE(result.output.find("08_seesaw serves all requests again."), std::string::npos);
+  EXPECT_EQ(run(rollout + "05 --out " + temporary("none.json")).code, 2);
+}
+
+TEST(MlaService, TakesModelsTargetsAndGraphs) {
+  Result result =
+      run("--engine simulated --scenario service --model deepseek_v2 --way paged "
+          "--target-token-p99 0.5 --alert-pages 0.01");
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("128 heads, 60 layers"), std::string::npos);
+  EXPECT_NE(result.output.find("missed: p99"), std::string::npos);
+  EXPECT_NE(result.output.find("the first alert at 0.5 s"), std::string::npos);
+  result = run("--engine simulated --model llama_3_8b");
+  EXPECT_EQ(result.code, 2);
+  EXPECT_NE(result.output.find("mla_traditional"), std::string::npos) << result.output;
+  for (const char* wrong : {"--alert-window 0", "--price-per-hour -1", "--pairs 0",
+                            "--power-budget 0", "--prefixes -1", "--prefix-tokens -5"}) {
+    EXPECT_EQ(run("--engine simulated " + std::string(wrong)).code, 2) << wrong;
+  }
+  result =
+      run("--engine model --scenario tiny --way paged --stage 03 --requests 2 --cuda-graphs "
+          "--prefixes 1 --prefix-tokens 64");
+  ASSERT_EQ(result.code, 0) << result.output;
+  EXPECT_NE(result.output.find("prefixes found"), std::string::npos) << result.output;
 }
 
 // Ctrl-C keeps the runs that came to their end, and only these: here those of the first scenario.

@@ -1,14 +1,18 @@
 // The simulated clock's fit, and what a run makes of steps of known times.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <thread>
 #include <tuple>
 
+#include "bench/service/experiments.h"
 #include "bench/service/report.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/service.h"
@@ -290,6 +294,119 @@ TEST(Run, OverloadIsReportedAsItIs) {
   EXPECT_GT(figures.token_ms_mean, 100.01);  // whoever was preempted waited longer than a step
 }
 
+TEST(Run, RequestsAreTimedFromTheirArrivalToTheirEnd) {
+  // Three that arrive as it begins, one that was under way before: that one's time is not known.
+  const auto scheduler = paged({.num_pages = 10, .max_batch = 2});
+  FakeEngine engine(1);
+  const std::vector<Request> under_way{
+      {.id = 0, .arrival = -1, .prompt = 5, .output = 9, .generated = 8},
+      {.id = 1, .output = 2},
+      {.id = 2, .output = 1},
+      {.id = 3, .output = 3}};
+  Figures figures;
+  ASSERT_OK(run_service({.requests = 0}, under_way, RequestStream({1, {1, 0}, {1, 0}}, 1),
+                        *scheduler, engine, &figures));
+  EXPECT_EQ(figures.requests_timed, 3);
+  EXPECT_DOUBLE_EQ(figures.request_ms_mean, (2 + 2 + 5) * 1000 / 3.0);
+  EXPECT_DOUBLE_EQ(figures.request_ms_p50, 2000);
+  EXPECT_TRUE(std::isnan(figures.request_ms_p99)) << "of three";
+  EXPECT_DOUBLE_EQ(figures.busy_share, 1);
+}
+
+TEST(Run, AP99IsKnownOfAHundredRequests) {
+  const auto scheduler = paged({.num_pages = 10});
+  FakeEngine engine(0.001);
+  Figures figures;
+  ASSERT_OK(run_service({.requests = 100}, {}, RequestStream({1, {1, 0}, {2, 0}}, 1), *scheduler,
+                        engine, &figures));
+  EXPECT_EQ(figures.requests_timed, 100);
+  EXPECT_GE(figures.request_ms_p99, 2);
+  EXPECT_LT(figures.request_ms_p99, 5);
+  EXPECT_NEAR(figures.busy_share, 0.2 / figures.span, 1e-3);
+}
+
+TEST(Run, AlertsSayWhatWasPassedAndWhen) {
+  // Steps of 40 ms at first, of 60 from the second second on; windows of half a second.
+  class Slower final : public Engine {
+   public:
+    Status step(const StepWork&, double* seconds) override {
+      *seconds = now_ < 1 ? 0.04 : 0.06;
+      now_ += *seconds;
+      return {};
+    }
+
+   private:
+    double now_ = 0;
+  };
+  const auto run = [](const Thresholds& thresholds) {
+    const auto scheduler = paged({.num_pages = 10, .max_batch = 1});
+    Slower engine;
+    const std::vector<Request> under_way{{.id = 0, .output = 500}, {.id = 1, .output = 1}};
+    Figures figures;
+    EXPECT_OK(run_service({.seconds = 2, .requests = 0, .thresholds = thresholds, .window = 0.5},
+                          under_way, RequestStream({1, {1, 0}, {1, 0}}, 1), *scheduler, engine,
+                          &figures));
+    return figures.alerts;
+  };
+  EXPECT_TRUE(run({.token_ms_mean = 61, .token_ms_p99 = 61}).empty());
+  auto alerts = run({.token_ms_mean = 50, .token_ms_p99 = 61});
+  ASSERT_EQ(alerts.size(), 2u);
+  EXPECT_EQ(alerts[0].what, "token mean, ms");
+  EXPECT_DOUBLE_EQ(alerts[0].time, 1.5);
+  EXPECT_NEAR(alerts[0].value, 60, 1e-6);
+  EXPECT_DOUBLE_EQ(alerts[0].threshold, 50);
+  EXPECT_EQ(run({.token_ms_mean = 61, .token_ms_p99 = 50}).size(), 2u);
+  alerts = run({.token_ms_mean = 61, .token_ms_p99 = 61, .queue = 0.5});
+  ASSERT_EQ(alerts.size(), 4u);
+  EXPECT_EQ(alerts[3].what, "queue");
+  EXPECT_EQ(run({.token_ms_mean = 61, .token_ms_p99 = 61, .pages_share = 0.05}).size(), 4u);
+}
+
+TEST(Run, TheHostsTimeCountsWhereStepsAreReal) {
+  class SlowBooks final : public Scheduler {
+   public:
+    SlowBooks() : Scheduler({.num_pages = 10}) {}
+    Status begin_step(StepWork* work) override {
+      std::this_thread::sleep_for(std::chrono::milliseconds(3));
+      work->sequences.assign(left_ > 0 ? 1 : 0, {0, 0, 1, 1, {}});
+      return {};
+    }
+    Status end_step(std::vector<GeneratedToken>* tokens) override {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      tokens->assign(1, {{.id = 0, .output = 3, .generated = 4 - left_--}});
+      return {};
+    }
+    Holding holding() const override { return {}; }
+
+   private:
+    int64_t running() const override { return 0; }
+    int64_t left_ = 3;
+  };
+  class Real final : public Engine {
+   public:
+    Status step(const StepWork&, double* seconds) override {
+      *seconds = 1;
+      return {};
+    }
+    bool counts_host_time() const override { return counts; }
+    bool counts = true;
+  };
+  Real engine;
+  Figures figures;
+  for (const bool counts : {true, false}) {
+    SlowBooks scheduler;
+    engine.counts = counts;
+    ASSERT_OK(run_service({.requests = 0}, {}, RequestStream({1, {1, 0}, {1, 0}}, 1), scheduler,
+                          engine, &figures));
+    EXPECT_EQ(figures.steps, 3);
+    if (counts) {  // the last end is of no step
+      EXPECT_GE(figures.span, 3 + 3 * 0.003 + 2 * 0.002);
+    } else {
+      EXPECT_DOUBLE_EQ(figures.span, 3);
+    }
+  }
+}
+
 TEST(Run, NeedsAnEndAndTimes) {
   const auto scheduler = paged({.num_pages = 10});
   const RequestStream stream({1, {1, 0}, {1, 0}}, 1);
@@ -298,6 +415,8 @@ TEST(Run, NeedsAnEndAndTimes) {
   EXPECT_FALSE(run_service({}, {}, stream, *scheduler, engine, &figures).ok());
   EXPECT_FALSE(run_service({.seconds = -1}, {}, stream, *scheduler, engine, &figures).ok());
   EXPECT_FALSE(run_service({.requests = 1}, {}, stream, *scheduler, broken, &figures).ok());
+  EXPECT_FALSE(
+      run_service({.requests = 1, .window = 0}, {}, stream, *scheduler, engine, &figures).ok());
 }
 
 TEST(Balance, IsWhereStepsGenerateWhatArrives) {
@@ -330,6 +449,22 @@ TEST(Scenarios, AreAllInOrder) {
   }
   EXPECT_EQ(select_scenarios("service,nonesuch", &all).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(select_scenarios("", &all).code(), StatusCode::kInvalidArgument);
+}
+
+TEST(Scenarios, TakeAModelsHeadsAndLayersOrSayWhyNot) {
+  Scenario scenario;
+  ASSERT_OK(use_model("deepseek_v2_lite", &scenario));
+  EXPECT_EQ(scenario.heads, 16);
+  EXPECT_EQ(scenario.layers, 27);
+  ASSERT_OK(use_model("deepseek_v2", &scenario));
+  EXPECT_EQ(scenario.heads, 128);
+  EXPECT_EQ(scenario.layers, 60);
+  const Status grouped = use_model("llama_2_70b", &scenario);
+  EXPECT_EQ(grouped.code(), StatusCode::kUnsupported);
+  EXPECT_NE(grouped.message().find("llama_2_70b has 8 heads of keys"), std::string::npos);
+  EXPECT_NE(grouped.message().find("mla_traditional"), std::string::npos);
+  EXPECT_EQ(use_model("nonesuch", &scenario).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(scenario.layers, 60);
 }
 
 // A page is 64 rows of a format's bytes, in every layer.
@@ -393,7 +528,8 @@ TEST(Report, FormatsAreCompared) {
 TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   const std::filesystem::path folder = testing::TempDir() + "/service_recordings";
   std::filesystem::create_directories(folder);
-  const auto record = [&](const char* day, const Scenario& scenario, double tokens) {
+  const auto record = [&](const char* day, const Scenario& scenario, double tokens,
+                          const char* values = "as listed") {
     ServiceRun run{scenario, "paged", "08_seesaw", {}};
     run.figures.tokens_per_s = tokens;
     ASSERT_OK(write_runs(folder / (std::string(day) + ".json"),
@@ -402,6 +538,7 @@ TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
                           {"gpu", "a GPU"},
                           {"commit", "c"},
                           {"date_utc", day},
+                          {"scenarios", values},
                           {"seed", "1"}},
                          {run}));
   };
@@ -410,6 +547,7 @@ TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   record("2026-01-01", plain, 1);
   record("2026-01-02", plain, 2);
   record("2026-01-03", quantised, 3);
+  record("2026-01-04", plain, 4, "changed");
   for (const auto& [scenario, tokens] : {std::pair(plain, 2.0), std::pair(quantised, 3.0)}) {
     const RecordedService newest = load_newest_service(folder, scenario);
     const auto* run = newest.find(scenario, "paged", "08_seesaw");
@@ -418,6 +556,118 @@ TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   }
   EXPECT_TRUE(load_newest_service(folder, other).runs.empty());
   std::filesystem::remove_all(folder);
+}
+
+TEST(Report, TargetsCostAndAlertsAreSaid) {
+  ServiceRun run{scenarios().front(), "paged", "08_seesaw", {}};
+  run.figures.token_ms_mean = 40;
+  run.figures.token_ms_p99 = 120;
+  run.figures.tokens_per_s = 100;
+  run.figures.alerts = {{1.5, "queue", 12, 10}, {2, "queue", 13, 10}};
+  run.price_per_hour = 3.6;
+  std::string text = compare_runs({run}, "a clock", "");
+  EXPECT_NE(text.find("missed: p99"), std::string::npos) << text;
+  EXPECT_NE(text.find("cost of 1000 tokens, at 3.6 per hour  0.01"), std::string::npos) << text;
+  EXPECT_NE(text.find("the first alert at 1.5 s: queue 12.0 > 10"), std::string::npos) << text;
+  EXPECT_EQ(text.find("power"), std::string::npos) << "no GPU was read";
+  EXPECT_EQ(text.find("prefixes"), std::string::npos);
+  run.targets = {.token_ms_mean = 30, .token_ms_p99 = 130};
+  run.figures.power_w = 500;
+  run.scenario.workload.prefixes = {1, 64};
+  run.figures.counts.prompts = 4;
+  run.figures.counts.prefix_hits = 3;
+  run.figures.counts.prompt_tokens = 400;
+  run.figures.counts.prefix_hit_tokens = 100;
+  text = compare_runs({run}, "a clock", "");
+  EXPECT_NE(text.find("missed: mean"), std::string::npos) << text;
+  EXPECT_NE(text.find("power, W"), std::string::npos) << text;
+  EXPECT_EQ(text.find("budget"), std::string::npos) << text;
+  for (const auto& [watt, verdict] : {std::pair(500.0, "kept"), std::pair(499.0, "passed")}) {
+    run.targets.power_w = watt;
+    text = compare_runs({run}, "a clock", "");
+    EXPECT_TRUE(
+        std::regex_search(text, std::regex(fmt::format("budget of {:g} W +{}", watt, verdict))))
+        << text;
+  }
+  run.figures.power_w = kUnknown;
+  EXPECT_NE(compare_runs({run}, "a clock", "").find("power is not read"), std::string::npos);
+  EXPECT_NE(text.find("75%, 25%"), std::string::npos) << text;
+  run.targets = {};
+  run.figures.token_ms_p99 = 99;
+  EXPECT_NE(compare_runs({run}, "a clock", "").find(" met\n"), std::string::npos);
+}
+
+// ---- experiments ----
+
+TEST(Pairs, AreToldApartByStudentsT) {
+  // Differences 10%, 20%, 30%: mean 20%, deviation 10%, t of two degrees 4.303.
+  const double base[] = {1, 10, 100}, other[] = {1.1, 12, 130};
+  const PairedDifference difference = paired_difference(base, other);
+  EXPECT_EQ(difference.pairs, 3);
+  EXPECT_NEAR(difference.mean, 0.2, 1e-12);
+  EXPECT_NEAR(difference.half_width, 4.303 * 0.1 / std::sqrt(3), 1e-9);
+  EXPECT_FALSE(difference.is_told());
+  const double close[] = {1.19, 12, 121};
+  EXPECT_TRUE(paired_difference(base, close).is_told());
+  EXPECT_FALSE(paired_difference({base, 1}, {other, 1}).is_told()) << "one pair tells nothing";
+  const double unknown[] = {1, kUnknown, 100};
+  EXPECT_EQ(paired_difference(base, unknown).pairs, 2);
+  const std::vector<double> many(100, 1.0);
+  EXPECT_EQ(paired_difference(many, many).half_width, 0);
+}
+
+TEST(Pairs, TheVerdictNamesTheBetterOne) {
+  std::vector<ServiceRun> a(3, {scenarios().front(), "paged", "08_seesaw", {}}), b = a;
+  for (size_t i = 0; i < 3; ++i) {
+    a[i].figures.token_ms_mean = 10 + double(i);
+    b[i].figures.token_ms_mean = 0.9 * a[i].figures.token_ms_mean + 0.01 * double(i);
+    a[i].figures.tokens_per_s = 100;
+    b[i].figures.tokens_per_s = 90 - double(i);
+    a[i].figures.step_ms_mean = b[i].figures.step_ms_mean = 5;
+  }
+  const std::string text = compare_pairs("first", a, "second", b, "a clock");
+  EXPECT_NE(
+      text.find("3 pairs of runs, each of the same requests. By the mean time between tokens: "
+                "second is better; that of second differs by -9.9%"),
+      std::string::npos)
+      << text;
+  const auto line = [&](const std::string& title) {
+    const size_t begin = text.find(title);
+    return text.substr(begin, text.find('\n', begin) - begin);
+  };
+  EXPECT_NE(line("tokens/s").find("first"), std::string::npos) << "more is better";
+  EXPECT_NE(line("step, ms").find("not told apart"), std::string::npos);
+  EXPECT_EQ(text.find("energy"), std::string::npos) << "not known";
+}
+
+TEST(Rollout, GoesOnWithoutAlertsAndBackWithOne) {
+  constexpr double kShares[] = {0.05, 0.25, 1};
+  std::vector<std::string> served;
+  double worst_share = 2;  // from which on the new stage raises an alert
+  const auto serve = [&](bool by_new, double from, double to, Figures* figures) -> Status {
+    served.push_back(fmt::format("{} {:g}-{:g}", by_new ? "new" : "old", from, to));
+    if (by_new && to >= worst_share) figures->alerts = {{0.5, "token p99, ms", 123, 100}};
+    if (!by_new) figures->alerts = {{0.5, "queue", 5, 1}};  // the old one's stop nothing
+    return {};
+  };
+  std::vector<RolloutPhase> phases;
+  ASSERT_OK(run_rollout(kShares, serve, &phases));
+  EXPECT_EQ(served, (std::vector<std::string>{"old 0.05-1", "new 0-0.05", "old 0.25-1",
+                                              "new 0-0.25", "new 0-1"}));
+  EXPECT_EQ(phases.size(), 3u);
+  EXPECT_NE(describe_rollout("08", "09", phases, "a clock").find("09 serves all requests"),
+            std::string::npos);
+  served.clear();
+  worst_share = 0.25;
+  ASSERT_OK(run_rollout(kShares, serve, &phases));
+  EXPECT_EQ(served, (std::vector<std::string>{"old 0.05-1", "new 0-0.05", "old 0.25-1",
+                                              "new 0-0.25", "old 0-1"}));
+  const std::string text = describe_rollout("08", "09", phases, "a clock");
+  EXPECT_NE(text.find("09 was rolled back at 25%, alerts: 1, the first at 0.5 s: token p99, ms 123 "
+                      "> 100. 08 serves all requests again."),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("0% on 09"), std::string::npos);
 }
 
 TEST(Report, UnknownFiguresAreNull) {

@@ -36,7 +36,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   const Problem& decoded = engine.problem();
   const Tensors device = engine.tensors();
   const auto batch = work.sequences.size();
-  ASSERT_EQ(decoded.batch, int(batch));
+  ASSERT_GE(decoded.batch, int(batch));  // padded, if it is a graph
   std::vector<uint16_t> q(size_t(decoded.q_elements())), out(size_t(decoded.out_elements()));
   std::vector<float> lse(size_t(decoded.lse_elements()));
   ASSERT_OK(machine.copy_to_host(q.data(), device.q, q.size() * 2));
@@ -50,6 +50,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
     lengths.push_back(sequence.decoded);
     longest = std::max(longest, int64_t(sequence.decoded));
   }
+  lengths.resize(size_t(problem.batch));  // padding has no tokens
   problem.max_pages_per_seq = int(pages_for(longest, kDefaultPageSize));
   problem.num_pages = problem.batch * problem.max_pages_per_seq;
   std::vector<int32_t> table(size_t(problem.num_pages));
@@ -58,7 +59,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   std::vector<uint8_t> cache(size_t(problem.num_pages) * kDefaultPageSize * row_bytes, 0xFF);
   for (size_t i = 0; i < batch; ++i) {
     for (int32_t token = 0; token < lengths[i]; ++token) {
-      const auto row = pool_row(row_of(work.sequences[i].request, token) + layer);
+      const auto row = pool_row(row_of(work.sequences[i], token) + layer);
       const int64_t place = int64_t(i) * problem.max_seqlen_k() + token;
       put_row(problem, row, &cache[size_t(place) * row_bytes]);
     }
@@ -95,8 +96,15 @@ class CheckingEngine final : public Engine {
   int layers_;
 };
 
-void serve_and_check(Machine& machine, const Stage* stage, int layers,
-                     CacheFormat format = CacheFormat::k16Bit) {
+/// How requests are served.
+struct Serving {
+  CacheFormat format = CacheFormat::k16Bit;
+  SharedPrefixes prefixes = {};
+  bool graphs = false;
+};
+
+void serve_and_check(Machine& machine, const Stage* stage, int layers, const Serving& how = {}) {
+  const CacheFormat format = how.format;
   ASSERT_NE(stage, nullptr);
   SCOPED_TRACE(stage->slug + ", " + to_string(format));
   const SchedulerLimits limits{.num_pages = 7, .max_batch = 4, .max_length = 400};
@@ -104,25 +112,37 @@ void serve_and_check(Machine& machine, const Stage* stage, int layers,
   ASSERT_OK(LayerCaches::create(machine, limits.num_pages, format, layers, 0, &caches));
   EXPECT_EQ(caches->distinct(), layers);
   std::unique_ptr<RealEngine> real;
-  ASSERT_OK(RealEngine::create(machine, *stage, *caches, kHeads, &real));
+  ASSERT_OK(RealEngine::create(machine, *stage, *caches, kHeads, how.graphs, &real));
   CheckingEngine engine(machine, *real, layers);
   std::unique_ptr<PagedScheduler> scheduler;
   ASSERT_OK(PagedScheduler::create(limits, &scheduler));
   // Ids so that rows of 7 wrap around the pool. An empty prompt, one that ends where a page does, one that grows into a page that is not
   // there; then some at random.
-  const std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
-                                   {.id = 7, .prompt = 120, .output = 16},
-                                   {.id = 8, .prompt = 120, .output = 12},
-                                   {.id = 9, .prompt = 61, .output = 10},
-                                   {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
+  std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
+                             {.id = 7, .prompt = 120, .output = 16},
+                             {.id = 8, .prompt = 120, .output = 12},
+                             {.id = 9, .prompt = 61, .output = 10},
+                             {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
+  for (Request& request : first) {
+    if (how.prefixes.count == 0 || request.prompt < how.prefixes.tokens) continue;
+    request.prefix = 0;
+    request.prefix_tokens = how.prefixes.tokens;
+  }
   Figures figures;
-  const Status status =
-      run_service({.requests = 3}, first, RequestStream({20, {90, 90}, {6, 3}}, 1, 11), *scheduler,
-                  engine, &figures);
+  const Status status = run_service({.requests = 3}, first,
+                                    RequestStream({20, {90, 90}, {6, 3}, how.prefixes}, 1, 11),
+                                    *scheduler, engine, &figures);
   ASSERT_OK(status);
   EXPECT_EQ(figures.counts.finished + figures.counts.rejected_total(), 8);
   EXPECT_GE(figures.counts.finished, 7);
-  EXPECT_GT(figures.counts.preemptions, 0) << "too many pages to show anything";
+  if (how.prefixes.count == 0) {
+    EXPECT_GT(figures.counts.preemptions, 0) << "too many pages to show anything";
+  } else {
+    EXPECT_GT(figures.counts.prefix_hits, 3);
+  }
+  // One of each size is done first and then kept.
+  EXPECT_EQ(real->replayed() > 0, how.graphs);
+  EXPECT_EQ(real->graphs() > 0, how.graphs);
   EXPECT_EQ(engine.steps, figures.steps);
 }
 
@@ -134,13 +154,80 @@ TEST(RealEngine, DecodesWhatWasAppendedByAPlan_04) {
   serve_and_check(model_machine(), find_stage(MachineKind::kModel, "04"), 2);
 }
 
+// A prefix that ends within a page, whose rows are not those of any request.
+TEST(RealEngine, DecodesWhatIsShared) {
+  for (const int64_t tokens : {64, 100}) {
+    serve_and_check(model_machine(), find_stage(MachineKind::kModel, "03"), 2,
+                    {.prefixes = {1, tokens}});
+  }
+}
+
+// Steps padded to four sequences, replayed with other lengths and other pages.
+TEST(RealEngine, DecodesWhatAGraphAppended) {
+  for (const char* stage : {"03", "04"}) {
+    serve_and_check(model_machine(), find_stage(MachineKind::kModel, stage), 2, {.graphs = true});
+    serve_and_check(model_machine(), find_stage(MachineKind::kModel, stage), 1,
+                    {.prefixes = {2, 70}, .graphs = true});
+  }
+}
+
+// Steps of so many sequences of one page each, all of them checked. The first of a size is done, others are replayed.
+TEST(RealEngine, GraphsAreOfSizesAndGoWithTheBuffers) {
+  Machine& machine = model_machine();
+  std::unique_ptr<LayerCaches> caches;
+  ASSERT_OK(LayerCaches::create(machine, 40, CacheFormat::k16Bit, 1, 0, &caches));
+  std::unique_ptr<RealEngine> engine;
+  ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "04"), *caches, kHeads,
+                               true, &engine));
+  std::vector<int32_t> pages(40);
+  std::iota(pages.begin(), pages.end(), 0);
+  int32_t tokens = 0;  // in the first page of each sequence
+  int64_t first_request = 0;
+  const auto step = [&](int sequences) {
+    StepWork work;
+    for (int i = 0; i < sequences; ++i) {
+      work.sequences.push_back(
+          {first_request + i, tokens, 1, tokens + 1, std::span(pages).subspan(size_t(i), 1)});
+    }
+    ++tokens;
+    double seconds = 0;
+    const Status status = engine->step(work, &seconds);
+    ASSERT_OK(status);
+    check_decode(machine, *engine, work, 0);
+  };
+  const auto steps = [&](std::initializer_list<int> batches) {
+    tokens = 0;
+    first_request += 100;
+    for (const int batch : batches) step(batch);
+  };
+  steps({1, 1, 1});
+  EXPECT_EQ(engine->replayed(), 2);
+  EXPECT_EQ(engine->problem().batch, 1);
+  steps({3});  // of four: other buffers
+  EXPECT_EQ(engine->problem().batch, 4);
+  EXPECT_EQ(engine->graphs(), 1);
+  steps({4, 4, 3});
+  EXPECT_EQ(engine->replayed(), 5);
+  steps({1, 1});
+  EXPECT_EQ(engine->replayed(), 6);
+  EXPECT_EQ(engine->graphs(), 2);
+  StepWork longer;
+  longer.sequences.push_back({7, 33 * 64 - 1, 1, 33 * 64, pages});
+  double seconds = 0;
+  ASSERT_OK(engine->step(longer, &seconds));
+  EXPECT_EQ(engine->problem().max_pages_per_seq, 64);
+}
+
 TEST(RealEngine, DecodesOnAGpu) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
   for (const Stage& stage : stages(MachineKind::kGpu)) {
     if (!check_device(stage, gpu->limits()).ok()) continue;
-    for (const CacheFormat format : stage.cache_formats) serve_and_check(*gpu, &stage, 3, format);
+    for (const CacheFormat format : stage.cache_formats) {
+      serve_and_check(*gpu, &stage, 3, {.format = format});
+      serve_and_check(*gpu, &stage, 3, {.format = format, .prefixes = {2, 70}, .graphs = true});
+    }
   }
 }
 
@@ -149,9 +236,11 @@ class QuantisedService : public testing::TestWithParam<CacheFormat> {};
 
 TEST_P(QuantisedService, DecodesWhatWasAppended) {
   for (const Stage& stage : stages(MachineKind::kModel)) {
-    if (can_read(stage, GetParam())) serve_and_check(model_machine(), &stage, 1, GetParam());
+    if (!can_read(stage, GetParam())) continue;
+    serve_and_check(model_machine(), &stage, 1, {.format = GetParam()});
   }
-  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "auto"), 2, GetParam());
+  serve_and_check(model_machine(), find_stage(MachineKind::kModel, "auto"), 2,
+                  {.format = GetParam(), .graphs = true});
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, QuantisedService,
@@ -164,8 +253,8 @@ TEST(RealEngine, RefusesACacheThatTheStageCannotRead) {
   std::unique_ptr<LayerCaches> caches;
   ASSERT_OK(LayerCaches::create(machine, 6, CacheFormat::kFp8Tensor, 1, 0, &caches));
   std::unique_ptr<RealEngine> engine;
-  const Status status =
-      RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads, &engine);
+  const Status status = RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches,
+                                           kHeads, false, &engine);
   EXPECT_EQ(status.code(), StatusCode::kUnsupported);
   EXPECT_NE(status.message().find("03_online_softmax cannot read a cache of cache_format = "
                                   "fp8_tensor"),
@@ -221,7 +310,7 @@ TEST(RealEngine, RowsGoToTheNextPageWhereverItIs) {
   ASSERT_OK(LayerCaches::create(machine, 6, CacheFormat::k16Bit, 1, 0, &caches));
   std::unique_ptr<RealEngine> engine;
   ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "03"), *caches, kHeads,
-                               &engine));
+                               false, &engine));
   const int32_t pages[] = {3, 1};
   double seconds = 0;
   for (const auto& [before, after] : {std::pair(0, 60), std::pair(60, 70)}) {
@@ -241,7 +330,7 @@ TEST(RealEngine, StaticBatchesRun) {
   EXPECT_EQ(caches->data(0), caches->data(1));
   std::unique_ptr<RealEngine> engine;
   ASSERT_OK(RealEngine::create(machine, *find_stage(MachineKind::kModel, "02"), *caches, kHeads,
-                               &engine));
+                               false, &engine));
   std::unique_ptr<StaticScheduler> scheduler;
   ASSERT_OK(
       StaticScheduler::create({.num_pages = 6, .max_batch = 4, .max_length = 128}, &scheduler));

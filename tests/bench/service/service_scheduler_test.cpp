@@ -106,6 +106,51 @@ TEST(Requests, UnderWayAreLongerOnesAtUniformProgress) {
   EXPECT_NEAR(progress, 0.5, 0.02);
 }
 
+TEST(Requests, PrefixesStandBeforeThePromptAndAreAsLikelyAsEachOther) {
+  const Workload plain{5, {100, 50}, {20, 10}};
+  Workload shared = plain;
+  shared.prefixes = {4, 1000};
+  RequestStream a(plain, 3), b(shared, 3);
+  std::map<int64_t, int> counts;
+  for (int i = 0; i < 4000; ++i) {
+    const Request one = a.take(), other = b.take();
+    ASSERT_EQ(one.prefix, -1);
+    ASSERT_EQ(other.prompt, one.prompt + 1000);  // all else is drawn as before
+    ASSERT_EQ(other.arrival, one.arrival);
+    ASSERT_EQ(other.prefix_tokens, 1000);
+    ++counts[other.prefix];
+  }
+  EXPECT_EQ(counts.size(), 4u);
+  for (const auto& [prefix, count] : counts) {
+    EXPECT_GE(prefix, 0);
+    EXPECT_NEAR(count, 1000, 120);
+  }
+  for (const Request& one : requests_under_way(shared, 50, 3)) {
+    EXPECT_GE(one.prompt, 1000);
+    EXPECT_LT(one.prefix, 4);
+  }
+  EXPECT_FALSE(validate(Workload{1, {0, 0}, {1, 0}, {-1, 0}}).ok());
+  EXPECT_FALSE(validate(Workload{1, {0, 0}, {1, 0}, {1, -1}}).ok());
+}
+
+TEST(Requests, PartsHaveEachRequestOnce) {
+  const Workload workload{5, {100, 50}, {20, 10}, {3, 64}};
+  RequestStream all(workload, 7);
+  RequestStream few(workload, 7, 0, {0, 0.25}), rest(workload, 7, 0, {0.25, 1});
+  int of_few = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const Request one = all.take();
+    RequestStream& mine = few.peek().arrival < rest.peek().arrival ? few : rest;
+    of_few += &mine == &few;
+    const Request same = mine.take();
+    ASSERT_EQ(same.id, one.id);
+    ASSERT_EQ(same.arrival, one.arrival);
+    ASSERT_EQ(same.prompt, one.prompt);
+    ASSERT_EQ(same.prefix, one.prefix);
+  }
+  EXPECT_NEAR(of_few, 500, 70);
+}
+
 TEST(Requests, RefuseWhatIsNoWorkload) {
   EXPECT_OK(validate(Workload{1, {0, 0}, {1, 0}}));
   EXPECT_FALSE(validate(Workload{-1, {0, 0}, {1, 0}}).ok());
@@ -234,6 +279,216 @@ TEST(Paged, TheQueuesLimitDoesNotHoldForWhoRanBefore) {
   EXPECT_EQ(scheduler->resume(request(5, 10, 0)), Rejection::kNoOutput);  // all else holds
   EXPECT_EQ(scheduler->arrive(request(6, 1, 1)), Rejection::kQueueFull);
   EXPECT_EQ(begin(*scheduler).sequences.size(), 5u);
+}
+
+// ---- shared prefixes ----
+
+Request with_prefix(int64_t id, int64_t prefix, int64_t prefix_tokens, int64_t own,
+                    int64_t output) {
+  Request one = request(id, prefix_tokens + own, output);
+  one.prefix = prefix;
+  one.prefix_tokens = prefix_tokens;
+  return one;
+}
+
+TEST(Prefixes, TheFirstBringsThemInAndOthersShareWholePages) {
+  // 150 tokens: two whole pages are shared, the rest is each one's own.
+  const auto scheduler = paged({.num_pages = 20, .max_batch = 8});
+  for (int64_t id = 0; id < 2; ++id) scheduler->arrive(with_prefix(id, 5, 150, 10, 3));
+  scheduler->arrive(with_prefix(2, 6, 60, 10, 3));  // less than a page: nothing to share
+  StepWork work = begin(*scheduler);
+  ASSERT_EQ(work.sequences.size(), 3u);
+  const SequenceWork &first = work.sequences[0], &second = work.sequences[1];
+  EXPECT_EQ(first.tokens_before, 0);
+  EXPECT_EQ(first.appended, 161);
+  EXPECT_EQ(second.tokens_before, 128);
+  EXPECT_EQ(second.appended, 33);
+  EXPECT_EQ(second.decoded, 161);
+  EXPECT_EQ(second.prefix, 5);
+  EXPECT_EQ(second.prefix_tokens, 150);
+  EXPECT_EQ(first.pages[0], second.pages[0]);
+  EXPECT_EQ(first.pages[1], second.pages[1]);
+  EXPECT_NE(first.pages[2], second.pages[2]);
+  EXPECT_EQ(work.sequences[2].tokens_before, 0);
+  EXPECT_EQ(scheduler->holding().pages, 2 + 1 + 1 + 2);
+  end(*scheduler);
+  work = begin(*scheduler);
+  EXPECT_EQ(work.sequences[0].appended, 1);  // brought in once
+  EXPECT_EQ(work.sequences[0].tokens_before, 161);
+  end(*scheduler);
+  begin(*scheduler);
+  EXPECT_EQ(end(*scheduler).size(), 3u);
+  // All have ended. The prefix stays, and the next one finds it.
+  EXPECT_EQ(scheduler->holding().pages, 2);
+  scheduler->arrive(with_prefix(3, 5, 150, 0, 1));
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 128);
+  end(*scheduler);
+  const RequestCounts counts = scheduler->counts();
+  EXPECT_EQ(counts.prompts, 4);
+  EXPECT_EQ(counts.prompt_tokens, 160 + 160 + 70 + 150);
+  EXPECT_EQ(counts.prefix_hits, 2);
+  EXPECT_EQ(counts.prefix_hit_tokens, 2 * 128);
+}
+
+TEST(Prefixes, GoBeforeARunningRequestDoesAndTheLongestUnusedFirst) {
+  const auto scheduler = paged({.num_pages = 6, .max_batch = 8});
+  for (int64_t id = 0; id < 2; ++id) {  // two prefixes of two pages, one request each
+    scheduler->arrive(with_prefix(id, id, 128, 0, 1));
+    begin(*scheduler);
+    end(*scheduler);
+  }
+  EXPECT_EQ(scheduler->holding().pages, 4);
+  scheduler->arrive(with_prefix(2, 0, 128, 0, 1));  // 0 is used again
+  begin(*scheduler);
+  end(*scheduler);
+  scheduler->arrive(request(3, 180, 20));  // three pages of the two that are free: 1 goes, 0 stays
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 1u);
+  EXPECT_EQ(scheduler->holding().pages, 2 + 3);
+  for (int i = 1; i < 9; ++i) {
+    end(*scheduler);
+    begin(*scheduler);
+  }
+  end(*scheduler);
+  scheduler->arrive(with_prefix(4, 0, 128, 62, 4));  // takes the last page
+  EXPECT_EQ(begin(*scheduler).sequences.back().tokens_before, 128);
+  end(*scheduler);
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 2u);
+  EXPECT_EQ(scheduler->counts().preemptions, 0);
+  end(*scheduler);
+  // 4 needs a page more: 0 is in use, so the youngest must go, which is 4 itself; and 0 with it.
+  EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{3}));
+  EXPECT_EQ(scheduler->counts().preemptions, 1);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 2);
+  while (ids(begin(*scheduler)) == std::vector<int64_t>{3}) end(*scheduler);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 3) << "4 had lost its prefix, not its use of it";
+}
+
+TEST(Prefixes, TheOneThatIsWantedStays) {
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
+  for (int64_t id = 0; id < 2; ++id) {
+    scheduler->arrive(with_prefix(id, id, 128, 0, 1));
+    begin(*scheduler);
+    end(*scheduler);
+  }
+  scheduler->arrive(with_prefix(2, 0, 128, 70, 1));  // two pages of the one that is free
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 128);
+}
+
+TEST(Prefixes, AsManyAreAdmittedAsPagesHold) {
+  // Two pages that all share and one of each one's own, of five.
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
+  for (int64_t id = 0; id < 4; ++id) scheduler->arrive(with_prefix(id, 0, 128, 10, 3));
+  EXPECT_EQ(begin(*scheduler).sequences.size(), 3u);
+}
+
+TEST(Prefixes, OneThatNobodyUsesGoesInPlaceOfARequest) {
+  const auto scheduler = paged({.num_pages = 3, .max_batch = 8});
+  scheduler->arrive(with_prefix(0, 0, 64, 0, 1));
+  begin(*scheduler);
+  end(*scheduler);
+  EXPECT_EQ(scheduler->holding().pages, 1);
+  scheduler->arrive(request(1, 60, 9));  // needs a second page in its fifth step
+  scheduler->arrive(request(2, 10, 9));
+  for (int i = 0; i < 9; ++i) {
+    EXPECT_EQ(begin(*scheduler).sequences.size(), 2u);
+    end(*scheduler);
+  }
+  EXPECT_EQ(scheduler->counts().preemptions, 0);
+  scheduler->arrive(with_prefix(3, 0, 64, 0, 1));  // brought in anew
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 0);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 0);
+}
+
+TEST(Prefixes, OneThatNeedsAllPagesGetsThem) {
+  const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
+  scheduler->arrive(with_prefix(0, 0, 256, 0, 1));
+  begin(*scheduler);
+  end(*scheduler);
+  scheduler->arrive(with_prefix(1, 1, 256, 60, 4));  // five pages: 0's must go
+  EXPECT_EQ(begin(*scheduler).sequences.at(0).appended, 317);
+  for (int i = 0; i < 3; ++i) {
+    end(*scheduler);
+    EXPECT_EQ(begin(*scheduler).sequences.size(), 1u);
+  }
+  EXPECT_TRUE(end(*scheduler).at(0).last());
+}
+
+TEST(Prefixes, AreNotSharedIfNotWanted) {
+  std::unique_ptr<PagedScheduler> scheduler;
+  ASSERT_OK(PagedScheduler::create({.num_pages = 20, .max_batch = 8}, &scheduler, false));
+  for (int64_t id = 0; id < 2; ++id) scheduler->arrive(with_prefix(id, 5, 128, 10, 3));
+  const StepWork work = begin(*scheduler);
+  for (const SequenceWork& sequence : work.sequences) {
+    EXPECT_EQ(sequence.tokens_before, 0);
+    EXPECT_EQ(sequence.appended, 139);
+  }
+  EXPECT_EQ(scheduler->holding().pages, 6);
+  EXPECT_EQ(scheduler->counts().prefix_hits, 0);
+}
+
+/// Random arrivals with prefixes, in few pages: every sequence lists its own pages and its prefix's, whoever brought
+/// that in; rows before tokens_before have been written by somebody; all requests end.
+void share_at_random(uint64_t seed, RequestCounts* sums) {
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto random = [&](int64_t index, int64_t least, int64_t most) {
+    return least + int64_t(generator::draw(counter_random::mix(seed + 1), index) %
+                           uint64_t(most - least + 1));
+  };
+  const SchedulerLimits limits{.num_pages = int(random(1, 8, 40)),
+                               .max_batch = int(random(2, 1, 20))};
+  const auto scheduler = paged(limits);
+  RequestStream stream(
+      {double(random(3, 1, 40)), {60, 60}, {30, 20}, {random(4, 1, 4), random(5, 0, 300)}}, seed);
+  constexpr int kArrivals = 60;
+  int arrived = 0;
+  using Key = std::pair<int64_t, int64_t>;    // whose rows, and which token's
+  std::map<int32_t, std::vector<Key>> cache;  // by page: what its rows hold
+  for (int step = 0; step < 40000; ++step) {
+    while (arrived < kArrivals && stream.peek().arrival < 0.05 * step) {
+      scheduler->arrive(stream.take());
+      ++arrived;
+    }
+    const StepWork work = begin(*scheduler);
+    const auto key = [](const SequenceWork& sequence, int64_t token) {
+      const bool shared = token < sequence.prefix_tokens;
+      return Key(shared ? -1 - sequence.prefix : sequence.request, token);
+    };
+    std::map<int32_t, int> writers;
+    for (const SequenceWork& sequence : work.sequences) {
+      ASSERT_EQ(sequence.tokens_before + sequence.appended, sequence.decoded);
+      for (int64_t token = sequence.tokens_before; token < sequence.decoded; ++token) {
+        const int32_t page = sequence.pages[size_t(token / kDefaultPageSize)];
+        auto& rows = cache[page];
+        rows.resize(kDefaultPageSize, Key(-1, -1));
+        rows[size_t(token % kDefaultPageSize)] = key(sequence, token);
+        if (token % kDefaultPageSize == 0 || token == sequence.tokens_before) ++writers[page];
+      }
+    }
+    for (const auto& [page, count] : writers) ASSERT_EQ(count, 1) << "two write page " << page;
+    for (const SequenceWork& sequence : work.sequences) {
+      for (int64_t token = 0; token < sequence.decoded; ++token) {
+        const auto& rows = cache[sequence.pages[size_t(token / kDefaultPageSize)]];
+        ASSERT_FALSE(rows.empty());
+        ASSERT_EQ(rows[size_t(token % kDefaultPageSize)], key(sequence, token));
+      }
+    }
+    ASSERT_LE(scheduler->holding().pages, limits.num_pages);
+    if (work.empty() && arrived == kArrivals) break;
+    if (!work.empty()) end(*scheduler);
+  }
+  const RequestCounts counts = scheduler->counts();
+  EXPECT_EQ(counts.finished + counts.rejected_total(), kArrivals);
+  sums->preemptions += counts.preemptions;
+  sums->prefix_hits += counts.prefix_hits;
+}
+
+TEST(Prefixes, EverySequenceReadsItsOwnRowsWhateverArrives) {
+  RequestCounts sums;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    ASSERT_NO_FATAL_FAILURE(share_at_random(seed, &sums));
+  }
+  EXPECT_GT(sums.preemptions, 200) << "page budgets were too large to show anything";
+  EXPECT_GT(sums.prefix_hits, 3000);
 }
 
 // ---- static batches by hand ----
