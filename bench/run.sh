@@ -74,6 +74,11 @@ END
     else
       echo "Other implementations are not measured: no PyTorch here."
     fi
+    if python3 -c 'import torch, mla_stages' 2> /dev/null; then
+      python3 bench/report/host_time.py --out "bench/results/python_${gpu}_${now%_*}.json"
+    else
+      echo "The Python package's calls are not timed: it is not installed beside PyTorch (docs/python.md)."
+    fi
     if python3 -c 'import matplotlib' 2> /dev/null; then
       python3 bench/report/report.py --plots
     else

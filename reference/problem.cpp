@@ -30,13 +30,15 @@ struct Factor {
 Status check_size(const char* name, int element_bytes, std::initializer_list<Factor> factors) {
   int64_t bytes = element_bytes;
   bool overflow = false;
-  std::string product;
   for (const Factor& factor : factors) {
     overflow |= __builtin_mul_overflow(bytes, factor.value, &bytes);
+  }
+  if (!overflow) return {};
+  std::string product;
+  for (const Factor& factor : factors) {
     product += (product.empty() ? "" : " x ") + std::string(factor.name) + " = " +
                std::to_string(factor.value);
   }
-  if (!overflow) return {};
   return invalid(std::string(name) + " [" + product + "] has more than 2^63 - 1 bytes");
 }
 

@@ -1,4 +1,4 @@
-"""Recorded results: files of mla_bench, of peers.py and of mla_service, what each must hold, and how figures are written.
+"""Recorded results: files of mla_bench, of peers.py, of host_time.py and of mla_service, what each must hold, and how figures are written.
 
 The newest in bench/results of the GPU that the texts speak of stands for all; bench/run.sh --record puts them there.
 """
@@ -12,6 +12,7 @@ SCHEMA = "flashmla_stages/2"
 PEERS_SCHEMA = "flashmla_stages/peers/1"
 COUNTERS_SCHEMA = "flashmla_stages/counters/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
+PYTHON_SCHEMA = "flashmla_stages/python/1"
 ERRORS_SCHEMA = "flashmla_formats/1"
 TRADITIONAL_SCHEMA = "flashmla_traditional/1"
 RECORDED_GPU = "NVIDIA H200"
@@ -41,6 +42,7 @@ REQUIRED_CACHE_COUNTERS = {
 }
 TIMELESS = ["error", "bytes"]
 REQUIRED_PEERS_CONTEXT = ["gpu", "driver", "cuda", "date", "protocol"]
+REQUIRED_PYTHON_CONTEXT = ["gpu", "driver", "cpu", "python", "torch", "cuda", "commit", "date_utc", "protocol"]
 REQUIRED_SERVICE_CONTEXT = ["machine", "gpu", "driver", "nvcc", "host_compiler", "commit", "date_utc", "clock"]
 REQUIRED_FIGURES = """
     arrived finished rejected queued running span_s steps step_ms_mean step_ms_p50 step_ms_p99 token_ms_mean token_ms_p50
@@ -168,6 +170,18 @@ def peers_problems(data):
     return found
 
 
+def python_problems(data):
+    found = lacking("context", data.get("context", {}), REQUIRED_PYTHON_CONTEXT) + lacking("it", data, ["import_ms"])
+    if not data.get("shapes"):
+        found.append("no shapes")
+    for shape, calls in data.get("shapes", {}).items():
+        if parse_shape(shape) is None:
+            found.append(f"'{shape}' is no shape")
+        found += [f"{shape}, {name}: not [median, least]" for name, times in calls.items()
+                  if not isinstance(times, list) or len(times) != 2]
+    return found
+
+
 def service_problems(data):
     context, runs = data.get("context", {}), data.get("runs", [])
     found = lacking("context", context, REQUIRED_SERVICE_CONTEXT)
@@ -233,6 +247,8 @@ def problems(data, name):
         return peers_problems(data)
     if schema == SERVICE_SCHEMA:
         return service_problems(data)
+    if schema == PYTHON_SCHEMA:
+        return python_problems(data)
     if schema == COUNTERS_SCHEMA:
         return counters_problems(data)
     if schema == TRADITIONAL_SCHEMA:
@@ -390,6 +406,13 @@ def load_peers(root, results):
     same_run = {name for data in found for rows in data["shapes"].values() for name in rows
                 if any(one.endswith(SAME_RUN) for one in rows)}
     return SimpleNamespace(files=found, shapes=shapes, same_run=same_run)
+
+
+def load_python(root, results):
+    """The newest recording of host_time.py on the same kind of GPU; None if there is none."""
+    found = [read_checked(path, PYTHON_SCHEMA) for path in (root / "bench" / "results").glob("python_*.json")]
+    found = [data for data in found if data["context"]["gpu"] == results.context.get("gpu")]
+    return max(found, key=lambda data: data["context"]["date_utc"], default=None)
 
 
 def load_cache(root, results):

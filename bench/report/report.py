@@ -28,7 +28,7 @@ import program
 import ridge
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
-                        lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_quantised, load_service, load_texts,
+                        lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_texts,
                         load_traditional, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, read_json, README_SHAPES,
                         recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
                         short, significant, unique, us, varlen_pairs, why_not)
@@ -715,6 +715,24 @@ def rotary_table(errors):
     return table(columns, cases)
 
 
+def host_time_block(python):
+    """What calls of the Python package cost the host."""
+    if python is None:
+        return []
+    context, shapes = python["context"], python["shapes"]
+    columns = [("call", lambda name: name)]
+    columns += each(shapes, shape_title, lambda shape, name: "{0:.1f} ({1:.1f})".format(*shapes[shape][name]))
+    names = unique(name for calls in shapes.values() for name in calls)
+    imports = "; ".join(f"{name} {ms:.0f} ms" for name, ms in python["import_ms"].items())
+    packages = ", ".join(f"{title} {context[key]}" for title, key in [("Python", "python"), ("PyTorch", "torch"), ("CuPy", "cupy")]
+                         if context.get(key))
+    absent = "".join(f" Not timed: {name}, {why}." for name, why in python.get("absent", {}).items())
+    return [table(columns, names),
+            f"µs per call, medians, and the least: {context['protocol']}. In a new process: {imports}. {context['gpu']}, "
+            f"driver {context['driver']}, {context['cpu']}, {packages}, commit {context['commit']}, "
+            f"{context['date_utc'][:10]}.{absent}"]
+
+
 SLOWEST_CHOICE = 1.03  # of the fastest stage's time; docs/choosing.md
 
 
@@ -1009,6 +1027,9 @@ def texts(root, results):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+    page = root / "docs" / "python.md"
+    if page.exists():
+        wanted.append((page, "host-time", written(host_time_block(load_python(root, results)), markdown) or NOT_RECORDED))
     page = root / "docs" / "course" / "ridge.md"
     if page.exists():
         wanted += [(page, "intensity", markdown(table(ridge.intensity_columns(), ridge.ROWS))),

@@ -10,12 +10,13 @@
 namespace mla {
 
 const Stage* find_stage(MachineKind machine, const std::string& slug, std::string* why_not) {
-  std::string names;
-  for (const Stage& stage : stages(machine)) {
-    if (stage.slug == slug || stage.slug.substr(0, 2) == slug) return &stage;
-    names += (names.empty() ? "" : ", ") + stage.slug;
+  const std::vector<Stage>& all = stages(machine);
+  for (const Stage& stage : all) {
+    if (stage.slug == slug || stage.slug.compare(0, 2, slug) == 0) return &stage;
   }
-  if (slug == kAutoSlug && !names.empty()) return &auto_stage(machine);
+  if (slug == kAutoSlug && !all.empty()) return &auto_stage(machine);
+  std::string names;
+  for (const Stage& stage : all) names += (names.empty() ? "" : ", ") + stage.slug;
   const bool is_gpu = machine == MachineKind::kGpu;
   const Stage* other = is_gpu ? find_stage(MachineKind::kModel, slug) : nullptr;
   if (why_not != nullptr && other != nullptr && other->on_cpu) {

@@ -249,7 +249,9 @@ void check_type(const char* name, const TensorView& tensor, int code, int bits,
 }
 
 void check_device(const char* name, const TensorView& tensor, DLDevice device) {
-  if (name_of(tensor.device()) == name_of(device)) return;
+  const DLDevice own = tensor.device();
+  if (own.device_type == device.device_type && own.device_id == device.device_id) return;
+  if (name_of(own) == name_of(device)) return;
   raise("ValueError", std::string(name) + " is on " + name_of(tensor.device()) + ", q is on " +
                           name_of(device) + ": all must be on one device");
 }
@@ -395,10 +397,10 @@ void make_plan(Options options, TensorView q, TensorView kv_cache, TensorView bl
 }
 
 /// Without a plan `memory` is the whole workspace, with one it is the scratch part. On a CPU it may be
-/// missing.
+/// missing. `makes_plan`: the plan is made first.
 void decode(Options options, TensorView q, TensorView kv_cache, TensorView block_table,
             TensorView seqlens_k, TensorView out, TensorView lse, MaybeTensor plan,
-            MaybeTensor memory, bool check_paging) {
+            MaybeTensor memory, bool check_paging, bool makes_plan) {
   Call call = read_call(*options.get(), q, kv_cache, block_table, seqlens_k);
   add_results(out, lse, &call);
   const auto& [problem, tensors, device] = call;
@@ -422,6 +424,9 @@ void decode(Options options, TensorView q, TensorView kv_cache, TensorView block
     const size_t needed = plan.has_value() ? bytes.scratch : bytes.total();
     if (needed > 0) check(own.allocate(machine_of(device), needed));
     workspace = own;
+  }
+  if (makes_plan && plan.has_value()) {
+    check(mla::plan_decode(stage, problem, tensors.seqlens_k, workspace_of(plan), stream));
   }
   check(plan.has_value()
             ? mla::decode_planned(stage, problem, tensors, workspace_of(plan), workspace, stream)

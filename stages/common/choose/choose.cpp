@@ -72,31 +72,43 @@ std::string name_of(const std::string& slug, const PlanSettings& settings) {
 /// The stage that chooses, for one machine.
 template <MachineKind kMachine>
 struct Chooser {
-  static Choice chosen(const Problem& problem, const DeviceLimits& limits) {
-    return choose_among(stages(kMachine), choice_tables(), problem, limits);
+  /// Each thread keeps its last choice: a call asks several times, and the next one, of another layer, asks
+  /// the same. What it is compared with is all that a choice depends on, which lengths are not.
+  static const Choice& chosen(const Problem& problem, const DeviceLimits& limits) {
+    thread_local Choice last;
+    thread_local int capability = 0;
+    const std::span<const ChoiceTable> tables = choice_tables();
+    const bool same = last.stage != nullptr && last.asked == regime_of(problem) &&
+                      last.table == table_for(tables, limits, problem.cache_format) &&
+                      capability == limits.compute_capability;
+    if (!same) {
+      last = choose_among(stages(kMachine), tables, problem, limits);
+      capability = limits.compute_capability;
+    }
+    return last;
   }
   static Status check(const Problem& problem, const DeviceLimits& limits) {
     return check_candidates(stages(kMachine), problem, limits);
   }
   static size_t scratch_bytes(const Problem& problem, const DeviceLimits& limits) {
-    const Choice choice = chosen(problem, limits);
+    const Choice& choice = chosen(problem, limits);
     return choice.stage->scratch_bytes == nullptr ? 0
                                                   : choice.stage->scratch_bytes(problem, limits);
   }
   static PlanShape plan_shape(const Problem& problem, const DeviceLimits& limits) {
-    const Choice choice = chosen(problem, limits);
+    const Choice& choice = chosen(problem, limits);
     return with_settings(choice.settings,
                          choice.stage->plan_shape(problem, with_settings(choice.settings, limits)));
   }
   static Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
                        void* scratch, const DeviceLimits& limits, Stream stream) {
-    const Choice choice = chosen(problem, limits);
+    const Choice& choice = chosen(problem, limits);
     return choice.stage->decode(problem, tensors, plan, scratch,
                                 with_settings(choice.settings, limits), stream);
   }
   static Prediction predict(const Problem& problem, int64_t total_tokens,
                             const DeviceLimits& limits) {
-    const Choice choice = chosen(problem, limits);
+    const Choice& choice = chosen(problem, limits);
     if (choice.stage->predict == nullptr) return {};  // on the CPU
     return choice.stage->predict(problem, total_tokens, with_settings(choice.settings, limits));
   }

@@ -22,36 +22,34 @@ Array = Any
 class _Call:
     """The arguments of a decode, as the library takes them."""
 
-    def __init__(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array, *, scale: float, causal: bool,
+    __slots__ = ("framework", "q", "stage", "on_cuda", "arguments", "shapes")
+
+    def __init__(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array, scale: float, causal: bool,
                  stage: str, cache_format: str, cache_scale: float, fixed_split_tokens: int) -> None:
-        self.framework = _arrays.framework_of("q", q)
-        _arrays.need_results("q", self.framework)
+        framework = self.framework = _arrays.framework_of("q", q)
+        _arrays.need_results("q", framework)
         if len(q.shape) != 4:
             raise ValueError(f"q has the shape {list(q.shape)}, must be [batch, seqlen_q, num_heads_q, 576]")
         self.q = q
         self.stage = stage
-        self.device = self.framework.device(q)
-        self.on_cuda = _arrays.is_cuda(self.device)
+        device = framework.device(q)
+        self.on_cuda = _arrays.is_cuda(device)
         if self.on_cuda:
             use_cuda()
         if isinstance(kv_cache, PagedCache):
             cache_format, cache_scale, kv_cache = kv_cache.cache_format, kv_cache.cache_scale, kv_cache.data
-        key = (stage, _number("scale", scale), bool(causal), cache_format, _number("cache_scale", cache_scale),
-               fixed_split_tokens)
-        self.arguments = (options(*key), self.framework.view("q", q), _arrays.view("kv_cache", kv_cache),
-                          _arrays.view("block_table", block_table), _arrays.view("seqlens_k", seqlens_k))
-        self._depends = ((stage, causal, cache_format, fixed_split_tokens, self.device, q.dtype),
-                         (q.shape, kv_cache.shape, block_table.shape))
-
-    @property
-    def shapes(self) -> Tuple[Any, ...]:
-        """What a plan and the size of a workspace depend on."""
-        kind, sizes = self._depends
-        return (*kind, *map(tuple, sizes))
+        settings = options(stage, scale if type(scale) is float else _number("scale", scale), bool(causal), cache_format,
+                           cache_scale if type(cache_scale) is float else _number("cache_scale", cache_scale),
+                           fixed_split_tokens)
+        view = _arrays.view
+        self.arguments = (settings, framework.view("q", q), view("kv_cache", kv_cache),
+                          view("block_table", block_table), view("seqlens_k", seqlens_k))
+        #: What a plan and the size of a workspace depend on.
+        self.shapes = (stage, causal, cache_format, fixed_split_tokens, device, q.dtype, tuple(q.shape),
+                       tuple(kv_cache.shape), tuple(block_table.shape))
 
     def run(self, function: str, *more: Any) -> Any:
-        with self.framework.on_stream(self.q):
-            return getattr(library, function)(*self.framework.without_streams((*self.arguments, *more)))
+        return self.framework.call(self.q, getattr(library, function), (*self.arguments, *more))
 
     def workspace_bytes(self) -> Tuple[int, int]:
         """Of the plan, and of the rest."""
@@ -93,40 +91,36 @@ class Plan:
     The methods take the tensors of a decode, of the same shapes as those that it was made for.
     """
 
-    def __init__(self, tensors: Sequence[Array], settings: Dict[str, Any]) -> None:
-        call = _Call(*tensors, **settings)
+    def __init__(self, call: _Call, settings: Tuple[Any, ...]) -> None:
         self.stage = call.stage
         self._on_cuda = call.on_cuda
         #: On the device; None for a stage that makes no plan.
         self.memory = call.memory(call.workspace_bytes()[0])
+        self._view = None if self.memory is None else _arrays.view("plan", self.memory)
         self._settings = settings
         self._shapes = call.shapes
-        self._run("make_plan", call)
 
     def update(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> None:
         """Makes the plan anew, in the same memory. May be captured in a CUDA graph."""
-        self._run("make_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        self._run("make_plan", _Call(q, kv_cache, block_table, seqlens_k, *self._settings))
 
     def check(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> None:
         """Raises a ValueError if the plan was not made for these lengths. Waits for the stream."""
-        self._run("check_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        self._run("check_plan", _Call(q, kv_cache, block_table, seqlens_k, *self._settings))
 
     def describe(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> str:
         """A picture: a line for each worker, its load and its pieces. Waits for the stream."""
-        found = self._run("describe_plan", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        found = self._run("describe_plan", _Call(q, kv_cache, block_table, seqlens_k, *self._settings))
         return f"stage {self.stage} makes no plan" if found is None else str(found)
 
     def pieces(self, q: Array, kv_cache: Array, block_table: Array, seqlens_k: Array) -> List[Piece]:
         """The same as numbers, by worker. Waits for the stream."""
-        found = self._run("plan_pieces", _Call(q, kv_cache, block_table, seqlens_k, **self._settings))
+        found = self._run("plan_pieces", _Call(q, kv_cache, block_table, seqlens_k, *self._settings))
         return [] if found is None else [Piece(*piece) for piece in found]
 
     def _run(self, function: str, call: _Call) -> Any:
         self._require(call)
-        return None if self.memory is None else call.run(function, self._view())
-
-    def _view(self) -> Any:
-        return None if self.memory is None else _arrays.view("plan", self.memory)
+        return None if self._view is None else call.run(function, self._view)
 
     def _require(self, call: _Call) -> None:
         if call.shapes != self._shapes:
@@ -142,9 +136,11 @@ def plan(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seqle
 
     Arguments are those of decode(); of q, kv_cache and block_table only the shapes matter.
     """
-    return Plan((q, kv_cache, block_table, seqlens_k),
-                {"scale": 1.0, "causal": causal, "stage": stage, "cache_format": cache_format,
-                 "cache_scale": cache_scale, "fixed_split_tokens": fixed_split_tokens})
+    settings = (1.0, causal, stage, cache_format, cache_scale, fixed_split_tokens)
+    call = _Call(q, kv_cache, block_table, seqlens_k, *settings)
+    made = Plan(call, settings)
+    made._run("make_plan", call)
+    return made
 
 
 def _is_compiling() -> bool:
@@ -182,24 +178,29 @@ def decode(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seq
             raise TypeError("under torch.compile decode takes no out, lse, plan, check or PagedCache")
         return _compiled(q, kv_cache, block_table, seqlens_k, float(scale), causal, stage, cache_format,
                          float(cache_scale), fixed_split_tokens)
-    call = _Call(q, kv_cache, block_table, seqlens_k, scale=scale, causal=causal, stage=stage,
-                 cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=fixed_split_tokens)
+    call = _Call(q, kv_cache, block_table, seqlens_k, scale, causal, stage, cache_format, cache_scale, fixed_split_tokens)
     if stage == "reference":
         return _decode_by_reference(call, out, lse, plan)
     if plan is not None:
         plan._require(call)
-    framework = call.framework
+    return _decode(call, out, lse, plan, not call.on_cuda if check is None else check)
+
+
+def _decode(call: _Call, out: Optional[Array], lse: Optional[Array], plan: Optional[Plan], check: bool,
+            makes_plan: bool = False) -> Tuple[Array, Array]:
+    """:param makes_plan: first, into the memory of `plan`"""
+    framework, q = call.framework, call.q
     batch, seqlen_q, heads, _ = q.shape
     new_out = framework.empty((batch, seqlen_q, heads, 512), q.dtype, q) if out is None else out
     new_lse = framework.empty((batch, heads, seqlen_q), "float32", q) if lse is None else lse
-    plan_view = None if plan is None else plan._view()
+    plan_view = None if plan is None else plan._view
     memory = None
     if call.on_cuda:
         plan_bytes, scratch_bytes = call.workspace_bytes()
         memory = call.memory(scratch_bytes if plan_view is not None else plan_bytes + scratch_bytes)
-    call.run("decode", _arrays.view("out", new_out, True), _arrays.view("lse", new_lse, True), plan_view,
-             None if memory is None else _arrays.view("workspace", memory, True),
-             not call.on_cuda if check is None else check)
+    view = _arrays.view
+    call.run("decode", view("out", new_out, True), view("lse", new_lse, True), plan_view,
+             None if memory is None else view("workspace", memory, True), check, makes_plan)
     if memory is not None:
         framework.done_with(memory)
     return (framework.result(new_out) if out is None else out, framework.result(new_lse) if lse is None else lse)
@@ -276,8 +277,8 @@ def _decode_by_reference(call: _Call, out: Optional[Array], lse: Optional[Array]
 def reference(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seqlens_k: Array, *, scale: float,
               causal: bool = False, cache_format: str = "16bit", cache_scale: float = 1.0) -> Tuple[Array, Array]:
     """The truth, in float64, for arrays on a CPU: out and lse as decode() has them. JAX's come back as NumPy's."""
-    return _float64_results(_Call(q, kv_cache, block_table, seqlens_k, scale=scale, causal=causal, stage="reference",
-                                  cache_format=cache_format, cache_scale=cache_scale, fixed_split_tokens=0))
+    return _float64_results(_Call(q, kv_cache, block_table, seqlens_k, scale, causal, "reference", cache_format,
+                                  cache_scale, 0))
 
 
 def merge(outs: Sequence[Array], lses: Sequence[Array]) -> Tuple[Array, Array]:

@@ -1,7 +1,6 @@
 """Arrays of NumPy, PyTorch, CuPy and JAX: how each is seen by the library, and how each makes results."""
-import contextlib
 import sys
-from typing import Any, ContextManager, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 Device = Tuple[int, int]  # DLPack's type and number
 CPU: Device = (1, 0)
@@ -42,17 +41,12 @@ class Framework:
     def astype(self, array: Any, dtype: Any) -> Any:
         return array.astype(dtype)
 
-    def on_stream(self, array: Any) -> ContextManager[Any]:
-        """Within it the library works on the framework's current stream."""
-        return contextlib.nullcontext()
+    def call(self, array: Any, function: Any, arguments: Sequence[Any]) -> Any:
+        """Calls a function of the library on the framework's current stream for the array's device."""
+        return function(*arguments)
 
     def done_with(self, memory: Any) -> None:
         """The work that uses what empty() made is enqueued."""
-
-    def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
-        """The views, without what makes tvm-ffi take another stream than that of on_stream(), as a tensor of PyTorch
-        does."""
-        return views
 
 
 class _Torch(Framework):
@@ -63,14 +57,15 @@ class _Torch(Framework):
 
         self.torch = sys.modules["torch"]
         _torch_is_here()
-        self.eight_bits = {getattr(self.torch, kind) for kind in ("float8_e4m3fn",) if hasattr(self.torch, kind)}
+        self.eight_bits, self.integers = (getattr(self.torch, kind, None) for kind in ("float8_e4m3fn", "uint16"))
 
     def view(self, name: str, array: Any, written: bool = False) -> Any:
         if array.requires_grad and self.torch.is_grad_enabled():
             raise ValueError(f"{name} requires a gradient, which decode does not have: use torch.no_grad() or detach()")
-        if array.dtype in self.eight_bits:
+        dtype = array.dtype
+        if dtype is self.eight_bits:
             return array.view(self.torch.uint8)
-        if array.dtype == getattr(self.torch, "uint16", None):
+        if dtype is self.integers:
             raise _is_integers(name, "torch.bfloat16")
         return array.detach() if array.requires_grad else array
 
@@ -78,7 +73,7 @@ class _Torch(Framework):
         return (_DLPACK_CUDA, array.get_device()) if array.is_cuda else CPU
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device)
+        return like.new_empty(shape, dtype=self._dtype(dtype))
 
     def astype(self, array: Any, dtype: Any) -> Any:
         return array.to(self._dtype(dtype))
@@ -107,12 +102,22 @@ class _CuPy(Framework):
         with like.device:
             return cupy.empty(shape, dtype)
 
-    def on_stream(self, array: Any) -> ContextManager[Any]:
+    def call(self, array: Any, function: Any, arguments: Sequence[Any]) -> Any:
         import cupy
         import tvm_ffi
 
         number = array.device.id
-        return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", number), cupy.cuda.get_current_stream(number).ptr)
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", number), cupy.cuda.get_current_stream(number).ptr):
+            return function(*self.without_streams(arguments))
+
+    def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
+        """The views, without what makes tvm-ffi take another stream than CuPy's, as a tensor of PyTorch does."""
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return views
+        import tvm_ffi
+
+        return [tvm_ffi.from_dlpack(one) if isinstance(one, torch.Tensor) else one for one in views]
 
     def done_with(self, memory: Any) -> None:
         import cupy
@@ -120,14 +125,6 @@ class _CuPy(Framework):
         # CuPy's pool knows no graphs: it would give to others what a replay writes.
         if cupy.cuda.get_current_stream(memory.device.id).is_capturing():
             self.memory_of_graphs.append(memory)
-
-    def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
-        torch = sys.modules.get("torch")
-        if torch is None:
-            return views
-        import tvm_ffi
-
-        return [tvm_ffi.from_dlpack(one) if isinstance(one, torch.Tensor) else one for one in views]
 
 
 class _Jax(Framework):
@@ -207,7 +204,8 @@ def framework_of(name: str, array: Any) -> Framework:
 
 
 def view(name: str, array: Any, written: bool = False) -> Any:
-    return framework_of(name, array).view(name, array, written)
+    known = _by_type.get(type(array))
+    return (known or framework_of(name, array)).view(name, array, written)
 
 
 def need_results(name: str, framework: Framework) -> None:

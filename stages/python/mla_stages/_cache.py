@@ -58,8 +58,8 @@ class PagedCache:
         """
         self._need_device()
         framework = _arrays.framework_of("rows", rows)
-        with framework.on_stream(rows):
-            library.cache_append(self._cache, list(sequences), list(tokens), framework.view("rows", rows))
+        framework.call(rows, library.cache_append, (self._cache, list(sequences), list(tokens),
+                                                    framework.view("rows", rows)))
 
     def length(self, sequence: int) -> int:
         """Tokens of a sequence."""
@@ -83,9 +83,9 @@ class PagedCache:
             max_pages_per_seq = max([1] + [len(self.pages(sequence)) for sequence in sequences])
         block_table = framework.empty((len(sequences), max_pages_per_seq), "int32", like)
         seqlens_k = framework.empty((len(sequences),), "int32", like)
-        with framework.on_stream(like):
-            library.cache_write_tables(self._cache, list(sequences), _arrays.view("block_table", block_table, True),
-                                         _arrays.view("seqlens_k", seqlens_k, True))
+        framework.call(like, library.cache_write_tables,
+                       (self._cache, list(sequences), _arrays.view("block_table", block_table, True),
+                        _arrays.view("seqlens_k", seqlens_k, True)))
         return framework.result(block_table), framework.result(seqlens_k)
 
     def statistics(self) -> Dict[str, float]:

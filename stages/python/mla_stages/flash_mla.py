@@ -12,13 +12,15 @@ import types
 import warnings
 from typing import Any, NoReturn, Optional, Tuple
 
-from . import Plan, _arrays, decode, plan
+from . import Plan, _arrays, _Call, _decode, decode
 
 __all__ = ["FlashMLASchedMeta", "flash_mla_with_kvcache", "get_mla_metadata", "get_mla_metadata_tensors", "install",
            "patch"]
 
 #: If not 0, as decode()'s: a sequence's result does not depend on the rest of its batch.
 fixed_split_tokens = 0
+
+_stage = "auto"
 
 
 @dataclasses.dataclass
@@ -73,14 +75,19 @@ def flash_mla_with_kvcache(q: Any, k_cache: Any, block_table: Any, cache_seqlens
         softmax_scale = float(q.shape[-1] ** -0.5)
         warnings.warn(f"softmax_scale is None, so it is FlashMLA's default {softmax_scale:.6f}, which is no DeepSeek "
                       "model's: V3's is 0.135234, V2-Lite's 0.114721", stacklevel=2)
-    settings: Any = {"causal": causal, "cache_format": "fp8_tile128" if is_fp8_kvcache else "16bit",
-                     "fixed_split_tokens": fixed_split_tokens}
+    cache_format = "fp8_tile128" if is_fp8_kvcache else "16bit"
     made = None
     if isinstance(tile_scheduler_metadata, FlashMLASchedMeta):
-        if tile_scheduler_metadata.plan is None:
-            tile_scheduler_metadata.plan = plan(q, k_cache, block_table, cache_seqlens, **settings)
         made = tile_scheduler_metadata.plan
-    return decode(q, k_cache, block_table, cache_seqlens, scale=softmax_scale, plan=made, **settings)
+        if made is None:
+            settings = (softmax_scale, causal, _stage, cache_format, 1.0, fixed_split_tokens)
+            call = _Call(q, k_cache, block_table, cache_seqlens, *settings)
+            made = Plan(call, settings)
+            results = _decode(call, None, None, made, not call.on_cuda, makes_plan=True)
+            tile_scheduler_metadata.plan = made
+            return results
+    return decode(q, k_cache, block_table, cache_seqlens, scale=softmax_scale, causal=causal, stage=_stage, plan=made,
+                  cache_format=cache_format, fixed_split_tokens=fixed_split_tokens)
 
 
 def _missing(name: str) -> Any:

@@ -156,6 +156,16 @@ def service():
                      {**run, "way": "paged", "figures": {**figures, "tokens_per_s": 9876}}]}
 
 
+def python(date):
+    """Host time of calls of the Python package."""
+    shapes = {"h16_q1_b4_k256": {"plan": [7.77, 6.66], "FlashMLA's own, planned": [43.21, 40.12]},
+              "h128_q1_b1_k4096": {"plan": [9.99, 8.88]}}
+    return {"context": {"schema": recordings.PYTHON_SCHEMA, "gpu": "NVIDIA H200", "driver": "580.1", "cpu": "A processor",
+                        "python": "3.12.3", "torch": "2.11.0", "cuda": "13.0", "cupy": None, "commit": "abc1234",
+                        "date_utc": date, "protocol": "50 calls"},
+            "absent": {"CuPy": "ModuleNotFoundError: none"}, "import_ms": {"import mla_stages": 14.6}, "shapes": shapes}
+
+
 def study():
     """A study of cache formats: errors fall with tokens and grow with the logits' deviation."""
     formats = {"16bit": 1, "fp8_tile128": 16, "fp8_tensor": 17, "int8_tile128": 4, "fp8_tile128_rotary_e4m3": 18}
@@ -808,6 +818,36 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
         self.assertIn("commit of the cache,", self.block("cache"))
         self.assertEqual(self.run_report("--table")[0], 0)
+
+    def test_host_time_of_the_python_package(self):
+        page = self.root / "docs" / "python.md"
+        page.write_text("<!-- host-time:begin -->\n<!-- host-time:end -->\n")
+        self.assertEqual(self.run_report("--update")[0], 0)
+        self.assertIn(recordings.NOT_RECORDED, page.read_text())
+        self.record("python_h200_2026-11-29.json", python("2026-11-29T01:02:03Z"))
+        newer = python("2026-11-30T01:02:03Z")
+        newer["shapes"]["h16_q1_b4_k256"]["plan"] = [5.55, 4.44]
+        self.record("python_h200_2026-11-30.json", newer)
+        other = python("2026-12-01T01:02:03Z")
+        other["context"]["gpu"] = "Another GPU"
+        self.record("python_other_2026-12-01.json", other)
+        self.assertEqual(self.run_report("--update")[0], 0)
+        text = page.read_text()
+        self.assertIn("| call | 16 heads, 4 × 256 | 128 heads, 1 × 4096 |", text)
+        self.assertIn("| plan | 5.5 (4.4) | 10.0 (8.9) |", text)
+        self.assertIn("| FlashMLA's own, planned | 43.2 (40.1) | — |", text)
+        self.assertIn("import mla_stages 15 ms. NVIDIA H200, driver 580.1, A processor, Python 3.12.3, PyTorch 2.11.0, commit "
+                      "abc1234, 2026-11-30. Not timed: CuPy, ModuleNotFoundError: none.", text)
+        for spoil, said in [(lambda data: data["context"].pop("cpu"), "context lacks 'cpu'"),
+                            (lambda data: data["shapes"]["h16_q1_b4_k256"].update(plan=7), "plan: not [median, least]"),
+                            (lambda data: data["shapes"].update(small={}), "'small' is no shape"),
+                            (lambda data: data.update(shapes={}), "no shapes")]:
+            data = python("2026-11-30T01:02:03Z")
+            spoil(data)
+            self.record("python_h200_2026-11-30.json", data)
+            code, printed = self.run_report("--check")
+            self.assertEqual(code, 2, printed)
+            self.assertIn(said, printed)
 
     def test_service_with_quantised_caches(self):
         self.record("h200_service_2026-11-22.json", service())

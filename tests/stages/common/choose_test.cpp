@@ -613,6 +613,43 @@ TEST_F(AutoStage, DoesWhatWasChosen) {
   EXPECT_EQ(choice.stage->slug, "04_split_kv");
 }
 
+// What was chosen before is no answer to another question: each regime has min_grains of its own.
+TEST_F(AutoStage, ChoosesAnewForWhatDiffers) {
+  const auto regime = [](const std::string& key, const char* stage, int min_grains) {
+    return "{" + key + R"(, "times": [{"us": 1, "stage": ")" + stage +
+           R"(", "settings": {"min_grains": )" + std::to_string(min_grains) + "}}]}";
+  };
+  const std::string small = R"("rows": 16, "sequences": 4, "tokens": 512)";
+  use_table(
+      json_of("[" + regime(small, "05_tensor_core", 11) + ", " +
+              regime(R"("rows": 128, "sequences": 4, "tokens": 512)", "05_tensor_core", 12) + ", " +
+              regime(R"("rows": 16, "sequences": 64, "tokens": 512)", "05_tensor_core", 13) + ", " +
+              regime(R"("rows": 16, "sequences": 4, "tokens": 65536)", "05_tensor_core", 14) +
+              ", " + regime(small + R"(, "cache_format": "fp8_tensor")", "12_fp8", 15) + "]"));
+  DeviceLimits limits = model_machine().limits();
+  const auto min_grains = [&](const Problem& problem) {
+    PlanShape shape;
+    EXPECT_OK(plan_shape(chooser(), problem, limits, &shape));
+    return shape.min_grains;
+  };
+  Problem fp8 = problem_of(16, 4, 512);
+  fp8.cache_format = CacheFormat::kFp8Tensor;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(min_grains(problem_of(16, 4, 512)), 11);
+    EXPECT_EQ(min_grains(problem_of(128, 4, 512)), 12);
+    EXPECT_EQ(min_grains(problem_of(16, 64, 512)), 13);
+    EXPECT_EQ(min_grains(problem_of(16, 4, 65536)), 14);
+    EXPECT_EQ(min_grains(fp8), 15);
+  }
+  EXPECT_EQ(min_grains(problem_of(16, 4, 512)), 11);
+  limits.compute_capability = 80;  // where settings of 9.0 do not hold
+  EXPECT_NE(min_grains(problem_of(16, 4, 512)), 11);
+  limits.compute_capability = 90;
+  EXPECT_EQ(min_grains(problem_of(16, 4, 512)), 11);
+  use_table(json_of("[" + regime(small, "05_tensor_core", 16) + "]"));
+  EXPECT_EQ(min_grains(problem_of(16, 4, 512)), 16);
+}
+
 TEST_F(AutoStage, RunsOnDevicesThatTheTableIsNotOf) {
   gpu_model::device().compute_capability = 80;
   gpu_model::device().max_shared_bytes = 166912;

@@ -105,8 +105,7 @@ def test_cupys_stream(problem, monkeypatch):
     run = mla_stages._Call.run
 
     def watched(self, function, *more):
-        with self.framework.on_stream(self.q):
-            seen.append(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", 1)))
+        self.framework.call(self.q, lambda: seen.append(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", 1))), ())
         return run(self, function, *more)
 
     monkeypatch.setattr(mla_stages._Call, "run", watched)
