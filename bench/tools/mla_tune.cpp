@@ -119,8 +119,8 @@ int print_plan(const Machine& machine, const std::vector<const Stage*>& chosen,
   std::cout << table.to_string()
             << fmt::format(
                    "{} shapes, at most {} candidates on {}; settings are timed for stages "
-                   "within {} of the fastest alone\n",
-                   shapes.size(), most, machine.description(), percent(kTuneSearched - 1));
+                   "that alone take at most {} times the time of the fastest\n",
+                   shapes.size(), most, machine.description(), kTuneSearched);
   return kRight;
 }
 

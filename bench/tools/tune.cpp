@@ -280,7 +280,9 @@ std::vector<Shape> tune_shapes() {
     }
   };
   add(kRows, kSequences, kTokens, "");
-  add(kQuantisedRows, kQuantisedSequences, kQuantisedTokens, "_fp8_tile128");
+  for (const char* suffix : {"_fp8_tile128", "_fp8_tensor", "_int8_tile128"}) {
+    add(kQuantisedRows, kQuantisedSequences, kQuantisedTokens, suffix);
+  }
   std::stable_sort(places.begin(), places.end(),
                    [](const Place& a, const Place& b) { return a.level < b.level; });
   std::vector<Shape> shapes;

@@ -18,14 +18,14 @@ namespace mla::bench {
 
 /// After a first look a stage is timed further if it takes at most so much of the fastest one's time.
 inline constexpr double kTuneStays = 1.5;
-/// After it, settings are searched for stages within this of the fastest.
-inline constexpr double kTuneSearched = 1.4;
+/// After it, settings are searched for stages that take at most so much: a smaller tile of rows can halve a time.
+inline constexpr double kTuneSearched = 2;
 /// Runs of the first look.
 inline constexpr int kTuneFirstLook = 5;
 
 /// The shapes of the grid, one per regime: a coarse grid first, then what lies between, so that a table
 /// that had to end early covers everything thinly. All have equal lengths and full block tables; some
-/// have a cache in fp8_tile128.
+/// have a quantised cache.
 std::vector<Shape> tune_shapes();
 
 /// Whether the stage makes a plan, reads the shape's cache and runs on a device with these limits.
