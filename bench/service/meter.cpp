@@ -15,7 +15,7 @@ MeteredEngine::MeteredEngine(Engine& engine)
 Status MeteredEngine::step(const StepWork& work, double* seconds) {
   constexpr double kBetweenLooks = 0.2;  // s: NVML's own readings are hardly newer
   MLA_RETURN_IF_ERROR(engine_.step(work, seconds));
-  if (std::isnan(joules_at_begin_) || seconds_since(last_look_) < kBetweenLooks) return {};
+  if (seconds_since(last_look_) < kBetweenLooks) return {};
   last_look_ = WallClock::now();
   use_sum_ += nvml_use_share();
   hottest_ = std::fmax(hottest_, nvml_temperature_c());  // NaN is no number to it
@@ -25,14 +25,13 @@ Status MeteredEngine::step(const StepWork& work, double* seconds) {
 
 void MeteredEngine::write(bool all_done, Figures* figures) const {
   const double joules = nvml_energy_joules() - joules_at_begin_;
-  const double seconds = seconds_since(begin_);
-  if (!(joules > 0) || !(seconds > 0)) return;
-  figures->power_w = joules / seconds;
+  if (looks_ > 0) figures->gpu_use_share = use_sum_ / looks_;
+  figures->temperature_c = hottest_;
+  if (!(joules > 0)) return;  // not read, or the run was over before the counter moved
+  figures->power_w = joules / seconds_since(begin_);
   if (all_done && figures->tokens > 0) {
     figures->energy_mj_per_token = 1e3 * joules / static_cast<double>(figures->tokens);
   }
-  if (looks_ > 0) figures->gpu_use_share = use_sum_ / looks_;
-  figures->temperature_c = hottest_;
 }
 
 }  // namespace mla::bench
