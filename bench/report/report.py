@@ -31,7 +31,7 @@ from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, er
                         lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_texts,
                         load_traditional, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, read_json, README_SHAPES,
                         recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
-                        short, significant, unique, us, varlen_pairs, why_not)
+                        short, significant, TRADITIONAL_SCHEMA, unique, us, varlen_pairs, why_not)
 
 
 # ---- tables: a header and rows of cells ----
@@ -952,6 +952,7 @@ def hardware(root, results, make):
 WANTED = [
     ("suite `texts`", lambda data: "texts" in suites_of(data)),
     ("suite `cross`", lambda data: "cross" in suites_of(data)),
+    ("forms of attention on a GPU", lambda data: data["context"].get("schema") == TRADITIONAL_SCHEMA),
     ("counters of the hardware", lambda data: is_hardware(data)),
     ("a service with the latency of requests, power and cost", lambda data: any(
         "request_ms_mean" in run.get("figures", {}) for run in data.get("runs", []))),

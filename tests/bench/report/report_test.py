@@ -949,7 +949,7 @@ class ResultsPageTest(unittest.TestCase):
         self.record("counters_hardware.json", busy)
         last = listed()
         self.assertIn("| counters of the hardware | NVIDIA H200 | abc1234 | 2026-11-30 | — |", last)
-        self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`.\n"))
+        self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`; forms of attention on a GPU.\n"))
 
     def test_a_service_file_is_checked(self):
         self.assertEqual(recordings.problems(service(), ""), [])
