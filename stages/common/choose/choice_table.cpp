@@ -243,12 +243,14 @@ const RegimeTimes* nearest(const ChoiceTable& table, const Regime& regime) {
   const auto factor = [](int64_t a, int64_t b) {
     return std::abs(std::log2(double(std::max<int64_t>(a, 1)) / double(std::max<int64_t>(b, 1))));
   };
+  // Rows beyond the most that were measured are further tiles, and so work as further sequences do.
+  const int64_t sequences = rows == 0 ? 0 : regime.sequences * ((regime.rows + rows - 1) / rows);
   const RegimeTimes* best = nullptr;
   double least = 0;
   for (const RegimeTimes& one : table.regimes) {
     if (!is_alike(one) || one.regime.rows != rows) continue;
     const double distance =
-        factor(one.regime.sequences, regime.sequences) + factor(one.regime.tokens, regime.tokens);
+        factor(one.regime.sequences, sequences) + factor(one.regime.tokens, regime.tokens);
     if (best == nullptr || distance < least) {
       best = &one;
       least = distance;

@@ -130,6 +130,15 @@ TEST(Choose, SequencesAndTokensCountByFactors) {
   EXPECT_EQ(nearest(table, {16, 0, 512})->regime, (Regime{16, 1, 512})) << "an empty batch";
 }
 
+TEST(Choose, RowsBeyondTheTablesAreFurtherSequences) {
+  const ChoiceTable table =
+      table_of({{{256, 1, 512}, {}}, {{256, 4, 512}, {}}, {{256, 64, 512}, {}}});
+  EXPECT_EQ(nearest(table, {256, 1, 512})->regime, (Regime{256, 1, 512}));
+  EXPECT_EQ(nearest(table, {3 * 256, 1, 512})->regime, (Regime{256, 4, 512}));
+  EXPECT_EQ(nearest(table, {2 * 256 + 1, 1, 512})->regime, (Regime{256, 4, 512})) << "three tiles";
+  EXPECT_EQ(nearest(table, {100 * 256, 2, 512})->regime, (Regime{256, 64, 512}));
+}
+
 TEST(Choose, TheTableIsTheDevicesOrOneOfItsKind) {
   const std::vector<ChoiceTable> tables = {table_of({}, "A100", 80), table_of({}, "H200", 90),
                                            table_of({}, "H100", 90)};
