@@ -8,6 +8,7 @@
 #include "bench/measure/attention_layer.h"
 #include "bench/measure/cublas.h"
 #include "bench/measure/layer_draws.h"
+#include "bench/measure/over_block.cuh"
 
 namespace mla::bench {
 namespace {
@@ -50,21 +51,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The same value in all threads of a block.
-template <typename S, typename Combine>
-__device__ S over_block(S value, Combine combine) {
-  __shared__ S of_warp[kThreads / kWarp];
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_xor_sync(0xffffffff, value, offset));
-  }
-  __syncthreads();  // the last call's values were read
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = of_warp[0];
-  for (int i = 1; i < kThreads / kWarp; ++i) value = combine(value, of_warp[i]);
-  return value;
-}
-
 /// Rows of scores, and which tokens they see.
 struct ScoreRows {
   int64_t rows;            ///< Of a matrix
@@ -89,12 +75,12 @@ __global__ void __launch_bounds__(kThreads) softmax(ScoreRows of, const S* score
 
   S largest = -INFINITY;
   for (int64_t t = threadIdx.x; t < visible; t += kThreads) largest = max(largest, scores[t]);
-  largest = over_block(largest, [](S a, S b) { return max(a, b); });
+  largest = over_block<kThreads>(largest, [](S a, S b) { return max(a, b); });
   S sum = 0;
   for (int64_t t = threadIdx.x; t < visible; t += kThreads) {
     sum += exp(scale * (scores[t] - largest));
   }
-  sum = over_block(sum, [](S a, S b) { return a + b; });
+  sum = over_block<kThreads>(sum, [](S a, S b) { return a + b; });
   for (int64_t t = threadIdx.x; t < of.tokens; t += kThreads) {
     const S weight = t < visible ? exp(scale * (scores[t] - largest)) / sum : S{0};
     weights[t] = static_cast<T>(weight);

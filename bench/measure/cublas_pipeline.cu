@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "bench/measure/cublas.h"
+#include "bench/measure/over_block.cuh"
 
 namespace mla::bench {
 namespace {
@@ -72,21 +73,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The same value in all threads of a block.
-template <typename Combine>
-__device__ float over_block(float value, Combine combine) {
-  __shared__ float of_warp[kThreads / kWarp];
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_xor_sync(0xffffffff, value, offset));
-  }
-  __syncthreads();  // the last call's values were read
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = of_warp[0];
-  for (int i = 1; i < kThreads / kWarp; ++i) value = combine(value, of_warp[i]);
-  return value;
-}
-
 /// A block a row. T: the 16-bit type.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -104,14 +90,14 @@ __global__ void __launch_bounds__(kThreads)
 
   float largest = -INFINITY;
   for (int64_t t = threadIdx.x; t < visible; t += kThreads) largest = fmaxf(largest, scores[t]);
-  largest = over_block(largest, [](float a, float b) { return fmaxf(a, b); });
+  largest = over_block<kThreads>(largest, [](float a, float b) { return fmaxf(a, b); });
   float sum = 0;
   for (int64_t t = threadIdx.x; t < sizes.tokens; t += kThreads) {
     const float weight = t < visible ? expf(problem.softmax_scale * (scores[t] - largest)) : 0.0f;
     weights[t] = static_cast<T>(weight);
     sum += weight;
   }
-  sum = over_block(sum, [](float a, float b) { return a + b; });
+  sum = over_block<kThreads>(sum, [](float a, float b) { return a + b; });
   if (threadIdx.x == 0) {
     sums[row] = sum;
     tensors.lse[(sequence * problem.num_heads_q + head) * problem.seqlen_q + query] =
