@@ -1,0 +1,152 @@
+"""Settings of the site (docs/build.sh): the pages as GitHub shows them, in the order of docs/mainpage.md.
+
+Sphinx reads Markdown where it lies, so pages need nothing that GitHub does not know. What is added here:
+
+- chapters: each list of links in mainpage.md becomes a part of the table of contents, with previous and next
+- links to sources: to Doxygen's page of a file where it has one, else to a page made here
+- Doxygen's pages, in the same frame, so that one menu and one search serve both
+"""
+import html
+import os
+import pathlib
+import re
+
+from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
+from pygments.util import ClassNotFound
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+API = pathlib.Path(os.environ["MLA_SITE"]) / "doxygen"
+
+project = "FlashMLA, stage by stage"
+html_title = project
+extensions = ["myst_parser"]
+myst_enable_extensions = ["linkify", "strikethrough"]  # as on GitHub, and nothing of MyST's own
+myst_disable_syntax = ["myst_role", "myst_target", "myst_line_comment", "myst_block_break"]
+myst_heading_anchors = 6
+highlight_language = "none"
+root_doc = "docs/mainpage"
+include_patterns = ["*.md", "docs/**/*.md", "docs/*.md", "stages/*/*.md", "reference/**/*.md"]
+exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
+
+html_theme = "furo"
+html_theme_options = {"top_of_page_buttons": []}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_sphinx = html_show_copyright = False
+html_additional_pages = {"search": "search.html"}
+html_use_index = False
+templates_path = ["templates"]
+html_sidebars = {"**": ["sidebar/scroll-start.html", "sidebar/brand.html", "sidebar/search.html", "sidebar/navigation.html",
+                        "sidebar/api.html", "sidebar/scroll-end.html"]}
+
+
+def chapters(page):
+    """The lists of links of a page: [(heading, [document])]."""
+    parts = []
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            parts.append((line[3:], []))
+        elif parts and re.match(r"[-|] ", line):  # a list or a table
+            for target in re.findall(r"\]\(([^()#:]+)\.md\)", line):
+                parts[-1][1].append(os.path.normpath(os.path.join(os.path.dirname(page), target)))
+    return [(heading, documents) for heading, documents in parts if documents]
+
+
+MAIN = chapters("docs/mainpage.md")
+CHAPTERS = {"docs/mainpage": [("", ["README"]), *MAIN]}
+listed = {document for _, documents in MAIN for document in documents}
+for part in ("docs/course/README", "docs/course/labs/README"):  # what they list is below them, unless it is on the main page
+    below = [d for d in sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / part).parent.glob("*.md"))
+             if d not in listed and d != part]
+    CHAPTERS[part] = [("", below)]
+
+
+def doxygen_pages():
+    """{file of the repository: Doxygen's page of it}, by the titles of the pages of sources."""
+    found = {}
+    for page in sorted(API.glob("*_source.html")):
+        path = re.search(r"<title>.*?: (\S+) Source File", page.read_text(encoding="utf-8")).group(1)
+        documented = page.with_name(page.name.replace("_source", ""))
+        found[path] = f"api/{documented.stem if documented.exists() else page.stem}"
+    return found
+
+
+DOXYGEN = doxygen_pages()
+SOURCES = {}  # file without a page of Doxygen's: page
+
+
+class Site(SphinxTransform):
+    default_priority = 100
+
+    def apply(self):
+        here = self.env.docname
+        for link in list(self.document.findall(addnodes.download_reference)):
+            path = os.path.normpath(os.path.join(os.path.dirname(here), link["reftarget"]))
+            target = DOXYGEN.get(path) or SOURCES.setdefault(path, "source/" + path.removeprefix("."))
+            new = nodes.reference("", "", *link.children, refuri=self.app.builder.get_relative_uri(here, target), internal=True)
+            link.replace_self(new)
+        for link in list(self.document.findall(addnodes.pending_xref)):  # a folder: its name will do
+            if (ROOT / os.path.dirname(here) / link["reftarget"]).is_dir():
+                link.replace_self(link.children)
+        for heading, documents in CHAPTERS.get(here, []):
+            self.document[0] += addnodes.toctree(
+                "", parent=here, entries=[(None, d) for d in documents], includefiles=documents, maxdepth=-1, glob=False,
+                hidden=True, titlesonly=True, caption=heading or None, rawcaption=heading, includehidden=False, numbered=0)
+
+
+def heading(title):
+    return "<h1 class='path'>" + html.escape(title).replace("/", "/<wbr>") + "</h1>\n"
+
+
+def contents(page):
+    """(title, body, table of contents) of a page of Doxygen's, without its scripts."""
+    text = page.read_text(encoding="utf-8")
+    title = re.search(r'<div class="title">(.*?)</div>', text, re.S)
+    body = re.search(r'<div class="contents">(.*)</div><!-- contents -->', text, re.S)
+    if not title or not body:
+        return None
+    title = re.sub(r"<.*?>", " ", title.group(1)).strip()
+    path = re.search(r"<title>.*?: (\S+) (?:Source File|File Reference)", text)
+    body = re.sub(r'<div class="levels">.*?</div>|<script.*?</script>|<img src="closed.png"[^>]*>(&#160;)?| onclick="[^"]*"', "", body.group(1), flags=re.S)
+    body = re.sub(r'<a (?:id="(\w[^"]*)" name="\1"|name="(\w[^"]*)" id="\2")></a>\s*<h2 class="(\w+)">', r'<h2 class="\3" id="\1\2">', body)
+    body = re.sub(r'<h2 class="(\w+)"><a id="([^"]*)" name="\2"></a>', r'<h2 class="\1" id="\2">', body)
+    body = re.sub(r'<a id="([^"]*)" name="\1"></a>\s*<h2 class="memtitle">', r'<h2 class="memtitle" id="\1">', body)
+    heads = re.findall(r'<h2 class="\w+" id="([^"]*)">(.*?)</h2>', body, re.S)
+    toc = "".join(f'<li><a class="reference internal" href="#{id}">{re.sub("<span class=.permalink.*?</span>|<.*?>", "", text, flags=re.S).strip()}'
+                  "</a></li>" for id, text in heads)
+    title = html.unescape(path.group(1) if path else title)
+    return title, heading(title) + body, f"<ul>{toc}</ul>" if toc else ""
+
+
+def other_pages(app):
+    for page in sorted(API.glob("*.html")):
+        found = page.name != "index.html" and contents(page)
+        if found:
+            title, body, toc = found
+            yield f"api/{page.stem}", {"title": title, "body": f'<div class="doxygen">{body}</div>', "toc": toc}, "page.html"
+    for path, name in sorted(SOURCES.items()):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        try:
+            lexer = get_lexer_for_filename(path, text)
+        except ClassNotFound:
+            lexer = get_lexer_for_filename("x.sh" if text.startswith("#!") and "bash" in text[:40] else "x.py" if text.startswith("#!") else "x.txt")
+        body = highlight(text, lexer, HtmlFormatter(cssclass="highlight", linenos="inline", lineanchors="l"))
+        yield name, {"title": path, "body": heading(path) + body}, "page.html"
+
+
+def show_toc(app, page, template, context, doctree):
+    """The theme hides the table of contents of what is no document."""
+    if page.startswith("api/"):
+        context["furo_hide_toc"] = not context["toc"]
+
+
+def setup(app):
+    app.add_transform(Site)
+    app.connect("html-collect-pages", other_pages)
+    app.connect("html-page-context", show_toc, priority=900)
+    app.connect("builder-inited", lambda app: setattr(app.builder, "search", False))  # search.py makes a better index
