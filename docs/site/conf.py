@@ -35,7 +35,7 @@ exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
-html_static_path = ["static"]
+html_static_path = ["static", *map(str, ROOT.glob("docs/demos/*.js"))]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 html_additional_pages = {"search": "search.html"}
@@ -139,8 +139,11 @@ def other_pages(app):
         yield name, {"title": path, "body": heading(path) + body}, "page.html"
 
 
-def show_toc(app, page, template, context, doctree):
-    """The theme hides the table of contents of what is no document."""
+def complete(app, page, template, context, doctree):
+    """The script of a page that moves; and a table of contents, which the theme hides where there is no document."""
+    if (ROOT / f"{page}.js").exists():
+        app.add_js_file("demo.js", loading_method="defer")
+        app.add_js_file(pathlib.Path(page).name + ".js", loading_method="defer")
     if page.startswith("api/"):
         context["furo_hide_toc"] = not context["toc"]
 
@@ -148,5 +151,5 @@ def show_toc(app, page, template, context, doctree):
 def setup(app):
     app.add_transform(Site)
     app.connect("html-collect-pages", other_pages)
-    app.connect("html-page-context", show_toc, priority=900)
+    app.connect("html-page-context", complete, priority=900)
     app.connect("builder-inited", lambda app: setattr(app.builder, "search", False))  # search.py makes a better index

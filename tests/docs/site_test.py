@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SITE = ROOT / "build/site"
 PYTHON = ROOT / "build/site-packages/bin/python"
 SHOTS = ROOT / "build/site-screenshots"
-SHOWN = ["docs/mainpage.html", "README.html", "docs/course/by_hand.html", "docs/architecture.html", "docs/results.html",
+SHOWN = ["docs/mainpage.html", "README.html", "docs/course/by_hand.html", "docs/demos/layouts.html",
+         "docs/demos/online_softmax.html", "docs/architecture.html", "docs/results.html",
          "stages/05_tensor_core/README.html", "stages/08_seesaw/README.html", "api/softmax_8h.html", "api/files.html",
          "api/08__seesaw_2kernel_8cuh_source.html", "search.html?q=bank+conflict"]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1400, "height": 900}
@@ -167,34 +168,36 @@ def check_search(browser):
     return faults
 
 
-def main():
+def begin():
+    """Goes on in the Python that has the packages; (Playwright, path of Chromium, what is missing in words)."""
     if not (SITE / "index.html").exists():
         print("skipped: there is no site; bash docs/build.sh makes it")
-        return 77
+        sys.exit(77)
     if PYTHON.exists() and pathlib.Path(sys.prefix) != PYTHON.parents[1]:
         os.execv(PYTHON, [PYTHON, *sys.argv])
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None, None, "skipped: Playwright is missing; bash docs/build.sh brings it"
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    return sync_playwright, chromium, None if chromium else "skipped: pages in a browser, because Chromium is missing"
+
+
+def main():
+    sync_playwright, chromium, missing = begin()
     faults, count = check_links()
     print(f"{count} links within the site")
     if count < 1000:
         faults.append("too few links")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    seen = bool(sync_playwright and chromium)
-    if seen:
+    if not missing:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             faults += check_pages(browser) + check_figures(browser) + check_search(browser)
     print("\n".join(faults))
     if faults:
         return 1
-    if not seen:
-        print("skipped: pages in a browser, because " + ("Chromium" if sync_playwright else "Playwright (bash docs/build.sh)") + " is missing")
-        return 77
-    print(f"screenshots: {SHOTS}")
-    return 0
+    print(missing or f"screenshots: {SHOTS}")
+    return 77 if missing else 0
 
 
 if __name__ == "__main__":
