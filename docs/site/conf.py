@@ -3,15 +3,18 @@
 Sphinx reads Markdown where it lies, so pages need nothing that GitHub does not know. What is added here:
 
 - chapters: each list of links in mainpage.md becomes a part of the table of contents, with previous and next
+- notebooks, with the outputs that are stored
 - links to sources: to Doxygen's page of a file where it has one, else to a page made here
 - Doxygen's pages, in the same frame, so that one menu and one search serve both
 """
 import html
+import json
 import os
 import pathlib
 import re
 
 from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
@@ -30,7 +33,8 @@ myst_disable_syntax = ["myst_role", "myst_target", "myst_line_comment", "myst_bl
 myst_heading_anchors = 6
 highlight_language = "none"
 root_doc = "docs/mainpage"
-include_patterns = ["*.md", "docs/**/*.md", "docs/*.md", "stages/*/*.md", "reference/**/*.md"]
+source_suffix = {".md": "markdown", ".ipynb": "notebook"}
+include_patterns = ["*.md", "docs/**/*.md", "docs/*.md", "docs/notebooks/*.ipynb", "stages/*/*.md", "reference/**/*.md"]
 exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
 
 html_theme = "furo"
@@ -64,6 +68,7 @@ for part in ("docs/course/README", "docs/course/labs/README"):  # what they list
     below = [d for d in sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / part).parent.glob("*.md"))
              if d not in listed and d != part]
     CHAPTERS[part] = [("", below)]
+CHAPTERS["docs/notebooks"] = [("", sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.glob("docs/notebooks/*.ipynb")))]
 
 
 def doxygen_pages():
@@ -78,6 +83,24 @@ def doxygen_pages():
 
 DOXYGEN = doxygen_pages()
 SOURCES = {}  # file without a page of Doxygen's: page
+
+
+class Notebook(MystParser):
+    """A notebook as Markdown: its prose, its code, and what that showed."""
+    supported = ("notebook",)
+
+    def parse(self, text, document):
+        parts = []
+        for cell in json.loads(text)["cells"]:
+            source = "".join(cell["source"])
+            parts.append(source if cell["cell_type"] == "markdown" else f"`````python\n{source}\n`````")
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                if "image/png" in data:
+                    parts.append(f"![]({'data:image/png;base64,' + ''.join(data['image/png']).replace(chr(10), '')})")
+                else:
+                    parts.append("`````text\n" + "".join(output.get("text", data.get("text/plain", ""))).rstrip() + "\n`````")
+        super().parse("\n\n".join(parts), document)
 
 
 class Site(SphinxTransform):
@@ -149,6 +172,7 @@ def complete(app, page, template, context, doctree):
 
 
 def setup(app):
+    app.add_source_parser(Notebook)
     app.add_transform(Site)
     app.connect("html-collect-pages", other_pages)
     app.connect("html-page-context", complete, priority=900)

@@ -10,8 +10,9 @@ function search(query) {
     if (!words.every(word => all.includes(word))) continue;
     let score = words.every(word => head.includes(word)) ? 8 : 0;
     score += heading.toLowerCase().includes(phrase) ? 16 : 0;
-    score += all.includes(phrase) ? 8 + Math.min(body.split(phrase).length - 1, 4) : 0;
-    score -= /^(api|source)\//.test(address) ? 6 : 0;
+    const times = body.split(phrase).length - 1;  // much of it in a short text: its place
+    score += all.includes(phrase) ? 8 + Math.min(800 * times / (body.length + 200), 6) : 0;
+    score -= /^(api|source)\/|^CHANGELOG/.test(address) ? 8 : 0;
     found.push({address, title, heading, text, score});
   }
   return found.sort((a, b) => b.score - a.score);  // stable: chapters stay before sources
