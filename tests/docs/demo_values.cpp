@@ -1,5 +1,5 @@
-// What the pages of docs/demos are compared with, as JSON. On standard input: {"requests": [{"bytes": 16, "addresses": [...]}]},
-// accesses of a warp to shared memory, whose passes are counted as the GPU model counts them.
+// What the pages of docs/demos are compared with, as JSON. On standard input: {"requests": [{"bytes": 16, "addresses": [...]}],
+// "plans": [...]}: accesses of a warp to shared memory, whose passes are counted as the GPU model counts them, and settings of plans.
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -8,6 +8,7 @@
 #include "reference/gpu_model/counters.h"
 #include "reference/lse_merge.h"
 #include "stages/common/machine/machine.h"
+#include "stages/common/split/plan.h"
 
 namespace mla {
 namespace model {
@@ -49,6 +50,29 @@ unsigned passes(const nlohmann::json& access) {
   return gpu_model::detail::count_wavefronts(request, gpu_model::AccessKind::kStore).taken;
 }
 
+// [worker][piece]: sequence, grains from and to, slot.
+nlohmann::json pieces(const nlohmann::json& settings) {
+  const std::vector<int32_t> lengths = settings["lengths"];
+  Problem problem;
+  problem.batch = static_cast<int>(lengths.size());
+  problem.max_pages_per_seq = 1 << 20;
+  problem.fixed_split_tokens = settings["split"];
+  PlanShape shape;
+  shape.workers = settings["workers"];
+  shape.fixed_grains = settings["fixed"];
+  shape.min_grains = settings["min"];
+  shape.combine_grains = settings["combine"];
+  auto result = nlohmann::json::array();
+  for (const auto& worker : pieces_of(make_plan_on_host(problem, shape, lengths))) {
+    auto own = nlohmann::json::array();
+    for (const Piece& piece : worker) {
+      own.push_back({piece.sequence, piece.grain_begin, piece.grain_end, piece.slot});
+    }
+    result.push_back(own);
+  }
+  return result;
+}
+
 int run() {
   nlohmann::json result;
   const double values[] = {0,   1,    -3,       std::log(10.0), std::log(36.0),
@@ -71,6 +95,7 @@ int run() {
   for (const auto& request : input["requests"]) {
     result["passes"].push_back(passes(request));
   }
+  for (const auto& settings : input["plans"]) result["plans"].push_back(pieces(settings));
   std::cout << result << "\n";
   return 0;
 }

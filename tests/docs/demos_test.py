@@ -4,6 +4,7 @@
     demos_test.py DEMO_VALUES     the program of demo_values.cpp
 """
 import json
+import random
 import subprocess
 import sys
 import unittest
@@ -77,7 +78,7 @@ class OnlineSoftmax(Demo):
         self.open("online_softmax")
         self.page.get_by_label("S of token 0").fill("-2.5")
         self.page.locator("#split").select_option("3")
-        address, text = self.page.url, self.text("#demo")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
         self.page.goto("about:blank")
         self.page.goto(address)
         self.assertEqual(self.text("#demo"), text)
@@ -132,16 +133,51 @@ class Layouts(Demo):
         self.open("layouts")
         self.page.locator("#layout tr").nth(6).locator("td").nth(2).click()  # row 5, place 2: chunk 7
         self.assertEqual(self.text("#where"), "Row 5, column 56: chunk 7, at place 2 of its row; byte 672, bank 8.")
-        address, text = self.page.url, self.text("#demo")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
         self.page.goto("about:blank")
         self.page.goto(address)
         self.assertEqual(self.text("#demo"), text)
         self.every_proposal_moves("layouts", "#demo")
 
 
-def values(accesses):
+class Plan(Demo):
+    def test_plans_as_the_library(self):
+        random.seed(1)
+        plans = []
+        for _ in range(400):
+            longest, alike = random.choice((64, 300, 5000, 60000)), random.random() < 0.3
+            plans.append({"lengths": [longest if alike else random.choice((longest, random.randint(0, longest))) for _ in range(random.choice((1, 2, 3, 4, 8, 30)))],
+                          "workers": random.choice((1, 2, 7, 8, 16, 132)), "fixed": random.choice((0, 1, 5)), "min": random.choice((1, 4, 9)),
+                          "combine": random.choice((0, 1, 10)), "split": random.choice((0, 0, 0, 64, 512))})
+        self.open("plan")
+        got = self.page.evaluate("plans => plans.map(settings => planDemo.planOf(settings))", plans)
+        self.assertEqual(len({plan["rule"][:20] for plan in got}), 4)
+        for settings, plan, expected in zip(plans, got, values([], plans)["plans"], strict=True):
+            self.assertEqual([[list(piece.values()) for piece in worker] for worker in plan["workers"]], expected, settings)
+
+    def test_what_the_page_says(self):
+        for state, rule, parts in (("", "interval of the line", 3), ("lengths=4096,4096,4096,4096,4096,4096,4096,4096", "nothing is cut", 0),
+                                   ("lengths=16384", "interval", 1),
+                                   ("lengths=256&min=4", "", 0), ("lengths=256&min=1", "", 1), ("lengths=4096,4096,4096,4096", "equally many pieces", 4),
+                                   ("split=512", "every 512 tokens", 2), ("workers=0", "workers: 1 to 264", 0), ("lengths=x", "lengths, in tokens: 1 to", 0)):
+            self.open("plan", state)
+            self.assertIn(rule, self.text("#rule"), state)
+            self.assertEqual(self.page.locator("#combine li").count(), parts, state)
+        self.every_proposal_moves("plan", "#demo")
+
+    def test_the_address_is_the_state(self):
+        self.open("plan")
+        self.page.locator("#lengths").fill("100, 5000")
+        self.page.locator("#workers").fill("3")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual(self.text("#demo"), text)
+
+
+def values(accesses, plans=()):
     requests = [{"bytes": access["bytes"], "addresses": access["addresses"]} for access in accesses]
-    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests}), capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests, "plans": plans}), capture_output=True, text=True, check=True).stdout)
 
 
 def number(value):
