@@ -24,6 +24,8 @@ const char* to_string(StatusCode code) {
       return "kernel rejected by the GPU model";
     case StatusCode::kFileError:
       return "file error";
+    case StatusCode::kRankFailed:
+      return "another rank failed";
   }
   return "unknown";
 }

@@ -19,6 +19,7 @@ enum class StatusCode {
   kCudaError,          ///< An error that the CUDA runtime reports.
   kKernelRejected,  ///< The GPU model found a race, a deadlock or an illegal access in the kernel.
   kFileError,       ///< A file that is missing, truncated, or of the wrong shape or type.
+  kRankFailed,      ///< Another rank of a parallel decode failed, or did not come in time.
 };
 
 /// The name of a code, for messages: "invalid argument", "out of range", ...

@@ -17,7 +17,7 @@ TOP_LEVEL = ("bench", "docs", "reference", "stages", "tests")
 
 MODEL = ["reference", "reference/gpu_model"]
 COMMON = ["stages/common", "stages/common/cache", "stages/common/choose", "stages/common/machine", "stages/common/ptx", "stages/common/split"]
-STAGES = ["stages", "stages/NN", *COMMON]
+STAGES = ["stages", "stages/NN", *COMMON, "stages/common/parallel"]
 REFERENCE = [*MODEL, "reference/layers", "reference/testing"]
 BENCH = ["bench", "bench/explain", "bench/measure", "bench/report", "bench/service", "bench/tools"]
 
@@ -32,6 +32,7 @@ RULE = {
     "stages/common/ptx": [*MODEL, "stages/common/machine"],
     "stages/common/cache": [*MODEL, "stages/common/machine", "stages/common/ptx"],
     "stages/common/split": [*MODEL, "stages/common/machine", "stages/common/ptx"],
+    "stages/common/parallel": [*MODEL, "stages/common", "stages/common/machine", "stages/common/split"],
     "stages/common": [*MODEL, *COMMON],
     "stages/NN": [*MODEL, *COMMON],
     "stages/python": [*MODEL, "stages/common", "stages/common/cache", "stages/common/choose", "stages/common/split"],

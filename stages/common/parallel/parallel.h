@@ -1,0 +1,64 @@
+/// @file
+/// A decode whose cache lies on several ranks (context parallel): each decodes the tokens that it holds,
+/// with any stage, and the results are merged by their lse. docs/parallel.md explains it.
+#pragma once
+
+#include "stages/common/parallel/share.h"
+#include "stages/common/parallel/transport.h"
+#include "stages/common/stage.h"
+
+namespace mla {
+
+/// How the ranks' results become one.
+enum class Exchange {
+  kAllGather,  ///< Every rank gets all results and merges all rows: out and lse of all heads everywhere.
+  /// Every rank gets the results of its share of the heads, and merges these: rank r of n has heads
+  /// r * num_heads_q / n and on.
+  kAllToAll,
+  /// As kAllToAll, but every rank weighs its result by all ranks' lse, and the transport adds up, in fp32.
+  kReduceScatter,
+};
+/// All of them.
+inline constexpr Exchange kExchanges[] = {Exchange::kAllGather, Exchange::kAllToAll,
+                                          Exchange::kReduceScatter};
+/// "all_gather", "all_to_all", "reduce_scatter"
+const char* to_string(Exchange exchange);
+
+/// How a decode is shared among ranks. The same on all of them.
+struct ParallelSettings {
+  int pages_per_turn = 1;  ///< See ContextShare.
+  Exchange exchange = Exchange::kAllGather;
+};
+
+/// Bytes of memory that a rank's decode_parallel() needs beside its tensors, on the device where the
+/// stage runs. By shapes alone, and the same for all ranks.
+/// @param problem  as for decode_parallel()
+/// @param ranks    >= 1
+/// @return kInvalidArgument for a problem that validate() refuses, ranks or pages_per_turn below 1,
+///         num_heads_q that ranks do not divide where the exchange is by heads, or batch * seqlen_q past 32
+///         bits; workspace_bytes()'s errors for the stage
+Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
+                                const ParallelSettings& settings, int ranks, size_t* bytes);
+
+/// One rank's part of a decode: all ranks of the transport call it. A row that sees no token on any rank
+/// gets out = 0 and lse = +inf. Repeatable to the bit for the same number of ranks, and with kAllGather the
+/// same on all of them. No host synchronisation; asynchronous as decode() where the transport is.
+///
+/// `problem` and `tensors` are the same on all ranks but for the cache:
+/// - problem.max_pages_per_seq is that of a whole sequence, tensors.seqlens_k are whole lengths;
+/// - problem.num_pages, tensors.kv_cache and tensors.block_table are the rank's own. Its table is
+///   [batch, share_columns()], and column c names the page that holds the sequence's page
+///   ContextShare::page_in(c). A rank without a token needs a page all the same: it is not read;
+/// - tensors.out and tensors.lse are of all heads with kAllGather, else of num_heads_q / ranks.
+///
+/// Tensors may have strides, but where problem.causal and seqlen_q > 1 the query tokens of all sequences
+/// must be equally far apart in q: q_strides.batch = seqlen_q * q_strides.token.
+///
+/// @param workspace  parallel_workspace_bytes() or more, 16-byte aligned
+/// @return parallel_workspace_bytes()'s, validate()'s and decode()'s errors, kWorkspaceTooSmall, the
+///         transport's. On any, the other ranks get a status, too, and what out and lse hold is not defined
+Status decode_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                       const ParallelSettings& settings, Transport& transport,
+                       const Workspace& workspace, Stream stream = nullptr);
+
+}  // namespace mla

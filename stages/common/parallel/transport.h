@@ -1,0 +1,59 @@
+/// @file
+/// How the ranks of a parallel decode exchange buffers: one small interface, so that the decode does not
+/// know what carries them.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "reference/status.h"
+#include "stages/common/machine/machine.h"
+
+namespace mla {
+
+/// One rank's end of a group of ranks. All ranks of the group make the same calls, in the same order, with
+/// the same sizes; a call is of one thread at a time. Where one rank fails, does not come within the time
+/// limit, or makes another call, every rank gets a status, then and for every later call: the group is of
+/// no more use, and its ranks must make a new one.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  /// Which of the ranks this is: 0 ... ranks() - 1.
+  virtual int rank() const = 0;
+  /// How many there are, >= 1.
+  virtual int ranks() const = 0;
+
+  /// Every rank gets what every rank sent.
+  /// @param send     [bytes], in the machine's memory
+  /// @param receive  [ranks, bytes], in the machine's memory, in the order of ranks; not overlapping `send`
+  /// @return kRankFailed as above; kInvalidArgument if the ranks' calls differ, naming two that do
+  virtual Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) = 0;
+  /// Every rank gets what every rank sent to it.
+  /// @param send     [ranks, bytes]: for rank 0, for rank 1, ...
+  /// @param receive  [ranks, bytes]: from rank 0, from rank 1, ...
+  /// @return as all_gather()
+  virtual Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) = 0;
+  /// Every rank gets the sum of what every rank sent to it. The order of summation is the same on every
+  /// run with so many ranks.
+  /// @param send     [ranks, count]: for rank 0, for rank 1, ...
+  /// @param receive  [count]
+  /// @return as all_gather()
+  virtual Status reduce_scatter(const float* send, float* receive, size_t count, Stream stream) = 0;
+
+  /// Says that this rank has failed: calls of the others that wait, and all later ones, return
+  /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts.
+  virtual void fail(const Status& why) = 0;
+};
+
+/// The ends of a group whose ranks are threads of this process, and whose buffers are the model's. What a
+/// call copies it copies when the last rank has come, so nothing is read after a rank's call has returned.
+/// @param ranks       >= 1
+/// @param time_limit  for which a call waits for the others
+/// @param transports  [ranks], one for each thread
+/// @return kInvalidArgument for ranks < 1
+Status make_thread_transports(int ranks, std::chrono::milliseconds time_limit,
+                              std::vector<std::unique_ptr<Transport>>* transports);
+
+}  // namespace mla

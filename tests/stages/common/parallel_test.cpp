@@ -1,0 +1,605 @@
+// Context parallel decode with ranks that are threads, on the model: against the reference over ranks, shares and
+// exchanges; needles at every cut; the same bits every time; ranks that fail, lag or disagree.
+#include "stages/common/parallel/parallel.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "reference/attention.h"
+#include "reference/testing/compare.h"
+#include "reference/testing/data_generator.h"
+#include "tests/status_matchers.h"
+
+namespace mla {
+namespace {
+
+using std::chrono::milliseconds;
+constexpr milliseconds kPatient{60000};
+constexpr int kRanks[] = {1, 2, 3, 4, 8};
+
+// What one rank ended with.
+struct Ended {
+  Status status;
+  std::vector<uint16_t> out;
+  std::vector<float> lse;
+  bool operator==(const Ended& other) const {
+    return out == other.out && lse.size() == other.lse.size() &&
+           std::memcmp(lse.data(), other.lse.data(), lse.size() * sizeof(float)) == 0;
+  }
+};
+
+// A rank's arguments, for a test to spoil.
+struct Arguments {
+  Problem problem;
+  Tensors tensors;
+  ParallelSettings settings;
+  Workspace workspace;
+};
+using Spoil = std::function<void(int rank, Arguments* arguments)>;
+
+const Stage& stage_of_model(const std::string& slug = "04") {
+  return *find_stage(MachineKind::kModel, slug);
+}
+
+// The pages of one rank: a cache of its own, whose pages lie in another order, with one page of NaN.
+struct RankCache {
+  std::vector<uint8_t> pages;
+  std::vector<int32_t> table;
+  int num_pages = 1;
+};
+RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextShare& share) {
+  const Problem& problem = data.problem;
+  const bool quantised = is_quantised(problem.cache_format);
+  const auto* from = quantised ? host.quantised_cache.data()
+                               : reinterpret_cast<const uint8_t*>(host.kv_cache.data());
+  const size_t page_bytes =
+      size_t(problem.page_size) * size_t(problem.num_heads_kv) * size_t(problem.cache_row_bytes());
+  const int columns = share_columns(problem.max_pages_per_seq, share.ranks, share.pages_per_turn);
+  RankCache cache;
+  cache.table.assign(size_t(problem.batch) * size_t(columns), kGarbagePage);
+  std::vector<int32_t> originals;
+  for (int sequence = 0; sequence < problem.batch; ++sequence) {
+    int column = 0;
+    const int64_t pages = pages_for(data.seqlens_k[size_t(sequence)], problem.page_size);
+    for (int page = 0; page < pages; ++page) {
+      if (page / share.pages_per_turn % share.ranks != share.rank) continue;
+      cache.table[size_t(sequence * columns + column++)] = int32_t(originals.size());
+      originals.push_back(
+          data.block_table[size_t(sequence) * size_t(problem.max_pages_per_seq) + size_t(page)]);
+    }
+  }
+  cache.num_pages = int(originals.size()) + 1;  // the first is nobody's
+  cache.pages.assign(page_bytes * size_t(cache.num_pages), 0xff);
+  for (size_t i = 0; i < originals.size(); ++i) {
+    std::memcpy(cache.pages.data() + page_bytes * (originals.size() - i),
+                from + page_bytes * size_t(originals[i]), page_bytes);
+  }
+  for (int32_t& page : cache.table) {
+    if (page != kGarbagePage) page = int32_t(originals.size()) - page;
+  }
+  return cache;
+}
+
+// One rank: its own memory, from its own thread.
+Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host,
+                const ParallelSettings& settings, Transport& transport, const Spoil& spoil,
+                Ended* ended) {
+  Machine& machine = model_machine();
+  const int rank = transport.rank(), ranks = transport.ranks();
+  const RankCache cache = cache_of(data, host, {rank, ranks, settings.pages_per_turn});
+  Arguments arguments{data.problem, {}, settings, {}};
+  arguments.problem.num_pages = cache.num_pages;
+  size_t bytes = 0;
+  MLA_RETURN_IF_ERROR(parallel_workspace_bytes(stage, arguments.problem, settings, ranks, &bytes));
+  const Layout layout = data.layout();
+  const size_t slices = settings.exchange == Exchange::kAllGather ? 1 : size_t(ranks);
+  DeviceBuffer q, kv, table, lengths, out, lse, workspace;
+  MLA_RETURN_IF_ERROR(q.assign(machine, host.q.data(), host.q.size() * 2));
+  MLA_RETURN_IF_ERROR(kv.assign(machine, cache.pages.data(), cache.pages.size()));
+  MLA_RETURN_IF_ERROR(table.assign(machine, cache.table.data(), cache.table.size() * 4));
+  const std::vector<int32_t> seqlens = data.seqlens_k;
+  MLA_RETURN_IF_ERROR(lengths.assign(machine, seqlens.data(), seqlens.size() * 4));
+  MLA_RETURN_IF_ERROR(out.allocate(machine, size_t(layout.out) * 2 / slices));
+  MLA_RETURN_IF_ERROR(lse.allocate(machine, size_t(layout.lse) * 4 / slices));
+  MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  Tensors& tensors = arguments.tensors;
+  tensors.q = q.data();
+  tensors.kv_cache = kv.data();
+  tensors.block_table = table.as<int32_t>();
+  tensors.seqlens_k = lengths.as<int32_t>();
+  tensors.out = out.data();
+  tensors.lse = lse.as<float>();
+  if (data.spec.strided) {
+    tensors.q_strides = layout.strides.q_strides;
+    tensors.out_strides = layout.strides.out_strides;
+    tensors.lse_strides = layout.strides.lse_strides;
+  }
+  arguments.workspace = workspace;
+  if (spoil) spoil(rank, &arguments);
+  MLA_RETURN_IF_ERROR(decode_parallel(stage, arguments.problem, tensors, arguments.settings,
+                                      transport, arguments.workspace));
+  ended->out.resize(out.bytes() / 2);
+  ended->lse.resize(lse.bytes() / 4);
+  MLA_RETURN_IF_ERROR(machine.copy_to_host(ended->out.data(), out.data(), out.bytes()));
+  return machine.copy_to_host(ended->lse.data(), lse.data(), lse.bytes());
+}
+
+std::vector<Ended> run_ranks(const Stage& stage, const DataSet& data, const HostTensors& host,
+                             const ParallelSettings& settings, int ranks,
+                             const Spoil& spoil = nullptr) {
+  std::vector<std::unique_ptr<Transport>> transports;
+  EXPECT_OK(make_thread_transports(ranks, kPatient, &transports));
+  std::vector<Ended> ended(transports.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < transports.size(); ++i) {
+    threads.emplace_back([&, i] {
+      ended[i].status = run_rank(stage, data, host, settings, *transports[i], spoil, &ended[i]);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return ended;
+}
+
+// Outputs by heads, put together; those of all heads as they are.
+Ended whole(const DataSet& data, const ParallelSettings& settings,
+            const std::vector<Ended>& ended) {
+  if (settings.exchange == Exchange::kAllGather) return ended[0];
+  const Problem& problem = data.problem;
+  const size_t heads = size_t(problem.num_heads_q) / ended.size(),
+               all = size_t(problem.num_heads_q);
+  const size_t queries = size_t(problem.seqlen_q);
+  Ended result;
+  result.out.resize(size_t(problem.out_elements()));
+  result.lse.resize(size_t(problem.lse_elements()));
+  for (size_t rank = 0; rank < ended.size(); ++rank) {
+    for (size_t token = 0; token < size_t(problem.batch) * queries; ++token) {
+      for (size_t head = 0; head < heads; ++head) {
+        std::memcpy(&result.out[(token * all + rank * heads + head) * kHeadDimV],
+                    &ended[rank].out[(token * heads + head) * kHeadDimV], kHeadDimV * 2);
+        const size_t sequence = token / queries, query = token % queries;
+        result.lse[(sequence * all + rank * heads + head) * queries + query] =
+            ended[rank].lse[(sequence * heads + head) * queries + query];
+      }
+    }
+  }
+  return result;
+}
+
+// The production kernels' tolerances, which are for bf16; in fp16 an eighth of the error, whose square the cosine has.
+Tolerance tolerance_of(DType dtype) {
+  const Tolerance bf16 = kOutTolerance;
+  if (dtype == DType::kBFloat16) return bf16;
+  return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
+}
+
+// The decode over `ranks` ranks is the reference's.
+void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
+                  const ReferenceResult& expected, const ParallelSettings& settings, int ranks) {
+  SCOPED_TRACE(stage.slug + " " + data.spec.name() + " ranks=" + std::to_string(ranks) +
+               " pages_per_turn=" + std::to_string(settings.pages_per_turn) + " " +
+               to_string(settings.exchange));
+  const std::vector<Ended> ended = run_ranks(stage, data, host, settings, ranks);
+  for (const Ended& rank : ended) ASSERT_OK(rank.status);
+  if (settings.exchange == Exchange::kAllGather) {
+    for (const Ended& rank : ended) EXPECT_EQ(rank, ended[0]) << "ranks differ";
+  }
+  const Ended result = whole(data, settings, ended);
+  const Layout layout = data.layout();
+  const std::vector<uint16_t> out = gather_out(data.problem, layout, result.out);
+  const std::vector<float> lse = gather_lse(data.problem, layout, result.lse);
+  const bool has_tail = data.spec.causal && data.spec.seqlen_q > 1;
+  if (ranks == 1 && !has_tail) {
+    EXPECT_OK(compare_decode(data.problem, out, lse, expected));
+    return;
+  }
+  // Every rank's result is rounded before it is merged, which compare_decode() does not allow for.
+  const Comparison of_out =
+      compare(data.problem.dtype, out, expected.out, kHeadDimV, tolerance_of(data.problem.dtype));
+  EXPECT_TRUE(of_out.ok) << of_out.failure;
+  const Comparison of_lse = compare_lse(data.problem, lse, expected);
+  EXPECT_TRUE(of_lse.ok) << of_lse.failure;
+}
+
+DecodeCase small_case() {
+  DecodeCase spec;
+  spec.page_size = 16;
+  spec.num_heads_q = 24;
+  return spec;
+}
+
+// Every case over all numbers of ranks, with shares and exchanges by turns.
+TEST(Parallel, CasesMatchTheReference) {
+  size_t turn = 0;
+  for (const int seqlen_q : {1, 2, 4, 19}) {
+    for (const bool causal : {false, true}) {
+      for (const int num_heads_kv : {1, 3}) {
+        DecodeCase spec = small_case();
+        spec.dtype = turn % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
+        spec.seqlen_q = seqlen_q;
+        spec.causal = causal;
+        spec.num_heads_kv = num_heads_kv;
+        if (seqlen_q == 19 && num_heads_kv == 3) continue;  // more of the same, and slow
+        spec.seed = turn;
+        spec.data = turn % 3 == 0 ? DataKind::kNeedles : DataKind::kFlat;
+        // Empty, shorter than the queries, shorter than the ranks' pages, around pages and turns of them.
+        spec.lengths = {0, 1, 3, 15, 16, 17, 31, 33, 64, 128, 129, 145};
+        const DataSet data = make_data_set(spec);
+        HostTensors host = generate(data);
+        ReferenceResult expected;
+        ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+        for (const int ranks : kRanks) {
+          const int run = contiguous_pages(data.problem.max_pages_per_seq, ranks);
+          const int shares[] = {1, run, 2};
+          ++turn;
+          expect_right(stage_of_model(), data, host, expected,
+                       {shares[turn % 3], kExchanges[turn / 3 % 3]}, ranks);
+          if (HasFatalFailure()) return;
+        }
+        ++turn;
+      }
+    }
+  }
+}
+
+// Any stage, any format that it reads.
+TEST(Parallel, EveryStageDecodesAShare) {
+  for (const Stage& stage : stages(MachineKind::kModel)) {
+    for (const CacheFormat format : stage.cache_formats) {
+      DecodeCase spec = small_case();
+      spec.page_size = 64;
+      spec.num_heads_q = 4;
+      spec.seqlen_q = 2;
+      spec.causal = true;
+      spec.cache_format = format;
+      spec.lengths = {193, 5, 0};
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      ReferenceResult expected;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+      expect_right(stage, data, host, expected, {}, 2);
+    }
+  }
+}
+
+TEST(Parallel, TensorsMayHaveStrides) {
+  DecodeCase spec = small_case();
+  spec.seqlen_q = 2;
+  spec.num_heads_q = 3;
+  spec.strided = true;
+  spec.lengths = {70, 0, 33};
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  // The rank's cache is contiguous here: its pages come from that of the same case without strides.
+  DecodeCase plain = spec;
+  plain.strided = false;
+  const HostTensors contiguous = generate(make_data_set(plain));
+  HostTensors mixed = host;
+  mixed.kv_cache = contiguous.kv_cache;
+  expect_right(stage_of_model(), data, mixed, expected, {}, 3);
+}
+
+// A token that outweighs all others on either side of every cut, of pages and of turns, and under each query's mask:
+// query tokens that see it get its row, to the bit, and the others do not.
+TEST(Parallel, NeedlesAtEveryCutAreFound) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 8;
+  spec.seqlen_q = 3;
+  spec.causal = true;
+  constexpr int kLength = 16 * 9 + 1;
+  std::vector<int> needles = {0, kLength - 3, kLength - 2, kLength - 1};
+  for (int cut = 16; cut < kLength - 3; cut += 16) needles.insert(needles.end(), {cut - 1, cut});
+  spec.lengths.assign(needles.size(), kLength);
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  const auto bits = [](float value) {
+    return generator::round_to_16_bits(DType::kBFloat16, value);
+  };
+  for (size_t row = 0; row < host.q.size() / kHeadDimQK; ++row) {
+    host.q[(row + 1) * kHeadDimQK - 1] = bits(8);
+  }
+  const auto row_of = [&](size_t sequence, int token) {
+    const int32_t page =
+        data.block_table[sequence * size_t(data.problem.max_pages_per_seq) + size_t(token / 16)];
+    return &host.kv_cache[(size_t(page) * 16 + size_t(token % 16)) * kHeadDimQK];
+  };
+  for (size_t sequence = 0; sequence < needles.size(); ++sequence) {
+    for (int token = 0; token < kLength; ++token) row_of(sequence, token)[575] = 0;
+    row_of(sequence, needles[sequence])[575] = bits(128);  // a logit of 42
+  }
+  for (const int ranks : kRanks) {
+    for (const int pages_per_turn :
+         {1, 2, contiguous_pages(data.problem.max_pages_per_seq, ranks)}) {
+      for (const Exchange exchange : kExchanges) {
+        if (exchange != Exchange::kAllGather && (8 % ranks != 0 || pages_per_turn == 2)) continue;
+        const ParallelSettings settings{pages_per_turn, exchange};
+        SCOPED_TRACE(std::to_string(ranks) + " ranks, " + std::to_string(pages_per_turn) +
+                     " pages, " + to_string(exchange));
+        const std::vector<Ended> ended = run_ranks(stage_of_model(), data, host, settings, ranks);
+        for (const Ended& rank : ended) ASSERT_OK(rank.status);
+        const Ended result = whole(data, settings, ended);
+        for (size_t sequence = 0; sequence < needles.size(); ++sequence) {
+          for (int query = 0; query < 3; ++query) {
+            for (size_t head = 0; head < 8; ++head) {
+              const bool sees = needles[sequence] <= kLength - 3 + query;
+              const bool found =
+                  std::memcmp(&result.out[((sequence * 3 + size_t(query)) * 8 + head) * kHeadDimV],
+                              row_of(sequence, needles[sequence]), kHeadDimV * 2) == 0;
+              EXPECT_EQ(found, sees) << "token " << needles[sequence] << " query " << query;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Parallel, TheSameBitsEveryTime) {
+  DecodeCase spec = small_case();
+  spec.seqlen_q = 2;
+  spec.causal = true;
+  spec.lengths = {200, 17, 0, 65};
+  const DataSet data = make_data_set(spec);
+  const HostTensors host = generate(data);
+  for (const int ranks : kRanks) {
+    for (const Exchange exchange : kExchanges) {
+      const ParallelSettings settings{1, exchange};
+      const std::vector<Ended> first = run_ranks(stage_of_model(), data, host, settings, ranks);
+      for (const Ended& rank : first) ASSERT_OK(rank.status);
+      // The last ranks come first, and late ones last.
+      const Spoil late = [&](int rank, Arguments*) {
+        std::this_thread::sleep_for(milliseconds(5 * (ranks - 1 - rank)));
+      };
+      const std::vector<Ended> again =
+          run_ranks(stage_of_model(), data, host, settings, ranks, late);
+      for (size_t rank = 0; rank < first.size(); ++rank) EXPECT_EQ(first[rank], again[rank]);
+    }
+  }
+}
+
+TEST(Parallel, NoSequencesAreNoError) {
+  DecodeCase spec = small_case();
+  DataSet data = make_data_set(spec);
+  const HostTensors host = generate(data);
+  const Spoil empty = [](int, Arguments* arguments) {
+    arguments->problem.batch = 0;
+    arguments->tensors = {};
+  };
+  for (const Ended& rank : run_ranks(stage_of_model(), data, host, {}, 2, empty)) {
+    EXPECT_OK(rank.status);
+  }
+}
+
+// ---- Errors: every rank gets a status
+
+class ParallelErrors : public testing::Test {
+ protected:
+  ParallelErrors() {
+    DecodeCase spec = small_case();
+    spec.seqlen_q = 2;
+    spec.causal = true;
+    spec.lengths = {40, 50};
+    data_ = make_data_set(spec);
+    host_ = generate(data_);
+  }
+
+  // What rank 1 of three gets if this is done to its arguments, and that the others are told.
+  Status of_spoilt(const std::function<void(Arguments*)>& spoil) {
+    const Spoil one = [&](int rank, Arguments* arguments) {
+      if (rank == 1) spoil(arguments);
+    };
+    const std::vector<Ended> ended = run_ranks(stage_of_model(), data_, host_, {}, 3, one);
+    for (const size_t other : {size_t{0}, size_t{2}}) {
+      EXPECT_EQ(ended[other].status.code(), StatusCode::kRankFailed);
+      EXPECT_EQ(ended[other].status.message(), "rank 1 failed: " + ended[1].status.to_string());
+    }
+    return ended[1].status;
+  }
+
+  DataSet data_;
+  HostTensors host_;
+};
+
+TEST_F(ParallelErrors, AnArgumentOfOneRank) {
+  const auto expect = [&](StatusCode code, const std::string& text,
+                          const std::function<void(Arguments*)>& spoil) {
+    const Status status = of_spoilt(spoil);
+    EXPECT_EQ(status.code(), code) << status.message();
+    EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
+  };
+  const StatusCode invalid = StatusCode::kInvalidArgument;
+  expect(StatusCode::kWorkspaceTooSmall,
+         "workspace.bytes = ", [](Arguments* a) { a->workspace.bytes -= 16; });
+  expect(invalid, "workspace.data", [](Arguments* a) { a->workspace.data = nullptr; });
+  expect(invalid, "workspace.data is null or not 16-byte aligned",
+         [](Arguments* a) { a->workspace.data = static_cast<char*>(a->workspace.data) + 4; });
+  expect(invalid, "pages_per_turn = 0", [](Arguments* a) { a->settings.pages_per_turn = 0; });
+  expect(invalid, "q is null", [](Arguments* a) { a->tensors.q = nullptr; });
+  expect(invalid, "out is null", [](Arguments* a) { a->tensors.out = nullptr; });
+  expect(invalid, "softmax_scale", [](Arguments* a) { a->problem.softmax_scale = -1; });
+  expect(invalid, "q_strides.batch = ", [](Arguments* a) {
+    a->tensors.q_strides = {3 * 24 * 576, 24 * 576, 576};
+  });
+  expect(invalid, "out stride of num_heads_q = 513",
+         [](Arguments* a) { a->tensors.out_strides.head = 513; });
+}
+
+TEST_F(ParallelErrors, HeadsThatRanksDoNotDivide) {
+  size_t bytes = 0;
+  for (const Exchange exchange : kExchanges) {
+    const Status status =
+        parallel_workspace_bytes(stage_of_model(), data_.problem, {1, exchange}, 5, &bytes);
+    EXPECT_EQ(status.ok(), exchange == Exchange::kAllGather) << status.message();
+  }
+  EXPECT_EQ(parallel_workspace_bytes(stage_of_model(), data_.problem, {}, 0, &bytes).message(),
+            "ranks = 0 must be at least 1");
+}
+
+TEST_F(ParallelErrors, AnotherShapeOnOneRank) {
+  const Spoil fewer = [](int rank, Arguments* arguments) {
+    if (rank == 1) arguments->problem.batch = 1;
+  };
+  for (const Ended& rank : run_ranks(stage_of_model(), data_, host_, {}, 3, fewer)) {
+    EXPECT_EQ(rank.status.code(), StatusCode::kInvalidArgument) << rank.status.to_string();
+    EXPECT_NE(rank.status.message().find(", rank 1 all_gather of"), std::string::npos)
+        << rank.status.message();
+  }
+}
+
+// ---- The transport
+
+// Runs body(transport) of every rank on a thread.
+std::vector<Status> on_ranks(std::vector<std::unique_ptr<Transport>>& transports,
+                             const std::function<Status(Transport&)>& body) {
+  std::vector<Status> ended(transports.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < transports.size(); ++i) {
+    threads.emplace_back([&, i] { ended[i] = body(*transports[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return ended;
+}
+
+std::vector<std::unique_ptr<Transport>> make_ranks(int ranks, milliseconds limit) {
+  std::vector<std::unique_ptr<Transport>> transports;
+  EXPECT_OK(make_thread_transports(ranks, limit, &transports));
+  return transports;
+}
+
+TEST(ThreadTransport, EveryRankGetsWhatItShould) {
+  for (const int ranks : kRanks) {
+    auto transports = make_ranks(ranks, kPatient);
+    const auto statuses = on_ranks(transports, [&](Transport& transport) -> Status {
+      EXPECT_EQ(transport.ranks(), ranks);
+      const int me = transport.rank();
+      for (int turn = 0; turn < 50; ++turn) {  // buffers are free again after each call
+        std::vector<float> send(size_t(2 * ranks)), receive(send.size()), sum(2);
+        for (int i = 0; i < 2 * ranks; ++i) send[size_t(i)] = float(1000 * turn + 100 * me + i);
+        MLA_RETURN_IF_ERROR(transport.all_gather(send.data(), receive.data(), 8, nullptr));
+        for (int i = 0; i < 2 * ranks; ++i) {
+          EXPECT_EQ(receive[size_t(i)], float(1000 * turn + 100 * (i / 2) + i % 2));
+        }
+        MLA_RETURN_IF_ERROR(transport.all_to_all(send.data(), receive.data(), 8, nullptr));
+        for (int i = 0; i < 2 * ranks; ++i) {
+          EXPECT_EQ(receive[size_t(i)], float(1000 * turn + 100 * (i / 2) + 2 * me + i % 2));
+        }
+        MLA_RETURN_IF_ERROR(transport.reduce_scatter(send.data(), sum.data(), 2, nullptr));
+        for (int i = 0; i < 2; ++i) {
+          EXPECT_EQ(sum[size_t(i)],
+                    float(ranks * (1000 * turn + 2 * me + i) + 50 * ranks * (ranks - 1)));
+        }
+      }
+      return {};
+    });
+    for (const Status& status : statuses) EXPECT_OK(status);
+  }
+  std::vector<std::unique_ptr<Transport>> none;
+  EXPECT_EQ(make_thread_transports(0, kPatient, &none).message(), "ranks = 0 must be at least 1");
+}
+
+TEST(ThreadTransport, ARankThatDoesNotComeIsNamedInTime) {
+  auto transports = make_ranks(4, milliseconds(100));
+  const auto gather = [](Transport& transport) {
+    char receive[16];
+    return transport.all_gather("abc", receive, 4, nullptr);
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  const auto statuses = on_ranks(transports, [&](Transport& transport) -> Status {
+    return transport.rank() % 2 == 1 ? Status() : gather(transport);
+  });
+  for (const size_t rank : {size_t{0}, size_t{2}}) {
+    EXPECT_EQ(statuses[rank].code(), StatusCode::kRankFailed);
+    EXPECT_NE(statuses[rank].message().find("did not come to all_gather of 4 bytes within 100 ms"),
+              std::string::npos)
+        << statuses[rank].message();
+    EXPECT_NE(statuses[rank].message().find("rank 1, rank 3"), std::string::npos);
+  }
+  // Who comes after that is told at once, and so is whoever calls again.
+  for (auto& transport : transports) {
+    EXPECT_EQ(gather(*transport).code(), StatusCode::kRankFailed);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+}
+
+TEST(ThreadTransport, ARankThatFailsIsToldAtOnce) {
+  auto transports = make_ranks(3, std::chrono::hours(24));
+  const auto gather = [](Transport& transport) {
+    char receive[16];
+    return transport.all_gather("abc", receive, 4, nullptr);
+  };
+  const auto statuses = on_ranks(transports, [&](Transport& transport) -> Status {
+    if (transport.rank() != 1) return gather(transport);
+    std::this_thread::sleep_for(milliseconds(20));  // the others wait by then
+    transport.fail({StatusCode::kCudaError, "it burns"});
+    return {};
+  });
+  transports[0]->fail({StatusCode::kCudaError, "a second failure"});
+  for (const Status& status : {statuses[0], statuses[2], gather(*transports[1])}) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_EQ(status.message(), "rank 1 failed: CUDA error: it burns");
+  }
+}
+
+TEST(ThreadTransport, CallsThatDifferAreNamed) {
+  for (const bool another_kind : {false, true}) {
+    auto transports = make_ranks(3, kPatient);
+    const auto call = [&](Transport& transport) {
+      float receive[24] = {};
+      const float send[24] = {};
+      if (transport.rank() < 2) return transport.all_gather(send, receive, 8, nullptr);
+      return another_kind ? transport.reduce_scatter(send, receive, 2, nullptr)
+                          : transport.all_gather(send, receive, 4, nullptr);
+    };
+    const std::string named = another_kind ? "reduce_scatter of 8 bytes" : "all_gather of 4 bytes";
+    for (int turn = 0; turn < 2; ++turn) {  // nor is the group of use then
+      for (const Status& status : on_ranks(transports, call)) {
+        EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+        EXPECT_EQ(status.message(), "rank 0 calls all_gather of 8 bytes, rank 2 " + named);
+      }
+    }
+  }
+}
+
+// ---- Shares
+
+TEST(ContextShare, CountsWhatItHolds) {
+  for (const int ranks : kRanks) {
+    for (const int pages_per_turn : {1, 2, 5}) {
+      for (int rank = 0; rank < ranks; ++rank) {
+        const ContextShare share{rank, ranks, pages_per_turn};
+        int64_t pages = 0, tokens = 0;
+        for (int token = 0; token < 16 * 90; ++token) {
+          const int page = token / 16;
+          const bool mine = page / pages_per_turn % ranks == rank;
+          ASSERT_EQ(share.owner(page) == rank, mine);
+          ASSERT_EQ(share.tokens(token, 16), tokens);
+          if (token % 16 == 0) {
+            ASSERT_EQ(share.pages(page), pages);
+            if (mine) {
+              ASSERT_EQ(share.page_in(pages), page);
+              ++pages;
+            }
+            // Rank 0 has as many pages as any.
+            ASSERT_LE(pages, share_columns(page + 1, ranks, pages_per_turn));
+            if (rank == 0) {
+              ASSERT_EQ(pages, share_columns(page + 1, ranks, pages_per_turn));
+            }
+          }
+          if (mine) ++tokens;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(contiguous_pages(9, 4), 3);
+  EXPECT_EQ(contiguous_pages(8, 4), 2);
+  EXPECT_EQ(contiguous_pages(1, 4), 1);
+}
+
+}  // namespace
+}  // namespace mla
