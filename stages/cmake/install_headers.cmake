@@ -12,6 +12,9 @@ set(names
   stages/common/cache/paging_check.h
   stages/common/machine/machine.h
   stages/common/machine/upload_ring.h
+  stages/common/parallel/parallel.h
+  stages/common/parallel/share.h
+  stages/common/parallel/transport.h
   stages/common/split/plan.h
   reference/cache_format.h
   reference/dtype.h

@@ -33,7 +33,7 @@ RULE = {
     "stages/common/cache": [*MODEL, "stages/common/machine", "stages/common/ptx"],
     "stages/common/split": [*MODEL, "stages/common/machine", "stages/common/ptx"],
     "stages/common/parallel": [*MODEL, "stages/common", "stages/common/machine", "stages/common/split"],
-    "stages/common": [*MODEL, *COMMON],
+    "stages/common": [*MODEL, *COMMON, "stages/common/parallel"],
     "stages/NN": [*MODEL, *COMMON],
     "stages/python": [*MODEL, "stages/common", "stages/common/cache", "stages/common/choose", "stages/common/split"],
     "stages": STAGES,  # commands and scripts

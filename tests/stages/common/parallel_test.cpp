@@ -131,9 +131,9 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
 
 std::vector<Ended> run_ranks(const Stage& stage, const DataSet& data, const HostTensors& host,
                              const ParallelSettings& settings, int ranks,
-                             const Spoil& spoil = nullptr) {
+                             const Spoil& spoil = nullptr, milliseconds limit = kPatient) {
   std::vector<std::unique_ptr<Transport>> transports;
-  EXPECT_OK(make_thread_transports(ranks, kPatient, &transports));
+  EXPECT_OK(make_thread_transports(ranks, limit, &transports));
   std::vector<Ended> ended(transports.size());
   std::vector<std::thread> threads;
   for (size_t i = 0; i < transports.size(); ++i) {
@@ -238,7 +238,7 @@ TEST(Parallel, CasesMatchTheReference) {
           ++turn;
           expect_right(stage_of_model(), data, host, expected,
                        {shares[turn % 3], kExchanges[turn / 3 % 3]}, ranks);
-          if (HasFatalFailure()) return;
+          if (HasFailure()) return;  // one says enough
         }
         ++turn;
       }
@@ -331,7 +331,7 @@ TEST(Parallel, NeedlesAtEveryCutAreFound) {
               const bool found =
                   std::memcmp(&result.out[((sequence * 3 + size_t(query)) * 8 + head) * kHeadDimV],
                               row_of(sequence, needles[sequence]), kHeadDimV * 2) == 0;
-              EXPECT_EQ(found, sees) << "token " << needles[sequence] << " query " << query;
+              ASSERT_EQ(found, sees) << "token " << needles[sequence] << " query " << query;
             }
           }
         }
@@ -360,6 +360,50 @@ TEST(Parallel, TheSameBitsEveryTime) {
           run_ranks(stage_of_model(), data, host, settings, ranks, late);
       for (size_t rank = 0; rank < first.size(); ++rank) EXPECT_EQ(first[rank], again[rank]);
     }
+  }
+}
+
+// Shares of the heads, each with a group of its own that shares the pages.
+TEST(Parallel, HeadsAndPagesAreSharedTogether) {
+  for (const auto& [num_heads_kv, head_ranks] : {std::pair{1, 4}, {2, 2}, {4, 2}, {2, 4}}) {
+    DecodeCase spec = small_case();
+    spec.num_heads_q = 8;
+    spec.num_heads_kv = num_heads_kv;
+    spec.seqlen_q = 2;
+    spec.causal = true;
+    spec.lengths = {100, 17, 0, 33};
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    ReferenceResult expected;
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    const size_t tokens = 4 * 2;
+    std::vector<uint16_t> out(host.out.size());
+    for (int head_rank = 0; head_rank < head_ranks; ++head_rank) {
+      HeadShare share;
+      ASSERT_OK(share_heads(data.problem, head_rank, head_ranks, &share));
+      const Spoil of_heads = [&](int, Arguments* arguments) {
+        const Problem& all = data.problem;
+        Tensors& tensors = arguments->tensors;
+        arguments->problem.num_heads_q = share.num_q;
+        arguments->problem.num_heads_kv = share.num_kv;
+        tensors.q = static_cast<const uint16_t*>(tensors.q) + share.first_q * kHeadDimQK;
+        tensors.q_strides = {int64_t{2} * 8 * kHeadDimQK, int64_t{8} * kHeadDimQK, kHeadDimQK};
+        tensors.kv_cache =
+            static_cast<const uint16_t*>(tensors.kv_cache) + share.first_kv * kHeadDimQK;
+        const int64_t row = int64_t{all.num_heads_kv} * kHeadDimQK;
+        tensors.kv_strides = {all.page_size * row, row, kHeadDimQK};
+      };
+      const std::vector<Ended> ended = run_ranks(stage_of_model(), data, host, {}, 2, of_heads);
+      for (const Ended& rank : ended) ASSERT_OK(rank.status);
+      for (size_t token = 0; token < tokens; ++token) {
+        std::memcpy(&out[(token * 8 + size_t(share.first_q)) * kHeadDimV],
+                    &ended[0].out[token * size_t(share.num_q) * kHeadDimV],
+                    size_t(share.num_q) * kHeadDimV * 2);
+      }
+    }
+    const Comparison of_out =
+        compare(data.problem.dtype, out, expected.out, kHeadDimV, tolerance_of(data.problem.dtype));
+    EXPECT_TRUE(of_out.ok) << num_heads_kv << " KV heads: " << of_out.failure;
   }
 }
 
@@ -394,7 +438,8 @@ class ParallelErrors : public testing::Test {
     const Spoil one = [&](int rank, Arguments* arguments) {
       if (rank == 1) spoil(arguments);
     };
-    const std::vector<Ended> ended = run_ranks(stage_of_model(), data_, host_, {}, 3, one);
+    const std::vector<Ended> ended =
+        run_ranks(stage_of_model(), data_, host_, {}, 3, one, milliseconds(20000));
     for (const size_t other : {size_t{0}, size_t{2}}) {
       EXPECT_EQ(ended[other].status.code(), StatusCode::kRankFailed);
       EXPECT_EQ(ended[other].status.message(), "rank 1 failed: " + ended[1].status.to_string());
@@ -409,6 +454,7 @@ class ParallelErrors : public testing::Test {
 TEST_F(ParallelErrors, AnArgumentOfOneRank) {
   const auto expect = [&](StatusCode code, const std::string& text,
                           const std::function<void(Arguments*)>& spoil) {
+    if (HasFailure()) return;  // one says enough, and may have waited for its time limit
     const Status status = of_spoilt(spoil);
     EXPECT_EQ(status.code(), code) << status.message();
     EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
@@ -479,7 +525,7 @@ TEST(ThreadTransport, EveryRankGetsWhatItShould) {
       EXPECT_EQ(transport.ranks(), ranks);
       const int me = transport.rank();
       for (int turn = 0; turn < 50; ++turn) {  // buffers are free again after each call
-        std::vector<float> send(size_t(2 * ranks)), receive(send.size()), sum(2);
+        std::vector<float> send(size_t(2 * ranks)), receive(send.size()), sum(2, NAN);
         for (int i = 0; i < 2 * ranks; ++i) send[size_t(i)] = float(1000 * turn + 100 * me + i);
         MLA_RETURN_IF_ERROR(transport.all_gather(send.data(), receive.data(), 8, nullptr));
         for (int i = 0; i < 2 * ranks; ++i) {
@@ -528,7 +574,8 @@ TEST(ThreadTransport, ARankThatDoesNotComeIsNamedInTime) {
 }
 
 TEST(ThreadTransport, ARankThatFailsIsToldAtOnce) {
-  auto transports = make_ranks(3, std::chrono::hours(24));
+  auto transports = make_ranks(3, milliseconds(20000));
+  const auto begin = std::chrono::steady_clock::now();
   const auto gather = [](Transport& transport) {
     char receive[16];
     return transport.all_gather("abc", receive, 4, nullptr);
@@ -539,6 +586,7 @@ TEST(ThreadTransport, ARankThatFailsIsToldAtOnce) {
     transport.fail({StatusCode::kCudaError, "it burns"});
     return {};
   });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(15));
   transports[0]->fail({StatusCode::kCudaError, "a second failure"});
   for (const Status& status : {statuses[0], statuses[2], gather(*transports[1])}) {
     EXPECT_EQ(status.code(), StatusCode::kRankFailed);
@@ -599,6 +647,39 @@ TEST(ContextShare, CountsWhatItHolds) {
   EXPECT_EQ(contiguous_pages(9, 4), 3);
   EXPECT_EQ(contiguous_pages(8, 4), 2);
   EXPECT_EQ(contiguous_pages(1, 4), 1);
+}
+
+TEST(HeadShare, EveryHeadIsSomebodysOnce) {
+  for (const int num_heads_kv : {1, 2, 4, 8, 24}) {
+    for (const int ranks : {1, 2, 4, 8, 24}) {
+      Problem problem;
+      problem.num_heads_q = 48;
+      problem.num_heads_kv = num_heads_kv;
+      int next = 0;
+      for (int rank = 0; rank < ranks; ++rank) {
+        HeadShare share;
+        ASSERT_OK(share_heads(problem, rank, ranks, &share));
+        EXPECT_EQ(share.first_q, next);
+        next += share.num_q;
+        EXPECT_EQ(share.num_q % share.num_kv, 0);
+        for (int head = 0; head < share.num_q; ++head) {  // each reads the KV head that it did
+          EXPECT_EQ(share.first_kv + head / (share.num_q / share.num_kv),
+                    (share.first_q + head) / problem.group_size());
+        }
+      }
+      EXPECT_EQ(next, 48);
+    }
+  }
+  Problem problem;
+  problem.num_heads_q = 6;
+  problem.num_heads_kv = 3;
+  HeadShare share;
+  EXPECT_EQ(share_heads(problem, 2, 2, &share).message(), "rank = 2 must be in [0, ranks = 2)");
+  EXPECT_EQ(share_heads(problem, -1, 2, &share).message(), "rank = -1 must be in [0, ranks = 2)");
+  EXPECT_EQ(share_heads(problem, 0, 4, &share).message(),
+            "num_heads_q = 6 must be a multiple of ranks = 4");
+  EXPECT_EQ(share_heads(problem, 0, 2, &share).message(),
+            "num_heads_kv = 3 must be a multiple of ranks = 2, or divide it");
 }
 
 }  // namespace

@@ -1,0 +1,31 @@
+#include "stages/common/parallel/share.h"
+
+#include <string>
+
+namespace mla {
+
+Status share_heads(const Problem& problem, int rank, int ranks, HeadShare* share) {
+  if (rank < 0 || rank >= ranks) {
+    return {StatusCode::kInvalidArgument, "rank = " + std::to_string(rank) +
+                                              " must be in [0, ranks = " + std::to_string(ranks) +
+                                              ")"};
+  }
+  const int heads_q = problem.num_heads_q, heads_kv = problem.num_heads_kv;
+  if (heads_q % ranks != 0) {
+    return {StatusCode::kInvalidArgument,
+            "num_heads_q = " + std::to_string(heads_q) +
+                " must be a multiple of ranks = " + std::to_string(ranks)};
+  }
+  if (heads_kv % ranks != 0 && ranks % heads_kv != 0) {
+    return {StatusCode::kInvalidArgument,
+            "num_heads_kv = " + std::to_string(heads_kv) +
+                " must be a multiple of ranks = " + std::to_string(ranks) + ", or divide it"};
+  }
+  share->num_q = heads_q / ranks;
+  share->first_q = rank * share->num_q;
+  share->num_kv = heads_kv > ranks ? heads_kv / ranks : 1;
+  share->first_kv = share->first_q / problem.group_size();
+  return {};
+}
+
+}  // namespace mla
