@@ -33,8 +33,9 @@ class Mutant:
         matches = list(re.finditer(pattern, without_comments(source)))
         index, count = self.which
         if len(matches) != count:
-            raise ValueError(f"mutants.txt:{self.line}: '{text}' stands {len(matches)} times in "
-                             f"{source_of(self.stage).relative_to(ROOT)}, {count} expected: fit the list to the source")
+            where = f"mutants.txt:{self.line}" if self.line else "the exercise"
+            raise ValueError(f"{where}: '{text}' stands {len(matches)} times in "
+                             f"{source_of(self.stage).relative_to(ROOT)}, {count} expected: fit it to the source")
         return matches[index - 1].span("part")
 
 
@@ -103,11 +104,21 @@ def with_all(source, spans):
 
 
 def broken_kernel(stage, name):
-    """The kernel's source with this fault, for an exercise: nothing on the lines says that something is gone."""
+    """The kernel's source with this fault of the list, for an exercise: nothing on the lines says that something is gone."""
     mutant = next((mutant for mutant in read_list() if (mutant.stage, mutant.name) == (stage, name)), None)
     if mutant is None:
         raise ValueError(f"mutants.txt has no '{name}' of stage {stage}")
-    source = (stage_folder(stage) / "kernel.cuh").read_text()
+    return broken((stage_folder(stage) / "kernel.cuh").read_text(), mutant)
+
+
+def own(stage, find, put):
+    """A fault that is not in the list."""
+    mutant = Mutant(0, stage, "", "")
+    mutant.find, mutant.replacement = [find], put.splitlines()
+    return mutant
+
+
+def broken(source, mutant):
     begin, end = mutant.span(source)
     line = source.rfind("\n", 0, begin) + 1
     replacement = ("\n" + re.match(" *", source[line:]).group()).join(mutant.replacement)

@@ -61,5 +61,37 @@ class Output(unittest.TestCase):
             self.assertEqual((kernel.read_text(), kernel.stat().st_mode & 0o777), ("new", 0o640))
 
 
+class Parts(unittest.TestCase):
+    """A kernel of kind write is the solution without the part, with lines that say what is to be written."""
+
+    def test_what_is_taken_out(self):
+        part = {"from": "b {", "before": "  }", "instead": ["// TODO", "", "c;"]}
+        self.assertEqual(module().without_part("a\n    b {\n      x;\n    }\n  }\nd\n", part), "a\n    // TODO\n\n    c;\n  }\nd\n")
+        self.assertEqual(module().without_part("b {\n}\n  }\n", part | {"before": "}"}), "// TODO\n\nc;\n}\n  }\n")
+        for source in ("a\n  }\n", "b {\n  b {\n  }\n", "  }\nb {\n"):
+            self.assertRaises(ValueError, module().without_part, source, part)
+
+    def test_every_stage_from_02_to_08_has_two(self):
+        exercise = module()
+        for folder in exercise.stage_folders():
+            source = exercise.kernel_of(folder).read_text()
+            parts = [entry for entry in exercise.exercises(folder) if entry["kind"] == "write"]
+            if "02" <= folder.name[:2] <= "08":
+                self.assertGreaterEqual(len(parts), 2, folder.name)
+            for entry in parts:
+                with self.subTest(stage=folder.name, part=entry["from"]):
+                    instead = [line.strip() for line in entry["instead"]]
+                    self.assertEqual([line.startswith("// TODO: ") for line in instead].count(True), 1)
+                    self.assertNotIn("TODO", source)
+                    kernel, skeleton = source.splitlines(), exercise.without_part(source, entry).splitlines()
+                    begin = next(i for i, line in enumerate(kernel) if line.strip() == entry["from"])
+                    behind = len(skeleton) - begin - len(instead)
+                    self.assertEqual(skeleton[:begin], kernel[:begin])
+                    self.assertEqual([line.strip() for line in skeleton[begin:begin + len(instead)]], instead)
+                    self.assertEqual(skeleton[-behind:], kernel[-behind:])
+                    self.assertLess(len([line for line in instead if line and not line.startswith("//")]),
+                                    len(kernel) - begin - behind - 4, "hardly anything is left to write")
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -51,11 +51,17 @@ table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage,
 [ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
 numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
 
+# Of kind write, one per stage is solved and checked as a reader would. The solution is the kernel as it came, which
+# solve must restore and check_untouched has run, so that the others need not be built again.
+is_as_it_came() { [ "$3" = write ] && [ "$2" -gt "$(awk -v s="$1" '$1 == s && $3 == "write" { print $2; exit }' <<< "$table")" ]; }
+
 # build_all NUMBER: the programs of all stages with an exercise of this number at once, on all cores, so that a check
 # finds its own built
 build_all() {
-  local stages
-  stages=$(awk -v n="$1" '$2 == n { print $1 }' <<< "$table")
+  local stages stage number kind
+  stages=$(while read -r stage number kind; do
+    if [ "$number" = "$1" ] && ! is_as_it_came "$stage" "$number" "$kind"; then echo "$stage"; fi
+  done <<< "$table")
   take_stages_from "$PWD"
   # shellcheck disable=SC2046
   cmake --build "$MLA_BUILD" --parallel --target $(sed 's/_.*//; s/^/mla_run_/' <<< "$stages") \
@@ -77,7 +83,7 @@ check_untouched() {
   fi
   expect 1 "is as it came" stages/exercise check "$1" "$2"
   check_counter "$1" "$2"
-  [ "$3" = break ] || return 0
+  [ "$3" = break ] || [ "$3" = write ] || return 0
   local run
   while read -r run; do
     # shellcheck disable=SC2086
@@ -126,35 +132,46 @@ for trap in entry.get("traps", []):
 END
 }
 check_comment() {
-  if [ "$3" = mend ]; then expect 1 "Nothing is to be found yet" stages/exercise check "$1" "$2"; fi
+  if [ "$3" = mend ] || [ "$3" = write ]; then expect 1 "Not begun yet" stages/exercise check "$1" "$2"; fi
   if [ "$3" = break ]; then expect 1 "Nothing wrong was found" stages/exercise check "$1" "$2"; fi
 }
 check_broken_otherwise() {
   if [ "$3" = break ]; then expect 1 "but not as asked" stages/exercise check "$1" "$2"; fi
 }
 begin() {
-  if [ "$3" = mend ]; then
-    expect 0 "is broken now" stages/exercise begin "$1" "$2"
+  if [ "$3" = mend ] || [ "$3" = write ]; then
+    expect 0 "$([ "$3" = mend ] && echo "is broken now" || echo "lacks a part now")" stages/exercise begin "$1" "$2"
     expect 1 "repeat: mla_run decode --stage $1" stages/exercise check "$1" "$2"
   else
     expect 2 "is not one to begin" stages/exercise begin "$1" "$2"
   fi
 }
-solve() { if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "$1" "$2"; fi; }
+solve() {
+  if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "$1" "$2"; fi
+  if [ "$3" = mend ] || [ "$3" = write ]; then  # all but the last line is as it came
+    expect 0 "1	0	stages/$1/kernel.cuh" git diff --numstat -- "stages/$1"
+  fi
+}
 check_solution() {
+  if is_as_it_came "$@"; then return; fi
   case $3 in
     number)
       expect 0 "Right." env MLA_BUILD=/nowhere stages/exercise check "$1" "$2" "$(stages/exercise solve "$1" "$2")"
       expect 1 "is not it" stages/exercise check "$1" "$2" -1
       expect 2 "is needed" stages/exercise check "$1" "$2" ;;
     break) expect 0 "Broken, and caught." stages/exercise check "$1" "$2" ;;
-    improve | mend) expect 0 "Right in every run." stages/exercise check "$1" "$2" ;;
+    improve | mend | write) expect 0 "Right in every run." stages/exercise check "$1" "$2" ;;
   esac
 }
 check_chapter() {
   local chapter=stages/$1/README.md
   [ -e "$chapter" ] || return 0
   expect 0 "" grep --fixed-strings "stages/exercise check ${1%%_*} $2" "$chapter"
+  if [ "$3" = write ]; then  # with three hints
+    expect 0 "Hint 1 Hint 2 Hint 3" awk -v begin="stages/exercise begin ${1%%_*} $2" -v number="**$2.**" \
+      'index($0, "**") == 1 { here = index($0, number) == 1 } here { text = text " " $0; gsub(/<[^>]*>/, "", $0) }
+       here && /^Hint [0-9]$/ { hints = hints $0 " " } END { print hints; exit !index(text, begin) }' "$chapter"
+  fi
   if [ "$3" = number ]; then
     expect 0 "" grep --fixed-strings --word-regexp -e "$(stages/exercise solve "$1" "$2")" "$chapter"
   fi
