@@ -63,6 +63,7 @@ build_all() {
     if [ "$number" = "$1" ] && ! is_as_it_came "$stage" "$number" "$kind"; then echo "$stage"; fi
   done <<< "$table")
   take_stages_from "$PWD"
+  [ -n "$stages" ] || return 0
   # shellcheck disable=SC2046
   cmake --build "$MLA_BUILD" --parallel --target $(sed 's/_.*//; s/^/mla_run_/' <<< "$stages") \
     > build.log || { cat build.log; exit 1; }
