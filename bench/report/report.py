@@ -206,24 +206,43 @@ def readme_table(results, peers):
     return table(columns, names)
 
 
-def chapter_table(results, stage):
+def shown(path):
+    """The shapes that a chapter names by "<!-- shown: SHAPE, SHAPE -->": those its text discusses, in the order of its prediction."""
+    found = re.search(r"<!-- shown: (.*?) -->", path.read_text(encoding="utf-8") if path.exists() else "")
+    return found[1].split(", ") if found else []
+
+
+def folded(path, columns, items):
+    """A chapter's table of shapes: those it shows first, and then, folded, the others. All at once if it names none."""
+    shapes = shown(path)
+    of_shape = {one.shape: one for one in items}
+    unknown = [shape for shape in shapes if shape not in of_shape]
+    if unknown:
+        raise Error(f"{path}: shows {unknown[0]}, which is not recorded")
+    others = [one for one in items if one.shape not in shapes]
+    if not shapes or not others:
+        return markdown(table(columns, items))
+    return (f"{markdown(table(columns, [of_shape[shape] for shape in shapes]))}\n\n<details>\n"
+            f"<summary>All other shapes: {len(others)}</summary>\n\n{markdown(table(columns, others))}\n\n</details>")
+
+
+def chapter_table(results, stage, path):
     """One stage on the shapes of suite table."""
     rows = [decode(results, stage, shape) for shape in results.timed("table") if results.entry(stage, shape)]
     (title, make), *others = DECODE
-    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
-                 rows)
+    return folded(path, [("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
 
 
-def reference_table(results):
+def reference_table(results, path):
     """The truth on the shapes of suite table, and how far the first rung on a GPU is ahead of it."""
     rows = [one for shape in results.timed("table") if (one := reference(results, shape))]
     def ahead(one):
         return times_x(median(results.measured(results.stages[0], one.shape)), median(one.cold))
-    return table([("shape", lambda one: shape_title(one.shape)),
-                  ("wall time, ms", lambda one: significant(median(one.cold) / 1000)),
-                  ("GFLOP/s", lambda one: significant(1000 * one.cold["TFLOPs"])),
-                  ("GB/s", lambda one: significant(one.cold["GBps"])),
-                  (f"{short(results.stages[0])} on the GPU is faster by", ahead)], rows)
+    return folded(path, [("shape", lambda one: shape_title(one.shape)),
+                         ("wall time, ms", lambda one: significant(median(one.cold) / 1000)),
+                         ("GFLOP/s", lambda one: significant(1000 * one.cold["TFLOPs"])),
+                         ("GB/s", lambda one: significant(one.cold["GBps"])),
+                         (f"{short(results.stages[0])} on the GPU is faster by", ahead)], rows)
 
 
 def summary(results, peers):
@@ -680,12 +699,12 @@ def quantised_block(quantised):
             "µs, cold / sustained, of the fastest stage in the run, and cold times as a part of those with 16 bits."]
 
 
-def quantised_table(quantised, stage):
+def quantised_table(quantised, stage, path):
     """A stage that reads quantised caches alone, on all that it was timed on."""
     rows = [decode(quantised, stage, shape) for shape in quantised.shapes if quantised.entry(stage, shape)]
     (title, make), *others = DECODE
     others = [column for column in others if column[0] != "speed-up"]
-    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
+    return folded(path, [("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
 
 
 def errors_table(errors):
@@ -1016,18 +1035,18 @@ def texts(root, results):
     later = load_later(root, results)
     for stage in unique([*results.stages, *later.stages]):
         run = results if stage in results.stages else later
-        wanted.append((root / "stages" / stage / "README.md", "measurement",
-                       f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
+        path = root / "stages" / stage / "README.md"
+        wanted.append((path, "measurement", f"{chapter_table(run, stage, path)}\n\n{note} {caption(run)}"))
     on_cpu = root / "stages" / ON_CPU / "README.md"
     if on_cpu.exists() and ON_CPU not in results.stages:
         wanted.append((on_cpu, "measurement",
-                       f"{markdown(reference_table(results))}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
+                       f"{reference_table(results, on_cpu)}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
                        f"this GPU; wall time of one run. {caption(results)}"))
     quantised = load_quantised(root, results)
     for stage in unique(quantised.stages if quantised else []):
         if stage not in results.stages and stage not in later.stages:
-            wanted.append((root / "stages" / stage / "README.md", "measurement",
-                           f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+            path = root / "stages" / stage / "README.md"
+            wanted.append((path, "measurement", f"{quantised_table(quantised, stage, path)}\n\n{note} {caption(quantised)}"))
     page = root / "docs" / "python.md"
     if page.exists():
         wanted.append((page, "host-time", written(host_time_block(load_python(root, results)), markdown) or NOT_RECORDED))

@@ -341,6 +341,31 @@ class ReportTest(unittest.TestCase):
         rows = [line.split(" | ")[0] for line in chapter.read_text().splitlines() if "heads" in line]
         self.assertEqual(rows, [f"| {recordings.shape_title(shape)}" for shape in SUITES["table"]])
 
+    def test_a_chapter_shows_the_shapes_that_it_names_and_folds_the_others(self):
+        self.write(full_results())
+        chapter = self.root / "stages" / "08_seesaw" / "README.md"
+        chapter.parent.mkdir()
+        names = [SUITES["table"][2], SUITES["table"][0]]
+        chapter.write_text(f"<!-- shown: {', '.join(names)} -->\n<!-- measurement:begin -->\n<!-- measurement:end -->\n")
+        self.assertEqual(self.run_report("--update")[0], 0)
+        self.assertEqual(self.run_report("--check"), (0, ""))
+        def rows(text):
+            return [line.split(" | ")[0] for line in text.splitlines() if "heads" in line]
+        visible, _, folded = chapter.read_text().partition("<details>")
+        self.assertEqual(rows(visible), [f"| {recordings.shape_title(shape)}" for shape in names])
+        self.assertEqual(rows(folded), [f"| {recordings.shape_title(shape)}" for shape in SUITES["table"] if shape not in names])
+        chapter.write_text(chapter.read_text().replace(names[0], "h7_q1_b1_k1"))
+        code, printed = self.run_report("--check")
+        self.assertEqual((code, "h7_q1_b1_k1" in printed), (2, True))
+
+    def test_figures_of_a_chapters_notes_are_kept(self):
+        notes = self.chapter.with_name("notes.md")
+        notes.write_text("It takes <!--v 02 h128_q1_b64_k4096 cold : .0-->1<!--/v--> µs.\n")
+        code, printed = self.run_report("--check")
+        self.assertEqual((code, "notes.md:1" in printed), (1, True))
+        self.run_report("--update")
+        self.assertIn("-->4000<!--/v-->", notes.read_text())
+
     def test_what_could_not_run_has_its_reason(self):
         code, printed = self.run_report("--table")
         self.assertEqual(code, 0)
@@ -1321,7 +1346,7 @@ class ProseTest(unittest.TestCase):
         body = re.search(r"struct Smem \{\n(.*?)\n\};", kernel, re.S)[1]
         sizes = {"Atom": 1024, "float": 4, "int": 4, "ptx::Mbarrier": 8}
         counts = {"kBuffers": 2, "kCopies": 3, "kCopyBoxes": 3, "kBoxes": 9, "kTokens": 64, "kWarps": 4}
-        table = (folder / "README.md").read_text().partition("### Budget\n")[2].partition("| registers")[0]
+        table = (folder / "notes.md").read_text().partition("## Budget\n")[2].partition("| registers")[0]
         rows = [[cell.strip(" *").replace(",", "") for cell in line.strip("|").split("|")]
                 for line in table.strip().splitlines() if line.startswith("|")]
         header, listed = rows[0], rows[2:]
