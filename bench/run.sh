@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job: decodes the same paged batches with every stage, checked, in one table a shape.
+# The main job: decodes the same paged batches with every stage, checked, in one table per shape.
 #
 #   bash bench/run.sh                              on a GPU: the shapes of suite main (minutes)
 #                                                  without: a small batch on the CPU model of a GPU, then recorded results

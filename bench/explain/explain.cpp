@@ -41,7 +41,7 @@ std::string times(double value) {
 }
 
 /// Breaks a text between words, so that it fits between `indent` and the line's width. The first
-/// line stands behind `first`, which is as wide as the indent.
+/// line comes behind `first`, which is as wide as the indent.
 std::string wrap(const std::string& first, const std::string& text) {
   const size_t indent = width(first);
   std::string result, line = first;

@@ -57,7 +57,7 @@ float fma_chain_sum(unsigned thread) {
 }
 
 /// Every thread loads 16 bytes at a time from shared memory, neighbours from neighbouring places:
-/// no bank conflicts. clocks[block] = cycles for kSharedSteps * kSharedLoads loads a thread.
+/// no bank conflicts. clocks[block] = cycles for kSharedSteps * kSharedLoads loads per thread.
 __global__ void __launch_bounds__(kSharedThreads) read_shared(long long* clocks, uint32_t* sink) {
   __shared__ uint4 words[kSharedWords];
   for (size_t i = threadIdx.x; i < kSharedWords; i += kSharedThreads) {

@@ -306,7 +306,7 @@ class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
     std::vector<Run> reported;
   };
 
-  /// Sets the library's flags. What stands later wins, also over its environment variables.
+  /// Sets the library's flags. The later one wins, also over its environment variables.
   void initialize(bool list, int repetitions) {
     std::vector<std::string> arguments{"mla_bench", "--benchmark_out=", "--benchmark_filter=.",
                                        "--benchmark_enable_random_interleaving=false"};

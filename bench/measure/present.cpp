@@ -27,7 +27,7 @@ std::string outcome_name(Outcome outcome) {
 
 namespace {
 
-/// Short, for the table; the reason stands below it.
+/// Short, for the table; the reason is below it.
 std::string outcome_text(const StageResult& entry) {
   return outcome_name(entry.outcome) + ", see below";
 }
@@ -93,7 +93,7 @@ Table error_table(const ShapeResult& result) {
   return table;
 }
 
-/// "412 W, 1.35 GHz, 49.1 mJ per run, 0.767 mJ per query token", a line a stage, of those whose energy was
+/// "412 W, 1.35 GHz, 49.1 mJ per run, 0.767 mJ per query token", a line per stage, of those whose energy was
 /// read.
 std::string energy_lines(const ShapeResult& result) {
   std::string text;
@@ -125,7 +125,7 @@ std::string reasons(const ShapeResult& result) {
 }
 
 /// "04_split_kv: plan alone, warm, 4.31 us (4.29-4.35); plan and decode, cold, 120.0 us, 3.1 us over
-/// decode", a line a stage that makes a plan.
+/// decode", a line per stage that makes a plan.
 std::string plan_lines(const ShapeResult& result, MachineKind machine) {
   std::string text;
   for (const StageResult& entry : result.stages) {

@@ -439,7 +439,7 @@ std::vector<Suite> make_suites() {
                                   [](const Suite& one) { return one.name == "table"; });
   result.push_back(
       {"choice",
-       "what the chooser is held to: those of the table, little work, a few uneven lengths",
+       "what the chooser is checked against: those of the table, little work, a few uneven lengths",
        joined(table->shapes, {"h128_q1_b1_k640", "h16_q4_k16384+8192+4096+2048_causal"})});
   Suite all{"all", "everything that is recorded, each shape once", {}};
   for (const bool quick : {true, false}) {  // what is soon done first

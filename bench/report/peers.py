@@ -479,7 +479,7 @@ class Triton(Peer):
     FEW = [(16, 64, 4, 2), (16, 32, 4, 5), (16, 64, 8, 2), (16, 32, 8, 5)]
 
     def chunks(self, shape, tile):
-        """Tokens a split, for one, two and four blocks a multiprocessor."""
+        """Tokens per split, for one, two and four blocks per multiprocessor."""
         on_gpu = torch.cuda.is_available()
         processors = torch.cuda.get_device_properties(0).multi_processor_count if on_gpu else 4
         work = shape.tokens * shape.h_kv * -(-shape.rows // tile)

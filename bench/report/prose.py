@@ -1,6 +1,6 @@
 """Figures in running text that come from a recording, written in place by bench/report/report.py --update.
 
-A figure stands between two comments, which GitHub does not show and docs/site_links.py takes away:
+A figure is between two comments, which GitHub does not show and docs/site_links.py takes away:
 
   <!--v 08 h64_q1_b64_k4096 cold : 3-->86.4<!--/v--> µs
 
@@ -67,7 +67,7 @@ class Figures:
         self.load = functools.cache(lambda name: load(root / "bench" / "results" / f"{name}.json"))
 
     def text(self, what):
-        """What should stand in a marker."""
+        """What should be in a marker."""
         expression, _, how = what.rpartition(" : ") if " : " in what else (what, "", "3")
         tokens = shlex.split(expression)
         self.words = {}

@@ -281,12 +281,12 @@ def peer_caption(peers):
         again = unique(name.removesuffix(SAME_RUN) for rows in data["shapes"].values() for name in rows
                        if name.endswith(SAME_RUN))
         if again:
-            parts[-1] += f" (in one run with {', '.join(again)}, whose times of that run stand beside theirs)"
+            parts[-1] += f" (in one run with {', '.join(again)}, whose times of that run are beside theirs)"
         absent = data.get("absent") or get("absent") or {}
         if absent:
             parts[-1] += " (without " + ", ".join(f"{name}: {reason}" for name, reason in absent.items()) + ")"
     return "Other implementations, recorded: " + "; ".join(parts) + \
-        (". Of two figures the later stands." if len(parts) > 1 else ".")
+        (". Of two figures the later counts." if len(parts) > 1 else ".")
 
 
 # ---- blocks of docs/results.md: lists of texts and tables, empty where nothing is recorded ----
@@ -1023,7 +1023,7 @@ def recordings_block(root):
 # ---- texts between markers, and figures ----
 
 def texts(root, results):
-    """What should stand between the markers: [(path, begin, end, text)]."""
+    """What should be between the markers: [(path, begin, end, text)]."""
     peers = load_peers(root, results)
     note = ("Medians; a result is checked against the fp64 reference before it is timed. Cold: other data went through "
             "the L2 before each run; sustained: back to back after 0.2 s (from stage 05 on 1.2 s) of the same work. The "
@@ -1084,7 +1084,7 @@ def texts(root, results):
     return [(path, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text) for path, name, text in wanted]
 
 
-# The one figure that stands between markers: it is there only once its data are.
+# The one figure that is between markers: it is there only once its data are.
 VARLEN_FIGURE = ("![Time of a paged decode and of one padded to the longest sequence, by distribution of lengths]"
                  "(figures/varlen.svg)")
 

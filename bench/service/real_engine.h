@@ -1,6 +1,6 @@
 /// @file
 /// Steps done by kernels, on a GPU or on the model of one: every layer's rows appended to its paged
-/// cache, which quantises them if the cache is a quantised one, and every layer decoded, by one plan a step.
+/// cache, which quantises them if the cache is a quantised one, and every layer decoded, by one plan per step.
 ///
 /// Attention only. There are no weights and no prefill: the rows of a prompt appear as if another
 /// machine had computed them. Every row is drawn from a small pool (row_of()), so that a test can

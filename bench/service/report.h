@@ -51,7 +51,7 @@ struct RecordedService {
 RecordedService load_newest_service(const std::string& folder, const Scenario& scenario);
 
 /// The runs of one scenario side by side, and each over the one before it. Behind a figure of which
-/// a recording is known stands the clock's error. Below: what the ratios consist of, and what the
+/// a recording is known is the clock's error. Below: what the ratios consist of, and what the
 /// errors are errors of.
 /// @param recording  where the recorded figures come from; empty: the clock is no simulated one
 /// @param clock  "simulated clock": printed in the header, so that no figure travels without it

@@ -128,11 +128,11 @@ class Scheduler {
   RequestCounts counts_;  // but queued and running
 };
 
-/// Continuous batching. Before each step every running sequence gets room for one token, where a
-/// page is missing at the expense of whoever was admitted last: that one's pages are freed and it
+/// Continuous batching. Before each step every running sequence gets room for one token. Where a
+/// page is missing, the request that was admitted last gives way: its pages are freed and it
 /// returns to the head of the queue with what it has generated. Then requests are admitted in
 /// order, as long as pages and places last; prompt and what was generated before are appended
-/// (anew). So whoever runs has arrived before whoever waits, and the oldest one always gets on.
+/// (anew). So all that run have arrived before all that wait, and the oldest one always gets on.
 ///
 /// A prompt's prefix is shared in whole pages: the first request that has it brings its rows in, a
 /// sequence of the prefix alone keeps them, and later requests are forks of it. Where pages are missing,

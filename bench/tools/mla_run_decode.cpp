@@ -182,7 +182,7 @@ std::string verdict(bool right, const Comparison& out, const Comparison& lse = {
   return (right ? "PASS" : "FAIL") + (note.empty() ? "" : "; " + note);
 }
 
-/// Compares the user's own results with the reference, as a row of the table each. False if one is
+/// Compares the user's own results with the reference, each as a row of the table. False if one is
 /// wrong.
 bool check_users_results(const std::vector<float>& out, const std::vector<float>& lse,
                          const RunOptions& options, const Problem& problem,

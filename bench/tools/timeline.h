@@ -45,7 +45,7 @@ Status read_timelines(const std::vector<timeline::Record>& records, const std::v
 /// What lies between these times, in us since a block's first event.
 BlockTimeline cut(const BlockTimeline& timeline, double from_us, double to_us);
 
-/// For chrome://tracing and Perfetto: a process a block, a thread a track.
+/// For chrome://tracing and Perfetto: a process per block, a thread per track.
 std::string chrome_trace(const std::vector<BlockTimeline>& timelines, const std::string& title);
 
 /// A picture complete in itself: one lane per track, clocks and us below.

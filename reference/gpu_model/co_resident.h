@@ -15,7 +15,7 @@ namespace gpu_model::detail {
 
 struct Launch;
 
-/// What a GPU thread saw in its last loads that acquire: who sees the same again spins.
+/// What a GPU thread saw in its last loads that acquire: one that sees the same again spins.
 class AcquiredValues {
  public:
   /// Remembers a value; returns whether it is the one that was last seen there.

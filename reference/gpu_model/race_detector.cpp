@@ -362,7 +362,7 @@ void RaceDetector::record_read(ShadowMemory& shadow, Cell& cell, uint32_t bytes,
   unsigned unknown = 0;
   int others = 0, count = 0;
   // One record for all blocks that are not remembered one by one. It says too little to tell whether a write
-  // comes after all of these reads. But a write by who knows no later release of some block surely does not.
+  // comes after all of these reads. But a write by one that knows no later release of some block surely does not.
   const auto add_to_many = [&](Reads& reads) {
     if (reads.epoch.block != 0 || reads.epoch.slot != grid_.first_block() ||
         reads.epoch.atomic != own.atomic || reads.bytes != bytes) {

@@ -5,7 +5,7 @@
 /// every run. The idea is FastTrack's (Flanagan and Freund, PLDI 2009): vector clocks for threads,
 /// single epochs for memory.
 ///
-/// Who makes an access has a slot (vector_clock.h). A wgmma reads in its warp's slot, whose time passes
+/// Whatever makes an access has a slot (vector_clock.h). A wgmma reads in its warp's slot, whose time passes
 /// when the warp waits for it; a bulk load writes in its mbarrier's slot, whose time passes with the
 /// phase. So what is asynchronous is known to no one before it has been waited for, whenever it happens.
 ///
@@ -48,7 +48,7 @@ struct Meeting {
   std::shared_ptr<const VectorClock> last;  ///< What was joined last, which is mostly joined next.
 };
 
-/// What a thread learned from a clock: who knows the same and learns from it, too, then knows the same.
+/// What a thread learned from a clock: another that knows the same and learns from it, too, then knows the same.
 struct Lesson {
   std::shared_ptr<const VectorClock> clock, knew, knows;
 };

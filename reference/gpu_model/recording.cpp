@@ -235,7 +235,7 @@ Recording::WarpState& Recording::warp_of(Multiprocessor& block) {
 
 void Recording::add_by_thread(Event event) {
   const auto lane = static_cast<size_t>(std::countr_zero(event.lanes));
-  // Who returns changes what a cluster's barrier waits for.
+  // A thread that returns changes what a cluster's barrier waits for.
   size_t i = event.kind == Kind::kReturn ? std::max(next_[lane], pass_.size() - !pass_.empty())
                                          : next_[lane];
   for (; i < pass_.size(); ++i) {

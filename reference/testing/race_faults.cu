@@ -1,5 +1,5 @@
 // Each kernel is a template: kRight is the one difference between the right form and the faulty one. All
-// have 128 threads a block.
+// have 128 threads per block.
 #include "reference/testing/race_faults.h"
 
 #include <cstdint>
@@ -325,7 +325,7 @@ __global__ void atomics_do_not_acquire(const uint4*, unsigned* out, unsigned* co
   out[gridDim.x + blockIdx.x] = out[(blockIdx.x + 1) % gridDim.x];
 }
 
-// A barrier of the grid: who comes last makes the counter ready for the next, while others look at it.
+// A barrier of the grid: the last to come makes the counter ready for the next, while others look at it.
 template <bool kRight>
 __global__ void counter_reset(const uint4*, unsigned*, unsigned* counter) {
   if (threadIdx.x > 0) return;

@@ -3,7 +3,7 @@
 // as it comes:
 //
 //   S = scale log2(e) Q K^T           [kRows, 16]   8 warps split the 576 columns, then add up
-//   m' = max(m, rowmax S)                           4 to 16 threads a row
+//   m' = max(m, rowmax S)                           4 to 16 threads per row
 //   a = 2^(m - m')                                  old minus new: at most 1
 //   P = 2^(S - m');  l = a l + rowsum P
 //   O = a O + P V                     [kRows, 512]  8 warps split the 512 columns; O stays in registers

@@ -3,7 +3,7 @@
 //
 //   S = Q K^T is a sum over columns: each block has its part of it, for all 128 rows.
 //
-// Who makes P of a row needs both parts. In block r warpgroup r is the maker of its rows, 64 r to
+// The maker of a row's P needs both parts. In block r warpgroup r is the maker of its rows, 64 r to
 // 64 r + 63; the other block's warpgroup r, the sender, has the same rows there:
 //
 //   maker, in block r                              sender, in the other block

@@ -131,7 +131,7 @@ __device__ __forceinline__ void begin(Track track) {
   record->begin_clock = static_cast<uint64_t>(clock64());
 }
 
-// One piece of assembly with predicates and no branch, so that it may stand between a wgmma and the wait
+// One piece of assembly with predicates and no branch, so that it may be between a wgmma and the wait
 // for it. The clock is read first: what recording costs counts towards the new phase.
 __device__ __forceinline__ void enter(Track track, Phase phase, bool in_flight = false) {
   asm volatile(

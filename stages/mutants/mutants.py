@@ -26,7 +26,7 @@ class Mutant:
         self.which, self.find, self.replacement = (1, 1), [], []
 
     def span(self, source):
-        """Where its text stands: begin and end. ValueError if not as often as the list says."""
+        """Where its text is: begin and end. ValueError if not as often as the list says."""
         text = " ".join(self.find)
         before, part, after = re.fullmatch(r"(.*?)\{\{(.*)\}\}(.*)", text).groups() if "{{" in text else ("", text, "")
         pattern = r"\s*".join(filter(None, (to_pattern(before), f"(?P<part>{to_pattern(part)})", to_pattern(after))))
@@ -34,7 +34,7 @@ class Mutant:
         index, count = self.which
         if len(matches) != count:
             where = f"mutants.txt:{self.line}" if self.line else "the exercise"
-            raise ValueError(f"{where}: '{text}' stands {len(matches)} times in "
+            raise ValueError(f"{where}: '{text}' occurs {len(matches)} times in "
                              f"{source_of(self.stage).relative_to(ROOT)}, {count} expected: fit it to the source")
         return matches[index - 1].span("part")
 

@@ -1,6 +1,6 @@
 // A stage of your own: copy this folder to stages/NN_name, give the namespace a name, and change the kernel.
 //
-// As it stands: one block per row, one pass, the softmax kept running (stages/03_online_softmax has the derivation).
+// As it is: one block per row, one pass, the softmax kept running (stages/03_online_softmax has the derivation).
 // Simple, right on every case of the contract, and slow.
 #pragma once
 

@@ -182,7 +182,7 @@ std::string names_of(const Findings& findings) {
   return names;
 }
 
-/// "first.cuh:33", where this stands in the file.
+/// "first.cuh:33", where this is in the file.
 std::string place_of(const std::string& file, const std::string& text) {
   std::ifstream stream("docs/traditional/" + file);
   std::string line;

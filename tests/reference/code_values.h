@@ -1,6 +1,6 @@
 /// @file
-/// Numbers of 16 and 8 bits and quantised rows by their definitions, without the reference's code: what
-/// tests hold it to.
+/// Numbers of 16 and 8 bits and quantised rows by their definitions, without the reference's code: tests
+/// check it against these.
 #pragma once
 
 #include <algorithm>

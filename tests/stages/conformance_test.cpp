@@ -6,7 +6,7 @@
 // conformance_02 is the same with that stage alone.
 //
 // On the model: a seeded sample of small cases, under one or two schedules each, on pretended
-// devices of several sizes. On a GPU: the full product, held to the fp64 oracle; the loop is case ->
+// devices of several sizes. On a GPU: the full product, checked against the fp64 oracle; the loop is case ->
 // data -> reference -> stages. A stage runs on the cache formats that it reads: on the model one
 // format per case, by turns, on a GPU all. A stage stops after three failing cases, each of which
 // ends with the command that repeats it.

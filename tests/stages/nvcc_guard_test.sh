@@ -26,7 +26,7 @@ guard sh -c "echo 'ptxas info : Used 75 registers (C7600) C7510' >&2" 2> /dev/nu
 [ "$failures" -eq 0 ] || exit 1
 
 command -v "${nvcc:-none}" > /dev/null || { echo "skipped from here on: no nvcc"; exit 77; }
-# compile TOUCH: one wgmma; TOUCH stands where nothing may touch its accumulators
+# compile TOUCH: one wgmma; TOUCH is where nothing may touch its accumulators
 compile() {
   cat > "$folder/kernel.cu" << SOURCE
 #include "stages/common/ptx/ptx_sm90.h"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes each lab's kernel from its solution: the same text without what stands between "// Fill in: ..." and "// Until here."
+"""Makes each lab's kernel from its solution: the same text without what is between "// Fill in: ..." and "// Until here."
 
     docs/course/labs/skeletons.py --check     are they what the solutions make of them? (a test)
     docs/course/labs/skeletons.py --write     makes them so: your own fill-ins are lost

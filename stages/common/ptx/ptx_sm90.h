@@ -279,8 +279,8 @@ __device__ __forceinline__ T* mapa(T* address_smem, unsigned rank) {
 __device__ __forceinline__ void fence_proxy_async_cluster() {
   asm volatile("fence.proxy.async.shared::cluster;" ::: "memory");
 }
-/// mbarrier_arrive() at a barrier of any block of the cluster. Who waits and then reads what this
-/// thread wrote uses mbarrier_wait_cluster().
+/// mbarrier_arrive() at a barrier of any block of the cluster. A thread that waits and then reads what
+/// this one wrote uses mbarrier_wait_cluster().
 __device__ __forceinline__ void mbarrier_arrive_cluster(Mbarrier* barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];"
                :

@@ -71,8 +71,8 @@ class PieceCursor {
     return split_.slot_begin[sequence] + index;
   }
 
-  /// By the plan's numbers alone, whatever the lengths are now: who waits for a second half must know
-  /// that it comes. Not with fixed_split_tokens.
+  /// By the plan's numbers alone, whatever the lengths are now: a worker that waits for a second half must
+  /// know that it comes. Not with fixed_split_tokens.
   __device__ __forceinline__ Half half() const {
     const int4 begin = worker_begin(worker_), end = worker_begin(worker_ + 1);
     const bool is_first = grain_ == 0 && sequence == end.x && end.y > 0;

@@ -5,7 +5,7 @@
 /// A flag is raised if it holds the number of the decode, which the host draws anew for each. So what an
 /// earlier decode left, or another on another stream in its own scratch, raises nothing; nor does
 /// whatever the memory held before, except by a chance of 1 in 2^64 per flag. A graph that is replayed
-/// has its number again: so who has seen a flag raised lowers it.
+/// has its number again: so whoever has seen a flag raised lowers it.
 ///
 /// A block that waits keeps its multiprocessor. All blocks must be resident at once
 /// (launch_cooperative()), and none may wait for one that waits for it.

@@ -1,5 +1,5 @@
 // Explanations: the parts they are made of, and every rule: a shape where it speaks, one where it is
-// silent, and what it claims, held to the cost model, the plan, and the recorded results.
+// silent, and what it claims, checked against the cost model, the plan, and the recorded results.
 #include "bench/explain/explain.h"
 
 #include <gtest/gtest.h>

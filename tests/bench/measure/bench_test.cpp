@@ -203,7 +203,7 @@ TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
   EXPECT_EQ(measures.at("h128_q1_b1_klognormal2048"), Measure::kPlans);
   EXPECT_EQ(measures.at("h16_q1_b2_k256_peak4_fp16"), Measure::kErrors);
   EXPECT_EQ(measures.count("h16_q1_b2_k256"), 1u);  // of numerics, not of smoke
-  // In fp16, too, where a name stands in no suite.
+  // In fp16, too, where a name is in no suite.
   ASSERT_OK(select_shapes("all", "", DType::kFloat16, &all));
   for (const Shape& shape : all) {
     const auto known = measures.find(shape.name.substr(0, shape.name.rfind("_fp16")));

@@ -280,7 +280,7 @@ TEST(Measure, InterleavedStagesKeepTheirPlans) {
 TEST(Measure, APlanOfManySequencesNeedsNoCache) {
   const ShapeResult result = measure({&stages(MachineKind::kModel).front(), &stage_with_plan()},
                                      "h128_q1_b1024_klognormal2048", Measure::kPlans);
-  ASSERT_EQ(result.stages.size(), 1u);  // who makes no plan has no entry
+  ASSERT_EQ(result.stages.size(), 1u);  // a stage that makes no plan has no entry
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
   EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
   EXPECT_EQ(result.stages[0].cold.n, 0);

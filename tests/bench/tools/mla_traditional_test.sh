@@ -57,7 +57,7 @@ for shape in [f"{mode}_h{heads}_d16_n40{'_q7' if mode == 'cross' else ''}_b2" fo
         assert ("cpu_reconstruction" in parts) == (form in ("latent_plain", "latent_fused", "absorbed")), parts.keys()
         assert ("cpu_latent" in parts) == (form in ("latent_plain", "absorbed")), parts.keys()
 row = {form: found[form, "decode_h4_d16_n40_b2", "cpu"]["cache_bytes"] / (40 * 2 * 4) for form in forms}
-# values a token: K and V of 4 heads of 16, of 1 KV head; two latents of 16; MLA's 576
+# values per token: K and V of 4 heads of 16, of 1 KV head; two latents of 16; MLA's 576
 assert row == {"multi_head": 128, "grouped": 32, "latent_plain": 32, "latent_fused": 32, "absorbed": 576}, row
 END
 [[ $output == *"cross_h4_d16_n40_q7_b2, CPU, Eigen"* ]] || fail "no cross-attention: $output"

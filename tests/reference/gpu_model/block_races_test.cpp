@@ -631,7 +631,7 @@ TEST_F(BlockRaces, NoBlockBarrierBehindTheAcquire) {
   });
 }
 
-/// A barrier of the grid for repeated use: who comes last resets the counter, and then lets the others go.
+/// A barrier of the grid for repeated use: the last to come resets the counter, and then lets the others go.
 TEST_F(BlockRaces, ACounterIsResetWhileOthersStillLookAtIt) {
   in_grid(": nothing released there is acquired here", 4, [&](bool right) {
     unsigned* count = &counters[0];

@@ -570,7 +570,7 @@ TEST(ThreadTransport, ARankThatDoesNotComeIsNamedInTime) {
         << statuses[rank].message();
     EXPECT_NE(statuses[rank].message().find("rank 1, rank 3"), std::string::npos);
   }
-  // Who comes after that is told at once, and so is whoever calls again.
+  // A rank that comes after that is told at once, and so is one that calls again.
   for (auto& transport : transports) {
     EXPECT_EQ(gather(*transport).code(), StatusCode::kRankFailed);
   }
