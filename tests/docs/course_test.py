@@ -135,6 +135,16 @@ class Pages(unittest.TestCase):
             self.assertIn("__syncthreads", used)
             self.assertEqual([one for one in sorted(used) if one not in table], [], stage)
 
+    def test_the_questions_have_answers_and_places(self):
+        page = (COURSE / "questions.md").read_text(encoding="utf-8")
+        found = re.findall(r"^### (\d+)\. (.+)\n\n((?:.+\n)+)", page, re.M)
+        self.assertEqual([int(number) for number, _, _ in found], list(range(1, 26)))
+        for number, question, answer in found:
+            self.assertIn("?", question, number)
+            short, _, places = " ".join(answer.split()).partition("In full: ")
+            self.assertGreater(len(short.split()), 5, number)
+            self.assertRegex(places, r"\]\([^)#]+#[\w-]+\)", number)  # links_test follows it
+
     def test_the_glossary_says_each_term_once(self):
         page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
         terms = [term for row in re.findall(r"^\| (?!term \|)([^|]+) \|", page, re.M) for term in re.split(r", (?![^`]*`,)", row)]
