@@ -26,7 +26,7 @@ int thread_count(int num_threads) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-/// Rows that a thread takes at a time. Several such blocks per thread, as later rows of a causal mask
+/// Rows that a thread takes at a time. Several such groups per thread, as later rows of a causal mask
 /// have more to do, but none so small that packing the other operand would cost more than the
 /// product.
 Index block_rows(Index rows, int num_threads) {
