@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// to [rows, columns] = from, a row every to_row and from_row values. A warp a row.
+/// to [rows, columns] = from, a row every to_row and from_row values. A warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     copy_rows(const T* from, int64_t from_row, T* to, int64_t to_row, int64_t rows, int columns) {
@@ -62,7 +62,7 @@ struct ScoreRows {
   double scale;
 };
 
-/// P = softmax(mask(scale S)). A block a row. scores, weights: [matrices, rows, row]
+/// P = softmax(mask(scale S)). A block per row. scores, weights: [matrices, rows, row]
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads) softmax(ScoreRows of, const S* scores, T* weights) {
   const int64_t row = blockIdx.x;

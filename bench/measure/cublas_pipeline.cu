@@ -53,7 +53,7 @@ struct Parts {
   }
 };
 
-/// A warp a row: a token of the paged cache, or zeros past a sequence's end, where the cache may hold
+/// A warp per row: a token of the paged cache, or zeros past a sequence's end, where the cache may hold
 /// anything.
 __global__ void __launch_bounds__(kThreads)
     gather_rows(Problem problem, Tensors tensors, int first, int64_t tokens, int64_t rows,
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A block a row. T: the 16-bit type.
+/// A block per row. T: the 16-bit type.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     softmax(Problem problem, Tensors tensors, int first, Sizes sizes, const float* scores,

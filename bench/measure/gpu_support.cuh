@@ -31,7 +31,7 @@ class GpuBuffer {
   Status allocate_random(size_t bytes, cudaStream_t stream);
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
-  /// Enqueues one read of the first `bytes`, 16 bytes a load, 8 loads in flight a thread. `blocks`
+  /// Enqueues one read of the first `bytes`, 16 bytes per load, 8 loads in flight per thread. `blocks`
   /// 0: as many as give each thread 8 loads.
   Status enqueue_read(size_t bytes, cudaStream_t stream, unsigned blocks = 0) const;
 

@@ -349,7 +349,7 @@ class ShapeRun {
     return {StatusCode::kKernelRejected, what + "other bits than the run that was checked"};
   }
 
-  /// Holds stage i's plan to the host's, then times the making of it, warm. Leaves the plan.
+  /// Compares stage i's plan with the host's, then times the making of it, warm. Leaves the plan.
   Status time_plan(size_t i) {
     if (bench_.runner.lost()) {
       return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};

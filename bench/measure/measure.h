@@ -94,8 +94,8 @@ std::vector<std::string> benchmark_names(MachineKind machine, const Shape& shape
 
 /// Does what is chosen of a shape. Checks every stage on needle data and on flat data, times those that are right on the flat data,
 /// and checks that a run after the timed ones still gives the same bits. Of a shape of errors alone:
-/// checks on the flat data and times nothing. Of a shape of plans alone: holds every stage's plan to
-/// the host's and times it; stages without one, and peers, have no entry. What it measured is added
+/// checks on the flat data and times nothing. Of a shape of plans alone: compares every stage's plan
+/// with the host's and times it; stages without one, and peers, have no entry. What it measured is added
 /// to the library's reports.
 ShapeResult measure_shape(const Bench& bench, const Shape& shape);
 

@@ -21,7 +21,7 @@ std::string outcome_name(StageResult::Outcome outcome);
 /// times, labelled as such, no shares.
 std::string side_by_side(const ShapeResult& result, MachineKind machine);
 
-/// A line a sample: stage,shape,mode,index,us. Modes are cold, sustained, plan,
+/// A line per sample: stage,shape,mode,index,us. Modes are cold, sustained, plan,
 /// plan+decode, combine and combine cold.
 void write_samples(const std::vector<ShapeResult>& results, std::ostream& file);
 

@@ -47,8 +47,8 @@ RunCounts model_run_counts(double microseconds);
 /// What is read before each cold run: far more than any L2.
 inline constexpr size_t kFlushBytes = size_t{256} << 20;
 
-/// How long a GPU rests before each turn of an operation whose runs take longer than kRestMicroseconds:
-/// it would else have the clocks that a heavy one before it left.
+/// How long a GPU rests before each turn of an operation whose runs take longer than kRestMicroseconds.
+/// Without it, the operation would have the clocks that a heavy one before it left.
 inline constexpr std::chrono::milliseconds kRest{15};
 inline constexpr double kRestMicroseconds = 100;
 

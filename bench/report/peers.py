@@ -472,7 +472,7 @@ if triton is not None:
 class Triton(Peer):
     """Split-KV decode of a paged cache, tuned a little: for a shape, the fastest of a few block sizes and splits."""
     name, key, package, module = "Triton of bench/report/peers.py", "triton", "triton", "triton"
-    # Rows a tile, tokens per step, warps, stages; by the number of rows. A stage goes to the page's number, which the
+    # Rows per tile, tokens per step, warps, stages; by the number of rows. A stage goes to the page's number, which the
     # load of the page waits for.
     MANY = [(64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 5)]
     SOME = [(32, 64, 8, 2), (32, 32, 8, 5)]

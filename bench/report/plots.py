@@ -428,7 +428,7 @@ def key(axes, stages):
 
 
 def row_axis(axes, rows):
-    """A row a shape; on the left, room for their titles."""
+    """A row per shape; on the left, room for their titles."""
     width = 4.7 * max(len(shape_title(row["shape"])) for row in rows) + 12  # in points, of text of size 8
     axes.figure.subplots_adjust(left=width / (72 * axes.figure.get_figwidth()))
     axes.set_yticks(range(len(rows)), [shape_title(row["shape"]) for row in rows], fontsize=8)

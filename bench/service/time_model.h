@@ -64,7 +64,7 @@ struct TimeModel {
   std::string origin;                        ///< "NVIDIA H200, commit 6e841ff, 2026-11-21"
   DecodeFit decode;
   double plan_us[2] = {0, 0};  ///< Constant, and per sequence. 0 for a stage without a plan.
-  /// Constant, a run of up to 8 rows, a row; of one layer. 0 if no appends are recorded.
+  /// Constant, per run of up to 8 rows, per row; of one layer. 0 if no appends are recorded.
   double append_us[3] = {0, 0, 0};
   bool has_appends() const { return append_us[0] + append_us[1] + append_us[2] > 0; }
   /// What steps have and the fit has not: "plans", "appends", "plans, appends".

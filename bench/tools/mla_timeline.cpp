@@ -33,7 +33,7 @@ Status attach(MachineKind kind, const timeline::Recording& recording) {
   return {};
 }
 
-/// Decodes twice, for the first run finds caches cold and code not loaded, and records the second.
+/// Decodes twice, because the first run finds caches cold and code not loaded, and records the second.
 Status record(Machine& machine, const Stage& stage, const DecodeCase& spec, int blocks,
               std::vector<timeline::Record>* records) {
   const DataSet data = make_data_set(spec);

@@ -118,7 +118,7 @@ Status run_once(LayerRunner& layer, std::vector<double>* y) {
   return layer.result(y);
 }
 
-/// Holds a result to float64.
+/// Checks a result against float64.
 Status compare(const std::vector<double>& y, const std::vector<double>& truth, Element element,
                int roundings, double* error) {
   *error = relative_l2(y, truth);
@@ -163,7 +163,7 @@ Status check_gpu_small(const Lab& lab, const LayerPlan& of) {
   return {};
 }
 
-/// Puts the layer in place, and holds its result to float64 on the same machine.
+/// Puts the layer in place, and checks its result against float64 on the same machine.
 Status prepare(Lab& lab, Where where, Measured* one) {
   const LayerPlan& plan = *one->plan;
   const std::string form = to_string(plan.of.form);

@@ -4,7 +4,7 @@
 ///
 /// Little-endian, C order, ten element types. Every failure is a kFileError whose message names
 /// the file, what was found and what is needed. No size that a file claims is believed before it is
-/// held against the file's own size, so a damaged file cannot make the reader allocate or loop.
+/// compared with the file's own size, so a damaged file cannot make the reader allocate or loop.
 #pragma once
 
 #include <cstddef>

@@ -38,7 +38,7 @@ const char* name_of(Phase phase);
 const char* name_of(Track track);
 
 /// Reads blocks' records, of which `records` holds those of all blocks from 0 on. A block that left
-/// none, for the grid was smaller or the kernel says nothing, is an error.
+/// none, because the grid was smaller or the kernel says nothing, is an error.
 Status read_timelines(const std::vector<timeline::Record>& records, const std::vector<int>& blocks,
                       std::vector<BlockTimeline>* result);
 

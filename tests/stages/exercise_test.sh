@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Holds every exercise to its own check, in a copy of the project: the answer is right, the solution passes, and a
+# Checks every exercise by its own check, in a copy of the project: the answer is right, the solution passes, and a
 # kernel that was not touched, or only in a comment, or broken in another way, does not. Exit code 77: a tool is
 # missing.
 #

@@ -66,10 +66,11 @@ Status parse_choice_table(std::string_view json, const std::string& origin, Choi
 const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLimits& limits,
                              CacheFormat format);
 
-/// The regime of the table that stands for `regime`; null if the table has none of that cache format. Of
-/// the numbers of rows that the format's regimes have it has the least that is not smaller, or else the
-/// largest: kernels pad rows. Then a problem's sequences count once for each tile of so many rows. Of those
-/// regimes it is the one whose sequences and tokens are nearest, by factors; of equally near ones the first.
+/// The table's regime that is taken for `regime`; null if the table has none of that cache format. The
+/// format's regimes have several numbers of rows. Taken is the least that is not smaller, or else the
+/// largest, because kernels pad rows; a problem's sequences then count once for each tile of so many rows.
+/// Of these regimes it is the one whose sequences and tokens are nearest, by factors; of equally near ones
+/// the first.
 const RegimeTimes* nearest(const ChoiceTable& table, const Regime& regime);
 
 /// The tables in force: those that are built in, or in their place the one of the file that the

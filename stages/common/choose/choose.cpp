@@ -7,8 +7,8 @@
 namespace mla {
 namespace {
 
-/// Whether it is stages with a plan that are chosen from: "auto" makes one always or never. As one that
-/// reads caches of 16 bits does, or, where none reads them, as any does.
+/// Whether the stages to choose from make a plan: "auto" makes one always or never. It makes one if any that
+/// reads caches of 16 bits does, or, where none reads them, if any does.
 bool choice_plans(std::span<const Stage> stages) {
   const auto reads_16_bits = [](const Stage& one) { return can_read(one, CacheFormat::k16Bit); };
   const bool any_plain = std::any_of(stages.begin(), stages.end(), reads_16_bits);

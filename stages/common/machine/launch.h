@@ -209,8 +209,8 @@ Status launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned
       {.cooperative = true, .kernel = reinterpret_cast<const void*>(kernel)});
 }
 
-/// See above. The grid runs when the one before has ended; that it might have begun earlier, the race
-/// detector knows.
+/// See above. The grid runs when the one before has ended. The race detector knows that it might
+/// have begun earlier.
 template <typename... Parameters, typename... Arguments>
 Status launch_dependent(void (*kernel)(Parameters...), unsigned grid, unsigned block,
                         size_t shared_bytes, Stream /*stream*/, Arguments... arguments) {

@@ -91,7 +91,7 @@ HostPlan make_plan_on_host(const Problem& problem, const PlanShape& shape,
                      (problem.batch == 1 || total_grains <= int64_t{shape.workers} * shape.team);
   const int64_t fixed = alike ? 0 : shape.fixed_grains;
   const int64_t length = total_grains + fixed * total_pieces;
-  // Nothing is cut where so many whole sequences a worker do not exceed the bound on the load.
+  // Nothing is cut where so many whole sequences per worker do not exceed the bound on the load.
   const int64_t a_worker = (int64_t{problem.batch} + shape.workers - 1) / shape.workers;
   const bool whole = piece_grains == 0 && a_worker * (longest + fixed) <=
                                               length / shape.workers + fixed + shape.combine_grains;
