@@ -206,43 +206,24 @@ def readme_table(results, peers):
     return table(columns, names)
 
 
-def shown(path):
-    """The shapes that a chapter names by "<!-- shown: SHAPE, SHAPE -->": those its text discusses, in the order of its prediction."""
-    found = re.search(r"<!-- shown: (.*?) -->", path.read_text(encoding="utf-8") if path.exists() else "")
-    return found[1].split(", ") if found else []
-
-
-def folded(path, columns, items):
-    """A chapter's table of shapes: those it shows first, and then, folded, the others. All at once if it names none."""
-    shapes = shown(path)
-    of_shape = {one.shape: one for one in items}
-    unknown = [shape for shape in shapes if shape not in of_shape]
-    if unknown:
-        raise Error(f"{path}: shows {unknown[0]}, which is not recorded")
-    others = [one for one in items if one.shape not in shapes]
-    if not shapes or not others:
-        return markdown(table(columns, items))
-    return (f"{markdown(table(columns, [of_shape[shape] for shape in shapes]))}\n\n<details>\n"
-            f"<summary>All other shapes: {len(others)}</summary>\n\n{markdown(table(columns, others))}\n\n</details>")
-
-
-def chapter_table(results, stage, path):
+def chapter_table(results, stage):
     """One stage on the shapes of suite table."""
     rows = [decode(results, stage, shape) for shape in results.timed("table") if results.entry(stage, shape)]
     (title, make), *others = DECODE
-    return folded(path, [("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
+    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
+                 rows)
 
 
-def reference_table(results, path):
+def reference_table(results):
     """The truth on the shapes of suite table, and how far the first rung on a GPU is ahead of it."""
     rows = [one for shape in results.timed("table") if (one := reference(results, shape))]
     def ahead(one):
         return times_x(median(results.measured(results.stages[0], one.shape)), median(one.cold))
-    return folded(path, [("shape", lambda one: shape_title(one.shape)),
-                         ("wall time, ms", lambda one: significant(median(one.cold) / 1000)),
-                         ("GFLOP/s", lambda one: significant(1000 * one.cold["TFLOPs"])),
-                         ("GB/s", lambda one: significant(one.cold["GBps"])),
-                         (f"{short(results.stages[0])} on the GPU is faster by", ahead)], rows)
+    return table([("shape", lambda one: shape_title(one.shape)),
+                  ("wall time, ms", lambda one: significant(median(one.cold) / 1000)),
+                  ("GFLOP/s", lambda one: significant(1000 * one.cold["TFLOPs"])),
+                  ("GB/s", lambda one: significant(one.cold["GBps"])),
+                  (f"{short(results.stages[0])} on the GPU is faster by", ahead)], rows)
 
 
 def summary(results, peers):
@@ -699,12 +680,12 @@ def quantised_block(quantised):
             "µs, cold / sustained, of the fastest stage in the run, and cold times as a part of those with 16 bits."]
 
 
-def quantised_table(quantised, stage, path):
+def quantised_table(quantised, stage):
     """A stage that reads quantised caches alone, on all that it was timed on."""
     rows = [decode(quantised, stage, shape) for shape in quantised.shapes if quantised.entry(stage, shape)]
     (title, make), *others = DECODE
     others = [column for column in others if column[0] != "speed-up"]
-    return folded(path, [("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
+    return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others], rows)
 
 
 def errors_table(errors):
@@ -1035,18 +1016,18 @@ def texts(root, results):
     later = load_later(root, results)
     for stage in unique([*results.stages, *later.stages]):
         run = results if stage in results.stages else later
-        path = root / "stages" / stage / "README.md"
-        wanted.append((path, "measurement", f"{chapter_table(run, stage, path)}\n\n{note} {caption(run)}"))
+        wanted.append((root / "stages" / stage / "README.md", "measurement",
+                       f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
     on_cpu = root / "stages" / ON_CPU / "README.md"
     if on_cpu.exists() and ON_CPU not in results.stages:
         wanted.append((on_cpu, "measurement",
-                       f"{reference_table(results, on_cpu)}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
+                       f"{markdown(reference_table(results))}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
                        f"this GPU; wall time of one run. {caption(results)}"))
     quantised = load_quantised(root, results)
     for stage in unique(quantised.stages if quantised else []):
         if stage not in results.stages and stage not in later.stages:
-            path = root / "stages" / stage / "README.md"
-            wanted.append((path, "measurement", f"{quantised_table(quantised, stage, path)}\n\n{note} {caption(quantised)}"))
+            wanted.append((root / "stages" / stage / "README.md", "measurement",
+                           f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
     page = root / "docs" / "python.md"
     if page.exists():
         wanted.append((page, "host-time", written(host_time_block(load_python(root, results)), markdown) or NOT_RECORDED))
@@ -1113,6 +1094,26 @@ def draw(root, results):
         raise Error(f"--plots needs matplotlib (apt-get install python3-matplotlib): {error}") from None
 
 
+def folded(page, path, text):
+    """A table of shapes by what the page says of it, "<!-- shown: SHAPE, SHAPE -->": these first and in this order, the others
+    folded. As it is if the page says nothing."""
+    found = re.search(r"<!-- shown: (.*?) -->", page)
+    if not found:
+        return text
+    table, _, rest = text.partition("\n\n")
+    head, rows = table.split("\n")[:2], table.split("\n")[2:]
+    wanted = [f"| {shape_title(shape)} |" for shape in found[1].split(", ")]
+    by_title = {row[:row.index("|", 1) + 1]: row for row in rows}
+    unknown = [title for title in wanted if title not in by_title]
+    if unknown:
+        raise Error(f"{path}: shows {unknown[0].strip('| ')}, which its table has not")
+    others = [row for title, row in by_title.items() if title not in wanted]
+    if not others:
+        return text
+    return "\n".join([*head, *(by_title[title] for title in wanted), "", "<details>",
+                      f"<summary>All other shapes: {len(others)}</summary>", "", *head, *others, "", "</details>", "", rest])
+
+
 def update(root, results, write):
     """Brings the texts up to date (or only looks); the paths that were stale."""
     stale = []
@@ -1129,6 +1130,8 @@ def update(root, results, write):
         _, found_end, tail = rest.partition(end)
         if not found_begin or not found_end:
             raise Error(f"{path}: no '{begin}' followed by '{end}'")
+        if begin == "<!-- measurement:begin -->":
+            middle = folded(old, path, middle)
         new = f"{head}{begin}\n{middle}\n{end}{tail}"
         if new == old:
             continue

@@ -356,7 +356,7 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(rows(folded), [f"| {recordings.shape_title(shape)}" for shape in SUITES["table"] if shape not in names])
         chapter.write_text(chapter.read_text().replace(names[0], "h7_q1_b1_k1"))
         code, printed = self.run_report("--check")
-        self.assertEqual((code, "h7_q1_b1_k1" in printed), (2, True))
+        self.assertEqual((code, "7 heads, 1 × 1, which its table has not" in printed), (2, True), printed)
 
     def test_figures_of_a_chapters_notes_are_kept(self):
         notes = self.chapter.with_name("notes.md")
