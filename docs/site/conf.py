@@ -70,7 +70,7 @@ for part in ("docs/course/README", "docs/course/labs/README"):  # what they list
     CHAPTERS[part] = [("", below)]
 for notes in sorted(ROOT.glob("stages/*/notes.md")):  # below their chapter
     folder = notes.parent.relative_to(ROOT).as_posix()
-    if f"{folder}/README" in listed:
+    if f"{folder}/README" in listed and f"{folder}/notes" not in listed:
         CHAPTERS[f"{folder}/README"] = [("", [f"{folder}/notes"])]
 CHAPTERS["docs/notebooks"] = [("", sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in ROOT.glob("docs/notebooks/*.ipynb")))]
 
