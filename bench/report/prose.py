@@ -177,7 +177,7 @@ class Figures:
 
 
 def pages(root):
-    return [path for pattern in ("README.md", "docs/*.md", "docs/course/*.md", "stages/*/README.md") for path in sorted(root.glob(pattern))]
+    return [path for pattern in ("README.md", "docs/*.md", "docs/course/*.md", "stages/*/README.md", "stages/*/notes.md") for path in sorted(root.glob(pattern))]
 
 
 def update(root, results, write):

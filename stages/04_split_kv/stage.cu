@@ -72,6 +72,10 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                         tile_rows;
   prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  // An FMA waits for its operands to come from shared memory, and two warps per scheduler hide little of
+  // that: 128 FMAs per clock, and then the passes.
+  prediction.grain_clocks = kGrainTokens * (tile_rows * (kHeadDimQK + kHeadDimV) / 128.0 +
+                                            passes / kernel::kTokens);
   return prediction;
 }
 
