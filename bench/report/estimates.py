@@ -65,6 +65,8 @@ def main(arguments=None):
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
+        if not tables(options.root):
+            return 0
         if not options.program.exists():
             raise Error(f"{options.program} is not there: build mla_run, or name it by --program")
         kept, here = load(options.root), known_stages(options.program)
