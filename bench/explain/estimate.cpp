@@ -43,7 +43,8 @@ Estimate estimate_of(const Problem& problem, int64_t total_tokens, const Predict
   estimate.end = moved(part_bytes, part_bytes * blocks);
   estimate.combine = kNextKernel + 2 * kLoadLatency;
   if (parts) {
-    const double out = double(problem.batch) * problem.seqlen_q * problem.num_heads_q * kHeadDimV * 2;
+    const double out =
+        double(problem.batch) * problem.seqlen_q * problem.num_heads_q * kHeadDimV * 2;
     estimate.combine += kLoadLatency + (balance.partial_bytes + out) / ceilings.read;
   }
   return estimate;

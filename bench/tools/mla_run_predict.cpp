@@ -113,19 +113,18 @@ nlohmann::ordered_json forecast_json(const Forecast& one) {
                               {"dram_bytes", prediction.dram_bytes},
                               {"busy_fraction", prediction.busy_fraction}};
   const Estimate estimate = one.estimate.value_or(Estimate{});
-  const std::pair<const char*, double> times[] = {
-      {"fp32_s", one.limit.fp32},
-      {"matrix_s", one.limit.matrix},
-      {"shared_s", one.limit.shared},
-      {"dram_s", one.limit.dram},
-      {"own_limit_s", one.limit.seconds()},
-      {"floor_s", one.floor.seconds()},
-      {"estimate_launch_s", estimate.launch},
-      {"estimate_first_tile_s", estimate.first_tile},
-      {"estimate_tiles_s", estimate.tiles},
-      {"estimate_end_s", estimate.end},
-      {"estimate_combine_s", estimate.combine},
-      {"estimate_s", estimate.seconds()}};
+  const std::pair<const char*, double> times[] = {{"fp32_s", one.limit.fp32},
+                                                  {"matrix_s", one.limit.matrix},
+                                                  {"shared_s", one.limit.shared},
+                                                  {"dram_s", one.limit.dram},
+                                                  {"own_limit_s", one.limit.seconds()},
+                                                  {"floor_s", one.floor.seconds()},
+                                                  {"estimate_launch_s", estimate.launch},
+                                                  {"estimate_first_tile_s", estimate.first_tile},
+                                                  {"estimate_tiles_s", estimate.tiles},
+                                                  {"estimate_end_s", estimate.end},
+                                                  {"estimate_combine_s", estimate.combine},
+                                                  {"estimate_s", estimate.seconds()}};
   for (const auto& [name, seconds] : times) {
     if (!std::isnan(seconds)) json[name] = seconds;
   }
@@ -165,13 +164,18 @@ int run_predict(const RunOptions& options) {
     }
     any = true;
     const Work work = work_of(dump.problem, dump.total_tokens());
-    Forecast one{&*found, &input, work, floor_of(work, input.ceilings, Mode::kCold),
-                 own_limit(found->prediction, work, input.ceilings, Mode::kCold), std::nullopt};
+    Forecast one{&*found,
+                 &input,
+                 work,
+                 floor_of(work, input.ceilings, Mode::kCold),
+                 own_limit(found->prediction, work, input.ceilings, Mode::kCold),
+                 std::nullopt};
     if (found->plan) {
       const int multiprocessors = input.limits.multiprocessors;
-      one.estimate = estimate_of(
-          dump.problem, dump.total_tokens(), found->prediction,
-          balance_of(dump.problem, *found->plan, dump.seqlens_k, multiprocessors), input.ceilings, multiprocessors);
+      one.estimate =
+          estimate_of(dump.problem, dump.total_tokens(), found->prediction,
+                      balance_of(dump.problem, *found->plan, dump.seqlens_k, multiprocessors),
+                      input.ceilings, multiprocessors);
     }
     if (options.json) {
       fmt::print("{}\n", forecast_json(one).dump());

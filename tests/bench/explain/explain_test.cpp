@@ -822,21 +822,20 @@ TEST(Advice, DoesNotTakePagesForGrains) {
 
 Estimate estimate_on(const ExplainInput& input, const std::string& stage) {
   const StageFacts& facts = facts_of(input, stage);
-  return estimate_of(input.problem, total(input.seqlens_k), facts.prediction,
-                     plan_of(input, stage), input.ceilings, input.limits.multiprocessors);
+  return estimate_of(input.problem, total(input.seqlens_k), facts.prediction, plan_of(input, stage),
+                     input.ceilings, input.limits.multiprocessors);
 }
 
 TEST(Estimate, IsNoLessThanTheOwnLimitAndNearTheRecordedTime) {
-  for (const char* shape :
-       {"h128_q1_b1_k4096", "h16_q1_b1_k8192", "h16_q1_b4_k512", "h128_q1_b16_k4096", "h128_q1_b64_k4096",
-        "h64_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b128_k8192", "h128_q1_b128_kskew131072"}) {
+  for (const char* shape : {"h128_q1_b1_k4096", "h16_q1_b1_k8192", "h16_q1_b4_k512",
+                            "h128_q1_b16_k4096", "h128_q1_b64_k4096", "h64_q1_b64_k4096",
+                            "h16_q1_b64_k4096", "h128_q1_b128_k8192", "h128_q1_b128_kskew131072"}) {
     const ExplainInput input = input_of(shape);
     const Work work = work_of(input.problem, total(input.seqlens_k));
     for (const char* stage : {"04", "05", "06", "07", "08"}) {
       const StageFacts& facts = facts_of(input, stage);
       const double estimate = estimate_on(input, stage).seconds();
-      EXPECT_GE(estimate,
-                own_limit(facts.prediction, work, input.ceilings, Mode::kCold).seconds())
+      EXPECT_GE(estimate, own_limit(facts.prediction, work, input.ceilings, Mode::kCold).seconds())
           << shape << " " << stage;
       ASSERT_GT(facts.cold.n, 0) << shape << " " << stage;
       const double ratio = facts.cold.median * 1e-6 / estimate;
@@ -851,8 +850,8 @@ TEST(Estimate, ItsSteps) {
   const Estimate of_one = estimate_on(one, "05");
   EXPECT_DOUBLE_EQ(of_one.launch, one.ceilings.launch);
   // 128 blocks of one tile each: 72 KB of q and as much of the cache, at twice a 132nd of the rate.
-  EXPECT_NEAR(of_one.first_tile,
-              4 * kLoadLatency + 2 * 73728 * 132 / (2 * one.ceilings.read), 1e-9);
+  EXPECT_NEAR(of_one.first_tile, 4 * kLoadLatency + 2 * 73728 * 132 / (2 * one.ceilings.read),
+              1e-9);
   const double clock = one.ceilings.shared / one.ceilings.shared_bytes_per_clock / 132;
   EXPECT_NEAR(of_one.tiles, (2176 + 4224) / clock, 1e-9);
   // 64 parts of 128 rows, written, and read by the combine.
