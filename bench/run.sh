@@ -79,6 +79,7 @@ END
     else
       echo "The Python package's calls are not timed: it is not installed beside PyTorch (docs/python.md)."
     fi
+    python3 bench/report/estimates.py --write  # by the ceilings just measured
     if python3 -c 'import matplotlib' 2> /dev/null; then
       python3 bench/report/report.py --plots
     else

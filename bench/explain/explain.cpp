@@ -709,6 +709,7 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
   const HostPlan plan = make_plan_on_host(problem, shape, seqlens_k);
   Balance balance;
   balance.shape = shape;
+  balance.fixed = plan.header.fixed_grains;
   int64_t sum = 0;
   for (const std::vector<Piece>& pieces : pieces_of(plan)) {
     int64_t load = 0;

@@ -23,7 +23,8 @@ struct Balance {
   int64_t blocks = 0;        ///< Blocks of the kernel that have work: workers with a piece, for
                              ///< all row tiles
   double busy = 0;           ///< Share of the multiprocessors that have such a block
-  int64_t largest = 0;       ///< Largest load: pages, beginnings of pieces included
+  int64_t largest = 0;       ///< Largest load: grains, beginnings of pieces included
+  int fixed = 0;             ///< What the beginning of a piece counts in it, in grains
   double mean = 0;           ///< Mean over all workers, idle ones too
   int cut_sequences = 0;     ///< Sequences of more than one piece
   int64_t pieces = 0;        ///< Pieces of those

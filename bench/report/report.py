@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import counters
+import estimates
 import plots
 import program
 import ridge
@@ -212,6 +213,20 @@ def chapter_table(results, stage):
     (title, make), *others = DECODE
     return table([("shape", lambda one: shape_title(one.shape)), (title, lambda one: one.why or make(one)), *others],
                  rows)
+
+
+def predicted_table(run, estimated, stage, shapes):
+    """Lower bound, estimate by its terms, and time of a stage on the shapes that its chapter speaks of."""
+    rows = [SimpleNamespace(shape=shape, cold=decode(run, stage, shape).cold, terms=estimated.get(stage, {}).get(shape) or {})
+            for shape in shapes]
+    def bound(one):
+        return f"{us(one.cold['own_limit_share'] * one.cold['real_time'])} {own_limit(one.cold).split(' ')[1]}"
+    def estimate(one):
+        return sum(one.terms[term] for term in estimates.TERMS)
+    return table([("shape", lambda one: shape_title(one.shape)), ("lower bound, by", bound),
+                  *each(estimates.TERMS, lambda term: term.replace("_", " "), lambda term, one: us(one.terms[term])),
+                  ("**estimate**", lambda one: f"**{us(estimate(one))}**"), ("measured", lambda one: us(median(one.cold))),
+                  ("measured / estimate", lambda one: f"{median(one.cold) / estimate(one):.2f}" if one.cold else None)], rows)
 
 
 def reference_table(results):
@@ -1018,12 +1033,16 @@ def texts(root, results):
         run = results if stage in results.stages else later
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
+    quantised = load_quantised(root, results)
+    for stage, shapes in estimates.tables(root).items():
+        run = next((one for one in (results, later, quantised) if one and stage in one.stages), results)
+        wanted.append((root / "stages" / stage / "README.md", f"predicted {' '.join(shapes)}",
+                       markdown(predicted_table(run, estimates.load(root), stage, shapes))))
     on_cpu = root / "stages" / ON_CPU / "README.md"
     if on_cpu.exists() and ON_CPU not in results.stages:
         wanted.append((on_cpu, "measurement",
                        f"{markdown(reference_table(results))}\n\nThe truth, in fp64 on {cores(results)} of the machine with "
                        f"this GPU; wall time of one run. {caption(results)}"))
-    quantised = load_quantised(root, results)
     for stage in unique(quantised.stages if quantised else []):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
@@ -1062,7 +1081,7 @@ def texts(root, results):
             if name == "varlen" and parts and "varlen" in plots.wanted(results):
                 parts = [VARLEN_FIGURE, *parts]
             wanted.append((page, name, written(parts, markdown) or NOT_RECORDED))
-    return [(path, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text) for path, name, text in wanted]
+    return [(path, f"<!-- {name}:begin -->", f"<!-- {name.split(' ')[0]}:end -->", text) for path, name, text in wanted]
 
 
 # The one figure that is between markers: it is there only once its data are.

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "bench/explain/estimate.h"
 #include "bench/explain/explain_input.h"
 #include "bench/measure/limits.h"
 #include "bench/measure/table.h"
@@ -36,6 +38,7 @@ struct Forecast {
   Work work;
   Floor floor;
   OwnLimit limit;
+  std::optional<Estimate> estimate;  ///< Of a stage with a plan
 };
 
 std::string seconds_text(double seconds) {
@@ -71,10 +74,18 @@ std::string forecast_table(const Forecast& one) {
 }
 
 std::string forecast_text(const Forecast& one) {
-  return fmt::format(
+  std::string text = fmt::format(
       "{}: own limit {}, by {}; floor {}; workspace {} MiB\n{}", one.stage->slug,
       seconds_text(one.limit.seconds()), one.limit.name(), seconds_text(one.floor.seconds()),
       number(static_cast<double>(one.stage->workspace_bytes) / (1 << 20)), forecast_table(one));
+  if (one.estimate) {
+    const Estimate& estimate = *one.estimate;
+    text += fmt::format("estimate {}: launch {}, first tile {}, tiles {}, end {}, combine {}\n",
+                        seconds_text(estimate.seconds()), seconds_text(estimate.launch),
+                        seconds_text(estimate.first_tile), seconds_text(estimate.tiles),
+                        seconds_text(estimate.end), seconds_text(estimate.combine));
+  }
+  return text;
 }
 
 nlohmann::ordered_json forecast_json(const Forecast& one) {
@@ -101,10 +112,19 @@ nlohmann::ordered_json forecast_json(const Forecast& one) {
                               {"shared_bytes", prediction.shared_bytes},
                               {"dram_bytes", prediction.dram_bytes},
                               {"busy_fraction", prediction.busy_fraction}};
-  const std::pair<const char*, double> times[] = {
-      {"fp32_s", one.limit.fp32},           {"matrix_s", one.limit.matrix},
-      {"shared_s", one.limit.shared},       {"dram_s", one.limit.dram},
-      {"own_limit_s", one.limit.seconds()}, {"floor_s", one.floor.seconds()}};
+  const Estimate estimate = one.estimate.value_or(Estimate{});
+  const std::pair<const char*, double> times[] = {{"fp32_s", one.limit.fp32},
+                                                  {"matrix_s", one.limit.matrix},
+                                                  {"shared_s", one.limit.shared},
+                                                  {"dram_s", one.limit.dram},
+                                                  {"own_limit_s", one.limit.seconds()},
+                                                  {"floor_s", one.floor.seconds()},
+                                                  {"estimate_launch_s", estimate.launch},
+                                                  {"estimate_first_tile_s", estimate.first_tile},
+                                                  {"estimate_tiles_s", estimate.tiles},
+                                                  {"estimate_end_s", estimate.end},
+                                                  {"estimate_combine_s", estimate.combine},
+                                                  {"estimate_s", estimate.seconds()}};
   for (const auto& [name, seconds] : times) {
     if (!std::isnan(seconds)) json[name] = seconds;
   }
@@ -144,8 +164,19 @@ int run_predict(const RunOptions& options) {
     }
     any = true;
     const Work work = work_of(dump.problem, dump.total_tokens());
-    const Forecast one{&*found, &input, work, floor_of(work, input.ceilings, Mode::kCold),
-                       own_limit(found->prediction, work, input.ceilings, Mode::kCold)};
+    Forecast one{&*found,
+                 &input,
+                 work,
+                 floor_of(work, input.ceilings, Mode::kCold),
+                 own_limit(found->prediction, work, input.ceilings, Mode::kCold),
+                 std::nullopt};
+    if (found->plan) {
+      const int multiprocessors = input.limits.multiprocessors;
+      one.estimate =
+          estimate_of(dump.problem, dump.total_tokens(), found->prediction,
+                      balance_of(dump.problem, *found->plan, dump.seqlens_k, multiprocessors),
+                      input.ceilings, multiprocessors);
+    }
     if (options.json) {
       fmt::print("{}\n", forecast_json(one).dump());
     } else {

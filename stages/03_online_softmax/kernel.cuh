@@ -21,7 +21,7 @@ namespace mla::MLA_MACHINE::online_softmax {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kTokens = 16;                // of a tile: a quarter of a page
+constexpr int kTokens = 16;                // of a tile
 constexpr int kStrideQK = kHeadDimQK + 4;  // row strides in floats; + 4 lets 8 neighbouring rows
 constexpr int kStrideS = kTokens + 4;      //   be read (or written) without a bank conflict
 

@@ -65,13 +65,17 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   const double padded = double(shape.row_tiles) * tile_rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * padded * (kHeadDimQK + kHeadDimV);
-  // Passes of shared memory a tile, at 128 bytes each (README.md, "Prediction"): every read of 16
+  // Passes of shared memory per tile, at 128 bytes each (README.md, "Prediction"): every read of 16
   // bytes per lane takes 2; then the shares of S, and the tile's own way in.
   const double passes = kernel::kWarps * 18 * 2 * (4 + tile_rows / 8.0) +
                         kernel::kWarps * 4 * 2 * (8 + tile_rows / 4.0) + 12.0 * tile_rows + 576 +
                         tile_rows;
   prediction.shared_bytes = padded / (tile_rows * kernel::kTokens) * passes * 128;
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  // An FMA waits for its operands to come from shared memory, and two warps per scheduler hide little of
+  // that: 128 FMAs per clock, and then the passes.
+  prediction.grain_clocks =
+      kGrainTokens * (tile_rows * (kHeadDimQK + kHeadDimV) / 128.0 + passes / kernel::kTokens);
   return prediction;
 }
 

@@ -88,6 +88,10 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
                          Tile::kRows * Tile::kTokens * 2.0;
     prediction.shared_bytes = tokens / Tile::kTokens * bytes;
     prediction.dram_bytes = cache_bytes(problem, total_tokens);
+    // mma.sync waits for ldmatrix, and two warps per scheduler hide little of that: 4096 FLOP per clock, and
+    // then 128 bytes.
+    prediction.grain_clocks = kGrainTokens * (Tile::kRows * 2.0 * (kHeadDimQK + kHeadDimV) / 4096 +
+                                              bytes / Tile::kTokens / 128);
     return prediction;
   });
 }

@@ -43,6 +43,8 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   prediction.shared_bytes =
       tiles * 2 * 64 * (3 * kHeadDimQK + 2 * 64 + kHeadDimV + kHeadDimQK + 64);
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  // S by shared memory; exponentials, 16 per clock; P; O by the tensor cores, while the next tile comes.
+  prediction.grain_clocks = 1728 + 64 * 64 / 16 + 64 + 1024;
   return prediction;
 }
 

@@ -86,6 +86,10 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
       tiles * (kernel::kTokens * (2 * problem.cache_row_bytes() + kHeadDimV) +
                2 * rows * (kHeadDimQK + (kernel::kVBoxes + versions) * kernel::kTokens));
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
+  // Of each of 4 schedulers: 256 conversions of 4 clocks, products, 900 other instructions (README.md,
+  // "Prediction"). A warp converts, then multiplies.
+  prediction.grain_clocks =
+      1024 + 2.0 * rows * kernel::kTokens * (kHeadDimQK + kHeadDimV) / 4096 + 900;
   return prediction;
 }
 

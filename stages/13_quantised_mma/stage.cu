@@ -86,6 +86,10 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
         Tile::kRows * Tile::kTokens * 4.0;
     prediction.shared_bytes = tokens / Tile::kTokens * bytes;
     prediction.dram_bytes = cache_bytes(problem, total_tokens);
+    // As in stage 05; and unpack: 7 instructions of a warp for each of 4 schedulers per 64 values of K.
+    const double unpack = Tile::kTokens * kHeadDimQK / 64.0 / 4 * 7;
+    prediction.grain_clocks = kGrainTokens * (Tile::kRows * 2.0 * (kHeadDimQK + kHeadDimV) / 4096 +
+                                              (bytes / 128 + unpack) / Tile::kTokens);
     return prediction;
   });
 }

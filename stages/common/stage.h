@@ -23,6 +23,9 @@ struct Prediction {
   double dram_bytes =
       0;  ///< Bytes through device memory. A re-read while a block runs hits a cache.
   double busy_fraction = 1;  ///< Share of the multiprocessors that have work, 0 ... 1.
+  /// Clocks that a multiprocessor takes for 64 tokens of one row tile, where phases wait for one another. 0:
+  /// they overlap, and the largest of the amounts above is all that counts. For an estimate, no limit.
+  double grain_clocks = 0;
 };
 
 /// One rung of the ladder, built for one machine.

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <set>
 
+#include "bench/explain/estimate.h"
 #include "bench/explain/explain_input.h"
 #include "bench/measure/table.h"
 #include "reference/gpu_model/gpu_model.h"
@@ -60,6 +62,10 @@ TEST(Explain, SaysWhatAutoChoseAndWhy) {
   const std::string of_all = explain(input_of("h128_q1_b64_k4096"));
   EXPECT_EQ(of_all.find("choice    "), std::string::npos);
   EXPECT_EQ(of_all.find("\nauto"), std::string::npos);
+}
+
+int64_t total(const std::vector<int32_t>& seqlens_k) {
+  return std::accumulate(seqlens_k.begin(), seqlens_k.end(), int64_t{0});
 }
 
 void forget_times(ExplainInput* input) {
@@ -812,6 +818,60 @@ TEST(Advice, DoesNotTakePagesForGrains) {
   const std::string whole = explain(input_of("h16_q1_b1_k8192_page256", "08"));
   EXPECT_NE(whole.find("in 32 pages"), std::string::npos) << whole;
   EXPECT_NE(whole.find("2 grains; 1 of 1"), std::string::npos) << whole;
+}
+
+Estimate estimate_on(const ExplainInput& input, const std::string& stage) {
+  const StageFacts& facts = facts_of(input, stage);
+  return estimate_of(input.problem, total(input.seqlens_k), facts.prediction, plan_of(input, stage),
+                     input.ceilings, input.limits.multiprocessors);
+}
+
+TEST(Estimate, IsNoLessThanTheOwnLimitAndNearTheRecordedTime) {
+  for (const char* shape : {"h128_q1_b1_k4096", "h16_q1_b1_k8192", "h16_q1_b4_k512",
+                            "h128_q1_b16_k4096", "h128_q1_b64_k4096", "h64_q1_b64_k4096",
+                            "h16_q1_b64_k4096", "h128_q1_b128_k8192", "h128_q1_b128_kskew131072"}) {
+    const ExplainInput input = input_of(shape);
+    const Work work = work_of(input.problem, total(input.seqlens_k));
+    for (const char* stage : {"04", "05", "06", "07", "08"}) {
+      const StageFacts& facts = facts_of(input, stage);
+      const double estimate = estimate_on(input, stage).seconds();
+      EXPECT_GE(estimate, own_limit(facts.prediction, work, input.ceilings, Mode::kCold).seconds())
+          << shape << " " << stage;
+      ASSERT_GT(facts.cold.n, 0) << shape << " " << stage;
+      const double ratio = facts.cold.median * 1e-6 / estimate;
+      EXPECT_LT(ratio, 1.5) << shape << " " << stage;
+      EXPECT_GT(ratio, 1 / 1.5) << shape << " " << stage;
+    }
+  }
+}
+
+TEST(Estimate, ItsSteps) {
+  const ExplainInput one = input_of("h128_q1_b1_k4096");
+  const Estimate of_one = estimate_on(one, "05");
+  EXPECT_DOUBLE_EQ(of_one.launch, one.ceilings.launch);
+  // 128 blocks of one tile each: 72 KB of q and as much of the cache, at twice a 132nd of the rate.
+  EXPECT_NEAR(of_one.first_tile, 4 * kLoadLatency + 2 * 73728 * 132 / (2 * one.ceilings.read),
+              1e-9);
+  const double clock = one.ceilings.shared / one.ceilings.shared_bytes_per_clock / 132;
+  EXPECT_NEAR(of_one.tiles, (2176 + 4224) / clock, 1e-9);
+  // 64 parts of 128 rows, written, and read by the combine.
+  const double parts = 64.0 * 128 * (512 + 1) * 4 / one.ceilings.read;
+  EXPECT_NEAR(of_one.end, parts, 1e-9);
+  EXPECT_NEAR(of_one.combine,
+              kNextKernel + 3 * kLoadLatency + parts + 128.0 * 512 * 2 / one.ceilings.read, 1e-9);
+  // Whole sequences leave none.
+  const ExplainInput whole = input_of("h128_q1_b64_k4096");
+  EXPECT_NEAR(estimate_on(whole, "05").combine, kNextKernel + 2 * kLoadLatency, 1e-9);
+  // Two blocks of 16 rows share a multiprocessor: a worker's 16 grains take the time of 32.
+  const ExplainInput few = input_of("h16_q1_b64_k4096");
+  const double grain = facts_of(few, "04").prediction.grain_clocks / clock;
+  EXPECT_NEAR(estimate_on(few, "04").tiles, 32 * grain, grain / 100);
+  // Where memory binds: all bytes, and what is left when the last ones are there.
+  EXPECT_GT(estimate_on(few, "08").tiles + estimate_on(few, "08").first_tile,
+            work_of(few.problem, total(few.seqlens_k)).bytes / few.ceilings.read);
+  ExplainInput unknown = input_of("h128_q1_b1_k4096");
+  unknown.ceilings = {};
+  EXPECT_TRUE(std::isnan(estimate_on(unknown, "05").seconds()));
 }
 
 TEST(Advice, LargeWorkspace) {

@@ -15,6 +15,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "bench" / "report"))
+import estimates  # noqa: E402
 import plots  # noqa: E402
 import report  # noqa: E402
 import recordings  # noqa: E402
@@ -1315,6 +1316,53 @@ class ProseTest(unittest.TestCase):
         self.record("variants/other.json", data)
         self.assertEqual(self.written(f"@variants/other 03 {self.SHAPE} cold / 03 cold"), "4.32")
 
+    def test_estimates_are_near_what_was_measured(self):
+        """Of every chapter's table, but where the chapter says why not."""
+        far = {("12_fp8", "h128_q1_b1_k4096_fp8_tile128")}
+        found, kept = set(), estimates.load(ROOT)
+        runs = [recordings.recorded(ROOT), recordings.load_later(ROOT, recordings.recorded(ROOT)),
+                recordings.load_quantised(ROOT, recordings.recorded(ROOT))]
+        for stage, shapes in estimates.tables(ROOT).items():
+            run = next(one for one in runs if stage in one.stages)
+            for shape in shapes:
+                ratio = recordings.median(run.measured(stage, shape)) / sum(kept[stage][shape].values())
+                self.assertGreater(ratio, 1 / 1.5, (stage, shape))
+                if ratio > 1.5:
+                    found.add((stage, shape))
+        self.assertEqual(found, far)
+        self.assertEqual({stage[:2] for stage in kept}, {f"{number:02}" for number in range(4, 14)})
+
+    def test_the_predicted_table(self):
+        """Bound, estimate by its terms, time and ratio; a shape without an estimate has dashes."""
+        data, shape = results(), "h128_q1_b1_k4096"
+        data["benchmarks"].append(entry(f"04_split_kv/{shape}/cold", 30.0, limit_shared_us=1.0))
+        kept = {"04_split_kv": {shape: {"launch": 4.0, "first_tile": 3.0, "tiles": 10.0, "end": 2.0, "combine": 1.0}}}
+        rows = report.predicted_table(recordings.Results(data, ""), kept, "04_split_kv", [shape, "h16_q1_b9_k64"])[1]
+        self.assertEqual(rows[0][1:], ["15.0 fp32", "4.00", "3.00", "10.0", "2.00", "1.00", "**20.0**", "30.0", "1.50"])
+        self.assertEqual(set(rows[1][1:]), {"—"})
+
+    def test_a_stale_estimate_is_noticed(self):
+        """estimates.py compares with what the program says now."""
+        chapter = self.root / "stages" / "04_split_kv" / "README.md"
+        chapter.parent.mkdir(parents=True, exist_ok=True)
+        chapter.write_text("<!-- predicted h128_q1_b1_k4096:begin -->\n<!-- predicted:end -->\n")
+        program = self.root / "mla_run"
+        def says(seconds):
+            terms = ", ".join(f'"estimate_{term}_s": {seconds}' for term in estimates.TERMS)
+            program.write_text(f"#!/bin/sh\nif [ $1 = list ]; then echo 04_split_kv; else echo '{{{terms}, \"estimate_s\": 1}}'; fi\n")
+            program.chmod(0o755)
+        def run(what):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                return estimates.main([what, "--program", str(program), "--root", str(self.root)]), out.getvalue()
+        (self.root / "bench" / "report").mkdir(parents=True, exist_ok=True)
+        says(1e-6)
+        self.assertEqual(run("--write")[0], 0)
+        self.assertEqual(run("--check"), (0, ""))
+        says(2e-6)
+        code, printed = run("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("04_split_kv is stale", printed)
+
     def test_the_seesaws_budget(self):
         """The chapter's table of shared memory is the kernel's layout."""
         folder = ROOT / "stages" / "08_seesaw"
@@ -1327,8 +1375,7 @@ class ProseTest(unittest.TestCase):
             end = -(-end // min(16, sizes[kind])) * min(16, sizes[kind]) + size
             members[name] = size
         end = -(-end // 16) * 16
-        text = (folder / "README.md").read_text()
-        listed = text.partition("### Budget\n")[2].partition("\n\nRegisters")[0]
+        listed = (folder / "notes.md").read_text().partition("## Budget\n")[2].partition("\n\nRegisters")[0]
         rows = {what: int(size.replace(",", "")) for what, size in
                 re.findall(r"^\| (.*?) \| \**([\d,]+)\** \|$", listed, re.M)}
         self.assertEqual(rows.pop("`Smem`"), end)
@@ -1337,7 +1384,7 @@ class ProseTest(unittest.TestCase):
             padding = size - sum(members.pop(name) for name in re.findall(r"`(\w+)`", what))
             self.assertEqual(padding > 0, "padding" in what, what)
         self.assertEqual(members, {})
-        self.assertIn(f"there are {232448 - end:,} bytes left", text)
+        self.assertIn(f"there are {232448 - end:,} bytes left", (folder / "README.md").read_text())
 
     def test_few_heads_budget(self):
         """The chapter's table of shared memory is the kernel's layout, for each number of rows."""
@@ -1378,7 +1425,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "recordings", "program", "prose", "ridge", "plots"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "recordings", "program", "prose", "ridge", "plots"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")

@@ -679,8 +679,22 @@ TEST_F(MlaRunTest, PredictsInUnitsAndForADevice) {
   char said[32];
   std::snprintf(said, sizeof said, us < 1000 ? "own limit %.1f µs" : "own limit %.0f µs", us);
   EXPECT_NE(table.text.find(said), std::string::npos) << said << "\n" << table.text;
+  // A stage without a plan has no estimate; one with a plan has the sum of its steps.
+  EXPECT_EQ(table.text.find("estimate"), std::string::npos) << table.text;
+  EXPECT_FALSE(json.contains("estimate_s"));
+  const auto planned = nlohmann::json::parse(
+      run("predict --machine model --stage 08 --shape h128_q1_b1_k4096 --json").text);
+  double steps = 0;
+  for (const char* step : {"launch", "first_tile", "tiles", "end", "combine"}) {
+    const double seconds = planned[std::string("estimate_") + step + "_s"];
+    EXPECT_GT(seconds, 0) << step;
+    steps += seconds;
+  }
+  EXPECT_NEAR(planned["estimate_s"].get<double>(), steps, 1e-12);
+  EXPECT_GT(steps, planned["own_limit_s"].get<double>());
   const Ran all = run("predict --machine model --stage all --shape h16_q1_b1_k8192");
   EXPECT_EQ(all.exit_code, 0) << all.text;
+  EXPECT_NE(all.text.find("\nestimate "), std::string::npos) << all.text;
   EXPECT_NE(all.text.find("\n08_seesaw: own limit "), std::string::npos) << all.text;
   expect_nothing_run("predict --stage reference --shape h1_q1_b1_k1", "predict is for stages");
   const Ran dump = run("predict --machine model --stage 02 " + kPaged);
