@@ -9,7 +9,7 @@ with spaces around them, and references of up to three words; a word that is lef
 
   STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
                                       "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
-                                      cache append_b128_t1 returned
+                                      cache append_b128_t1 returned       (of the newest recording with that suite)
                                       reference h64_q1_b64_k4096 wall     (the truth, on the CPU; in µs, too)
                                       08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
@@ -29,7 +29,8 @@ import re
 import shlex
 
 import program
-from recordings import Error, MEASURED_PEERS, error_of, floor_us, load, load_errors, load_peers, load_service, significant
+from recordings import (Error, MEASURED_PEERS, error_of, floor_us, load, load_cache, load_errors, load_peers, load_service,
+                        significant)
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
@@ -65,6 +66,7 @@ class Figures:
         self.root, self.results, self.peers = root, results, load_peers(root, results)
         self.errors = functools.cache(lambda: load_errors(root))
         self.load = functools.cache(lambda name: load(root / "bench" / "results" / f"{name}.json"))
+        self.cache = functools.cache(lambda: load_cache(root, results) or results)
 
     def text(self, what):
         """What should stand in a marker."""
@@ -105,6 +107,8 @@ class Figures:
         results = self.results
         if words[0].startswith("@"):
             results = self.load(words.pop(0)[1:])
+        elif words[0] == "cache":
+            results = self.cache()
         if words[0] == "context":
             if len(words) != 2 or words[1] not in results.context:
                 raise Error(f"the context has no '{' '.join(words[1:])}'")
