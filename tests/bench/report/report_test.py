@@ -1245,6 +1245,36 @@ class ProseTest(unittest.TestCase):
         self.record("h200_2026-11-21.json", data)
         self.assertIn("333 should be 400", self.run_report("--check")[1])
 
+    def test_figures_of_other_recordings(self):
+        for name in ("texts", "cross"):
+            suite = results()
+            suite["context"][f"suite_{name}"] = "h16_q77_b8_k1024"
+            suite["benchmarks"] = [entry("auto/h16_q77_b8_k1024/cold", 50.0 if name == "texts" else 60.0)]
+            self.record(f"h200_{name}_2026-11-30.json", suite)
+        requests = service()
+        requests["runs"][1]["figures"]["request_ms_p99"] = 55.5
+        self.record("h200_requests_2026-11-30.json", requests)
+        formats = service()
+        formats["runs"] = [{**formats["runs"][1], "cache_format": name} for name in ("16bit", "fp8_tensor")]
+        formats["runs"][1]["figures"] = {**formats["runs"][1]["figures"], "tokens_per_s": 19752}
+        self.record("h200_service_formats_2026-11-30.json", formats)
+        self.record("h200_traditional_2026-11-30.json", traditional_layers())
+        self.record("python_h200_2026-11-30.json", python("2026-11-30T01:02:03Z"))
+        for what, expected in [
+                ("texts h16_q77_b8_k1024 cold", "50.0"), ("cross h16_q77_b8_k1024 cold.rel_l2 : e", "1.7e-03"),
+                ("requests chat_1000 paged request_ms_p99", "55.5"), ("service chat_1000 paged tokens_per_s", "9880"),
+                ("formats chat_1000 fp8_tensor tokens_per_s / formats chat_1000 16bit tokens_per_s : 3×", "2.00×"),
+                (f"layer multi_head {SETTING} cold_core", "40.0"), (f"layer absorbed {SETTING} cold.least_us", "90.0"),
+                ('python h16_q1_b4_k256 "FlashMLA\'s own, planned"', "43.2"), ('python import "import mla_stages"', "14.6")]:
+            self.assertEqual(self.written(what), expected, what)
+        for what, expected in [("texts h1_q1_b1_k1 cold", "no shape 'h1_q1_b1_k1'"), ("cross cold", "no figure 'cold' of suite cross"),
+                               ("requests chat_1000 paged smiles", "chat_1000 paged smiles' of the service"),
+                               ("formats chat_1000 fp4 tokens_per_s", "chat_1000 fp4 tokens_per_s"),
+                               (f"layer absorbed {SETTING} cpu", f"no figure 'absorbed {SETTING} cpu'"),
+                               (f"layer absorbed {SETTING} cold.colour", "cold.colour' of a layer"),
+                               ("python h16_q1_b4_k256 decode", "no figure 'h16_q1_b4_k256 decode'")]:
+            self.assertIn(expected, self.refused(f"It is <!--v {what}-->1<!--/v-->."), what)
+
     def test_the_reference_has_figures(self):
         data = full_results()
         data["benchmarks"].append({"name": f"reference/{self.SHAPE}/wall/iterations:1", "real_time": 420000.0,
