@@ -698,9 +698,10 @@ void add_options(CLI::App& app, Options* options) {
   app.add_option("--model", options->model,
                  "whose heads and layers: deepseek_v3, deepseek_v2, deepseek_v2_lite; the "
                  "scenario's if not given");
-  app.add_flag("--cuda-graphs,!--no-cuda-graphs", options->cuda_graphs,
-               "steps without new prompts run as CUDA graphs, padded to powers of two; so they do on "
-               "a GPU if not told otherwise");
+  app.add_flag(
+      "--cuda-graphs,!--no-cuda-graphs", options->cuda_graphs,
+      "steps without new prompts run as CUDA graphs, padded to powers of two; so they do on "
+      "a GPU if not told otherwise");
   app.add_option("--price-per-hour", options->price_per_hour,
                  "of the GPU, in any currency: then 1000 tokens have a cost");
   const std::string targets = "Targets, and alerts when a window of the run passes one";
