@@ -9,11 +9,15 @@ with spaces around them, and references of up to three words; a word that is lef
 
   STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
                                       "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
-                                      cache append_b128_t1 returned
+                                      cache append_b128_t1 returned       (of the newest recording with that suite)
                                       reference h64_q1_b64_k4096 wall     (the truth, on the CPU; in µs, too)
                                       08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
-  service SCENARIO WAY FIGURE         service chat_100 paged step_ms_mean
+  texts|cross SHAPE MODE[.COUNTER]    texts h128_q1_b64_k4096 cold.TFLOPs  (of the chooser, in the newest recording of that suite)
+  service|requests SCENARIO WAY FIGURE  service chat_100 paged step_ms_mean  (requests: of the runs with latencies of requests)
+  formats SCENARIO FORMAT FIGURE      formats small_device_full fp8_tensor tokens_per_s     (of the paged way)
+  layer FORM SETTING cold|cpu[_PART][.COUNTER]  layer absorbed decode_h8_d64_n2048_b4 cold_core      (of mla_traditional)
+  python SHAPE|import CALL            python h16_q1_b4_k256 "decode, planned"     python import "import mla_stages"
   errors FORMAT CASE out|lse          errors fp8_tile128 k8192_dev1 out            (of the study of cache formats; a case
                                       errors int8_tile128 k8192_dev4_outliers4 out  is named by what is not 0 or 1)
   @FILE and one of the above          @variants/h200_01_uncoalesced 01 h64_q1_b64_k4096 cold
@@ -29,7 +33,8 @@ import re
 import shlex
 
 import program
-from recordings import Error, MEASURED_PEERS, error_of, floor_us, load, load_errors, load_peers, load_service, significant
+from recordings import (CHOOSER, Error, MEASURED_PEERS, error_of, floor_us, load, load_cache, load_cross, load_errors, load_peers,
+                        load_python, load_service, load_texts, load_traditional, significant, why_not)
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
@@ -65,6 +70,14 @@ class Figures:
         self.root, self.results, self.peers = root, results, load_peers(root, results)
         self.errors = functools.cache(lambda: load_errors(root))
         self.load = functools.cache(lambda name: load(root / "bench" / "results" / f"{name}.json"))
+        self.cache = functools.cache(lambda: load_cache(root, results) or results)
+        self.services = functools.cache(lambda **how: load_service(root, results, **how))
+        self.layers = functools.cache(lambda: load_traditional(root, results))
+        self.python = functools.cache(lambda: load_python(root, results))
+        self.suites = {"texts": functools.cache(lambda: load_texts(root, results)),
+                       "cross": functools.cache(lambda: load_cross(root, results))}
+        self.others = {"service": self.service, "requests": lambda *words: self.service(*words, kind="requests"),
+                       "formats": self.of_format, "errors": self.study, "layer": self.layer, "python": self.call}
 
     def text(self, what):
         """What should be in a marker."""
@@ -105,14 +118,16 @@ class Figures:
         results = self.results
         if words[0].startswith("@"):
             results = self.load(words.pop(0)[1:])
+        elif words[0] == "cache":
+            results = self.cache()
         if words[0] == "context":
             if len(words) != 2 or words[1] not in results.context:
                 raise Error(f"the context has no '{' '.join(words[1:])}'")
             return float(results.context[words[1]])
-        if words[0] == "service":
-            return self.service(*words[1:])
-        if words[0] == "errors":
-            return self.study(*words[1:])
+        if words[0] in self.others:
+            return self.others[words[0]](*words[1:])
+        if words[0] in self.suites:
+            return self.chosen(*words)
         stage, shape, column = self.complete(results, words)
         if shape[:4] in ("min:", "max:"):
             shapes = results.shapes if shape[4:] == "all" else results.suite(shape[4:])
@@ -167,13 +182,42 @@ class Figures:
             raise Error(f"no figure '{' '.join(words)}' of the study of cache formats")
         return error_of(found, format, what)
 
-    def service(self, *words):
-        service = load_service(self.root, self.results)
+    def chosen(self, suite, *words):
+        results = self.suites[suite]()
+        if results is None or len(words) != 2:
+            raise Error(f"no figure '{' '.join(words)}' of suite {suite}")
+        return self.of_entry(results, CHOOSER, *words)
+
+    def service(self, *words, kind="service"):
+        service = self.services(kind=kind)
         for run in (service or {}).get("runs", []):
             if (run["scenario"], run["way"]) == words[:2] and len(words) == 3 and \
                     run["figures"].get(words[2]) is not None:
                 return run["figures"][words[2]]
         raise Error(f"no figure '{' '.join(words)}' of the service")
+
+    def of_format(self, *words):
+        for run in (self.services(formats=True) or {}).get("runs", []):
+            if (run["scenario"], run["cache_format"], run["way"]) == (*words[:2], "paged") and len(words) == 3 and \
+                    run["figures"].get(words[2]) is not None:
+                return run["figures"][words[2]]
+        raise Error(f"no figure '{' '.join(words)}' of a service by formats")
+
+    def layer(self, *words):
+        form, setting, column = words if len(words) == 3 else (None, None, "")
+        mode, _, counter = column.partition(".")
+        entry = self.layers().layers.get((form, setting, mode)) if self.layers() else None
+        if entry is None or why_not(entry) or (counter or "real_time") not in entry:
+            raise Error(f"no figure '{' '.join(words)}' of a layer")
+        return entry[counter or "real_time"]
+
+    def call(self, *words):
+        python = self.python() or {"shapes": {}}
+        if len(words) == 2 and words[0] == "import" and words[1] in python.get("import_ms", {}):
+            return python["import_ms"][words[1]]
+        if len(words) == 2 and words[1] in python["shapes"].get(words[0], {}):
+            return python["shapes"][words[0]][words[1]][0]
+        raise Error(f"no figure '{' '.join(words)}' of calls from Python")
 
 
 def pages(root):

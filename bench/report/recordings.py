@@ -416,8 +416,12 @@ def load_python(root, results):
 
 
 def load_cache(root, results):
-    """The results file with the paged cache's suite: this one, or the newest recorded one of the same kind of GPU."""
-    return results if results.cache("wall") else newest(root, results, lambda one: one.cache("wall"))
+    """The newest recording of the paged cache's suite on the same kind of GPU; of a file that is not recorded, its own. None if
+    there is none."""
+    if results.cache("wall") and not (root / "bench" / "results" / results.name).exists():
+        return results
+    found = newest(root, results, lambda one: one.cache("wall"))
+    return results if found and found.name == results.name else found
 
 
 def load_service(root, results, formats=False, kind="service"):

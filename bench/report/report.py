@@ -30,7 +30,7 @@ import ridge
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
                         lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_texts,
-                        load_traditional, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, read_json, README_SHAPES,
+                        load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
                         recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
                         short, significant, TRADITIONAL_SCHEMA, unique, us, varlen_pairs, why_not)
 
@@ -264,7 +264,9 @@ def caption(results):
                  f"TFLOP/s, cuBLAS bf16 {get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
                  f"{get('ceiling_matrix_sustained_tflops', DASH)} sustained, empty launch "
                  f"{get('ceiling_launch_us')} µs.")
-    return text + (f" The whole run took {float(get('wall_s')) / 60:.0f} minutes." if get("wall_s") else "")
+    seconds = float(get("wall_s") or 0)
+    took = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+    return text + (f" The whole run took {took}." if seconds else "")
 
 
 def peer_caption(peers):
@@ -827,7 +829,7 @@ def texts_block(texts):
         return median(best(f"h{row[0]}_q{queries}_b{row[1]}_k{tokens}{rest}") or None)
     grid = [shape for shape in shapes.values()
             if shape.batch <= MOST_SEQUENCES_OF_THE_GRID and not shape.lengths and shape.tokens in LENGTHS_OF_THE_GRID]
-    rows = unique((shape.heads, shape.batch) for shape in grid)
+    rows = sorted(unique((shape.heads, shape.batch) for shape in grid), key=lambda row: (-row[0], row[1]))
     lengths = sorted(unique(shape.tokens for shape in grid))
     parts += ["The grid, bf16, one query token, cold µs, by tokens of a sequence:",
               table([("heads", lambda row: f"{row[0]}"), ("sequences", lambda row: f"{row[1]}"),
@@ -868,12 +870,14 @@ def traditional_block(traditional, cross=False):
         return layers.get((form, setting, f"{machine}_{part}" if part else machine)) or {}
     def whole(row):
         return {} if why_not(one(row)) else one(row)
+    def time_of(row, what):
+        """`what`: real_time; or least_us, in whose place the CPU, of which no ceiling was measured, has its FLOP."""
+        return whole(row).get("flop" if what == "least_us" and row[2] == "cpu" else what)
     def over(row, form, what):
-        """How many times as long that form takes as this one; `what`: real_time or least_us."""
-        other = whole((form, *row[1:]))
-        return times_x(whole(row)[what], other.get(what)) if row[0] != form else None
+        """How many times as long that form takes as this one."""
+        return times_x(time_of(row, what), time_of((form, *row[1:]), what)) if row[0] != form else None
     def absorbed_over(row, what):
-        return times_x(whole(("absorbed", *row[1:])).get(what), whole(row)[what]) if row[0] != "absorbed" else None
+        return times_x(time_of(("absorbed", *row[1:]), what), time_of(row, what)) if row[0] != "absorbed" else None
     def part(name, row):
         return us(median(one(row, name) or None))
     def outside(row):
@@ -1000,7 +1004,9 @@ def what_is_recorded(data):
         return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
     if schema == COUNTERS_SCHEMA:
         return "counters " + ("of the hardware" if is_hardware(data) else f"on the {context['machine']}".replace("gpu", "GPU"))
-    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats"}.get(schema, schema)
+    if schema == TRADITIONAL_SCHEMA:
+        return "forms of attention: " + ", ".join(unique(key[1].split("_")[0] for key in layers_of(data)))
+    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats", PYTHON_SCHEMA: "calls from Python"}.get(schema, schema)
 
 
 def recordings_block(root):

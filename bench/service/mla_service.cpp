@@ -53,7 +53,8 @@ struct Options {
   bool explain_model = false;
   bool list = false;
   std::string model;  // empty: the scenario's
-  bool cuda_graphs = false;
+  bool cuda_graphs = true;
+  bool cuda_graphs_given = false;
   Thresholds thresholds;
   double alert_window = 0.5;
   double price_per_hour = kUnknown;
@@ -118,6 +119,7 @@ class Clock {
   virtual std::string describe() const = 0;  ///< A line or more
   virtual Machine& machine() const = 0;      ///< That the program runs on
   virtual bool spares_static_steps() const { return false; }
+  virtual bool has_graphs() const { return false; }
   /// What a GPU did, to compare with: of a simulated clock only.
   virtual RecordedService recorded_service(const Scenario&) const { return {}; }
   /// Called before engine(), for each scenario; says on stdout what is not as asked.
@@ -142,6 +144,7 @@ class RealClock final : public Clock {
   }
   Machine& machine() const override { return machine_; }
   bool spares_static_steps() const override { return gpu(); }
+  bool has_graphs() const override { return graphs_; }
 
   Status prepare(const Scenario& scenario) override {
     const auto pages = static_cast<int>(scenario.num_pages());
@@ -282,8 +285,10 @@ Status make_clock(const Options& options, std::unique_ptr<Clock>* clock) {
   if (gpu == nullptr && options.engine == "gpu") return {StatusCode::kUnavailable, why_not};
   if (gpu != nullptr || options.engine == "model") {
     if (gpu != nullptr) describe_environment(*gpu);  // after which NVML's readings are of this GPU
+    // Unasked not on the model, where a graph saves nothing and padding costs.
+    const bool graphs = options.cuda_graphs && (gpu != nullptr || options.cuda_graphs_given);
     *clock = std::make_unique<RealClock>(gpu != nullptr ? *gpu : model_machine(),
-                                         options.distinct_caches, options.cuda_graphs);
+                                         options.distinct_caches, graphs);
     return {};
   }
   if (!why_not.empty()) std::cout << why_not << "\n";
@@ -646,7 +651,7 @@ int serve_all(const Options& options) {
   context.emplace_back("scenarios", is_changed(options) ? "changed" : "as listed");
   context.emplace_back("step",
                        std::string("from the scheduler's turn to the end of its synchronize") +
-                           (options.cuda_graphs ? ", in CUDA graphs" : ""));
+                           (clock->has_graphs() ? ", in CUDA graphs" : ""));
   if (const Status status = write_runs(options.out, context, runs); !status.ok()) {
     return refuse(status, kWrong);
   }
@@ -693,8 +698,10 @@ void add_options(CLI::App& app, Options* options) {
   app.add_option("--model", options->model,
                  "whose heads and layers: deepseek_v3, deepseek_v2, deepseek_v2_lite; the "
                  "scenario's if not given");
-  app.add_flag("--cuda-graphs", options->cuda_graphs,
-               "steps without new prompts run as CUDA graphs, padded to powers of two");
+  app.add_flag(
+      "--cuda-graphs,!--no-cuda-graphs", options->cuda_graphs,
+      "steps without new prompts run as CUDA graphs, padded to powers of two; so they do on "
+      "a GPU if not told otherwise");
   app.add_option("--price-per-hour", options->price_per_hour,
                  "of the GPU, in any currency: then 1000 tokens have a cost");
   const std::string targets = "Targets, and alerts when a window of the run passes one";
@@ -772,6 +779,7 @@ int run(int argc, char** argv) {
     return 0;
   }
   options.static_tolerance_given = app.count("--static-tolerance") > 0;
+  options.cuda_graphs_given = app.count("--cuda-graphs") > 0;
   return serve_all(options);
 }
 

@@ -506,8 +506,8 @@ int measure(const Options& options, const std::vector<Setting>& settings) {
     return refuse({StatusCode::kUnavailable, why_not});
   }
   std::vector<Where> machines;
+  if (gpu != nullptr) machines.push_back(Where::kGpu);  // first, because a CPU may be interrupted
   if (options.machine != "gpu") machines.push_back(Where::kCpu);
-  if (gpu != nullptr) machines.push_back(Where::kGpu);
   std::unique_ptr<GoogleBenchmark> google;
   if (const Status status =
           GoogleBenchmark::create(names_of(settings, machines), {}, /*show=*/false, &google);

@@ -844,6 +844,18 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
         self.assertIn("commit of the cache,", self.block("cache"))
         self.assertEqual(self.run_report("--table")[0], 0)
+        # Of two, the newer one stands: in the table, and for figures in running text.
+        self.record("h200_2026-11-21.json", full_results())
+        apart["context"]["date_utc"] = "2026-11-19T00:00:00Z"
+        self.record("h200_cache_2026-11-20.json", apart)
+        self.assertEqual(self.cells("cache", "allocate")[1], "4.05 (3.74–6.43)")
+        self.assertNotIn("commit of the cache,", self.block("cache"))
+        apart["context"]["date_utc"] = "2026-12-01T00:00:00Z"
+        apart["benchmarks"][0]["ns"] = 7.77
+        self.record("h200_cache_2026-11-20.json", apart)
+        self.page.write_text(self.page.read_text() + "It takes <!--v cache host_allocate wall.ns-->1<!--/v--> ns.\n")
+        self.assertEqual(self.cells("cache", "allocate")[1], "7.77 (3.74–6.43)")
+        self.assertIn("It takes <!--v cache host_allocate wall.ns-->7.77<!--/v--> ns.", self.page.read_text())
 
     def test_host_time_of_the_python_package(self):
         page = self.root / "docs" / "python.md"
@@ -973,6 +985,11 @@ class ResultsPageTest(unittest.TestCase):
                           "kernels": {"decode": {"launches": 1, "metrics": {"sm__warps_active.avg.pct_of_peak_sustained_active": 18.7,
                                                                             "gpu__time_duration.sum": 120000}}}}]}
         self.record("counters_hardware.json", busy)
+        self.record("python_h200_2026-11-29.json", python("2026-11-29T01:02:03Z"))
+        self.assertIn("| calls from Python | NVIDIA H200 |", listed())
+        self.record("h200_traditional_2026-11-30.json", traditional_layers())
+        self.assertIn("| forms of attention: prefill | NVIDIA H200 |", listed())
+        (self.root / "bench" / "results" / "h200_traditional_2026-11-30.json").unlink()
         last = listed()
         self.assertIn("| counters of the hardware | NVIDIA H200 | abc1234 | 2026-11-30 | — |", last)
         self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`; forms of attention on a GPU.\n"))
@@ -1039,7 +1056,7 @@ class ResultsPageTest(unittest.TestCase):
         more = {"mean_us": 101.0, "variance_us2": 4.0, "cache_bytes": 2e6, "workspace_bytes": 3e6, "peak_bytes": 7e6}
         times = {"h128_q1_b64_k8192": 100.0, "h128_q1_k512+512": 11.0, "h128_q1_b2_k512": 10.0,
                  "h128_q1_b4_klognormal2048": 20.0, "h128_q1_b4_k3000": 50.0, "h128_q1_b2_k512_fp16": 12.0,
-                 "h128_q2_b2_k512_causal": 15.0, "h128_q1_b2_k1024": 14.0}
+                 "h128_q2_b2_k512_causal": 15.0, "h128_q1_b2_k1024": 14.0, "h64_q1_b1_k512": 8.0, "h128_q1_b1_k512": 9.0}
         longest = {"h128_q1_k512+512": 512, "h128_q1_b4_klognormal2048": 3000}
         data["context"]["suite_texts"] = ",".join(times)
         data["benchmarks"] = [entry(f"auto/{shape}/cold", time, longest=longest.get(shape, 1), **more)
@@ -1050,7 +1067,8 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(configurations[1][2:], ["100.0", "101.0", "4.00", "730", "91%", "3200", "70%", "2.00", "3.00", "7.00"])
         self.assertEqual(lists[1], ["128 heads, 512 + 512", "11.0", "10.0", "0.909×", "2.00", "2.00"])
         self.assertEqual(lists[2][:4], ["128 heads, 4 × log-normal 2048", "20.0", "50.0", "2.50×"])
-        self.assertEqual(grid, [["heads", "sequences", "512", "1024"], ["128", "2", "10.0", "14.0"]])
+        self.assertEqual(grid, [["heads", "sequences", "512", "1024"], ["128", "1", "9.00", "—"], ["128", "2", "10.0", "14.0"],
+                                ["64", "1", "8.00", "—"]])
         self.assertEqual(rest[1], ["128", "1.200", "1.500", "—"])
         # A recording of the chooser alone stands for nothing else.
         self.assertEqual(recordings.recorded(self.root).name, "h200_2026-11-21.json")
@@ -1073,6 +1091,9 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(rows[2][:9], ["MLA absorbed", "GPU", "160.0", "0.667×", "0.500×", "—", "—", "—", "7.00"])
         self.assertEqual(rows[3][:4], ["multi-head", "CPU", "9000", "—"])
         self.assertEqual(len(rows), 4)
+        data["benchmarks"].append(layer(f"grouped/{SETTING}/cpu", 3000.0, **{**WHOLE_LAYER, "flop": 5e8}))
+        self.record("h200_traditional_2026-11-30.json", data)
+        self.assertEqual(self.tables("traditional")[0][4][:5], ["grouped", "CPU", "3000", "2.00×", "3.00×"])  # by FLOP there
         # A later file adds to it; cross-attention has a table of its own.
         self.assertEqual(self.block("traditional-cross"), recordings.NOT_RECORDED)
         later = {"context": {**data["context"], "date_utc": "2026-12-01T12:00:00Z", "commit": "fed4321"},
@@ -1249,6 +1270,36 @@ class ProseTest(unittest.TestCase):
                 one["real_time"] = 400.0
         self.record("h200_2026-11-21.json", data)
         self.assertIn("333 should be 400", self.run_report("--check")[1])
+
+    def test_figures_of_other_recordings(self):
+        for name in ("texts", "cross"):
+            suite = results()
+            suite["context"][f"suite_{name}"] = "h16_q77_b8_k1024"
+            suite["benchmarks"] = [entry("auto/h16_q77_b8_k1024/cold", 50.0 if name == "texts" else 60.0)]
+            self.record(f"h200_{name}_2026-11-30.json", suite)
+        requests = service()
+        requests["runs"][1]["figures"]["request_ms_p99"] = 55.5
+        self.record("h200_requests_2026-11-30.json", requests)
+        formats = service()
+        formats["runs"] = [{**formats["runs"][1], "cache_format": name} for name in ("16bit", "fp8_tensor")]
+        formats["runs"][1]["figures"] = {**formats["runs"][1]["figures"], "tokens_per_s": 19752}
+        self.record("h200_service_formats_2026-11-30.json", formats)
+        self.record("h200_traditional_2026-11-30.json", traditional_layers())
+        self.record("python_h200_2026-11-30.json", python("2026-11-30T01:02:03Z"))
+        for what, expected in [
+                ("texts h16_q77_b8_k1024 cold", "50.0"), ("cross h16_q77_b8_k1024 cold.rel_l2 : e", "1.7e-03"),
+                ("requests chat_1000 paged request_ms_p99", "55.5"), ("service chat_1000 paged tokens_per_s", "9880"),
+                ("formats chat_1000 fp8_tensor tokens_per_s / formats chat_1000 16bit tokens_per_s : 3×", "2.00×"),
+                (f"layer multi_head {SETTING} cold_core", "40.0"), (f"layer absorbed {SETTING} cold.least_us", "90.0"),
+                ('python h16_q1_b4_k256 "FlashMLA\'s own, planned"', "43.2"), ('python import "import mla_stages"', "14.6")]:
+            self.assertEqual(self.written(what), expected, what)
+        for what, expected in [("texts h1_q1_b1_k1 cold", "no shape 'h1_q1_b1_k1'"), ("cross cold", "no figure 'cold' of suite cross"),
+                               ("requests chat_1000 paged smiles", "chat_1000 paged smiles' of the service"),
+                               ("formats chat_1000 fp4 tokens_per_s", "chat_1000 fp4 tokens_per_s"),
+                               (f"layer absorbed {SETTING} cpu", f"no figure 'absorbed {SETTING} cpu'"),
+                               (f"layer absorbed {SETTING} cold.colour", "cold.colour' of a layer"),
+                               ("python h16_q1_b4_k256 decode", "no figure 'h16_q1_b4_k256 decode'")]:
+            self.assertIn(expected, self.refused(f"It is <!--v {what}-->1<!--/v-->."), what)
 
     def test_the_reference_has_figures(self):
         data = full_results()

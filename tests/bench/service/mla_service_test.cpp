@@ -253,11 +253,17 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
                             "--power-budget 0", "--prefixes -1", "--prefix-tokens -5"}) {
     EXPECT_EQ(run("--engine simulated " + std::string(wrong)).code, 2) << wrong;
   }
-  result =
-      run("--engine model --scenario tiny --way paged --stage 03 --requests 2 --cuda-graphs "
-          "--prefixes 1 --prefix-tokens 64");
-  ASSERT_EQ(result.code, 0) << result.output;
-  EXPECT_NE(result.output.find("prefixes found"), std::string::npos) << result.output;
+  const std::string path = temporary("graphs.json");
+  for (const bool graphs : {false, true}) {  // the model has them when asked
+    result = run("--engine model --scenario tiny --way paged --stage 03 --requests 2 " +
+                 std::string(graphs ? "--cuda-graphs " : "") +
+                 "--prefixes 1 --prefix-tokens 64 --out " + path);
+    ASSERT_EQ(result.code, 0) << result.output;
+    EXPECT_NE(result.output.find("prefixes found"), std::string::npos) << result.output;
+    const auto step = Json::parse(read(path))["context"]["step"].get<std::string>();
+    EXPECT_EQ(step.find("in CUDA graphs") != std::string::npos, graphs) << step;
+  }
+  std::filesystem::remove(path);
 }
 
 // Ctrl-C keeps the runs that came to their end, and only these: here those of the first scenario.
