@@ -218,47 +218,57 @@ __global__ void __launch_bounds__(kThreads, 1)
   // than fp16: a row is divided by a power of two that brings its largest element to 2^7 and more. All
   // elements down to 2^-24 of that are exact.
   const auto load_q = [&] {
+    constexpr int kPairs = kHeadDimQK / 2 / 32;                                   // of a lane
+    constexpr int kStep = kWarpgroups * kWarps, kAtOnce = kRows > kStep ? 2 : 1;  // rows of a warp
 #pragma unroll 1
-    for (int r = warp; r < kRows; r += kWarpgroups * kWarps) {
-      constexpr int kPairs = kHeadDimQK / 2 / 32;  // of a lane
-      uint32_t pair[kPairs];
-      const bool exists = rows.exists(r);
-      const auto* source = reinterpret_cast<const uint32_t*>(
-          static_cast<const T*>(tensors.q) + (exists ? rows.q_place(at.sequence, r) : 0));
+    for (int begin = warp; begin < kRows; begin += kAtOnce * kStep) {
+      uint32_t pairs[kAtOnce][kPairs];
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) pair[i] = exists ? source[i * 32 + lane] : 0;
-      float down = 1, up = 1;
-      if constexpr (std::is_same_v<T, bfloat16>) {
-        uint32_t largest = 0;  // of the magnitudes' bits; NaN and infinity are larger than all
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int r = begin + i * kStep;
+        const bool exists = rows.exists(r);
+        const auto* source = reinterpret_cast<const uint32_t*>(
+            static_cast<const T*>(tensors.q) + (exists ? rows.q_place(at.sequence, r) : 0));
+#pragma unroll
+        for (int j = 0; j < kPairs; ++j) pairs[i][j] = exists ? source[j * 32 + lane] : 0;
+      }
+#pragma unroll
+      for (int row = 0; row < kAtOnce; ++row) {
+        const int r = begin + row * kStep;
+        const uint32_t(&pair)[kPairs] = pairs[row];
+        float down = 1, up = 1;
+        if constexpr (std::is_same_v<T, bfloat16>) {
+          uint32_t largest = 0;  // of the magnitudes' bits; NaN and infinity are larger than all
+#pragma unroll
+          for (int i = 0; i < kPairs; ++i) {
+            largest = max(largest, max(pair[i] << 16 & 0x7FFFFFFF, pair[i] & 0x7FFF0000));
+          }
+#pragma unroll
+          for (int offset = 16; offset > 0; offset /= 2) {
+            largest = max(largest, __shfl_xor_sync(0xffffffff, largest, offset));
+          }
+          // Exponents of floats are biased by 127. Those of numbers below 2^-110 count as that.
+          const uint32_t exponent = max(largest >> 23, 17u);
+          down = __uint_as_float((127 + 127 + 7 - exponent) << 23);
+          up = __uint_as_float((exponent - 7) << 23);
+        }
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) {
-          largest = max(largest, max(pair[i] << 16 & 0x7FFFFFFF, pair[i] & 0x7FFF0000));
+          uint32_t value = pair[i];
+          const int number = i * 32 + lane;
+          if constexpr (std::is_same_v<T, bfloat16>) {
+            const float low = __uint_as_float(value << 16) * down;
+            const float high = __uint_as_float(value & 0xFFFF0000) * down;
+            const bool as_bf16 = kTileScales && number * 2 >= kHeadDimV;
+            value = as_bf16 ? pack<bfloat16>(low, high) : pack<float16>(low, high);
+          }
+          const ColumnPlace place = column_place(number);
+          reinterpret_cast<uint32_t*>(
+              &smem.q[place.box][r / 8][r % 8][place.chunk ^ r % 8])[place.word] = value;
         }
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) {
-          largest = max(largest, __shfl_xor_sync(0xffffffff, largest, offset));
-        }
-        // Exponents of floats are biased by 127. Those of numbers below 2^-110 count as that.
-        const uint32_t exponent = max(largest >> 23, 17u);
-        down = __uint_as_float((127 + 127 + 7 - exponent) << 23);
-        up = __uint_as_float((exponent - 7) << 23);
+        if (lane == 0)
+          smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
       }
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        uint32_t value = pair[i];
-        const int number = i * 32 + lane;
-        if constexpr (std::is_same_v<T, bfloat16>) {
-          const float low = __uint_as_float(value << 16) * down;
-          const float high = __uint_as_float(value & 0xFFFF0000) * down;
-          const bool as_bf16 = kTileScales && number * 2 >= kHeadDimV;
-          value = as_bf16 ? pack<bfloat16>(low, high) : pack<float16>(low, high);
-        }
-        const ColumnPlace place = column_place(number);
-        reinterpret_cast<uint32_t*>(
-            &smem.q[place.box][r / 8][r % 8][place.chunk ^ r % 8])[place.word] = value;
-      }
-      if (lane == 0)
-        smem.q_factor[r] = up * items.scale_log2 * (kTileScales ? 1 : problem.cache_scale);
     }
   };
 
@@ -280,6 +290,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned tile_number = 0;  // of all, as the producer counts
   int buffer = 0;
   while (at.more()) {
+    const int all_visible = min(at.token_end(), rows.visible(at.seqlen_k, 0));
+    const int piece_begin = at.token_begin(), end = visible_end();
+
+    // Now: at the end all would wait for it.
+    const int next_slot = threadIdx.x == 0 ? at.slot() : 0;
+    if (piece_begin < end) load_q();
+    ptx::fence_proxy_async();
+    sync_consumers();  // Q is there, for wgmma; the old slot and the other's sums are read
+    if (threadIdx.x == 0) smem.slot = next_slot;
+
 #pragma unroll
     for (int box = 0; box < kVBoxes; ++box) {
       for (int n = 0; n < kTiles; ++n) {
@@ -291,16 +311,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       m[n][0] = m[n][1] = -FLT_MAX;  // finite: 2^(m - m) is 1 for a row that sees nothing yet
       l[n][0] = l[n][1] = 0;
     }
-    const int all_visible = min(at.token_end(), rows.visible(at.seqlen_k, 0));
-    const int piece_begin = at.token_begin(), end = visible_end();
-
-    // Now: at the end all would wait for it.
-    const int next_slot = threadIdx.x == 0 ? at.slot() : 0;
-    if (piece_begin < end) load_q();
-    ptx::fence_proxy_async();
-    sync_consumers();  // Q is there, for wgmma; the old slot and the other's sums are read
-    if (threadIdx.x == 0) smem.slot = next_slot;
-
     bool first = true;
     bound = 1;
     p_factor = kCodeFactor;
