@@ -75,8 +75,8 @@ def record(build, entry):
 
 
 def tidy(recording):
-    def short(name):
-        return re.sub(r"^.*?(?:mutants/|(?=stages/|reference/))(?:stages/)?", "stages/" if "mutants/" in name else "", name)
+    def short(name):  # absolute or not, as the compiler has it
+        return "stages/" + name.split("/mutants/", 1)[1] if "/mutants/" in name else re.search(r"(?:^|/)((?:stages|reference)/.*)", name)[1]
 
     names = [short(name) for name in recording["files"]]
     files = list(dict.fromkeys(names))

@@ -258,5 +258,198 @@ playerDemo.list({
    }
   }
  ],
- "stories": []
+ "stories": [
+  {
+   "name": "p-overwritten",
+   "title": "07: P is written over before it is read",
+   "left": "07-p-overwritten",
+   "right": "07-3",
+   "steps": [
+    [
+     568,
+     747,
+     "Warp 0 multiplies P of the first tile by V. In the picture of shared memory a line under p says that a product reads it. So far both kernels do the same."
+    ],
+    [
+     602,
+     780,
+     "Left: warp 0 writes P of the second tile where that of the first was. Warp 4 needs the first one's rows, too, and has not begun its product: see its lane. Right: warp 0 waits until everyone has read P."
+    ],
+    [
+     682,
+     780,
+     "Warp 4 begins its product with P of the first tile, but warp 0's rows are of the second. The race detector says which two accesses nothing orders: this product, and the store of warp 0 (its thread 0)."
+    ]
+   ]
+  },
+  {
+   "name": "no-wait",
+   "title": "07: the producer does not wait for an empty buffer",
+   "left": "07-no-wait",
+   "right": "07-3",
+   "steps": [
+    [
+     111,
+     113,
+     "The producer, warp 8, has sent for two tiles of nine boxes each. Both buffers are under way: hatched."
+    ],
+    [
+     112,
+     114,
+     "Left: it announces a box of the third tile at full[0], which still waits for the first tile's bytes. The phase lacks -1 arrivals, and the model stops it. Right: it waits for empty[0], which eight warps have to release."
+    ]
+   ]
+  },
+  {
+   "name": "early-arrival",
+   "title": "07: a buffer given back too early, under two schedules",
+   "left": "07-early-arrival-5",
+   "right": "07-early-arrival-0",
+   "steps": [
+    [
+     773,
+     547,
+     "The same fault twice: each warp says that it has read V when it has only issued the product. What is shown is the last of the eight arrivals at empty[0]. Left the product of warp 1 is still under way. Right it is that of warp 7."
+    ],
+    [
+     774,
+     549,
+     "Left: the phase is complete, the producer may go on, and does. Right: warp 7 gets on first, and its product has ended."
+    ],
+    [
+     776,
+     551,
+     "Left: the copy writes what a product still reads, and that is what the model says. Right: all products have ended, and nothing would be overwritten. The race detector finds the fault all the same: nothing orders the copy after what was read."
+    ]
+   ]
+  },
+  {
+   "name": "no-syncthreads",
+   "title": "07: mbarriers that may not exist yet",
+   "left": "07-no-syncthreads",
+   "right": "07-0",
+   "steps": [
+    [
+     3,
+     3,
+     "Right: warp 0 waits for everyone at __syncthreads. Left: it goes on. There is no mbarrier yet, and none is listed below the lanes. What it waits for are registers, which nobody has given up."
+    ],
+    [
+     40,
+     38,
+     "Warp 8 has made the mbarriers. Left: it then gives up registers, and so lets warp 0 go on. That the one comes before the other is luck."
+    ],
+    [
+     137,
+     47,
+     "All consumers have met for Q, at a barrier that warp 8 has no part in, and are about to wait at full[0]. It does exist by now, so no schedule of the model shows anything. The race detector alone says that nothing orders the wait after the making."
+    ]
+   ]
+  },
+  {
+   "name": "p-not-taken",
+   "title": "08: P is taken before it is there",
+   "left": "08-p-not-taken",
+   "right": "08-3",
+   "steps": [
+    [
+     285,
+     285,
+     "Warp 3 has put its rows of P0 into p, and says so at barrier 7. Its partner is warp 7."
+    ],
+    [
+     291,
+     291,
+     "Left: it reads P1 from the same place, where nobody has written P1: what it reads is its own P0. Right: it waits at barrier 11, where warp 7 will arrive."
+    ],
+    [
+     298,
+     291,
+     "Left: with that it begins P1 V1_L. Boxes of V1 are still under way, hatched. Only the warps that make P1 wait for them, so P1 is the sign that they are there. The race detector names the copy."
+    ]
+   ]
+  },
+  {
+   "name": "rotary-early",
+   "title": "08: the rotary box given back while S reads it",
+   "left": "08-rotary-early",
+   "right": "08-3",
+   "steps": [
+    [
+     398,
+     398,
+     "Left: warp 2 has issued S0, and gives the rotary box back at once. It is the last of four: empty[2] is complete. Right: it first waits for S0."
+    ],
+    [
+     401,
+     399,
+     "Left: warp 10, the producer of rotary boxes, announces the next one at full[8], and its copy would write what S0 still reads: the line under kv. The model says so. Right: the box is given back when S0 is there."
+    ]
+   ]
+  },
+  {
+   "name": "p-not-given",
+   "title": "08: P is given, and nobody is told",
+   "left": "08-p-not-given",
+   "right": "08-3",
+   "steps": [
+    [
+     362,
+     365,
+     "Left: warp 0 has put P0 and m into shared memory, and says nothing. Right: it arrives at barrier 4, and goes on."
+    ],
+    [
+     531,
+     568,
+     "Warp 5 wants P0 of warp 1, at barrier 5. Left: 32 of 64 threads, and the others will never come: the table says so. Right: warp 1 has arrived, and it goes on."
+    ],
+    [
+     533,
+     568,
+     "Everyone waits: warps 0 to 3 for P1, warps 4 to 7 for P0, three producers for buffers that nobody gives back. When nothing can go on, the model lists who waits where."
+    ]
+   ]
+  },
+  {
+   "name": "other-warp",
+   "title": "08: P is taken at another warp's barrier",
+   "left": "08-other-warp",
+   "right": "08-3",
+   "steps": [
+    [
+     478,
+     478,
+     "Warp 4 wants P0 of warp 0, which arrives at barrier 4. Left: it waits at barrier 5, that of warp 1."
+    ],
+    [
+     500,
+     500,
+     "Warp 1 has arrived there, so warp 4 goes on and reads what warp 0 wrote. It may have been written, or not: no barrier is between them. The race detector names the load and the store. Right: it waited at barrier 4."
+    ]
+   ]
+  },
+  {
+   "name": "tail",
+   "title": "08: multiplied before all zeros are there",
+   "left": "08-tail",
+   "right": "08-3",
+   "steps": [
+    [
+     1382,
+     1382,
+     "300 tokens: the fifth tile ends with rows past the sequence's end, where the cache may hold NaN. The warps of a warpgroup share the work of setting them to zero. Warp 1 has done its part."
+    ],
+    [
+     1385,
+     1384,
+     "Left: it multiplies at once, and reads rows that warps 0, 2 and 3 have not set to zero. Right: it waits for them."
+    ],
+    [
+     1408,
+     1384,
+     "In the other warpgroup it is the same: warp 5 sets to zero what the product of warp 6 has read before. The race detector finds that pair first."
+    ]
+   ]
+  }
+ ]
 });
