@@ -75,6 +75,11 @@ const playerDemo = (() => {
   // Lanes begin to wait, for what has this key.
   function wait(state, event, key, text) {
     const warp = warpOf(state, event.block, event.warp);
+    const same = warp.waits.find(each => each.key === key);
+    if (same) {  // more of its lanes
+      same.lanes = (same.lanes | lanesOf(event.lanes)) >>> 0;
+      return;
+    }
     warp.waits.push({lanes: lanesOf(event.lanes), key, text, since: state.at, place: event.place});
     begin(state, `wait ${warpKey(event.block, event.warp)} ${key}`, {lane: warpKey(event.block, event.warp), what: "wait", text});
   }
@@ -169,7 +174,7 @@ const playerDemo = (() => {
     const warp = event.warp !== undefined && event.kind !== "grant" ? warpOf(state, block, event.warp) : null;
     if (warp) {
       for (const each of warp.waits.filter(one => one.key === "warp" && one.lanes & lanes && event.place !== undefined)) {
-        each.lanes &= ~lanes;
+        each.lanes = (each.lanes & ~lanes) >>> 0;
         if (each.lanes === 0) { warp.waits = warp.waits.filter(one => one !== each); finish(state, `wait ${warpKey(block, event.warp)} warp`, ender); }
       }
       warp.last = {...event, step: state.at};
@@ -507,7 +512,7 @@ const playerDemo = (() => {
         const here = stepOf(story, k), own = Object.keys(here).every(key => here[key] === state[key]);
         return element("li", {className: own ? "here" : ""}, element("button", {onclick: () => { Object.assign(state, here); form(); changed(); }}, `step ${step[0]}`), " ", step.at(-1));
       }))]));
-      root.dataset.drawn = toHash(state);
+      root.dataset.drawn = location.hash;  // for the test
     }
     function changed() {
       location.replace(toHash(state));
