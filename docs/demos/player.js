@@ -467,7 +467,7 @@ const playerDemo = (() => {
   }
 
   function begin_(root) {
-    const output = element("div", {className: "panes"}), told = element("div", {id: "story"}), head = element("div"), loaded = new Map();
+    const output = element("div", {className: "panes"}), told = element("div", {id: "story"}), head = element("div"), steps = element("p", {id: "steps"}), loaded = new Map();
     let state, quiet = true, timer = 0, drawing = 0;
     const isQuiet = event => event.kind === "run" || event.kind === "pass" || event.kind === "commit" || event.kind === "warp_wait";
 
@@ -493,7 +493,7 @@ const playerDemo = (() => {
       const parts = [
         element("p", {className: "title"}, element("b", {}, item?.title ?? `${recording.about.stage ?? "a recording"}, ${recording.about.shape ?? ""}`)),
         item?.change ? element("p", {className: "change"}, `The fault, line ${item.change.line}: `, element("code", {}, item.change.removed),
-                               item.change.instead ? " is " : " is removed.", ...(item.change.instead ? [element("code", {}, item.change.instead)] : [])) : "",
+                               ...(item.change.instead ? [" is now ", element("code", {}, item.change.instead)] : [" is removed"]), ".") : "",
         element("p", {}, element("input", {type: "range", min: 0, max: length, value: own.at, ariaLabel: "step", oninput: input => jump(Number(input.target.value))})),
         element("p", {className: "event"}, `Step ${own.at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
         over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
@@ -547,6 +547,7 @@ const playerDemo = (() => {
         changed();
       }).catch(error => { recordings.set("own", {wrong: `${file.name}: ${error.message}`, files: []}); Object.assign(state, {a: "own", b: ""}); draw(); });
     }
+    const button = (text, title, onclick) => element("button", {title, onclick}, text);
     function form() {
       const options = none => [...(none ? [element("option", {value: ""}, "nothing")] : []), ...(recordings.has("own") ? [element("option", {value: "own"}, "your own")] : []),
                                ...listed.recordings.map(each => element("option", {value: each.name}, each.title))];
@@ -555,12 +556,8 @@ const playerDemo = (() => {
         made.value = state[key];
         return element("p", {}, element("label", {htmlFor: id}, label), made);
       };
-      const button = (text, title, onclick) => element("button", {title, onclick}, text);
       head.replaceChildren(
         choice("left", "Recording ", "a", false), choice("right", "beside it ", "b", true),
-        element("p", {id: "steps"}, button("|◀", "to the beginning", () => ends(false)), " ", button("◀", "a step back", () => by(-1)), " ", button("▶", "a step on", () => by(1)), " ",
-                button("▶|", "to the end", () => ends(true)), " ", button(timer ? "stop" : "play", "", event => play(event.target)), " ",
-                element("label", {}, element("input", {type: "checkbox", id: "quiet", checked: quiet, onchange: event => { quiet = event.target.checked; }}), " skip what leaves nothing to wait for")),
         element("p", {}, element("label", {htmlFor: "file"}, "Your own recording: "), element("input", {type: "file", id: "file", accept: ".json", onchange: event => own(event.target.files[0])})));
     }
     load("recordings.js").then(() => {
@@ -568,7 +565,11 @@ const playerDemo = (() => {
       addEventListener("hashchange", () => {  // a link, or back
         if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); draw(); }
       });
-      root.replaceChildren(head, told, output);
+      steps.replaceChildren(
+        button("|◀", "to the beginning", () => ends(false)), " ", button("◀", "a step back", () => by(-1)), " ", button("▶", "a step on", () => by(1)), " ",
+        button("▶|", "to the end", () => ends(true)), " ", button("play", "a step every quarter of a second", event => play(event.target)), " ",
+        element("label", {}, element("input", {type: "checkbox", id: "quiet", checked: quiet, onchange: event => { quiet = event.target.checked; }}), " skip what leaves nothing to wait for"));
+      root.replaceChildren(head, told, steps, output);
       form();
       return draw();
     });
