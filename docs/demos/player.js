@@ -379,7 +379,7 @@ const playerDemo = (() => {
   }
 
   // Who waits, for what, and who will end it.
-  function drawWaits(recording, state) {
+  function drawWaits(recording, state, jump) {
     const rows = [];
     for (const block of blocksAt(recording, state)) {
       for (let w = 0; w < recording.warpsOf(block); ++w) {
@@ -391,7 +391,8 @@ const playerDemo = (() => {
         else {
           const each = warp.waits[0], own = recording.spans.find(span => span.lane === warpKey(block, w) && span.what === "wait" && span.from === each.since);
           cells.push(`waits for ${each.text}${bits(each.lanes) === 1 ? " (one lane)" : bits(each.lanes) < 32 ? ` (${bits(each.lanes)} lanes)` : ""}`,
-                     !own || own.to === Infinity ? (recording.error.startsWith("deadlock") ? "never" : "not before the recording ends") : `step ${own.to}: ${own.ender.text}`);
+                     !own || own.to === Infinity ? (recording.error.startsWith("deadlock") ? "never" : "not before the recording ends")
+                                                 : element("span", {}, element("a", {href: location.hash, onclick: event => { event.preventDefault(); jump(own.to); }}, `step ${own.to}`), `: ${own.ender.text}`));
         }
         rows.push(element("tr", {className: warp?.waits.length ? "waits" : ""}, element("th", {}, nameOfWarp(recording, block, w)), ...cells.map(text => element("td", {}, text))));
       }
@@ -433,7 +434,8 @@ const playerDemo = (() => {
         rows.push(element("div", {className: "region"}, element("span", {}, several + region.name), element("div", {}, ...cells)));
       }
     }
-    return element("div", {className: "memory"}, ...rows);
+    const told = element("p", {className: "told"});
+    return element("div", {className: "memory", onclick: event => { told.textContent = event.target.title; }}, ...rows, told);
   }
 
   function drawSource(recording, state, change) {
@@ -498,7 +500,7 @@ const playerDemo = (() => {
         element("p", {className: "event"}, `Step ${own.at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
         over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
         over && recording.truncated ? element("p", {}, "The recording ends here, because it was bounded.") : "",
-        drawSource(recording, own, item?.change), drawLanes(recording, own, jump, paneWidth()), drawWaits(recording, own), drawBarriers(recording, own), drawMemory(recording, own)];
+        drawSource(recording, own, item?.change), drawLanes(recording, own, jump, paneWidth()), drawWaits(recording, own, jump), drawBarriers(recording, own), drawMemory(recording, own)];
       return element("div", {className: "pane", id: `pane-${key}`}, ...parts);
     }
     async function draw() {

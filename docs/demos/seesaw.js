@@ -89,7 +89,13 @@ const seesawDemo = (() => {
 
   // ---- The measured: from where warpgroup 0 begins a product with K, to where it begins the next.
 
-  const beginsOf = timeline => timeline.intervals.filter(([track, phase]) => track === 0 && phase === "Q K^T").map(([, , begin]) => begin);
+  // Turns of warpgroup 0, [from, to]: a pair of tiles or a tile. The last is whole if what follows it is the end of the piece.
+  function turnsOf(timeline) {
+    const begins = what => timeline.intervals.filter(([track, phase]) => track === 0 && phase === what).map(([, , begin]) => begin);
+    const products = begins("Q K^T"), ends = [...products, ...begins("write out")].sort((a, b) => a - b);
+    return products.flatMap(from => { const to = ends.find(end => end > from); return to === undefined ? [] : [[from, to]]; });
+  }
+  const isOdd = (timeline, [from, to]) => !timeline.intervals.some(([track, phase, begin, end]) => track === 1 && phase === "softmax" && begin < to && end > from);
   // Clocks of each phase of a warpgroup in [from, to).
   function sums(intervals, track, from, to) {
     const result = new Map();
@@ -173,16 +179,16 @@ const seesawDemo = (() => {
     const wrong = text => place.replaceChildren(element("p", {className: "wrong", id: "wrong"}, text));
     const timeline = timelines.find(each => each.name === state.timeline);
     if (!timeline) return wrong(`There is no timeline '${state.timeline}'.`);
-    const begins = beginsOf(timeline), index = Number(state.from), {stage} = timeline;
-    if (!(index >= 0 && index < begins.length - 1)) return wrong(`from: 0 to ${begins.length - 2}`);
+    const turns = turnsOf(timeline), turnAt = turns[state.from], {stage} = timeline;
+    if (!turnAt) return wrong(`turn: 0 to ${turns.length - 1}`);
     const tiles = Number(state.tiles), softmax = state.softmax === "" ? kSoftmax[stage] : Number(state.softmax);
     if (!(Number.isInteger(tiles) && tiles >= 1 && tiles <= 16)) return wrong("tiles: 1 to 16");
     if (kSoftmax[stage] && !(softmax >= 0 && softmax <= 5000)) return wrong("softmax: 0 to 5000 clocks");
-    const from = begins[index], to = begins[index + 1], isPairs = stage !== "07" && kSoftmax[stage] > 0, perTurn = isPairs ? 2 : 1;
+    const [from, to] = turnAt, inTurns = stage !== "07" && kSoftmax[stage] > 0, isPairs = inTurns && !isOdd(timeline, turnAt), perTurn = isPairs ? 2 : 1;
     const schedule = kSoftmax[stage] ? ideal(stage, tiles, softmax) : null, turn = schedule && ideal(stage, perTurn, softmax);
     const whole = schedule ? schedule.length : 0, last = Math.max(...timeline.intervals.map(([, , , end]) => end)) - from;
     const told = element("p", {id: "told"}, "Click on a bar for its clocks.");
-    const turnName = isPairs ? "a pair of tiles" : "a tile";
+    const turnName = isPairs ? "a pair of tiles" : inTurns ? "the odd tile" : "a tile";
     const rows = [];
     for (const track of [0, 1]) {
       const measured = sums(timeline.intervals, track, from, to), wanted = turn ? sums(turn.does, track, 0, turn.length) : new Map();

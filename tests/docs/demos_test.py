@@ -345,7 +345,7 @@ class Seesaw(Demo):
 
     def test_what_the_page_says(self):
         for state, said in (("timeline=07&from=1&tiles=1", "Ideal: 1 tile takes 3008 clocks"), ("timeline=08&tiles=1", "1 tile takes 2666"), ("timeline=x", "no timeline 'x'"),
-                            ("timeline=08&from=9", "from: 0 to"), ("tiles=0", "tiles: 1 to 16"), ("softmax=-1", "softmax: 0 to 5000")):
+                            ("timeline=08&from=9", "turn: 0 to 0"), ("tiles=0", "tiles: 1 to 16"), ("softmax=-1", "softmax: 0 to 5000")):
             self.open("seesaw", state)
             self.assertIn(said, self.text("#demo"), state)
         self.open("seesaw")
@@ -356,6 +356,22 @@ class Seesaw(Demo):
         self.page.locator("#phases").wait_for()
         self.assertEqual(self.text("#demo"), text)
         self.every_proposal_moves("seesaw", "#demo")
+
+    def test_odd_tile(self):
+        """A timeline that ends with a piece: its last turn is one tile, which warpgroup 1 has no part of but P V."""
+        self.open("seesaw")
+        self.page.evaluate("""() => { seesawDemo.take([{name: "08_odd", title: "an odd one", stage: "08", megahertz: 1000, intervals: [
+          [0, "Q K^T", 0, 1000, false], [0, "softmax", 1000, 1500, false], [0, "P V", 1500, 2000, false], [0, "wait for other", 2000, 3500, false], [0, "P V", 3500, 4500, false],
+          [1, "Q K^T", 1000, 3000, false], [1, "wait for other", 3000, 3100, false], [1, "softmax", 3100, 3400, true], [1, "P V", 3400, 3500, false], [1, "P V", 3500, 4500, false],
+          [0, "Q K^T", 4500, 5700, false], [0, "softmax", 5700, 6300, false], [0, "P V", 6300, 7400, false], [0, "write out", 7400, 9000, false],
+          [1, "wait for other", 4500, 6400, false], [1, "P V", 6400, 7450, false], [1, "write out", 7450, 9000, false]]}]);
+          location.hash = "timeline=08_odd&from=1&tiles=3"; }""")
+        self.page.get_by_text("the odd tile takes 2900 clocks").wait_for()
+        self.assertEqual(self.cells("#phases")[1:4], [["warpgroup 0", "Q K^T", "1152", "1200"], ["warpgroup 0", "softmax", "490", "600"], ["warpgroup 0", "P V", "1024", "1100"]])
+        self.assertEqual(self.page.locator("#cuts").count(), 0)
+        self.page.evaluate("location.hash = 'timeline=08_odd&from=0&tiles=3'")
+        self.page.get_by_text("a pair of tiles takes 4500 clocks").wait_for()
+        self.assertEqual([row[2] for row in self.cells("#cuts")[1:]], ["1000", "2000", "500", "1000", "0", "4500"])
 
 
 def values(accesses, plans=()):
