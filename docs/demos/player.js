@@ -454,7 +454,7 @@ const playerDemo = (() => {
 
   // ---- The page
 
-  const kDefault = {a: "08-3", at: "0", b: "", bt: "0", story: ""};
+  const kDefault = {a: "08-3", at: "400", b: "", bt: "0", story: ""};
   const toHash = state => "#" + Object.entries(state).filter(([key, value]) => value !== "" || key === "b").map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
   function fromHash(hash) {
     const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), story = listed.stories.find(each => each.name === given.story);
@@ -498,6 +498,7 @@ const playerDemo = (() => {
                                ...(item.change.instead ? [" is now ", element("code", {}, item.change.instead)] : [" is removed"]), ".") : "",
         element("p", {}, element("input", {type: "range", min: 0, max: length, value: own.at, ariaLabel: "step", oninput: input => jump(Number(input.target.value))})),
         element("p", {className: "event"}, `Step ${own.at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
+        item ? element("details", {}, element("summary", {}, "Record it yourself"), element("code", {}, item.command)) : "",
         over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
         over && recording.truncated ? element("p", {}, "The recording ends here, because it was bounded.") : "",
         drawSource(recording, own, item?.change), drawLanes(recording, own, jump, paneWidth()), drawWaits(recording, own, jump), drawBarriers(recording, own), drawMemory(recording, own)];

@@ -44,7 +44,6 @@ def program_of(build, stage):
 
 
 def command_of(entry):
-    """For the reader: arguments of mla_run, or of mla_profile, whose kernels' plain loads and stores are recorded."""
     words = ["trace", "--stage", entry["stage"], "--shape", entry["shape"], "--multiprocessors", entry.get("multiprocessors", 1),
              "--seed", 3, "--schedule", entry["schedule"], "--block", 0]
     if "max_events" in entry:
@@ -128,7 +127,8 @@ def files_of(build, wanted):
         item = {key: entry[key] for key in ("name", "stage", "fault") if key in entry}
         item["title"] = (f"{recording['about']['stage']}, {entry['shape']}, schedule {entry['schedule']}"
                          + (f": {entry['fault']}" if "fault" in entry else ""))
-        item["command"] = " ".join(command_of(entry))
+        program = "MLA_MUTANT=N build/tests/mutant_run" if "fault" in entry else "build/bench/mla_profile"
+        item["command"] = f"{program} {' '.join(command_of(entry))} -o mine.json"
         if "fault" in entry:
             mutant = next(m for m in mutants.read_list() if (m.stage, m.name) == (entry["stage"], entry["fault"]))
             source = mutants.source_of(entry["stage"])

@@ -241,6 +241,7 @@ class Player(Demo):
                 self.assertEqual(self.page.locator("#pane-a .error").count(), last, story["name"])
                 self.assertEqual([self.page.locator(f"#{pane} .source span").count() for pane in ("pane-a", "pane-b")], [9, 9])
             self.assertRegex(self.text("#pane-a .change"), r"^The fault, line \d+: ")
+            self.assertIn("MLA_MUTANT=N build/tests/mutant_run trace --stage 0", self.page.locator("#pane-a details code").text_content())
 
     def test_what_the_page_says(self):
         self.open("player", "story=p-overwritten&k=1")
