@@ -39,7 +39,7 @@ exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
-html_static_path = ["static", *map(str, ROOT.glob("docs/demos/*.js"))]
+html_static_path = ["static", *map(str, ROOT.glob("docs/demos/*.js")), *map(str, ROOT.glob("docs/demos/recordings/*.js"))]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 html_additional_pages = {"search": "search.html"}
@@ -175,9 +175,18 @@ def complete(app, page, template, context, doctree):
         context["furo_hide_toc"] = not context["toc"]
 
 
+def recorded_sources(app, _):
+    """The texts that recordings point into, for the page that plays them."""
+    for recording in (ROOT / "docs/demos/recordings").glob("recording_*.js"):
+        for path in json.loads(re.search(r'^"files":(.*),$', recording.read_text(encoding="utf-8"), re.M)[1]):
+            text = f"playerDemo.source({json.dumps(path)}, {json.dumps((ROOT / path).read_text(encoding='utf-8'))});\n"
+            (pathlib.Path(app.outdir) / "_static" / f"source_{path.replace('/', '__')}.js").write_text(text, encoding="utf-8")
+
+
 def setup(app):
     app.add_source_parser(Notebook)
     app.add_transform(Site)
     app.connect("html-collect-pages", other_pages)
     app.connect("html-page-context", complete, priority=900)
+    app.connect("build-finished", recorded_sources)
     app.connect("builder-inited", lambda app: setattr(app.builder, "search", False))  # search.py makes a better index

@@ -5,6 +5,7 @@
 """
 import json
 import random
+import re
 import subprocess
 import sys
 import unittest
@@ -173,6 +174,205 @@ class Plan(Demo):
         self.page.goto("about:blank")
         self.page.goto(address)
         self.assertEqual(self.text("#demo"), text)
+
+
+class Player(Demo):
+    """The model's recordings, played; demo_recordings_test says whether they are current."""
+
+    def text(self, selector):
+        self.page.wait_for_function("document.getElementById('demo').dataset.drawn === location.hash")
+        return super().text(selector)
+
+    def listed(self):
+        self.page.wait_for_function("playerDemo.listed().recordings.length > 0")
+        return self.page.evaluate("playerDemo.listed()")
+
+    def test_size(self):
+        recordings = [path.stat().st_size for path in (site_test.SITE / "_static").glob("recording*.js")]
+        self.assertGreater(len(recordings), 20)
+        self.assertLess(sum(recordings), 3e6)
+
+    def test_its_account_is_the_models(self):
+        """Every phase and barrier releases as many threads as the model says; every copy and product ends, unless the kernel is stopped."""
+        self.open("player")
+        stages = set()
+        for item in self.listed()["recordings"]:
+            found = self.page.evaluate("""async name => {
+              const recording = await playerDemo.recordingOf(name), state = playerDemo.stateOf(recording), half = playerDemo.stateOf(recording);
+              playerDemo.go(recording, state, recording.steps.length);
+              playerDemo.go(recording, half, recording.steps.length >> 1);
+              return {mistakes: recording.mistakes, waits: recording.spans.filter(span => span.what === "wait").length, stopped: recording.error !== "" || recording.truncated,
+                      open: [...state.open.values()].flat().length, waiting: [...state.warps.values()].flatMap(warp => warp.waits).length, copies: state.copies.size,
+                      readers: [...state.cells.values()].flat().flatMap(region => region.cells).filter(cell => cell.readers !== 0).length,
+                      steps: recording.steps.length, kept: recording.events_kept, error: recording.error, half: half.at}; }""", item["name"])
+            self.assertEqual(found["mistakes"], [], item["name"])
+            self.assertEqual((found["steps"], found["half"]), (found["kept"], found["kept"] // 2), item["name"])
+            self.assertGreater(found["waits"], 10, item["name"])
+            self.assertEqual(bool(found["error"]), "fault" in item, item["name"])
+            if not found["stopped"]:
+                self.assertEqual([found[what] for what in ("open", "waiting", "copies", "readers")], [0] * 4, item["name"])
+                stages.add(item["stage"])
+        self.assertLessEqual({f"{stage:02}" for stage in range(1, 9)}, stages)
+
+    def test_places_are_in_the_sources(self):
+        """An instruction stands at its line, or at the end of a statement that begins there."""
+        self.open("player")
+        for item in self.listed()["recordings"]:
+            places = self.page.evaluate("""async name => { const recording = await playerDemo.recordingOf(name);
+              return recording.places.map(([instruction, file, line]) => [instruction, recording.files[file], line]); }""", item["name"])
+            for instruction, path, line in places:
+                near = "".join((site_test.ROOT / path).read_text().splitlines()[line - 1:line + 2])
+                if instruction not in ("load", "store", "atomic"):
+                    self.assertIn(instruction, near, f"{item['name']}: {path}:{line}; docs/demos/record.py records anew")
+
+    def test_stories(self):
+        self.open("player")
+        stories = self.listed()["stories"]
+        links = self.page.evaluate("[...document.querySelectorAll('a[data-state^=\"story=\"]')].map(a => a.dataset.state.split('=')[1])")
+        self.assertEqual(links, [story["name"] for story in stories])
+        self.assertGreaterEqual(len({story["left"] for story in stories}), 6)
+        for story in stories:
+            for k, (left, right, told) in enumerate(story["steps"]):
+                self.open("player", f"story={story['name']}&k={k}")
+                self.assertIn(told, self.text("#story li.here"), story["name"])
+                self.assertIn(f"Step {left} of", self.text("#pane-a .event"))
+                self.assertIn(f"Step {right} of", self.text("#pane-b .event"))
+                last = k == len(story["steps"]) - 1
+                self.assertEqual(self.page.locator("#pane-a .error").count(), last, story["name"])
+                self.assertEqual([self.page.locator(f"#{pane} .source span").count() for pane in ("pane-a", "pane-b")], [9, 9])
+            self.assertRegex(self.text("#pane-a .change"), r"^The fault, line \d+: ")
+            self.assertIn("MLA_MUTANT=N build/tests/mutant_run trace --stage 0", self.page.locator("#pane-a details code").text_content())
+
+    def test_what_the_page_says(self):
+        self.open("player", "story=p-overwritten&k=1")
+        self.assertIn("stmatrix_x4", self.text("#pane-a .source .here"))
+        self.assertIn("P of the tile before has been read", self.text("#pane-b .source .here"))
+        rows = self.cells("#pane-b .who")
+        self.assertEqual(rows[1][:2], ["warp 0", "waits for barrier 1"])
+        self.assertRegex(rows[1][2], r"^step \d+: Warp \d waits at barrier 1: 256 of 256 threads")
+        self.open("player", "story=p-not-given&k=2")
+        self.assertIn("deadlock", self.text("#pane-a .error"))
+        rows = self.cells("#pane-a .who")
+        self.assertEqual([row[2] for row in rows[1:12]], ["never"] * 11)
+        self.assertEqual(rows[12][1], "has returned")
+        self.open("player", "story=no-wait&k=1")
+        self.assertIn("full[0] 0 · -1/1 · 16384 B", self.text("#pane-a .chips"))
+        self.open("player", "story=no-wait&k=0")
+        self.assertEqual(self.page.locator("#pane-a .region .under-way").count(), 36)  # all of kv
+        self.open("player", "story=nothing&a=nothing")
+        self.assertIn("There is no recording 'nothing'", self.text("#demo"))
+
+    def test_forwards_and_backwards(self):
+        self.open("player", "a=08-3&at=700&b=08-0&bt=650")
+        self.page.get_by_label("skip what leaves").uncheck()
+        text, seen = self.text(".panes"), []
+        for button in ("▶", "▶", "▶", "◀", "◀", "◀"):
+            seen.append(self.text(".panes"))
+            self.page.get_by_role("button", name=button, exact=True).click()
+        self.assertEqual(seen[4:] + [self.text(".panes")], [seen[2], seen[1], text])
+        self.assertEqual(len(set(seen)), 4)
+        self.page.get_by_role("button", name="▶|").click()
+        self.assertRegex(self.text("#pane-a .event"), r"^Step (\d+) of \1\.")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual(self.text("#demo"), text)
+        box = self.page.locator("#pane-a .lanes").bounding_box()
+        self.page.locator("#pane-a .lanes").click(position={"x": box["width"] / 2, "y": 20})
+        self.assertRegex(self.text("#pane-a .event"), r"^Step (\d+) of (?!\1)")
+
+    def test_ones_own(self):
+        text = (site_test.SITE / "_static/recording_01-0.js").read_text()
+        recording = text[text.index("{"):text.rindex("}") + 1]
+        self.open("player")
+        self.listed()
+        self.page.locator("#file").set_input_files({"name": "mine.json", "mimeType": "application/json", "buffer": recording.encode()})
+        self.page.wait_for_function("location.hash.startsWith('#a=own')")
+        self.assertIn("Step 0 of", self.text("#pane-a .event"))
+        self.assertIn("01_naive", self.text("#pane-a .title"))
+        self.page.locator("#file").set_input_files({"name": "bad.json", "mimeType": "application/json", "buffer": b'{"schema": "x"}'})
+        self.page.get_by_text("bad.json: This is not a recording of version 1.").wait_for()
+
+    def test_proposals(self):
+        self.every_proposal_moves("player", ".panes")
+
+
+class Seesaw(Demo):
+    def open(self, name, state=""):
+        super().open(name, state)
+        self.page.locator("#demo p").first.wait_for()
+
+    def test_holds_what_the_figures_hold(self):
+        subprocess.run([site_test.ROOT / "docs/demos/seesaw.py", "--check"], check=True)
+        self.open("seesaw")
+        for name in ("07", "08"):
+            drawn = (site_test.ROOT / f"docs/figures/timeline_{name}.svg").read_text()
+            clocks = sorted(int(text) for text in re.findall(r": (\d+) clocks", drawn))
+            got = self.page.evaluate("name => seesawDemo.timelines().find(each => each.name === name).intervals.map(([, , from, to]) => to - from)", name)
+            self.assertEqual(sorted(got), clocks)
+            self.assertGreater(len(clocks), 30)
+
+    def test_ideal(self):
+        """By hand: S takes 1152 clocks, half of P V 512; in 07 shared memory makes S 1728. The page's numbers are those of the chapters."""
+        self.open("seesaw")
+        for (stage, tiles, softmax), length in {("08", 1, 490): 1152 + 490 + 1024, ("08", 2, 490): 4352, ("08", 3, 490): 4352 + 1152 + 490 + 1024, ("08", 4, 490): 2 * 4352,
+                                                ("08", 2, 0): 4352,
+                                                # The second softmax is not hidden: S1 shares with P0 V0_L and ends at 3456 - softmax; then the first is not either.
+                                                ("08", 2, 700): 3456 + 1024, ("08", 2, 1300): 1152 + 2 * 1300 + 1024,
+                                                ("07", 1, 256): 1728 + 256 + 1024, ("07", 3, 500): 3 * (1728 + 500 + 1024)}.items():
+            got = self.page.evaluate("([stage, tiles, softmax]) => seesawDemo.ideal(stage, tiles, softmax)", [stage, tiles, softmax])
+            self.assertEqual((got["length"], got["stuck"]), (length, False), (stage, tiles, softmax))
+            work = {"Q K^T": 0, "P V": 0}
+            for track in (0, 1):  # within a warpgroup products come one after the other
+                own = sorted(product[2:4] for product in got["products"] if product[0] == track)
+                self.assertTrue(all(a[1] <= b[0] for a, b in zip(own, own[1:])), got["products"])
+            self.assertEqual(len(got["products"]), tiles * (4 if stage == "07" else 3))
+
+    def test_measured(self):
+        self.open("seesaw", "timeline=08&from=0&tiles=2&softmax=")
+        cuts = self.cells("#cuts")[1:]
+        self.assertEqual([int(row[1]) for row in cuts], [1152, 1664, 534, 1002, 0, 4352])
+        measured = [int(row[2]) for row in cuts]
+        self.assertEqual(sum(measured[:-1]), measured[-1])
+        self.assertTrue(all(int(row[2]) - int(row[1]) == int(row[3]) for row in cuts))
+        begins = self.page.evaluate("seesawDemo.timelines().find(each => each.name === '08').intervals.filter(([track, phase]) => track === 0 && phase === 'Q K^T').map(each => each[2])")
+        self.assertEqual(measured[-1], begins[1] - begins[0])
+        self.assertIn(f"a pair of tiles takes {measured[-1]} clocks", self.text("#sum"))
+        rows = self.cells("#phases")[1:]
+        for track in ("warpgroup 0", "warpgroup 1"):
+            self.assertAlmostEqual(sum(int(row[3]) for row in rows if row[0] == track), measured[-1], delta=5)
+        self.page.locator(".time rect.p2").first.click()
+        self.assertEqual(self.text("#told"), "ideal, Q K^T: 1152 clocks, 0 to 1152")
+
+    def test_what_the_page_says(self):
+        for state, said in (("timeline=07&from=1&tiles=1", "Ideal: 1 tile takes 3008 clocks"), ("timeline=08&tiles=1", "1 tile takes 2666"), ("timeline=x", "no timeline 'x'"),
+                            ("timeline=08&from=9", "turn: 0 to 0"), ("tiles=0", "tiles: 1 to 16"), ("softmax=-1", "softmax: 0 to 5000")):
+            self.open("seesaw", state)
+            self.assertIn(said, self.text("#demo"), state)
+        self.open("seesaw")
+        self.page.locator("#softmax").fill("800")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.page.locator("#phases").wait_for()
+        self.assertEqual(self.text("#demo"), text)
+        self.every_proposal_moves("seesaw", "#demo")
+
+    def test_odd_tile(self):
+        """A timeline that ends with a piece: its last turn is one tile, which warpgroup 1 has no part of but P V."""
+        self.open("seesaw")
+        self.page.evaluate("""() => { seesawDemo.take([{name: "08_odd", title: "an odd one", stage: "08", megahertz: 1000, intervals: [
+          [0, "Q K^T", 0, 1000, false], [0, "softmax", 1000, 1500, false], [0, "P V", 1500, 2000, false], [0, "wait for other", 2000, 3500, false], [0, "P V", 3500, 4500, false],
+          [1, "Q K^T", 1000, 3000, false], [1, "wait for other", 3000, 3100, false], [1, "softmax", 3100, 3400, true], [1, "P V", 3400, 3500, false], [1, "P V", 3500, 4500, false],
+          [0, "Q K^T", 4500, 5700, false], [0, "softmax", 5700, 6300, false], [0, "P V", 6300, 7400, false], [0, "write out", 7400, 9000, false],
+          [1, "wait for other", 4500, 6400, false], [1, "P V", 6400, 7450, false], [1, "write out", 7450, 9000, false]]}]);
+          location.hash = "timeline=08_odd&from=1&tiles=3"; }""")
+        self.page.get_by_text("the odd tile takes 2900 clocks").wait_for()
+        self.assertEqual(self.cells("#phases")[1:4], [["warpgroup 0", "Q K^T", "1152", "1200"], ["warpgroup 0", "softmax", "490", "600"], ["warpgroup 0", "P V", "1024", "1100"]])
+        self.assertEqual(self.page.locator("#cuts").count(), 0)
+        self.page.evaluate("location.hash = 'timeline=08_odd&from=0&tiles=3'")
+        self.page.get_by_text("a pair of tiles takes 4500 clocks").wait_for()
+        self.assertEqual([row[2] for row in self.cells("#cuts")[1:]], ["1000", "2000", "500", "1000", "0", "4500"])
 
 
 def values(accesses, plans=()):

@@ -17,7 +17,7 @@ SITE = ROOT / "build/site"
 PYTHON = ROOT / "build/site-packages/bin/python"
 SHOTS = ROOT / "build/site-screenshots"
 SHOWN = ["docs/mainpage.html", "README.html", "docs/course/by_hand.html", "docs/demos/layouts.html",
-         "docs/demos/online_softmax.html", "docs/demos/plan.html", "docs/architecture.html",
+         "docs/demos/online_softmax.html", "docs/demos/plan.html", "docs/demos/player.html", "docs/demos/seesaw.html", "docs/architecture.html",
          "docs/results.html", "docs/notebooks/5-the-plan-drawn.html",
          "stages/05_tensor_core/README.html", "stages/08_seesaw/README.html", "api/softmax_8h.html", "api/files.html",
          "api/08__seesaw_2kernel_8cuh_source.html", "search.html?q=bank+conflict"]

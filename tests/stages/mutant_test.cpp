@@ -255,7 +255,8 @@ follow the kernels. `mutant_test` fails if one of them survives, and `build/test
 writes this page. A dash marks what is not found.
 
 Fourteen of the faults are exercises, in stages 07 to 13: `stages/exercise begin 07 4` takes the line out and shows what
-the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did.
+the model says. Find what is missing; `stages/exercise check 07 4` tells whether you did. Nine faults of 07 and 08 can be
+watched, step by step, in [the player](demos/player.md#watch-the-race).
 
 | stage | fault | found by | message | schedules | with the detector |
 |---|---|---|---|---|---|
