@@ -90,6 +90,15 @@ function(mla_is_on_cpu result folder)
   endif()
 endfunction()
 
+# Sets `result` to the name of the stage, or step to a stage, in `folder`.
+function(mla_slug result folder)
+  get_filename_component(slug ${folder} NAME)
+  if(folder MATCHES "/([0-9][0-9])_[^/]*/steps/")
+    set(slug step_${CMAKE_MATCH_1}_${slug})
+  endif()
+  set(${result} ${slug} PARENT_SCOPE)
+endfunction()
+
 # Adds the stages in `folders`, and the registry that lists them, to `target`: for both machines, unless the caller has
 # set MLA_HAVE_CUDA to OFF or MLA_GPU_ONLY to ON. With definitions after that: builds of their own, with these, for a
 # program that changes what a stage does beside its result. Without: a stage is built once.
@@ -102,10 +111,7 @@ function(mla_add_stages target folders)
     set(registry registry)
   endif()
   foreach(folder IN LISTS folders)
-    get_filename_component(slug ${folder} NAME)
-    if(folder MATCHES "/([0-9][0-9])_[^/]*/steps/")
-      set(slug step_${CMAKE_MATCH_1}_${slug})
-    endif()
+    mla_slug(slug ${folder})
     mla_is_on_cpu(on_cpu ${folder})
     if(NOT MLA_GPU_ONLY)
       set(object flashmla_${prefix}${slug}_model)
