@@ -1042,6 +1042,10 @@ class ResultsPageTest(unittest.TestCase):
         page = self.root / "stages" / "05_tensor_core" / "steps" / "README.md"
         page.parent.mkdir(parents=True)
         page.write_text("<!-- times:begin -->\n<!-- times:end -->\n")
+        def figure(expression):
+            page.write_text(page.read_text() + f"It is <!--v {expression}--><!--/v-->.\n")
+            self.run_report("--update")
+            return page.read_text()
         self.run_report("--update")
         self.assertIn(recordings.NOT_RECORDED, page.read_text())
         data = results()
@@ -1056,6 +1060,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(rows, [["| kernel", "128 heads, 64 × 4096 |"], ["| 04", "2000 |"], ["| 1 plain mma", "1000 (0.50×) |"],
                                 ["| 2 ldmatrix", "750.0 (0.75×) |"], ["| 05", "300.0 (0.40×) |"]])
         self.assertIn("fed4321", page.read_text())
+        self.assertIn("-->0.75<!--/v-->", figure(f"step_05_2 {shape} cold / step_05_1 : 2"))  # of the steps' own recording
         # Steps are no stages: they have no chapter, and no other table is of this recording.
         self.assertEqual(recordings.load_later(self.root, recordings.recorded(self.root)).name, "h200_2026-11-21.json")
         self.assertIn("stages 04, 05, and steps to 05, 08", report.what_is_recorded(data))
