@@ -41,8 +41,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
   Prediction prediction;
   prediction.matrix_flop = 2 * tiles * kernel::kRows * kernel::kTokens * (kHeadDimQK + kHeadDimV);
   // A tile's bytes: Q, K; V; the way in; P written and read (by both warpgroups, in step 1).
-  prediction.shared_bytes =
-      tiles * 2 * 64 * (3 * kHeadDimQK + kHeadDimV + 2 * 64);
+  prediction.shared_bytes = tiles * 2 * 64 * (3 * kHeadDimQK + kHeadDimV + 2 * 64);
   prediction.dram_bytes = cache_bytes(problem, total_tokens);
   return prediction;
 }
