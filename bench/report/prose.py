@@ -10,6 +10,7 @@ with spaces around them, and references of up to three words; a word that is lef
   STAGE SHAPE MODE[.COUNTER]          08 h64_q1_b64_k4096 cold / 07       08 h64_q1_b64_k4096 sustained.sm_mhz / 1000
                                       "FlashInfer (Hopper)" h64_q1_b64_k4096 sustained
                                       cache append_b128_t1 returned       (of the newest recording with that suite)
+                                      step_05_2 h64_q1_b64_k4096 cold     (in the page of steps, of the steps' recording)
                                       reference h64_q1_b64_k4096 wall     (the truth, on the CPU; in µs, too)
                                       08 max:compute cold.TFLOPs          (the largest of a suite, or of `all`)
   context KEY                         context ceiling_read_gbps
@@ -34,7 +35,7 @@ import shlex
 
 import program
 from recordings import (CHOOSER, Error, MEASURED_PEERS, error_of, floor_us, load, load_cache, load_cross, load_errors, load_peers,
-                        load_python, load_service, load_texts, load_traditional, significant, why_not)
+                        load_python, load_service, load_steps, load_texts, load_traditional, significant, why_not)
 
 MARKER = re.compile(r"(<!--v (?P<what>.*?)-->)(?P<text>.*?)(<!--/v-->)")
 BEGINS_LINE = re.compile(r"\s*(?:(?:[-*+>]|\d+\.)\s+)*<!--v ")
@@ -145,7 +146,8 @@ class Figures:
         names = {name for rows in self.peers.shapes.values() for name in rows} | {"cache", "reference", *MEASURED_PEERS}
         found = dict(self.words)
         for word in words:
-            stages = [stage for stage in results.stages if re.fullmatch(r"\d\d(_\w*)?", word) and stage.startswith(word)]
+            stages = [stage for stage in [*results.stages, *results.steps]
+                      if re.fullmatch(r"(step_\d\d_)?\d{1,2}(_\w*)?", word) and stage.startswith(word)]
             if word in names or stages:
                 found["stage"] = (stages or [word])[0]
             elif re.match(r"h\d+(x\d+)?_q|min:|max:", word) or ("cache", word) in {key[:2] for key in results.entries}:
@@ -221,13 +223,17 @@ class Figures:
 
 
 def pages(root):
-    return [path for pattern in ("README.md", "docs/*.md", "docs/course/*.md", "stages/*/README.md", "stages/*/notes.md") for path in sorted(root.glob(pattern))]
+    return [path for pattern in ("README.md", "docs/*.md", "docs/course/*.md", "stages/*/README.md", "stages/*/notes.md",
+                                 "stages/*/steps/README.md") for path in sorted(root.glob(pattern))]
 
 
 def update(root, results, write):
     """Brings the figures of all pages up to date (or only looks). (what was stale, each with its place; what is wrong)"""
-    figures, stale, wrong = Figures(root, results), [], []
+    of_stages, stale, wrong = Figures(root, results), [], []
     for path in pages(root):
+        figures = of_stages
+        if path.parent.name == "steps":  # its own recording
+            figures = Figures(root, load_steps(root, results, path.parent.parent.name[:2]) or results)
         lines, fenced = path.read_text(encoding="utf-8").split("\n"), False
         for number, line in enumerate(lines):
             fenced ^= line.lstrip().startswith("```")

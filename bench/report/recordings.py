@@ -84,7 +84,9 @@ class Results:
             if entry.get("aggregate_name") == "samples" or "aggregate_name" not in entry and key not in self.entries:
                 self.entries[key] = entry
         others = ["reference", "cache", CHOOSER, *MEASURED_PEERS]
-        self.stages = sorted({key[0] for key in self.entries} - set(others))
+        names = {key[0] for key in self.entries} - set(others)
+        self.steps = sorted(name for name in names if name.startswith("step_"))  # to a stage, and no stages themselves
+        self.stages = sorted(names - set(self.steps))
         timed = unique(key[1] for key in self.entries if key[0] != "cache" and key[2] in ("cold", "sustained"))
         table = self.suite("table") or []
         self.shapes = [shape for shape in table if shape in timed] + [shape for shape in timed if shape not in table]
@@ -321,9 +323,10 @@ def newest(root, results, is_wanted):
 
 
 def load_later(root, results):
-    """The newest recording of the same kind of GPU with stages that this one has not, of caches of 16 bits; this one if
-    there is none."""
-    return newest(root, results, lambda one: not has_formats(one) and set(one.stages) - set(results.stages)) or results
+    """The newest recording of the same kind of GPU with stages that this one has not, of caches of 16 bits, and without
+    steps; this one if there is none."""
+    return newest(root, results, lambda one: not has_formats(one) and not one.steps and
+                  set(one.stages) - set(results.stages)) or results
 
 
 PLAIN_FORMAT = "16bit"
@@ -371,6 +374,11 @@ def error_of(case, format, what="out"):
 def load_texts(root, results):
     """The newest recording of suite texts on the same kind of GPU; None if there is none."""
     return newest(root, results, lambda one: one.timed("texts"))
+
+
+def load_steps(root, results, number):
+    """The newest recording of the steps to a stage on the same kind of GPU; None if there is none."""
+    return newest(root, results, lambda one: any(step.startswith(f"step_{number}_") for step in one.steps))
 
 
 def load_cross(root, results):

@@ -4,7 +4,7 @@
   bench/report/report.py --table              the recorded results, every shape; then all other tables
   bench/report/report.py --summary            the README's table, in the terminal
   bench/report/report.py --update             write them between the markers of README.md, stages/NN_*/README.md,
-                                       docs/results.md and docs/course/ridge.md, and the figures of running text (prose.py says how)
+                                       stages/NN_*/steps/README.md, docs/results.md and docs/course/ridge.md, and the figures of running text (prose.py says how)
   bench/report/report.py --plots              draw docs/figures (needs matplotlib)
   bench/report/report.py --check              fail if a text or a figure is stale, or if "auto" was more than 3%
                                        slower than the best stage of its run
@@ -29,7 +29,7 @@ import program
 import ridge
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
-                        lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_texts,
+                        lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_steps, load_texts,
                         load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
                         recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
                         short, significant, TRADITIONAL_SCHEMA, unique, us, varlen_pairs, why_not)
@@ -859,6 +859,25 @@ def cross_block(cross):
         [shape for shape in cross.timed("cross") if best(shape)])]
 
 
+def steps_block(recording, number):
+    """Cold times of the stage before, of the steps, and of the stage; of each after the first how it compares with the one
+    above it."""
+    if recording is None:
+        return []
+    steps = [step for step in recording.steps if step.startswith(f"step_{number}_")]
+    rungs = [stage for stage in recording.stages if stage[:2] == f"{int(number) - 1:02}"] + steps + \
+            [stage for stage in recording.stages if stage[:2] == number]
+    shapes = [shape for shape in recording.shapes if any(recording.measured(step, shape) for step in steps)]
+    def time(shape, rung):
+        entry = recording.measured(rung, shape)
+        above = rungs[rungs.index(rung) - 1] if rung != rungs[0] else None
+        base = recording.measured(above, shape) if above else {}
+        return f"{us(median(entry))}" + (f" ({median(entry) / median(base):.2f}×)" if base else "") if entry else None
+    columns = [("kernel", lambda rung: short(rung) if rung in recording.stages else rung[len("step_05_"):].replace("_", " "))]
+    return [table(columns + each(shapes, shape_title, time), rungs),
+            f"Cold µs, and as a multiple of the row above. {caption(recording)}"]
+
+
 def traditional_block(traditional, cross=False):
     """mla_traditional: each form by its setting; the CPU's beside the GPU's. `cross`: of cross-attention."""
     layers = {key: entry for key, entry in (traditional.layers if traditional else {}).items()
@@ -999,6 +1018,8 @@ def what_is_recorded(data):
         one = Results(data, "")
         suites, stages = suites_of(data), [short(stage) for stage in one.stages]
         who = f"stages {', '.join(stages)}" if stages else CHOOSER if suites else "the paged cache"
+        numbers = unique(step.split("_")[1] for step in one.steps)
+        who += f", and steps to {', '.join(numbers)}" if numbers else ""
         return who + (f"; suites {', '.join(suites)}" if suites else "")
     if schema == SERVICE_SCHEMA:
         return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
@@ -1053,6 +1074,10 @@ def texts(root, results):
         if stage not in results.stages and stage not in later.stages:
             wanted.append((root / "stages" / stage / "README.md", "measurement",
                            f"{markdown(quantised_table(quantised, stage))}\n\n{note} {caption(quantised)}"))
+    for page in sorted(root.glob("stages/[0-9][0-9]_*/steps/README.md")):
+        number = page.parent.parent.name[:2]
+        parts = steps_block(load_steps(root, results, number), number)
+        wanted.append((page, "times", written(parts, markdown) or NOT_RECORDED))
     page = root / "docs" / "python.md"
     if page.exists():
         wanted.append((page, "host-time", written(host_time_block(load_python(root, results)), markdown) or NOT_RECORDED))

@@ -34,7 +34,7 @@ myst_heading_anchors = 6
 highlight_language = "none"
 root_doc = "docs/mainpage"
 source_suffix = {".md": "markdown", ".ipynb": "notebook"}
-include_patterns = ["*.md", "docs/**/*.md", "docs/*.md", "docs/notebooks/*.ipynb", "stages/*/*.md", "reference/**/*.md"]
+include_patterns = ["*.md", "docs/**/*.md", "docs/*.md", "docs/notebooks/*.ipynb", "stages/*/*.md", "stages/*/steps/*.md", "reference/**/*.md"]
 exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
 
 html_theme = "furo"

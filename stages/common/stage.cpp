@@ -1,6 +1,7 @@
 #include "stages/common/stage.h"
 
 #include <algorithm>
+#include <cstring>
 #include <thread>
 
 #include "reference/checks.h"
@@ -9,10 +10,34 @@
 
 namespace mla {
 
+namespace {
+
+std::vector<Stage> (*list_of_steps)(MachineKind) = nullptr;
+
+std::vector<Stage> steps_if_any(MachineKind machine) {
+  return list_of_steps == nullptr ? std::vector<Stage>{} : list_of_steps(machine);
+}
+
+}  // namespace
+
+void add_steps(std::vector<Stage> (*list)(MachineKind machine)) {
+  list_of_steps = list;
+}
+
+const std::vector<Stage>& steps(MachineKind machine) {
+  static const std::vector<Stage> on_model = steps_if_any(MachineKind::kModel);
+  static const std::vector<Stage> on_gpu = steps_if_any(MachineKind::kGpu);
+  return machine == MachineKind::kModel ? on_model : on_gpu;
+}
+
 const Stage* find_stage(MachineKind machine, const std::string& slug, std::string* why_not) {
   const std::vector<Stage>& all = stages(machine);
   for (const Stage& stage : all) {
     if (stage.slug == slug || stage.slug.compare(0, 2, slug) == 0) return &stage;
+  }
+  for (const Stage& step : steps(machine)) {
+    if (step.slug == slug || step.slug.compare(0, std::strlen("step_05_1"), slug) == 0)
+      return &step;
   }
   if (slug == kAutoSlug && !all.empty()) return &auto_stage(machine);
   std::string names;

@@ -77,8 +77,15 @@ inline constexpr double kTensorCoreWarmup = 1.2;
 /// kModel in a program that links the stages for GPUs alone. One on the CPU is among those of kModel.
 const std::vector<Stage>& stages(MachineKind machine);
 
-/// The stage with this slug (or its number: "02"), or null with the reason in `why_not`: which stages
-/// there are, or why there is none for this machine. "auto" is the one that chooses: auto_stage() of
+/// Steps between a stage and the one before, in folders stages/NN_*/steps/N_*, in a program that is built with some:
+/// mla_bench, mla_run, the conformance program of the stage. Slugs are "step_05_1_plain_mma". A step is a stage in all
+/// but this: stages() does not list it, so that nothing chooses it, tests it or shows it unasked.
+const std::vector<Stage>& steps(MachineKind machine);
+/// Gives a program its steps; called once, before main().
+void add_steps(std::vector<Stage> (*list)(MachineKind machine));
+
+/// The stage with this slug (or its number: "02", of a step "step_05_1"), or null with the reason in `why_not`:
+/// which stages there are, or why there is none for this machine. "auto" is the one that chooses: auto_stage() of
 /// choose.h.
 const Stage* find_stage(MachineKind machine, const std::string& slug,
                         std::string* why_not = nullptr);

@@ -58,7 +58,7 @@ def read_list():
     for number, line in enumerate(LIST.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if head := re.fullmatch(r"(\d\d|[\w/]+\.(?:cpp|cu)) (.*?) => ((?:model: |conformance|any|race|not modelled: |tests: ).*)",
+        if head := re.fullmatch(r"(\d\d|step_\d\d_\d|[\w/]+\.(?:cpp|cu)) (.*?) => ((?:model: |conformance|any|race|not modelled: |tests: ).*)",
                                 line):
             mutants.append(Mutant(number, *head.groups()))
         elif part := re.fullmatch(r"-(?:(\d+)/(\d+))? (.*)", line):
@@ -73,7 +73,15 @@ def read_list():
 
 
 def stage_folder(stage):
+    """Of stage 08, or of the step step_08_1."""
+    if step := re.fullmatch(r"step_(\d\d)_(\d)", stage):
+        return next(ROOT.glob(f"stages/{step[1]}_*/steps/{step[2]}_*"))
     return next(ROOT.glob(f"stages/{stage}_*"))
+
+
+def slug_of(stage):
+    name = stage_folder(stage).name
+    return stage[:len("step_08_")] + name if stage.startswith("step_") else name
 
 
 def source_of(stage):
@@ -157,7 +165,7 @@ def main(folder):
             error = str(problem)
         if mutant.tests:
             continue
-        strings = (stage_folder(mutant.stage).name, mutant.name, mutant.expected, error)
+        strings = (slug_of(mutant.stage), mutant.name, mutant.expected, error)
         table += f"{{{id}, {line}, {', '.join(map(quoted, strings))}}},\n"
     for stage in sorted({mutant.stage for mutant in mutants if mutant.tests}):
         source = with_all(source_of(stage).read_text(), spans.get(stage, {}))
@@ -166,8 +174,11 @@ def main(folder):
         original = stage_folder(stage)
         source = with_all((original / "kernel.cuh").read_text(), spans.get(stage, {}))
         # On the first line, which is a comment, so that the others stay where they are.
-        write(folder / original.name / "kernel.cuh", "namespace mla { extern int mutant; }  " + source)
-        write(folder / original.name / "stage.cu", (original / "stage.cu").read_text())
+        made = folder / original.relative_to(ROOT / "stages")
+        write(made / "kernel.cuh", "namespace mla { extern int mutant; }  " + source)
+        write(made / "stage.cu", (original / "stage.cu").read_text())
+        if stage.startswith("step_"):
+            write(made.parent / "step.h", (original.parent / "step.h").read_text())
     write(folder / "mutants.inc", table)
 
 

@@ -346,7 +346,9 @@ bool goes_on(const std::string& stage) {
 // For what mla_run cannot spell: the test that is running.
 std::string repeat_test(const std::string& stage) {
   const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
-  return "build/tests/conformance_" + stage.substr(0, stage.find('_')) + " --machine " +
+  const bool is_step = stage.rfind("step_", 0) == 0;
+  return "build/tests/conformance_" +
+         (is_step ? stage.substr(5, 2) + " --stage " + stage : stage.substr(0, 2)) + " --machine " +
          std::string(options.machine == MachineKind::kModel ? "model" : "gpu") +
          " --gtest_filter=" + test->test_suite_name() + "." + test->name();
 }
@@ -387,21 +389,34 @@ std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceRe
   return untouched ? "" : "wrote between the rows of out or lse";
 }
 
+// All of the registry, or those whose slug begins with what --stage says: then also the one that chooses, and steps.
+std::vector<const Stage*> stages_asked_for() {
+  std::vector<const Stage*> chosen;
+  const auto add = [&](const Stage& stage) {
+    if (stage.slug.rfind(options.stage, 0) == 0) chosen.push_back(&stage);
+  };
+  for (const Stage& stage : stages(options.machine)) add(stage);
+  if (options.stage.empty()) return chosen;
+  for (const Stage& step : steps(options.machine)) add(step);
+  if (const Stage* chooser = find_stage(options.machine, options.stage);
+      options.stage == "auto" && chooser != nullptr) {
+    add(*chooser);
+  }
+  return chosen;
+}
+
 class Conformance : public testing::Test {
  protected:
   void SetUp() override {
     std::string why_not;
     machine_ = find_machine(options.machine, &why_not);
     if (machine_ == nullptr) GTEST_SKIP() << why_not;
-    const Stage* chooser = find_stage(options.machine, "auto");  // only if it is asked for
-    if (options.stage == "auto" && chooser != nullptr) stages_.push_back(chooser);
-    for (const Stage& stage : stages(options.machine)) {
-      if (!options.stage.empty() && stage.slug.rfind(options.stage, 0) != 0) continue;
-      const Status fit = check_device(stage, machine_->limits());
-      if (fit.ok() && !goes_on(stage.slug)) {
-        std::printf("[ STOPPED  ] %s\n", stage.slug.c_str());
+    for (const Stage* stage : stages_asked_for()) {
+      const Status fit = check_device(*stage, machine_->limits());
+      if (fit.ok() && !goes_on(stage->slug)) {
+        std::printf("[ STOPPED  ] %s\n", stage->slug.c_str());
       } else if (fit.ok()) {
-        stages_.push_back(&stage);
+        stages_.push_back(stage);
       } else {
         std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
       }
@@ -977,8 +992,7 @@ int main(int argc, char** argv) {
     }
     ++i;
   }
-  if (!options.stage.empty() && mla::find_stage(options.machine, options.stage) == nullptr &&
-      !mla::stages(options.machine).empty()) {
+  if (mla::stages_asked_for().empty() && !mla::stages(options.machine).empty()) {
     std::fprintf(stderr, "no stage '%s'\n", options.stage.c_str());
     return 2;
   }

@@ -29,6 +29,9 @@ expect 0 "00_reference -> 01_naive: +" 00 01
 expect 0 "+++ b/01_naive/kernel.cuh" 01
 expect 2 "there is no stage before 00_reference" 00
 expect 2 "no-such-option" --no-such-option 01 02
+expect 0 "05_tensor_core/steps/1_plain_mma -> 05_tensor_core/steps/2_ldmatrix: +" step_05_2
+expect 0 "04_split_kv -> 05_tensor_core/steps/1_plain_mma: +" step_05_1_plain_mma
+expect 2 "there is no step step_05_9" step_05_9 05
 
 fail() { echo "FAILED: $1"; failures=$((failures + 1)); }
 plain=$(stages/diff-stage 01 02)
@@ -39,4 +42,26 @@ added=$(grep -c '^+[^+]\|^+$' <<< "$plain")
 [[ ${plain##*$'\n'} == *": +$added -"* ]] || fail "$added lines added, but ${plain##*$'\n'}"
 code=0; stages/diff-stage 01 02 > /dev/full 2> /dev/null || code=$?
 [ "$code" -eq 1 ] || fail "into a full disk: exit code $code"
+
+# A step is one idea: each changes at most 150 lines of the kernel before it, and so does the stage of the last. A line that
+# takes the place of another counts once, and white space does not count. The page of the steps says the same.
+small() {
+  local counts
+  counts=$(stages/diff-stage "$@" | tail -1)
+  echo "$counts"
+  [[ $counts =~ \+([0-9]+)\ -([0-9]+)\ lines$ ]] || { fail "no counts of $*"; return; }
+  [ "${BASH_REMATCH[1]}" -gt 0 ] && [ "${BASH_REMATCH[1]}" -le 150 ] && [ "${BASH_REMATCH[2]}" -le 150 ] ||
+    fail "$* changes more than 150 lines, or none"
+  grep -qF "| +${BASH_REMATCH[1]} −${BASH_REMATCH[2]} |" "$folder/README.md" || fail "$folder/README.md says else"
+}
+steps=0
+for folder in stages/[0-9][0-9]_*/steps; do
+  number=${folder#stages/}
+  number=${number%%_*}
+  last=$(find "$folder" -mindepth 1 -maxdepth 1 -name '[0-9]_*' | wc -l)
+  for ((step = 1; step <= last; ++step)); do small "step_${number}_$step"; done
+  small "step_${number}_$last" "$number"
+  steps=$((steps + last))
+done
+[ "$steps" -gt 0 ] || fail "no steps were found"
 [ "$failures" -eq 0 ]

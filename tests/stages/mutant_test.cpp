@@ -234,6 +234,11 @@ std::string escaped(std::string text) {
   return text;
 }
 
+// "08" of a stage, "step_08_1" of a step.
+std::string short_name(const std::string& slug) {
+  return slug.substr(0, slug.starts_with("step_") ? std::strlen("step_08_1") : 2);
+}
+
 struct Options {
   std::string stage, name;
   bool messages = false, table = false;
@@ -241,8 +246,8 @@ struct Options {
 
 constexpr const char* kPage = R"(# What the tests would notice
 
-A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 13, with
-one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
+A test that passes shows little until it has been seen to fail. These are the kernels of stages 06 to 13 and one of the
+steps to 08, with one fault each, mostly a synchronisation that is removed, weakened or misplaced. The table says what finds the fault: the
 [GPU model](../reference/gpu_model/README.md), which rejects the kernel with a message, or the comparison with the
 reference, because *results* are wrong or change with the schedule. Each kernel runs on six to nine small batches under ten
 schedules, without the race detector. The column "schedules" says under how many of these the fault was found; the message
@@ -312,7 +317,7 @@ int run_mutants(const Options& options) {
     if (!each.stage.starts_with(options.stage)) continue;
     if (each.name.find(options.name) == std::string::npos) continue;
     ++run;
-    const std::string name = each.stage.substr(0, 2) + " " + each.name;
+    const std::string name = short_name(each.stage) + " " + each.name;
     if (!each.error.empty()) {
       fail(name + ": " + each.error);
       continue;
@@ -360,14 +365,14 @@ int run_mutants(const Options& options) {
                              : seeds == 0 ? each.expected
                                           : shorten(shown);
     if (options.table) {
-      std::printf("| %s | %s | %s | %s | %d of %d | %s |\n", each.stage.substr(0, 2).c_str(),
+      std::printf("| %s | %s | %s | %s | %d of %d | %s |\n", short_name(each.stage).c_str(),
                   escaped(each.name).c_str(), finder, escaped(text).c_str(), seeds,
                   static_cast<int>(kSeeds),
                   findings.friendly.empty()                               ? "-"
                   : findings.friendly.find("race: ") != std::string::npos ? "a race"
                                                                           : "yes");
     } else {
-      std::printf("%-2s %-72s line %3d  %-14s %5.2f s  %s\n", each.stage.substr(0, 2).c_str(),
+      std::printf("%-2s %-72s line %3d  %-14s %5.2f s  %s\n", short_name(each.stage).c_str(),
                   each.name.c_str(), each.line, finder, seconds, text.c_str());
     }
     if (options.messages) {

@@ -1082,6 +1082,33 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.tables("cross")[0][1], ["16 heads, 77 query tokens, 8 × 1024", "10", "50.0", "1460", "2.1%",
                                                       "9.40", "1.00", "40.0", "1.7e-03"])
 
+    def test_steps_to_a_stage(self):
+        page = self.root / "stages" / "05_tensor_core" / "steps" / "README.md"
+        page.parent.mkdir(parents=True)
+        page.write_text("<!-- times:begin -->\n<!-- times:end -->\n")
+        def figure(expression):
+            page.write_text(page.read_text() + f"It is <!--v {expression}--><!--/v-->.\n")
+            self.run_report("--update")
+            return page.read_text()
+        self.run_report("--update")
+        self.assertIn(recordings.NOT_RECORDED, page.read_text())
+        data = results()
+        data["context"].update(commit="fed4321", date_utc="2026-11-30T12:00:00Z")
+        shape = "h128_q1_b64_k4096"
+        times = {"04_split_kv": 2000.0, "step_05_1_plain_mma": 1000.0, "step_05_2_ldmatrix": 750.0, "step_08_1_other": 1.0,
+                 "05_tensor_core": 300.0}
+        data["benchmarks"] = [entry(f"{stage}/{shape}/cold", time) for stage, time in times.items()]
+        self.record("h200_steps_2026-11-30.json", data)
+        self.run_report("--update")
+        rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+        self.assertEqual(rows, [["| kernel", "128 heads, 64 × 4096 |"], ["| 04", "2000 |"], ["| 1 plain mma", "1000 (0.50×) |"],
+                                ["| 2 ldmatrix", "750.0 (0.75×) |"], ["| 05", "300.0 (0.40×) |"]])
+        self.assertIn("fed4321", page.read_text())
+        self.assertIn("-->0.75<!--/v-->", figure(f"step_05_2 {shape} cold / step_05_1 : 2"))  # of the steps' own recording
+        # Steps are no stages: they have no chapter, and no other table is of this recording.
+        self.assertEqual(recordings.load_later(self.root, recordings.recorded(self.root)).name, "h200_2026-11-21.json")
+        self.assertIn("stages 04, 05, and steps to 05, 08", report.what_is_recorded(data))
+
     def test_traditional_forms(self):
         data = traditional_layers()
         self.record("h200_traditional_2026-11-30.json", data)

@@ -628,6 +628,14 @@ TEST_F(MlaRunTest, TellsWhatItCan) {
                              "gpu    00_reference runs on the CPU", "model  CPU, "}) {
     EXPECT_NE(list.text.find(needed), std::string::npos) << list.text;
   }
+  // Steps to a stage are run by name, and shown nowhere.
+  EXPECT_EQ(list.text.find("step_"), std::string::npos) << list.text;
+  for (const std::string step : {"step_05_1", "step_05_4_warp_tiles", "step_08_2"}) {
+    const Ran ran = run("decode --machine model --shape h2_q1_b1_k70 --stage " + step);
+    EXPECT_EQ(ran.exit_code, 0) << ran.text;
+    EXPECT_NE(ran.text.find(step), std::string::npos) << ran.text;
+  }
+  EXPECT_EQ(run("decode --machine model --shape h2_q1_b1_k70 --stage step_05").exit_code, 2);
   const Ran help = run("decode --help");
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_NE(help.text.find("--block-table tests/data/paged/block_table.npy"), std::string::npos);
