@@ -126,10 +126,12 @@ def first_line(command):
     return lines[-1] if command[-1] == "--version" and lines else lines[0] if lines else ""
 
 
-def commit():
-    known = first_line(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]) or "unknown"
-    changed = run(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-    return known + ("-dirty" if changed else "")
+def commit(options):
+    """Of the program, which may be another than that of the folder."""
+    known = re.fullmatch(r"mla_run, commit (\S+)", first_line([str(options.program), "--version"]))
+    if known is None:
+        raise Error(f"{options.program} --version does not say its commit")
+    return known[1]
 
 
 # ---- ncu ----
@@ -250,7 +252,7 @@ def profile(options, stage, shape):
 def record_model(options):
     runs = [{"stage": data["stage"], "shape": shape, "kernels": data["kernels"]}
             for shape in options.shapes for stage in options.stages for data in [profile(options, stage, shape)]]
-    return {"context": {"schema": COUNTERS_SCHEMA, "machine": "model", "commit": commit(), "date": now()}, "runs": runs}
+    return {"context": {"schema": COUNTERS_SCHEMA, "machine": "model", "commit": commit(options), "date": now()}, "runs": runs}
 
 
 def record_gpu(options):
@@ -271,7 +273,7 @@ def gpu_context(options):
     return {"schema": COUNTERS_SCHEMA, "machine": "gpu", "gpu": first_line([*query, "--query-gpu=name"]),
             "driver": first_line([*query, "--query-gpu=driver_version"]),
             "ncu": first_line([options.ncu, "--version"]), "nvcc": first_line(["nvcc", "--version"]),
-            "commit": commit(), "date": now()}
+            "commit": commit(options), "date": now()}
 
 
 def hardware_of(options, stage, shape, metrics):

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 
+#include "bench/measure/build_info.h"
 #include "bench/measure/choice_option.h"
 #include "bench/measure/format_option.h"
 #include "bench/measure/memory.h"
@@ -532,6 +533,8 @@ int parse_and_run(int argc, char** argv) {
                "mla_run");
   app.require_subcommand(1);
   app.get_formatter()->column_width(12);
+  app.set_version_flag("--version", fmt::format("mla_run, commit {}", kCommit),
+                       "Say of which commit it is");
   app.footer(
       "mla_run COMMAND --help says more.\nExample: mla_run decode --stage 02 --shape "
       "h16_q1_b2_k256\n\n" +

@@ -24,7 +24,7 @@ size_t alignment_of(const TensorMap& map) {
 template <typename Function>
 void for_each_chunk(const TensorMap& map, const Coordinates& coordinates, Function function) {
   const int64_t element_bytes = map.element_bytes;
-  const size_t row_granules = map.box[0] * static_cast<size_t>(element_bytes) / kGranule;
+  const size_t row_granules = map.row_bytes() / kGranule;
   const auto rank = static_cast<size_t>(map.rank);
   size_t rows = 1;
   for (size_t i = 1; i < rank; ++i) rows *= map.box[i];
@@ -169,8 +169,7 @@ size_t Multiprocessor::check_load(BulkCopy copy, void* destination, uint64_t bar
   count_bulk_copy(copy, AccessKind::kBulkLoad);
   mark_landing(begin, end, self().number, 0, wait);
   if (recording_ != nullptr) recording_->copy(*this, *this, copy, false);
-  loads_.push_back(std::move(copy));
-  return loads_.back().bytes;
+  return add_load(std::move(copy)).bytes;
 }
 
 void Multiprocessor::note_source(const BulkCopy& copy, const Multiprocessor& target,
@@ -199,8 +198,15 @@ void poison(void* memory, size_t bytes) {
   std::memset(memory, 0xff, bytes);
 }
 
+BulkCopy& Multiprocessor::add_load(BulkCopy copy) {
+  if (free_load_places_.empty()) free_load_places_.push_back(&load_places_.emplace_back());
+  loads_.push_back(free_load_places_.back());
+  free_load_places_.pop_back();
+  return *loads_.back() = std::move(copy);
+}
+
 void Multiprocessor::begin_load() {
-  BulkCopy& load = loads_.back();
+  BulkCopy& load = *loads_.back();
   load.begun = true;
   if (launch_->seed != 0 && async_random_.next() % 2 == 0) read_global(load);
   if (pace_ == Pace::kEarly && async_random_.next() % 2 == 0) land(loads_.size() - 1);
@@ -213,14 +219,15 @@ void Multiprocessor::land_loads_early() {
 
 bool Multiprocessor::land_load() {
   // One that a thread is about to begin is the last.
-  const size_t begun = loads_.size() - (!loads_.empty() && !loads_.back().begun);
+  const size_t begun = loads_.size() - (!loads_.empty() && !loads_.back()->begun);
   if (begun == 0) return false;
   land(launch_->seed == 0 ? 0 : async_random_.next() % begun);
   return true;
 }
 
 void Multiprocessor::land(size_t index) {
-  landing_ = std::move(loads_[index]);  // not a local: a GPU thread that fails destroys nothing
+  landing_ = std::move(*loads_[index]);  // not a local: a GPU thread that fails destroys nothing
+  free_load_places_.push_back(loads_[index]);
   BulkCopy& load = landing_;
   loads_.erase(loads_.begin() + static_cast<ptrdiff_t>(index));
   Wait wait{load.what, load.file, load.line};
@@ -450,10 +457,9 @@ void check_tensor_map(const char* what, const TensorMap* map, int rank, const ch
              multiprocessor.place(multiprocessor.self().number);
     });
   }
-  const uint32_t row_bytes = map->box[0] * static_cast<uint32_t>(map->element_bytes);
-  require(!map->swizzle_128b || row_bytes == 128,
+  require(!map->swizzle_128b || map->row_bytes() == 128,
           "tensor map: with a 128-byte swizzle box[0] must be 64");
-  require(!map->swizzle_64b || row_bytes == 64,
+  require(!map->swizzle_64b || map->row_bytes() == 64,
           "tensor map: with a 64-byte swizzle box[0] must be 32");
 }
 

@@ -287,13 +287,13 @@ void Multiprocessor::check_cluster_load(BulkCopy copy, void* destination,
     block.mark_landing(begin, end, self().number, issuer, wait);
   }
   if (recording_ != nullptr) recording_->copy(*this, block, copy, false);
-  block.loads_.push_back(std::move(copy));
+  block.add_load(std::move(copy));
   cluster_target_ = &block;
 }
 
 void Multiprocessor::begin_cluster_load() {
   Multiprocessor& block = *cluster_target_;
-  BulkCopy& load = block.loads_.back();
+  BulkCopy& load = *block.loads_.back();
   load.begun = true;
   const bool early = launch_->seed != 0 && async_random_.next() % 2 == 0;
   if (early && load.kind == BulkCopy::Kind::kBulk) block.read_source(load);
@@ -304,10 +304,10 @@ void Multiprocessor::begin_cluster_load() {
 /// to `last`.
 const BulkCopy* Multiprocessor::find_cluster_reader(size_t begin, size_t last) const {
   for (const Multiprocessor* block : cluster_->blocks) {
-    for (const BulkCopy& load : block->loads_) {
-      if (load.source != this) continue;
-      const size_t source = load.source_offset / kGranule;
-      if (source <= last && begin < source + load.bytes / kGranule) return &load;
+    for (const BulkCopy* load : block->loads_) {
+      if (load->source != this) continue;
+      const size_t source = load->source_offset / kGranule;
+      if (source <= last && begin < source + load->bytes / kGranule) return load;
     }
   }
   return nullptr;

@@ -39,11 +39,11 @@ uint64_t Multiprocessor::mbarrier_init(const ptx::Mbarrier* barrier, int count,
              place(self().number);
     });
   }
-  for (const BulkCopy& load : loads_) {
-    if (load.barrier != offset) continue;
+  for (const BulkCopy* load : loads_) {
+    if (load->barrier != offset) continue;
     fail([&] {
-      return detail::describe(wait) + " while " + load.what + " at " +
-             std::string(relative_path(load.file)) + ":" + std::to_string(load.line) +
+      return detail::describe(wait) + " while " + load->what + " at " +
+             std::string(relative_path(load->file)) + ":" + std::to_string(load->line) +
              " has yet to complete on it, " + place(self().number);
     });
   }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cfenv>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -421,6 +422,7 @@ class Multiprocessor {
   std::string reader(size_t index);
   /// Lands a bulk load, if any is under way.
   bool land_load();
+  BulkCopy& add_load(BulkCopy copy);
   void land_loads_early();
   void land(size_t load);
   void probe(const BulkCopy& copy);
@@ -469,7 +471,10 @@ class Multiprocessor {
   bool marks_used_ = false;         // by this block
   AsyncView async_;
   std::vector<MbarrierState> mbarriers_;
-  std::vector<BulkCopy> loads_;   // under way
+  // Under way, in the order of issue, of which there may be thousands: where they are kept does not move.
+  std::vector<BulkCopy*> loads_;
+  std::deque<BulkCopy> load_places_;
+  std::vector<BulkCopy*> free_load_places_;
   BulkCopy landing_;              // the one that lands
   std::vector<BulkCopy> writes_;  // stores that have read shared memory, but not written
   unsigned free_registers_ = 0;   // of those that the block began with, in all threads

@@ -184,6 +184,7 @@ void Multiprocessor::reset_async() {
     marks_used_ = false;
   }
   mbarriers_.clear();
+  free_load_places_.insert(free_load_places_.end(), loads_.begin(), loads_.end());
   loads_.clear();
   writes_.clear();
   if (async_.used) {
@@ -219,7 +220,7 @@ void Multiprocessor::check_async_end() {
                block();
     }
   };
-  for (const BulkCopy& load : loads_) under_way(load.what, load.file, load.line);
+  for (const BulkCopy* load : loads_) under_way(load->what, load->file, load->line);
   for (const MbarrierState& barrier : mbarriers_) {  // landed early, but that was luck
     if (barrier.landed > barrier.observed) under_way(barrier.what, barrier.file, barrier.line);
   }

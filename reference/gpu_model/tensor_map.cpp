@@ -27,7 +27,7 @@ std::string check_tensor_map(const TensorMap& map) {
       return wrong(name("stride_bytes", i), map.stride_bytes[i], "a multiple of 16 less than 2^40");
     }
   }
-  const uint32_t row_bytes = map.box[0] * static_cast<uint32_t>(map.element_bytes);
+  const uint32_t row_bytes = map.row_bytes();
   if (row_bytes % 16 != 0) {
     return wrong("box[0]", map.box[0],
                  map.element_bytes == 2 ? "a multiple of 8" : "a multiple of 4");

@@ -17,6 +17,9 @@ struct alignas(64) TensorMap {
   uint32_t box[5] = {};           ///< Elements, 1 ... 256.
   bool swizzle_128b = false;      ///< See TensorShape.
   bool swizzle_64b = false;       ///< The same.
+
+  /// Of a row of the box.
+  uint32_t row_bytes() const { return box[0] * static_cast<uint32_t>(element_bytes); }
 };
 
 /// Where a box begins, innermost dimension first.

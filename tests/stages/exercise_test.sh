@@ -51,9 +51,12 @@ table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage,
 [ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
 numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
 
-# Of kind write, one per stage is solved and checked as a reader would. The solution is the kernel as it came, which
-# solve must restore and check_untouched has run, so that the others need not be built again.
-is_as_it_came() { [ "$3" = write ] && [ "$2" -gt "$(awk -v s="$1" '$1 == s && $3 == "write" { print $2; exit }' <<< "$table")" ]; }
+# Of the kinds that begin, one per stage is solved and checked as a reader would. The solution is the kernel as it came,
+# which solve must restore and check_untouched has run, so that the others need not be built again.
+is_begun() { [ "$1" = mend ] || [ "$1" = write ]; }
+is_as_it_came() {
+  is_begun "$3" && [ "$2" -gt "$(awk -v s="$1" '$1 == s && ($3 == "mend" || $3 == "write") { print $2; exit }' <<< "$table")" ]
+}
 
 # build_all NUMBER: the programs of all stages with an exercise of this number at once, on all cores, so that a check
 # finds its own built
@@ -133,14 +136,14 @@ for trap in entry.get("traps", []):
 END
 }
 check_comment() {
-  if [ "$3" = mend ] || [ "$3" = write ]; then expect 1 "Not begun yet" stages/exercise check "$1" "$2"; fi
+  if is_begun "$3"; then expect 1 "Not begun yet" stages/exercise check "$1" "$2"; fi
   if [ "$3" = break ]; then expect 1 "Nothing wrong was found" stages/exercise check "$1" "$2"; fi
 }
 check_broken_otherwise() {
   if [ "$3" = break ]; then expect 1 "but not as asked" stages/exercise check "$1" "$2"; fi
 }
 begin() {
-  if [ "$3" = mend ] || [ "$3" = write ]; then
+  if is_begun "$3"; then
     expect 0 "$([ "$3" = mend ] && echo "is broken now" || echo "lacks a part now")" stages/exercise begin "$1" "$2"
     expect 1 "repeat: mla_run decode --stage $1" stages/exercise check "$1" "$2"
   else
@@ -149,7 +152,7 @@ begin() {
 }
 solve() {
   if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "$1" "$2"; fi
-  if [ "$3" = mend ] || [ "$3" = write ]; then  # all but the last line is as it came
+  if is_begun "$3"; then  # all but the last line is as it came
     expect 0 "1	0	stages/$1/kernel.cuh" git diff --numstat -- "stages/$1"
   fi
 }

@@ -124,7 +124,7 @@ ChoiceTable read_table(const Json& json, const std::string& origin) {
                    text_of(context, "commit", "context");
   const Json& regimes = list(json, "regimes", "the table");
   for (size_t i = 0; i < regimes.size(); ++i) {
-    table.regimes.push_back(read_regime(regimes[i], "regimes[" + std::to_string(i) + "]"));
+    table.add(read_regime(regimes[i], "regimes[" + std::to_string(i) + "]"));
   }
   return table;
 }
@@ -196,6 +196,15 @@ std::string to_string(const Regime& regime) {
               : std::string());
 }
 
+bool ChoiceTable::has(CacheFormat format) const {
+  return std::find(cache_formats.begin(), cache_formats.end(), format) != cache_formats.end();
+}
+
+void ChoiceTable::add(RegimeTimes one) {
+  if (!has(one.regime.cache_format)) cache_formats.push_back(one.regime.cache_format);
+  regimes.push_back(std::move(one));
+}
+
 Status parse_choice_table(std::string_view json, const std::string& origin, ChoiceTable* table) {
   const auto refused = [&](const std::string& what) {
     return Status(StatusCode::kFileError, origin + ": no table to choose by: " + what);
@@ -214,9 +223,7 @@ const ChoiceTable* table_for(std::span<const ChoiceTable> tables, const DeviceLi
                              CacheFormat format) {
   // The larger, the better.
   const auto fitness = [&](const ChoiceTable& table) {
-    const bool has_format =
-        std::any_of(table.regimes.begin(), table.regimes.end(),
-                    [&](const RegimeTimes& one) { return one.regime.cache_format == format; });
+    const bool has_format = table.has(format);
     const bool same_kind = table.compute_capability == limits.compute_capability;
     return std::tuple(has_format, same_kind, table.device == limits.name);
   };

@@ -50,6 +50,11 @@ struct ChoiceTable {
   int compute_capability = 0;  ///< 90 for 9.0
   std::string measured;        ///< "2026-11-21, commit 65a9dad": when, and of what.
   std::vector<RegimeTimes> regimes;
+  std::vector<CacheFormat> cache_formats;  ///< Of which it has regimes: every decode asks.
+
+  bool has(CacheFormat format) const;
+  /// Adds a regime, and its cache format to those.
+  void add(RegimeTimes one);
 };
 
 /// The schema of the files.

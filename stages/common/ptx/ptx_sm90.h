@@ -553,30 +553,38 @@ __device__ __forceinline__ void wgmma_m64n256k16_trans_b(float (&d)[32][4], cons
   }
 }
 // The same for 8 to 32 columns. A number of an operand is a string to the compiler, so each number of
-// columns is written out.
-#define MLA_WGMMA_PRODUCT(columns, registers, a_number, b_number, flag_number, type, transpose_a,  \
-                          ...)                                                                     \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number                                    \
+// columns is written out, with the six numbers that follow those of D: A's, B's and the flag's, with A in
+// shared memory three, with A in registers all.
+#define MLA_WGMMA_SHARED_A(columns, registers, n0, n1, n2, n3, n4, n5, type, transpose_a, ...)     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" n2                                             \
                ", 0;\n"                                                                            \
                "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers \
                "}, "                                                                               \
-               "%" a_number ", %" b_number ", p, 1, 1, " transpose_a ", 0;\n}"                     \
+               "%" n0 ", %" n1 ", p, 1, 1, " transpose_a ", 0;\n}"                                 \
                : __VA_ARGS__                                                                       \
                : "l"(a), "l"(b), "r"(int{accumulate}))
-#define MLA_WGMMA_COLUMNS(type, transpose_a)                                                      \
-  if constexpr (kTiles == 1) {                                                                    \
-    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "4", "5", "6", type, transpose_a, MLA_WGMMA_D(0));   \
-  } else if constexpr (kTiles == 2) {                                                             \
-    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "8", "9", "10", type, transpose_a,  \
-                      MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                            \
-  } else if constexpr (kTiles == 3) {                                                             \
-    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11", "12", "13", "14", \
-                      type, transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2));         \
-  } else {                                                                                        \
-    static_assert(kTiles == 4);                                                                   \
-    MLA_WGMMA_PRODUCT("32",                                                                       \
-                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",     \
-                      "16", "17", "18", type, transpose_a, MLA_WGMMA_D4(0));                      \
+#define MLA_WGMMA_REGISTER_A(columns, registers, n0, n1, n2, n3, n4, n5, type, transpose_a, ...)   \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" n5                                             \
+               ", 0;\n"                                                                            \
+               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers \
+               "}, "                                                                               \
+               "{%" n0 ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", p, 1, 1, 0;\n}"                     \
+               : __VA_ARGS__                                                                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}))
+#define MLA_WGMMA_COLUMNS(product, type, transpose_a)                                           \
+  if constexpr (kTiles == 1) {                                                                  \
+    product("8", "%0, %1, %2, %3", "4", "5", "6", "7", "8", "9", type, transpose_a,             \
+            MLA_WGMMA_D(0));                                                                    \
+  } else if constexpr (kTiles == 2) {                                                           \
+    product("16", "%0, %1, %2, %3, %4, %5, %6, %7", "8", "9", "10", "11", "12", "13", type,     \
+            transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                       \
+  } else if constexpr (kTiles == 3) {                                                           \
+    product("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11", "12", "13", "14", "15",   \
+            "16", "17", type, transpose_a, MLA_WGMMA_D(0), MLA_WGMMA_D(1), MLA_WGMMA_D(2));     \
+  } else {                                                                                      \
+    static_assert(kTiles == 4);                                                                 \
+    product("32", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15", "16", \
+            "17", "18", "19", "20", "21", type, transpose_a, MLA_WGMMA_D4(0));                  \
   }
 
 /// A and B in shared memory, both K-major; B is [8 kTiles columns, k].
@@ -584,10 +592,10 @@ template <typename T, int kTiles>
 __device__ __forceinline__ void wgmma_m64nNk16(float (&d)[kTiles][4], MatrixDescriptor a,
                                                MatrixDescriptor b, bool accumulate) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    MLA_WGMMA_COLUMNS("bf16", "0")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_SHARED_A, "bf16", "0")
   } else {
     static_assert(std::is_same_v<T, float16>);
-    MLA_WGMMA_COLUMNS("f16", "0")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_SHARED_A, "f16", "0")
   }
 }
 /// A in shared memory, MN-major: [k, 64 rows]; B in shared memory, K-major.
@@ -595,53 +603,26 @@ template <typename T, int kTiles>
 __device__ __forceinline__ void wgmma_m64nNk16_trans_a(float (&d)[kTiles][4], MatrixDescriptor a,
                                                        MatrixDescriptor b, bool accumulate) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    MLA_WGMMA_COLUMNS("bf16", "1")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_SHARED_A, "bf16", "1")
   } else {
     static_assert(std::is_same_v<T, float16>);
-    MLA_WGMMA_COLUMNS("f16", "1")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_SHARED_A, "f16", "1")
   }
 }
-#undef MLA_WGMMA_COLUMNS
-#undef MLA_WGMMA_PRODUCT
-
-// And with A in registers.
-#define MLA_WGMMA_PRODUCT(columns, registers, a_numbers, b_number, flag_number, type, ...)         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" flag_number                                    \
-               ", 0;\n"                                                                            \
-               "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" registers \
-               "}, "                                                                               \
-               "{" a_numbers "}, %" b_number ", p, 1, 1, 0;\n}"                                    \
-               : __VA_ARGS__                                                                       \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}))
-#define MLA_WGMMA_COLUMNS(type)                                                                 \
-  if constexpr (kTiles == 1) {                                                                  \
-    MLA_WGMMA_PRODUCT("8", "%0, %1, %2, %3", "%4, %5, %6, %7", "8", "9", type, MLA_WGMMA_D(0)); \
-  } else if constexpr (kTiles == 2) {                                                           \
-    MLA_WGMMA_PRODUCT("16", "%0, %1, %2, %3, %4, %5, %6, %7", "%8, %9, %10, %11", "12", "13",   \
-                      type, MLA_WGMMA_D(0), MLA_WGMMA_D(1));                                    \
-  } else if constexpr (kTiles == 3) {                                                           \
-    MLA_WGMMA_PRODUCT("24", "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11",                 \
-                      "%12, %13, %14, %15", "16", "17", type, MLA_WGMMA_D(0), MLA_WGMMA_D(1),   \
-                      MLA_WGMMA_D(2));                                                          \
-  } else {                                                                                      \
-    static_assert(kTiles == 4);                                                                 \
-    MLA_WGMMA_PRODUCT("32",                                                                     \
-                      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",   \
-                      "%16, %17, %18, %19", "20", "21", type, MLA_WGMMA_D4(0));                 \
-  }
 /// A in registers; B in shared memory, K-major: [8 kTiles columns, k].
 template <typename T, int kTiles>
 __device__ __forceinline__ void wgmma_m64nNk16(float (&d)[kTiles][4], const uint32_t (&a)[4],
                                                MatrixDescriptor b, bool accumulate) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    MLA_WGMMA_COLUMNS("bf16")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_REGISTER_A, "bf16", "")
   } else {
     static_assert(std::is_same_v<T, float16>);
-    MLA_WGMMA_COLUMNS("f16")
+    MLA_WGMMA_COLUMNS(MLA_WGMMA_REGISTER_A, "f16", "")
   }
 }
 #undef MLA_WGMMA_COLUMNS
-#undef MLA_WGMMA_PRODUCT
+#undef MLA_WGMMA_REGISTER_A
+#undef MLA_WGMMA_SHARED_A
 #undef MLA_WGMMA_128_REGISTERS
 #undef MLA_WGMMA_D4
 #undef MLA_WGMMA_D

@@ -72,6 +72,18 @@ traditional::Mask mask_of(const LayerCase& layer) {
   return layer.causal ? traditional::Mask::causal() : traditional::Mask();
 }
 
+/// Each sequence's result must be what `attend`(x, &expected) gives for its x.
+template <typename Attend>
+void expect_each(const LayerPlan& plan, const std::vector<double>& y, Attend attend) {
+  const LayerCase& layer = plan.of;
+  const int64_t tokens = layer.tokens, d = layer.d_model();
+  for (int64_t b = 0; b < layer.batch; ++b) {
+    Matrix expected;
+    ASSERT_OK(attend(drawn(plan, "x", tokens, d, b * tokens * d), &expected));
+    EXPECT_LT(distance(y, b, expected), 1e-12);
+  }
+}
+
 class Prefill : public testing::TestWithParam<bool> {};
 INSTANTIATE_TEST_SUITE_P(Causal, Prefill, testing::Bool());
 
@@ -83,13 +95,9 @@ TEST_P(Prefill, MultiHeadIsTheReferences) {
   const traditional::MultiHeadWeights<double> weights{
       layer.heads, linear(plan, "W_Q", d, d), linear(plan, "W_K", d, d), linear(plan, "W_V", d, d),
       linear(plan, "W_O", d, d)};
-  const std::vector<double> y = evaluate(plan);
-  for (int64_t b = 0; b < layer.batch; ++b) {
-    Matrix expected;
-    const Matrix x = drawn(plan, "x", layer.tokens, d, b * layer.tokens * d);
-    ASSERT_OK(attend_plain(weights, x, mask_of(layer), &expected));
-    EXPECT_LT(distance(y, b, expected), 1e-12);
-  }
+  expect_each(plan, evaluate(plan), [&](const Matrix& x, Matrix* expected) {
+    return attend_plain(weights, x, mask_of(layer), expected);
+  });
 }
 
 TEST_P(Prefill, LatentPlainIsTheReferences) {
@@ -102,13 +110,9 @@ TEST_P(Prefill, LatentPlainIsTheReferences) {
       linear(plan, "W_V", d, d),      linear(plan, "L_Q", d, narrow),
       linear(plan, "L_K", d, narrow), linear(plan, "L_V", d, narrow),
       linear(plan, "R", narrow, d),   linear(plan, "W_O", d, d)};
-  const std::vector<double> y = evaluate(plan);
-  for (int64_t b = 0; b < layer.batch; ++b) {
-    Matrix expected;
-    const Matrix x = drawn(plan, "x", layer.tokens, d, b * layer.tokens * d);
-    ASSERT_OK(attend_plain(weights, x, mask_of(layer), &expected));
-    EXPECT_LT(distance(y, b, expected), 1e-12);
-  }
+  expect_each(plan, evaluate(plan), [&](const Matrix& x, Matrix* expected) {
+    return attend_plain(weights, x, mask_of(layer), expected);
+  });
 }
 
 TEST_P(Prefill, LatentFusedIsTheReferencesInChunks) {
@@ -124,13 +128,9 @@ TEST_P(Prefill, LatentFusedIsTheReferencesInChunks) {
       drawn(plan, "[W_K L_K | W_V L_V]", d, 2 * narrow);
   weights.reconstruction = linear(plan, "R", narrow, d);
   weights.output = linear(plan, "W_O", d, d);
-  const std::vector<double> y = evaluate(plan, Element::kFp64, 1);
-  for (int64_t b = 0; b < layer.batch; ++b) {
-    Matrix expected;
-    const Matrix x = drawn(plan, "x", layer.tokens, d, b * layer.tokens * d);
-    ASSERT_OK(attend_chunked(weights, x, mask_of(layer), {.chunk_size = 100}, &expected));
-    EXPECT_LT(distance(y, b, expected), 1e-12);
-  }
+  expect_each(plan, evaluate(plan, Element::kFp64, 1), [&](const Matrix& x, Matrix* expected) {
+    return attend_chunked(weights, x, mask_of(layer), {.chunk_size = 100}, expected);
+  });
 }
 
 // A KV head that serves two query heads is two heads with the same weights.
@@ -150,13 +150,9 @@ TEST_P(Prefill, GroupedIsMultiHeadWithEqualHeads) {
   const traditional::MultiHeadWeights<double> weights{layer.heads, linear(plan, "W_Q", d, d),
                                                       repeated("W_K"), repeated("W_V"),
                                                       linear(plan, "W_O", d, d)};
-  const std::vector<double> y = evaluate(plan);
-  for (int64_t b = 0; b < layer.batch; ++b) {
-    Matrix expected;
-    const Matrix x = drawn(plan, "x", layer.tokens, d, b * layer.tokens * d);
-    ASSERT_OK(attend_plain(weights, x, mask_of(layer), &expected));
-    EXPECT_LT(distance(y, b, expected), 1e-12);
-  }
+  expect_each(plan, evaluate(plan), [&](const Matrix& x, Matrix* expected) {
+    return attend_plain(weights, x, mask_of(layer), expected);
+  });
 }
 
 /// One head's attention, by loops.

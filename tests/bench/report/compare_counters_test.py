@@ -108,7 +108,8 @@ class HardwareTest(unittest.TestCase):
     def fake(self, of_stage):
         def run(command, **_):
             if "--csv" not in command or "--log-file" not in command:
-                return SimpleNamespace(returncode=0, stdout="known\n", stderr="")
+                said = "mla_run, commit abc1234-dirty" if command == ["mla_run", "--version"] else "known"
+                return SimpleNamespace(returncode=0, stdout=said + "\n", stderr="")
             stage, shape = command[command.index("--stage") + 1], command[command.index("--shape") + 1]
             code, said, rows = of_stage(stage, shape)
             header = ["ID", "Kernel Name", counters.TIME, "dram__bytes.sum.per_second", counters.CONFLICTS[0]]
@@ -143,6 +144,7 @@ class HardwareTest(unittest.TestCase):
                           ("12_fp8", counters.HARDWARE_SHAPE + counters.QUANTISED, None),
                           ("99_broken", counters.HARDWARE_SHAPE, "unavailable: no such device")])
         self.assertIn("no such device", said)
+        self.assertEqual(data["context"]["commit"], "abc1234-dirty")
         kernels = data["runs"][0]["kernels"]
         self.assertEqual(list(kernels), ["decode"])
         metrics = kernels["decode"]["metrics"]

@@ -640,6 +640,9 @@ TEST_F(MlaRunTest, TellsWhatItCan) {
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_NE(help.text.find("--block-table tests/data/paged/block_table.npy"), std::string::npos);
   EXPECT_NE(help.text.find("192^-1/2"), std::string::npos);
+  const Ran version = run("--version");
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_TRUE(version.text.starts_with("mla_run, commit ")) << version.text;
   expect_nothing_run("", "Subcommands:");
   expect_nothing_run("--list", "Run with --help");
   expect_nothing_run("predict --stage 02 --shape h1_q1_b1_k1 --schedules 2", "--schedules");

@@ -55,11 +55,13 @@ const std::vector<Stage> kStages = {fake("01_old", 80, 1 << 30, false),
 
 ChoiceTable table_of(std::vector<RegimeTimes> regimes, const std::string& device = "A card",
                      int capability = 90) {
-  return {.origin = "a test",
-          .device = device,
-          .compute_capability = capability,
-          .measured = "today",
-          .regimes = std::move(regimes)};
+  ChoiceTable table;
+  table.origin = "a test";
+  table.device = device;
+  table.compute_capability = capability;
+  table.measured = "today";
+  for (RegimeTimes& one : regimes) table.add(std::move(one));
+  return table;
 }
 
 Choice choose_by(const ChoiceTable& table, const DeviceLimits& limits = limits_of("A card", 90),
@@ -167,6 +169,9 @@ TEST(Choose, TheTableHasTheCacheFormatIfOneHas) {
   EXPECT_EQ(index("H100", CacheFormat::k16Bit), 3);
   EXPECT_EQ(index("H100", CacheFormat::kInt8Tile128), 2)
       << "none has it: the first of the device's";
+  const ChoiceTable both = table_of({{{16, 1, 512}, {}}, {{16, 1, 512, fp8}, {}}});
+  EXPECT_TRUE(both.has(CacheFormat::k16Bit) && both.has(fp8));
+  EXPECT_FALSE(both.has(CacheFormat::kInt8Tile128));
 }
 
 TEST(Choose, TheLeastTimeOfThoseThatCanRun) {
