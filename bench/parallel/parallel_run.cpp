@@ -1,0 +1,431 @@
+#include "bench/parallel/parallel_run.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "bench/measure/limits.h"
+#include "bench/measure/memory.h"
+#include "bench/measure/program.h"
+#include "bench/measure/table.h"
+#include "bench/measure/truth.h"
+#include "stages/common/choose/choose.h"
+
+namespace mla::bench {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double median(std::vector<double> values) {
+  return quantile(std::move(values), 0.5);
+}
+
+/// One rank, from its start to its end.
+class RankRun {
+ public:
+  RankRun(const ParallelOptions& options, const Seat& seat, Json* report)
+      : options_(options), seat_(seat), report_(report) {}
+
+  Status begin(const MakeTransport& make_transport) {
+    if (options_.machine == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(seat_.local_rank));
+    std::string why_not;
+    machine_ = find_machine(options_.machine, &why_not);
+    if (machine_ == nullptr) return {StatusCode::kUnavailable, why_not};
+    stage_ = find_stage(options_.machine, options_.stage, &why_not);
+    if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
+    MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
+    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
+    const int pages = options_.cases.front().division.pages;  // the same in all
+    std::unique_ptr<Rendezvous> group;
+    MLA_RETURN_IF_ERROR(join_group(*world_, seat_.hub, seat_.rank / pages, pages, &hub_, &group));
+    MLA_RETURN_IF_ERROR(make_transport(seat_, std::move(group), &transport_, &api_));
+    MLA_RETURN_IF_ERROR(make_rank_clock(
+        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_));
+    if (seat_.rank == 0) {
+      (*report_)["machine"] = machine_->description();
+      (*report_)["ranks"] = seat_.ranks;
+      if (api_ != nullptr) (*report_)["nccl"] = api_->description();
+    }
+    return {};
+  }
+
+  Status run() {
+    for (const ParallelCase& one : options_.cases) MLA_RETURN_IF_ERROR(run_case(one));
+    // Whoever has the hub stays until all have left it.
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("end", &all));
+    transport_.reset();
+    return world_->share("left", &all);
+  }
+
+  Rendezvous* world() const { return world_.get(); }
+
+ private:
+  Status run_case(const ParallelCase& one) {
+    DecodeCase spec = one.shape.spec;
+    if (is_faulty(Fault::kShape)) {
+      if (spec.lengths.empty()) {
+        spec.batch = std::max(1, spec.batch - 1);
+      } else if (spec.lengths.size() > 1) {
+        spec.lengths.pop_back();
+      }
+    }
+    const DataSet whole = make_data_set(spec);
+    RankData data;
+    Status status = make_rank_data(*machine_, whole, one.division, seat_.rank, &data);
+    DeviceBuffer workspace;
+    size_t bytes = 0;
+    if (status.ok()) {
+      status = parallel_workspace_bytes(*stage_, data.problem, data.settings, one.division.pages,
+                                        &bytes);
+    }
+    if (status.ok()) status = workspace.allocate(*machine_, bytes);
+    if (status.ok() && options_.check) status = find_truth(whole);
+    // All are here before the first exchange, whose time limit does not begin while data are made.
+    if (!status.ok()) world_->fail(status);
+    MLA_RETURN_IF_ERROR(status);
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("ready", &all));
+    misbehave(Fault::kKill);
+    misbehave(Fault::kStop);
+    Workspace lent = workspace;
+    if (is_faulty(Fault::kError)) lent.bytes = 0;
+
+    const auto decode_whole = [&](Stream stream) {
+      return decode_parallel(*stage_, data.problem, data.tensors, data.settings, *transport_, lent,
+                             stream);
+    };
+    int whole_handle = 0;
+    MLA_RETURN_IF_ERROR(clock_->prepare(decode_whole, use_graphs(), &whole_handle));
+    MLA_RETURN_IF_ERROR(machine_->fill(data.out.data(), 0xff, data.out.bytes(), clock_->stream()));
+    MLA_RETURN_IF_ERROR(machine_->fill(data.lse.data(), 0xff, data.lse.bytes(), clock_->stream()));
+    misbehave(Fault::kKillLater);
+    MLA_RETURN_IF_ERROR(clock_->run(whole_handle, 1, nullptr));
+
+    Json row = row_of(one, whole, data);
+    if (options_.check) {
+      double share = 0;
+      const bool has_tail = data.problem.causal && data.problem.seqlen_q > 1;
+      const Status right = compare_rank(*machine_, whole, data, expected(), rows_,
+                                        one.division.pages > 1 || has_tail, &share);
+      MLA_RETURN_IF_ERROR(world_->share(right.ok() ? "" : right.message(), &all));
+      row["wrong"] = Json::array();
+      for (size_t rank = 0; rank < all.size(); ++rank) {
+        if (!all[rank].empty()) row["wrong"].push_back(fmt::format("rank {}: {}", rank, all[rank]));
+      }
+      any_wrong_ = any_wrong_ || !row["wrong"].empty();
+    }
+    if (options_.times) MLA_RETURN_IF_ERROR(take_times(one, whole, data, lent, whole_handle, &row));
+    if (seat_.rank == 0) {
+      print(row);
+      (*report_)["rows"].push_back(row);
+    }
+    return {};
+  }
+
+  /// The times of one case, each the longest of all ranks'.
+  Status take_times(const ParallelCase& one, const DataSet& whole, RankData& data,
+                    const Workspace& workspace, int whole_handle, Json* row) {
+    const double warmup = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
+    const Stage& stage = *stage_;
+    const auto half = [&](auto function) {
+      return [&, function](Stream stream) {
+        return function(stage, data.problem, data.tensors, data.settings, *transport_, workspace,
+                        stream);
+      };
+    };
+    MLA_RETURN_IF_ERROR(time_handle(whole_handle, 1, warmup, &(*row)["whole_us"]));
+    MLA_RETURN_IF_ERROR(time(half(decode_share), 1, warmup, &(*row)["share_us"]));
+    if (one.division.pages > 1) {
+      constexpr double kShort = 0.1;
+      MLA_RETURN_IF_ERROR(time(half(merge_shares), 1, kShort, &(*row)["merge_us"]));
+      MLA_RETURN_IF_ERROR(time_exchange(one, data, kShort, row));
+    }
+    return time_alone(one, whole, warmup, row);
+  }
+
+  /// The exchange without the merge, as the decode does it; and NCCL's collectives for the same bytes,
+  /// several in one graph, so that what a graph costs beside is not in it.
+  Status time_exchange(const ParallelCase& one, const RankData& data, double warmup, Json* row) {
+    const Exchange kind = data.settings.exchange;
+    const int ranks = one.division.pages;
+    const auto count = static_cast<size_t>(ranks);
+    const int64_t rows = data.problem.lse_elements();
+    const bool is_sum = kind == Exchange::kReduceScatter;
+    const auto bytes = static_cast<size_t>(is_sum ? rows * int64_t{sizeof(float)}
+                                                  : exchange_bytes(data.problem, kind, ranks));
+    const size_t sums = static_cast<size_t>(rows / ranks) * kHeadDimV;
+    DeviceBuffer send, receive, parts, sum;
+    MLA_RETURN_IF_ERROR(send.allocate(*machine_, bytes * count));
+    MLA_RETURN_IF_ERROR(receive.allocate(*machine_, bytes * count));
+    MLA_RETURN_IF_ERROR(machine_->fill(send.data(), 0, send.bytes()));
+    if (is_sum) {
+      MLA_RETURN_IF_ERROR(parts.allocate(*machine_, sums * count * sizeof(float)));
+      MLA_RETURN_IF_ERROR(sum.allocate(*machine_, sums * sizeof(float)));
+      MLA_RETURN_IF_ERROR(machine_->fill(parts.data(), 0, parts.bytes()));
+    }
+    MLA_RETURN_IF_ERROR(machine_->synchronize());
+    const auto exchange = [&](Stream stream) -> Status {
+      if (kind == Exchange::kAllToAll) {
+        MLA_RETURN_IF_ERROR(transport_->all_to_all(send.data(), receive.data(), bytes, stream));
+      } else {
+        MLA_RETURN_IF_ERROR(transport_->all_gather(send.data(), receive.data(), bytes, stream));
+      }
+      if (is_sum) {
+        MLA_RETURN_IF_ERROR(transport_->join(stream));
+        MLA_RETURN_IF_ERROR(
+            transport_->reduce_scatter(parts.as<float>(), sum.as<float>(), sums, stream));
+      }
+      return transport_->join(stream);
+    };
+    (*row)["bytes_sent"] = exchange_bytes(data.problem, kind, ranks) * (ranks - 1);
+    MLA_RETURN_IF_ERROR(time(exchange, 1, warmup, &(*row)["exchange_us"]));
+    if (api_ == nullptr) return {};
+    constexpr int kTogether = 8;
+    const auto alone = [&](Stream stream) -> Status {
+      MLA_RETURN_IF_ERROR(api_->follow(stream));
+      for (int i = 0; i < kTogether; ++i) {
+        if (kind == Exchange::kAllToAll) {
+          MLA_RETURN_IF_ERROR(api_->all_to_all(send.data(), receive.data(), bytes));
+        } else {
+          MLA_RETURN_IF_ERROR(api_->all_gather(send.data(), receive.data(), bytes));
+        }
+        MLA_RETURN_IF_ERROR(settle());
+        if (!is_sum) continue;
+        MLA_RETURN_IF_ERROR(api_->reduce_scatter(parts.as<float>(), sum.as<float>(), sums));
+        MLA_RETURN_IF_ERROR(settle());
+      }
+      return api_->lead(stream);
+    };
+    return time(alone, kTogether, warmup, &(*row)["nccl_us"]);
+  }
+
+  Status settle() {
+    for (bool is_busy = true; is_busy;) MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
+    return {};
+  }
+
+  /// The whole problem on one GPU.
+  Status time_alone(const ParallelCase& one, const DataSet& whole, double warmup, Json* row) {
+    if (one.shape.name != alone_) {
+      RankData data;
+      MLA_RETURN_IF_ERROR(make_rank_data(*machine_, whole, Division{}, 0, &data));
+      DeviceBuffer workspace;
+      MLA_RETURN_IF_ERROR(allocate_workspace(*stage_, data.problem, &workspace));
+      // Its own table: that of one rank is the whole.
+      const auto decode_alone = [&](Stream stream) {
+        return decode(*stage_, data.problem, data.tensors, workspace, stream);
+      };
+      MLA_RETURN_IF_ERROR(time(decode_alone, 1, warmup, &alone_us_));
+      alone_ = one.shape.name;
+    }
+    (*row)["one_us"] = alone_us_;
+    return {};
+  }
+
+  template <typename Enqueue>
+  Status time(const Enqueue& enqueue, int per_run, double warmup, Json* us) {
+    int handle = 0;
+    MLA_RETURN_IF_ERROR(clock_->prepare(enqueue, use_graphs(), &handle));
+    return time_handle(handle, per_run, warmup, us);
+  }
+
+  /// Every rank runs it equally often.
+  Status time_handle(int handle, int per_run, double warmup, Json* us) {
+    double guess = 0;
+    MLA_RETURN_IF_ERROR(clock_->run(handle, 3, &guess));
+    MLA_RETURN_IF_ERROR(longest(&guess));
+    if (guess <= 0) return {};
+    const auto runs = [&](double seconds, int least, int most) {
+      return static_cast<int>(std::clamp(1e6 * seconds / guess, 1.0 * least, 1.0 * most));
+    };
+    MLA_RETURN_IF_ERROR(clock_->run(handle, runs(warmup, 3, 100000), nullptr));
+    std::vector<double> samples(static_cast<size_t>(options_.batches));
+    for (double& sample : samples) {
+      MLA_RETURN_IF_ERROR(clock_->run(handle, runs(0.04, 5, 2000), &sample));
+    }
+    double time = median(samples) / per_run;
+    MLA_RETURN_IF_ERROR(longest(&time));
+    *us = time;
+    return {};
+  }
+
+  Status longest(double* value) {
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share(fmt::format("{}", *value), &all));
+    for (const std::string& other : all)
+      *value = std::max(*value, std::strtod(other.c_str(), nullptr));
+    return {};
+  }
+
+  /// What the whole should give. Kept, because cases that follow each other often share it.
+  Status find_truth(const DataSet& whole) {
+    const std::string name = whole.spec.name() + shape_name(whole);
+    if (name == truth_) return {};
+    DeviceTensors tensors;
+    MLA_RETURN_IF_ERROR(generate_on_device(*machine_, whole, &tensors));
+    MLA_RETURN_IF_ERROR(values_.evaluate(*machine_, whole, tensors,
+                                         work_of(whole.problem, whole.total_tokens()).flop));
+    rows_ = values_.rows();
+    truth_ = name;
+    return {};
+  }
+  const ReferenceResult& expected() const { return values_.expected(); }
+
+  bool use_graphs() const { return options_.graphs && options_.machine == MachineKind::kGpu; }
+  bool is_faulty(Fault fault) const {
+    return options_.fault == fault && options_.faulty_rank == seat_.rank;
+  }
+  void misbehave(Fault fault) const {
+    if (!is_faulty(fault)) return;
+    if (fault == Fault::kStop) {
+      std::this_thread::sleep_for(3 * options_.time_limit);
+    } else {
+      raise(SIGKILL);
+    }
+  }
+
+  Json row_of(const ParallelCase& one, const DataSet& whole, const RankData& data) const {
+    std::string stage = stage_->slug;
+    if (Choice choice; stage == kAutoSlug &&
+                       choose(options_.machine, data.problem, machine_->limits(), &choice).ok()) {
+      stage = name_of(choice);
+    }
+    return {{"shape", one.shape.name},
+            {"mode", one.mode},
+            {"ranks", seat_.ranks},
+            {"page_ranks", one.division.pages},
+            {"pages_per_turn", data.settings.pages_per_turn},
+            {"exchange", to_string(data.settings.exchange)},
+            {"slices", data.settings.slices},
+            {"stage", stage},
+            {"tokens", whole.total_tokens()},
+            {"cache_bytes", data.cache_bytes}};
+  }
+
+  void print(const Json& row) const {
+    std::string line =
+        fmt::format("{:<28} {:<8} {:<14} slices {} {:<24}", row["shape"].get<std::string>(),
+                    row["mode"].get<std::string>(), row["exchange"].get<std::string>(),
+                    row["slices"].get<int>(), row["stage"].get<std::string>());
+    for (const char* name :
+         {"one_us", "whole_us", "share_us", "merge_us", "exchange_us", "nccl_us"}) {
+      if (row.contains(name) && row[name].is_number()) {
+        line += fmt::format("  {} {:.1f}", std::string(name, std::string(name).size() - 3),
+                            row[name].get<double>());
+      }
+    }
+    if (row.contains("one_us") && row["one_us"].is_number()) {
+      line += fmt::format("  {:.3f} of one",
+                          row["whole_us"].get<double>() / row["one_us"].get<double>());
+    }
+    if (row.contains("wrong")) {
+      line += row["wrong"].empty() ? "  right" : "  WRONG: " + row["wrong"][0].get<std::string>();
+    }
+    fmt::print("{}\n", line);
+    std::fflush(stdout);
+  }
+
+ public:
+  bool any_wrong() const { return any_wrong_; }
+
+ private:
+  const ParallelOptions& options_;
+  const Seat seat_;
+  Json* report_;
+  Machine* machine_ = nullptr;
+  const Stage* stage_ = nullptr;
+  std::unique_ptr<Rendezvous> world_;
+  std::unique_ptr<Hub> hub_;
+  std::unique_ptr<Transport> transport_;
+  NcclApi* api_ = nullptr;
+  std::unique_ptr<RankClock> clock_;
+  Truth values_;
+  std::string truth_, alone_;
+  std::vector<QueryRow> rows_;
+  Json alone_us_;
+  bool any_wrong_ = false;
+};
+
+}  // namespace
+
+Status divide(const std::string& mode, int ranks, Division* division) {
+  *division = {};
+  if (mode == "context") {
+    division->pages = ranks;
+  } else if (mode == "heads") {
+    division->heads = ranks;
+  } else if (mode == "batch") {
+    division->batch = ranks;
+  } else if (mode == "both") {
+    if (ranks < 4 || ranks % 2 != 0) {
+      return {StatusCode::kInvalidArgument,
+              fmt::format("ranks = {} must be 4 or more, and even, to share heads and pages both",
+                          ranks)};
+    }
+    division->heads = 2;
+    division->pages = ranks / 2;
+  } else {
+    return {StatusCode::kInvalidArgument,
+            "mode \"" + mode + "\" must be context, heads, batch or both"};
+  }
+  return {};
+}
+
+int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
+             Json* report) {
+  const auto begin = WallClock::now();
+  RankRun rank(options, seat, report);
+  Status status = rank.begin(make_transport);
+  const bool has_begun = status.ok();
+  if (status.ok()) status = rank.run();
+  if (status.ok()) return rank.any_wrong() ? kWrong : kRight;
+  if (rank.world() != nullptr) rank.world()->fail(status);
+  fmt::print(stderr, "mla_parallel: rank {} after {:.1f} s: {}\n", seat.rank, seconds_since(begin),
+             status.to_string());
+  return has_begun ? kWrong : kNothingRun;
+}
+
+std::vector<ParallelCase> conformance_cases(int ranks, int page_size) {
+  std::vector<ParallelCase> cases;
+  size_t turn = 0;
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const int seqlen_q : {1, 2, 4}) {
+      for (const bool causal : {false, true}) {
+        for (const DataKind data : {DataKind::kNeedles, DataKind::kFlat}) {
+          for (const Exchange exchange : kExchanges) {
+            ParallelCase one;
+            one.mode = "context";
+            one.division.pages = ranks;
+            const int turns[] = {1, 0, 2};  // 0: contiguous
+            one.division.settings = {turns[turn % 3], exchange, 1 + static_cast<int>(turn % 2) * 2};
+            DecodeCase& spec = one.shape.spec;
+            spec.dtype = dtype;
+            spec.seqlen_q = seqlen_q;
+            spec.causal = causal;
+            spec.data = data;
+            spec.page_size = page_size;
+            spec.seed = turn % 4;
+            spec.num_heads_q = turn % 2 == 0 ? 16 * ranks : 128;
+            if (spec.num_heads_q % ranks != 0) spec.num_heads_q = 16 * ranks;
+            const int p = page_size;
+            spec.lengths = {0,         1,        3, p - 1, p, p + 1, ranks * p, ranks * p + 1,
+                            5 * p - 2, 9 * p + 2};
+            spec.batch = static_cast<int>(spec.lengths.size());
+            one.shape.name = fmt::format("{}", shape_name(make_data_set(spec)));
+            cases.push_back(one);
+            ++turn;
+          }
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+}  // namespace mla::bench
