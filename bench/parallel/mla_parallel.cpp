@@ -7,8 +7,10 @@
 #include "bench/measure/choice_option.h"
 #include "bench/measure/environment.h"
 #include "bench/measure/program.h"
+#include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 #include "bench/parallel/parallel_run.h"
+#include "bench/parallel/scale.h"
 
 namespace mla::bench {
 namespace {
@@ -21,6 +23,8 @@ struct Options {
   std::vector<int> slices = {1};
   int pages_per_turn = 1;
   std::string machine = "auto", fault, out;
+  std::vector<int> predicted_ranks = {1, 2, 4, 8, 16, 32, 64};
+  bool predict = false;
   bool conformance = false, times = false, no_check = false, no_graphs = false;
   int time_limit_ms = 20000;
   ParallelOptions run;
@@ -109,7 +113,60 @@ Status write_report(const Options& options, const ParallelOptions& run,
   return write_file(options.out, whole.dump(1) + "\n");
 }
 
+/// What decodes over many GPUs are predicted to take. On no machine.
+int predict(const Options& options) {
+  DecodeModel model;
+  Links links;
+  Status status = check_writable(options.out);
+  if (status.ok()) status = fit_decode_model(load_all_recorded(), &model);
+  if (status.ok()) status = fit_links(newest_parallel_report(), &links);
+  if (!status.ok()) return refuse(status);
+  nlohmann::ordered_json report{{"schema", "flashmla_scale/1"},
+                                {"context", {{"decode", model.origin}, {"links", links.origin}}},
+                                {"links",
+                                 {{"exchange_us", links.exchange_us},
+                                  {"nvlink_gbps", links.nvlink_gbps},
+                                  {"hop_us", links.hop_us},
+                                  {"network_gbps", links.network_gbps},
+                                  {"network_us", links.network_us},
+                                  {"merge_us", links.merge_us},
+                                  {"memory_gbps", links.memory_gbps},
+                                  {"gpus_per_host", links.gpus_per_host}}}};
+  fmt::print("decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
+             model.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
+             number(links.network_gbps));
+  for (const std::string& name : options.shapes) {
+    Shape shape;
+    if (status = parse_shape(name, &shape); !status.ok()) return refuse(status);
+    Table table({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB", "way"});
+    double one_us = 0;
+    for (const int ranks : options.predicted_ranks) {
+      for (const Forecast& one : forecast(model, links, shape.spec, ranks)) {
+        if (one_us == 0) one_us = forecast(model, links, shape.spec, 1).front().us();
+        table.add({std::to_string(ranks), microseconds(one.decode_us),
+                   microseconds(one.exchange_us), microseconds(one.merge_us),
+                   microseconds(one.us()), number(one.us() / one_us), number(one.memory_gb),
+                   one.way});
+        report["rows"].push_back({{"shape", name},
+                                  {"way", one.way},
+                                  {"ranks", ranks},
+                                  {"decode_us", one.decode_us},
+                                  {"exchange_us", one.exchange_us},
+                                  {"merge_us", one.merge_us},
+                                  {"us", one.us()},
+                                  {"memory_gb", one.memory_gb}});
+      }
+    }
+    fmt::print("\n{}\n{}", shape.title(), table.to_string());
+  }
+  if (options.shapes.empty())
+    return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});
+  if (!options.out.empty()) status = write_file(options.out, report.dump(1) + "\n");
+  return status.ok() ? kRight : refuse(status, kWrong);
+}
+
 int run(Options options) {
+  if (options.predict) return predict(options);
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
@@ -188,7 +245,7 @@ int run(Options options) {
     int code = run_rank(run, own, make_transport, &report);
     if (own.rank != 0) return code;
     if (options.conformance && code <= kWrong && report.contains("rows")) {
-      const auto& rows = report["rows"];
+      const auto rows = report["rows"];
       const auto wrong = std::count_if(rows.begin(), rows.end(),
                                        [](const auto& row) { return !row["wrong"].empty(); });
       report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
@@ -255,6 +312,12 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--fault", options.fault,
                  "What one rank does wrong, to see what others make of it: kill:1, kill-later:1, "
                  "stop:1, shape:1, error:1");
+  app.add_flag("--predict", options.predict,
+               "Decode nothing: predict what --shape takes over many H200");
+  app.add_option("--predict-ranks", options.predicted_ranks, "Over how many")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   app.add_option("--out", options.out, "Write a report here (.json)");
   add_choice_table(&app);
   app.footer(kExitCodes);

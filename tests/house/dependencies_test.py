@@ -39,7 +39,7 @@ RULE = {
     "stages": STAGES,  # commands and scripts
     "bench/measure": [*REFERENCE, *STAGES],
     "bench/explain": [*REFERENCE, *STAGES, "bench/measure"],
-    "bench/parallel": [*REFERENCE, *STAGES, "bench/measure"],
+    "bench/parallel": [*REFERENCE, *STAGES, "bench/measure", "bench/service"],
     "bench/service": [*REFERENCE, *STAGES, "bench/measure"],
     "bench/report": [],  # Python only
     "bench/tools": [*REFERENCE, *STAGES, *BENCH],

@@ -7,8 +7,11 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <future>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -96,7 +99,9 @@ class NcclOfLibrary final : public NcclApi {
   explicit NcclOfLibrary(const Library& library) : nccl_(library) {}
   ~NcclOfLibrary() override {
     // Not finalised: that waits for the others, who may have failed.
-    if (comm_ != nullptr) nccl_.comm_destroy(comm_);
+    end(nccl_.comm_destroy);
+    // What a graph still holds NCCL does not free; after a while that is left to the end of the process.
+    if (ended_.valid()) ended_.wait_for(std::chrono::seconds(2));
     if (event_ != nullptr) cudaEventDestroy(event_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
@@ -180,11 +185,16 @@ class NcclOfLibrary final : public NcclApi {
     if (cudaPeekAtLastError() == cudaErrorNotReady) cudaGetLastError();  // no error of a later call
     return {};
   }
-  void abort() override {
-    if (comm_ != nullptr) nccl_.comm_abort(std::exchange(comm_, nullptr));
-  }
+  void abort() override { end(nccl_.comm_abort); }
 
  private:
+  /// On a thread of its own: NCCL returns when no graph holds calls of the communicator any more.
+  void end(decltype(&ncclCommAbort) how) {
+    if (comm_ == nullptr) return;
+    std::packaged_task<void()> task([how, comm = std::exchange(comm_, nullptr)] { how(comm); });
+    ended_ = task.get_future();
+    std::thread(std::move(task)).detach();
+  }
   /// What comes on `second` waits for what is on `first`. A captured stream takes the other along.
   Status order(cudaStream_t first, cudaStream_t second) {
     MLA_RETURN_IF_ERROR(cuda_status(cudaEventRecord(event_, first), "cudaEventRecord"));
@@ -204,6 +214,7 @@ class NcclOfLibrary final : public NcclApi {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;
   int ranks_ = 0;
+  std::future<void> ended_;
 };
 
 }  // namespace

@@ -29,7 +29,7 @@ class NcclTransport final : public Transport {
     std::vector<std::string> ids;
     MLA_RETURN_IF_ERROR(rendezvous_->share(id, &ids));
     if (const Status begun = api_->connect(ids[0], rank(), ranks()); !begun.ok()) return end(begun);
-    return settle("to connect");
+    return settle("the ranks to connect");
   }
 
   Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
@@ -53,7 +53,7 @@ class NcclTransport final : public Transport {
 
   Status wait(Stream stream) override {
     MLA_RETURN_IF_ERROR(failure());
-    return poll("for its work with the others", [&](bool* is_done) -> Status {
+    return poll("its work with the others", [&](bool* is_done) -> Status {
       bool is_busy = false;
       MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
       return api_->query(stream, is_done);
@@ -89,6 +89,8 @@ class NcclTransport final : public Transport {
   template <typename IsDone>
   Status poll(const std::string& what, IsDone ask) {
     const auto begin = Clock::now();
+    // A little longer than the hub waits, which can say for whom.
+    const auto limit = rendezvous_->time_limit() + rendezvous_->time_limit() / 4;
     for (int turn = 0;; ++turn) {
       bool is_done = false;
       if (const Status status = ask(&is_done); !status.ok()) return end(status);
@@ -97,9 +99,9 @@ class NcclTransport final : public Transport {
       // Most work is short. Later a socket is read, too, and the core is left to others.
       if (waited < std::chrono::milliseconds(1)) continue;
       MLA_RETURN_IF_ERROR(failure());
-      if (waited >= rendezvous_->time_limit()) {
+      if (waited >= limit) {
         return end({StatusCode::kRankFailed,
-                    "waited " + std::to_string(rendezvous_->time_limit().count()) + " ms " + what});
+                    "waited " + std::to_string(limit.count()) + " ms for " + what});
       }
       std::this_thread::sleep_for(std::chrono::microseconds(turn < 1000 ? 50 : 500));
     }

@@ -15,6 +15,9 @@ namespace mla {
 /// communicator: synchronise by nothing else. While a CUDA graph is replayed nothing is announced, so a rank that
 /// replays another shape is found by the time limit alone.
 ///
+/// Graphs that hold its calls should be destroyed before it. Outside a graph a call costs the host tens of
+/// microseconds, because NCCL takes it on a thread of its own: that is the price of one that can be given up.
+///
 /// Every rank makes its own, together. The rendezvous is the transport's from then on: it announces every call,
 /// and gives its time limit.
 /// @return kUnavailable as make_nccl_api(); the rendezvous's failure; kRankFailed if the ranks' communicators

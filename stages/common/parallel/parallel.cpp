@@ -137,6 +137,12 @@ Status find_slices(const Stage& stage, const Problem& problem, const ParallelSet
     return {StatusCode::kInvalidArgument,
             "batch * seqlen_q = " + std::to_string(tokens) + " must be less than 2^31"};
   }
+  if (ranks == 1) {  // it decodes as one device does
+    WorkspaceBytes bytes;
+    MLA_RETURN_IF_ERROR(workspace_bytes(stage, problem, &bytes));
+    slices->total = bytes.total();
+    return {};
+  }
   const int count = std::clamp(settings.slices, 1, std::max(1, problem.batch));
   size_t stage_bytes = 0, total = 0;
   for (int slice = 0; slice < count; ++slice) {
@@ -338,6 +344,10 @@ Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
     return {StatusCode::kInvalidArgument, "workspace.data is null or not 16-byte aligned"};
   }
   if (problem.batch == 0) return {};
+  if (transport.ranks() == 1) {  // nothing to cut, exchange or merge
+    if (half == Half::kMerge) return {};
+    return decode(stage, problem, tensors, workspace, stream);
+  }
   std::string why_not;
   Machine* machine = find_machine(stage.machine, &why_not);
   if (machine == nullptr) return {StatusCode::kUnavailable, why_not};
