@@ -2,7 +2,9 @@
 /// mla_parallel: decodes over several ranks, a process with a GPU each, or threads on the model.
 #include <fmt/format.h>
 
+#include <fstream>
 #include <iostream>
+#include <map>
 
 #include "bench/measure/choice_option.h"
 #include "bench/measure/environment.h"
@@ -24,7 +26,7 @@ struct Options {
   int pages_per_turn = 1;
   std::string machine = "auto", fault, out;
   std::vector<int> predicted_ranks = {1, 2, 4, 8, 16, 32, 64};
-  bool predict = false;
+  bool predict = false, append = false;
   bool conformance = false, times = false, no_check = false, no_graphs = false;
   int time_limit_ms = 20000;
   ParallelOptions run;
@@ -92,24 +94,46 @@ Status make_cases(const Options& options, int ranks, std::vector<ParallelCase>* 
       }
     }
   }
-  for (const ParallelCase& other : *cases) {
-    if (other.division.pages != cases->front().division.pages) {
-      return {StatusCode::kInvalidArgument,
-              "modes in one run must share pages among the same ranks: context apart from heads "
-              "and batch"};
-    }
-  }
+  // Ranks meet anew where others share pages.
+  std::stable_sort(cases->begin(), cases->end(), [](const auto& a, const auto& b) {
+    return a.division.pages > b.division.pages;
+  });
   return {};
 }
 
+/// Of --append: the report that is there.
+Status read_report(const Options& options, nlohmann::ordered_json* report) {
+  std::ifstream file(options.out);
+  if (!options.append || !file) return {};
+  *report = nlohmann::ordered_json::parse(file, nullptr, false);
+  if (!report->is_discarded() && report->contains("context") &&
+      (*report)["context"].value("schema", "") == "flashmla_parallel/1") {
+    return {};
+  }
+  return {StatusCode::kFileError, options.out + " is no report of mla_parallel"};
+}
+
+/// Writes the report of a run, or adds its rows to the one that is there.
 Status write_report(const Options& options, const ParallelOptions& run,
                     const nlohmann::ordered_json& report) {
   if (options.out.empty()) return {};
-  nlohmann::ordered_json whole{{"schema", "flashmla_parallel/1"}};
-  if (Machine* machine = find_machine(run.machine); machine != nullptr) {
-    for (const auto& [key, value] : describe_environment(*machine)) whole["context"][key] = value;
+  nlohmann::ordered_json whole;
+  MLA_RETURN_IF_ERROR(read_report(options, &whole));
+  if (whole.is_null()) {
+    if (Machine* machine = find_machine(run.machine); machine != nullptr) {
+      for (const auto& [key, value] : describe_environment(*machine)) whole["context"][key] = value;
+    }
+    whole["context"]["schema"] = "flashmla_parallel/1";
+    whole["context"]["ranks"] = report.value("ranks", 0);
+    if (report.contains("nccl")) whole["context"]["nccl"] = report["nccl"];
+    whole["rows"] = nlohmann::ordered_json::array();
+    whole["conformance"] = nlohmann::ordered_json::array();
   }
-  whole.update(report);
+  if (report.contains("conformance")) {
+    whole["conformance"].push_back(report["conformance"]);
+  } else {
+    for (const auto& row : report["rows"]) whole["rows"].push_back(row);
+  }
   return write_file(options.out, whole.dump(1) + "\n");
 }
 
@@ -170,6 +194,8 @@ int run(Options options) {
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
+  nlohmann::ordered_json there;
+  if (const Status status = read_report(options, &there); !status.ok()) return refuse(status);
   const int ranks = seat ? seat->ranks : std::max(options.ranks, 1);
   if (seat && options.ranks != 0 && options.ranks != ranks) {
     return refuse({StatusCode::kInvalidArgument,
@@ -216,20 +242,23 @@ int run(Options options) {
     fmt::print("{} ranks, {}\n", ranks, on_gpu ? "a GPU each" : "threads on the GPU model");
   }
 
-  // Ranks that are threads meet in memory.
-  const int pages = run.cases.front().division.pages;
-  std::vector<std::unique_ptr<Transport>> threads;
-  for (int group = 0; !on_gpu && group < ranks / pages; ++group) {
-    std::vector<std::unique_ptr<Transport>> ends;
-    status = make_thread_transports(pages, run.time_limit, &ends);
-    if (!status.ok()) return refuse(status);
-    for (auto& end : ends) threads.push_back(std::move(end));
+  // Ranks that are threads meet in memory: in groups of each size that is needed.
+  std::map<int, std::vector<std::unique_ptr<Transport>>> threads;
+  for (const ParallelCase& one : run.cases) {
+    const int pages = one.division.pages;
+    if (on_gpu || threads.contains(pages)) continue;
+    for (int group = 0; group < ranks / pages; ++group) {
+      std::vector<std::unique_ptr<Transport>> ends;
+      status = make_thread_transports(pages, run.time_limit, &ends);
+      if (!status.ok()) return refuse(status);
+      for (auto& end : ends) threads[pages].push_back(std::move(end));
+    }
   }
-  const MakeTransport make_transport = [&](const Seat& own, std::unique_ptr<Rendezvous> rendezvous,
-                                           std::unique_ptr<Transport>* transport,
-                                           NcclApi** api) -> Status {
+  const MakeTransport make_transport =
+      [&](const Seat& own, int pages, std::unique_ptr<Rendezvous> rendezvous,
+          std::unique_ptr<Transport>* transport, NcclApi** api) -> Status {
     if (!on_gpu) {
-      *transport = std::move(threads[static_cast<size_t>(own.rank)]);
+      *transport = std::move(threads.at(pages)[static_cast<size_t>(own.rank)]);
       return {};
     }
     std::unique_ptr<NcclApi> nccl;
@@ -251,8 +280,9 @@ int run(Options options) {
       report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
       fmt::print("conformance over {} ranks: {} cases, {} wrong\n", ranks, rows.size(), wrong);
     }
-    report["exit_code"] = code;
-    if (const Status written = write_report(options, run, report); !written.ok()) {
+    if (const Status written =
+            report.contains("rows") ? write_report(options, run, report) : Status();
+        !written.ok()) {
       code = refuse(written, kWrong);
     }
     return code;
@@ -318,7 +348,9 @@ int parse_and_run(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--out", options.out, "Write a report here (.json)");
+  auto* out = app.add_option("--out", options.out, "Write a report here (.json)");
+  app.add_flag("--append", options.append, "Add to the report that is there, if one is")
+      ->needs(out);
   add_choice_table(&app);
   app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;

@@ -28,10 +28,11 @@ double median(std::vector<double> values) {
 /// One rank, from its start to its end.
 class RankRun {
  public:
-  RankRun(const ParallelOptions& options, const Seat& seat, Json* report)
-      : options_(options), seat_(seat), report_(report) {}
+  RankRun(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
+          Json* report)
+      : options_(options), seat_(seat), make_transport_(make_transport), report_(report) {}
 
-  Status begin(const MakeTransport& make_transport) {
+  Status begin() {
     if (options_.machine == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(seat_.local_rank));
     std::string why_not;
     machine_ = find_machine(options_.machine, &why_not);
@@ -40,33 +41,47 @@ class RankRun {
     if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
     MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
     MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
-    const int pages = options_.cases.front().division.pages;  // the same in all
-    std::unique_ptr<Rendezvous> group;
-    MLA_RETURN_IF_ERROR(join_group(*world_, seat_.hub, seat_.rank / pages, pages, &hub_, &group));
-    MLA_RETURN_IF_ERROR(make_transport(seat_, std::move(group), &transport_, &api_));
-    MLA_RETURN_IF_ERROR(make_rank_clock(
-        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_));
     if (seat_.rank == 0) {
       (*report_)["machine"] = machine_->description();
       (*report_)["ranks"] = seat_.ranks;
-      if (api_ != nullptr) (*report_)["nccl"] = api_->description();
     }
     return {};
   }
 
   Status run() {
-    for (const ParallelCase& one : options_.cases) MLA_RETURN_IF_ERROR(run_case(one));
-    // Whoever has the hub stays until all have left it.
-    std::vector<std::string> all;
-    MLA_RETURN_IF_ERROR(world_->share("end", &all));
-    clock_.reset();  // its graphs hold calls of the transport
-    transport_.reset();
-    return world_->share("left", &all);
+    for (const ParallelCase& one : options_.cases) {
+      MLA_RETURN_IF_ERROR(connect(one.division.pages));
+      MLA_RETURN_IF_ERROR(run_case(one));
+    }
+    return disconnect();
   }
 
   Rendezvous* world() const { return world_.get(); }
 
  private:
+  /// Meets the ranks that share pages with this one, `pages` of them.
+  Status connect(int pages) {
+    if (transport_ != nullptr && transport_->ranks() == pages) return {};
+    MLA_RETURN_IF_ERROR(disconnect());
+    std::unique_ptr<Rendezvous> group;
+    MLA_RETURN_IF_ERROR(join_group(*world_, seat_.hub, seat_.rank / pages, pages, &hub_, &group));
+    MLA_RETURN_IF_ERROR(make_transport_(seat_, pages, std::move(group), &transport_, &api_));
+    if (seat_.rank == 0 && api_ != nullptr) (*report_)["nccl"] = api_->description();
+    return make_rank_clock(
+        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_);
+  }
+  /// Whoever has the group's hub stays until all have left it.
+  Status disconnect() {
+    if (transport_ == nullptr) return {};
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("end", &all));
+    clock_.reset();  // its graphs hold calls of the transport
+    transport_.reset();
+    MLA_RETURN_IF_ERROR(world_->share("left", &all));
+    hub_.reset();
+    return {};
+  }
+
   Status run_case(const ParallelCase& one) {
     DecodeCase spec = one.shape.spec;
     if (is_faulty(Fault::kShape)) {
@@ -337,6 +352,7 @@ class RankRun {
  private:
   const ParallelOptions& options_;
   const Seat seat_;
+  const MakeTransport& make_transport_;
   Json* report_;
   Machine* machine_ = nullptr;
   const Stage* stage_ = nullptr;
@@ -380,8 +396,8 @@ Status divide(const std::string& mode, int ranks, Division* division) {
 int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
              Json* report) {
   const auto begin = WallClock::now();
-  RankRun rank(options, seat, report);
-  Status status = rank.begin(make_transport);
+  RankRun rank(options, seat, make_transport, report);
+  Status status = rank.begin();
   const bool has_begun = status.ok();
   if (status.ok()) status = rank.run();
   if (status.ok()) return rank.any_wrong() ? kWrong : kRight;

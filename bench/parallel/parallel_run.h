@@ -46,8 +46,9 @@ struct ParallelOptions {
 };
 
 /// Makes the end of this rank's group. `api` is what it goes through, or null where it is no NCCL.
-using MakeTransport = std::function<Status(const Seat&, std::unique_ptr<Rendezvous>,
-                                           std::unique_ptr<Transport>*, NcclApi** api)>;
+using MakeTransport =
+    std::function<Status(const Seat&, int group_ranks, std::unique_ptr<Rendezvous>,
+                         std::unique_ptr<Transport>*, NcclApi** api)>;
 
 /// How a mode divides a problem among ranks.
 /// @return kInvalidArgument for a mode that is none, and for "both" of fewer than four ranks or an odd number

@@ -104,7 +104,8 @@ Status fit_decode_model(const std::vector<Recorded>& files, DecodeModel* model) 
 Status fit_links(const std::string& report, Links* links) {
   if (report.empty()) return {};
   const auto json = nlohmann::json::parse(report, nullptr, false);
-  if (json.is_discarded() || json.value("schema", "") != "flashmla_parallel/1") {
+  if (json.is_discarded() || !json.contains("context") ||
+      json["context"].value("schema", "") != "flashmla_parallel/1") {
     return {StatusCode::kFileError, "no report of mla_parallel"};
   }
   std::vector<double> bytes, us;
@@ -123,9 +124,7 @@ Status fit_links(const std::string& report, Links* links) {
   if (fit[1] <= 0) return {};
   links->exchange_us = fit[0];
   links->nvlink_gbps = 1e-3 / fit[1];
-  links->origin =
-      "two GPUs, " +
-      json.value("context", nlohmann::json::object()).value("date_utc", "").substr(0, 10);
+  links->origin = "two GPUs, " + json["context"].value("date_utc", "").substr(0, 10);
   return {};
 }
 

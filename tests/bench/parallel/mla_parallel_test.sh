@@ -37,7 +37,6 @@ expect 1 "did not come to all_gather of" --ranks 2 "${small[@]}" --fault stop:1 
 expect 2 "no --shape" --ranks 2
 expect 2 "none not in {context,heads,batch,both}" --ranks 3 "${small[@]}" --mode both,none
 expect 2 "ranks = 3 must be 4 or more, and even" --ranks 3 "${small[@]}" --mode both
-expect 2 "must share pages among the same ranks" --ranks 2 "${small[@]}" --mode context,heads
 expect 2 "the model has none" --ranks 2 "${small[@]}" --times
 expect 2 "a thread cannot be killed" --ranks 2 "${small[@]}" --fault kill:1
 expect 2 'fault "shape:2" must be' --ranks 2 "${small[@]}" --fault shape:2
@@ -54,6 +53,14 @@ grep -q '"schema": "flashmla_parallel/1"' "$report" && grep -q '"wrong": \[\]' "
   echo "no report, or another" >&2
   failed=1
 }
+# A second run is added, and nothing but a report is added to.
+expect 0 "heads " --ranks 2 "${small[@]}" --mode context,heads,batch --out "$report" --append
+[[ $(grep -c '"wrong"' "$report") -eq 4 ]] || {
+  echo "not four rows after a second run" >&2
+  failed=1
+}
+echo '{}' > "$folder/other.json"
+expect 2 "is no report of mla_parallel" --ranks 2 "${small[@]}" --out "$folder/other.json" --append
 expect 0 "context, all_gather" --predict --shape h128_q1_b1_k1000000 --out "$report"
 grep -q '"schema": "flashmla_scale/1"' "$report" || failed=1
 expect 2 "--predict needs a --shape" --predict

@@ -93,8 +93,8 @@ TEST(Scale, TermsAcrossHosts) {
 }
 
 TEST(Links, AreFittedToWhatWasMeasured) {
-  nlohmann::json report{{"schema", "flashmla_parallel/1"},
-                        {"context", {{"date_utc", "2026-01-02T03:04:05Z"}}}};
+  nlohmann::json report;
+  report["context"] = {{"schema", "flashmla_parallel/1"}, {"date_utc", "2026-01-02T03:04:05Z"}};
   for (const double bytes : {1e5, 1e6, 4e6, 16e6}) {
     report["rows"].push_back({{"page_ranks", 2},
                               {"slices", 1},
