@@ -136,6 +136,7 @@ class RankRun {
       any_wrong_ = any_wrong_ || !row["wrong"].empty();
     }
     if (options_.times) MLA_RETURN_IF_ERROR(take_times(one, whole, data, lent, whole_handle, &row));
+    clock_->forget(whole_handle);
     if (seat_.rank == 0) {
       print(row);
       (*report_)["rows"].push_back(row);
@@ -247,7 +248,9 @@ class RankRun {
   Status time(const Enqueue& enqueue, int per_run, double warmup, Json* us) {
     int handle = 0;
     MLA_RETURN_IF_ERROR(clock_->prepare(enqueue, use_graphs(), &handle));
-    return time_handle(handle, per_run, warmup, us);
+    MLA_RETURN_IF_ERROR(time_handle(handle, per_run, warmup, us));
+    clock_->forget(handle);
+    return {};
   }
 
   /// Every rank runs it equally often.

@@ -20,6 +20,7 @@ class ModelClock final : public RankClock {
     if (us != nullptr) *us = 0;
     return wait_(nullptr);
   }
+  void forget(int handle) override { kept_[static_cast<size_t>(handle)] = nullptr; }
 
  private:
   Wait wait_;

@@ -70,6 +70,8 @@ class GpuClock final : public RankClock {
     return {};
   }
 
+  void forget(int handle) override { kept_[static_cast<size_t>(handle)] = {}; }
+
  private:
   struct Kept {
     gpu::CudaGraphExec graph;

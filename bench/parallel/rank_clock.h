@@ -30,6 +30,8 @@ class RankClock {
   virtual Status prepare(const Enqueue& enqueue, bool as_graph, int* handle) = 0;
   /// Does it `runs` times back to back; `us`: the mean of one. On the model 0.
   virtual Status run(int handle, int runs, double* us) = 0;
+  /// Forgets it, before memory that it uses is freed.
+  virtual void forget(int handle) = 0;
 };
 
 /// @return the machine's error
