@@ -144,140 +144,152 @@ class RankRun {
     return {};
   }
 
-  /// The times of one case, each the longest of all ranks'.
+  /// Something that is timed: how often one run does it, and how long others of it run before.
+  struct Timed {
+    const char* name;
+    int handle, per_run;
+    double warmup;
+    std::vector<double> samples = {};
+  };
+
+  /// The times of one case, each the longest of all ranks'. All are taken in turns, so that a GPU that gets slower
+  /// as it gets warm makes none of them look better.
   Status take_times(const ParallelCase& one, const DataSet& whole, RankData& data,
                     const Workspace& workspace, int whole_handle, Json* row) {
-    const double warmup = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
-    const Stage& stage = *stage_;
+    const double heavy = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
+    const double light = std::min(heavy, 0.05);
+    std::vector<Timed> timed = {{"whole_us", whole_handle, 1, heavy}};
+    const auto add = [&](const char* name, const RankClock::Enqueue& enqueue, int per_run,
+                         double warmup) {
+      timed.push_back({name, 0, per_run, warmup});
+      return clock_->prepare(enqueue, use_graphs(), &timed.back().handle);
+    };
     const auto half = [&](auto function) {
       return [&, function](Stream stream) {
-        return function(stage, data.problem, data.tensors, data.settings, *transport_, workspace,
+        return function(*stage_, data.problem, data.tensors, data.settings, *transport_, workspace,
                         stream);
       };
     };
-    MLA_RETURN_IF_ERROR(time_handle(whole_handle, 1, warmup, &(*row)["whole_us"]));
-    MLA_RETURN_IF_ERROR(time(half(decode_share), 1, warmup, &(*row)["share_us"]));
-    if (one.division.pages > 1) {
-      constexpr double kShort = 0.1;
-      MLA_RETURN_IF_ERROR(time(half(merge_shares), 1, kShort, &(*row)["merge_us"]));
-      MLA_RETURN_IF_ERROR(time_exchange(one, data, kShort, row));
-    }
-    return time_alone(one, whole, warmup, row);
-  }
+    MLA_RETURN_IF_ERROR(add("share_us", half(decode_share), 1, heavy));
 
-  /// The exchange without the merge, as the decode does it; and NCCL's collectives for the same bytes,
-  /// several in one graph, so that what a graph costs beside is not in it.
-  Status time_exchange(const ParallelCase& one, const RankData& data, double warmup, Json* row) {
     const Exchange kind = data.settings.exchange;
     const int ranks = one.division.pages;
-    const auto count = static_cast<size_t>(ranks);
-    const int64_t rows = data.problem.lse_elements();
-    const bool is_sum = kind == Exchange::kReduceScatter;
-    const auto bytes = static_cast<size_t>(is_sum ? rows * int64_t{sizeof(float)}
-                                                  : exchange_bytes(data.problem, kind, ranks));
-    const size_t sums = static_cast<size_t>(rows / ranks) * kHeadDimV;
-    DeviceBuffer send, receive, parts, sum;
-    MLA_RETURN_IF_ERROR(send.allocate(*machine_, bytes * count));
-    MLA_RETURN_IF_ERROR(receive.allocate(*machine_, bytes * count));
-    MLA_RETURN_IF_ERROR(machine_->fill(send.data(), 0, send.bytes()));
-    if (is_sum) {
-      MLA_RETURN_IF_ERROR(parts.allocate(*machine_, sums * count * sizeof(float)));
-      MLA_RETURN_IF_ERROR(sum.allocate(*machine_, sums * sizeof(float)));
-      MLA_RETURN_IF_ERROR(machine_->fill(parts.data(), 0, parts.bytes()));
+    ExchangeBuffers buffers;
+    if (ranks > 1) {
+      MLA_RETURN_IF_ERROR(add("merge_us", half(merge_shares), 1, light));
+      (*row)["bytes_sent"] = exchange_bytes(data.problem, kind, ranks) * (ranks - 1);
+      MLA_RETURN_IF_ERROR(buffers.make(*machine_, data.problem, kind, ranks));
+      // The exchange without the merge, as the decode does it.
+      MLA_RETURN_IF_ERROR(add(
+          "exchange_us", [&](Stream stream) { return exchange(buffers, kind, stream); }, 1, light));
+      // NCCL's collectives for the same bytes, several in one graph, so that what a graph costs beside is not in it.
+      const auto alone = [&](Stream stream) { return exchange_alone(buffers, kind, stream); };
+      if (api_ != nullptr) MLA_RETURN_IF_ERROR(add("nccl_us", alone, kTogether, light));
     }
-    MLA_RETURN_IF_ERROR(machine_->synchronize());
-    const auto exchange = [&](Stream stream) -> Status {
-      if (kind == Exchange::kAllToAll) {
-        MLA_RETURN_IF_ERROR(transport_->all_to_all(send.data(), receive.data(), bytes, stream));
-      } else {
-        MLA_RETURN_IF_ERROR(transport_->all_gather(send.data(), receive.data(), bytes, stream));
-      }
-      if (is_sum) {
-        MLA_RETURN_IF_ERROR(transport_->join(stream));
-        MLA_RETURN_IF_ERROR(
-            transport_->reduce_scatter(parts.as<float>(), sum.as<float>(), sums, stream));
-      }
-      return transport_->join(stream);
-    };
-    (*row)["bytes_sent"] = exchange_bytes(data.problem, kind, ranks) * (ranks - 1);
-    MLA_RETURN_IF_ERROR(time(exchange, 1, warmup, &(*row)["exchange_us"]));
-    if (api_ == nullptr) return {};
-    constexpr int kTogether = 8;
-    const auto alone = [&](Stream stream) -> Status {
-      MLA_RETURN_IF_ERROR(api_->follow(stream));
-      for (int i = 0; i < kTogether; ++i) {
-        if (kind == Exchange::kAllToAll) {
-          MLA_RETURN_IF_ERROR(api_->all_to_all(send.data(), receive.data(), bytes));
-        } else {
-          MLA_RETURN_IF_ERROR(api_->all_gather(send.data(), receive.data(), bytes));
-        }
-        MLA_RETURN_IF_ERROR(settle());
-        if (!is_sum) continue;
-        MLA_RETURN_IF_ERROR(api_->reduce_scatter(parts.as<float>(), sum.as<float>(), sums));
-        MLA_RETURN_IF_ERROR(settle());
-      }
-      return api_->lead(stream);
-    };
-    return time(alone, kTogether, warmup, &(*row)["nccl_us"]);
-  }
 
-  Status settle() {
-    for (bool is_busy = true; is_busy;) MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
-    return {};
-  }
+    // The whole problem on one GPU.
+    RankData on_one;
+    DeviceBuffer one_workspace;
+    MLA_RETURN_IF_ERROR(make_rank_data(*machine_, whole, Division{}, 0, &on_one));
+    MLA_RETURN_IF_ERROR(allocate_workspace(*stage_, on_one.problem, &one_workspace));
+    const auto decode_one = [&](Stream stream) {
+      return decode(*stage_, on_one.problem, on_one.tensors, one_workspace, stream);
+    };
+    MLA_RETURN_IF_ERROR(add("one_us", decode_one, 1, heavy));
 
-  /// The whole problem on one GPU.
-  Status time_alone(const ParallelCase& one, const DataSet& whole, double warmup, Json* row) {
-    if (one.shape.name != alone_) {
-      RankData data;
-      MLA_RETURN_IF_ERROR(make_rank_data(*machine_, whole, Division{}, 0, &data));
-      DeviceBuffer workspace;
-      MLA_RETURN_IF_ERROR(allocate_workspace(*stage_, data.problem, &workspace));
-      // Its own table: that of one rank is the whole.
-      const auto decode_alone = [&](Stream stream) {
-        return decode(*stage_, data.problem, data.tensors, workspace, stream);
-      };
-      MLA_RETURN_IF_ERROR(time(decode_alone, 1, warmup, &alone_us_));
-      alone_ = one.shape.name;
+    for (int round = 0; round < options_.rounds; ++round) {
+      for (Timed& what : timed) MLA_RETURN_IF_ERROR(time(&what));
     }
-    (*row)["one_us"] = alone_us_;
-    return {};
-  }
-
-  template <typename Enqueue>
-  Status time(const Enqueue& enqueue, int per_run, double warmup, Json* us) {
-    int handle = 0;
-    MLA_RETURN_IF_ERROR(clock_->prepare(enqueue, use_graphs(), &handle));
-    MLA_RETURN_IF_ERROR(time_handle(handle, per_run, warmup, us));
-    clock_->forget(handle);
+    for (const Timed& what : timed) {
+      double us = median(what.samples);
+      MLA_RETURN_IF_ERROR(longest(&us));
+      (*row)[what.name] = us;
+      if (what.handle != whole_handle) clock_->forget(what.handle);
+    }
     return {};
   }
 
   /// Every rank runs it equally often.
-  Status time_handle(int handle, int per_run, double warmup, Json* us) {
+  Status time(Timed* what) {
     double guess = 0;
-    MLA_RETURN_IF_ERROR(clock_->run(handle, 3, &guess));
+    MLA_RETURN_IF_ERROR(clock_->run(what->handle, 3, &guess));
     MLA_RETURN_IF_ERROR(longest(&guess));
-    if (guess <= 0) return {};
     const auto runs = [&](double seconds, int least, int most) {
-      return static_cast<int>(std::clamp(1e6 * seconds / guess, 1.0 * least, 1.0 * most));
+      return static_cast<int>(
+          std::clamp(1e6 * seconds / std::max(guess, 1.0), 1.0 * least, 1.0 * most));
     };
-    MLA_RETURN_IF_ERROR(clock_->run(handle, runs(warmup, 3, 100000), nullptr));
-    std::vector<double> samples(static_cast<size_t>(options_.batches));
-    for (double& sample : samples) {
-      MLA_RETURN_IF_ERROR(clock_->run(handle, runs(0.04, 5, 2000), &sample));
+    MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(what->warmup, 3, 100000), nullptr));
+    for (int i = 0; i < 3; ++i) {
+      double us = 0;
+      MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(0.03, 5, 2000), &us));
+      what->samples.push_back(us / what->per_run);
     }
-    double time = median(samples) / per_run;
-    MLA_RETURN_IF_ERROR(longest(&time));
-    *us = time;
     return {};
+  }
+
+  /// What an exchange sends and receives, of no meaning.
+  struct ExchangeBuffers {
+    DeviceBuffer send, receive, parts, sum;
+    size_t bytes = 0, sums = 0;
+
+    Status make(Machine& machine, const Problem& problem, Exchange kind, int ranks) {
+      const auto count = static_cast<size_t>(ranks);
+      const int64_t rows = problem.lse_elements();
+      const bool is_sum = kind == Exchange::kReduceScatter;
+      bytes = static_cast<size_t>(is_sum ? rows * int64_t{sizeof(float)}
+                                         : exchange_bytes(problem, kind, ranks));
+      sums = is_sum ? static_cast<size_t>(rows / ranks) * kHeadDimV : 0;
+      for (DeviceBuffer* buffer : {&send, &receive}) {
+        MLA_RETURN_IF_ERROR(buffer->allocate(machine, bytes * count));
+        MLA_RETURN_IF_ERROR(machine.fill(buffer->data(), 0, buffer->bytes()));
+      }
+      if (is_sum) {
+        MLA_RETURN_IF_ERROR(parts.allocate(machine, sums * count * sizeof(float)));
+        MLA_RETURN_IF_ERROR(sum.allocate(machine, sums * sizeof(float)));
+        MLA_RETURN_IF_ERROR(machine.fill(parts.data(), 0, parts.bytes()));
+      }
+      return machine.synchronize();
+    }
+  };
+
+  Status exchange(const ExchangeBuffers& of, Exchange kind, Stream stream) {
+    MLA_RETURN_IF_ERROR(
+        kind == Exchange::kAllToAll
+            ? transport_->all_to_all(of.send.data(), of.receive.data(), of.bytes, stream)
+            : transport_->all_gather(of.send.data(), of.receive.data(), of.bytes, stream));
+    if (of.sums > 0) {
+      MLA_RETURN_IF_ERROR(transport_->join(stream));
+      MLA_RETURN_IF_ERROR(
+          transport_->reduce_scatter(of.parts.as<float>(), of.sum.as<float>(), of.sums, stream));
+    }
+    return transport_->join(stream);
+  }
+
+  static constexpr int kTogether = 8;
+  Status exchange_alone(const ExchangeBuffers& of, Exchange kind, Stream stream) {
+    const auto settle = [&]() -> Status {
+      for (bool is_busy = true; is_busy;) MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
+      return {};
+    };
+    MLA_RETURN_IF_ERROR(api_->follow(stream));
+    for (int i = 0; i < kTogether; ++i) {
+      MLA_RETURN_IF_ERROR(kind == Exchange::kAllToAll
+                              ? api_->all_to_all(of.send.data(), of.receive.data(), of.bytes)
+                              : api_->all_gather(of.send.data(), of.receive.data(), of.bytes));
+      MLA_RETURN_IF_ERROR(settle());
+      if (of.sums == 0) continue;
+      MLA_RETURN_IF_ERROR(api_->reduce_scatter(of.parts.as<float>(), of.sum.as<float>(), of.sums));
+      MLA_RETURN_IF_ERROR(settle());
+    }
+    return api_->lead(stream);
   }
 
   Status longest(double* value) {
     std::vector<std::string> all;
     MLA_RETURN_IF_ERROR(world_->share(fmt::format("{}", *value), &all));
-    for (const std::string& other : all)
+    for (const std::string& other : all) {
       *value = std::max(*value, std::strtod(other.c_str(), nullptr));
+    }
     return {};
   }
 
@@ -365,9 +377,8 @@ class RankRun {
   NcclApi* api_ = nullptr;
   std::unique_ptr<RankClock> clock_;
   Truth values_;
-  std::string truth_, alone_;
+  std::string truth_;
   std::vector<QueryRow> rows_;
-  Json alone_us_;
   bool any_wrong_ = false;
 };
 

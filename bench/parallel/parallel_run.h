@@ -39,7 +39,7 @@ struct ParallelOptions {
   std::vector<ParallelCase> cases;
   bool check = false, times = false, graphs = true;
   double warmup_s = -1;  ///< Less than 0: the stage's own.
-  int batches = 5;       ///< Of runs; the median is taken.
+  int rounds = 3;        ///< Of times, in which all that is timed takes turns; medians are taken.
   Fault fault = Fault::kNone;
   int faulty_rank = 0;
   std::chrono::milliseconds time_limit{10000};
