@@ -12,7 +12,7 @@
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 #include "bench/parallel/parallel_run.h"
-#include "bench/parallel/scale.h"
+#include "bench/service/scale.h"
 
 namespace mla::bench {
 namespace {

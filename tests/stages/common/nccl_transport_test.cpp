@@ -398,10 +398,12 @@ TEST(NcclTransport, EveryErrorIsToldToAll) {
     };
     const auto ended = over_nccl(2, kPatient, play, [](Transport& transport) -> Status {
       MLA_RETURN_IF_ERROR(gather(transport));
-      for (;;) {  // until the other's failure has come
+      const auto deadline = Clock::now() + kPatient;
+      while (Clock::now() < deadline) {  // until the other's failure has come
         MLA_RETURN_IF_ERROR(transport.wait(nullptr));
         std::this_thread::sleep_for(milliseconds(1));
       }
+      return {};
     });
     const Status &own = ended[size_t(culprit)], &other = ended[size_t(1 - culprit)];
     EXPECT_EQ(own.code(), StatusCode::kCudaError);
@@ -411,6 +413,24 @@ TEST(NcclTransport, EveryErrorIsToldToAll) {
               "rank " + std::to_string(culprit) + " failed: CUDA error: no " + call);
     EXPECT_GE(play.aborts, 1);
   }
+}
+
+TEST(NcclTransport, AnErrorOfTheNetworkEndsTheWait) {
+  Play play;
+  play.hangs = true;
+  std::atomic<bool> is_cut = false;
+  play.error = [&](int rank, const std::string& call) {
+    if (rank != 1 || call != "progress" || !is_cut) return Status();
+    return Status(StatusCode::kCudaError, "unhandled system error");
+  };
+  const auto ended = over_nccl(2, kPatient, play, [&](Transport& transport) -> Status {
+    MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
+    if (transport.rank() == 1) is_cut = true;  // its own call has been taken
+    return transport.wait(nullptr);
+  });
+  EXPECT_EQ(ended[1].message(), "unhandled system error");
+  EXPECT_EQ(ended[0].message(), "rank 1 failed: CUDA error: unhandled system error");
+  EXPECT_EQ(play.aborts, 2);
 }
 
 TEST(NcclTransport, AnotherShapeOnOneRank) {

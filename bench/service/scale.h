@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "bench/measure/recorded.h"
-#include "bench/parallel/rank_data.h"
 #include "bench/service/time_model.h"
+#include "stages/common/parallel/parallel.h"
 
 namespace mla::bench {
 
@@ -26,6 +26,14 @@ struct Links {
   int gpus_per_host = 8;
   std::string origin = "nominal";  ///< Of the first two: "nominal", or what they were fitted to.
 };
+
+/// What the ranks' results take to become one, in us.
+struct ExchangeTime {
+  double exchange_us = 0, merge_us = 0;
+};
+/// @param rows   query tokens and heads of the whole batch
+/// @param ranks  >= 2
+ExchangeTime exchange_time(const Links& links, Exchange exchange, double rows, int ranks);
 
 /// Times of a decode on one GPU as a sum of terms, one for each recorded number of heads: those of the fastest
 /// stage of each shape.
@@ -46,6 +54,26 @@ struct Forecast {
   double merge_us = 0;
   double memory_gb = 0;  ///< The cache of a rank
   double us() const { return decode_us + exchange_us + merge_us; }
+};
+
+/// Steps of a service whose sequences lie on several GPUs (context parallel), that only take time: a rank decodes its
+/// share of the tokens, and has its share of new ones to append; then each layer has an exchange.
+class SimulatedRanks final : public Engine {
+ public:
+  SimulatedRanks(TimeModel model, int layers, const Links& links, Exchange exchange, int ranks)
+      : model_(std::move(model)),
+        layers_(layers),
+        links_(links),
+        exchange_(exchange),
+        ranks_(ranks) {}
+  Status step(const StepWork& work, double* seconds) override;
+
+ private:
+  TimeModel model_;
+  int layers_;
+  Links links_;
+  Exchange exchange_;
+  int ranks_;
 };
 
 /// Fits the decode's terms to what was recorded on H200 in `files`.

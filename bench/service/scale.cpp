@@ -1,4 +1,4 @@
-#include "bench/parallel/scale.h"
+#include "bench/service/scale.h"
 
 #include <algorithm>
 #include <cmath>
@@ -128,6 +128,38 @@ Status fit_links(const std::string& report, Links* links) {
   return {};
 }
 
+ExchangeTime exchange_time(const Links& links, Exchange exchange, double rows, int ranks) {
+  const Received bytes = received(exchange, ranks, links.gpus_per_host);
+  const int host = std::min(ranks, links.gpus_per_host), hosts = (ranks + host - 1) / host;
+  const double latency =
+      links.exchange_us + links.hop_us * (host - 2) + links.network_us * (hosts - 1);
+  const double merged = exchange == Exchange::kAllGather ? ranks : 1;
+  // GB/s are kB/us.
+  return {
+      bytes.steps * latency +
+          rows * 1e-3 *
+              std::max(bytes.in_host / links.nvlink_gbps, bytes.between_hosts / links.network_gbps),
+      links.merge_us * bytes.steps + rows * (merged + 1) * kRowBytes * 1e-3 / links.memory_gbps};
+}
+
+Status SimulatedRanks::step(const StepWork& work, double* seconds) {
+  // As on one GPU, but for what the ranks share, and for what they exchange.
+  const auto sequences = static_cast<double>(work.sequences.size());
+  const auto tokens = static_cast<double>(work.decoded()), n = static_cast<double>(ranks_);
+  const auto longest = static_cast<double>(work.longest());
+  const DecodeShape whole{sequences, tokens, longest};
+  const DecodeShape share{sequences, tokens / n, longest / n};
+  const double plan = model_.plan_us[0] + model_.plan_us[1] * sequences;
+  const double append =
+      (model_.step_us(work, 1) - plan - model_.decode.us(whole) - model_.append_us[0]) / n +
+      model_.append_us[0];
+  const ExchangeTime time = exchange_time(links_, exchange_, sequences * model_.heads, ranks_);
+  const double layer = (work.appended() > 0 ? append : 0) + model_.decode.us(share) +
+                       (sequences > 0 ? time.exchange_us + time.merge_us : 0);
+  *seconds = 1e-6 * (plan + layers_ * layer);
+  return {};
+}
+
 std::vector<Forecast> forecast(const DecodeModel& model, const Links& links, const DecodeCase& spec,
                                int ranks) {
   const DecodeShape whole = shape_of(spec);
@@ -141,17 +173,9 @@ std::vector<Forecast> forecast(const DecodeModel& model, const Links& links, con
     one.memory_gb = cache_gb / n;
     one.decode_us =
         model.us(spec.num_heads_q, {whole.sequences, whole.tokens / n, whole.longest / n});
-    const Received bytes = received(exchange, ranks, links.gpus_per_host);
-    const int host = std::min(ranks, links.gpus_per_host), hosts = (ranks + host - 1) / host;
-    // GB/s are kB/us.
-    one.exchange_us =
-        bytes.steps *
-            (links.exchange_us + links.hop_us * (host - 2) + links.network_us * (hosts - 1)) +
-        rows * 1e-3 *
-            std::max(bytes.in_host / links.nvlink_gbps, bytes.between_hosts / links.network_gbps);
-    const double merged = exchange == Exchange::kAllGather ? n : 1;
-    one.merge_us =
-        links.merge_us * bytes.steps + rows * (merged + 1) * kRowBytes * 1e-3 / links.memory_gbps;
+    const ExchangeTime time = exchange_time(links, exchange, rows, ranks);
+    one.exchange_us = time.exchange_us;
+    one.merge_us = time.merge_us;
     found.push_back(one);
   }
   if (spec.num_heads_q % ranks == 0 && spec.num_heads_kv == 1) {

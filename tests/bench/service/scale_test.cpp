@@ -1,5 +1,5 @@
 // The model of scale: its terms one by one, and what it is fitted to.
-#include "bench/parallel/scale.h"
+#include "bench/service/scale.h"
 
 #include <gtest/gtest.h>
 
@@ -90,6 +90,33 @@ TEST(Scale, TermsAcrossHosts) {
   EXPECT_DOUBLE_EQ(of(all, "context, all_to_all").exchange_us, 20 + 6 + 30 + rows * out / 2 / 10e3);
   EXPECT_DOUBLE_EQ(of(all, "context, reduce_scatter").exchange_us,
                    2 * 56 + rows * (4.0 * 8 / 8 + 2048.0 * 8 / 16 / 8) / 10e3);
+}
+
+TEST(SimulatedRanks, ShareTokensAndAppends) {
+  TimeModel model;
+  model.heads = 128;
+  model.decode.a = 10;
+  model.decode.c = 2e-3;
+  model.plan_us[0] = 3;
+  model.append_us[0] = 4;
+  model.append_us[2] = 0.5;
+  Links links;
+  StepWork work;
+  for (int i = 0; i < 10; ++i) {
+    SequenceWork sequence;
+    sequence.decoded = 100'000;
+    sequence.appended = 8;
+    work.sequences.push_back(sequence);
+  }
+  const ExchangeTime time = exchange_time(links, Exchange::kAllToAll, 1280, 4);
+  SimulatedRanks ranks(model, 3, links, Exchange::kAllToAll, 4);
+  double seconds = 0;
+  ASSERT_OK(ranks.step(work, &seconds));
+  const double decode = 10 + 2e-3 * 250'000, append = 4 + 80 * 0.5 / 4;
+  EXPECT_NEAR(seconds * 1e6, 3 + 3 * (decode + append + time.exchange_us + time.merge_us), 1e-6);
+  for (SequenceWork& sequence : work.sequences) sequence.appended = 0;
+  ASSERT_OK(ranks.step(work, &seconds));
+  EXPECT_NEAR(seconds * 1e6, 3 + 3 * (decode + time.exchange_us + time.merge_us), 1e-6);
 }
 
 TEST(Links, AreFittedToWhatWasMeasured) {
