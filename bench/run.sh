@@ -32,7 +32,7 @@ if [[ -n $record && -n "${arguments[*]}$out" ]]; then  # what is recorded is who
 fi
 
 source stages/cmake/setup.sh
-build mla_bench mla_run ${record:+mla_service mla_traditional}
+build mla_bench mla_run ${record:+mla_service mla_traditional mla_parallel}
 bench=build/bench/mla_bench
 for argument in "${arguments[@]}"; do  # what measures nothing writes nothing
   case $argument in
@@ -69,6 +69,16 @@ END
       --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
+    if [[ $(nvidia-smi -L 2> /dev/null | wc -l) -ge 2 ]]; then
+      parallel=(build/bench/mla_parallel --ranks 2 --append --out "bench/results/${gpu}x2_parallel_${now%_*}.json")
+      "${parallel[@]}" --conformance
+      "${parallel[@]}" --times --exchange all_gather,all_to_all,reduce_scatter \
+        --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
+      "${parallel[@]}" --times --exchange all_gather,all_to_all --slices 1,2 --mode context,heads,batch \
+        --shape h128_q1_b128_k8192,h128_q1_b16_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536
+    else
+      echo "Nothing is measured over several GPUs: there is one."
+    fi
     if python3 -c 'import torch' 2> /dev/null; then
       python3 bench/report/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
     else

@@ -15,6 +15,8 @@ SERVICE_SCHEMA = "flashmla_stages/service/1"
 PYTHON_SCHEMA = "flashmla_stages/python/1"
 ERRORS_SCHEMA = "flashmla_formats/1"
 TRADITIONAL_SCHEMA = "flashmla_traditional/1"
+PARALLEL_SCHEMA = "flashmla_parallel/1"
+SCALE_SCHEMA = "flashmla_scale/1"
 RECORDED_GPU = "NVIDIA H200"
 README_SHAPES = ["h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"]
 ON_CPU = "00_reference"  # has no time of a GPU; "reference", the truth that stages are checked against, has one of the host
@@ -242,6 +244,31 @@ def traditional_problems(data):
     return found if layers else found + ["no entries"]
 
 
+REQUIRED_PARALLEL_CONTEXT = ["gpu", "driver", "nvcc", "commit", "date_utc", "nccl", "ranks"]
+REQUIRED_PARALLEL_ROW = ["shape", "mode", "ranks", "page_ranks", "exchange", "slices", "stage"]
+REQUIRED_SCALE_ROW = ["shape", "way", "ranks", "decode_us", "exchange_us", "merge_us", "us", "memory_gb"]
+REQUIRED_LINKS = ["exchange_us", "nvlink_gbps", "hop_us", "network_gbps", "network_us", "gpus_per_host"]
+
+
+def parallel_problems(data):
+    """Of what mla_parallel wrote: times of several GPUs, or predictions."""
+    context = data["context"]
+    is_scale = context["schema"] == SCALE_SCHEMA
+    found = lacking("context", context, ["decode", "links"] if is_scale else REQUIRED_PARALLEL_CONTEXT)
+    found += lacking("links", data.get("links", {}), REQUIRED_LINKS) if is_scale else []
+    rows = data.get("rows", [])
+    for row in rows:
+        name = f"row {row.get('shape')}"
+        found += lacking(name, row, REQUIRED_SCALE_ROW if is_scale else REQUIRED_PARALLEL_ROW)
+        if "whole_us" in row:
+            found += lacking(name, row, ["one_us", "share_us"])
+        if row.get("wrong"):
+            found.append(f"{name}: a result is wrong")
+    for one in data.get("conformance", []):
+        found += lacking("conformance", one, ["ranks", "cases", "wrong"])
+    return found if rows else found + ["no rows"]
+
+
 def problems(data, name):
     """What keeps a JSON file from being one of ours, whatever its schema; empty if nothing."""
     schema = data.get("context", {}).get("schema")
@@ -255,6 +282,8 @@ def problems(data, name):
         return counters_problems(data)
     if schema == TRADITIONAL_SCHEMA:
         return traditional_problems(data)
+    if schema in (PARALLEL_SCHEMA, SCALE_SCHEMA):
+        return parallel_problems(data)
     if data.get("schema") == ERRORS_SCHEMA:
         return errors_problems(data)
     return Results(data, name).problems()

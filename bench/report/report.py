@@ -24,14 +24,15 @@ from types import SimpleNamespace
 
 import counters
 import estimates
+import parallel
 import plots
 import program
 import ridge
 import prose
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
                         lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_steps, load_texts,
-                        load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
-                        recorded, Results, SAME_RUN, SCHEMA, SERVICE_SCHEMA, shape_title,
+                        load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, PARALLEL_SCHEMA, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
+                        recorded, Results, SAME_RUN, SCALE_SCHEMA, SCHEMA, SERVICE_SCHEMA, shape_title,
                         short, significant, TRADITIONAL_SCHEMA, unique, us, varlen_pairs, why_not)
 
 
@@ -1027,7 +1028,8 @@ def what_is_recorded(data):
         return "counters " + ("of the hardware" if is_hardware(data) else f"on the {context['machine']}".replace("gpu", "GPU"))
     if schema == TRADITIONAL_SCHEMA:
         return "forms of attention: " + ", ".join(unique(key[1].split("_")[0] for key in layers_of(data)))
-    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats", PYTHON_SCHEMA: "calls from Python"}.get(schema, schema)
+    return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats", PYTHON_SCHEMA: "calls from Python",
+            PARALLEL_SCHEMA: "several GPUs", SCALE_SCHEMA: "the model of scale"}.get(schema, schema)
 
 
 def recordings_block(root):
@@ -1104,6 +1106,9 @@ def texts(root, results):
     page = root / "docs" / "texts.md"
     if page.exists():
         wanted.append((page, "recordings", written(recordings_block(root), markdown)))
+    page = root / "docs" / "parallel.md"
+    for name in re.findall(r"<!-- ([\w-]+):begin -->", page.read_text(encoding="utf-8")) if page.exists() else []:
+        wanted.append((page, name, written(parallel.parts_of(name, root, table), markdown)))
     for page in [root / "docs" / "results.md", root / "docs" / "cross_attention.md"]:
         if not page.exists():
             continue
@@ -1240,6 +1245,10 @@ def main(arguments=None):
         names += ["later"] * (later is not results) + ["choice"] * bool(choices(later))
         names += ["cache"] * bool(results.cache("wall") or not options.results)  # else they lie beside this file
         names += ["service", "service-requests", "texts", "traditional", "cross", "traditional-cross"] * (not options.results)
+        for name in ["parallel-times", "parallel-scale"] * (not options.results):
+            parts = parallel.parts_of(name, options.root, table)
+            if parts != [NOT_RECORDED]:
+                print(f"\n{name}\n\n" + written(parts, plain))
         for name in names:
             parts = block(name, options.root, results, later, peers)
             if parts:

@@ -25,6 +25,7 @@
 #include "bench/service/meter.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
+#include "bench/service/scale.h"
 #include "bench/service/scenarios.h"
 #include "bench/service/time_model.h"
 
@@ -147,6 +148,12 @@ class RealClock final : public Clock {
   bool has_graphs() const override { return graphs_; }
 
   Status prepare(const Scenario& scenario) override {
+    if (scenario.ranks > 1) {
+      return {StatusCode::kUnsupported,
+              fmt::format("ranks = {}: this program decodes on one GPU, a service on several is "
+                          "simulated: --engine simulated",
+                          scenario.ranks)};
+    }
     const auto pages = static_cast<int>(scenario.num_pages());
     const int64_t bytes = layer_bytes(pages, scenario.cache_format) * scenario.layers;
     if (!gpu() && bytes > kMostOnModel) {
@@ -247,7 +254,18 @@ class SimulatedClock final : public Clock {
     if (!missing.empty()) {
       std::cout << "  none is recorded, so they take no time: " << missing << "\n";
     }
-    *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
+    if (scenario.ranks == 1) {
+      *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
+      return {};
+    }
+    Links links;
+    MLA_RETURN_IF_ERROR(fit_links(newest_parallel_report(), &links));
+    const Exchange exchange =
+        scenario.heads % scenario.ranks == 0 ? Exchange::kAllToAll : Exchange::kAllGather;
+    std::cout << fmt::format("{} GPUs share each sequence; links: {}, {}\n", scenario.ranks,
+                             links.origin, mla::to_string(exchange));
+    *engine = std::make_unique<SimulatedRanks>(std::move(model), scenario.layers, links, exchange,
+                                               scenario.ranks);
     return {};
   }
 
@@ -751,6 +769,8 @@ void add_options(CLI::App& app, Options* options) {
   replace("--cache-gib", "of all layers", [](S s) { return s.pages.reset(), &s.cache_gib; });
   replace("--pages", "of a layer, instead of --cache-gib", [](S s) { return &s.pages.emplace(); });
   app.get_option("--pages")->excludes("--cache-gib");
+  replace("--ranks", "GPUs that share every sequence's pages (docs/parallel.md); simulated alone",
+          [](S s) { return &s.ranks; });
   replace("--max-batch", "sequences in a step", [](S s) { return &s.max_batch; });
   replace("--max-length", "prompt and output, tokens", [](S s) { return &s.max_length; });
   replace("--max-queue", "requests; else unbounded", [](S s) { return &s.max_queue.emplace(); });

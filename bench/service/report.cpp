@@ -360,6 +360,7 @@ Status write_runs(const std::string& path, const Context& context,
                             {"layers", run.scenario.layers},
                             {"heads", run.scenario.heads},
                             {"cache_format", to_string(run.scenario.cache_format)},
+                            {"ranks", run.scenario.ranks},
                             {"figures", figures_of(run)},
                             {"rejected_by_reason", reasons(run.figures.counts)}});
   }

@@ -79,8 +79,8 @@ int64_t Scenario::page_bytes() const {
 }
 
 int64_t Scenario::num_pages() const {
-  if (pages) return *pages;
-  return static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
+  if (pages) return *pages * ranks;
+  return ranks * static_cast<int64_t>(cache_gib * 1073741824.0 / static_cast<double>(page_bytes()));
 }
 
 Status use_model(const std::string& name, Scenario* scenario) {
@@ -113,9 +113,10 @@ Status use_model(const std::string& name, Scenario* scenario) {
 }
 
 std::string title(const Scenario& scenario) {
-  return scenario.name + (is_quantised(scenario.cache_format)
-                              ? std::string(", ") + to_string(scenario.cache_format)
-                              : "");
+  return scenario.name +
+         (is_quantised(scenario.cache_format) ? std::string(", ") + to_string(scenario.cache_format)
+                                              : "") +
+         (scenario.ranks > 1 ? ", " + std::to_string(scenario.ranks) + " GPUs" : "");
 }
 
 Status select_scenarios(const std::string& list, std::vector<Scenario>* chosen) {
@@ -143,6 +144,7 @@ Status validate(const Scenario& scenario) {
   MLA_RETURN_IF_ERROR(validate(scenario.workload));
   MLA_RETURN_IF_ERROR(check_in("heads", scenario.heads, 1, 1024));
   MLA_RETURN_IF_ERROR(check_in("layers", scenario.layers, 1, 10000));
+  MLA_RETURN_IF_ERROR(check_in("ranks", scenario.ranks, 1, 1024));
   if (!scenario.pages) {
     const double gib = scenario.cache_gib;
     MLA_RETURN_IF_ERROR(

@@ -23,6 +23,7 @@ struct Scenario {
   double cache_gib = 64;                           ///< Of all layers; ignored if `pages` is set
   std::optional<int64_t> pages{};                  ///< Of a layer; else as many as cache_gib holds
   CacheFormat cache_format = CacheFormat::k16Bit;  ///< Of every layer's cache
+  int ranks = 1;  ///< GPUs that share every sequence's pages, each with a cache of that size.
   int max_batch = 256;
   int64_t max_length = 16384;
   std::optional<int64_t> max_queue{};
@@ -30,7 +31,7 @@ struct Scenario {
   int64_t requests = -1;   ///< Arrivals; -1: no limit
   int64_t under_way = -1;  ///< Requests half-way at the beginning; -1: as many as in balance
 
-  /// Pages of a layer.
+  /// Pages of a layer, on all ranks.
   int64_t num_pages() const;
   /// Bytes of a page, all layers.
   int64_t page_bytes() const;

@@ -12,7 +12,10 @@ set(names
   stages/common/cache/paging_check.h
   stages/common/machine/machine.h
   stages/common/machine/upload_ring.h
+  stages/common/parallel/nccl_api.h
+  stages/common/parallel/nccl_transport.h
   stages/common/parallel/parallel.h
+  stages/common/parallel/rendezvous.h
   stages/common/parallel/share.h
   stages/common/parallel/transport.h
   stages/common/split/plan.h

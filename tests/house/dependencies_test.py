@@ -19,7 +19,7 @@ MODEL = ["reference", "reference/gpu_model"]
 COMMON = ["stages/common", "stages/common/cache", "stages/common/choose", "stages/common/machine", "stages/common/ptx", "stages/common/split"]
 STAGES = ["stages", "stages/NN", *COMMON, "stages/common/parallel"]
 REFERENCE = [*MODEL, "reference/layers", "reference/testing"]
-BENCH = ["bench", "bench/explain", "bench/measure", "bench/report", "bench/service", "bench/tools"]
+BENCH = ["bench", "bench/explain", "bench/measure", "bench/parallel", "bench/report", "bench/service", "bench/tools"]
 
 # A folder, and what it may use beside itself. A file belongs to the longest of these that contains it. "stages/NN" is
 # every single stage and the template, none of which may use another.
@@ -39,6 +39,7 @@ RULE = {
     "stages": STAGES,  # commands and scripts
     "bench/measure": [*REFERENCE, *STAGES],
     "bench/explain": [*REFERENCE, *STAGES, "bench/measure"],
+    "bench/parallel": [*REFERENCE, *STAGES, "bench/measure", "bench/service"],
     "bench/service": [*REFERENCE, *STAGES, "bench/measure"],
     "bench/report": [],  # Python only
     "bench/tools": [*REFERENCE, *STAGES, *BENCH],

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "stages/common/parallel/parallel_kernels.h"
 
@@ -16,21 +17,43 @@ const char* to_string(Exchange exchange) {
 
 namespace {
 
-/// The problems that make up a rank's decode, and where its memory has what.
+/// A rank's result: out and lse of every head, for all query tokens. Each head has a record, out [tokens, 512]
+/// and then lse [tokens], so that the records of a rank's heads are one piece to send. With kReduceScatter,
+/// where lse is sent first, all out [num_heads_q, tokens, 512] come before all lse.
+struct ResultShape {
+  int64_t heads = 0, tokens = 0;
+  bool is_sum = false;  ///< kReduceScatter
+
+  int64_t out_bytes() const { return tokens * kHeadDimV * int64_t{sizeof(uint16_t)}; }
+  int64_t lse_bytes() const { return tokens * int64_t{sizeof(float)}; }
+  int64_t record_bytes() const { return (out_bytes() + lse_bytes() + 15) / 16 * 16; }
+  int64_t bytes() const { return heads * (is_sum ? out_bytes() + lse_bytes() : record_bytes()); }
+  int64_t lse_begin() const { return is_sum ? heads * out_bytes() : out_bytes(); }
+  int64_t out_head() const { return (is_sum ? out_bytes() : record_bytes()) / 2; }  ///< elements
+  int64_t lse_head() const { return (is_sum ? lse_bytes() : record_bytes()) / 4; }
+};
+
+/// The decode of one slice of the batch: its problems, and where the workspace has what.
 struct Layout {
+  Problem whole;   ///< As the caller has it.
   Problem bulk;    ///< Tokens that every query token sees.
   Problem tail;    ///< The others: every query token is a sequence. Of batch 0 if there are none.
   Problem merged;  ///< The heads that this rank's outputs have.
-  int64_t tokens = 0, rows = 0;  ///< Query tokens of all sequences; these times heads.
+  int first = 0;   ///< The slice's first sequence.
+  ResultShape result;
 
-  /// Offsets into the workspace, in bytes. Results are [num_heads_q, tokens, ...], so that those of a
-  /// rank's heads are one piece.
+  /// Offsets into the workspace, in bytes.
   size_t bulk_lengths = 0, tail_lengths = 0, tail_table = 0;
-  size_t part_out = 0, part_lse = 0;  ///< [2, rows, ...] bulk and tail, if there is a tail
-  size_t mine_out = 0, mine_lse = 0;  ///< [rows, ...] this rank's result
-  size_t all_out = 0, all_lse = 0;    ///< what was received
-  size_t weighted = 0, sum = 0;       ///< fp32, of kReduceScatter
-  size_t stage = 0, stage_bytes = 0;
+  size_t parts = 0;  ///< two results, bulk and tail, if there is a tail
+  size_t mine = 0;   ///< this rank's result
+  size_t all = 0;    ///< what was received: records of the merged heads; lse of all heads
+  size_t weighted = 0, sum = 0;  ///< fp32, of kReduceScatter
+};
+
+/// All slices. What a stage works in they share.
+struct Slices {
+  std::vector<Layout> layouts;
+  size_t stage_bytes = 0;  ///< At the workspace's beginning.
   size_t total = 0;
 };
 
@@ -40,25 +63,17 @@ Status at_least_one(const char* name, int value) {
           std::string(name) + " = " + std::to_string(value) + " must be at least 1"};
 }
 
+size_t aligned(int64_t bytes) {
+  return (static_cast<size_t>(bytes) + 15) / 16 * 16;
+}
+
+/// Of `problem`, a slice: its place in the workspace begins at `*total`, which grows.
 Status find_layout(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
-                   int ranks, Layout* layout) {
-  MLA_RETURN_IF_ERROR(validate(problem));
-  MLA_RETURN_IF_ERROR(at_least_one("ranks", ranks));
-  MLA_RETURN_IF_ERROR(at_least_one("pages_per_turn", settings.pages_per_turn));
+                   int ranks, Layout* layout, size_t* stage_bytes, size_t* total) {
   const bool by_heads = settings.exchange != Exchange::kAllGather;
-  if (by_heads && problem.num_heads_q % ranks != 0) {
-    return {StatusCode::kInvalidArgument,
-            std::string(to_string(settings.exchange)) +
-                ": num_heads_q = " + std::to_string(problem.num_heads_q) +
-                " must be a multiple of ranks = " + std::to_string(ranks)};
-  }
-  layout->tokens = int64_t{problem.batch} * problem.seqlen_q;
-  layout->rows = layout->tokens * problem.num_heads_q;
-  if (layout->tokens > std::numeric_limits<int>::max()) {
-    return {StatusCode::kInvalidArgument,
-            "batch * seqlen_q = " + std::to_string(layout->tokens) + " must be less than 2^31"};
-  }
-  layout->bulk = problem;
+  const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
+  layout->result = {problem.num_heads_q, tokens, settings.exchange == Exchange::kReduceScatter};
+  layout->whole = layout->bulk = problem;
   layout->bulk.causal = false;
   layout->bulk.max_pages_per_seq =
       share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
@@ -68,7 +83,7 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   if (problem.causal && problem.seqlen_q > 1) {
     // The last query token sees seqlen_q - 1 tokens more than the first, and up to a page less one lies
     // before them in their first page.
-    layout->tail.batch = static_cast<int>(layout->tokens);
+    layout->tail.batch = static_cast<int>(tokens);
     layout->tail.max_pages_per_seq = static_cast<int>(
         pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
   }
@@ -79,62 +94,124 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   WorkspaceBytes bulk_bytes, tail_bytes;
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &bulk_bytes));
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &tail_bytes));
+  *stage_bytes = std::max({*stage_bytes, bulk_bytes.total(), tail_bytes.total()});
 
-  const auto take = [&](int64_t elements, size_t size) {
-    const size_t begin = layout->total;
-    layout->total += (static_cast<size_t>(elements) * size + 15) / 16 * 16;
+  const auto take = [&](int64_t bytes) {
+    const size_t begin = *total;
+    *total += aligned(bytes);
     return begin;
   };
-  constexpr size_t kOutBytes = kHeadDimV * sizeof(uint16_t);
-  const int64_t rows = layout->rows, received = layout->merged.lse_elements() * ranks;
-  layout->bulk_lengths = take(problem.batch, sizeof(int32_t));
+  const ResultShape& result = layout->result;
+  layout->bulk_lengths = take(problem.batch * int64_t{sizeof(int32_t)});
   if (layout->tail.batch > 0) {
-    layout->tail_lengths = take(layout->tokens, sizeof(int32_t));
-    layout->tail_table = take(layout->tail.block_table_elements(), sizeof(int32_t));
-    layout->part_out = take(2 * rows, kOutBytes);
-    layout->part_lse = take(2 * rows, sizeof(float));
+    layout->tail_lengths = take(tokens * int64_t{sizeof(int32_t)});
+    layout->tail_table = take(layout->tail.block_table_elements() * int64_t{sizeof(int32_t)});
+    layout->parts = take(2 * static_cast<int64_t>(aligned(result.bytes())));
   }
-  layout->mine_out = take(rows, kOutBytes);
-  layout->mine_lse = take(rows, sizeof(float));
-  if (settings.exchange == Exchange::kReduceScatter) {
-    layout->all_lse = take(rows * ranks, sizeof(float));
-    layout->weighted = take(rows, kHeadDimV * sizeof(float));
-    layout->sum = take(rows / ranks, kHeadDimV * sizeof(float));
+  layout->mine = take(result.bytes());
+  if (result.is_sum) {
+    const int64_t row_bytes = kHeadDimV * int64_t{sizeof(float)};
+    layout->all = take(ranks * result.heads * result.lse_bytes());
+    layout->weighted = take(problem.lse_elements() * row_bytes);
+    layout->sum = take(layout->merged.lse_elements() * row_bytes);
   } else {
-    layout->all_out = take(received, kOutBytes);
-    layout->all_lse = take(received, sizeof(float));
+    layout->all = take(int64_t{ranks} * layout->merged.num_heads_q * result.record_bytes());
   }
-  layout->stage_bytes = std::max(bulk_bytes.total(), tail_bytes.total());
-  layout->stage = take(static_cast<int64_t>(layout->stage_bytes), 1);
   return {};
 }
 
-Status check_tensors(const Layout& layout, const Problem& problem, const Tensors& tensors) {
-  Tensors in = tensors, out = tensors;
+Status find_slices(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
+                   int ranks, Slices* slices) {
+  MLA_RETURN_IF_ERROR(validate(problem));
+  MLA_RETURN_IF_ERROR(at_least_one("ranks", ranks));
+  MLA_RETURN_IF_ERROR(at_least_one("pages_per_turn", settings.pages_per_turn));
+  MLA_RETURN_IF_ERROR(at_least_one("slices", settings.slices));
+  if (settings.exchange != Exchange::kAllGather && problem.num_heads_q % ranks != 0) {
+    return {StatusCode::kInvalidArgument,
+            std::string(to_string(settings.exchange)) +
+                ": num_heads_q = " + std::to_string(problem.num_heads_q) +
+                " must be a multiple of ranks = " + std::to_string(ranks)};
+  }
+  const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
+  if (tokens > std::numeric_limits<int>::max()) {
+    return {StatusCode::kInvalidArgument,
+            "batch * seqlen_q = " + std::to_string(tokens) + " must be less than 2^31"};
+  }
+  if (ranks == 1) {  // it decodes as one device does
+    WorkspaceBytes bytes;
+    MLA_RETURN_IF_ERROR(workspace_bytes(stage, problem, &bytes));
+    slices->total = bytes.total();
+    return {};
+  }
+  const int count = std::clamp(settings.slices, 1, std::max(1, problem.batch));
+  size_t stage_bytes = 0, total = 0;
+  for (int slice = 0; slice < count; ++slice) {
+    const auto first_of = [&](int64_t which) {
+      return static_cast<int>(which * problem.batch / count);
+    };
+    Problem part = problem;
+    part.batch = first_of(slice + 1) - first_of(slice);
+    Layout layout;
+    layout.first = first_of(slice);
+    MLA_RETURN_IF_ERROR(find_layout(stage, part, settings, ranks, &layout, &stage_bytes, &total));
+    slices->layouts.push_back(layout);
+  }
+  slices->stage_bytes = aligned(static_cast<int64_t>(stage_bytes));
+  slices->total = slices->stage_bytes + total;
+  return {};
+}
+
+/// Checks the tensors of the whole batch, and fills in their strides.
+Status check_tensors(const Problem& problem, const ParallelSettings& settings, int ranks,
+                     Tensors* tensors) {
+  Problem in_problem = problem, out_problem = problem;
+  in_problem.causal = false;
+  in_problem.max_pages_per_seq =
+      share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
+  out_problem.num_heads_kv = 1;
+  if (settings.exchange != Exchange::kAllGather) out_problem.num_heads_q /= ranks;
+  Tensors in = *tensors, out = *tensors;
   in.out_strides = in.lse_strides = {};
-  MLA_RETURN_IF_ERROR(validate(layout.bulk, in));
+  MLA_RETURN_IF_ERROR(validate(in_problem, in));
   out.q_strides = {};
   out.kv_strides = {};
   out.block_table_stride = kContiguous;
-  MLA_RETURN_IF_ERROR(validate(layout.merged, out));
-  const RowStrides q = with_strides(layout.bulk, tensors).q_strides;
-  if (layout.tail.batch > 0 && problem.batch > 1 && q.batch != problem.seqlen_q * q.token) {
+  MLA_RETURN_IF_ERROR(validate(out_problem, out));
+  in = with_strides(in_problem, in);
+  out = with_strides(out_problem, out);
+  const RowStrides q = in.q_strides;
+  if (problem.causal && problem.seqlen_q > 1 && problem.batch > 1 &&
+      q.batch != problem.seqlen_q * q.token) {
     return {StatusCode::kInvalidArgument, "q_strides.batch = " + std::to_string(q.batch) +
                                               " must be seqlen_q * q_strides.token = " +
                                               std::to_string(problem.seqlen_q * q.token) +
                                               " for a causal decode"};
   }
+  *tensors = in;
+  tensors->out_strides = out.out_strides;
+  tensors->lse_strides = out.lse_strides;
   return {};
 }
 
-/// One rank's decode, once its arguments are checked.
+/// The tensors from sequence `first` on.
+Tensors from_sequence(Tensors tensors, int first) {
+  constexpr int64_t kBytes = sizeof(uint16_t);
+  tensors.q = static_cast<const char*>(tensors.q) + first * tensors.q_strides.batch * kBytes;
+  tensors.block_table += first * tensors.block_table_stride;
+  tensors.seqlens_k += first;
+  tensors.out = static_cast<char*>(tensors.out) + first * tensors.out_strides.batch * kBytes;
+  tensors.lse += first * tensors.lse_strides.batch;
+  return tensors;
+}
+
+/// One rank's decode of one slice, once its arguments are checked.
 struct Rank {
   const Stage& stage;
-  const Problem& problem;
-  const Tensors& tensors;
   const Layout& layout;
+  Tensors tensors;  ///< Of the slice, with strides.
   Machine& machine;
   Transport& transport;
+  Workspace stage_memory;
   char* memory;
   Stream stream;
 
@@ -143,22 +220,33 @@ struct Rank {
     return static_cast<T*>(static_cast<void*>(memory + offset));
   }
 
-  /// Lets `out` and `lse` be those of part `part` of [parts, num_heads_q, tokens, ...].
-  void write_to(size_t out, size_t lse, int part, int64_t tokens_per_sequence, Tensors* to) const {
-    to->out = at<char>(out) + part * layout.rows * kHeadDimV * int64_t{sizeof(uint16_t)};
-    to->lse = at<float>(lse) + part * layout.rows;
-    to->out_strides = {tokens_per_sequence * kHeadDimV, kHeadDimV, layout.tokens * kHeadDimV};
-    to->lse_strides = {tokens_per_sequence, 1, layout.tokens};
+  /// Lets `out` and `lse` be those of the result at `offset`.
+  void write_to(size_t offset, int64_t tokens_per_sequence, Tensors* to) const {
+    const ResultShape& result = layout.result;
+    to->out = at(offset);
+    to->lse = at<float>(offset + static_cast<size_t>(result.lse_begin()));
+    to->out_strides = {tokens_per_sequence * kHeadDimV, kHeadDimV, result.out_head()};
+    to->lse_strides = {tokens_per_sequence, 1, result.lse_head()};
   }
 
-  Parts parts(size_t out, size_t lse, int64_t rows, int count) const {
-    return {at(out), at<float>(lse), rows * kHeadDimV, rows, count};
+  /// `count` results, or records of heads, from `offset` on, `bytes` from one to the next.
+  Parts parts(size_t offset, int64_t bytes, int count) const {
+    const ResultShape& result = layout.result;
+    return {at(offset),
+            at<float>(offset + static_cast<size_t>(result.lse_begin())),
+            bytes / 2,
+            bytes / 4,
+            result.out_head(),
+            result.lse_head(),
+            count};
   }
 
   /// This rank's result over the tokens that it holds.
-  Status decode_share(const ContextShare& share) const {
-    const Workspace stage_memory = {memory + layout.stage, layout.stage_bytes};
+  Status decode_share(int pages_per_turn) const {
+    const Problem& problem = layout.whole;
+    const ContextShare share = {transport.rank(), transport.ranks(), pages_per_turn};
     const bool has_tail = layout.tail.batch > 0;
+    const auto result_bytes = static_cast<int64_t>(aligned(layout.result.bytes()));
     RankLengths lengths;
     lengths.bulk = at<int32_t>(layout.bulk_lengths);
     if (has_tail) {
@@ -166,107 +254,164 @@ struct Rank {
       lengths.tail_table = at<int32_t>(layout.tail_table);
       lengths.tail_columns = layout.tail.max_pages_per_seq;
     }
-    MLA_RETURN_IF_ERROR(MLA_ON_MACHINE(machine, launch_cut)(
-        problem, with_strides(layout.bulk, tensors), share, lengths, stream));
+    MLA_RETURN_IF_ERROR(
+        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, share, lengths, stream));
 
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
-    write_to(layout.mine_out, layout.mine_lse, 0, problem.seqlen_q, &bulk);
+    write_to(layout.mine, problem.seqlen_q, &bulk);
     if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
 
     const Tensors mine = bulk;
-    write_to(layout.part_out, layout.part_lse, 0, problem.seqlen_q, &bulk);
+    write_to(layout.parts, problem.seqlen_q, &bulk);
     MLA_RETURN_IF_ERROR(decode(stage, layout.bulk, bulk, stage_memory, stream));
-    Tensors tail = with_strides(layout.bulk, tensors);  // those of the cache stay
+    Tensors tail = tensors;
     tail.q_strides.batch = tail.q_strides.token;
     tail.block_table = lengths.tail_table;
     tail.block_table_stride = kContiguous;
     tail.seqlens_k = lengths.tail;
-    write_to(layout.part_out, layout.part_lse, 1, 1, &tail);
+    write_to(layout.parts + static_cast<size_t>(result_bytes), 1, &tail);
     MLA_RETURN_IF_ERROR(decode(stage, layout.tail, tail, stage_memory, stream));
-    return MLA_ON_MACHINE(machine, launch_merge)(
-        problem, parts(layout.part_out, layout.part_lse, layout.rows, 2), mine, stream);
+    return MLA_ON_MACHINE(machine, launch_merge)(problem, parts(layout.parts, result_bytes, 2),
+                                                 mine, stream);
   }
 
-  /// All ranks' results are made one.
-  Status merge(Exchange exchange) const {
-    const Problem& merged = layout.merged;
-    const int ranks = transport.ranks();
-    const Tensors to = with_strides(merged, tensors);
-    const int64_t rows = merged.lse_elements();  // of one rank's heads, or of all
-    const size_t out_bytes = static_cast<size_t>(rows) * kHeadDimV * sizeof(uint16_t);
-    const size_t lse_bytes = static_cast<size_t>(rows) * sizeof(float);
-    void *out = at(layout.mine_out), *lse = at(layout.mine_lse);
-    void *all_out = at(layout.all_out), *all_lse = at(layout.all_lse);
-    if (exchange == Exchange::kReduceScatter) {
-      const Parts all = {out, at<float>(layout.all_lse), 0, layout.rows, ranks};
-      Parts of_heads = all;
-      of_heads.lse += rows * transport.rank();
-      auto *weighted = at<float>(layout.weighted), *sum = at<float>(layout.sum);
-      MLA_RETURN_IF_ERROR(transport.all_gather(
-          lse, all_lse, static_cast<size_t>(layout.rows) * sizeof(float), stream));
-      MLA_RETURN_IF_ERROR(
-          MLA_ON_MACHINE(machine, launch_weigh)(problem, all, transport.rank(), weighted, stream));
-      MLA_RETURN_IF_ERROR(
-          transport.reduce_scatter(weighted, sum, static_cast<size_t>(rows) * kHeadDimV, stream));
-      return MLA_ON_MACHINE(machine, launch_finish)(merged, of_heads, sum, to, stream);
+  int64_t sum_rows() const { return layout.merged.lse_elements(); }
+  int64_t merged_bytes() const {  // records of the heads that are merged here
+    return layout.merged.num_heads_q * layout.result.record_bytes();
+  }
+
+  /// Sends this rank's result, and enqueues what receives the others'.
+  Status exchange(Exchange kind) const {
+    const ResultShape& result = layout.result;
+    if (kind == Exchange::kAllGather) {
+      return transport.all_gather(at(layout.mine), at(layout.all),
+                                  static_cast<size_t>(merged_bytes()), stream);
     }
-    if (exchange == Exchange::kAllGather) {
-      MLA_RETURN_IF_ERROR(transport.all_gather(out, all_out, out_bytes, stream));
-      MLA_RETURN_IF_ERROR(transport.all_gather(lse, all_lse, lse_bytes, stream));
-    } else {
-      MLA_RETURN_IF_ERROR(transport.all_to_all(out, all_out, out_bytes, stream));
-      MLA_RETURN_IF_ERROR(transport.all_to_all(lse, all_lse, lse_bytes, stream));
+    if (kind == Exchange::kAllToAll) {
+      return transport.all_to_all(at(layout.mine), at(layout.all),
+                                  static_cast<size_t>(merged_bytes()), stream);
+    }
+    const int64_t lse_bytes = result.heads * result.lse_bytes();
+    const char* lse = at<char>(layout.mine) + result.lse_begin();
+    MLA_RETURN_IF_ERROR(
+        transport.all_gather(lse, at(layout.all), static_cast<size_t>(lse_bytes), stream));
+    MLA_RETURN_IF_ERROR(transport.join(stream));
+    auto* weighted = at<float>(layout.weighted);
+    MLA_RETURN_IF_ERROR(MLA_ON_MACHINE(machine, launch_weigh)(layout.whole, all_lse(0),
+                                                              transport.rank(), weighted, stream));
+    return transport.reduce_scatter(weighted, at<float>(layout.sum),
+                                    static_cast<size_t>(sum_rows() * kHeadDimV), stream);
+  }
+
+  /// This rank's out, and all ranks' lse from head `head` on, of kReduceScatter.
+  Parts all_lse(int head) const {
+    Parts all = parts(layout.mine, 0, transport.ranks());
+    all.lse_stride = layout.result.heads * layout.result.tokens;
+    all.lse = at<float>(layout.all) + head * layout.result.tokens;
+    return all;
+  }
+
+  /// Makes all ranks' results one, once they are there.
+  Status merge(Exchange kind) const {
+    const Problem& merged = layout.merged;
+    if (kind == Exchange::kReduceScatter) {
+      return MLA_ON_MACHINE(machine, launch_finish)(merged,
+                                                    all_lse(transport.rank() * merged.num_heads_q),
+                                                    at<float>(layout.sum), tensors, stream);
     }
     return MLA_ON_MACHINE(machine, launch_merge)(
-        merged, parts(layout.all_out, layout.all_lse, rows, ranks), to, stream);
+        merged, parts(layout.all, merged_bytes(), transport.ranks()), tensors, stream);
   }
 };
 
-Status decode_rank(const Stage& stage, const Problem& problem, const Tensors& tensors,
+/// Which halves of a decode to do.
+enum class Half { kBoth, kDecode, kMerge };
+
+Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
                    const ParallelSettings& settings, Transport& transport,
-                   const Workspace& workspace, Stream stream) {
-  Layout layout;
-  MLA_RETURN_IF_ERROR(find_layout(stage, problem, settings, transport.ranks(), &layout));
-  MLA_RETURN_IF_ERROR(check_tensors(layout, problem, tensors));
-  if (workspace.bytes < layout.total) {
+                   const Workspace& workspace, Half half, Stream stream) {
+  Slices slices;
+  MLA_RETURN_IF_ERROR(find_slices(stage, problem, settings, transport.ranks(), &slices));
+  MLA_RETURN_IF_ERROR(check_tensors(problem, settings, transport.ranks(), &tensors));
+  if (workspace.bytes < slices.total) {
     return {StatusCode::kWorkspaceTooSmall, "workspace.bytes = " + std::to_string(workspace.bytes) +
                                                 ", this decode needs " +
-                                                std::to_string(layout.total)};
+                                                std::to_string(slices.total)};
   }
-  if (layout.total > 0 &&
+  if (slices.total > 0 &&
       (workspace.data == nullptr || reinterpret_cast<uintptr_t>(workspace.data) % 16 != 0)) {
     return {StatusCode::kInvalidArgument, "workspace.data is null or not 16-byte aligned"};
   }
   if (problem.batch == 0) return {};
+  if (transport.ranks() == 1) {  // nothing to cut, exchange or merge
+    if (half == Half::kMerge) return {};
+    return decode(stage, problem, tensors, workspace, stream);
+  }
   std::string why_not;
   Machine* machine = find_machine(stage.machine, &why_not);
   if (machine == nullptr) return {StatusCode::kUnavailable, why_not};
-  const Rank rank{
-      stage, problem, tensors, layout, *machine, transport, static_cast<char*>(workspace.data),
-      stream};
-  MLA_RETURN_IF_ERROR(
-      rank.decode_share({transport.rank(), transport.ranks(), settings.pages_per_turn}));
-  return rank.merge(settings.exchange);
+  auto* memory = static_cast<char*>(workspace.data);
+  std::vector<Rank> ranks;
+  for (const Layout& layout : slices.layouts) {
+    ranks.push_back({stage, layout, from_sequence(tensors, layout.first), *machine, transport,
+                     Workspace{memory, slices.stage_bytes}, memory + slices.stage_bytes, stream});
+  }
+  for (const Rank& rank : ranks) {
+    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings.pages_per_turn));
+    if (half != Half::kDecode) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
+  }
+  if (half == Half::kDecode) return {};
+  MLA_RETURN_IF_ERROR(transport.join(stream));
+  for (const Rank& rank : ranks) MLA_RETURN_IF_ERROR(rank.merge(settings.exchange));
+  return {};
+}
+
+Status decode_half(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                   const ParallelSettings& settings, Transport& transport,
+                   const Workspace& workspace, Half half, Stream stream) {
+  const Status status =
+      decode_rank(stage, problem, tensors, settings, transport, workspace, half, stream);
+  if (!status.ok()) transport.fail(status);  // the others wait for this rank
+  return status;
 }
 
 }  // namespace
 
 Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
                                 const ParallelSettings& settings, int ranks, size_t* bytes) {
-  Layout layout;
-  MLA_RETURN_IF_ERROR(find_layout(stage, problem, settings, ranks, &layout));
-  *bytes = layout.total;
+  Slices slices;
+  MLA_RETURN_IF_ERROR(find_slices(stage, problem, settings, ranks, &slices));
+  *bytes = slices.total;
   return {};
 }
 
 Status decode_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
                        const ParallelSettings& settings, Transport& transport,
                        const Workspace& workspace, Stream stream) {
-  const Status status =
-      decode_rank(stage, problem, tensors, settings, transport, workspace, stream);
-  if (!status.ok()) transport.fail(status);  // the others wait for this rank
-  return status;
+  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kBoth, stream);
+}
+
+Status decode_share(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                    const ParallelSettings& settings, Transport& transport,
+                    const Workspace& workspace, Stream stream) {
+  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kDecode,
+                     stream);
+}
+
+Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                    const ParallelSettings& settings, Transport& transport,
+                    const Workspace& workspace, Stream stream) {
+  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kMerge, stream);
+}
+
+int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks) {
+  const ResultShape result = {problem.num_heads_q, int64_t{problem.batch} * problem.seqlen_q,
+                              false};
+  const int64_t all = result.heads * result.record_bytes();
+  if (exchange == Exchange::kAllGather) return all;
+  if (exchange == Exchange::kAllToAll) return all / ranks;
+  return problem.lse_elements() * int64_t{sizeof(float)} * (1 + kHeadDimV / ranks);
 }
 
 }  // namespace mla

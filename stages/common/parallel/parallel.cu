@@ -49,14 +49,26 @@ struct RowMerge {
   __device__ float lse() const { return sum == 0 ? INFINITY : largest + logf(sum); }
 };
 
+struct Row {
+  int64_t place;  // [heads, tokens]
+  int64_t token;  // of all sequences
+  int head, sequence, query;
+};
+
 // lse of a part, -inf if it saw nothing: decode() writes +inf there
-__device__ __forceinline__ float lse_of(const Parts& parts, int part, int64_t row) {
-  const float lse = parts.lse[part * parts.lse_stride + row];
+__device__ __forceinline__ float lse_of(const Parts& parts, int part, const Row& row) {
+  const float lse = parts.lse[part * parts.lse_stride + row.head * parts.lse_head + row.token];
   return lse == INFINITY ? -INFINITY : lse;
 }
 
+template <typename T>
+__device__ __forceinline__ const T* out_of(const Parts& parts, int part, const Row& row) {
+  return static_cast<const T*>(parts.out) + part * parts.out_stride + row.head * parts.out_head +
+         row.token * kHeadDimV;
+}
+
 // In the order of parts, every lane alike.
-__device__ __forceinline__ RowMerge merge_of(const Parts& parts, int64_t row) {
+__device__ __forceinline__ RowMerge merge_of(const Parts& parts, const Row& row) {
   float largest = -INFINITY, sum = 0;
   for (int part = 0; part < parts.count; ++part) largest = fmaxf(largest, lse_of(parts, part, row));
   if (largest == -INFINITY) largest = 0;  // nothing seen: the sum is 0
@@ -67,10 +79,6 @@ __device__ __forceinline__ RowMerge merge_of(const Parts& parts, int64_t row) {
 // A warp per row, row = head * tokens + token; a lane has four columns of each 128.
 constexpr int kVectors = kHeadDimV / 128;
 
-struct Row {
-  int64_t place;  // in parts
-  int head, sequence, query;
-};
 template <typename Body>
 __device__ void for_each_row(const Problem& problem, Body body) {
   const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
@@ -78,7 +86,7 @@ __device__ void for_each_row(const Problem& problem, Body body) {
   for (int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; row < rows;
        row += int64_t{gridDim.x} * kWarps) {
     const int64_t token = row % tokens;
-    body(Row{row, static_cast<int>(row / tokens), static_cast<int>(token / problem.seqlen_q),
+    body(Row{row, token, static_cast<int>(row / tokens), static_cast<int>(token / problem.seqlen_q),
              static_cast<int>(token % problem.seqlen_q)});
   }
 }
@@ -103,13 +111,12 @@ __device__ __forceinline__ void store_lse(const Tensors& tensors, const Row& row
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge(Problem problem, Parts parts, Tensors tensors) {
   for_each_row(problem, [&](const Row& row) {
-    const RowMerge merged = merge_of(parts, row.place);
+    const RowMerge merged = merge_of(parts, row);
     float out[kVectors][4] = {};
     for (int part = 0; part < parts.count; ++part) {
-      const float lse = lse_of(parts, part, row.place);
+      const float lse = lse_of(parts, part, row);
       if (lse == -INFINITY) continue;  // there may be anything
-      const T* from =
-          static_cast<const T*>(parts.out) + part * parts.out_stride + row.place * kHeadDimV;
+      const T* from = out_of<T>(parts, part, row);
       for (int v = 0; v < kVectors; ++v) add(from + column_of(v), merged.weight(lse), out[v]);
     }
     T* to = static_cast<T*>(tensors.out) + tensors.out_place(row.sequence, row.query, row.head);
@@ -122,9 +129,9 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     weigh(Problem problem, Parts parts, int mine, float* weighted) {
   for_each_row(problem, [&](const Row& row) {
-    const RowMerge merged = merge_of(parts, row.place);
-    const float lse = lse_of(parts, mine, row.place);
-    const T* from = static_cast<const T*>(parts.out) + row.place * kHeadDimV;
+    const RowMerge merged = merge_of(parts, row);
+    const float lse = lse_of(parts, mine, row);
+    const T* from = out_of<T>(parts, 0, row);
     for (int v = 0; v < kVectors; ++v) {
       float out[4] = {};
       if (lse != -INFINITY) add(from + column_of(v), merged.weight(lse), out);
@@ -145,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
       const float out[4] = {value.x, value.y, value.z, value.w};
       store_rounded(out, to + column_of(v));
     }
-    store_lse(tensors, row, merge_of(parts, row.place).lse());
+    store_lse(tensors, row, merge_of(parts, row).lse());
   });
 }
 

@@ -28,13 +28,16 @@ const char* to_string(Exchange exchange);
 struct ParallelSettings {
   int pages_per_turn = 1;  ///< See ContextShare.
   Exchange exchange = Exchange::kAllGather;
+  /// Into how many slices the batch is cut, >= 1: while one is exchanged the next is decoded, where the
+  /// transport has a stream of its own. No more than there are sequences.
+  int slices = 1;
 };
 
 /// Bytes of memory that a rank's decode_parallel() needs beside its tensors, on the device where the
 /// stage runs. By shapes alone, and the same for all ranks.
 /// @param problem  as for decode_parallel()
 /// @param ranks    >= 1
-/// @return kInvalidArgument for a problem that validate() refuses, ranks or pages_per_turn below 1,
+/// @return kInvalidArgument for a problem that validate() refuses, ranks, pages_per_turn or slices below 1,
 ///         num_heads_q that ranks do not divide where the exchange is by heads, or batch * seqlen_q past 32
 ///         bits; workspace_bytes()'s errors for the stage
 Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
@@ -42,7 +45,9 @@ Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
 
 /// One rank's part of a decode: all ranks of the transport call it. A row that sees no token on any rank
 /// gets out = 0 and lse = +inf. Repeatable to the bit for the same number of ranks, and with kAllGather the
-/// same on all of them. No host synchronisation; asynchronous as decode() where the transport is.
+/// same on all of them. One rank alone decodes as decode() does, to the bit. No host synchronisation; asynchronous as decode() where the transport is: wait for the
+/// results by Transport::wait(). May be captured in a CUDA graph, after one decode that was not: its first
+/// exchange connects the ranks.
 ///
 /// `problem` and `tensors` are the same on all ranks but for the cache:
 /// - problem.max_pages_per_seq is that of a whole sequence, tensors.seqlens_k are whole lengths;
@@ -60,5 +65,21 @@ Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
 Status decode_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
                        const ParallelSettings& settings, Transport& transport,
                        const Workspace& workspace, Stream stream = nullptr);
+
+/// @name The two halves of decode_parallel()
+/// For programs that time them. Arguments and errors are the same.
+/// @{
+
+/// Decodes this rank's tokens: the result is in the workspace. Asks nothing of the transport.
+Status decode_share(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                    const ParallelSettings& settings, Transport& transport,
+                    const Workspace& workspace, Stream stream = nullptr);
+/// Exchanges what decode_share() left there, and merges it.
+Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                    const ParallelSettings& settings, Transport& transport,
+                    const Workspace& workspace, Stream stream = nullptr);
+/// Bytes that a rank sends to each other rank, without what collectives add.
+int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks);
+/// @}
 
 }  // namespace mla

@@ -19,11 +19,13 @@ struct RankLengths {
 };
 
 /// Results over disjoint sets of tokens, head by head: out [parts, heads, tokens, 512], lse
-/// [parts, heads, tokens], where `tokens` are the query tokens of all sequences.
+/// [parts, heads, tokens], where `tokens` are the query tokens of all sequences. Both have strides, in
+/// elements, from one part to the next and from head to head.
 struct Parts {
   const void* out = nullptr;
   const float* lse = nullptr;
-  int64_t out_stride = 0, lse_stride = 0;  ///< Elements from one part to the next.
+  int64_t out_stride = 0, lse_stride = 0;
+  int64_t out_head = 0, lse_head = 0;
   int count = 0;
 };
 

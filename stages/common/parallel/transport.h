@@ -17,6 +17,9 @@ namespace mla {
 /// the same sizes; a call is of one thread at a time. Where one rank fails, does not come within the time
 /// limit, or makes another call, every rank gets a status, then and for every later call: the group is of
 /// no more use, and its ranks must make a new one.
+///
+/// A call may only enqueue: it then begins when all work before it on `stream` is done, and what it receives
+/// is there for work that is enqueued after join().
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -41,6 +44,14 @@ class Transport {
   /// @param receive  [count]
   /// @return as all_gather()
   virtual Status reduce_scatter(const float* send, float* receive, size_t count, Stream stream) = 0;
+
+  /// Lets work that is enqueued on `stream` from now on come after all calls before.
+  /// @return as all_gather()
+  virtual Status join(Stream stream) = 0;
+  /// Waits until all work on `stream` is done, a replayed graph's too, but no longer than the time limit: what
+  /// to call instead of a synchronisation, which would wait for ever where a rank has failed.
+  /// @return as all_gather(); the device's error
+  virtual Status wait(Stream stream) = 0;
 
   /// Says that this rank has failed: calls of the others that wait, and all later ones, return
   /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts.

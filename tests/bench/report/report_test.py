@@ -1,6 +1,7 @@
 """bench/report/report.py on small results files: their schemas, its tables, figures in running text, and that stale texts
 and figures are found; and where bench/run.sh leaves results."""
 import contextlib
+import copy
 import io
 import json
 import math
@@ -994,6 +995,56 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("| counters of the hardware | NVIDIA H200 | abc1234 | 2026-11-30 | — |", last)
         self.assertTrue(last.rstrip().split("Not recorded yet:")[1].startswith(" suite `texts`; suite `cross`; forms of attention on a GPU.\n"))
 
+    def test_several_gpus(self):
+        page = self.root / "docs" / "parallel.md"
+        names = ["parallel-times", "parallel-conformance", "parallel-faults", "parallel-scale"]
+        page.write_text("\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in names))
+        def block(name):
+            self.assertEqual(self.run_report("--update")[0], 0)
+            return page.read_text().split(f"<!-- {name}:begin -->")[1].split("<!--")[0].strip()
+        for name in names:
+            self.assertEqual(block(name), recordings.NOT_RECORDED)
+        row = {"shape": "h128_q1_b8_k4096", "mode": "context", "ranks": 2, "page_ranks": 2, "exchange": "all_to_all", "slices": 1,
+               "stage": "08_seesaw", "one_us": 100.0, "whole_us": 58.0, "share_us": 50.0, "merge_us": 7.0, "exchange_us": 6.0,
+               "nccl_us": 5.0, "wrong": []}
+        batch = {**row, "mode": "batch", "page_ranks": 1, "whole_us": 52.0}
+        for name in ["merge_us", "exchange_us", "nccl_us"]:
+            batch.pop(name)
+        data = {"context": {"schema": recordings.PARALLEL_SCHEMA, "gpu": "NVIDIA H200", "driver": "580.1", "nvcc": "13", "ranks": 2,
+                            "nccl": "NCCL 2.28.9 of /somewhere", "commit": "abc1234", "date_utc": "2026-11-30T01:02:03Z"},
+                "rows": [row, {**row, "slices": 2}, batch], "conformance": [{"ranks": 2, "cases": 72, "wrong": 0}],
+                "faults": [{"fault": "is killed", "status": "it is gone", "seconds": 0.123}]}
+        self.record("h200x2_parallel_2026-11-30.json", data)
+        scale = {"context": {"schema": recordings.SCALE_SCHEMA, "decode": "an H200", "links": "nominal"},
+                 "links": {"exchange_us": 15, "nvlink_gbps": 450, "hop_us": 1.5, "network_gbps": 50, "network_us": 10, "gpus_per_host": 8},
+                 "rows": [{"shape": row["shape"], "way": way, "ranks": ranks, "decode_us": 1, "exchange_us": 1, "merge_us": 1, "us": us,
+                           "memory_gb": memory}
+                          for way, ranks, us, memory in [("one", 1, 100, 8), ("context, all_to_all", 2, 60, 4), ("heads", 2, 90, 8),
+                                                         ("batch", 2, 20, 4)]]}
+        self.record("parallel_scale.json", scale)
+        times = block("parallel-times").splitlines()
+        self.assertIn("2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.", times[0])
+        self.assertIn("Of 2 predictions 1 are within 1.3×.", times[0])
+        self.assertIn("| context, all_to_all | 100.0 | 58.0 | 0.580 | 50.0 | 7.00 | 6.00 | 5.00 | 60.0 | 1.03 |", times[4])
+        self.assertIn("| context, all_to_all, 2 slices |", times[5])
+        self.assertTrue(times[5].endswith("| — | — |"))
+        self.assertIn("| batch | 100.0 | 52.0 | 0.520 | 50.0 | — | — | — | 20.0 | 0.38 |", times[6])
+        self.assertIn("| 2 | 72 | 0 |", block("parallel-conformance"))
+        self.assertIn("| is killed | `it is gone` | 0.12 s |", block("parallel-faults"))
+        self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | 4.00 |", block("parallel-scale"))
+        self.assertEqual(recordings.problems(data, ""), [])
+        self.assertEqual(recordings.problems(scale, ""), [])
+        for fault in [lambda one: one["context"].pop("nccl"), lambda one: one["rows"].clear(), lambda one: one["rows"][0].pop("one_us"),
+                      lambda one: one["rows"][0].pop("exchange"), lambda one: one["rows"][0].update(wrong=["rank 0: out"]),
+                      lambda one: one["conformance"][0].pop("cases")]:
+            spoilt = copy.deepcopy(data)
+            fault(spoilt)
+            self.assertEqual(len(recordings.problems(spoilt, "")), 1)
+        for fault in [lambda one: one["context"].pop("links"), lambda one: one["links"].pop("hop_us"), lambda one: one["rows"][1].pop("us")]:
+            spoilt = copy.deepcopy(scale)
+            fault(spoilt)
+            self.assertEqual(len(recordings.problems(spoilt, "")), 1)
+
     def test_a_service_file_is_checked(self):
         self.assertEqual(recordings.problems(service(), ""), [])
         faults = [lambda data: data["context"].pop("clock"), lambda data: data["context"].update(clock="sundial"),
@@ -1503,7 +1554,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "recordings", "program", "prose", "ridge", "plots"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "parallel", "recordings", "program", "prose", "ridge", "plots"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")

@@ -1,0 +1,366 @@
+/// @file
+/// mla_parallel: decodes over several ranks, a process with a GPU each, or threads on the model.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iostream>
+#include <map>
+
+#include "bench/measure/choice_option.h"
+#include "bench/measure/environment.h"
+#include "bench/measure/program.h"
+#include "bench/measure/table.h"
+#include "bench/measure/write_file.h"
+#include "bench/parallel/parallel_run.h"
+#include "bench/service/scale.h"
+
+namespace mla::bench {
+namespace {
+
+struct Options {
+  int ranks = 0;
+  std::vector<std::string> modes = {"context"};
+  std::vector<std::string> exchanges = {"all_gather"};
+  std::vector<std::string> shapes;
+  std::vector<int> slices = {1};
+  int pages_per_turn = 1;
+  std::string machine = "auto", fault, out;
+  std::vector<int> predicted_ranks = {1, 2, 4, 8, 16, 32, 64};
+  bool predict = false, append = false;
+  bool conformance = false, times = false, no_check = false, no_graphs = false;
+  int time_limit_ms = 20000;
+  ParallelOptions run;
+};
+
+int refuse(const Status& status, int code = kNothingRun) {
+  return complain("mla_parallel", status, code);
+}
+
+Status exchange_of(const std::string& name, Exchange* exchange) {
+  for (const Exchange one : kExchanges) {
+    if (name != to_string(one)) continue;
+    *exchange = one;
+    return {};
+  }
+  return {StatusCode::kInvalidArgument,
+          "exchange \"" + name + "\" must be all_gather, all_to_all or reduce_scatter"};
+}
+
+Status fault_of(const std::string& text, int ranks, ParallelOptions* options) {
+  if (text.empty()) return {};
+  const size_t colon = text.find(':');
+  const std::string name = text.substr(0, colon);
+  const std::pair<const char*, Fault> faults[] = {{"kill", Fault::kKill},
+                                                  {"kill-later", Fault::kKillLater},
+                                                  {"stop", Fault::kStop},
+                                                  {"shape", Fault::kShape},
+                                                  {"error", Fault::kError}};
+  for (const auto& [known, fault] : faults) {
+    if (name == known) options->fault = fault;
+  }
+  const std::string rank = colon == std::string::npos ? "" : text.substr(colon + 1);
+  const bool is_number =
+      !rank.empty() && rank.size() < 6 && rank.find_first_not_of("0123456789") == std::string::npos;
+  if (options->fault == Fault::kNone || !is_number || std::stoi(rank) >= ranks) {
+    return {StatusCode::kInvalidArgument,
+            "fault \"" + text +
+                "\" must be kill, kill-later, stop, shape or error, and a rank: kill:1"};
+  }
+  options->faulty_rank = std::stoi(rank);
+  return {};
+}
+
+/// Every shape in every mode, with every exchange and number of slices that say something for it.
+Status make_cases(const Options& options, int ranks, std::vector<ParallelCase>* cases) {
+  if (options.conformance) {
+    *cases = conformance_cases(ranks, kDefaultPageSize);
+    return {};
+  }
+  for (const std::string& name : options.shapes) {
+    ParallelCase one;
+    MLA_RETURN_IF_ERROR(parse_shape(name, &one.shape));
+    for (const std::string& mode : options.modes) {
+      one.mode = mode;
+      MLA_RETURN_IF_ERROR(divide(mode, ranks, &one.division));
+      for (const std::string& exchange : options.exchanges) {
+        MLA_RETURN_IF_ERROR(exchange_of(exchange, &one.division.settings.exchange));
+        for (const int slices : options.slices) {
+          one.division.settings.slices = slices;
+          one.division.settings.pages_per_turn = options.pages_per_turn;
+          cases->push_back(one);
+          if (one.division.pages == 1) break;
+        }
+        if (one.division.pages == 1) break;  // nothing is exchanged
+      }
+    }
+  }
+  // Ranks meet anew where others share pages.
+  std::stable_sort(cases->begin(), cases->end(), [](const auto& a, const auto& b) {
+    return a.division.pages > b.division.pages;
+  });
+  return {};
+}
+
+/// Of --append: the report that is there.
+Status read_report(const Options& options, nlohmann::ordered_json* report) {
+  std::ifstream file(options.out);
+  if (!options.append || !file) return {};
+  *report = nlohmann::ordered_json::parse(file, nullptr, false);
+  if (!report->is_discarded() && report->contains("context") &&
+      (*report)["context"].value("schema", "") == "flashmla_parallel/1") {
+    return {};
+  }
+  return {StatusCode::kFileError, options.out + " is no report of mla_parallel"};
+}
+
+/// Writes the report of a run, or adds its rows to the one that is there.
+Status write_report(const Options& options, const ParallelOptions& run,
+                    const nlohmann::ordered_json& report) {
+  if (options.out.empty()) return {};
+  nlohmann::ordered_json whole;
+  MLA_RETURN_IF_ERROR(read_report(options, &whole));
+  if (whole.is_null()) {
+    if (Machine* machine = find_machine(run.machine); machine != nullptr) {
+      for (const auto& [key, value] : describe_environment(*machine)) whole["context"][key] = value;
+    }
+    whole["context"]["schema"] = "flashmla_parallel/1";
+    whole["context"]["ranks"] = report.value("ranks", 0);
+    if (report.contains("nccl")) whole["context"]["nccl"] = report["nccl"];
+    whole["rows"] = nlohmann::ordered_json::array();
+    whole["conformance"] = nlohmann::ordered_json::array();
+  }
+  if (report.contains("conformance")) {
+    whole["conformance"].push_back(report["conformance"]);
+  } else {
+    for (const auto& row : report["rows"]) whole["rows"].push_back(row);
+  }
+  return write_file(options.out, whole.dump(1) + "\n");
+}
+
+/// What decodes over many GPUs are predicted to take. On no machine.
+int predict(const Options& options) {
+  DecodeModel model;
+  Links links;
+  Status status = check_writable(options.out);
+  if (status.ok()) status = fit_decode_model(load_all_recorded(), &model);
+  if (status.ok()) status = fit_links(newest_parallel_report(), &links);
+  if (!status.ok()) return refuse(status);
+  nlohmann::ordered_json report{{"schema", "flashmla_scale/1"},
+                                {"context", {{"decode", model.origin}, {"links", links.origin}}},
+                                {"links",
+                                 {{"exchange_us", links.exchange_us},
+                                  {"nvlink_gbps", links.nvlink_gbps},
+                                  {"hop_us", links.hop_us},
+                                  {"network_gbps", links.network_gbps},
+                                  {"network_us", links.network_us},
+                                  {"merge_us", links.merge_us},
+                                  {"memory_gbps", links.memory_gbps},
+                                  {"gpus_per_host", links.gpus_per_host}}}};
+  fmt::print("decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
+             model.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
+             number(links.network_gbps));
+  for (const std::string& name : options.shapes) {
+    Shape shape;
+    if (status = parse_shape(name, &shape); !status.ok()) return refuse(status);
+    Table table({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB", "way"});
+    double one_us = 0;
+    for (const int ranks : options.predicted_ranks) {
+      for (const Forecast& one : forecast(model, links, shape.spec, ranks)) {
+        if (one_us == 0) one_us = forecast(model, links, shape.spec, 1).front().us();
+        table.add({std::to_string(ranks), microseconds(one.decode_us),
+                   microseconds(one.exchange_us), microseconds(one.merge_us),
+                   microseconds(one.us()), number(one.us() / one_us), number(one.memory_gb),
+                   one.way});
+        report["rows"].push_back({{"shape", name},
+                                  {"way", one.way},
+                                  {"ranks", ranks},
+                                  {"decode_us", one.decode_us},
+                                  {"exchange_us", one.exchange_us},
+                                  {"merge_us", one.merge_us},
+                                  {"us", one.us()},
+                                  {"memory_gb", one.memory_gb}});
+      }
+    }
+    fmt::print("\n{}\n{}", shape.title(), table.to_string());
+  }
+  if (options.shapes.empty())
+    return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});
+  if (!options.out.empty()) status = write_file(options.out, report.dump(1) + "\n");
+  return status.ok() ? kRight : refuse(status, kWrong);
+}
+
+int run(Options options) {
+  if (options.predict) return predict(options);
+  std::optional<Seat> seat;
+  if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
+  if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
+  nlohmann::ordered_json there;
+  if (const Status status = read_report(options, &there); !status.ok()) return refuse(status);
+  const int ranks = seat ? seat->ranks : std::max(options.ranks, 1);
+  if (seat && options.ranks != 0 && options.ranks != ranks) {
+    return refuse({StatusCode::kInvalidArgument,
+                   fmt::format("--ranks {}, but this process is one of {}", options.ranks, ranks)});
+  }
+  ParallelOptions& run = options.run;
+  run.time_limit = std::chrono::milliseconds(options.time_limit_ms);
+  run.check = !options.no_check;
+  run.graphs = !options.no_graphs;
+  // With a seat there are CUDA's GPUs or none; else nothing of CUDA may begin before the ranks are started.
+  const int gpus = options.machine == "model" ? 0 : count_gpus();
+  if (options.machine == "gpu" && gpus == 0) {
+    std::string why_not = "no GPU";
+    gpu_machine(&why_not);
+    return refuse({StatusCode::kUnavailable, why_not});
+  }
+  run.machine = gpus > 0 ? MachineKind::kGpu : MachineKind::kModel;
+  const bool on_gpu = run.machine == MachineKind::kGpu;
+  if (on_gpu && !seat && ranks > gpus) {
+    return refuse({StatusCode::kUnavailable,
+                   fmt::format("{} ranks need as many GPUs; there are {}", ranks, gpus)});
+  }
+  if (!on_gpu && seat) {
+    return refuse({StatusCode::kUnavailable, "ranks on the model are threads: start one process"});
+  }
+  run.times = options.times;
+  if (run.times && !on_gpu) {
+    return refuse({StatusCode::kUnavailable, "--times: the model has none; a GPU is needed"});
+  }
+  Status status = fault_of(options.fault, ranks, &run);
+  if (status.ok() && !on_gpu && (run.fault == Fault::kKill || run.fault == Fault::kKillLater)) {
+    status = {StatusCode::kInvalidArgument,
+              "a thread cannot be killed: --fault stop, shape or error"};
+  }
+  if (status.ok()) status = make_cases(options, ranks, &run.cases);
+  std::string why_not;
+  if (status.ok() && find_stage(run.machine, run.stage, &why_not) == nullptr) {
+    status = {StatusCode::kInvalidArgument, why_not};
+  }
+  if (!status.ok()) return refuse(status);
+  if (run.cases.empty())
+    return refuse({StatusCode::kInvalidArgument, "no --shape, and no --conformance"});
+  if (!seat || seat->rank == 0) {
+    fmt::print("{} ranks, {}\n", ranks, on_gpu ? "a GPU each" : "threads on the GPU model");
+  }
+
+  // Ranks that are threads meet in memory: in groups of each size that is needed.
+  std::map<int, std::vector<std::unique_ptr<Transport>>> threads;
+  for (const ParallelCase& one : run.cases) {
+    const int pages = one.division.pages;
+    if (on_gpu || threads.contains(pages)) continue;
+    for (int group = 0; group < ranks / pages; ++group) {
+      std::vector<std::unique_ptr<Transport>> ends;
+      status = make_thread_transports(pages, run.time_limit, &ends);
+      if (!status.ok()) return refuse(status);
+      for (auto& end : ends) threads[pages].push_back(std::move(end));
+    }
+  }
+  const MakeTransport make_transport =
+      [&](const Seat& own, int pages, std::unique_ptr<Rendezvous> rendezvous,
+          std::unique_ptr<Transport>* transport, NcclApi** api) -> Status {
+    if (!on_gpu) {
+      *transport = std::move(threads.at(pages)[static_cast<size_t>(own.rank)]);
+      return {};
+    }
+    std::unique_ptr<NcclApi> nccl;
+    if (const Status made = make_nccl_api(&nccl); !made.ok()) {
+      rendezvous->fail(made);
+      return made;
+    }
+    *api = nccl.get();
+    return make_nccl_transport(std::move(rendezvous), std::move(nccl), transport);
+  };
+  const auto body = [&](const Seat& own) {
+    nlohmann::ordered_json report;
+    int code = run_rank(run, own, make_transport, &report);
+    if (own.rank != 0) return code;
+    if (options.conformance && code <= kWrong && report.contains("rows")) {
+      const auto rows = report["rows"];
+      const auto wrong = std::count_if(rows.begin(), rows.end(),
+                                       [](const auto& row) { return !row["wrong"].empty(); });
+      report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
+      fmt::print("conformance over {} ranks: {} cases, {} wrong\n", ranks, rows.size(), wrong);
+    }
+    if (const Status written =
+            report.contains("rows") ? write_report(options, run, report) : Status();
+        !written.ok()) {
+      code = refuse(written, kWrong);
+    }
+    return code;
+  };
+  if (seat) {
+    std::unique_ptr<Hub> hub;
+    if (seat->rank == 0) status = open_hub(seat->hub, ranks, run.time_limit, &hub);
+    return status.ok() ? body(*seat) : refuse(status);
+  }
+  int code = 0;
+  status = on_gpu ? run_processes(ranks, run.time_limit, body, &code)
+                  : run_threads(ranks, run.time_limit, body, &code);
+  return status.ok() ? code : refuse(status);
+}
+
+int parse_and_run(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "Decodes over several ranks: a process with a GPU each, connected by NCCL, or threads on the "
+      "GPU model.");
+  app.add_option("--ranks", options.ranks, "How many ranks to start; under mpirun it says")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--mode", options.modes,
+                 "What ranks share: context (pages), heads, batch (sequences), or both (heads by "
+                 "two, pages by the rest)")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"context", "heads", "batch", "both"}))
+      ->capture_default_str();
+  app.add_option("--exchange", options.exchanges, "all_gather, all_to_all, reduce_scatter")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"all_gather", "all_to_all", "reduce_scatter"}))
+      ->capture_default_str();
+  app.add_option("--shape", options.shapes, "As in mla_run: h128_q1_b8_k4096")->delimiter(',');
+  app.add_option("--slices", options.slices,
+                 "Slices of the batch: one is exchanged while the next is decoded")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--pages-per-turn", options.pages_per_turn,
+                 "Pages that are dealt to a rank together; 0: every rank has one run of them")
+      ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str();
+  app.add_option("--stage", options.run.stage, "A stage, or auto")->capture_default_str();
+  app.add_option("--machine", options.machine, "gpu, model or auto")
+      ->check(CLI::IsMember({"gpu", "model", "auto"}))
+      ->capture_default_str();
+  app.add_flag("--conformance", options.conformance, "Check many small cases instead of --shape");
+  app.add_flag("--times", options.times, "Take times, on GPUs");
+  app.add_flag("--no-check", options.no_check, "Do not compare with the reference");
+  app.add_flag("--no-graphs", options.no_graphs,
+               "Enqueue every decode anew, and not as a CUDA graph");
+  app.add_option("--warmup", options.run.warmup_s,
+                 "Seconds of work before decodes are timed; by default the stage's own");
+  app.add_option("--time-limit", options.time_limit_ms, "For which a rank waits for others, in ms")
+      ->check(CLI::Range(1, 3600000))
+      ->capture_default_str();
+  app.add_option("--fault", options.fault,
+                 "What one rank does wrong, to see what others make of it: kill:1, kill-later:1, "
+                 "stop:1, shape:1, error:1");
+  app.add_flag("--predict", options.predict,
+               "Decode nothing: predict what --shape takes over many H200");
+  app.add_option("--predict-ranks", options.predicted_ranks, "Over how many")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  auto* out = app.add_option("--out", options.out, "Write a report here (.json)");
+  app.add_flag("--append", options.append, "Add to the report that is there, if one is")
+      ->needs(out);
+  add_choice_table(&app);
+  app.footer(kExitCodes);
+  if (int code = 0; !parse(app, argc, argv, &code)) return code;
+  note_choice_table("mla_parallel", options.run.stage);
+  return run(std::move(options));
+}
+
+}  // namespace
+}  // namespace mla::bench
+
+int main(int argc, char** argv) {
+  return mla::bench::run_program("mla_parallel", mla::bench::parse_and_run, argc, argv);
+}

@@ -1,0 +1,461 @@
+#include "bench/parallel/parallel_run.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "bench/measure/limits.h"
+#include "bench/measure/memory.h"
+#include "bench/measure/program.h"
+#include "bench/measure/table.h"
+#include "bench/measure/truth.h"
+#include "stages/common/choose/choose.h"
+
+namespace mla::bench {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double median(std::vector<double> values) {
+  return quantile(std::move(values), 0.5);
+}
+
+/// One rank, from its start to its end.
+class RankRun {
+ public:
+  RankRun(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
+          Json* report)
+      : options_(options), seat_(seat), make_transport_(make_transport), report_(report) {}
+
+  Status begin() {
+    if (options_.machine == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(seat_.local_rank));
+    std::string why_not;
+    machine_ = find_machine(options_.machine, &why_not);
+    if (machine_ == nullptr) return {StatusCode::kUnavailable, why_not};
+    stage_ = find_stage(options_.machine, options_.stage, &why_not);
+    if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
+    MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
+    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
+    if (seat_.rank == 0) {
+      (*report_)["machine"] = machine_->description();
+      (*report_)["ranks"] = seat_.ranks;
+    }
+    return {};
+  }
+
+  Status run() {
+    for (const ParallelCase& one : options_.cases) {
+      MLA_RETURN_IF_ERROR(connect(one.division.pages));
+      MLA_RETURN_IF_ERROR(run_case(one));
+    }
+    return disconnect();
+  }
+
+  Rendezvous* world() const { return world_.get(); }
+
+ private:
+  /// Meets the ranks that share pages with this one, `pages` of them.
+  Status connect(int pages) {
+    if (transport_ != nullptr && transport_->ranks() == pages) return {};
+    MLA_RETURN_IF_ERROR(disconnect());
+    std::unique_ptr<Rendezvous> group;
+    MLA_RETURN_IF_ERROR(join_group(*world_, seat_.hub, seat_.rank / pages, pages, &hub_, &group));
+    MLA_RETURN_IF_ERROR(make_transport_(seat_, pages, std::move(group), &transport_, &api_));
+    if (seat_.rank == 0 && api_ != nullptr) (*report_)["nccl"] = api_->description();
+    return make_rank_clock(
+        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_);
+  }
+  /// Whoever has the group's hub stays until all have left it.
+  Status disconnect() {
+    if (transport_ == nullptr) return {};
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("end", &all));
+    clock_.reset();  // its graphs hold calls of the transport
+    transport_.reset();
+    MLA_RETURN_IF_ERROR(world_->share("left", &all));
+    hub_.reset();
+    return {};
+  }
+
+  Status run_case(const ParallelCase& one) {
+    DecodeCase spec = one.shape.spec;
+    if (is_faulty(Fault::kShape)) {
+      if (spec.lengths.empty()) {
+        spec.batch = std::max(1, spec.batch - 1);
+      } else if (spec.lengths.size() > 1) {
+        spec.lengths.pop_back();
+      }
+    }
+    const DataSet whole = make_data_set(spec);
+    RankData data;
+    Status status = make_rank_data(*machine_, whole, one.division, seat_.rank, &data);
+    DeviceBuffer workspace;
+    size_t bytes = 0;
+    if (status.ok()) {
+      status = parallel_workspace_bytes(*stage_, data.problem, data.settings, one.division.pages,
+                                        &bytes);
+    }
+    if (status.ok()) status = workspace.allocate(*machine_, bytes);
+    if (status.ok() && options_.check) status = find_truth(whole);
+    // All are here before the first exchange, whose time limit does not begin while data are made.
+    if (!status.ok()) world_->fail(status);
+    MLA_RETURN_IF_ERROR(status);
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("ready", &all));
+    misbehave(Fault::kKill);
+    misbehave(Fault::kStop);
+    Workspace lent = workspace;
+    if (is_faulty(Fault::kError)) lent.bytes = 0;
+
+    const auto decode_whole = [&](Stream stream) {
+      return decode_parallel(*stage_, data.problem, data.tensors, data.settings, *transport_, lent,
+                             stream);
+    };
+    int whole_handle = 0;
+    MLA_RETURN_IF_ERROR(clock_->prepare(decode_whole, use_graphs(), &whole_handle));
+    MLA_RETURN_IF_ERROR(machine_->fill(data.out.data(), 0xff, data.out.bytes(), clock_->stream()));
+    MLA_RETURN_IF_ERROR(machine_->fill(data.lse.data(), 0xff, data.lse.bytes(), clock_->stream()));
+    misbehave(Fault::kKillLater);
+    MLA_RETURN_IF_ERROR(clock_->run(whole_handle, 1, nullptr));
+
+    Json row = row_of(one, whole, data);
+    if (options_.check) {
+      double share = 0;
+      const Status right =
+          compare_rank(*machine_, whole, data, expected(), rows_, one.division.pages > 1, &share);
+      MLA_RETURN_IF_ERROR(world_->share(right.ok() ? "" : right.message(), &all));
+      row["wrong"] = Json::array();
+      for (size_t rank = 0; rank < all.size(); ++rank) {
+        if (!all[rank].empty()) row["wrong"].push_back(fmt::format("rank {}: {}", rank, all[rank]));
+      }
+      any_wrong_ = any_wrong_ || !row["wrong"].empty();
+    }
+    if (options_.times) MLA_RETURN_IF_ERROR(take_times(one, whole, data, lent, whole_handle, &row));
+    clock_->forget(whole_handle);
+    if (seat_.rank == 0) {
+      print(row);
+      (*report_)["rows"].push_back(row);
+    }
+    return {};
+  }
+
+  /// Something that is timed: how often one run does it, and how long others of it run before.
+  struct Timed {
+    const char* name;
+    int handle, per_run;
+    double warmup;
+    std::vector<double> samples = {};
+  };
+
+  /// The times of one case, each the longest of all ranks'. All are taken in turns, so that a GPU that gets slower
+  /// as it gets warm makes none of them look better.
+  Status take_times(const ParallelCase& one, const DataSet& whole, RankData& data,
+                    const Workspace& workspace, int whole_handle, Json* row) {
+    const double heavy = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
+    const double light = std::min(heavy, 0.05);
+    std::vector<Timed> timed = {{"whole_us", whole_handle, 1, heavy}};
+    const auto add = [&](const char* name, const RankClock::Enqueue& enqueue, int per_run,
+                         double warmup) {
+      timed.push_back({name, 0, per_run, warmup});
+      return clock_->prepare(enqueue, use_graphs(), &timed.back().handle);
+    };
+    const auto half = [&](auto function) {
+      return [&, function](Stream stream) {
+        return function(*stage_, data.problem, data.tensors, data.settings, *transport_, workspace,
+                        stream);
+      };
+    };
+    MLA_RETURN_IF_ERROR(add("share_us", half(decode_share), 1, heavy));
+
+    const Exchange kind = data.settings.exchange;
+    const int ranks = one.division.pages;
+    ExchangeBuffers buffers;
+    if (ranks > 1) {
+      MLA_RETURN_IF_ERROR(add("merge_us", half(merge_shares), 1, light));
+      (*row)["bytes_sent"] = exchange_bytes(data.problem, kind, ranks) * (ranks - 1);
+      MLA_RETURN_IF_ERROR(buffers.make(*machine_, data.problem, kind, ranks));
+      // The exchange without the merge, as the decode does it.
+      MLA_RETURN_IF_ERROR(add(
+          "exchange_us", [&](Stream stream) { return exchange(buffers, kind, stream); }, 1, light));
+      // NCCL's collectives for the same bytes, several in one graph, so that what a graph costs beside is not in it.
+      const auto alone = [&](Stream stream) { return exchange_alone(buffers, kind, stream); };
+      if (api_ != nullptr) MLA_RETURN_IF_ERROR(add("nccl_us", alone, kTogether, light));
+    }
+
+    // The whole problem on one GPU.
+    RankData on_one;
+    DeviceBuffer one_workspace;
+    MLA_RETURN_IF_ERROR(make_rank_data(*machine_, whole, Division{}, 0, &on_one));
+    MLA_RETURN_IF_ERROR(allocate_workspace(*stage_, on_one.problem, &one_workspace));
+    const auto decode_one = [&](Stream stream) {
+      return decode(*stage_, on_one.problem, on_one.tensors, one_workspace, stream);
+    };
+    MLA_RETURN_IF_ERROR(add("one_us", decode_one, 1, heavy));
+
+    for (int round = 0; round < options_.rounds; ++round) {
+      for (Timed& what : timed) MLA_RETURN_IF_ERROR(time(&what));
+    }
+    for (const Timed& what : timed) {
+      double us = median(what.samples);
+      MLA_RETURN_IF_ERROR(longest(&us));
+      (*row)[what.name] = us;
+      if (what.handle != whole_handle) clock_->forget(what.handle);
+    }
+    return {};
+  }
+
+  /// Every rank runs it equally often.
+  Status time(Timed* what) {
+    double guess = 0;
+    MLA_RETURN_IF_ERROR(clock_->run(what->handle, 3, &guess));
+    MLA_RETURN_IF_ERROR(longest(&guess));
+    const auto runs = [&](double seconds, int least, int most) {
+      return static_cast<int>(
+          std::clamp(1e6 * seconds / std::max(guess, 1.0), 1.0 * least, 1.0 * most));
+    };
+    MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(what->warmup, 3, 100000), nullptr));
+    for (int i = 0; i < 3; ++i) {
+      double us = 0;
+      MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(0.03, 5, 2000), &us));
+      what->samples.push_back(us / what->per_run);
+    }
+    return {};
+  }
+
+  /// What an exchange sends and receives, of no meaning.
+  struct ExchangeBuffers {
+    DeviceBuffer send, receive, parts, sum;
+    size_t bytes = 0, sums = 0;
+
+    Status make(Machine& machine, const Problem& problem, Exchange kind, int ranks) {
+      const auto count = static_cast<size_t>(ranks);
+      const int64_t rows = problem.lse_elements();
+      const bool is_sum = kind == Exchange::kReduceScatter;
+      bytes = static_cast<size_t>(is_sum ? rows * int64_t{sizeof(float)}
+                                         : exchange_bytes(problem, kind, ranks));
+      sums = is_sum ? static_cast<size_t>(rows / ranks) * kHeadDimV : 0;
+      for (DeviceBuffer* buffer : {&send, &receive}) {
+        MLA_RETURN_IF_ERROR(buffer->allocate(machine, bytes * count));
+        MLA_RETURN_IF_ERROR(machine.fill(buffer->data(), 0, buffer->bytes()));
+      }
+      if (is_sum) {
+        MLA_RETURN_IF_ERROR(parts.allocate(machine, sums * count * sizeof(float)));
+        MLA_RETURN_IF_ERROR(sum.allocate(machine, sums * sizeof(float)));
+        MLA_RETURN_IF_ERROR(machine.fill(parts.data(), 0, parts.bytes()));
+      }
+      return machine.synchronize();
+    }
+  };
+
+  Status exchange(const ExchangeBuffers& of, Exchange kind, Stream stream) {
+    MLA_RETURN_IF_ERROR(
+        kind == Exchange::kAllToAll
+            ? transport_->all_to_all(of.send.data(), of.receive.data(), of.bytes, stream)
+            : transport_->all_gather(of.send.data(), of.receive.data(), of.bytes, stream));
+    if (of.sums > 0) {
+      MLA_RETURN_IF_ERROR(transport_->join(stream));
+      MLA_RETURN_IF_ERROR(
+          transport_->reduce_scatter(of.parts.as<float>(), of.sum.as<float>(), of.sums, stream));
+    }
+    return transport_->join(stream);
+  }
+
+  static constexpr int kTogether = 8;
+  Status exchange_alone(const ExchangeBuffers& of, Exchange kind, Stream stream) {
+    const auto settle = [&]() -> Status {
+      for (bool is_busy = true; is_busy;) MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
+      return {};
+    };
+    MLA_RETURN_IF_ERROR(api_->follow(stream));
+    for (int i = 0; i < kTogether; ++i) {
+      MLA_RETURN_IF_ERROR(kind == Exchange::kAllToAll
+                              ? api_->all_to_all(of.send.data(), of.receive.data(), of.bytes)
+                              : api_->all_gather(of.send.data(), of.receive.data(), of.bytes));
+      MLA_RETURN_IF_ERROR(settle());
+      if (of.sums == 0) continue;
+      MLA_RETURN_IF_ERROR(api_->reduce_scatter(of.parts.as<float>(), of.sum.as<float>(), of.sums));
+      MLA_RETURN_IF_ERROR(settle());
+    }
+    return api_->lead(stream);
+  }
+
+  Status longest(double* value) {
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share(fmt::format("{}", *value), &all));
+    for (const std::string& other : all) {
+      *value = std::max(*value, std::strtod(other.c_str(), nullptr));
+    }
+    return {};
+  }
+
+  /// What the whole should give. Kept, because cases that follow each other often share it.
+  Status find_truth(const DataSet& whole) {
+    const std::string name = whole.spec.name() + shape_name(whole);
+    if (name == truth_) return {};
+    DeviceTensors tensors;
+    MLA_RETURN_IF_ERROR(generate_on_device(*machine_, whole, &tensors));
+    MLA_RETURN_IF_ERROR(values_.evaluate(*machine_, whole, tensors,
+                                         work_of(whole.problem, whole.total_tokens()).flop));
+    rows_ = values_.rows();
+    truth_ = name;
+    return {};
+  }
+  const ReferenceResult& expected() const { return values_.expected(); }
+
+  bool use_graphs() const { return options_.graphs && options_.machine == MachineKind::kGpu; }
+  bool is_faulty(Fault fault) const {
+    return options_.fault == fault && options_.faulty_rank == seat_.rank;
+  }
+  void misbehave(Fault fault) const {
+    if (!is_faulty(fault)) return;
+    if (fault == Fault::kStop) {
+      std::this_thread::sleep_for(3 * options_.time_limit);
+    } else {
+      raise(SIGKILL);
+    }
+  }
+
+  Json row_of(const ParallelCase& one, const DataSet& whole, const RankData& data) const {
+    std::string stage = stage_->slug;
+    if (Choice choice; stage == kAutoSlug &&
+                       choose(options_.machine, data.problem, machine_->limits(), &choice).ok()) {
+      stage = name_of(choice);
+    }
+    return {{"shape", one.shape.name},
+            {"mode", one.mode},
+            {"ranks", seat_.ranks},
+            {"page_ranks", one.division.pages},
+            {"pages_per_turn", data.settings.pages_per_turn},
+            {"exchange", to_string(data.settings.exchange)},
+            {"slices", data.settings.slices},
+            {"stage", stage},
+            {"tokens", whole.total_tokens()},
+            {"cache_bytes", data.cache_bytes}};
+  }
+
+  void print(const Json& row) const {
+    std::string line =
+        fmt::format("{:<28} {:<8} {:<14} slices {} {:<24}", row["shape"].get<std::string>(),
+                    row["mode"].get<std::string>(), row["exchange"].get<std::string>(),
+                    row["slices"].get<int>(), row["stage"].get<std::string>());
+    for (const char* name :
+         {"one_us", "whole_us", "share_us", "merge_us", "exchange_us", "nccl_us"}) {
+      if (row.contains(name) && row[name].is_number()) {
+        line += fmt::format("  {} {:.1f}", std::string(name, std::string(name).size() - 3),
+                            row[name].get<double>());
+      }
+    }
+    if (row.contains("one_us") && row["one_us"].is_number()) {
+      line += fmt::format("  {:.3f} of one",
+                          row["whole_us"].get<double>() / row["one_us"].get<double>());
+    }
+    if (row.contains("wrong")) {
+      line += row["wrong"].empty() ? "  right" : "  WRONG: " + row["wrong"][0].get<std::string>();
+    }
+    fmt::print("{}\n", line);
+    std::fflush(stdout);
+  }
+
+ public:
+  bool any_wrong() const { return any_wrong_; }
+
+ private:
+  const ParallelOptions& options_;
+  const Seat seat_;
+  const MakeTransport& make_transport_;
+  Json* report_;
+  Machine* machine_ = nullptr;
+  const Stage* stage_ = nullptr;
+  std::unique_ptr<Rendezvous> world_;
+  std::unique_ptr<Hub> hub_;
+  std::unique_ptr<Transport> transport_;
+  NcclApi* api_ = nullptr;
+  std::unique_ptr<RankClock> clock_;
+  Truth values_;
+  std::string truth_;
+  std::vector<QueryRow> rows_;
+  bool any_wrong_ = false;
+};
+
+}  // namespace
+
+Status divide(const std::string& mode, int ranks, Division* division) {
+  *division = {};
+  if (mode == "context") {
+    division->pages = ranks;
+  } else if (mode == "heads") {
+    division->heads = ranks;
+  } else if (mode == "batch") {
+    division->batch = ranks;
+  } else if (mode == "both") {
+    if (ranks < 4 || ranks % 2 != 0) {
+      return {StatusCode::kInvalidArgument,
+              fmt::format("ranks = {} must be 4 or more, and even, to share heads and pages both",
+                          ranks)};
+    }
+    division->heads = 2;
+    division->pages = ranks / 2;
+  } else {
+    return {StatusCode::kInvalidArgument,
+            "mode \"" + mode + "\" must be context, heads, batch or both"};
+  }
+  return {};
+}
+
+int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
+             Json* report) {
+  const auto begin = WallClock::now();
+  RankRun rank(options, seat, make_transport, report);
+  Status status = rank.begin();
+  const bool has_begun = status.ok();
+  if (status.ok()) status = rank.run();
+  if (status.ok()) return rank.any_wrong() ? kWrong : kRight;
+  if (rank.world() != nullptr) rank.world()->fail(status);
+  fmt::print(stderr, "mla_parallel: rank {} after {:.1f} s: {}\n", seat.rank, seconds_since(begin),
+             status.to_string());
+  return has_begun ? kWrong : kNothingRun;
+}
+
+std::vector<ParallelCase> conformance_cases(int ranks, int page_size) {
+  std::vector<ParallelCase> cases;
+  size_t turn = 0;
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const int seqlen_q : {1, 2, 4}) {
+      for (const bool causal : {false, true}) {
+        for (const DataKind data : {DataKind::kNeedles, DataKind::kFlat}) {
+          for (const Exchange exchange : kExchanges) {
+            ParallelCase one;
+            one.mode = "context";
+            one.division.pages = ranks;
+            const int turns[] = {1, 0, 2};  // 0: contiguous
+            one.division.settings = {turns[turn % 3], exchange, 1 + static_cast<int>(turn % 2) * 2};
+            DecodeCase& spec = one.shape.spec;
+            spec.dtype = dtype;
+            spec.seqlen_q = seqlen_q;
+            spec.causal = causal;
+            spec.data = data;
+            spec.page_size = page_size;
+            spec.seed = turn % 4;
+            spec.num_heads_q = turn % 2 == 0 ? 16 * ranks : 128;
+            if (spec.num_heads_q % ranks != 0) spec.num_heads_q = 16 * ranks;
+            const int p = page_size;
+            spec.lengths = {0,         1,        3, p - 1, p, p + 1, ranks * p, ranks * p + 1,
+                            5 * p - 2, 9 * p + 2};
+            spec.batch = static_cast<int>(spec.lengths.size());
+            one.shape.name = fmt::format("{}", shape_name(make_data_set(spec)));
+            cases.push_back(one);
+            ++turn;
+          }
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+}  // namespace mla::bench

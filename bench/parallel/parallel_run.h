@@ -1,0 +1,66 @@
+/// @file
+/// What every rank of mla_parallel does: checks, times, and what it does to others when it fails.
+#pragma once
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench/measure/shapes.h"
+#include "bench/parallel/rank_clock.h"
+#include "bench/parallel/rank_data.h"
+#include "bench/parallel/ranks.h"
+
+namespace mla::bench {
+
+/// What a rank is told to do wrong, for a test.
+enum class Fault {
+  kNone,
+  kKill,       ///< It is killed before its first exchange.
+  kKillLater,  ///< It is killed once decodes are repeated, as graphs on a GPU.
+  kStop,       ///< It does not come, and does not end.
+  kShape,      ///< It decodes a sequence less.
+  kError,      ///< Its workspace is too small.
+};
+
+/// One decode to check or time.
+struct ParallelCase {
+  Shape shape;
+  Division division;
+  std::string mode;
+  /// "context round-robin, all_gather, 2 slices"
+  std::string title() const;
+};
+
+struct ParallelOptions {
+  MachineKind machine = MachineKind::kModel;
+  std::string stage = "auto";
+  std::vector<ParallelCase> cases;
+  bool check = false, times = false, graphs = true;
+  double warmup_s = -1;  ///< Less than 0: the stage's own.
+  int rounds = 3;        ///< Of times, in which all that is timed takes turns; medians are taken.
+  Fault fault = Fault::kNone;
+  int faulty_rank = 0;
+  std::chrono::milliseconds time_limit{10000};
+};
+
+/// Makes the end of this rank's group. `api` is what it goes through, or null where it is no NCCL.
+using MakeTransport =
+    std::function<Status(const Seat&, int group_ranks, std::unique_ptr<Rendezvous>,
+                         std::unique_ptr<Transport>*, NcclApi** api)>;
+
+/// How a mode divides a problem among ranks.
+/// @return kInvalidArgument for a mode that is none, and for "both" of fewer than four ranks or an odd number
+Status divide(const std::string& mode, int ranks, Division* division);
+
+/// Does all cases as one rank. Rank 0 prints a line for each, and gets the report of all.
+/// @return the exit code
+int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
+             nlohmann::ordered_json* report);
+
+/// Many small cases over `ranks` ranks that share pages: both dtypes, all exchanges, shares and slices, with
+/// lengths around every cut, none, and shorter than there are ranks.
+std::vector<ParallelCase> conformance_cases(int ranks, int page_size);
+
+}  // namespace mla::bench

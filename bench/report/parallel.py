@@ -1,0 +1,118 @@
+"""What mla_parallel recorded on several GPUs, and what its model predicts: the tables of docs/parallel.md."""
+from recordings import (Error, NOT_RECORDED, PARALLEL_SCHEMA, SCALE_SCHEMA, files, read_checked, shape_title, significant, unique, us)
+
+# What the page shows of the model: ways as they are named there.
+CURVES = ["h128_q1_b1_k1000000", "h128_q1_b128_k8192", "h16_q1_b8_k131072"]
+NEAR = 1.3  # an estimate this close to the measurement is right
+
+
+def load(root):
+    """The newest recording of several GPUs; None if there is none."""
+    found = [(context.get("date_utc", ""), path) for path, context, _ in files(root, "*.json", PARALLEL_SCHEMA)]
+    return read_checked(max(found)[1], PARALLEL_SCHEMA) if found else None
+
+
+def load_scale(root):
+    """What the model predicts; None if it was not kept."""
+    found = files(root, "*.json", SCALE_SCHEMA)
+    return read_checked(found[-1][0], SCALE_SCHEMA) if found else None
+
+
+def way(row):
+    """As the model names it."""
+    return f"context, {row['exchange']}" if row["page_ranks"] > 1 else row["mode"]
+
+
+def predicted(scale, row):
+    """The model's row for a measured one; None if there is none."""
+    if scale is None or row["slices"] != 1:
+        return None
+    return next((one for one in scale["rows"] if (one["shape"], one["way"], one["ranks"]) ==
+                 (row["shape"], way(row), row["ranks"])), None)
+
+
+def timed(data):
+    return [row for row in data["rows"] if "whole_us" in row] if data else []
+
+
+def caption(data):
+    get = data["context"].get
+    return (f"{get('ranks')} × {get('gpu')}, driver {get('driver')}, {get('nccl', '').split(' of ')[0]}, nvcc {get('nvcc')}, commit "
+            f"{get('commit')}, {get('date_utc', '')[:10]}. Medians of CUDA graphs back to back, the slower rank's.")
+
+
+def times_parts(data, scale, table):
+    """Measured times, and the model's beside them."""
+    rows = timed(data)
+    if not rows:
+        return []
+    def of(name):
+        return lambda row: us(row[name]) if name in row else None
+    def ratio(row):
+        one = predicted(scale, row)
+        return f"{one['us'] / row['whole_us']:.2f}" if one else None
+    def model(row):
+        one = predicted(scale, row)
+        return us(one["us"]) if one else None
+    columns = [("shape", lambda row: shape_title(row["shape"])),
+               ("shared", lambda row: way(row) + (f", {row['slices']} slices" if row["slices"] > 1 else "")),
+               ("one GPU", of("one_us")), ("all", of("whole_us")),
+               ("of one", lambda row: f"{row['whole_us'] / row['one_us']:.3f}"),
+               ("decode of the share", of("share_us")), ("exchange and merge", of("merge_us")), ("exchange", of("exchange_us")),
+               ("NCCL alone", of("nccl_us")), ("predicted", model), ("predicted / measured", ratio)]
+    close = [one["us"] / row["whole_us"] for row in rows if (one := predicted(scale, row))]
+    near = sum(1 / NEAR <= value <= NEAR for value in close)
+    return [caption(data) + (f" Of {len(close)} predictions {near} are within {NEAR}×." if close else ""), table(columns, rows)]
+
+
+def conformance_parts(data, table):
+    if not data or not data["conformance"]:
+        return []
+    return [table([("ranks", lambda one: str(one["ranks"])), ("cases", lambda one: str(one["cases"])),
+                   ("wrong", lambda one: str(one["wrong"]))], data["conformance"])]
+
+
+def faults_parts(data, table):
+    if not data or not data.get("faults"):
+        return []
+    return [table([("rank 1 or 0", lambda one: one["fault"]), ("another rank's status", lambda one: f"`{one['status']}`"),
+                   ("after", lambda one: f"{significant(one['seconds'], 2)} s")], data["faults"])]
+
+
+def scale_parts(scale, table):
+    """Curves: ranks down, ways across."""
+    if scale is None:
+        return []
+    links = scale["links"]
+    parts = [f"Decode: fitted to {scale['context']['decode']}. Exchange: {significant(links['exchange_us'], 2)} µs and "
+             f"{significant(links['nvlink_gbps'])} GB/s within a host ({scale['context']['links']}); {significant(links['hop_us'], 2)} µs "
+             f"for each further rank of it, and between hosts {significant(links['network_us'], 2)} µs and "
+             f"{significant(links['network_gbps'])} GB/s per GPU, are assumed. A host has {links['gpus_per_host']} GPUs."]
+    for shape in unique(row["shape"] for row in scale["rows"]):
+        rows = [row for row in scale["rows"] if row["shape"] == shape]
+        one = next(row["us"] for row in rows if row["ranks"] == 1)
+        def cell(name, ranks):
+            found = [row["us"] for row in rows if row["ranks"] == ranks and row["way"] == name]
+            best = min((row["us"] for row in rows if row["ranks"] == ranks and row["way"] != "batch"), default=0)
+            if not found:
+                return None
+            return f"**{us(found[0])}**" if found[0] == best and ranks > 1 else us(found[0])
+        def memory(ranks):
+            return significant(min(row["memory_gb"] for row in rows if row["ranks"] == ranks and row["way"] != "batch"))
+        ways = unique(row["way"] for row in rows if row["ranks"] > 1)
+        parts += [f"{shape_title(shape)}, µs; one GPU takes {us(one)}:",
+                  table([("GPUs", str), *[(name, lambda ranks, name=name: cell(name, ranks)) for name in ways],
+                         ("cache per GPU by context, GB", memory)],
+                        unique(row["ranks"] for row in rows if row["ranks"] > 1))]
+    return parts
+
+
+def parts_of(name, root, table):
+    """The parts of a block of docs/parallel.md."""
+    known = {"parallel-times": lambda: times_parts(load(root), load_scale(root), table),
+             "parallel-conformance": lambda: conformance_parts(load(root), table),
+             "parallel-faults": lambda: faults_parts(load(root), table),
+             "parallel-scale": lambda: scale_parts(load_scale(root), table)}
+    if name not in known:
+        raise Error(f"no block of docs/parallel.md is named '{name}'")
+    return known[name]() or [NOT_RECORDED]

@@ -1,0 +1,152 @@
+#include "stages/common/parallel/nccl_transport.h"
+
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace mla {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class NcclTransport final : public Transport {
+ public:
+  NcclTransport(std::unique_ptr<Rendezvous> rendezvous, std::unique_ptr<NcclApi> api)
+      : rendezvous_(std::move(rendezvous)), api_(std::move(api)) {}
+  ~NcclTransport() override {
+    // Work that other ranks no longer do would never end.
+    if (!rendezvous_->failure().ok()) end();
+  }
+
+  int rank() const override { return rendezvous_->rank(); }
+  int ranks() const override { return rendezvous_->ranks(); }
+
+  Status connect() {
+    std::string id;
+    Status made;
+    if (rank() == 0) made = api_->make_id(&id);
+    if (!made.ok()) return end(made);
+    std::vector<std::string> ids;
+    MLA_RETURN_IF_ERROR(rendezvous_->share(id, &ids));
+    if (const Status begun = api_->connect(ids[0], rank(), ranks()); !begun.ok()) return end(begun);
+    return settle("the ranks to connect");
+  }
+
+  Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
+    return call("all_gather", bytes, stream,
+                [&] { return api_->all_gather(send, receive, bytes); });
+  }
+  Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) override {
+    return call("all_to_all", bytes, stream,
+                [&] { return api_->all_to_all(send, receive, bytes); });
+  }
+  Status reduce_scatter(const float* send, float* receive, size_t count, Stream stream) override {
+    return call("reduce_scatter", count * sizeof(float), stream,
+                [&] { return api_->reduce_scatter(send, receive, count); });
+  }
+
+  Status join(Stream stream) override {
+    MLA_RETURN_IF_ERROR(failure());
+    const Status led = api_->lead(stream);
+    return led.ok() ? led : end(led);
+  }
+
+  Status wait(Stream stream) override {
+    MLA_RETURN_IF_ERROR(failure());
+    return poll("its work with the others", [&](bool* is_done) -> Status {
+      bool is_busy = false;
+      MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
+      return api_->query(stream, is_done);
+    });
+  }
+
+  void fail(const Status& why) override { static_cast<void>(end(why)); }
+
+ private:
+  template <typename Enqueue>
+  Status call(const char* name, size_t bytes, Stream stream, Enqueue enqueue) {
+    MLA_RETURN_IF_ERROR(failure());
+    const Status announced =
+        rendezvous_->announce(name + (" of " + std::to_string(bytes)) + " bytes");
+    if (!announced.ok()) return failure();
+    Status status = api_->follow(stream);
+    if (status.ok()) status = enqueue();
+    if (!status.ok()) return end(status);
+    return settle(name);
+  }
+
+  /// Waits until the communicator has taken a call: the first of a kind connects the ranks.
+  Status settle(const std::string& what) {
+    return poll(what, [&](bool* is_done) {
+      bool is_busy = false;
+      Status status = api_->progress(&is_busy);
+      *is_done = !is_busy;
+      return status;
+    });
+  }
+
+  /// Asks until `is_done`, which a failure of the group or the time limit ends.
+  template <typename IsDone>
+  Status poll(const std::string& what, IsDone ask) {
+    const auto begin = Clock::now();
+    // A little longer than the hub waits, which can say for whom.
+    const auto limit = rendezvous_->time_limit() + rendezvous_->time_limit() / 4;
+    for (int turn = 0;; ++turn) {
+      bool is_done = false;
+      if (const Status status = ask(&is_done); !status.ok()) return end(status);
+      if (is_done) return {};
+      const auto waited = Clock::now() - begin;
+      // Most work is short. Later a socket is read, too, and the core is left to others.
+      if (waited < std::chrono::milliseconds(1)) continue;
+      MLA_RETURN_IF_ERROR(failure());
+      if (waited >= limit) {
+        return end({StatusCode::kRankFailed,
+                    "waited " + std::to_string(limit.count()) + " ms for " + what});
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(turn < 1000 ? 50 : 500));
+    }
+  }
+
+  /// The group's failure. What this rank has under way then ends.
+  Status failure() {
+    const Status status = rendezvous_->failure();
+    if (!status.ok()) end();
+    return status;
+  }
+
+  /// This rank fails: the others are told. Returns why.
+  Status end(const Status& why) {
+    rendezvous_->fail(why);
+    end();
+    return why;
+  }
+  void end() {
+    if (!std::exchange(has_ended_, true)) api_->abort();
+  }
+
+  std::unique_ptr<Rendezvous> rendezvous_;
+  std::unique_ptr<NcclApi> api_;
+  bool has_ended_ = false;
+};
+
+}  // namespace
+
+Status make_nccl_transport(std::unique_ptr<Rendezvous> rendezvous, std::unique_ptr<NcclApi> api,
+                           std::unique_ptr<Transport>* transport) {
+  auto made = std::make_unique<NcclTransport>(std::move(rendezvous), std::move(api));
+  MLA_RETURN_IF_ERROR(made->connect());
+  *transport = std::move(made);
+  return {};
+}
+
+Status make_nccl_transport(std::unique_ptr<Rendezvous> rendezvous,
+                           std::unique_ptr<Transport>* transport) {
+  std::unique_ptr<NcclApi> api;
+  if (const Status made = make_nccl_api(&api); !made.ok()) {
+    rendezvous->fail(made);
+    return made;
+  }
+  return make_nccl_transport(std::move(rendezvous), std::move(api), transport);
+}
+
+}  // namespace mla

@@ -1,0 +1,32 @@
+/// @file
+/// Ranks that are processes with a GPU each, connected by NCCL.
+#pragma once
+
+#include <memory>
+
+#include "stages/common/parallel/nccl_api.h"
+#include "stages/common/parallel/rendezvous.h"
+#include "stages/common/parallel/transport.h"
+
+namespace mla {
+
+/// A rank's end of a group over NCCL, of the current CUDA device. Calls only enqueue, on a stream of the
+/// transport's own. Work that hangs because another rank has failed ends in wait(), which aborts the
+/// communicator: synchronise by nothing else. While a CUDA graph is replayed nothing is announced, so a rank that
+/// replays another shape is found by the time limit alone.
+///
+/// Graphs that hold its calls should be destroyed before it. Outside a graph a call costs the host tens of
+/// microseconds, because NCCL takes it on a thread of its own: that is the price of one that can be given up.
+///
+/// Every rank makes its own, together. The rendezvous is the transport's from then on: it announces every call,
+/// and gives its time limit.
+/// @return kUnavailable as make_nccl_api(); the rendezvous's failure; kRankFailed if the ranks' communicators
+///         are not connected within the time limit
+Status make_nccl_transport(std::unique_ptr<Rendezvous> rendezvous,
+                           std::unique_ptr<Transport>* transport);
+
+/// The same over what a test puts in NCCL's place.
+Status make_nccl_transport(std::unique_ptr<Rendezvous> rendezvous, std::unique_ptr<NcclApi> api,
+                           std::unique_ptr<Transport>* transport);
+
+}  // namespace mla

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# mla_parallel on the model: ranks that are threads, checked against the reference; faults of one rank, which all must
+# tell; what it refuses; and its report.
+#   mla_parallel_test.sh PROGRAM
+set -uo pipefail
+program=$1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+failed=0
+
+# expect CODE TEXT ARGUMENT...: the exit code, and what is printed
+expect() {
+  local code=$1 text=$2 said got
+  shift 2
+  said=$("$program" --machine model "$@" 2>&1)
+  got=$?
+  if [[ $got -ne $code || $said != *"$text"* ]]; then
+    printf 'mla_parallel %s: exit code %s, "%s" expected; %s:\n%s\n' "$*" "$code" "$text" "$got" "$said" >&2
+    failed=1
+  fi
+}
+
+small=(--stage 04 --shape h8_q2_k200+3+0+65_causal)
+expect 0 "context  all_to_all     slices 2 04_split_kv               right" --ranks 2 "${small[@]}" --exchange all_gather,all_to_all,reduce_scatter --slices 1,2
+expect 0 "right" --ranks 3 "${small[@]}" --pages-per-turn 0
+expect 0 "both     all_gather" --ranks 4 "${small[@]}" --mode both
+expect 0 "batch " --ranks 2 "${small[@]}" --mode heads,batch
+expect 0 "right" --ranks 2 --shape h4_q1_k130+64_fp8_tile128 --stage 12
+
+for rank in 0 1 2; do
+  expect 1 "mla_parallel: rank $rank after" --ranks 3 "${small[@]}" --fault shape:1
+done
+expect 1 "rank 0 calls all_gather of" --ranks 3 "${small[@]}" --fault shape:1
+expect 1 "rank 2 failed: workspace too small" --ranks 3 "${small[@]}" --fault error:2
+expect 1 "did not come to all_gather of" --ranks 2 "${small[@]}" --fault stop:1 --time-limit 1000
+
+expect 2 "no --shape" --ranks 2
+expect 2 "none not in {context,heads,batch,both}" --ranks 3 "${small[@]}" --mode both,none
+expect 2 "ranks = 3 must be 4 or more, and even" --ranks 3 "${small[@]}" --mode both
+expect 2 "the model has none" --ranks 2 "${small[@]}" --times
+expect 2 "a thread cannot be killed" --ranks 2 "${small[@]}" --fault kill:1
+expect 2 'fault "shape:2" must be' --ranks 2 "${small[@]}" --fault shape:2
+expect 2 'fault "burn:1" must be' --ranks 2 "${small[@]}" --fault burn:1
+expect 2 "there is no stage" --ranks 2 --stage 77 --shape h8_q1_b1_k64
+expect 1 "num_heads_q = 8 must be a multiple of" --ranks 3 "${small[@]}" --exchange all_to_all
+expect 1 "batch = 4 is less than the ranks" --ranks 5 "${small[@]}" --mode batch
+MLA_RANK=0 MLA_RANKS=2 expect 2 "ranks on the model are threads" "${small[@]}"
+MLA_RANK=0 MLA_RANKS=2 expect 2 "but this process is one of 2" --ranks 3 "${small[@]}"
+
+report=$folder/report.json
+expect 0 "right" --ranks 2 "${small[@]}" --out "$report"
+grep -q '"schema": "flashmla_parallel/1"' "$report" && grep -q '"wrong": \[\]' "$report" || {
+  echo "no report, or another" >&2
+  failed=1
+}
+# A second run is added, and nothing but a report is added to.
+expect 0 "heads " --ranks 2 "${small[@]}" --mode context,heads,batch --out "$report" --append
+[[ $(grep -c '"wrong"' "$report") -eq 4 ]] || {
+  echo "not four rows after a second run" >&2
+  failed=1
+}
+echo '{}' > "$folder/other.json"
+expect 2 "is no report of mla_parallel" --ranks 2 "${small[@]}" --out "$folder/other.json" --append
+expect 0 "context, all_gather" --predict --shape h128_q1_b1_k1000000 --out "$report"
+grep -q '"schema": "flashmla_scale/1"' "$report" || failed=1
+expect 2 "--predict needs a --shape" --predict
+exit $failed

@@ -1,0 +1,466 @@
+// Ranks that are processes: how they meet, and what becomes of it when one fails. NCCL and the GPU are played by a
+// test, so that its host code is seen to keep time limits, to abort, and to tell every rank.
+#include "stages/common/parallel/nccl_transport.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "stages/common/parallel/rendezvous.h"
+#include "tests/status_matchers.h"
+
+namespace mla {
+namespace {
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+constexpr milliseconds kPatient{8000}, kShort{150};
+
+// Runs body(rendezvous) on a thread per rank, and returns how each ended; one that is not to come gets none.
+using Body = std::function<Status(std::unique_ptr<Rendezvous>)>;
+std::vector<Status> on_ranks(int ranks, milliseconds limit, const Body& body,
+                             const std::vector<int>& absent = {}) {
+  std::unique_ptr<Hub> hub;
+  EXPECT_OK(open_hub("127.0.0.1:0", ranks, limit, &hub));
+  std::vector<Status> ended(static_cast<size_t>(ranks));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    if (std::find(absent.begin(), absent.end(), rank) != absent.end()) continue;
+    threads.emplace_back([&, rank] {
+      std::unique_ptr<Rendezvous> joined;
+      Status& status = ended[static_cast<size_t>(rank)];
+      status = join_hub(hub->address(), rank, ranks, limit, &joined);
+      if (status.ok()) status = body(std::move(joined));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return ended;
+}
+
+// Asks until the group has failed: news travel.
+Status await_failure(Rendezvous& rendezvous) {
+  const auto deadline = Clock::now() + std::chrono::seconds(8);
+  while (rendezvous.failure().ok() && Clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return rendezvous.failure();
+}
+
+TEST(Rendezvous, EveryRankGetsWhatAllGave) {
+  for (const int ranks : {1, 2, 5}) {
+    for (const Status& status : on_ranks(ranks, kPatient, [&](auto rendezvous) -> Status {
+           EXPECT_EQ(rendezvous->ranks(), ranks);
+           EXPECT_EQ(rendezvous->time_limit(), kPatient);
+           for (int turn = 0; turn < 30; ++turn) {
+             MLA_RETURN_IF_ERROR(rendezvous->announce("call " + std::to_string(turn)));
+             const auto text = [&](int rank) {
+               return rank == 1 ? std::string()
+                                : std::string(size_t(1) << turn % 18, char('a' + rank));
+             };
+             std::vector<std::string> all;
+             MLA_RETURN_IF_ERROR(rendezvous->share(text(rendezvous->rank()), &all));
+             EXPECT_EQ(int(all.size()), ranks);
+             for (int rank = 0; rank < ranks; ++rank) EXPECT_EQ(all[size_t(rank)], text(rank));
+           }
+           return {};
+         })) {
+      EXPECT_OK(status);
+    }
+  }
+}
+
+TEST(Rendezvous, CallsThatDifferAreNamed) {
+  for (const bool shares : {false, true}) {
+    for (const Status& status : on_ranks(3, kPatient, [&](auto rendezvous) -> Status {
+           std::vector<std::string> all;
+           if (rendezvous->rank() == 2 && shares) return rendezvous->share("", &all);
+           MLA_RETURN_IF_ERROR(rendezvous->announce(rendezvous->rank() == 2 ? "another" : "one"));
+           return await_failure(*rendezvous);
+         })) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+      EXPECT_EQ(status.message(),
+                std::string("rank 0 calls one, rank 2 ") + (shares ? "share" : "another"));
+    }
+  }
+}
+
+TEST(Rendezvous, ARankThatDoesNotComeIsNamedInTime) {
+  const auto begin = Clock::now();
+  for (const Status& status : on_ranks(4, kShort, [&](auto rendezvous) -> Status {
+         MLA_RETURN_IF_ERROR(rendezvous->announce("first"));
+         if (rendezvous->rank() % 2 == 1) return await_failure(*rendezvous);
+         std::vector<std::string> all;
+         return rendezvous->share("", &all);
+       })) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_EQ(status.message(), "rank 1, rank 3 did not come to share within 150 ms");
+  }
+  const auto ended = on_ranks(3, kShort, [&](auto) { return Status(); }, {1});
+  for (const size_t rank : {size_t{0}, size_t{2}}) {
+    EXPECT_EQ(ended[rank].code(), StatusCode::kRankFailed);
+    EXPECT_EQ(ended[rank].message(), "rank 1 did not come to the group within 150 ms");
+  }
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
+}
+
+TEST(Rendezvous, CallsAreCountedApartForEveryRank) {
+  // One rank far ahead is no fault: work is enqueued.
+  for (const Status& status : on_ranks(2, kPatient, [&](auto rendezvous) -> Status {
+         if (rendezvous->rank() == 1) std::this_thread::sleep_for(milliseconds(50));
+         for (int i = 0; i < 100; ++i) {
+           MLA_RETURN_IF_ERROR(rendezvous->announce(std::to_string(i)));
+         }
+         std::vector<std::string> all;
+         return rendezvous->share("", &all);
+       })) {
+    EXPECT_OK(status);
+  }
+}
+
+TEST(Rendezvous, TheFirstFailureIsToldToAll) {
+  std::atomic<bool> told = false;
+  for (const Status& status : on_ranks(3, kPatient, [&](auto rendezvous) -> Status {
+         if (rendezvous->rank() == 1) {
+           rendezvous->fail({StatusCode::kCudaError, "it burns"});
+           rendezvous->fail({StatusCode::kCudaError, "a second failure"});
+           told = true;
+         }
+         const Status heard = await_failure(*rendezvous);
+         while (!told) std::this_thread::yield();
+         if (rendezvous->rank() == 2) rendezvous->fail({StatusCode::kCudaError, "a third failure"});
+         std::vector<std::string> all;
+         EXPECT_EQ(rendezvous->announce("more").message(), heard.message());
+         EXPECT_EQ(rendezvous->share("", &all).message(), heard.message());
+         return heard;
+       })) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_EQ(status.message(), "rank 1 failed: CUDA error: it burns");
+  }
+}
+
+TEST(Rendezvous, AProcessThatIsKilledIsGoneAtOnce) {
+  std::unique_ptr<Hub> hub;
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t child = fork();  // before the hub's thread begins
+  if (child == 0) {
+    char address[64] = {};
+    std::unique_ptr<Rendezvous> joined;
+    if (read(ends[0], address, sizeof address - 1) <= 0) _exit(1);
+    _exit(join_hub(address, 1, 2, kPatient, &joined).ok() ? 0 : 1);
+  }
+  ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
+  ASSERT_GT(write(ends[1], hub->address().c_str(), hub->address().size()), 0);
+  std::unique_ptr<Rendezvous> joined;
+  ASSERT_OK(join_hub(hub->address(), 0, 2, kPatient, &joined));
+  std::vector<std::string> all;
+  EXPECT_EQ(joined->share("", &all).message(), "rank 1 is gone: its connection ended");
+  EXPECT_EQ(joined->failure().code(), StatusCode::kRankFailed);
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  close(ends[0]);
+  close(ends[1]);
+}
+
+TEST(Rendezvous, WhoLeavesEarlyIsNamed) {
+  const auto ended = on_ranks(2, kPatient, [&](auto rendezvous) -> Status {
+    MLA_RETURN_IF_ERROR(rendezvous->announce("all"));
+    if (rendezvous->rank() == 1) return {};
+    std::vector<std::string> all;
+    return rendezvous->share("", &all);
+  });
+  EXPECT_OK(ended[1]);
+  EXPECT_EQ(ended[0].message(), "rank 1 has left before share");
+}
+
+TEST(Rendezvous, BadInputIsRefused) {
+  std::unique_ptr<Hub> hub;
+  std::unique_ptr<Rendezvous> joined;
+  EXPECT_EQ(open_hub("127.0.0.1:0", 0, kShort, &hub).message(), "ranks = 0 must be at least 1");
+  for (const char* address : {"", "127.0.0.1", ":80", "127.0.0.1:", "127.0.0.1:x",
+                              "127.0.0.1:70000", "127.0.0.1:123456789"}) {
+    EXPECT_EQ(open_hub(address, 1, kShort, &hub).code(), StatusCode::kInvalidArgument) << address;
+    EXPECT_EQ(join_hub(address, 0, 1, kShort, &joined).code(), StatusCode::kInvalidArgument)
+        << address;
+  }
+  EXPECT_EQ(join_hub("127.0.0.1:1", 2, 2, kShort, &joined).message(),
+            "rank = 2 must be in [0, ranks = 2)");
+  EXPECT_EQ(join_hub("127.0.0.1:1", -1, 2, kShort, &joined).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(join_hub("127.0.0.1:1", 0, 2, kShort, &joined).code(), StatusCode::kUnavailable);
+}
+
+TEST(Rendezvous, StrangersAndDoublesAreRefused) {
+  std::unique_ptr<Hub> hub;
+  ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
+  // A stranger: what it says is nothing to the hub.
+  const int stranger = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = inet_addr("127.0.0.1");
+  address.sin_port =
+      htons(static_cast<uint16_t>(std::stoi(hub->address().substr(hub->address().rfind(':') + 1))));
+  ASSERT_EQ(connect(stranger, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  // A greeting of another kind, and then all that rank 0 would say.
+  const std::string said("GET \3\0\0\0h0 2", 12);
+  ASSERT_GT(send(stranger, said.data(), said.size(), MSG_NOSIGNAL), 0);
+  std::unique_ptr<Rendezvous> other, twice, first;
+  std::thread zero([&] { EXPECT_OK(join_hub(hub->address(), 0, 2, kPatient, &first)); });
+  while (twice == nullptr) {  // until rank 0 has come, if it has not
+    const Status status = join_hub(hub->address(), 0, 3, kPatient, &twice);
+    EXPECT_EQ(status.message(), "rank 0 has come to a group of 2 ranks, for one of 3");
+    break;
+  }
+  std::thread one([&] { EXPECT_OK(join_hub(hub->address(), 1, 2, kPatient, &other)); });
+  zero.join();
+  one.join();
+  EXPECT_EQ(join_hub(hub->address(), 1, 2, kPatient, &twice).message(), "rank 1 has come twice");
+  EXPECT_OK(first->failure());  // the group is none the worse
+  close(stranger);
+}
+
+// ---- NCCL's part
+
+// What all ranks' fakes share: what they are to do wrong, and what was asked of them.
+struct Play {
+  std::atomic<int> busy{0};        // so often progress() is busy after each call
+  std::atomic<bool> hangs{false};  // collectives are never done until aborted
+  std::function<Status(int rank, const std::string& call)> error;  // of a call
+  std::atomic<int> aborts{0};
+};
+
+class FakeNccl final : public NcclApi {
+ public:
+  FakeNccl(Play& play, std::vector<std::string>* log) : play_(play), log_(log) {}
+  std::string description() const override { return "a play"; }
+  Status make_id(std::string* id) override {
+    *id = "the id";
+    return say("make_id");
+  }
+  Status connect(const std::string& id, int rank, int ranks) override {
+    rank_ = rank;
+    return say("connect " + id + " of " + std::to_string(ranks));
+  }
+  Status progress(bool* is_busy) override {
+    EXPECT_FALSE(is_aborted_) << "a communicator that is gone";
+    *is_busy = play_.busy < 0 || busy_ > 0;
+    busy_ = std::max(0, busy_ - 1);
+    return error("progress");
+  }
+  Status all_gather(const void*, void*, size_t bytes) override {
+    return say("all_gather " + std::to_string(bytes));
+  }
+  Status all_to_all(const void*, void*, size_t bytes) override {
+    return say("all_to_all " + std::to_string(bytes));
+  }
+  Status reduce_scatter(const float*, float*, size_t count) override {
+    return say("reduce_scatter " + std::to_string(count));
+  }
+  Status follow(Stream) override { return say("follow"); }
+  Status lead(Stream) override { return say("lead"); }
+  Status query(Stream, bool* is_done) override {
+    *is_done = !play_.hangs;
+    return error("query");
+  }
+  void abort() override {
+    EXPECT_FALSE(is_aborted_);
+    is_aborted_ = true;
+    ++play_.aborts;
+  }
+
+ private:
+  Status error(const std::string& call) {
+    return play_.error ? play_.error(rank_, call) : Status();
+  }
+  Status say(const std::string& call) {
+    if (log_ != nullptr) log_->push_back(call);
+    EXPECT_EQ(busy_, 0) << call << " while the last call is under way";
+    const std::string name = call.substr(0, call.find(' '));
+    const bool is_quick = name == "make_id" || name == "follow" || name == "lead";
+    busy_ = is_quick ? 0 : std::max(0, play_.busy.load());
+    return error(name);
+  }
+  Play& play_;
+  std::vector<std::string>* log_;
+  int rank_ = 0, busy_ = 0;
+  bool is_aborted_ = false;
+};
+
+// Ranks with a transport over the play.
+std::vector<Status> over_nccl(int ranks, milliseconds limit, Play& play,
+                              const std::function<Status(Transport&)>& body,
+                              std::vector<std::string>* log = nullptr) {
+  return on_ranks(ranks, limit, [&](auto rendezvous) -> Status {
+    const bool logs = rendezvous->rank() == 1;
+    std::unique_ptr<Transport> transport;
+    MLA_RETURN_IF_ERROR(make_nccl_transport(
+        std::move(rendezvous), std::make_unique<FakeNccl>(play, logs ? log : nullptr), &transport));
+    return body(*transport);
+  });
+}
+
+Status gather(Transport& transport) {
+  MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
+  MLA_RETURN_IF_ERROR(transport.join(nullptr));
+  return transport.wait(nullptr);
+}
+
+TEST(NcclTransport, CallsGoToNcclInOrder) {
+  Play play;
+  play.busy = 3;  // whatever is begun takes a while
+  std::vector<std::string> log;
+  for (const Status& status : over_nccl(
+           3, kPatient, play,
+           [](Transport& transport) -> Status {
+             EXPECT_EQ(transport.ranks(), 3);
+             MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 16, nullptr));
+             MLA_RETURN_IF_ERROR(transport.all_to_all(nullptr, nullptr, 32, nullptr));
+             MLA_RETURN_IF_ERROR(transport.join(nullptr));
+             MLA_RETURN_IF_ERROR(transport.reduce_scatter(nullptr, nullptr, 5, nullptr));
+             MLA_RETURN_IF_ERROR(transport.join(nullptr));
+             return transport.wait(nullptr);
+           },
+           &log)) {
+    EXPECT_OK(status);
+  }
+  const std::vector<std::string> expected = {
+      "connect the id of 3", "follow", "all_gather 16", "follow", "all_to_all 32", "lead", "follow",
+      "reduce_scatter 5",    "lead"};
+  EXPECT_EQ(log, expected);
+  EXPECT_EQ(play.aborts, 0);
+}
+
+TEST(NcclTransport, WorkThatHangsEndsWithTheTimeLimit) {
+  Play play;
+  play.hangs = true;
+  const auto begin = Clock::now();
+  for (const Status& status : over_nccl(2, kShort, play, [](Transport& transport) {
+         const Status status = gather(transport);
+         EXPECT_EQ(transport.join(nullptr).code(), StatusCode::kRankFailed);
+         EXPECT_EQ(transport.wait(nullptr).code(), StatusCode::kRankFailed);
+         return status;
+       })) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_NE(status.message().find("waited 187 ms for its work with the others"),
+              std::string::npos)
+        << status.message();
+  }
+  EXPECT_EQ(play.aborts, 2);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
+}
+
+TEST(NcclTransport, ACommunicatorThatIsNeverReadyEndsWithTheTimeLimit) {
+  Play play;
+  play.busy = -1;
+  for (const Status& status : over_nccl(2, kShort, play, gather)) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_NE(status.message().find("waited 187 ms for the ranks to connect"), std::string::npos)
+        << status.message();
+  }
+  EXPECT_EQ(play.aborts, 2);
+}
+
+TEST(NcclTransport, OneRanksFailureEndsTheWorkOfAll) {
+  Play play;
+  play.hangs = true;
+  const auto begin = Clock::now();
+  const auto ended = over_nccl(3, kPatient, play, [](Transport& transport) {
+    if (transport.rank() == 1) {
+      std::this_thread::sleep_for(milliseconds(20));  // the others wait by then
+      transport.fail({StatusCode::kCudaError, "it burns"});
+    }
+    return gather(transport);
+  });
+  for (const Status& status : ended) {
+    EXPECT_EQ(status.code(), StatusCode::kRankFailed);
+    EXPECT_EQ(status.message(), "rank 1 failed: CUDA error: it burns");
+  }
+  EXPECT_EQ(play.aborts, 3);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
+}
+
+TEST(NcclTransport, EveryErrorIsToldToAll) {
+  for (const char* call :
+       {"make_id", "connect", "progress", "follow", "all_gather", "lead", "query"}) {
+    SCOPED_TRACE(call);
+    Play play;
+    const bool is_make_id = std::string(call) == "make_id";
+    const int culprit = is_make_id ? 0 : 1;
+    play.error = [&](int rank, const std::string& made) {
+      if (rank != culprit || made != call) return Status();
+      return Status(StatusCode::kCudaError, "no " + made);
+    };
+    const auto ended = over_nccl(2, kPatient, play, [](Transport& transport) -> Status {
+      MLA_RETURN_IF_ERROR(gather(transport));
+      const auto deadline = Clock::now() + kPatient;
+      while (Clock::now() < deadline) {  // until the other's failure has come
+        MLA_RETURN_IF_ERROR(transport.wait(nullptr));
+        std::this_thread::sleep_for(milliseconds(1));
+      }
+      return {};
+    });
+    const Status &own = ended[size_t(culprit)], &other = ended[size_t(1 - culprit)];
+    EXPECT_EQ(own.code(), StatusCode::kCudaError);
+    EXPECT_EQ(own.message(), std::string("no ") + call);
+    EXPECT_EQ(other.code(), StatusCode::kRankFailed);
+    EXPECT_EQ(other.message(),
+              "rank " + std::to_string(culprit) + " failed: CUDA error: no " + call);
+    EXPECT_GE(play.aborts, 1);
+  }
+}
+
+TEST(NcclTransport, AnErrorOfTheNetworkEndsTheWait) {
+  Play play;
+  play.hangs = true;
+  std::atomic<bool> is_cut = false;
+  play.error = [&](int rank, const std::string& call) {
+    if (rank != 1 || call != "progress" || !is_cut) return Status();
+    return Status(StatusCode::kCudaError, "unhandled system error");
+  };
+  const auto ended = over_nccl(2, kPatient, play, [&](Transport& transport) -> Status {
+    MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
+    if (transport.rank() == 1) is_cut = true;  // its own call has been taken
+    return transport.wait(nullptr);
+  });
+  EXPECT_EQ(ended[1].message(), "unhandled system error");
+  EXPECT_EQ(ended[0].message(), "rank 1 failed: CUDA error: unhandled system error");
+  EXPECT_EQ(play.aborts, 2);
+}
+
+TEST(NcclTransport, AnotherShapeOnOneRank) {
+  Play play;
+  play.hangs = true;
+  for (const Status& status : over_nccl(2, kPatient, play, [](Transport& transport) {
+         const Status called =
+             transport.all_gather(nullptr, nullptr, transport.rank() == 1 ? 8 : 16, nullptr);
+         return called.ok() ? transport.wait(nullptr) : called;
+       })) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(),
+              "rank 0 calls all_gather of 16 bytes, rank 1 all_gather of 8 bytes");
+  }
+  EXPECT_EQ(play.aborts, 2);
+}
+
+TEST(NcclTransport, WithoutNcclAClearWord) {
+  if (gpu_machine() != nullptr) GTEST_SKIP() << "there is a GPU, and maybe NCCL";
+  std::unique_ptr<NcclApi> api;
+  const Status none = make_nccl_api(&api);
+  EXPECT_EQ(none.code(), StatusCode::kUnavailable);
+  for (const Status& status : on_ranks(1, kPatient, [&](auto rendezvous) {
+         std::unique_ptr<Transport> transport;
+         return make_nccl_transport(std::move(rendezvous), &transport);
+       })) {
+    EXPECT_EQ(status.message(), none.message());
+    EXPECT_NE(status.message().find("no "), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace mla
