@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Pages that move, docs/demos, in Chromium: against the page they come from, and against what the library and the GPU model say.
 
-    demos_test.py DEMO_VALUES     the program of demo_values.cpp
+    demos_test.py DEMO_VALUES [LIMITS_VALUES MLA_RUN]     the programs of demo_values.cpp and limits_values.cpp, and mla_run
 """
 import json
+import pathlib
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import site_test
@@ -173,6 +176,103 @@ class Plan(Demo):
         self.page.goto("about:blank")
         self.page.goto(address)
         self.assertEqual(self.text("#demo"), text)
+
+
+BUILD_WASM = site_test.ROOT / "docs/demos/wasm/build.sh"
+
+
+class Limits(Demo):
+    def setUp(self):
+        if len(sys.argv) < 4:
+            self.skipTest("the programs of bench are not built")
+        super().setUp()
+
+    def open(self, name="limits", state=""):
+        super().open(name, state)
+        self.page.wait_for_selector("#floor")
+
+    def answers(self, requests):
+        """What the page's cost model says: the numbers of a call, and the text that came back."""
+        return self.page.evaluate("""async requests => {
+          const {explain} = await limitsDemo.load();
+          return requests.map(({card, state, times, origin}) => explain(limitsDemo.cards[card], state, times, origin)); }""", requests)
+
+    def test_as_the_library(self):
+        random.seed(2)
+        self.open()
+        cards, slugs = self.page.evaluate("limitsDemo.cards"), self.page.evaluate("limitsDemo.load().then(model => model.slugs)")
+        formats = self.page.evaluate("Object.keys(limitsDemo.kFormats)")
+        self.assertGreaterEqual(len(cards), 6)
+        requests, calls = [], []
+        for i in range(240):
+            card = cards[i % len(cards)]
+            state = {"h": random.choice((1, 7, 8, 16, 20, 64, 128)), "q": random.choice((1, 1, 2, 4)), "b": random.choice((1, 3, 16, 128)),
+                     "k": random.choice((0, 1, 63, 512, 4096, 20000)), "causal": random.choice(("no", "yes")), "dtype": random.choice(("bf16", "bf16", "fp16")),
+                     "format": random.choice(formats)}
+            times = {slug: [t, t * 0.9, t * 1.1, 100, t * 1.2] for slug in slugs if random.random() < 0.6 for t in [random.uniform(5, 900)]}
+            requests.append({"card": i % len(cards), "state": state, "times": times, "origin": "recorded: a test"})
+            calls.append({"names": "\n".join((card["name"], card["origin"], "recorded: a test")), "times": [times.get(slug, [None, None, None, 0, None]) for slug in slugs],
+                          "numbers": [card[key] for key in ("capability", "multiprocessors", "read", "fp32", "matrix", "sustained", "shared", "launch")] +
+                          [state[key] for key in "hqbk"] + [int(state["causal"] == "yes"), int(state["dtype"] == "fp16"), formats.index(state["format"])]})
+        got = self.answers(requests)
+        expected = json.loads(subprocess.run([sys.argv[2]], input=json.dumps(calls), capture_output=True, text=True, check=True).stdout)
+        self.assertGreater(sum("error" in one for one in got), 5)
+        self.assertGreater(sum("error" not in one for one in got), 100)
+        for one, other, call in zip(got, map(json.loads, expected), calls, strict=True):
+            self.assertEqual(one, other, f"{call}: limits_wasm.js is out of date; bash {BUILD_WASM} makes it")
+
+    def test_as_mla_run_says(self):
+        self.open()
+        for shape in ("h128_q1_b128_k8192", "h16_q1_b64_k4096_fp8_tile128", "h128_q2_b128_k4096_causal"):
+            state = self.page.evaluate("shape => limitsDemo.stateOf(shape)", shape)
+            self.assertEqual(self.page.evaluate("state => limitsDemo.shapeOf(state)", state), shape)
+            [got] = self.answers([{"card": 0, "state": state, "times": {}, "origin": ""}])
+            said = subprocess.run([sys.argv[3], "predict", "--stage", "all", "--machine", "model", "--json", "--shape", shape], capture_output=True, text=True, check=True).stdout
+            said = [json.loads(line) for line in said.splitlines()]
+            self.assertIn(self.page.evaluate("limitsDemo.cards[0].origin"), said[0]["ceilings"])
+            able = {stage["slug"]: stage for stage in got["stages"] if not stage["why_not"]}
+            self.assertEqual(sorted(able), sorted(one["stage"] for one in said))
+            for one in said:
+                for key in ("own_limit_s", "fp32_s", "matrix_s", "shared_s", "dram_s", "busy_fraction", "workspace_bytes"):
+                    self.assertAlmostEqual(able[one["stage"]][key], one[key], delta=1e-9 * abs(one[key]), msg=f"{shape}, {one['stage']}, {key}")
+                self.assertAlmostEqual(got["floor"]["seconds"], one["floor_s"], delta=1e-9 * one["floor_s"])
+
+    def test_what_the_page_says(self):
+        for state, floor in (("", "The products bind"), ("h=16", "Reading binds"), ("h=128&b=1&k=512", "The launch binds"),
+                             ("card=3", "Reading binds"), ("card=2", "The products bind"), ("h=0", "h_q, query heads: 1 to"),
+                             ("dtype=fp16&format=fp8_tile128", "must be bf16")):
+            self.open(state=state)
+            self.assertIn(floor, self.text("#floor"), state)
+        self.open(state="h=128&b=128&k=8192")
+        rows = {row[0]: row[1:] for row in self.cells("#stages")}
+        recorded = self.page.evaluate("limitsDemo.recordings[0].times.h128_q1_b128_k8192['08_seesaw'][0]")
+        self.assertEqual(rows["08_seesaw"][2], f"{recorded:.1f}")
+        self.assertEqual(rows["12_fp8"], ["cannot read a cache of cache_format = 16bit, only fp8_tile128, fp8_tensor, int8_tile128"])
+        self.open(state="card=2")
+        self.assertIn("needs compute capability 9.0 exactly", {row[0]: row[1:] for row in self.cells("#stages")}["08_seesaw"][0])
+        self.every_proposal_moves("limits", "#demo")
+
+    def test_the_address_is_the_state(self):
+        self.open()
+        self.page.locator("#set-k").fill("5000")
+        self.page.locator("#set-card").select_option("1")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.page.wait_for_selector("#floor")
+        self.assertEqual(self.text("#demo"), text)
+        self.page.locator("#recorded").select_option("h16_q1_b64_k4096_fp8_tensor")
+        self.assertEqual(self.page.locator("#set-format").input_value(), "fp8_tensor")
+        self.assertIn("k=4096", self.page.evaluate("location.hash"))
+
+    def test_build(self):
+        version = shutil.which("em++") and subprocess.run(["em++", "--version"], capture_output=True, text=True, check=True).stdout
+        if not version or " 3.1.6 " not in version:
+            self.skipTest("Emscripten 3.1.6 is missing, Debian 12's")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["bash", BUILD_WASM, folder], check=True, capture_output=True)
+            made = pathlib.Path(folder, "limits_wasm.js").read_text()
+        self.assertEqual(made, (site_test.ROOT / "docs/demos/limits_wasm.js").read_text(), f"bash {BUILD_WASM} makes another file")
 
 
 def values(accesses, plans=()):
