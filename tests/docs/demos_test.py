@@ -143,6 +143,91 @@ class Layouts(Demo):
         self.every_proposal_moves("layouts", "#demo")
 
 
+    def test_a_swizzle_of_ones_own(self):
+        self.open("layouts", "modulo=1&own=c+^+r+%25+8")
+        self.assertIn("takes 1 pass;", self.text("#passes"))
+        for own, said in (("(c + r) % 8", "takes 1 pass;"), ("c ^ (r >> 1) % 8", "takes 2 passes"), ("c", "takes 8 passes"), ("7 - c", "takes 8 passes"),
+                          ("c & 6", "chunks 0 and 1 both get place 0"), ("c + 1", "chunk 7 gets place 8"), ("c ^", "no expression"),
+                          ("alert(1)", "r, c, numbers"), ("rc", "no expression"), ("c / 0", "place")):
+            self.page.locator("#own").fill(own)
+            self.assertIn(said, self.text("#passes"), own)
+        got = self.page.evaluate("""() => ["", "c ^ r % 8"].map(own => layoutsDemo.access(layoutsDemo.layoutOf({pitch: "128", divide: "1", modulo: "8", own}), "rows", 5, 9))""")
+        self.assertEqual(got[0], got[1])
+
+    def test_descriptors_as_the_model_walks_them(self):
+        random.seed(3)
+        walks = [{"operand": "k", "begin": 96, "lbo": 0, "sbo": 1024}, {"operand": "mn", "begin": 2048, "lbo": 8192, "sbo": 1024}]
+        for _ in range(10):
+            walks += [{"operand": "k", "begin": random.randrange(4) * 32 + random.randrange(8) * 1024, "lbo": random.randrange(0, 65536, 1024), "sbo": random.randrange(1024, 7168, 1024)},
+                      {"operand": "mn", "begin": random.randrange(8) * 1024, "lbo": random.randrange(1024, 11264, 1024), "sbo": random.randrange(1024, 16384, 1024)}]
+        self.open("layouts")
+        for walk, got in zip(walks, values([], walks=walks)["walks"], strict=True):
+            columns = 64 if walk["operand"] == "k" else 256
+            bytes_of = self.page.evaluate("""([walk, columns]) => Array.from({length: 16}, (_, k) => Array.from({length: columns}, (_, n) => layoutsDemo.walkByte(walk, k, n)))""", [walk, columns])
+            place = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 8}, (_, n) => layoutsDemo.fragmentOf("wgmma_d", r, n)))""")
+            for row in range(64):  # row r of A is the unit vector of k = r % 16
+                for n in range(columns):
+                    d = place[row][n % 8]
+                    self.assertEqual(got[d["lane"]][n // 8 * 4 + d["register"]] * 2, bytes_of[row % 16][n], f"{walk}: k = {row % 16}, n = {n}")
+
+    def test_fragments_as_the_model_has_them(self):
+        self.open("layouts")
+        held = self.page.evaluate("""() => Object.fromEntries(Object.entries(layoutsDemo.kFragments).map(([kind, [, rows, columns, of]]) =>
+          [kind, Array.from({length: rows}, (_, r) => Array.from({length: columns}, (_, c) => of(r, c)))]))""")
+        model = values([])
+        a, b, d = ([[x["lane"] * each + x["register"] * scale + max(x["half"], 0) for x in row] for row in held[kind]]
+                   for kind, each, scale in (("mma_a", 8, 2), ("mma_b", 4, 2), ("mma_d", 4, 1)))
+        self.assertEqual(sorted([a[r][k], b[k][c], d[r][c]] for r in range(16) for k in range(16) for c in range(8)), sorted(model["fragments"]["mma"]))
+        for kind in ("ldmatrix", "ldmatrix_trans"):
+            for row in range(32):
+                for column in range(8):
+                    x = held[kind][row][column]
+                    self.assertEqual(model["fragments"][kind][x["lane"]][x["register"]] >> 16 * x["half"] & 0xffff, 8 * row + column, f"{kind}: {row}, {column}")
+        for r in range(16):
+            for k in range(16):
+                self.assertEqual(held["mma_a"][r][k], held["ldmatrix"][(r // 8 + k // 8 * 2) * 8 + r % 8][k % 8])
+                self.assertEqual(held["mma_b"][k][r % 8], held["ldmatrix_trans"][k][r % 8])
+        for r in range(64):
+            for k in range(16):
+                x, y = held["wgmma_a"][r][k], held["wgmma_d"][r][k]
+                self.assertEqual(model["wgmma_a"][y["lane"]][y["register"]], 8 * x["lane"] + 2 * x["register"] + x["half"], f"row {r}, k = {k}")
+                self.assertEqual(x["lane"], y["lane"])  # why P crosses as it is
+
+    def test_the_path_of_p(self):
+        """It ends where the next instruction looks, and the kernels still say so."""
+        self.open("layouts")
+        places = self.page.evaluate("""() => ["05", "06", "08"].map(how => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) => layoutsDemo.pathOf(how, r, t).byte)))""")
+        walk = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) =>
+          layoutsDemo.walkByte({operand: "k", begin: (t >> 4) * 32, lbo: 0, sbo: 1024}, t % 16, r)))""")
+        self.assertEqual(places[1], walk)  # A is walked as B is
+        for how in places:
+            self.assertEqual(len({byte for row in how for byte in row}), 64 * 64)
+        for stage, line in (("05_tensor_core", "kStrideP = kTokens + 8;"), ("05_tensor_core", "ldmatrix_x4(p_rmem[i], &smem.p[i * 16 + lane % 16][t + lane / 16 * 8])"),
+                            ("06_wgmma", "stmatrix_x4(&smem.p[row][chunk ^ row % 8], four)"), ("07_tma_pipeline", "stmatrix_x4(&smem.p[row][chunk ^ row % 8], four)"),
+                            ("08_seesaw", "const uint4 four = smem.p[t][threadIdx.x % 128];")):
+            self.assertIn(line, (site_test.ROOT / "stages" / stage / "kernel.cuh").read_text(), stage)
+
+    def test_what_the_other_views_say(self):
+        for state, selector, said in (
+                ("view=walk&operand=mn&begin=0&lbo=8192&sbo=1024", "#descriptor", "Descriptor 0x4000004002000000:"),
+                ("view=walk&operand=mn&begin=0&lbo=8192&sbo=1024", "#where", "This step reads it as B[k = 0][n = 0 … 7]."),
+                ("view=walk&operand=mn&begin=0&lbo=1024&sbo=8192", "#passes", "reads 256 granules of 16 bytes."),
+                ("view=walk&operand=mn&begin=0&lbo=16384&sbo=1024", "#passes", "outside"),
+                ("view=fragment&kind=wgmma_d&row=37&column=9", "#where", "warp 2, lane 20, d5, fp32"),
+                ("view=fragment&kind=ldmatrix&row=11&column=2", "#where", "lane 13, register 1, the low half. The row's address comes from lane 11."),
+                ("view=path&how=08&row=3&column=21", "#steps", "smem.p[1][14]"), ("view=path&how=06&row=3&column=40", "#steps", "place 5 ^ 3 % 8 = 6")):
+            self.open("layouts", state)
+            self.assertIn(said, self.text(selector), state)
+        self.open("layouts", "view=walk")
+        self.page.locator("#next").click()
+        self.page.locator("#layout tr").nth(2).locator("td").nth(3).click()  # token 1, place 3: chunk 2
+        self.assertIn("Byte 176: token 1, columns 16 … 23, box 0, place 3; banks 12 … 15. This step reads it as B[k = 0 … 7][n = 1].", self.text("#where"))
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual(self.text("#demo"), text)
+
+
 class Plan(Demo):
     def test_plans_as_the_library(self):
         random.seed(1)
@@ -275,9 +360,9 @@ class Limits(Demo):
         self.assertEqual(made, (site_test.ROOT / "docs/demos/limits_wasm.js").read_text(), f"bash {BUILD_WASM} makes another file")
 
 
-def values(accesses, plans=()):
+def values(accesses, plans=(), walks=()):
     requests = [{"bytes": access["bytes"], "addresses": access["addresses"]} for access in accesses]
-    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests, "plans": plans}), capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests, "plans": plans, "walks": walks}), capture_output=True, text=True, check=True).stdout)
 
 
 def number(value):
