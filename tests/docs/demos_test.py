@@ -263,6 +263,57 @@ class Plan(Demo):
         self.assertEqual(self.text("#demo"), text)
 
 
+class Model(Demo):
+    """The GPU model in the browser: kernels are right, and without a barrier they race."""
+
+    def run_it(self, state):
+        self.open("model", state)
+        self.page.locator("#run").click()
+        self.page.wait_for_function("!/^(Running.*)?$/.test(document.getElementById('result').textContent)", timeout=120000)
+        return self.text("#result")
+
+    def test_up_to_date(self):
+        self.open("model")
+        known = self.page.evaluate("modelKernels")
+        now = subprocess.run([sys.executable, BUILD_WASM.parent / "model/kernels.py", *known], capture_output=True, text=True, check=True).stdout
+        self.assertEqual(known, json.loads(now), "a kernel has changed; bash docs/demos/wasm/model/build.sh compiles it")
+
+    def test_kernels_are_right(self):
+        for stage, seed in (("01_naive", 1), ("02_shared_tiled", 2), ("03_online_softmax", 3), ("03_online_softmax", 0)):
+            self.assertRegex(self.run_it(f"stage={stage}&heads=2&tokens=33&seed={seed}"), r"^Right\. out: ok .*; lse: ok ", stage)
+
+    def test_without_a_barrier(self):
+        self.open("model")
+        for slug, known in self.page.evaluate("modelKernels").items():
+            for line, why in known["barriers"]:
+                said = self.run_it(f"stage={slug}&out={line}&heads=4&tokens=70&seed=1")
+                if "the next item" in why:  # a block has one item here
+                    self.assertRegex(said, "^Right", f"{slug}:{line}")
+                else:
+                    place = r"at stages/\S+:\d+"  # one may be in a header of the kernel
+                    self.assertRegex(said, rf"^race: .*{place} after .*{place}", f"{slug}:{line}")
+                    self.assertIn(f"stages/{slug}/kernel.cuh", said)
+
+    def test_a_race_that_no_schedule_shows(self):
+        self.open("model")
+        line = self.page.evaluate("modelKernels['01_naive'].barriers[0][0]")
+        for tokens, seed, races, said in ((20, 0, "no", "^Right"), (20, 1, "no", "^Right"), (20, 7, "no", "^Right"), (20, 1, "yes", "^race"), (70, 1, "no", "^Wrong")):
+            self.assertRegex(self.run_it(f"stage=01_naive&out={line}&tokens={tokens}&seed={seed}&races={races}"), said)
+
+    def test_the_address_is_the_state(self):
+        self.open("model")
+        self.page.locator("#set-stage").select_option("01_naive")
+        self.page.locator("#set-tokens").fill("9")
+        address = self.page.evaluate("location.href")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual((self.page.locator("#set-stage").input_value(), self.page.locator("#set-tokens").input_value()), ("01_naive", "9"))
+        self.assertIn("tokens: 0 to 200", self.run_it("tokens=1000"))
+        for link in self.page.locator("a[data-state]").all():  # lines of barriers
+            state = link.get_attribute("data-state")
+            self.open("model", state)
+            self.assertIn(f"out={self.page.locator('#set-out').input_value()}", state)
+
 BUILD_WASM = site_test.ROOT / "docs/demos/wasm/build.sh"
 
 

@@ -42,6 +42,7 @@ em++ -Os "${objects[@]}" -o "$work/limits.wasm" --no-entry -sSTANDALONE_WASM -sA
   -sEXPORTED_FUNCTIONS=_limits_names,_limits_slugs,_limits_time,_limits_explain
 {
   echo '// The cost model as WebAssembly, made by docs/demos/wasm/build.sh. Not to be edited.'
+  echo '// Holds parts of Emscripten and musl (MIT), libc++ (Apache 2.0 with LLVM exceptions), {fmt} (MIT).'
   echo "const limitsWasm = \"$(base64 -w 0 "$work/limits.wasm")\";"
 } > "$out/limits_wasm.js"
 echo "$out/limits_wasm.js: $(stat -c %s "$out/limits_wasm.js") bytes"

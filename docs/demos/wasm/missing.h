@@ -15,26 +15,34 @@ constexpr To bit_cast(const From& from) noexcept {
 #endif
 
 #if __cpp_lib_atomic_ref < 201806L
-/// There is one thread.
+/// What is used of it. By the builtins, so that the race detector sees an atomic access.
 template <typename T>
 class atomic_ref {
  public:
   explicit atomic_ref(T& object) : object_(object) {}
-  T load(memory_order) const { return object_; }
-  void store(T value, memory_order) const { object_ = value; }
+  T load(memory_order) const {
+    T value;
+    __atomic_load(&object_, &value, __ATOMIC_ACQUIRE);
+    return value;
+  }
+  void store(T value, memory_order) const { __atomic_store(&object_, &value, __ATOMIC_RELEASE); }
   T exchange(T value, memory_order) const {
-    const T old = object_;
-    object_ = value;
+    T old;
+    __atomic_exchange(&object_, &value, &old, __ATOMIC_ACQ_REL);
     return old;
   }
-  T fetch_add(T value, memory_order) const { return exchange(object_ + value, {}); }
   bool compare_exchange_strong(T& expected, T value, memory_order) const {
-    const bool same = __builtin_memcmp(&object_, &expected, sizeof(T)) == 0;
-    (same ? object_ : expected) = same ? value : object_;
-    return same;
+    return __atomic_compare_exchange(&object_, &expected, &value, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE);
   }
   bool compare_exchange_weak(T& expected, T value, memory_order order) const {
     return compare_exchange_strong(expected, value, order);
+  }
+  T fetch_add(T value, memory_order order) const {
+    T old = load(order);
+    while (!compare_exchange_strong(old, old + value, order)) {
+    }
+    return old;
   }
 
  private:
