@@ -1,7 +1,7 @@
 """What docs/demos/limits.js knows of cards and of recordings: limits_data.js, made with the site.
 
-Peak rates are those of the ridge sheet. What the cost model needs beside them is here, from the same sheets. A stage's rate of
-shared memory is 128 bytes per clock and multiprocessor; the clock is the one that the peak of fp32 implies.
+Peak rates are those of the ridge sheet. What the cost model needs beside them is here, from data sheets and architecture whitepapers. A
+card's rate of shared memory is 128 bytes per clock and multiprocessor; the clock is the one that the peak of fp32 implies.
 """
 import json
 import pathlib
@@ -22,7 +22,7 @@ EQUAL_LENGTHS = re.compile(r"h\d+_q\d+_b\d+_k\d+(_causal)?(_(fp8_tile128|fp8_ten
 def of_sheets(launch):
     for name, tflops, gbps, source in ridge.CARDS:
         capability, multiprocessors, fp32, lanes = MORE[name]
-        yield {"name": name, "origin": f"peaks of the data sheet; launch as measured on an {recordings.RECORDED_GPU[7:]}", "source": source,
+        yield {"name": name, "origin": f"peaks of the data sheet; launch as measured on an {recordings.RECORDED_GPU.removeprefix('NVIDIA ')}", "source": source,
                "capability": capability, "multiprocessors": multiprocessors, "read": gbps * 1e9, "fp32": fp32 * 1e12,
                "matrix": tflops * 1e12, "sustained": None, "shared": fp32 * 1e12 * 128 / (2 * lanes), "launch": launch}
 
