@@ -58,6 +58,14 @@ struct StageFacts {
   double sustained_us = kUnknown;
 };
 
+/// What a stage asks for and expects on a device with these limits: all but its time.
+StageFacts facts_of(const Stage& stage, const Problem& problem, int64_t total_tokens,
+                    const DeviceLimits& limits);
+
+/// The limits of a device of this compute capability ("9.0"), whose name is left alone.
+/// @return whether its size of shared memory is known, and the number of multiprocessors is one
+bool limits_of(const std::string& compute_capability, int multiprocessors, DeviceLimits* limits);
+
 /// All that an explanation is made from.
 struct ExplainInput {
   Problem problem;

@@ -19,23 +19,7 @@ int64_t total(const std::vector<int32_t>& seqlens_k) {
 
 /// A stage on a device with the input's limits: the machine's own.
 void add_facts(const Stage& stage, ExplainInput* input) {
-  StageFacts& entry = input->stages.emplace_back();
-  entry.slug = stage.slug;
-  entry.device = check_device(stage, input->limits);
-  entry.cache = check_cache_format(stage, input->problem);
-  // A problem that validate() refuses keeps its zeros.
-  PlanShape shape;
-  WorkspaceBytes needs;
-  Prediction prediction;
-  const Problem& problem = input->problem;
-  if (plan_shape(stage, problem, input->limits, &shape).ok()) entry.plan = shape;
-  if (workspace_bytes(stage, problem, input->limits, &needs).ok()) {
-    entry.workspace_bytes = needs.total();
-  }
-  const Status predicted =
-      predict(stage, problem, total(input->seqlens_k), input->limits, &prediction);
-  if (predicted.ok()) entry.prediction = prediction;
-  if (stage.on_cpu) entry.device = predicted;
+  input->stages.push_back(facts_of(stage, input->problem, total(input->seqlens_k), input->limits));
 }
 
 /// Every stage of the registry, one on the CPU too, which is no stage of a GPU's; and the one that chooses if it
@@ -116,22 +100,13 @@ void add_recorded(const Recorded& recorded, ExplainInput* input) {
 }  // namespace
 
 Status recorded_limits(const Recorded& recorded, DeviceLimits* limits) {
-  // Shared memory a block may have, by compute capability (CUDA C++ Programming Guide).
-  static const std::map<std::string, std::pair<int, size_t>> known = {
-      {"8.0", {80, 163}}, {"8.6", {86, 99}},    {"8.9", {89, 99}},
-      {"9.0", {90, 227}}, {"10.0", {100, 227}}, {"12.0", {120, 99}}};
   const std::string capability = context_of(recorded, "compute_capability");
-  const auto found = known.find(capability);
-  if (found == known.end() || recorded.multiprocessors == 0) {
+  if (!limits_of(capability, recorded.multiprocessors, limits)) {
     return {StatusCode::kUnsupported,
             fmt::format("{}: compute capability '{}' and {} multiprocessors are no device that is "
                         "known",
                         recorded.file, capability, recorded.multiprocessors)};
   }
-  limits->compute_capability = found->second.first;
-  limits->multiprocessors = recorded.multiprocessors;
-  limits->max_shared_bytes = found->second.second * 1024;
-  limits->max_grid_x = 2147483647;
   limits->name = context_of(recorded, "gpu");
   return {};
 }

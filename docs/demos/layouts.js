@@ -4,10 +4,31 @@
 const layoutsDemo = (() => {
   const kBanks = 32, kWord = 4, kChunk = 16, kRows = 32, kColumns = 8;  // values of 16 bits per chunk
 
-  // `pitch`: bytes from row to row; chunk c of row r lies where chunk c ^ (r / divide % modulo) would.
+  // `pitch`: bytes from row to row; chunk c of row r lies where chunk own(r, c) would, or c ^ (r / divide % modulo).
   const chunksOf = ({pitch}) => pitch === 64 ? 4 : 8;
-  const placeOf = ({divide, modulo}, row, chunk) => chunk ^ Math.floor(row / divide) % modulo;
+  const placeOf = ({divide, modulo, own}, row, chunk) => own ? own(row, chunk) : chunk ^ Math.floor(row / divide) % modulo;
   const addressOf = (layout, row, chunk) => row * layout.pitch + placeOf(layout, row, chunk) * kChunk;
+
+  // A swizzle that was typed: {own}, or {error}. Of names it has r and c alone, so it can do nothing but compute.
+  function ownSwizzle(text, chunks) {
+    if (text.trim() === "") return {};
+    if (!/^[\drc\s()+\-*/%&|^~<>]*$/.test(text)) return {error: "r, c, numbers, + - * / % & | ^ ~ << >> and parentheses"};
+    try {
+      const value = Function("r", "c", `"use strict"; return (${text});`), own = (row, chunk) => Math.floor(value(row, chunk));
+      for (let row = 0; row < kRows; ++row) {
+        const taken = new Map();
+        for (let chunk = 0; chunk < chunks; ++chunk) {
+          const place = own(row, chunk);
+          if (!(place >= 0 && place < chunks)) return {error: `row ${row}: chunk ${chunk} gets place ${place}, and there are 0 to ${chunks - 1}`};
+          if (taken.has(place)) return {error: `row ${row}: chunks ${taken.get(place)} and ${chunk} both get place ${place}`};
+          taken.set(place, chunk);
+        }
+      }
+      return {own};
+    } catch {
+      return {error: "this is no expression"};
+    }
+  }
 
   // What lanes of a warp do at once: {bytes of each, cells: [[row, chunk, byte of the chunk]]}.
   const kPatterns = {
@@ -45,27 +66,104 @@ const layoutsDemo = (() => {
     return {taken, needed};
   }
 
+  // As wgmma walks a matrix of 16-bit elements with a 128-byte swizzle in one step, 16 of k; for_each_granule() of
+  // reference/gpu_model/wgmma.cpp. Byte of element (k, n) of B: `n` runs over rows if it is K-major, down to 8 bytes of a row else.
+  const swizzled = address => address ^ (address >> 3 & 112);
+  function walkByte({operand, begin, lbo, sbo}, k, n) {
+    const address = operand === "k" ? begin + Math.floor(n / 8) * sbo + n % 8 * 128 + Math.floor(k / 8) * kChunk
+                                    : begin + Math.floor(n / 64) * lbo + Math.floor(k / 8) * sbo + k % 8 * 128 + Math.floor(n % 64 / 8) * kChunk;
+    return swizzled(address) + (operand === "k" ? k : n) % 8 * 2;
+  }
+  const descriptorOf = ({begin, lbo, sbo}) => BigInt(begin >> 4) | BigInt(lbo >> 4) << 16n | BigInt(sbo >> 4) << 32n | 1n << 62n;
+
+  // Who holds an element: {lane, register, half}; half: which 16 bits of the register, -1 for a register of fp32. Lanes of wgmma
+  // are counted in the warpgroup. As tensor_core.cpp and wgmma.cpp of reference/gpu_model; a test compares them.
+  const kFragments = {
+    ldmatrix: ["ldmatrix.x4: rows in shared memory", 32, 8, (row, column) => ({lane: row % 8 * 4 + (column >> 1), register: row >> 3, half: column % 2})],
+    ldmatrix_trans: ["ldmatrix.x4.trans", 32, 8, (row, column) => ({lane: column * 4 + (row % 8 >> 1), register: row >> 3, half: row % 2})],
+    mma_a: ["mma m16n8k16: A [16 rows, k]", 16, 16, (row, k) => ({lane: row % 8 * 4 + (k % 8 >> 1), register: (row >> 3) + (k >> 3) * 2, half: k % 2})],
+    mma_b: ["mma m16n8k16: B [k, 8 columns]", 16, 8, (k, column) => ({lane: column * 4 + (k % 8 >> 1), register: k >> 3, half: k % 2})],
+    mma_d: ["mma m16n8k16: D [16 rows, 8 columns]", 16, 8, (row, column) => ({lane: row % 8 * 4 + (column >> 1), register: (row >> 3) * 2 + column % 2, half: -1})],
+    wgmma_a: ["wgmma m64nNk16: A in registers [64 rows, k]", 64, 16, (row, k) => {
+      const {lane, ...rest} = kFragments.mma_a[3](row % 16, k);
+      return {lane: (row >> 4) * 32 + lane, ...rest};
+    }],
+    wgmma_d: ["wgmma m64nNk16: D [64 rows, 16 of N columns]", 64, 16, (row, column) => {
+      const {lane, register} = kFragments.mma_d[3](row % 16, column % 8);
+      return {lane: (row >> 4) * 32 + lane, register: (column >> 3) * 4 + register, half: -1};
+    }],
+  };
+  const fragmentOf = (kind, row, column) => kFragments[kind][3](row, column);
+
+  // How P[row][token] of a tile of 64 rows and 64 tokens gets from S's registers to A's: steps in words, the last with a place in
+  // shared memory as `byte`, if it goes there.
+  function pathOf(how, row, token) {
+    const a = fragmentOf("wgmma_a", row, token % 16), halves = ["low", "high"], of = lane => `warp ${lane >> 5}, lane ${lane % 32}`;
+    const bank = byte => `byte ${byte}, bank ${(byte >> 2) % kBanks}`;
+    if (how === "08") {
+      const d = fragmentOf("wgmma_d", row, token), byte = (token >> 4) * 2048 + a.lane * 16 + a.register * 4 + a.half * 2;
+      return {byte, steps: [
+        `S: fp32 in ${of(d.lane)}, s[${token >> 3}][${d.register % 4}].`,
+        `P: with its neighbour in one register of the same lane, the ${halves[a.half]} half of a${a.register} of step ${token >> 4}. Nothing moves between lanes.`,
+        `To the other warpgroup: the lane stores its a0 … a3 of a step as 16 bytes, smem.p[${token >> 4}][${a.lane}]; this element: ${bank(byte)}.`,
+        `${of(a.lane)} of the other warpgroup loads these 16 bytes: a${a.register} again, as wgmma takes A. Its own products take A from where P was made.`]};
+    }
+    if (how === "06") {
+      const own = token % 32, d = fragmentOf("wgmma_d", row, own), matrix = (row % 16 >> 3) + (own >> 3) % 2 * 2;
+      const byte = swizzled(row * 128 + (token >> 3) * kChunk) + token % 8 * 2;
+      return {byte, steps: [
+        `S: fp32 in warpgroup ${token >> 5}, which has 32 of the tokens: ${of(d.lane)}, s[${own >> 3}][${d.register % 4}].`,
+        `P: with its neighbour in p[${own >> 3}][${row % 16 >> 3}], the ${halves[own % 2]} half.`,
+        `stmatrix.x4: register ${matrix} is matrix ${matrix}, whose row ${row % 8} goes where lane ${matrix * 8 + row % 8} says: row ${row}, place ${token >> 3} ^ ${row} % 8 = ` +
+          `${(token >> 3) ^ row % 8}; this element: ${bank(byte)}.`,
+        `Step ${token >> 4} of P V, in both warpgroups: the descriptor of A, K-major, begins ${(token >> 4) * 32} bytes further on; A[${row}][${token % 16}] is there.`]};
+    }
+    const d = fragmentOf("mma_d", row % 16, token % 8), pitch = (64 + 8) * 2, byte = row * pitch + token * 2;
+    return {byte, steps: [
+      `S: fp32 in lane ${d.lane} of the warp that has row ${row} and token ${token}, register ${d.register} of a tile of 8 tokens.`,
+      `P: the lane stores it with its neighbour, 4 bytes, to smem.p[${row}][${token}]. Rows are 64 + 8 tokens, ${pitch} bytes, apart: ${bank(byte)}.`,
+      `ldmatrix.x4 of rows ${row - row % 16} to ${row - row % 16 + 15}, step ${token >> 4}: lane ${(token % 16 >> 3) * 16 + row % 16} gives the address of this row's 16 bytes.`,
+      `A: every warp has it in lane ${a.lane % 32}, the ${halves[a.half]} half of a${a.register}.`]};
+  }
+
+  const kViews = {rows: "rows and bank conflicts", walk: "a descriptor's walk, wgmma", fragment: "fragments: who holds what", path: "P's path, from S to A"};
   const kChoices = {
     pitch: ["bytes from row to row", {64: "64", 128: "128", 144: "144: 128 and 16 of padding", 1152: "1152: a row of K"}],
     divide: ["chunk c of row r lies at c ^ (r /", {1: "1", 2: "2", 4: "4"}],
     modulo: ["%", {1: "1) — no swizzle", 2: "2)", 4: "4)", 8: "8)"}],
     pattern: ["access", Object.fromEntries(Object.entries(kPatterns).map(([key, [text]]) => [key, text]))],
+    operand: ["operand", {k: "K-major: K, for S = Q Kᵀ", mn: "MN-major: V, for O = P V"}],
+    kind: ["fragment", Object.fromEntries(Object.entries(kFragments).map(([key, [text]]) => [key, text]))],
+    how: ["stage", {"05": "05: stored, padded, ldmatrix", "06": "06 and 07: stmatrix, swizzled", "08": "08: as registers"}],
   };
-  const kDefault = {pitch: "128", divide: "1", modulo: "8", pattern: "matrix", row: "3", column: "16"};
-  const toHash = state => "#" + new URLSearchParams(state);
+  const kNumbers = {begin: "begin", lbo: "leading dimension byte offset, LBO", sbo: "stride dimension byte offset, SBO"};
+  // What a view has for a state; numbers with the least that is too much.
+  const kOf = {
+    rows: {pitch: "128", divide: "1", modulo: "8", own: "", pattern: "matrix", row: "3", column: "16"},
+    walk: {operand: "k", begin: "0", lbo: "0", sbo: "1024", byte: "0"},
+    fragment: {kind: "mma_a", row: "3", column: "5"},
+    path: {how: "08", row: "3", column: "21"},
+  };
+  const kEnds = {row: 64, column: 64, begin: 16384, lbo: 65536, sbo: 65536, byte: 16384};
+  const toHash = state => "#" + new URLSearchParams(state.view === "rows" && !state.own ? Object.fromEntries(Object.entries(state).filter(([key]) => !["view", "own"].includes(key))) : state);
   function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), state = {...kDefault};
-    for (const key in kChoices) if (given[key] in kChoices[key][1]) state[key] = given[key];
-    for (const [key, end] of [["row", kRows], ["column", 64]]) {
-      if (/^\d+$/.test(given[key] ?? "") && Number(given[key]) < end) state[key] = given[key];
+    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), view = given.view in kViews ? given.view : "rows";
+    const state = {view, ...kOf[view]};
+    if (view === "walk" && given.operand === "mn") state.lbo = "8192";
+    for (const key in kOf[view]) {
+      if (key in kChoices ? given[key] in kChoices[key][1] : key in kEnds ? /^\d+$/.test(given[key] ?? "") && Number(given[key]) < kEnds[key] : key in given) {
+        state[key] = given[key];
+      }
     }
+    if (view === "walk") state.byte = given.byte && state.byte === given.byte ? given.byte : state.begin;
+    if (view === "rows") state.row = String(state.row % kRows);
     return state;
   }
   // A row of 4 chunks has no chunk 4 to swizzle with, and no column 32.
   function layoutOf(state) {
     const layout = {pitch: Number(state.pitch), divide: Number(state.divide), modulo: Number(state.modulo)};
     layout.modulo = Math.min(layout.modulo, chunksOf(layout));
-    return layout;
+    return {...layout, ...ownSwizzle(state.own ?? "", chunksOf(layout))};
   }
 
   function element(tag, attributes = {}, ...children) {
@@ -74,50 +172,146 @@ const layoutsDemo = (() => {
     return made;
   }
 
+  // A grid of cells: [[{text, hue, asked, chosen, pick}]], pick: what to set when it is chosen.
+  function gridOf(id, head, rows, change) {
+    const made = element("table", {id: "layout", className: id});
+    made.append(element("tr", {}, ...head.map(text => element("th", {}, text))));
+    for (const [title, cells] of rows) {
+      made.append(element("tr", {}, element("th", {}, title), ...cells.map(({text, hue, asked, chosen, pick}) => {
+        const cell = element("td", {className: (asked ? "asked" : "") + (chosen ? " chosen" : ""), onclick: () => change(pick)}, text);
+        if (hue !== undefined) cell.style.setProperty("--hue", hue);
+        return cell;
+      })));
+    }
+    return element("div", {className: "table-wrapper"}, made);
+  }
+  const bankOf = byte => Math.floor(byte / kWord) % kBanks;
+
+  const kDraw = {
+    rows(state, change) {
+      const layout = layoutOf(state), chunks = chunksOf(layout), row = Number(state.row), column = Number(state.column) % (chunks * kColumns);
+      if (layout.error) return [element("p", {id: "passes", className: "wrong"}, `Your swizzle: ${layout.error}.`)];
+      const chunk = Math.floor(column / kColumns), own = access(layout, state.pattern, row, column), {taken, needed} = passes(own);
+      const asked = new Set(own.cells.map(([r, c]) => `${r},${c}`));
+      const rows = count(kRows, r => {
+        const cells = [];
+        for (let c = 0; c < chunks; ++c) {
+          cells[placeOf(layout, r, c)] = {text: String(c), hue: addressOf(layout, r, c) / kChunk % 8 * 45, asked: asked.has(`${r},${c}`),
+                                          chosen: r === row && c === chunk, pick: {row: r, column: c * kColumns + column % kColumns}};
+        }
+        return [String(r), cells];
+      });
+      const address = addressOf(layout, row, chunk) + column % kColumns * 2;
+      return [
+        element("p", {id: "where"}, `Row ${row}, column ${column}: chunk ${chunk}, at place ${placeOf(layout, row, chunk)} of its row; ` +
+                `byte ${address}, bank ${bankOf(address)}.`),
+        element("p", {id: "passes", className: taken > needed ? "wrong" : ""},
+                `The access takes ${taken} ${taken === 1 ? "pass" : "passes"}; ${needed} without bank conflicts.`),
+        gridOf("rows", ["row", ...count(chunks, String)], rows, change)];
+    },
+
+    walk(state, change) {
+      const walk = {operand: state.operand, begin: Number(state.begin), lbo: Number(state.lbo), sbo: Number(state.sbo)}, byte = Number(state.byte);
+      const columns = walk.operand === "k" ? 64 : 128, tile = 16384;
+      const taken = new Map();  // granule: the first (k, n) in it
+      for (let k = 0; k < 16; ++k) {
+        for (let n = 0; n < columns; ++n) {
+          const granule = walkByte(walk, k, n) >> 4;
+          if (!taken.has(granule)) taken.set(granule, [k, n]);
+        }
+      }
+      const outside = [...taken.keys()].filter(granule => granule * kChunk >= tile).length;
+      const rows = count(64, r => [String(r), count(16, p => {
+        const at = (p >> 3) * 8192 + r * 128 + p % 8 * kChunk;
+        return {text: String((p >> 3) * 8 + (p % 8 ^ r % 8)), hue: taken.has(at >> 4) ? at / kChunk % 8 * 45 : undefined, asked: taken.has(at >> 4),
+                chosen: at >> 4 === byte >> 4, pick: {byte: at}};
+      })]);
+      const box = byte >> 13, row = byte % 8192 >> 7, chunk = (byte % 128 >> 4) ^ row % 8, first = box * 64 + chunk * 8, found = taken.get(byte >> 4);
+      const role = !found ? "This step does not read it."
+                 : walk.operand === "k" ? `This step reads it as B[k = ${found[0]} … ${found[0] + 7}][n = ${found[1]}].`
+                                        : `This step reads it as B[k = ${found[0]}][n = ${found[1]} … ${found[1] + 7}].`;
+      return [
+        element("p", {id: "where"}, `Byte ${byte}: token ${row}, columns ${first} … ${first + 7}, box ${box}, place ${byte % 128 >> 4}; banks ${bankOf(byte)} … ${bankOf(byte) + 3}. ${role}`),
+        element("p", {id: "descriptor"}, `Descriptor 0x${descriptorOf(walk).toString(16)}: bits 0–13 begin / 16 = ${walk.begin >> 4}, 16–29 LBO / 16 = ${walk.lbo >> 4}` +
+                `${walk.operand === "k" ? " (not used)" : ""}, 32–45 SBO / 16 = ${walk.sbo >> 4}, 62–63 layout = 1, 128-byte swizzle.`),
+        element("p", {id: "passes", className: outside ? "wrong" : ""}, `The step reads ${taken.size} granules of 16 bytes` +
+                (outside ? `; ${outside} of them are outside of these two boxes.` : ".")),
+        gridOf("walk", ["token", ...count(16, p => String(p % 8))], rows, change)];
+    },
+
+    fragment(state, change) {
+      const [, height, width] = kFragments[state.kind], row = Number(state.row) % height, column = Number(state.column) % width;
+      const own = fragmentOf(state.kind, row, column), group = state.kind.startsWith("wgmma");
+      const lane = group ? `warp ${own.lane >> 5}, lane ${own.lane % 32}` : `lane ${own.lane}`;
+      const register = own.half < 0 ? `d${own.register}, fp32` : `register ${own.register}, the ${["low", "high"][own.half]} half`;
+      const gives = state.kind.startsWith("ldmatrix") ? ` The row's address comes from lane ${row}.` : "";
+      const rows = count(height, r => [String(r), count(width, c => {
+        const {lane: holder, register: its} = fragmentOf(state.kind, r, c);
+        return {text: String(holder % 32), hue: its % 8 * 45, asked: holder === own.lane, chosen: r === row && c === column, pick: {row: r, column: c}};
+      })]);
+      return [element("p", {id: "where"}, `Row ${row}, column ${column}: ${lane}, ${register}.${gives}`),
+              element("p", {}, "A cell says which lane of its warp holds it; cells of one colour are in the same register. Outlined is all that this lane has."),
+              gridOf("fragment", ["row", ...count(width, String)], rows, change)];
+    },
+
+    path(state, change) {
+      const row = Number(state.row), token = Number(state.column), {steps} = pathOf(state.how, row, token);
+      const top = row - row % 16, left = token - token % 16, own = fragmentOf("wgmma_a", row, token % 16);
+      const rows = count(16, r => [String(top + r), count(16, c => {
+        const {lane, register} = fragmentOf("wgmma_a", top + r, c);
+        return {text: String(lane % 32), hue: register * 90, asked: lane === own.lane, chosen: r === row % 16 && c === token % 16, pick: {row: top + r, column: left + c}};
+      })]);
+      const go = (text, by) => element("button", {type: "button", onclick: () => change(by)}, text);
+      return [element("p", {}, `P[${row}][${token}]: row ${row} of the tile, token ${token}.`),
+              element("ol", {id: "steps"}, ...steps.map(text => element("li", {}, text))),
+              element("p", {}, "Rows and tokens of one A, by lane; cells of one colour are in the same register. "),
+              element("p", {}, go("16 tokens on", {column: (token + 16) % 64}), " ", go("16 rows on", {row: (row + 16) % 64})),
+              gridOf("path", ["row", ...count(16, c => String(left + c))], rows, change)];
+    },
+  };
+
   function begin(root) {
     let state = fromHash(location.hash);
     const output = element("div"), inputs = element("div");
-    const changed = () => {
+    const draw = () => output.replaceChildren(...kDraw[state.view](state, change));
+    function changed() {
       draw();
       location.replace(toHash(state));
-    };
-
-    function draw() {
-      const layout = layoutOf(state), chunks = chunksOf(layout), row = Number(state.row), column = Number(state.column) % (chunks * kColumns);
-      const chunk = Math.floor(column / kColumns), own = access(layout, state.pattern, row, column), {taken, needed} = passes(own);
-      const asked = new Set(own.cells.map(([r, c]) => `${r},${c}`));
-      const grid = element("table", {id: "layout"});
-      grid.append(element("tr", {}, element("th", {}, "row"), ...count(chunks, p => element("th", {}, String(p)))));
-      for (let r = 0; r < kRows; ++r) {
-        const line = element("tr", {}, element("th", {}, String(r)));
-        for (let p = 0; p < chunks; ++p) {
-          const c = placeOf(layout, r, p);  // the swizzle is its own inverse
-          const cell = element("td", {className: (asked.has(`${r},${c}`) ? "asked" : "") + (r === row && c === chunk ? " chosen" : ""),
-                                      onclick: () => { state.row = String(r); state.column = String(c * kColumns + column % kColumns); changed(); }},
-                               String(c));
-          cell.style.setProperty("--hue", addressOf(layout, r, c) / kChunk % 8 * 45);
-          line.append(cell);
-        }
-        grid.append(line);
-      }
-      const address = addressOf(layout, row, chunk) + column % kColumns * 2;
-      output.replaceChildren(
-        element("p", {id: "where"}, `Row ${row}, column ${column}: chunk ${chunk}, at place ${placeOf(layout, row, chunk)} of its row; ` +
-                `byte ${address}, bank ${Math.floor(address / kWord) % kBanks}.`),
-        element("p", {id: "passes", className: taken > needed ? "wrong" : ""},
-                `The access takes ${taken} ${taken === 1 ? "pass" : "passes"}; ${needed} without bank conflicts.`),
-        element("div", {className: "table-wrapper"}, grid));
+    }
+    function change(by) {
+      for (const [key, value] of Object.entries(by)) state[key] = String(value);
+      changed();
     }
 
     function form() {
-      const select = ([key, [label, options]]) => {
-        const made = element("select", {id: key, onchange: event => { state[key] = event.target.value; changed(); }},
+      const select = (key, [label, options], set) => {
+        const made = element("select", {id: key, onchange: event => set(event.target.value)},
                              ...Object.entries(options).map(([value, text]) => element("option", {value}, text)));
         made.value = state[key];
         return [element("label", {htmlFor: key}, ` ${label} `), made];
       };
-      const parts = Object.fromEntries(Object.entries(kChoices).map(entry => [entry[0], select(entry)]));
-      inputs.replaceChildren(element("p", {}, ...parts.pitch), element("p", {}, ...parts.divide, ...parts.modulo), element("p", {}, ...parts.pattern));
+      const choice = key => select(key, kChoices[key], value => change({[key]: value}));
+      const typed = (key, label, size) => [element("label", {htmlFor: key}, ` ${label} `), element("input", {id: key, value: state[key], size, autocomplete: "off", oninput: event => {
+        const value = event.target.value.trim(), good = key === "own" || (/^\d+$/.test(value) && Number(value) < kEnds[key] && Number(value) % 16 === 0);
+        event.target.classList.toggle("wrong", !good);
+        if (good) change({[key]: value});
+      }})];
+      const parts = {
+        rows: () => [[...choice("pitch")], [...choice("divide"), ...choice("modulo")], [...typed("own", "or your own, of r and c:", 16)], [...choice("pattern")]],
+        walk: () => [[...select("operand", kChoices.operand, operand => { change({operand, begin: 0, byte: 0, lbo: operand === "mn" ? 8192 : 0, sbo: 1024}); form(); })],
+                     ...Object.keys(kNumbers).map(key => typed(key, kNumbers[key], 6)),
+                     [element("button", {type: "button", id: "next", onclick: () => {
+                       const begin = Number(state.begin);
+                       const next = state.operand === "mn" ? (begin + 2048) % 8192 : begin % 128 < 96 ? begin + 32 : (begin - 96 + 8192) % 16384;
+                       change({begin: next, byte: next});
+                       form();
+                     }}, "next 16 of k"), " ",
+                      element("button", {type: "button", id: "exchange", onclick: () => { change({lbo: state.sbo, sbo: state.lbo}); form(); }}, "exchange LBO and SBO")]],
+        fragment: () => [[...choice("kind")]],
+        path: () => [[...choice("how")]],
+      };
+      const view = select("view", ["what to see", kViews], value => { state = fromHash(`#view=${value}`); form(); changed(); });
+      inputs.replaceChildren(...[view, ...parts[state.view]()].map(part => element("p", {}, ...part)));
       draw();
     }
     addEventListener("hashchange", () => {  // a link, or back
@@ -127,7 +321,7 @@ const layoutsDemo = (() => {
     form();
   }
 
-  return {placeOf, addressOf, chunksOf, access, passes, layoutOf, kChoices, begin};
+  return {placeOf, addressOf, chunksOf, access, passes, layoutOf, ownSwizzle, walkByte, descriptorOf, fragmentOf, kFragments, pathOf, kChoices, begin};
 })();
 
 layoutsDemo.begin(document.getElementById("demo"));

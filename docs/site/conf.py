@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 from docutils import nodes
 from myst_parser.parsers.sphinx_ import MystParser
@@ -24,6 +25,11 @@ from sphinx.transforms import SphinxTransform
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 API = pathlib.Path(os.environ["MLA_SITE"]) / "doxygen"
+DATA = pathlib.Path(os.environ["MLA_SITE"] + "-data")  # made here, for pages that move
+sys.path.insert(0, str(ROOT / "docs/site"))
+import limits_data  # noqa: E402
+
+limits_data.write(DATA)
 
 project = "FlashMLA, stage by stage"
 html_title = project
@@ -39,7 +45,7 @@ exclude_patterns = ["build*", ".*", "stages/template", "bench", "tests"]
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
-html_static_path = ["static", *map(str, ROOT.glob("docs/demos/*.js")), *map(str, ROOT.glob("docs/demos/recordings/*.js"))]
+html_static_path = ["static", str(DATA), *map(str, ROOT.glob("docs/demos/*.js")), *map(str, ROOT.glob("docs/demos/recordings/*.js"))]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 html_additional_pages = {"search": "search.html"}
@@ -169,8 +175,10 @@ def other_pages(app):
 def complete(app, page, template, context, doctree):
     """The script of a page that moves; and a table of contents, which the theme hides where there is no document."""
     if (ROOT / f"{page}.js").exists():
-        app.add_js_file("demo.js", loading_method="defer")
-        app.add_js_file(pathlib.Path(page).name + ".js", loading_method="defer")
+        name = pathlib.Path(page).name  # what it needs is named after it
+        own = [file.name for folder in (ROOT / "docs/demos", DATA) for file in sorted(folder.glob(f"{name}_*.js"))]
+        for script in ("demo.js", *own, f"{name}.js"):
+            app.add_js_file(script, loading_method="defer")
     if page.startswith("api/"):
         context["furo_hide_toc"] = not context["toc"]
 

@@ -529,7 +529,7 @@ inline void Multiprocessor::collect_warp(Wait wait, void* operands, WarpOperatio
              " in a warp of fewer than 32 threads";
     });
   }
-  collect(wait, std::bit_cast<uint64_t>(operands), self().number % warpSize, nullptr, false,
+  collect(wait, reinterpret_cast<uintptr_t>(operands), self().number % warpSize, nullptr, false,
           operation);
 }
 
@@ -570,7 +570,8 @@ void Multiprocessor::complete(Warp& warp, unsigned mask, Combine combine, bool o
   if (operation != nullptr) {
     void* operands[warpSize] = {};
     for_each_lane([&](Thread& thread) {
-      operands[thread.number % warpSize] = std::bit_cast<void*>(thread.operand);
+      operands[thread.number % warpSize] =
+          reinterpret_cast<void*>(static_cast<uintptr_t>(thread.operand));
     });
     operation(operands);
   }

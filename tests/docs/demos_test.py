@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Pages that move, docs/demos, in Chromium: against the page they come from, and against what the library and the GPU model say.
 
-    demos_test.py DEMO_VALUES     the program of demo_values.cpp
+    demos_test.py DEMO_VALUES [LIMITS_VALUES MLA_RUN]     the programs of demo_values.cpp and limits_values.cpp, and mla_run
 """
 import json
+import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import site_test
@@ -139,6 +142,91 @@ class Layouts(Demo):
         self.page.goto(address)
         self.assertEqual(self.text("#demo"), text)
         self.every_proposal_moves("layouts", "#demo")
+
+
+    def test_a_swizzle_of_ones_own(self):
+        self.open("layouts", "modulo=1&own=c+^+r+%25+8")
+        self.assertIn("takes 1 pass;", self.text("#passes"))
+        for own, said in (("(c + r) % 8", "takes 1 pass;"), ("c ^ (r >> 1) % 8", "takes 2 passes"), ("c", "takes 8 passes"), ("7 - c", "takes 8 passes"),
+                          ("c & 6", "chunks 0 and 1 both get place 0"), ("c + 1", "chunk 7 gets place 8"), ("c ^", "no expression"),
+                          ("alert(1)", "r, c, numbers"), ("rc", "no expression"), ("c / 0", "place")):
+            self.page.locator("#own").fill(own)
+            self.assertIn(said, self.text("#passes"), own)
+        got = self.page.evaluate("""() => ["", "c ^ r % 8"].map(own => layoutsDemo.access(layoutsDemo.layoutOf({pitch: "128", divide: "1", modulo: "8", own}), "rows", 5, 9))""")
+        self.assertEqual(got[0], got[1])
+
+    def test_descriptors_as_the_model_walks_them(self):
+        random.seed(3)
+        walks = [{"operand": "k", "begin": 96, "lbo": 0, "sbo": 1024}, {"operand": "mn", "begin": 2048, "lbo": 8192, "sbo": 1024}]
+        for _ in range(10):
+            walks += [{"operand": "k", "begin": random.randrange(4) * 32 + random.randrange(8) * 1024, "lbo": random.randrange(0, 65536, 1024), "sbo": random.randrange(1024, 7168, 1024)},
+                      {"operand": "mn", "begin": random.randrange(8) * 1024, "lbo": random.randrange(1024, 11264, 1024), "sbo": random.randrange(1024, 16384, 1024)}]
+        self.open("layouts")
+        for walk, got in zip(walks, values([], walks=walks)["walks"], strict=True):
+            columns = 64 if walk["operand"] == "k" else 256
+            bytes_of = self.page.evaluate("""([walk, columns]) => Array.from({length: 16}, (_, k) => Array.from({length: columns}, (_, n) => layoutsDemo.walkByte(walk, k, n)))""", [walk, columns])
+            place = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 8}, (_, n) => layoutsDemo.fragmentOf("wgmma_d", r, n)))""")
+            for row in range(64):  # row r of A is the unit vector of k = r % 16
+                for n in range(columns):
+                    d = place[row][n % 8]
+                    self.assertEqual(got[d["lane"]][n // 8 * 4 + d["register"]] * 2, bytes_of[row % 16][n], f"{walk}: k = {row % 16}, n = {n}")
+
+    def test_fragments_as_the_model_has_them(self):
+        self.open("layouts")
+        held = self.page.evaluate("""() => Object.fromEntries(Object.entries(layoutsDemo.kFragments).map(([kind, [, rows, columns, of]]) =>
+          [kind, Array.from({length: rows}, (_, r) => Array.from({length: columns}, (_, c) => of(r, c)))]))""")
+        model = values([])
+        a, b, d = ([[x["lane"] * each + x["register"] * scale + max(x["half"], 0) for x in row] for row in held[kind]]
+                   for kind, each, scale in (("mma_a", 8, 2), ("mma_b", 4, 2), ("mma_d", 4, 1)))
+        self.assertEqual(sorted([a[r][k], b[k][c], d[r][c]] for r in range(16) for k in range(16) for c in range(8)), sorted(model["fragments"]["mma"]))
+        for kind in ("ldmatrix", "ldmatrix_trans"):
+            for row in range(32):
+                for column in range(8):
+                    x = held[kind][row][column]
+                    self.assertEqual(model["fragments"][kind][x["lane"]][x["register"]] >> 16 * x["half"] & 0xffff, 8 * row + column, f"{kind}: {row}, {column}")
+        for r in range(16):
+            for k in range(16):
+                self.assertEqual(held["mma_a"][r][k], held["ldmatrix"][(r // 8 + k // 8 * 2) * 8 + r % 8][k % 8])
+                self.assertEqual(held["mma_b"][k][r % 8], held["ldmatrix_trans"][k][r % 8])
+        for r in range(64):
+            for k in range(16):
+                x, y = held["wgmma_a"][r][k], held["wgmma_d"][r][k]
+                self.assertEqual(model["wgmma_a"][y["lane"]][y["register"]], 8 * x["lane"] + 2 * x["register"] + x["half"], f"row {r}, k = {k}")
+                self.assertEqual(x["lane"], y["lane"])  # why P crosses as it is
+
+    def test_the_path_of_p(self):
+        """It ends where the next instruction looks, and the kernels still say so."""
+        self.open("layouts")
+        places = self.page.evaluate("""() => ["05", "06", "08"].map(how => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) => layoutsDemo.pathOf(how, r, t).byte)))""")
+        walk = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) =>
+          layoutsDemo.walkByte({operand: "k", begin: (t >> 4) * 32, lbo: 0, sbo: 1024}, t % 16, r)))""")
+        self.assertEqual(places[1], walk)  # A is walked as B is
+        for how in places:
+            self.assertEqual(len({byte for row in how for byte in row}), 64 * 64)
+        for stage, line in (("05_tensor_core", "kStrideP = kTokens + 8;"), ("05_tensor_core", "ldmatrix_x4(p_rmem[i], &smem.p[i * 16 + lane % 16][t + lane / 16 * 8])"),
+                            ("06_wgmma", "stmatrix_x4(&smem.p[row][chunk ^ row % 8], four)"), ("07_tma_pipeline", "stmatrix_x4(&smem.p[row][chunk ^ row % 8], four)"),
+                            ("08_seesaw", "const uint4 four = smem.p[t][threadIdx.x % 128];")):
+            self.assertIn(line, (site_test.ROOT / "stages" / stage / "kernel.cuh").read_text(), stage)
+
+    def test_what_the_other_views_say(self):
+        for state, selector, said in (
+                ("view=walk&operand=mn&begin=0&lbo=8192&sbo=1024", "#descriptor", "Descriptor 0x4000004002000000:"),
+                ("view=walk&operand=mn&begin=0&lbo=8192&sbo=1024", "#where", "This step reads it as B[k = 0][n = 0 … 7]."),
+                ("view=walk&operand=mn&begin=0&lbo=1024&sbo=8192", "#passes", "reads 256 granules of 16 bytes."),
+                ("view=walk&operand=mn&begin=0&lbo=16384&sbo=1024", "#passes", "outside"),
+                ("view=fragment&kind=wgmma_d&row=37&column=9", "#where", "warp 2, lane 20, d5, fp32"),
+                ("view=fragment&kind=ldmatrix&row=11&column=2", "#where", "lane 13, register 1, the low half. The row's address comes from lane 11."),
+                ("view=path&how=08&row=3&column=21", "#steps", "smem.p[1][14]"), ("view=path&how=06&row=3&column=40", "#steps", "place 5 ^ 3 % 8 = 6")):
+            self.open("layouts", state)
+            self.assertIn(said, self.text(selector), state)
+        self.open("layouts", "view=walk")
+        self.page.locator("#next").click()
+        self.page.locator("#layout tr").nth(2).locator("td").nth(3).click()  # token 1, place 3: chunk 2
+        self.assertIn("Byte 176: token 1, columns 16 … 23, box 0, place 3; banks 12 … 15. This step reads it as B[k = 0 … 7][n = 1].", self.text("#where"))
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual(self.text("#demo"), text)
 
 
 class Plan(Demo):
@@ -375,9 +463,157 @@ class Seesaw(Demo):
         self.assertEqual([row[2] for row in self.cells("#cuts")[1:]], ["1000", "2000", "500", "1000", "0", "4500"])
 
 
-def values(accesses, plans=()):
+class Model(Demo):
+    """The GPU model in the browser: kernels are right, and without a barrier they race."""
+
+    def run_it(self, state):
+        self.open("model", state)
+        self.page.locator("#run").click()
+        self.page.wait_for_function("!/^(Running.*)?$/.test(document.getElementById('result').textContent)", timeout=120000)
+        return self.text("#result")
+
+    def test_up_to_date(self):
+        self.open("model")
+        known = self.page.evaluate("modelKernels")
+        now = subprocess.run([sys.executable, BUILD_WASM.parent / "model/kernels.py", *known], capture_output=True, text=True, check=True).stdout
+        self.assertEqual(known, json.loads(now), "a kernel has changed; bash docs/demos/wasm/model/build.sh compiles it")
+
+    def test_kernels_are_right(self):
+        for stage, seed in (("01_naive", 1), ("02_shared_tiled", 2), ("03_online_softmax", 3), ("03_online_softmax", 0)):
+            self.assertRegex(self.run_it(f"stage={stage}&heads=2&tokens=33&seed={seed}"), r"^Right\. out: ok .*; lse: ok ", stage)
+
+    def test_without_a_barrier(self):
+        self.open("model")
+        for slug, known in self.page.evaluate("modelKernels").items():
+            for line, why in known["barriers"]:
+                said = self.run_it(f"stage={slug}&out={line}&heads=4&tokens=70&seed=1")
+                if "the next item" in why:  # a block has one item here
+                    self.assertRegex(said, "^Right", f"{slug}:{line}")
+                else:
+                    place = r"at stages/\S+:\d+"  # one may be in a header of the kernel
+                    self.assertRegex(said, rf"^race: .*{place} after .*{place}", f"{slug}:{line}")
+                    self.assertIn(f"stages/{slug}/kernel.cuh", said)
+
+    def test_a_race_that_no_schedule_shows(self):
+        self.open("model")
+        line = self.page.evaluate("modelKernels['01_naive'].barriers[0][0]")
+        for tokens, seed, races, said in ((20, 0, "no", "^Right"), (20, 1, "no", "^Right"), (20, 7, "no", "^Right"), (20, 1, "yes", "^race"), (70, 1, "no", "^Wrong")):
+            self.assertRegex(self.run_it(f"stage=01_naive&out={line}&tokens={tokens}&seed={seed}&races={races}"), said)
+
+    def test_the_address_is_the_state(self):
+        self.open("model")
+        self.page.locator("#set-stage").select_option("01_naive")
+        self.page.locator("#set-tokens").fill("9")
+        address = self.page.evaluate("location.href")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.assertEqual((self.page.locator("#set-stage").input_value(), self.page.locator("#set-tokens").input_value()), ("01_naive", "9"))
+        self.assertIn("tokens: 0 to 200", self.run_it("tokens=1000"))
+        for link in self.page.locator("a[data-state]").all():  # lines of barriers
+            state = link.get_attribute("data-state")
+            self.open("model", state)
+            self.assertIn(f"out={self.page.locator('#set-out').input_value()}", state)
+
+BUILD_WASM = site_test.ROOT / "docs/demos/wasm/build.sh"
+
+
+class Limits(Demo):
+    def setUp(self):
+        if len(sys.argv) < 4:
+            self.skipTest("the programs of bench are not built")
+        super().setUp()
+
+    def open(self, name="limits", state=""):
+        super().open(name, state)
+        self.page.wait_for_selector("#floor")
+
+    def answers(self, requests):
+        """What the page's cost model says: the numbers of a call, and the text that came back."""
+        return self.page.evaluate("""async requests => {
+          const {explain} = await limitsDemo.load();
+          return requests.map(({card, state, times, origin}) => explain(limitsDemo.cards[card], state, times, origin)); }""", requests)
+
+    def test_as_the_library(self):
+        random.seed(2)
+        self.open()
+        cards, slugs = self.page.evaluate("limitsDemo.cards"), self.page.evaluate("limitsDemo.load().then(model => model.slugs)")
+        formats = self.page.evaluate("Object.keys(limitsDemo.kFormats)")
+        self.assertGreaterEqual(len(cards), 6)
+        requests, calls = [], []
+        for i in range(240):
+            card = cards[i % len(cards)]
+            state = {"h": random.choice((1, 7, 8, 16, 20, 64, 128)), "q": random.choice((1, 1, 2, 4)), "b": random.choice((1, 3, 16, 128)),
+                     "k": random.choice((0, 1, 63, 512, 4096, 20000)), "causal": random.choice(("no", "yes")), "dtype": random.choice(("bf16", "bf16", "fp16")),
+                     "format": random.choice(formats)}
+            times = {slug: [t, t * 0.9, t * 1.1, 100, t * 1.2] for slug in slugs if random.random() < 0.6 for t in [random.uniform(5, 900)]}
+            requests.append({"card": i % len(cards), "state": state, "times": times, "origin": "recorded: a test"})
+            calls.append({"names": "\n".join((card["name"], card["origin"], "recorded: a test")), "times": [times.get(slug, [None, None, None, 0, None]) for slug in slugs],
+                          "numbers": [card[key] for key in ("capability", "multiprocessors", "read", "fp32", "matrix", "sustained", "shared", "launch")] +
+                          [state[key] for key in "hqbk"] + [int(state["causal"] == "yes"), int(state["dtype"] == "fp16"), formats.index(state["format"])]})
+        got = self.answers(requests)
+        expected = json.loads(subprocess.run([sys.argv[2]], input=json.dumps(calls), capture_output=True, text=True, check=True).stdout)
+        self.assertGreater(sum("error" in one for one in got), 5)
+        self.assertGreater(sum("error" not in one for one in got), 100)
+        for one, other, call in zip(got, map(json.loads, expected), calls, strict=True):
+            self.assertEqual(one, other, f"{call}: limits_wasm.js is out of date; bash {BUILD_WASM} makes it")
+
+    def test_as_mla_run_says(self):
+        self.open()
+        for shape in ("h128_q1_b128_k8192", "h16_q1_b64_k4096_fp8_tile128", "h128_q2_b128_k4096_causal"):
+            state = self.page.evaluate("shape => limitsDemo.stateOf(shape)", shape)
+            self.assertEqual(self.page.evaluate("state => limitsDemo.shapeOf(state)", state), shape)
+            [got] = self.answers([{"card": 0, "state": state, "times": {}, "origin": ""}])
+            said = subprocess.run([sys.argv[3], "predict", "--stage", "all", "--machine", "model", "--json", "--shape", shape], capture_output=True, text=True, check=True).stdout
+            said = [json.loads(line) for line in said.splitlines()]
+            self.assertIn(self.page.evaluate("limitsDemo.cards[0].origin"), said[0]["ceilings"])
+            able = {stage["slug"]: stage for stage in got["stages"] if not stage["why_not"]}
+            self.assertEqual(sorted(able), sorted(one["stage"] for one in said))
+            for one in said:
+                for key in ("own_limit_s", "fp32_s", "matrix_s", "shared_s", "dram_s", "busy_fraction", "workspace_bytes"):
+                    self.assertAlmostEqual(able[one["stage"]][key], one[key], delta=1e-9 * abs(one[key]), msg=f"{shape}, {one['stage']}, {key}")
+                self.assertAlmostEqual(got["floor"]["seconds"], one["floor_s"], delta=1e-9 * one["floor_s"])
+
+    def test_what_the_page_says(self):
+        for state, floor in (("", "The products bind"), ("h=16", "Reading binds"), ("h=128&b=1&k=512", "The launch binds"),
+                             ("card=3", "Reading binds"), ("card=2", "The products bind"), ("h=0", "h_q, query heads: 1 to"),
+                             ("dtype=fp16&format=fp8_tile128", "must be bf16")):
+            self.open(state=state)
+            self.assertIn(floor, self.text("#floor"), state)
+        self.open(state="h=128&b=128&k=8192")
+        rows = {row[0]: row[1:] for row in self.cells("#stages")}
+        recorded = self.page.evaluate("limitsDemo.recordings[0].times.h128_q1_b128_k8192['08_seesaw'][0]")
+        self.assertEqual(rows["08_seesaw"][2], f"{recorded:.1f}")
+        self.assertEqual(rows["12_fp8"], ["cannot read a cache of cache_format = 16bit, only fp8_tile128, fp8_tensor, int8_tile128"])
+        self.open(state="card=2")
+        self.assertIn("needs compute capability 9.0 exactly", {row[0]: row[1:] for row in self.cells("#stages")}["08_seesaw"][0])
+        self.every_proposal_moves("limits", "#demo")
+
+    def test_the_address_is_the_state(self):
+        self.open()
+        self.page.locator("#set-k").fill("5000")
+        self.page.locator("#set-card").select_option("1")
+        address, text = self.page.evaluate("location.href"), self.text("#demo")
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.page.wait_for_selector("#floor")
+        self.assertEqual(self.text("#demo"), text)
+        self.page.locator("#recorded").select_option("h16_q1_b64_k4096_fp8_tensor")
+        self.assertEqual(self.page.locator("#set-format").input_value(), "fp8_tensor")
+        self.assertIn("k=4096", self.page.evaluate("location.hash"))
+
+    def test_build(self):
+        version = shutil.which("em++") and subprocess.run(["em++", "--version"], capture_output=True, text=True, check=True).stdout
+        if not version or " 3.1.6 " not in version:
+            self.skipTest("Emscripten 3.1.6 is missing, Debian 12's")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["bash", BUILD_WASM, folder], check=True, capture_output=True)
+            made = pathlib.Path(folder, "limits_wasm.js").read_text()
+        self.assertEqual(made, (site_test.ROOT / "docs/demos/limits_wasm.js").read_text(), f"bash {BUILD_WASM} makes another file")
+
+
+def values(accesses, plans=(), walks=()):
     requests = [{"bytes": access["bytes"], "addresses": access["addresses"]} for access in accesses]
-    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests, "plans": plans}), capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run([sys.argv[1]], input=json.dumps({"requests": requests, "plans": plans, "walks": walks}), capture_output=True, text=True, check=True).stdout)
 
 
 def number(value):

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SITE = ROOT / "build/site"
 PYTHON = ROOT / "build/site-packages/bin/python"
 SHOTS = ROOT / "build/site-screenshots"
-SHOWN = ["docs/mainpage.html", "README.html", "docs/course/by_hand.html", "docs/demos/layouts.html",
+SHOWN = ["docs/mainpage.html", "README.html", "docs/course/by_hand.html", "docs/demos/layouts.html", "docs/demos/limits.html", "docs/demos/model.html",
          "docs/demos/online_softmax.html", "docs/demos/plan.html", "docs/demos/player.html", "docs/demos/seesaw.html", "docs/architecture.html",
          "docs/results.html", "docs/notebooks/5-the-plan-drawn.html",
          "stages/05_tensor_core/README.html", "stages/08_seesaw/README.html", "api/softmax_8h.html", "api/files.html",
