@@ -249,7 +249,9 @@ def caption(results):
                  f"TFLOP/s, cuBLAS bf16 {get('ceiling_matrix_cold_tflops', DASH)} TFLOP/s cold, "
                  f"{get('ceiling_matrix_sustained_tflops', DASH)} sustained, empty launch "
                  f"{get('ceiling_launch_us')} µs.")
-    return text + (f" The whole run took {float(get('wall_s')) / 60:.0f} minutes." if get("wall_s") else "")
+    seconds = float(get("wall_s") or 0)
+    return text + (f" The whole run took {seconds / 60:.0f} minutes." if seconds > 90 else
+                   f" The whole run took {seconds:.0f} s." if seconds else "")
 
 
 def peer_caption(peers):
