@@ -11,9 +11,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from . import _arrays
 from ._cache import PagedCache
 from ._library import library, options, use_cuda
+from ._profile import profile
 
 __all__ = ["PagedCache", "Piece", "Plan", "Stage", "decode", "dequantise", "explain", "merge", "plan", "predict",
-           "quantise", "reference", "schedule", "stages", "trace"]
+           "profile", "quantise", "reference", "schedule", "stages", "trace"]
 __version__ = "0.2.0"
 
 Array = Any

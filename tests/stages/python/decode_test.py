@@ -322,6 +322,38 @@ def test_shapes_are_explained_and_predicted():
         mla_stages.predict("08", batch=1, seqlen_k=64, page_size=48)
 
 
+COUNTS = pytest.mark.skipif(not os.access(os.environ.get("MLA_PROFILE", ""), os.X_OK), reason="no mla_profile in this build")
+
+
+@COUNTS
+def test_a_profile_counts_by_kernel_and_line():
+    counted = mla_stages.profile("02", batch=2, seqlen_k=70, num_heads_q=4, num_heads_kv=2, seqlen_q=2, page_size=16,
+                                 dtype="fp16", causal=True)
+    assert counted["stage"] == "02_shared_tiled"
+    assert "h4x2_q2_b2_k70_causal_page16_fp16" in counted["problem"]
+    assert all(kernel["global"]["loads"]["sectors"] > 0 and kernel["lines"] for kernel in counted["kernels"])
+    quantised = mla_stages.profile("13", batch=1, seqlen_k=64, num_heads_q=16, cache_format="int8_tile128")
+    assert any(kernel["flop"] > 0 for kernel in quantised["kernels"])
+
+
+@COUNTS
+def test_what_cannot_be_profiled():
+    with pytest.raises(ValueError, match="--stage 99 is not known"):
+        mla_stages.profile("99", batch=1, seqlen_k=64)
+    with pytest.raises(ValueError, match="page"):
+        mla_stages.profile("02", batch=1, seqlen_k=64, page_size=48)
+
+
+def test_a_profile_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLA_PROFILE", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="profile needs the program mla_profile"):
+        mla_stages.profile(batch=1, seqlen_k=64)
+    monkeypatch.setenv("MLA_PROFILE", str(tmp_path / "nothing"))
+    with pytest.raises(RuntimeError, match="nothing does not run"):
+        mla_stages.profile(batch=1, seqlen_k=64)
+
+
 def test_the_version_is_the_projects():
     project = re.search(r"project\(flashmla VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
     assert mla_stages.__version__ == project[1]

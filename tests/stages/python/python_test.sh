@@ -14,4 +14,5 @@ cp "$root/pyproject.toml" "$scratch"
 cd "$scratch"
 "$python" -c 'import mla_stages, sys; sys.exit(not mla_stages.__file__.startswith(sys.prefix))'
 "$python" -m mypy
+export MLA_PROFILE=$build/bench/mla_profile  # if this build has one
 "$python" -m pytest -q -rs -p no:cacheprovider --rootdir "$tests" "$tests"
