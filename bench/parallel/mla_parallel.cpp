@@ -145,17 +145,18 @@ int predict(const Options& options) {
   if (status.ok()) status = fit_decode_model(load_all_recorded(), &model);
   if (status.ok()) status = fit_links(newest_parallel_report(), &links);
   if (!status.ok()) return refuse(status);
-  nlohmann::ordered_json report{{"schema", "flashmla_scale/1"},
-                                {"context", {{"decode", model.origin}, {"links", links.origin}}},
-                                {"links",
-                                 {{"exchange_us", links.exchange_us},
-                                  {"nvlink_gbps", links.nvlink_gbps},
-                                  {"hop_us", links.hop_us},
-                                  {"network_gbps", links.network_gbps},
-                                  {"network_us", links.network_us},
-                                  {"merge_us", links.merge_us},
-                                  {"memory_gbps", links.memory_gbps},
-                                  {"gpus_per_host", links.gpus_per_host}}}};
+  nlohmann::ordered_json report{
+      {"context",
+       {{"schema", "flashmla_scale/1"}, {"decode", model.origin}, {"links", links.origin}}},
+      {"links",
+       {{"exchange_us", links.exchange_us},
+        {"nvlink_gbps", links.nvlink_gbps},
+        {"hop_us", links.hop_us},
+        {"network_gbps", links.network_gbps},
+        {"network_us", links.network_us},
+        {"merge_us", links.merge_us},
+        {"memory_gbps", links.memory_gbps},
+        {"gpus_per_host", links.gpus_per_host}}}};
   fmt::print("decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
              model.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
              number(links.network_gbps));

@@ -252,11 +252,16 @@ class RankRun {
     }
   };
 
+  /// Of this rank, in what is gathered.
+  const void* place_in(const ExchangeBuffers& of) const {
+    return of.receive.as<char>() + static_cast<size_t>(transport_->rank()) * of.bytes;
+  }
+
   Status exchange(const ExchangeBuffers& of, Exchange kind, Stream stream) {
     MLA_RETURN_IF_ERROR(
         kind == Exchange::kAllToAll
             ? transport_->all_to_all(of.send.data(), of.receive.data(), of.bytes, stream)
-            : transport_->all_gather(of.send.data(), of.receive.data(), of.bytes, stream));
+            : transport_->all_gather(place_in(of), of.receive.data(), of.bytes, stream));
     if (of.sums > 0) {
       MLA_RETURN_IF_ERROR(transport_->join(stream));
       MLA_RETURN_IF_ERROR(
@@ -275,7 +280,7 @@ class RankRun {
     for (int i = 0; i < kTogether; ++i) {
       MLA_RETURN_IF_ERROR(kind == Exchange::kAllToAll
                               ? api_->all_to_all(of.send.data(), of.receive.data(), of.bytes)
-                              : api_->all_gather(of.send.data(), of.receive.data(), of.bytes));
+                              : api_->all_gather(place_in(of), of.receive.data(), of.bytes));
       MLA_RETURN_IF_ERROR(settle());
       if (of.sums == 0) continue;
       MLA_RETURN_IF_ERROR(api_->reduce_scatter(of.parts.as<float>(), of.sum.as<float>(), of.sums));

@@ -1,7 +1,7 @@
 """What mla_parallel recorded on several GPUs, and what its model predicts: the tables of docs/parallel.md."""
 from recordings import (Error, NOT_RECORDED, PARALLEL_SCHEMA, SCALE_SCHEMA, files, read_checked, shape_title, significant, unique, us)
 
-# What the page shows of the model: ways as they are named there.
+# What the page shows of the model, if there are such; the others are beside what was measured alone.
 CURVES = ["h128_q1_b1_k1000000", "h128_q1_b128_k8192", "h16_q1_b8_k131072"]
 NEAR = 1.3  # an estimate this close to the measurement is right
 
@@ -88,7 +88,8 @@ def scale_parts(scale, table):
              f"{significant(links['nvlink_gbps'])} GB/s within a host ({scale['context']['links']}); {significant(links['hop_us'], 2)} µs "
              f"for each further rank of it, and between hosts {significant(links['network_us'], 2)} µs and "
              f"{significant(links['network_gbps'])} GB/s per GPU, are assumed. A host has {links['gpus_per_host']} GPUs."]
-    for shape in unique(row["shape"] for row in scale["rows"]):
+    shapes = unique(row["shape"] for row in scale["rows"])
+    for shape in [one for one in shapes if one in CURVES] or shapes:
         rows = [row for row in scale["rows"] if row["shape"] == shape]
         one = next(row["us"] for row in rows if row["ranks"] == 1)
         def cell(name, ranks):

@@ -7,5 +7,6 @@
 #include "stages/common/cache/paged_cache.h"
 #include "stages/common/cache/paging_check.h"
 #include "stages/common/choose/choose.h"
+#include "stages/common/parallel/nccl_transport.h"
 #include "stages/common/parallel/parallel.h"
 #include "stages/common/stage.h"

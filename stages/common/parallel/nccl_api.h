@@ -26,7 +26,7 @@ class NcclApi {
   /// Whether the communicator is still at its last call; its error, if it has one.
   virtual Status progress(bool* is_busy) = 0;
 
-  /// @name Collectives on the communicator's stream; arguments as of Transport
+  /// @name Collectives on the communicator's stream; as of Transport
   /// @{
   virtual Status all_gather(const void* send, void* receive, size_t bytes) = 0;
   virtual Status all_to_all(const void* send, void* receive, size_t bytes) = 0;

@@ -138,6 +138,7 @@ class NcclOfLibrary final : public NcclApi {
     std::memcpy(unique.internal, id.data(), id.size());
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    rank_ = rank;
     ranks_ = ranks;
     return status_of(nccl_.comm_init(&comm_, ranks, unique, rank, &config),
                      "ncclCommInitRankConfig");
@@ -157,6 +158,7 @@ class NcclOfLibrary final : public NcclApi {
     MLA_RETURN_IF_ERROR(status_of(nccl_.group_start(), "ncclGroupStart"));
     Status status;
     for (int rank = 0; rank < ranks_ && status.ok(); ++rank) {
+      if (rank == rank_) continue;
       const size_t place = static_cast<size_t>(rank) * bytes;
       status = status_of(
           nccl_.send(static_cast<const char*>(send) + place, bytes, ncclChar, rank, comm_, stream_),
@@ -213,7 +215,7 @@ class NcclOfLibrary final : public NcclApi {
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t event_ = nullptr;
-  int ranks_ = 0;
+  int rank_ = 0, ranks_ = 0;
   std::future<void> ended_;
 };
 

@@ -44,9 +44,10 @@ struct Layout {
 
   /// Offsets into the workspace, in bytes.
   size_t bulk_lengths = 0, tail_lengths = 0, tail_table = 0;
-  size_t parts = 0;  ///< two results, bulk and tail, if there is a tail
-  size_t mine = 0;   ///< this rank's result
-  size_t all = 0;    ///< what was received: records of the merged heads; lse of all heads
+  size_t parts = 0;          ///< two results, bulk and tail, if there is a tail
+  size_t mine = 0;           ///< this rank's result, if it is not a part of `all`
+  bool is_in_place = false;  ///< it is
+  size_t all = 0;            ///< what was received: records of the merged heads; lse of all heads
   size_t weighted = 0, sum = 0;  ///< fp32, of kReduceScatter
 };
 
@@ -108,7 +109,8 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
     layout->tail_table = take(layout->tail.block_table_elements() * int64_t{sizeof(int32_t)});
     layout->parts = take(2 * static_cast<int64_t>(aligned(result.bytes())));
   }
-  layout->mine = take(result.bytes());
+  layout->is_in_place = settings.exchange == Exchange::kAllGather;
+  if (!layout->is_in_place) layout->mine = take(result.bytes());
   if (result.is_sum) {
     const int64_t row_bytes = kHeadDimV * int64_t{sizeof(float)};
     layout->all = take(ranks * result.heads * result.lse_bytes());
@@ -238,7 +240,16 @@ struct Rank {
             bytes / 4,
             result.out_head(),
             result.lse_head(),
-            count};
+            count,
+            -1,
+            nullptr,
+            nullptr};
+  }
+
+  /// Where this rank's result is: with kAllGather its place among those that are received.
+  size_t mine() const {
+    const auto place = static_cast<size_t>(transport.rank()) * static_cast<size_t>(merged_bytes());
+    return layout.is_in_place ? layout.all + place : layout.mine;
   }
 
   /// This rank's result over the tokens that it holds.
@@ -259,7 +270,7 @@ struct Rank {
 
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
-    write_to(layout.mine, problem.seqlen_q, &bulk);
+    write_to(mine(), problem.seqlen_q, &bulk);
     if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
 
     const Tensors mine = bulk;
@@ -285,15 +296,15 @@ struct Rank {
   Status exchange(Exchange kind) const {
     const ResultShape& result = layout.result;
     if (kind == Exchange::kAllGather) {
-      return transport.all_gather(at(layout.mine), at(layout.all),
-                                  static_cast<size_t>(merged_bytes()), stream);
+      return transport.all_gather(at(mine()), at(layout.all), static_cast<size_t>(merged_bytes()),
+                                  stream);
     }
     if (kind == Exchange::kAllToAll) {
-      return transport.all_to_all(at(layout.mine), at(layout.all),
-                                  static_cast<size_t>(merged_bytes()), stream);
+      return transport.all_to_all(at(mine()), at(layout.all), static_cast<size_t>(merged_bytes()),
+                                  stream);
     }
     const int64_t lse_bytes = result.heads * result.lse_bytes();
-    const char* lse = at<char>(layout.mine) + result.lse_begin();
+    const char* lse = at<char>(mine()) + result.lse_begin();
     MLA_RETURN_IF_ERROR(
         transport.all_gather(lse, at(layout.all), static_cast<size_t>(lse_bytes), stream));
     MLA_RETURN_IF_ERROR(transport.join(stream));
@@ -306,7 +317,7 @@ struct Rank {
 
   /// This rank's out, and all ranks' lse from head `head` on, of kReduceScatter.
   Parts all_lse(int head) const {
-    Parts all = parts(layout.mine, 0, transport.ranks());
+    Parts all = parts(mine(), 0, transport.ranks());
     all.lse_stride = layout.result.heads * layout.result.tokens;
     all.lse = at<float>(layout.all) + head * layout.result.tokens;
     return all;
@@ -320,8 +331,16 @@ struct Rank {
                                                     all_lse(transport.rank() * merged.num_heads_q),
                                                     at<float>(layout.sum), tensors, stream);
     }
-    return MLA_ON_MACHINE(machine, launch_merge)(
-        merged, parts(layout.all, merged_bytes(), transport.ranks()), tensors, stream);
+    Parts all = parts(layout.all, merged_bytes(), transport.ranks());
+    if (kind == Exchange::kAllToAll) {  // this rank's own part was not sent
+      const Parts own = parts(
+          mine() + static_cast<size_t>(transport.rank()) * static_cast<size_t>(merged_bytes()), 0,
+          1);
+      all.apart = transport.rank();
+      all.apart_out = own.out;
+      all.apart_lse = own.lse;
+    }
+    return MLA_ON_MACHINE(machine, launch_merge)(merged, all, tensors, stream);
   }
 };
 

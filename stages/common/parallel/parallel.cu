@@ -57,14 +57,18 @@ struct Row {
 
 // lse of a part, -inf if it saw nothing: decode() writes +inf there
 __device__ __forceinline__ float lse_of(const Parts& parts, int part, const Row& row) {
-  const float lse = parts.lse[part * parts.lse_stride + row.head * parts.lse_head + row.token];
+  const float* of_part =
+      part == parts.apart ? parts.apart_lse : parts.lse + part * parts.lse_stride;
+  const float lse = of_part[row.head * parts.lse_head + row.token];
   return lse == INFINITY ? -INFINITY : lse;
 }
 
 template <typename T>
 __device__ __forceinline__ const T* out_of(const Parts& parts, int part, const Row& row) {
-  return static_cast<const T*>(parts.out) + part * parts.out_stride + row.head * parts.out_head +
-         row.token * kHeadDimV;
+  const T* of_part = part == parts.apart
+                         ? static_cast<const T*>(parts.apart_out)
+                         : static_cast<const T*>(parts.out) + part * parts.out_stride;
+  return of_part + row.head * parts.out_head + row.token * kHeadDimV;
 }
 
 // In the order of parts, every lane alike.

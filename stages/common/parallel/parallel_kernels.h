@@ -27,6 +27,10 @@ struct Parts {
   int64_t out_stride = 0, lse_stride = 0;
   int64_t out_head = 0, lse_head = 0;
   int count = 0;
+  /// A part that lies apart from the others; by default none.
+  int apart = -1;
+  const void* apart_out = nullptr;
+  const float* apart_lse = nullptr;
 };
 
 #define MLA_PARALLEL_KERNELS                                                                         \

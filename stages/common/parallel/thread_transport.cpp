@@ -93,6 +93,9 @@ class Group {
         continue;
       }
       for (size_t from = 0; from < ranks() && bytes > 0; ++from) {
+        const bool is_own = from == to && (calls_[to].kind == Kind::kAllToAll ||
+                                           calls_[to].send == receive + from * bytes);
+        if (is_own) continue;
         const size_t place = calls_[to].kind == Kind::kAllToAll ? to * bytes : 0;
         std::memcpy(receive + from * bytes, static_cast<const char*>(calls_[from].send) + place,
                     bytes);

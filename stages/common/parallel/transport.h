@@ -30,12 +30,14 @@ class Transport {
 
   /// Every rank gets what every rank sent.
   /// @param send     [bytes], in the machine's memory
-  /// @param receive  [ranks, bytes], in the machine's memory, in the order of ranks; not overlapping `send`
+  /// @param receive  [ranks, bytes], in the machine's memory, in the order of ranks. `send` may be this rank's
+  ///                 place in it, where nothing is then to be copied, and overlaps no other
   /// @return kRankFailed as above; kInvalidArgument if the ranks' calls differ, naming two that do
   virtual Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) = 0;
-  /// Every rank gets what every rank sent to it.
+  /// Every rank gets what every other rank sent to it. What is its own stays where it is: neither is
+  /// send[rank()] read nor receive[rank()] written.
   /// @param send     [ranks, bytes]: for rank 0, for rank 1, ...
-  /// @param receive  [ranks, bytes]: from rank 0, from rank 1, ...
+  /// @param receive  [ranks, bytes]: from rank 0, from rank 1, ...; not overlapping `send`
   /// @return as all_gather()
   virtual Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) = 0;
   /// Every rank gets the sum of what every rank sent to it. The order of summation is the same on every

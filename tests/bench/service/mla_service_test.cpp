@@ -370,6 +370,17 @@ TEST(MlaService, ShowsHelpAndScenarios) {
   EXPECT_NE(list.output.find("chat_5000"), std::string::npos);
 }
 
+TEST(MlaService, SeveralGpusAreSimulated) {
+  const std::string arguments = "--scenario chat_1000 --way paged --seconds 1 --ranks 4 --engine ";
+  const Result simulated = run(arguments + "simulated");
+  EXPECT_EQ(simulated.code, 0) << simulated.output;
+  EXPECT_NE(simulated.output.find("4 GPUs share each sequence; links: "), std::string::npos);
+  EXPECT_NE(simulated.output.find("chat_1000, 4 GPUs: "), std::string::npos);
+  const Result decoded = run("--scenario tiny --engine model --ranks 2");
+  EXPECT_EQ(decoded.code, 2);
+  EXPECT_NE(decoded.output.find("ranks = 2: this program decodes on one GPU"), std::string::npos);
+}
+
 TEST(MlaService, RefusesBadInput) {
   const std::pair<const char*, const char*> cases[] = {
       {"--rate -1", "rate = -1"},
@@ -387,6 +398,7 @@ TEST(MlaService, RefusesBadInput) {
       {"--output-mean 0", "output mean = 0"},
       {"--prompt-sd -1", "prompt sd = -1"},
       {"--layers 0", "layers = 0"},
+      {"--ranks 0", "ranks = 0"},
       {"--heads 5", "recorded times of stage"},
       {"--stage 77", "recorded times of stage 77"},
       {"--way sideways", "--way"},
