@@ -33,7 +33,7 @@ const limitsDemo = (() => {
         model.limits_time(i, median, p10, p90, runs, sustained ?? NaN);
       });
       return JSON.parse(text(model.limits_explain(
-        card.capability, card.multiprocessors, card.read, card.fp32, card.matrix, card.sustained ?? NaN, card.shared, card.launch,
+        card.capability, card.multiprocessors, card.read, card.fp32, card.matrix, card.sustained ?? NaN, card.shared, card.shared_clock, card.launch,
         Number(state.h), Number(state.q), Number(state.b), Number(state.k), state.causal === "yes" ? 1 : 0, state.dtype === "fp16" ? 1 : 0,
         Object.keys(kFormats).indexOf(state.format))));
     }
@@ -140,15 +140,15 @@ const limitsDemo = (() => {
       return;
     }
     const {work, floor, stages} = found;
-    const head = ["stage", "own limit, µs", "by", "recorded, cold, µs", "limit of it", "sustained, µs", "SMs with work", "what it spends, by µs"];
+    const head = ["stage", "own limit, µs", "by", "estimate, µs", "recorded, cold, µs", "recorded / estimate", "sustained, µs", "SMs with work", "what it spends, by µs"];
     const table = element("table", {id: "stages"}, element("thead", {}, element("tr", {}, ...head.map(text => element("th", {}, text)))));
     const body = table.appendChild(element("tbody"));
     for (const stage of stages) {
       const time = times[stage.slug];
       const cells = stage.why_not
         ? [stage.slug, element("td", {colSpan: head.length - 1}, stage.why_not.replace(`${stage.slug} `, ""))]
-        : [stage.slug, us(stage.own_limit_s), stage.own_limit_by, time ? micro(time[0]) : "—",
-           time && stage.own_limit_s !== null ? `${(1e8 * stage.own_limit_s / time[0]).toFixed(0)}%` : "—", time?.[4] ? micro(time[4]) : "—",
+        : [stage.slug, us(stage.own_limit_s), stage.own_limit_by, stage.estimate_s !== null ? us(stage.estimate_s) : "—", time ? micro(time[0]) : "—",
+           time && stage.estimate_s !== null ? (time[0] / (1e6 * stage.estimate_s)).toFixed(2) : "—", time?.[4] ? micro(time[4]) : "—",
            `${(100 * stage.busy_fraction).toFixed(0)}%`];
       const row = element("tr", {}, ...cells.map(cell => cell instanceof Node ? cell : element("td", {}, cell)));
       if (!stage.why_not) {

@@ -24,18 +24,20 @@ def of_sheets(launch):
         capability, multiprocessors, fp32, lanes = MORE[name]
         yield {"name": name, "origin": f"peaks of the data sheet; launch as measured on an {recordings.RECORDED_GPU.removeprefix('NVIDIA ')}", "source": source,
                "capability": capability, "multiprocessors": multiprocessors, "read": gbps * 1e9, "fp32": fp32 * 1e12,
-               "matrix": tflops * 1e12, "sustained": None, "shared": fp32 * 1e12 * 128 / (2 * lanes), "launch": launch}
+               "matrix": tflops * 1e12, "sustained": None, "shared": fp32 * 1e12 * 128 / (2 * lanes), "shared_clock": 128,
+               "launch": launch}
 
 
 def measured(results):
     context = results.context
     number = {key: float(context[f"ceiling_{key}"]) for key in
-              ("read_gbps", "fp32_tflops", "matrix_cold_tflops", "matrix_sustained_tflops", "shared_tbps", "launch_us")}
+              ("read_gbps", "fp32_tflops", "matrix_cold_tflops", "matrix_sustained_tflops", "shared_tbps", "shared_bytes_per_clock", "launch_us")}
     return {"name": context["gpu"], "origin": f"recorded: {context['gpu']}, commit {context['commit']}, {context['date_utc'][:10]}",
             "source": "measured", "capability": round(float(context["compute_capability"]) * 10),
             "multiprocessors": int(context["multiprocessors"]), "read": number["read_gbps"] * 1e9, "fp32": number["fp32_tflops"] * 1e12,
             "matrix": number["matrix_cold_tflops"] * 1e12, "sustained": number["matrix_sustained_tflops"] * 1e12,
-            "shared": number["shared_tbps"] * 1e12, "launch": number["launch_us"] / 1e6}
+            "shared": number["shared_tbps"] * 1e12, "shared_clock": number["shared_bytes_per_clock"],
+            "launch": number["launch_us"] / 1e6}
 
 
 def times(results):

@@ -29,7 +29,7 @@ int main() {
     result.push_back(limits_explain(number(n[0]), number(n[1]), number(n[2]), number(n[3]),
                                     number(n[4]), number(n[5]), number(n[6]), number(n[7]),
                                     number(n[8]), number(n[9]), number(n[10]), number(n[11]),
-                                    number(n[12]), number(n[13]), number(n[14])));
+                                    number(n[12]), number(n[13]), number(n[14]), number(n[15])));
   }
   std::cout << result << "\n";
 }

@@ -34,7 +34,7 @@ done
 sed -e "s/@model_declarations@/$declarations/; s/@model_entries@/$entries/; s/@gpu_[a-z]*@//" \
   stages/common/registry.cpp.in > "$work/registry.cpp"
 compile "$work/registry.cpp" registry
-for source in docs/demos/wasm/{limits_page,no_kernels}.cpp bench/explain/{explain,facts}.cpp bench/measure/{limits,statistics,table}.cpp \
+for source in docs/demos/wasm/{limits_page,no_kernels}.cpp bench/explain/{estimate,explain,facts}.cpp bench/measure/{limits,statistics,table}.cpp \
   stages/common/stage.cpp stages/common/split/*.cpp reference/{problem,checks,status}.cpp; do
   compile "$source" "$(basename "$source" .cpp)_$(basename "$(dirname "$source")")"
 done

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/explain/estimate.h"
 #include "bench/explain/explain.h"
 
 namespace mla::bench {
@@ -59,10 +60,19 @@ std::string json(const Fields& fields) {
   return "{" + result + "}";
 }
 
-std::string json(const StageFacts& facts, const ExplainInput& input, const Work& work) {
+std::string json(const StageFacts& facts, const ExplainInput& input, const Work& work,
+                 int64_t tokens) {
   const Status& why_not = facts.device.ok() ? facts.cache : facts.device;
   const Prediction& spends = facts.prediction;
   const OwnLimit limit = own_limit(spends, work, input.ceilings, Mode::kCold);
+  double estimate = kUnknown;
+  if (facts.plan) {
+    const int multiprocessors = input.limits.multiprocessors;
+    const Balance balance =
+        balance_of(input.problem, *facts.plan, input.seqlens_k, multiprocessors);
+    estimate = estimate_of(input.problem, tokens, spends, balance, input.ceilings, multiprocessors)
+                   .seconds();
+  }
   return json({{"slug", json(facts.slug)},
                {"why_not", json(why_not.ok() ? std::string() : why_not.message())},
                {"fp32_flop", json(spends.fp32_flop)},
@@ -76,6 +86,7 @@ std::string json(const StageFacts& facts, const ExplainInput& input, const Work&
                {"dram_s", json(limit.dram)},
                {"own_limit_s", json(limit.seconds())},
                {"own_limit_by", json(std::string(limit.name()))},
+               {"estimate_s", json(estimate)},
                {"workspace_bytes", json(double(facts.workspace_bytes))}});
 }
 
@@ -85,7 +96,7 @@ std::string answer(const ExplainInput& input, int64_t tokens) {
   const Floor floor = floor_of(work, input.ceilings, Mode::kCold);
   std::string of_stages;
   for (const StageFacts& facts : input.stages) {
-    of_stages += (of_stages.empty() ? "" : ", ") + json(facts, input, work);
+    of_stages += (of_stages.empty() ? "" : ", ") + json(facts, input, work, tokens);
   }
   return json(
       {{"work", json({{"flop", json(work.flop)},
@@ -128,8 +139,9 @@ void limits_time(int stage, double median, double p10, double p90, double n, dou
 
 const char* limits_explain(double capability, double multiprocessors, double read, double fp32,
                            double matrix_cold, double matrix_sustained, double shared,
-                           double launch, double num_heads_q, double seqlen_q, double batch,
-                           double seqlen_k, double causal, double fp16, double format) {
+                           double shared_bytes_per_clock, double launch, double num_heads_q,
+                           double seqlen_q, double batch, double seqlen_k, double causal,
+                           double fp16, double format) {
   static std::string result;
   ExplainInput input;
   const auto tens = static_cast<int>(capability);
@@ -151,6 +163,7 @@ const char* limits_explain(double capability, double multiprocessors, double rea
   input.ceilings.matrix_cold = matrix_cold;
   input.ceilings.matrix_sustained = matrix_sustained;
   input.ceilings.shared = shared;
+  input.ceilings.shared_bytes_per_clock = shared_bytes_per_clock;
   input.ceilings.launch = launch;
 
   const auto tokens = static_cast<int32_t>(seqlen_k);

@@ -22,6 +22,7 @@ void limits_time(int stage, double median, double p10, double p90, double n, dou
 ///         their own limits, and "text", what mla_run explain says
 const char* limits_explain(double capability, double multiprocessors, double read, double fp32,
                            double matrix_cold, double matrix_sustained, double shared,
-                           double launch, double num_heads_q, double seqlen_q, double batch,
-                           double seqlen_k, double causal, double fp16, double format);
+                           double shared_bytes_per_clock, double launch, double num_heads_q,
+                           double seqlen_q, double batch, double seqlen_k, double causal,
+                           double fp16, double format);
 }
