@@ -272,8 +272,19 @@ class RankRun {
 
   static constexpr int kTogether = 8;
   Status exchange_alone(const ExchangeBuffers& of, Exchange kind, Stream stream) {
+    const auto begin = std::chrono::steady_clock::now();
     const auto settle = [&]() -> Status {
-      for (bool is_busy = true; is_busy;) MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
+      for (bool is_busy = true; is_busy;) {
+        Status status = api_->progress(&is_busy);
+        if (status.ok() && is_busy &&
+            std::chrono::steady_clock::now() - begin > options_.time_limit) {
+          status = {StatusCode::kRankFailed, "NCCL does not take a call"};
+        }
+        if (!status.ok()) {
+          transport_->fail(status);  // aborts: memory of a kernel that hangs cannot be freed
+          return status;
+        }
+      }
       return {};
     };
     MLA_RETURN_IF_ERROR(api_->follow(stream));
@@ -438,7 +449,8 @@ std::vector<ParallelCase> conformance_cases(int ranks, int page_size) {
             one.mode = "context";
             one.division.pages = ranks;
             const int turns[] = {1, 0, 2};  // 0: contiguous
-            one.division.settings = {turns[turn % 3], exchange, 1 + static_cast<int>(turn % 2) * 2};
+            one.division.settings = {turns[(turn + turn / 3) % 3], exchange,
+                                     1 + static_cast<int>(turn % 2) * 2};
             DecodeCase& spec = one.shape.spec;
             spec.dtype = dtype;
             spec.seqlen_q = seqlen_q;

@@ -78,6 +78,10 @@ Status run_processes(int ranks, std::chrono::milliseconds time_limit,
   }
   std::fflush(nullptr);
   std::vector<pid_t> children;
+  const auto end_all = [&] {
+    for (const pid_t child : children) kill(child, SIGKILL);
+    for (const pid_t child : children) waitpid(child, nullptr, 0);
+  };
   for (int rank = 0; rank < ranks; ++rank) {
     const pid_t child = fork();
     if (child == 0)
@@ -87,12 +91,15 @@ Status run_processes(int ranks, std::chrono::milliseconds time_limit,
         return code;
       }());
     if (child < 0) {
-      for (const pid_t other : children) kill(other, SIGKILL);
+      end_all();
       return {StatusCode::kUnavailable, "cannot start a process"};
     }
     children.push_back(child);
   }
-  MLA_RETURN_IF_ERROR(open_hub(address, ranks, time_limit, &hub));
+  if (const Status opened = open_hub(address, ranks, time_limit, &hub); !opened.ok()) {
+    end_all();
+    return opened;
+  }
   *exit_code = 0;
   using Clock = std::chrono::steady_clock;
   Clock::time_point deadline = Clock::time_point::max();

@@ -17,7 +17,7 @@ using boost::context::detail::transfer_t;
 namespace {
 
 // Stacks of fibers that are gone, for the next: blocks that run together are made anew for each launch, and to map
-// and unmap their stacks would take a third of its time. Each has the next one's address in its first word.
+// and unmap their stacks would take a third of its time. Each has the next one's address in its highest word.
 constexpr size_t kMaxIdleStacks = 8192;
 constinit std::mutex idle_mutex;
 constinit std::byte* idle_stack = nullptr;

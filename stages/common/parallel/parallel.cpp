@@ -430,7 +430,8 @@ int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks) {
   const int64_t all = result.heads * result.record_bytes();
   if (exchange == Exchange::kAllGather) return all;
   if (exchange == Exchange::kAllToAll) return all / ranks;
-  return problem.lse_elements() * int64_t{sizeof(float)} * (1 + kHeadDimV / ranks);
+  const int64_t rows = problem.lse_elements();
+  return (rows + rows / ranks * kHeadDimV) * int64_t{sizeof(float)};
 }
 
 }  // namespace mla

@@ -45,9 +45,9 @@ Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
 
 /// One rank's part of a decode: all ranks of the transport call it. A row that sees no token on any rank
 /// gets out = 0 and lse = +inf. Repeatable to the bit for the same number of ranks, and with kAllGather the
-/// same on all of them. One rank alone decodes as decode() does, to the bit. No host synchronisation; asynchronous as decode() where the transport is: wait for the
-/// results by Transport::wait(). May be captured in a CUDA graph, after one decode that was not: its first
-/// exchange connects the ranks.
+/// same on all of them. One rank alone decodes as decode() does, to the bit. No host synchronisation;
+/// asynchronous as decode() where the transport is: wait for the results by Transport::wait(). May be
+/// captured in a CUDA graph, after one decode that was not: its first exchange connects the ranks.
 ///
 /// `problem` and `tensors` are the same on all ranks but for the cache:
 /// - problem.max_pages_per_seq is that of a whole sequence, tensors.seqlens_k are whole lengths;

@@ -155,7 +155,8 @@ Status parse_address(const std::string& address, std::string* host, std::string*
 }
 
 /// A socket that listens at the address, or is connected to it.
-Status make_socket(const std::string& address, bool listens, Socket* result) {
+Status make_socket(const std::string& address, bool listens, milliseconds time_limit,
+                   Socket* result) {
   std::string host, port;
   MLA_RETURN_IF_ERROR(parse_address(address, &host, &port));
   addrinfo hints{}, *found = nullptr;
@@ -172,6 +173,9 @@ Status make_socket(const std::string& address, bool listens, Socket* result) {
     failed = bind(socket.fd(), found->ai_addr, found->ai_addrlen);
     if (failed == 0) failed = listen(socket.fd(), 1024);
   } else if (failed == 0) {
+    // Else the system waits for minutes for a host that does not answer.
+    const timeval patience = {static_cast<time_t>(time_limit.count() / 1000 + 1), 0};
+    setsockopt(socket.fd(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     failed = connect(socket.fd(), found->ai_addr, found->ai_addrlen);
   }
   const int error = errno;
@@ -193,13 +197,13 @@ class HubOfThread final : public Hub {
         time_limit_(time_limit),
         ranks_(ranks) {
     int ends[2] = {-1, -1};
-    if (pipe(ends) != 0) ends[0] = ends[1] = -1;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) ends[0] = ends[1] = -1;
     stop_ = Socket(ends[1]);
     stopped_ = Socket(ends[0]);
     thread_ = std::thread([this] { serve(); });
   }
   ~HubOfThread() override {
-    stop_ = Socket();  // the other end of the pipe sees it
+    shutdown(stop_.fd(), SHUT_RDWR);  // the other end sees it, whatever process has copies
     thread_.join();
   }
   const std::string& address() const override { return address_; }
@@ -448,12 +452,13 @@ class RendezvousOfRank final : public Rendezvous {
   Status wait_for(Kind kind, const std::string& what, Message* message) {
     const auto deadline = Clock::now() + time_limit_ + time_limit_ / 2;
     for (;;) {
-      MLA_RETURN_IF_ERROR(failure());
-      while (!heard_.empty()) {
+      const Status failed = failure();
+      while (!heard_.empty()) {  // what came before a failure counts
         *message = std::move(heard_.front());
         heard_.pop_front();
         if (message->kind == kind) return {};
       }
+      MLA_RETURN_IF_ERROR(failed);
       const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now()).count();
       if (left <= 0) {
         failure_ = {StatusCode::kRankFailed, "the ranks' hub did not answer " + what};
@@ -480,7 +485,7 @@ Status open_hub(const std::string& address, int ranks, milliseconds time_limit,
             "ranks = " + std::to_string(ranks) + " must be at least 1"};
   }
   Socket listener;
-  MLA_RETURN_IF_ERROR(make_socket(address, true, &listener));
+  MLA_RETURN_IF_ERROR(make_socket(address, true, time_limit, &listener));
   sockaddr_in bound{};
   socklen_t length = sizeof bound;
   if (getsockname(listener.fd(), reinterpret_cast<sockaddr*>(&bound), &length) != 0) {
@@ -503,7 +508,7 @@ Status join_hub(const std::string& address, int rank, int ranks, milliseconds ti
   const auto deadline = Clock::now() + time_limit;
   Socket socket;
   for (;;) {  // the hub may come later
-    const Status connected = make_socket(address, false, &socket);
+    const Status connected = make_socket(address, false, time_limit, &socket);
     if (connected.ok()) break;
     if (connected.code() == StatusCode::kInvalidArgument || Clock::now() >= deadline) {
       return connected;

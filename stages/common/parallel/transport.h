@@ -50,7 +50,7 @@ class Transport {
   /// Lets work that is enqueued on `stream` from now on come after all calls before.
   /// @return as all_gather()
   virtual Status join(Stream stream) = 0;
-  /// Waits until all work on `stream` is done, a replayed graph's too, but no longer than the time limit: what
+  /// Waits until all work on `stream` is done, a replayed graph's too, but not much longer than the time limit: what
   /// to call instead of a synchronisation, which would wait for ever where a rank has failed.
   /// @return as all_gather(); the device's error
   virtual Status wait(Stream stream) = 0;
