@@ -212,7 +212,7 @@ const seesawDemo = (() => {
   }
 
   function begin(root) {
-    const load = new Promise(done => { document.head.append(element("script", {src: kBase + "seesaw_timelines.js", onload: done})); });
+    const load = new Promise(done => { document.head.append(element("script", {src: kBase + "timelines.js", onload: done})); });
     load.then(() => {
       let state = fromHash(location.hash);
       const output = element("div"), inputs = element("div");

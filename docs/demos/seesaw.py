@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The measured timelines that docs/demos/seesaw.md shows: those that mla_timeline drew as docs/figures/timeline_*.svg.
 
-    docs/demos/seesaw.py            writes docs/demos/seesaw_timelines.js
+    docs/demos/seesaw.py            writes docs/demos/timelines.js
     docs/demos/seesaw.py --check    says whether it is what the figures hold
 
 A figure is recorded on a GPU; a few tiles from the middle, and an odd number of tiles with its end:
@@ -17,7 +17,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FILE = ROOT / "docs/demos/seesaw_timelines.js"
+FILE = ROOT / "docs/demos/timelines.js"
 
 
 def timeline_of(path):
