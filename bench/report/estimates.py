@@ -65,13 +65,14 @@ def main(arguments=None):
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
-        if not tables(options.root):
+        wanted = tables(options.root)
+        if not wanted:
             return 0
         if not options.program.exists():
             raise Error(f"{options.program} is not there: build mla_run, or name it by --program")
         kept, here = load(options.root), known_stages(options.program)
         now = {stage: {shape: ask(options.program, stage, shape) for shape in shapes} if stage in here else kept.get(stage)
-               for stage, shapes in tables(options.root).items()}
+               for stage, shapes in wanted.items()}
         if options.write:
             program.write_text(options.root / FILE, json.dumps(now, indent=1) + "\n")
             return 0

@@ -1063,10 +1063,11 @@ def texts(root, results):
         wanted.append((root / "stages" / stage / "README.md", "measurement",
                        f"{markdown(chapter_table(run, stage))}\n\n{note} {caption(run)}"))
     quantised = load_quantised(root, results)
+    estimated = estimates.load(root)
     for stage, shapes in estimates.tables(root).items():
         run = next((one for one in (results, later, quantised) if one and stage in one.stages), results)
         wanted.append((root / "stages" / stage / "README.md", f"predicted {' '.join(shapes)}",
-                       markdown(predicted_table(run, estimates.load(root), stage, shapes))))
+                       markdown(predicted_table(run, estimated, stage, shapes))))
     on_cpu = root / "stages" / ON_CPU / "README.md"
     if on_cpu.exists() and ON_CPU not in results.stages:
         wanted.append((on_cpu, "measurement",
