@@ -5,9 +5,11 @@
   bench/report/counters.py --gpu                  the same on this machine's GPU, by ncu: bench/results/counters_gpu.json
   bench/report/counters.py --hardware             hit rates, pipes and instructions of every stage, by ncu:
                                                   bench/results/counters_hardware.json
+  bench/report/counters.py --stalls               where the warps of `decode` wait, and for what, by ncu:
+                                                  bench/results/counters_stalls.json
   bench/report/counters.py --compare              what is recorded of the first two, side by side
 
-After any of the first three, bench/report/report.py --update writes the tables of the pages.
+After any of the first four, bench/report/report.py --update writes the tables of the pages.
 A GPU's counters may be read by root alone (or see NVIDIA's ERR_NVGPUCTRPERM). Clocks stay as they are.
 
 Exit code: 0 all right; 1 a program failed, or a file could not be written; 2 bad input.
@@ -25,6 +27,7 @@ import tempfile
 from pathlib import Path
 
 import program
+import stalls
 from recordings import COUNTERS_SCHEMA, Error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +111,12 @@ LAUNCH_METRICS = ["launch__registers_per_thread", "launch__occupancy_limit_regis
 
 def stages_with_kernels(root):
     return [path.parent.name for path in sorted((root / "stages").glob("[0-9][0-9]_*/kernel.cuh"))]
+
+
+def stages_with_decode(root):
+    """Those of which one kernel does nearly all."""
+    return [stage for stage in stages_with_kernels(root)
+            if re.search(r"\bdecode\(", (root / "stages" / stage / "kernel.cuh").read_text(encoding="utf-8"))]
 
 
 def run(command, **options):
@@ -276,16 +285,20 @@ def gpu_context(options):
             "commit": commit(options), "date": now()}
 
 
+def with_a_cache(shape, measure):
+    """What measure(shape) gives, and the shape; with a quantised cache for a stage that reads no other."""
+    try:
+        return measure(shape), shape
+    except Error as error:
+        if "cannot read a cache of" not in str(error):
+            raise
+        return measure(shape + QUANTISED), shape + QUANTISED
+
+
 def hardware_of(options, stage, shape, metrics):
     """A run of one stage; of one that failed, why."""
     try:
-        try:
-            rows = ncu(options, stage, shape, metrics, KERNELS)
-        except Error as error:
-            if "cannot read a cache of" not in str(error):
-                raise
-            shape += QUANTISED
-            rows = ncu(options, stage, shape, metrics, KERNELS)
+        rows, shape = with_a_cache(shape, lambda one: ncu(options, stage, one, metrics, KERNELS))
         kernels = sum_of_decodes(rows, KERNELS, DECODES)
         if not kernels:
             raise Error("none of its kernels was launched")
@@ -308,6 +321,16 @@ def record_hardware(options):
         raise Error("no stage was measured")
     return {"context": {**gpu_context(options), "not_known_to_ncu": [m for m in HARDWARE_METRICS if m not in metrics]},
             "runs": runs}
+
+
+def record_stalls(options):
+    runs = []
+    for shape in options.shapes:
+        for stage in options.stages:
+            run_, _ = with_a_cache(shape, lambda one, stage=stage: stalls.record(run, options, stage, one))
+            runs.append(run_)
+            print(f"{stage} {run_['shape']}: {run_['samples']} samples", flush=True)
+    return {"context": gpu_context(options), "runs": runs}
 
 
 def now():
@@ -335,6 +358,10 @@ def load_both(root):
 
 def load_hardware(root):
     return load(root / "bench" / "results" / "counters_hardware.json")
+
+
+def load_stalls(root):
+    return load(root / "bench" / "results" / "counters_stalls.json")
 
 
 # ---- comparison ----
@@ -450,23 +477,24 @@ def instructions_table(hardware):
 def main(arguments=None):
     parser = program.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    for name in ("model", "gpu", "hardware", "compare"):
+    for name in ("model", "gpu", "hardware", "stalls", "compare"):
         what.add_argument("--" + name, action="store_true")
     def names(text):
         return text.split(",")
-    parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware every one with a kernel")
-    parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware {HARDWARE_SHAPE}")
+    parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware every one with a kernel, for --stalls with a kernel `decode`")
+    parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware and --stalls {HARDWARE_SHAPE}")
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "bench" / "mla_run",
-                        help="mla_run; for --gpu and --hardware of a build for GPUs")
+                        help="mla_run; for all but --model of a build for GPUs")
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     parser.add_argument("--out", type=Path, help="where the recording goes")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.hardware:
-        options.stages = [stage for stage in stages_with_kernels(options.root)
+    if options.hardware or options.stalls:
+        known = (stages_with_kernels if options.hardware else stages_with_decode)(options.root)
+        options.stages = [stage for stage in known
                           if options.stages is None or {stage, stage[:2]} & set(options.stages)]
     options.stages = options.stages or STAGES
-    options.shapes = options.shapes or ([HARDWARE_SHAPE] if options.hardware else SHAPES)
+    options.shapes = options.shapes or ([HARDWARE_SHAPE] if options.hardware or options.stalls else SHAPES)
     try:
         if options.compare:
             model, gpu = load_both(options.root)
@@ -477,7 +505,7 @@ def main(arguments=None):
                       f"{difference(of_model, of_gpu):>8}  {metric}")
             return 0
         name, record = (("model", record_model) if options.model else ("gpu", record_gpu) if options.gpu
-                        else ("hardware", record_hardware))
+                        else ("hardware", record_hardware) if options.hardware else ("stalls", record_stalls))
         path = options.out or options.root / "bench" / "results" / f"counters_{name}.json"
         program.check_writable(path)
         if not options.model:

@@ -27,8 +27,9 @@ import estimates
 import parallel
 import plots
 import program
-import ridge
 import prose
+import ridge
+import stalls
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
                         lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_steps, load_texts,
                         load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, PARALLEL_SCHEMA, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
@@ -987,6 +988,21 @@ def hardware(root, results, make):
                     make(recorded, limit)], markdown)
 
 
+def stalls_block(recorded, of):
+    """What warps wait for: of all stages side by side, or of one, with the lines where they do."""
+    if recorded is None:
+        return NOT_RECORDED
+    get = recorded["context"].get
+    parts = [f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
+             f"{get('commit')}, {get('date')}."]
+    for shape in unique(run["shape"].removesuffix(counters.QUANTISED) for run in recorded["runs"] if of in ("", run["stage"])):
+        runs = [run for run in recorded["runs"] if run["shape"].removesuffix(counters.QUANTISED) == shape and of in ("", run["stage"])]
+        parts += [f"`{shape}`:", stalls.states_table(runs)]
+        if of:
+            parts.append(stalls.lines_table(runs[0]))
+    return written(parts, markdown)
+
+
 # Recordings that a page speaks of before they are there: what, and whether a file is it.
 WANTED = [
     ("suite `texts`", lambda data: "texts" in suites_of(data)),
@@ -1099,9 +1115,14 @@ def texts(root, results):
             wanted.append((path, "counters", markdown(counters.stage_table(model, stage)) +
                            f"\n\nCounted on the model, commit {model['context']['commit']}: "
                            f"`mla_run profile --stage {stage[:2]} --shape {counters.SHAPES[0]}`."))
+    recorded = counters.load_stalls(root)
+    for stage in unique(run["stage"] for run in recorded["runs"]) if recorded else []:
+        path = root / "stages" / stage / "README.md"
+        if "<!-- stalls:begin -->" in (path.read_text(encoding="utf-8") if path.exists() else ""):
+            wanted.append((path, "stalls", stalls_block(recorded, stage)))
     page = root / "docs" / "counters.md"
     if page.exists():
-        wanted += [(page, "comparison", comparison(model, gpu)),
+        wanted += [(page, "stalls", stalls_block(recorded, "")), (page, "comparison", comparison(model, gpu)),
                    (page, "hardware", hardware(root, results, counters.hardware_table)),
                    (page, "instructions", hardware(root, results, lambda one, _: counters.instructions_table(one)))]
     page = root / "docs" / "texts.md"

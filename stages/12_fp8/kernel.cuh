@@ -61,6 +61,8 @@ struct Smem {
   float q_factor[kRows];  // what a row of Q was divided by, times the softmax's scale
   float row_max[kWarpgroups][kWarps][kRows];  // of a warp's tokens
   float row_sum[kWarpgroups][kWarps][kRows];  // the same
+  int64_t place[kRows];                       // see write_lse()
+  float weight[kWarpgroups][kRows];           // of a warpgroup's O in out
   float scale_max[kWarpgroups][kWarps];
   int slot;  // of the piece
   // 1 arrival, the producer's, and a tile's bytes: it is there. Not one for each buffer: a buffer may change
@@ -68,7 +70,7 @@ struct Smem {
   ptx::Mbarrier full[kWarpgroups][2];
   ptx::Mbarrier empty[kBuffers];  // 4 arrivals, a warpgroup's warps: the tile has been read
   static_assert(kBuffers <= 2 * kWarpgroups, "a barrier's tile has been read before its next");
-  MLA_REGIONS(kv, q, p, o, q_factor, row_max, row_sum, scale_max, slot, full, empty)
+  MLA_REGIONS(kv, q, p, o, q_factor, row_max, row_sum, place, weight, scale_max, slot, full, empty)
 };
 
 enum Barrier { kAllConsumers = 1, kOneWarpgroup = 2 };  // 256 sync; 128 sync, and the next one's
@@ -275,15 +277,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   // lse = ln 2 (m + log2 l), +inf for a row that saw nothing, or -inf in a part. Returns where the row's
   // out begins, or its part; -1: it does not exist.
   int slot, sequence, seqlen_k;
-  const auto write_lse = [&](int r, float row_m, float row_l, bool saw_something, bool writes) {
+  const auto write_lse = [&](int r, float row_m, float row_l, bool saw_something) {
     if (!rows.exists(r)) return int64_t{-1};
     const float lse = kLn2 * (row_m + log2f(row_l));
     if (slot >= 0) {
       const int64_t at_slot = rows.slot_place(slot, r);
-      if (writes) split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
+      split.lse_partial[at_slot] = saw_something ? lse : -INFINITY;
       return at_slot * kHeadDimV;
     }
-    if (writes) tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
+    tensors.lse[rows.lse_place(sequence, r)] = saw_something ? lse : INFINITY;
     return rows.out_place(sequence, r);
   };
 
@@ -623,8 +625,28 @@ __global__ void __launch_bounds__(kThreads, 1)
     // Not earlier: blocks of the combine that came while few multiprocessors are free would crowd there.
     if (!at.more()) ptx::griddepcontrol_launch_dependents();
 
-    // m = max m_i, l = sum 2^(m_i - m) l_i, O = sum 2^(m_i - m) O_i / l of the two warpgroups: each writes
-    // half of the columns, and gives its share of the others away.
+    // m = max m_i, l = sum 2^(m_i - m) l_i, O = sum 2^(m_i - m) O_i / l of the two warpgroups. What this needs
+    // per row is made once, by a thread for each row: as code of every thread for its own rows it was so long
+    // that a decode of few tiles waited for instructions more than for anything else.
+    if (threadIdx.x < kRows) {
+      const int r = threadIdx.x;
+      float sum[kWarpgroups] = {};
+#pragma unroll
+      for (int g = 0; g < kWarpgroups; ++g) {
+        for (int w = 0; w < kWarps; ++w) sum[g] += smem.row_sum[g][w][r];
+      }
+      const float m_0 = smem.row_max[0][0][r], m_1 = smem.row_max[1][0][r];
+      const float both_m = fmaxf(m_0, m_1);
+      const float a_0 = ptx::ex2_approx(m_0 - both_m), a_1 = ptx::ex2_approx(m_1 - both_m);
+      const float both_l = a_0 * sum[0] + a_1 * sum[1];
+      const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
+      smem.weight[0][r] = saw_something ? a_0 / both_l : 0;
+      smem.weight[1][r] = saw_something ? a_1 / both_l : 0;
+      smem.place[r] = write_lse(r, both_m, both_l, saw_something);
+    }
+    sync_consumers();  // weights and places are there
+
+    // Each warpgroup writes half of the columns, and gives its share of the others away.
     constexpr int kHalf = kVBoxes / 2;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -633,18 +655,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int r = n * 8 + own_row + i;
-        float sum[kWarpgroups] = {};
-#pragma unroll
-        for (int g = 0; g < kWarpgroups; ++g) {
-          for (int w = 0; w < kWarps; ++w) sum[g] += smem.row_sum[g][w][r];
-        }
-        const float m_0 = smem.row_max[0][0][r], m_1 = smem.row_max[1][0][r];
-        const float both_m = fmaxf(m_0, m_1);
-        const float both_l =
-            ptx::ex2_approx(m_0 - both_m) * sum[0] + ptx::ex2_approx(m_1 - both_m) * sum[1];
-        const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
-        weight[i] = saw_something ? ptx::ex2_approx(m[n][i] - both_m) / both_l : 0;
-        place[i] = write_lse(r, both_m, both_l, saw_something, threadIdx.x < 4);
+        weight[i] = smem.weight[warpgroup][r];
+        place[i] = smem.place[r];
       }
       const auto weighted = [&](int box, int j) {
         const float value = o_rmem[box][n][j] * weight[j % 2];
@@ -662,17 +674,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int box = 0; box < kVBoxes; ++box) {
         if ((box / kHalf) != warpgroup) continue;
         const float4 other = smem.o[warpgroup ^ 1][box % kHalf][threadIdx.x % 128];
-        const float sum[4] = {weighted(box, 0) + other.x, weighted(box, 1) + other.y,
-                              weighted(box, 2) + other.z, weighted(box, 3) + other.w};
+        o_rmem[box][n][0] = weighted(box, 0) + other.x;
+        o_rmem[box][n][1] = weighted(box, 1) + other.y;
+        o_rmem[box][n][2] = weighted(box, 2) + other.z;
+        o_rmem[box][n][3] = weighted(box, 3) + other.w;
+      }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (place[i] < 0) continue;
-          const int64_t to = place[i] + box * 64 + own_column;
+      for (int i = 0; i < 2; ++i) {
+        if (place[i] < 0) continue;
+        float* part = split.out_partial + place[i] + own_column;
+        T* out = static_cast<T*>(tensors.out) + place[i] + own_column;
+#pragma unroll
+        for (int box = 0; box < kVBoxes; ++box) {
+          if ((box / kHalf) != warpgroup) continue;
+          const float left = o_rmem[box][n][i], right = o_rmem[box][n][2 + i];
           if (slot >= 0) {
-            *reinterpret_cast<float2*>(split.out_partial + to) = make_float2(sum[i], sum[2 + i]);
+            *reinterpret_cast<float2*>(part + box * 64) = make_float2(left, right);
           } else {
-            *reinterpret_cast<uint32_t*>(static_cast<T*>(tensors.out) + to) =
-                pack<T>(sum[i], sum[2 + i]);
+            *reinterpret_cast<uint32_t*>(out + box * 64) = pack<T>(left, right);
           }
         }
       }
