@@ -27,7 +27,7 @@ struct Options {
   int pages_per_turn = 1;
   std::string machine = "auto", fault, out, timeline;
   std::vector<int> predicted_ranks = {1, 2, 4, 8, 16, 32, 64};
-  bool predict = false, append = false;
+  bool predict = false, append = false, print_nccl = false;
   bool conformance = false, times = false, no_check = false, no_graphs = false;
   int time_limit_ms = 20000;
   ParallelOptions run;
@@ -225,8 +225,25 @@ int predict(const Options& options) {
   return status.ok() ? kRight : refuse(status, kWrong);
 }
 
+/// Whether so many ranks can decode on GPUs here: NCCL, or why not.
+int print_nccl(const Options& options) {
+  const int gpus = count_gpus();
+  std::string found;
+  Status status;
+  if (gpus < options.ranks) {
+    found = fmt::format("{} ranks need as many GPUs; there are {}", options.ranks, gpus);
+  } else {
+    std::unique_ptr<NcclApi> nccl;
+    status = make_nccl_api(&nccl);
+    found = status.ok() ? nccl->description() : status.message();
+  }
+  fmt::print("{}\n", found);
+  return gpus >= options.ranks && status.ok() ? kRight : kWrong;
+}
+
 int run(Options options) {
   if (options.predict) return predict(options);
+  if (options.print_nccl) return print_nccl(options);
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
@@ -384,6 +401,8 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--fault", options.fault,
                  "What one rank does wrong, to see what others make of it: kill:1, kill-later:1, "
                  "stop:1, shape:1, error:1");
+  app.add_flag("--print-nccl", options.print_nccl,
+               "Print NCCL's version, or why --ranks cannot decode on GPUs here, then exit with 1");
   app.add_flag("--predict", options.predict,
                "Decode nothing: predict what --shape takes over many H200");
   app.add_option("--predict-ranks", options.predicted_ranks, "Over how many")

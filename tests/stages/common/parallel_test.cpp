@@ -424,7 +424,7 @@ class Listener final : public RankObserver {
                            "exchange", "exchanged", "weigh", "merge",       "done"};
     told += std::string(names[static_cast<int>(phase)]) + " ";
     said = told;
-    if (--marks_left > 0) return {};
+    if (--marks_left != 0) return {};
     return {StatusCode::kCudaError, "no event"};
   }
   std::string said;
