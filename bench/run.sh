@@ -9,7 +9,7 @@
 #                                                  suites, the decode service, decodes over two GPUs where there are, other
 #                                                  implementations where PyTorch is; kept in bench/results, written into
 #                                                  README.md, docs and the chapters
-#   bash bench/run.sh --record-parallel            of these the decodes over two GPUs alone (some two minutes)
+#   bash bench/run.sh --record-parallel            of these the decodes over two GPUs alone (minutes)
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail

@@ -212,6 +212,7 @@ TEST(RanksTimeline, OfDecodesOnTheModel) {
         SCOPED_TRACE(std::to_string(ranks) + " ranks, " + to_string(exchange));
         const Json report =
             decode(has_tail ? "h6_q2_k200+3+0_causal" : "h6_q1_k200+3", ranks, exchange, slices);
+        ASSERT_TRUE(report.contains("timelines"));
         ASSERT_EQ(report["timelines"].size(), 1U);
         const Json& timeline = report["timelines"][0];
         EXPECT_EQ(timeline["clocks"], "one host's");
