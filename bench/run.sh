@@ -6,8 +6,10 @@
 #   bash bench/run.sh --out results.json           where to write the results (default on a GPU:
 #                                                  build/results/<gpu>_<date>_<time>.json)
 #   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some twenty minutes): all
-#                                                  suites, the decode service, other implementations where PyTorch is;
-#                                                  kept in bench/results, written into README.md, docs and the chapters
+#                                                  suites, the decode service, decodes over two GPUs where there are, other
+#                                                  implementations where PyTorch is; kept in bench/results, written into
+#                                                  README.md, docs and the chapters
+#   bash bench/run.sh --record-parallel            of these the decodes over two GPUs alone (minutes)
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
@@ -21,6 +23,7 @@ while [[ $# -gt 0 ]]; do
     --out) out=${2:?--out needs a file name}; shift 2 ;;
     --out=*) out=${1#--out=}; shift ;;
     --record) record=yes; shift ;;
+    --record-parallel) record=parallel; shift ;;
     --no-install) no_install=yes; shift ;;
     --help|-h) sed -n '2,/^set /s/^# \{0,1\}//p' bench/run.sh; arguments=(--help); break ;;
     *) arguments+=("$1"); shift ;;
@@ -34,6 +37,32 @@ fi
 source stages/cmake/setup.sh
 build mla_bench mla_run ${record:+mla_service mla_traditional mla_parallel}
 bench=build/bench/mla_bench
+
+# Decodes over two GPUs, if there are as many, and NCCL: all rows go to one report, which is kept when it is whole. A
+# timeline's decode is a row without times.
+has_two_gpus() {
+  local nccl
+  nccl=$(build/bench/mla_parallel --ranks 2 --print-nccl) && return
+  echo "Nothing is measured over several GPUs: $nccl."
+  return 1
+}
+record_parallel() {  # not to be called in a condition, where errors end nothing
+  local report=build/results/${gpu}x2_parallel_$now.json
+  local run=(build/bench/mla_parallel --append --out "$report" --ranks)
+  local three=all_gather,all_to_all,reduce_scatter two=all_gather,all_to_all
+  mkdir -p build/results
+  "${run[@]}" 2 --conformance  # first: whose are the GPUs that the report names
+  "${run[@]}" 1 --conformance
+  "${run[@]}" 2 --times --exchange $three --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
+  "${run[@]}" 2 --times --exchange $three --shape h128_q1_b128_k8192 --slices 1,2
+  "${run[@]}" 2 --times --mode heads,batch --shape h128_q1_b128_k8192,h16_q1_b128_k8192
+  "${run[@]}" 2 --times --exchange $two --shape h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
+  for slices in 1 2; do
+    "${run[@]}" 2 --slices $slices --shape h128_q1_b16_k8192 --timeline "${report%.json}_trace_$slices.json"
+  done
+  cp "$report" "bench/results/${gpu}x2_parallel_${now%_*}.json"
+}
+
 for argument in "${arguments[@]}"; do  # what measures nothing writes nothing
   case $argument in
     --help|--list|--print-gpu|--save-inputs*|--benchmark_list_tests*) exec "$bench" "${arguments[@]}" ;;
@@ -42,6 +71,11 @@ done
 
 if gpu=$("$bench" --print-gpu); then
   now=$(date -u +%Y-%m-%d_%H%M%S)
+  if [[ $record == parallel ]]; then
+    has_two_gpus || exit 2
+    record_parallel
+    exec python3 bench/report/report.py --update
+  fi
   if [[ -n $record ]]; then arguments=(--suite all); fi
   out=${out:-build/results/${gpu}_$now.json}
   mkdir -p build/results
@@ -69,16 +103,7 @@ END
       --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
-    if [[ $(nvidia-smi -L 2> /dev/null | wc -l) -ge 2 ]]; then
-      parallel=(build/bench/mla_parallel --ranks 2 --append --out "bench/results/${gpu}x2_parallel_${now%_*}.json")
-      "${parallel[@]}" --conformance
-      "${parallel[@]}" --times --exchange all_gather,all_to_all,reduce_scatter \
-        --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
-      "${parallel[@]}" --times --exchange all_gather,all_to_all --slices 1,2 --mode context,heads,batch \
-        --shape h128_q1_b128_k8192,h128_q1_b16_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536
-    else
-      echo "Nothing is measured over several GPUs: there is one."
-    fi
+    if has_two_gpus; then record_parallel; fi
     if python3 -c 'import torch' 2> /dev/null; then
       python3 bench/report/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
     else

@@ -12,6 +12,7 @@
 #include "bench/measure/table.h"
 #include "bench/measure/write_file.h"
 #include "bench/parallel/parallel_run.h"
+#include "bench/parallel/rank_timeline.h"
 #include "bench/service/scale.h"
 
 namespace mla::bench {
@@ -24,9 +25,9 @@ struct Options {
   std::vector<std::string> shapes;
   std::vector<int> slices = {1};
   int pages_per_turn = 1;
-  std::string machine = "auto", fault, out;
+  std::string machine = "auto", fault, out, timeline;
   std::vector<int> predicted_ranks = {1, 2, 4, 8, 16, 32, 64};
-  bool predict = false, append = false;
+  bool predict = false, append = false, print_nccl = false;
   bool conformance = false, times = false, no_check = false, no_graphs = false;
   int time_limit_ms = 20000;
   ParallelOptions run;
@@ -129,12 +130,41 @@ Status write_report(const Options& options, const ParallelOptions& run,
     whole["rows"] = nlohmann::ordered_json::array();
     whole["conformance"] = nlohmann::ordered_json::array();
   }
+  if (report.contains("timelines")) {
+    for (const auto& one : report["timelines"]) whole["timelines"].push_back(one);
+  }
   if (report.contains("conformance")) {
     whole["conformance"].push_back(report["conformance"]);
   } else {
     for (const auto& row : report["rows"]) whole["rows"].push_back(row);
   }
   return write_file(options.out, whole.dump(1) + "\n");
+}
+
+/// Of --timeline: the file that Perfetto opens.
+Status write_trace(const Options& options, const nlohmann::ordered_json& timeline) {
+  nlohmann::ordered_json context;
+  if (Machine* machine = find_machine(options.run.machine); machine != nullptr) {
+    for (const auto& [key, value] : describe_environment(*machine)) context[key] = value;
+  }
+  context.erase("schema");  // that is of times
+  return write_file(options.timeline, ranks_chrome_trace(timeline, context));
+}
+
+/// Of --timeline: whether there is one to be taken.
+Status check_timeline_options(const Options& options) {
+  if (options.timeline.empty()) return {};
+  MLA_RETURN_IF_ERROR(check_writable(options.timeline));
+  const std::vector<ParallelCase>& cases = options.run.cases;
+  if (options.conformance || cases.size() != 1) {
+    return {StatusCode::kInvalidArgument,
+            "--timeline is of one decode: one shape, mode, exchange and number of slices"};
+  }
+  if (cases[0].mode != "context" || cases[0].division.pages < 2 || cases[0].shape.spec.batch == 0) {
+    return {StatusCode::kInvalidArgument,
+            "--timeline is of two ranks or more that share pages: --mode context"};
+  }
+  return {};
 }
 
 /// What decodes over many GPUs are predicted to take. On no machine.
@@ -195,8 +225,25 @@ int predict(const Options& options) {
   return status.ok() ? kRight : refuse(status, kWrong);
 }
 
+/// Whether so many ranks can decode on GPUs here: NCCL, or why not.
+int print_nccl(const Options& options) {
+  const int gpus = count_gpus();
+  std::string found;
+  Status status;
+  if (gpus < options.ranks) {
+    found = fmt::format("{} ranks need as many GPUs; there are {}", options.ranks, gpus);
+  } else {
+    std::unique_ptr<NcclApi> nccl;
+    status = make_nccl_api(&nccl);
+    found = status.ok() ? nccl->description() : status.message();
+  }
+  fmt::print("{}\n", found);
+  return gpus >= options.ranks && status.ok() ? kRight : kWrong;
+}
+
 int run(Options options) {
   if (options.predict) return predict(options);
+  if (options.print_nccl) return print_nccl(options);
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
@@ -228,6 +275,7 @@ int run(Options options) {
     return refuse({StatusCode::kUnavailable, "ranks on the model are threads: start one process"});
   }
   run.times = options.times;
+  run.timeline = !options.timeline.empty();
   if (run.times && !on_gpu) {
     return refuse({StatusCode::kUnavailable, "--times: the model has none; a GPU is needed"});
   }
@@ -241,9 +289,11 @@ int run(Options options) {
   if (status.ok() && find_stage(run.machine, run.stage, &why_not) == nullptr) {
     status = {StatusCode::kInvalidArgument, why_not};
   }
+  if (status.ok() && run.cases.empty()) {
+    status = {StatusCode::kInvalidArgument, "no --shape, and no --conformance"};
+  }
+  if (status.ok()) status = check_timeline_options(options);
   if (!status.ok()) return refuse(status);
-  if (run.cases.empty())
-    return refuse({StatusCode::kInvalidArgument, "no --shape, and no --conformance"});
   if (!seat || seat->rank == 0) {
     fmt::print("{} ranks, {}\n", ranks, on_gpu ? "a GPU each" : "threads on the GPU model");
   }
@@ -287,12 +337,11 @@ int run(Options options) {
       report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
       fmt::print("conformance over {} ranks: {} cases, {} wrong\n", ranks, rows.size(), wrong);
     }
-    if (const Status written =
-            report.contains("rows") ? write_report(options, run, report) : Status();
-        !written.ok()) {
-      code = refuse(written, kWrong);
+    Status written = report.contains("rows") ? write_report(options, run, report) : Status();
+    if (written.ok() && report.contains("timelines")) {
+      written = write_trace(options, report["timelines"][0]);
     }
-    return code;
+    return written.ok() ? code : refuse(written, kWrong);
   };
   if (seat) {
     std::unique_ptr<Hub> hub;
@@ -338,6 +387,9 @@ int parse_and_run(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--conformance", options.conformance, "Check many small cases instead of --shape");
   app.add_flag("--times", options.times, "Take times, on GPUs");
+  app.add_option("--timeline", options.timeline,
+                 "Write here what every rank is at during one decode, on one clock: a Chrome trace "
+                 "(.json), for ui.perfetto.dev");
   app.add_flag("--no-check", options.no_check, "Do not compare with the reference");
   app.add_flag("--no-graphs", options.no_graphs,
                "Enqueue every decode anew, and not as a CUDA graph");
@@ -349,6 +401,8 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--fault", options.fault,
                  "What one rank does wrong, to see what others make of it: kill:1, kill-later:1, "
                  "stop:1, shape:1, error:1");
+  app.add_flag("--print-nccl", options.print_nccl,
+               "Print NCCL's version, or why --ranks cannot decode on GPUs here, then exit with 1");
   app.add_flag("--predict", options.predict,
                "Decode nothing: predict what --shape takes over many H200");
   app.add_option("--predict-ranks", options.predicted_ranks, "Over how many")

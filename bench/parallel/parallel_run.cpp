@@ -14,6 +14,7 @@
 #include "bench/measure/program.h"
 #include "bench/measure/table.h"
 #include "bench/measure/truth.h"
+#include "bench/parallel/rank_timeline.h"
 #include "stages/common/choose/choose.h"
 
 namespace mla::bench {
@@ -136,11 +137,79 @@ class RankRun {
       any_wrong_ = any_wrong_ || !row["wrong"].empty();
     }
     if (options_.times) MLA_RETURN_IF_ERROR(take_times(one, whole, data, lent, whole_handle, &row));
+    Json timeline = row_of(one, whole, data);
+    std::string phases;
+    if (options_.timeline) {
+      MLA_RETURN_IF_ERROR(take_timeline(data, lent, whole_handle, &timeline, &phases));
+    }
     clock_->forget(whole_handle);
     if (seat_.rank == 0) {
       print(row);
       (*report_)["rows"].push_back(row);
+      if (options_.timeline) {
+        fmt::print("\n{}\n", phases);
+        (*report_)["timelines"].push_back(timeline);
+      }
     }
+    return {};
+  }
+
+  /// What all ranks are at during one decode. On GPUs the last of many back to back, when ranks have found their pace.
+  Status take_timeline(RankData& data, const Workspace& workspace, int whole_handle, Json* timeline,
+                       std::string* phases) {
+    constexpr int kReplays = 100;
+    const bool on_gpu = options_.machine == MachineKind::kGpu;
+    std::unique_ptr<PhaseClock> clock;
+    MLA_RETURN_IF_ERROR(clock_->make_phase_clock(&clock));
+    int handle = 0;
+    MLA_RETURN_IF_ERROR(clock_->prepare(
+        [&](Stream stream) {
+          clock->begin();
+          transport_->observe(clock.get());
+          const Status status = decode_parallel(*stage_, data.problem, data.tensors, data.settings,
+                                                *transport_, workspace, stream);
+          transport_->observe(nullptr);
+          return status;
+        },
+        use_graphs(), &handle));
+    if (on_gpu) {  // and what the marks cost
+      const double heavy = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
+      Timed plain{"whole_us", whole_handle, 1, heavy}, marked{"marked_us", handle, 1, 0};
+      for (Timed* what : {&plain, &marked}) {
+        MLA_RETURN_IF_ERROR(time(what));
+        double us = median(what->samples);
+        MLA_RETURN_IF_ERROR(longest(&us));
+        (*timeline)[what->name] = us;
+      }
+    }
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("timeline", &all));
+    MLA_RETURN_IF_ERROR(clock_->run(handle, on_gpu ? kReplays : 1, nullptr));
+    RankReading own;
+    MLA_RETURN_IF_ERROR(clock->read(&own.marks, &own.uncertainty_us));
+    clock_->forget(handle);
+    std::vector<RankReading> readings;
+    MLA_RETURN_IF_ERROR(share_readings(*world_, own, &readings));
+    RanksTimeline found;
+    MLA_RETURN_IF_ERROR(make_timeline(readings, &found));
+    const Problem& problem = data.problem;
+    MLA_RETURN_IF_ERROR(check_timeline(
+        found, steps_of(std::min(data.settings.slices, problem.batch),
+                        problem.causal && problem.seqlen_q > 1, data.settings.exchange)));
+    (*timeline)["measured"] =
+        on_gpu ? fmt::format("the last of {} {} back to back, by CUDA events{}", kReplays,
+                             use_graphs() ? "replays of a graph" : "decodes",
+                             use_graphs() ? " in it" : "")
+               : "one decode on the GPU model, by the host's clock: no GPU's time";
+    (*timeline)["uncertainty_us"] = found.uncertainty_us;
+    (*timeline)["clocks"] = found.is_one_clock ? "one host's" : "brought together by barriers";
+    (*timeline)["barrier_us"] = found.barrier_us;
+    (*timeline)["phases"] = phases_json(found);
+    *phases = fmt::format(
+        "Timeline: {}. Times of two ranks are comparable to {} µs; clocks: {}, barriers bring them "
+        "together to {} µs.\n{}",
+        (*timeline)["measured"].get<std::string>(), number(found.uncertainty_us),
+        (*timeline)["clocks"].get<std::string>(), number(found.barrier_us), summary(found));
     return {};
   }
 

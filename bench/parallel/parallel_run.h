@@ -38,8 +38,9 @@ struct ParallelOptions {
   std::string stage = "auto";
   std::vector<ParallelCase> cases;
   bool check = false, times = false, graphs = true;
-  double warmup_s = -1;  ///< Less than 0: the stage's own.
-  int rounds = 3;        ///< Of times, in which all that is timed takes turns; medians are taken.
+  bool timeline = false;  ///< Of each case, in which all ranks must share pages.
+  double warmup_s = -1;   ///< Less than 0: the stage's own.
+  int rounds = 3;         ///< Of times, in which all that is timed takes turns; medians are taken.
   Fault fault = Fault::kNone;
   int faulty_rank = 0;
   std::chrono::milliseconds time_limit{10000};

@@ -1,10 +1,54 @@
 #include "bench/parallel/rank_clock.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
-#include <vector>
 
 namespace mla::bench {
+
+void ClockBounds::narrow(double least, double most) {
+  low = std::max(low, least);
+  high = std::min(high, most);
+}
+
+double host_us() {
+  return std::chrono::duration<double, std::micro>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Status RankClock::run(int handle, int runs, double* us) {
+  const int pieces = (runs + kMostAtOnce - 1) / kMostAtOnce;
+  double all_us = 0;
+  for (int64_t piece = 0; piece < pieces; ++piece) {  // of the same length but for one
+    const int64_t first = piece * runs / pieces, end = (piece + 1) * runs / pieces;
+    double piece_us = 0;
+    MLA_RETURN_IF_ERROR(
+        run_piece(handle, static_cast<int>(end - first), us != nullptr ? &piece_us : nullptr));
+    all_us += piece_us;
+  }
+  if (us != nullptr) *us = all_us / runs;
+  return {};
+}
+
 namespace {
+
+class HostPhaseClock final : public PhaseClock {
+ public:
+  Status mark(RankPhase phase, Stream) override {
+    marks_.push_back({phase, host_us()});
+    return {};
+  }
+  void begin() override { marks_.clear(); }
+  Status read(std::vector<TimedMark>* marks, double* uncertainty_us) override {
+    *marks = marks_;
+    *uncertainty_us = 0;
+    return {};
+  }
+
+ private:
+  std::vector<TimedMark> marks_;
+};
 
 class ModelClock final : public RankClock {
  public:
@@ -13,16 +57,24 @@ class ModelClock final : public RankClock {
   Status prepare(const Enqueue& enqueue, bool, int* handle) override {
     *handle = static_cast<int>(kept_.size());
     kept_.push_back(enqueue);
-    return run(*handle, 1, nullptr);
-  }
-  Status run(int handle, int runs, double* us) override {
-    for (int i = 0; i < runs; ++i) MLA_RETURN_IF_ERROR(kept_[static_cast<size_t>(handle)](nullptr));
-    if (us != nullptr) *us = 0;
-    return wait_(nullptr);
+    return run_piece(*handle, 1, nullptr);
   }
   void forget(int handle) override { kept_[static_cast<size_t>(handle)] = nullptr; }
+  Status make_phase_clock(std::unique_ptr<PhaseClock>* clock) override {
+    *clock = std::make_unique<HostPhaseClock>();
+    return {};
+  }
 
  private:
+  Status run_piece(int handle, int runs, double* total_us) override {
+    if (total_us != nullptr) {
+      ++runs;
+      *total_us = 0;
+    }
+    for (int i = 0; i < runs; ++i) MLA_RETURN_IF_ERROR(kept_[static_cast<size_t>(handle)](nullptr));
+    return wait_(nullptr);
+  }
+
   Wait wait_;
   std::vector<Enqueue> kept_;
 };

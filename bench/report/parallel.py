@@ -3,12 +3,15 @@ from recordings import (Error, NOT_RECORDED, PARALLEL_SCHEMA, SCALE_SCHEMA, file
 
 # What the page shows of the model, if there are such; the others are beside what was measured alone.
 CURVES = ["h128_q1_b1_k1000000", "h128_q1_b128_k8192", "h16_q1_b8_k131072"]
+WIDE = 96  # places of a picture
+LETTERS = {"cut": "c", "bulk decode": "b", "tail decode": "t", "local merge": "l", "wait": ".", "exchange": "x", "weigh": "w", "merge": "m"}
+ALONE = "-"  # in an exchange to which another rank has not come
 NEAR = 1.3  # an estimate this close to the measurement is right
 
 
-def load(root):
-    """The newest recording of several GPUs; None if there is none."""
-    found = [(context.get("date_utc", ""), path) for path, context, _ in files(root, "*.json", PARALLEL_SCHEMA)]
+def load(root, has):
+    """The newest recording of several GPUs that `has` what is asked for; None if there is none."""
+    found = [(context.get("date_utc", ""), path) for path, context, data in files(root, "*.json", PARALLEL_SCHEMA) if has(data)]
     return read_checked(max(found)[1], PARALLEL_SCHEMA) if found else None
 
 
@@ -32,13 +35,17 @@ def predicted(scale, row):
 
 
 def timed(data):
-    return [row for row in data["rows"] if "whole_us" in row] if data else []
+    return [row for row in data.get("rows", []) if "whole_us" in row] if data else []
+
+
+def where(data):
+    get = data["context"].get
+    return (f"{get('ranks')} × {get('gpu')}, driver {get('driver')}, {get('nccl', '').split(' of ')[0]}, nvcc {get('nvcc')}, commit "
+            f"{get('commit')}, {get('date_utc', '')[:10]}.")
 
 
 def caption(data):
-    get = data["context"].get
-    return (f"{get('ranks')} × {get('gpu')}, driver {get('driver')}, {get('nccl', '').split(' of ')[0]}, nvcc {get('nvcc')}, commit "
-            f"{get('commit')}, {get('date_utc', '')[:10]}. Medians of CUDA graphs back to back, the slower rank's.")
+    return (f"{where(data)} Medians of CUDA graphs back to back, the slower rank's.")
 
 
 def times_parts(data, scale, table):
@@ -108,11 +115,70 @@ def scale_parts(scale, table):
     return parts
 
 
+def picture(timeline):
+    """Both streams of every rank, as text: each place has the phase that takes most of it."""
+    end = max(phase["end_us"] for phase in timeline["phases"])
+    def lane(rank, stream):
+        spans = []
+        for phase in timeline["phases"]:
+            if (phase["rank"], phase["stream"]) != (rank, stream):
+                continue
+            begin, come = phase["begin_us"], min(phase["begin_us"] + phase.get("waited_us", 0), phase["end_us"])
+            spans += [(begin, come, ALONE), (come, phase["end_us"], LETTERS[phase["phase"]])]
+        def letter(place):
+            left, right = place * end / WIDE, (place + 1) * end / WIDE
+            shares = {}
+            for begin, stop, what in spans:
+                shares[what] = shares.get(what, 0) + max(0, min(stop, right) - max(begin, left))
+            shares[" "] = right - left - sum(shares.values())
+            return max(shares, key=shares.get)
+        return "".join(letter(place) for place in range(WIDE)).rstrip()
+    lines = [f"{f'rank {rank}' if stream == 'decode' else '':8}{stream:9} {lane(rank, stream)}".rstrip()
+             for rank in range(timeline["ranks"]) for stream in ["decode", "exchange"]]
+    scale = f"{end:.1f} µs"
+    return "\n".join(["```text", *lines, f"{'':18}0{scale:>{WIDE - 1}}", "```"])
+
+
+def timeline_parts(data, table):
+    """Of each timeline what was measured, the picture, and when each phase began and how long it took."""
+    if data is None:
+        return []
+    parts = [where(data)]
+    for one in data["timelines"]:
+        slices = f", {one['slices']} slices" if one["slices"] > 1 else ""
+        cost = (f" A decode takes {us(one['whole_us'])} µs, and {us(one['marked_us'])} where it marks its phases."
+                if "whole_us" in one else "")
+        parts.append(f"{shape_title(one['shape'])}, {one['exchange']}{slices}, {one['stage']}: {one['measured']}. Times of two ranks "
+                     f"are comparable to {significant(one['uncertainty_us'], 2)} µs (clocks: {one['clocks']}; barriers alone: "
+                     f"{significant(one['barrier_us'], 2)} µs).{cost}")
+        parts.append(picture(one))
+        ranks = [[phase for phase in one["phases"] if phase["rank"] == rank] for rank in range(one["ranks"])]
+        def began(rank):
+            return lambda number: f"{ranks[rank][number]['begin_us']:.1f}"
+        def took(rank):
+            def cell(number):
+                phase = ranks[rank][number]
+                waits = f", of it {phase['waited_us']:.1f} alone" if phase.get("waited_us", 0) >= 0.05 else ""
+                return f"{phase['end_us'] - phase['begin_us']:.1f}{waits}"
+            return cell
+        def name(number):
+            phase = ranks[0][number]
+            return phase["phase"] + (f", slice {phase['slice']}" if one["slices"] > 1 else "")
+        columns = [("phase", name)]
+        for rank in range(one["ranks"]):
+            columns += [(f"rank {rank} from", began(rank)), ("takes", took(rank))]
+        parts.append(table(columns, range(len(ranks[0]))))
+    return parts
+
+
 def parts_of(name, root, table):
     """The parts of a block of docs/parallel.md."""
-    known = {"parallel-times": lambda: times_parts(load(root), load_scale(root), table),
-             "parallel-conformance": lambda: conformance_parts(load(root), table),
-             "parallel-faults": lambda: faults_parts(load(root), table),
+    def having(part):
+        return load(root, lambda data: data.get(part))
+    known = {"parallel-times": lambda: times_parts(load(root, timed), load_scale(root), table),
+             "parallel-conformance": lambda: conformance_parts(having("conformance"), table),
+             "parallel-faults": lambda: faults_parts(having("faults"), table),
+             "parallel-timelines": lambda: timeline_parts(having("timelines"), table),
              "parallel-scale": lambda: scale_parts(load_scale(root), table)}
     if name not in known:
         raise Error(f"no block of docs/parallel.md is named '{name}'")

@@ -246,6 +246,8 @@ def traditional_problems(data):
 
 REQUIRED_PARALLEL_CONTEXT = ["gpu", "driver", "nvcc", "commit", "date_utc", "nccl", "ranks"]
 REQUIRED_PARALLEL_ROW = ["shape", "mode", "ranks", "page_ranks", "exchange", "slices", "stage"]
+REQUIRED_TIMELINE = ["shape", "ranks", "exchange", "slices", "stage", "measured", "uncertainty_us", "barrier_us", "clocks"]
+REQUIRED_PHASE = ["rank", "stream", "phase", "slice", "begin_us", "end_us"]
 REQUIRED_SCALE_ROW = ["shape", "way", "ranks", "decode_us", "exchange_us", "merge_us", "us", "memory_gb"]
 REQUIRED_LINKS = ["exchange_us", "nvlink_gbps", "hop_us", "network_gbps", "network_us", "gpus_per_host"]
 
@@ -266,6 +268,14 @@ def parallel_problems(data):
             found.append(f"{name}: a result is wrong")
     for one in data.get("conformance", []):
         found += lacking("conformance", one, ["ranks", "cases", "wrong"])
+    for one in data.get("timelines", []):
+        found += lacking("timeline", one, REQUIRED_TIMELINE)
+        for phase in one.get("phases", []):
+            found += lacking("timeline", phase, REQUIRED_PHASE + ["waited_us"] * (phase.get("stream") == "exchange"))
+        phases = [[phase.get("phase") for phase in one.get("phases", []) if phase.get("rank") == rank]
+                  for rank in range(one.get("ranks", 0))]
+        if not phases or not phases[0] or any(rank != phases[0] for rank in phases):
+            found.append("timeline: not the same phases of every rank")
     return found if rows else found + ["no rows"]
 
 

@@ -33,6 +33,8 @@ class NcclApi {
   virtual Status reduce_scatter(const float* send, float* receive, size_t count) = 0;
   /// @}
 
+  /// The communicator's stream.
+  virtual Stream stream() const = 0;
   /// What is enqueued on the communicator's stream from now on waits for what is on `stream`.
   virtual Status follow(Stream stream) = 0;
   /// What is enqueued on `stream` from now on waits for what is on the communicator's.

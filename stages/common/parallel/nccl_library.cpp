@@ -176,6 +176,7 @@ class NcclOfLibrary final : public NcclApi {
                      "ncclReduceScatter");
   }
 
+  Stream stream() const override { return stream_; }
   Status follow(Stream stream) override {
     return order(static_cast<cudaStream_t>(stream), stream_);
   }

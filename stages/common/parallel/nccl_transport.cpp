@@ -70,9 +70,12 @@ class NcclTransport final : public Transport {
         rendezvous_->announce(name + (" of " + std::to_string(bytes)) + " bytes");
     if (!announced.ok()) return failure();
     Status status = api_->follow(stream);
+    if (status.ok()) status = mark(RankPhase::kExchange, api_->stream());
     if (status.ok()) status = enqueue();
     if (!status.ok()) return end(status);
-    return settle(name);
+    MLA_RETURN_IF_ERROR(settle(name));
+    const Status marked = mark(RankPhase::kExchanged, api_->stream());
+    return marked.ok() ? marked : end(marked);
   }
 
   /// Waits until the communicator has taken a call: the first of a kind connects the ranks.

@@ -252,6 +252,8 @@ struct Rank {
     return layout.is_in_place ? layout.all + place : layout.mine;
   }
 
+  Status mark(RankPhase phase) const { return transport.mark(phase, stream); }
+
   /// This rank's result over the tokens that it holds.
   Status decode_share(int pages_per_turn) const {
     const Problem& problem = layout.whole;
@@ -265,8 +267,10 @@ struct Rank {
       lengths.tail_table = at<int32_t>(layout.tail_table);
       lengths.tail_columns = layout.tail.max_pages_per_seq;
     }
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kCut));
     MLA_RETURN_IF_ERROR(
         MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, share, lengths, stream));
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
 
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
@@ -282,7 +286,9 @@ struct Rank {
     tail.block_table_stride = kContiguous;
     tail.seqlens_k = lengths.tail;
     write_to(layout.parts + static_cast<size_t>(result_bytes), 1, &tail);
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kTail));
     MLA_RETURN_IF_ERROR(decode(stage, layout.tail, tail, stage_memory, stream));
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kLocalMerge));
     return MLA_ON_MACHINE(machine, launch_merge)(problem, parts(layout.parts, result_bytes, 2),
                                                  mine, stream);
   }
@@ -309,8 +315,10 @@ struct Rank {
         transport.all_gather(lse, at(layout.all), static_cast<size_t>(lse_bytes), stream));
     MLA_RETURN_IF_ERROR(transport.join(stream));
     auto* weighted = at<float>(layout.weighted);
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kWeigh));
     MLA_RETURN_IF_ERROR(MLA_ON_MACHINE(machine, launch_weigh)(layout.whole, all_lse(0),
                                                               transport.rank(), weighted, stream));
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kWait));
     return transport.reduce_scatter(weighted, at<float>(layout.sum),
                                     static_cast<size_t>(sum_rows() * kHeadDimV), stream);
   }
@@ -326,6 +334,7 @@ struct Rank {
   /// Makes all ranks' results one, once they are there.
   Status merge(Exchange kind) const {
     const Problem& merged = layout.merged;
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kMerge));
     if (kind == Exchange::kReduceScatter) {
       return MLA_ON_MACHINE(machine, launch_finish)(merged,
                                                     all_lse(transport.rank() * merged.num_heads_q),
@@ -378,12 +387,13 @@ Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
   }
   for (const Rank& rank : ranks) {
     if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings.pages_per_turn));
+    MLA_RETURN_IF_ERROR(rank.mark(RankPhase::kWait));
     if (half != Half::kDecode) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
   }
   if (half == Half::kDecode) return {};
   MLA_RETURN_IF_ERROR(transport.join(stream));
   for (const Rank& rank : ranks) MLA_RETURN_IF_ERROR(rank.merge(settings.exchange));
-  return {};
+  return transport.mark(RankPhase::kDone, stream);
 }
 
 Status decode_half(const Stage& stage, const Problem& problem, const Tensors& tensors,

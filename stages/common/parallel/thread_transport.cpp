@@ -140,14 +140,14 @@ class ThreadTransport : public Transport {
 
   int rank() const override { return static_cast<int>(rank_); }
   int ranks() const override { return static_cast<int>(group_->ranks()); }
-  Status all_gather(const void* send, void* receive, size_t bytes, Stream) override {
-    return group_->meet(rank_, {Kind::kAllGather, send, receive, bytes});
+  Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
+    return call({Kind::kAllGather, send, receive, bytes}, stream);
   }
-  Status all_to_all(const void* send, void* receive, size_t bytes, Stream) override {
-    return group_->meet(rank_, {Kind::kAllToAll, send, receive, bytes});
+  Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) override {
+    return call({Kind::kAllToAll, send, receive, bytes}, stream);
   }
-  Status reduce_scatter(const float* send, float* receive, size_t count, Stream) override {
-    return group_->meet(rank_, {Kind::kReduceScatter, send, receive, count * sizeof(float)});
+  Status reduce_scatter(const float* send, float* receive, size_t count, Stream stream) override {
+    return call({Kind::kReduceScatter, send, receive, count * sizeof(float)}, stream);
   }
   // A call is done when it returns.
   Status join(Stream) override { return group_->failure(); }
@@ -155,6 +155,12 @@ class ThreadTransport : public Transport {
   void fail(const Status& why) override { group_->fail(rank_, why); }
 
  private:
+  Status call(const Call& call, Stream stream) {
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kExchange, stream));
+    MLA_RETURN_IF_ERROR(group_->meet(rank_, call));
+    return mark(RankPhase::kExchanged, stream);
+  }
+
   std::shared_ptr<Group> group_;
   size_t rank_;
 };

@@ -13,6 +13,29 @@
 
 namespace mla {
 
+/// What a decode over ranks is at (decode_parallel()).
+enum class RankPhase {
+  kCut,         ///< Finds which tokens the rank decodes.
+  kBulk,        ///< Decodes tokens that every query token sees.
+  kTail,        ///< Decodes the others.
+  kLocalMerge,  ///< Merges these two.
+  kWait,        ///< Has given its result to the exchange.
+  kExchange,    ///< Where the transport has a stream of its own, there.
+  kExchanged,   ///< Nothing on that stream.
+  kWeigh,       ///< Weighs its result by all ranks' lse.
+  kMerge,       ///< Merges all ranks' results.
+  kDone,        ///< Nothing.
+};
+
+/// Is told what a rank's decodes are at, as they are enqueued.
+class RankObserver {
+ public:
+  virtual ~RankObserver() = default;
+  /// What is enqueued on `stream` from now on belongs to `phase`, until the next mark: kExchange lasts until
+  /// kExchanged, the others until the next that is none of these two.
+  virtual Status mark(RankPhase phase, Stream stream) = 0;
+};
+
 /// One rank's end of a group of ranks. All ranks of the group make the same calls, in the same order, with
 /// the same sizes; a call is of one thread at a time. Where one rank fails, does not come within the time
 /// limit, or makes another call, every rank gets a status, then and for every later call: the group is of
@@ -58,6 +81,16 @@ class Transport {
   /// Says that this rank has failed: calls of the others that wait, and all later ones, return
   /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts.
   virtual void fail(const Status& why) = 0;
+
+  /// Lets `observer` be told of decodes from now on; null: nobody, as at first.
+  void observe(RankObserver* observer) { observer_ = observer; }
+  /// Tells the observer, if there is one.
+  Status mark(RankPhase phase, Stream stream) const {
+    return observer_ == nullptr ? Status() : observer_->mark(phase, stream);
+  }
+
+ private:
+  RankObserver* observer_ = nullptr;
 };
 
 /// The ends of a group whose ranks are threads of this process, and whose buffers are the model's. What a

@@ -64,4 +64,31 @@ expect 2 "is no report of mla_parallel" --ranks 2 "${small[@]}" --out "$folder/o
 expect 0 "context, all_gather" --predict --shape h128_q1_b1_k1000000 --out "$report"
 grep -q '"schema": "flashmla_scale/1"' "$report" || failed=1
 expect 2 "--predict needs a --shape" --predict
+expect 1 "1000 ranks need as many GPUs; there are" --print-nccl --ranks 1000
+
+# A timeline: written, and told of; or refused before anything is decoded.
+trace=$folder/trace.json
+expect 0 "rank 1 was in exchanges for" --ranks 2 "${small[@]}" --timeline "$trace" --out "$folder/timeline.json"
+python3 - "$trace" "$folder/timeline.json" << 'END' || failed=1
+import json, sys
+trace, report = (json.load(open(name)) for name in sys.argv[1:])
+slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+assert {event["pid"] for event in slices} == {0, 1}, slices
+assert {"bulk decode", "tail decode", "exchange", "merge"} <= {event["name"] for event in slices}, slices
+assert trace["otherData"]["machine"] == "model" and trace["otherData"]["measured"].startswith("one decode on the GPU model")
+assert len(report["timelines"]) == len(report["rows"]) == 1, report
+END
+rm "$trace"
+one="--timeline is of one decode"
+expect 2 "$one" --ranks 2 "${small[@]}" --timeline "$trace" --slices 1,2
+expect 2 "$one" --ranks 2 --conformance --timeline "$trace"
+expect 2 "two ranks or more that share pages" --ranks 1 "${small[@]}" --timeline "$trace"
+expect 2 "two ranks or more that share pages" --ranks 2 "${small[@]}" --timeline "$trace" --mode heads
+expect 2 "two ranks or more that share pages" --ranks 4 "${small[@]}" --timeline "$trace" --mode both
+expect 2 "no --shape" --ranks 2 --timeline "$trace"
+expect 2 "$folder/none/trace.json" --ranks 2 "${small[@]}" --timeline "$folder/none/trace.json"
+[[ ! -e $trace ]] || {
+  echo "a timeline of what was refused" >&2
+  failed=1
+}
 exit $failed

@@ -562,6 +562,38 @@ class ReportTest(unittest.TestCase):
             self.assertEqual(recordings.problems(json.loads(path.read_text()), path.name), [], path)
 
 
+def timeline(slices):
+    """Of a decode over two ranks, of which rank 0 is done first."""
+    phases = []
+    for rank, late in [(0, 0), (1, 4)]:
+        for number in range(slices):
+            start = 50 * number + late
+            phases += [{"rank": rank, "stream": stream, "phase": phase, "slice": number, "begin_us": start + begin, "end_us": start + end}
+                       for stream, phase, begin, end in [("decode", "cut", 0, 2), ("decode", "bulk decode", 2, 50), ("decode", "wait", 50, 64 - late)]]
+            phases.append({"rank": rank, "stream": "exchange", "phase": "exchange", "slice": number, "begin_us": start + 50,
+                           "end_us": start + 64 - late, "waited_us": 4 - late})
+        phases.append({"rank": rank, "stream": "decode", "phase": "merge", "slice": 0, "begin_us": 50 * slices + 16, "end_us": 50 * slices + 18 + late})
+    return {"shape": "h128_q1_b8_k4096", "mode": "context", "ranks": 2, "page_ranks": 2, "exchange": "all_to_all", "slices": slices,
+            "stage": "08_seesaw", "whole_us": 70.0, "marked_us": 71.5, "measured": "the last of 100", "uncertainty_us": 1.25,
+            "clocks": "one host's", "barrier_us": 30.2, "phases": phases}
+
+
+def over_two_gpus():
+    """What mla_parallel writes."""
+    row = {"shape": "h128_q1_b8_k4096", "mode": "context", "ranks": 2, "page_ranks": 2, "exchange": "all_to_all", "slices": 1,
+           "stage": "08_seesaw", "one_us": 100.0, "whole_us": 58.0, "share_us": 50.0, "merge_us": 7.0, "exchange_us": 6.0,
+           "nccl_us": 5.0, "wrong": []}
+    batch = {**row, "mode": "batch", "page_ranks": 1, "whole_us": 52.0}
+    for name in ["merge_us", "exchange_us", "nccl_us"]:
+        batch.pop(name)
+    data = {"context": {"schema": recordings.PARALLEL_SCHEMA, "gpu": "NVIDIA H200", "driver": "580.1", "nvcc": "13", "ranks": 2,
+                        "nccl": "NCCL 2.28.9 of /somewhere", "commit": "abc1234", "date_utc": "2026-11-30T01:02:03Z"},
+            "rows": [row, {**row, "slices": 2}, batch], "conformance": [{"ranks": 2, "cases": 72, "wrong": 0}],
+            "faults": [{"fault": "is killed", "status": "it is gone", "seconds": 0.123}],
+            "timelines": [timeline(1), timeline(2)]}
+    return data
+
+
 class ResultsPageTest(unittest.TestCase):
     """docs/results.md: its tables, and its figures."""
 
@@ -997,23 +1029,15 @@ class ResultsPageTest(unittest.TestCase):
 
     def test_several_gpus(self):
         page = self.root / "docs" / "parallel.md"
-        names = ["parallel-times", "parallel-conformance", "parallel-faults", "parallel-scale"]
+        names = ["parallel-times", "parallel-conformance", "parallel-faults", "parallel-timelines", "parallel-scale"]
         page.write_text("\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in names))
         def block(name):
             self.assertEqual(self.run_report("--update")[0], 0)
             return page.read_text().split(f"<!-- {name}:begin -->")[1].split("<!--")[0].strip()
         for name in names:
             self.assertEqual(block(name), recordings.NOT_RECORDED)
-        row = {"shape": "h128_q1_b8_k4096", "mode": "context", "ranks": 2, "page_ranks": 2, "exchange": "all_to_all", "slices": 1,
-               "stage": "08_seesaw", "one_us": 100.0, "whole_us": 58.0, "share_us": 50.0, "merge_us": 7.0, "exchange_us": 6.0,
-               "nccl_us": 5.0, "wrong": []}
-        batch = {**row, "mode": "batch", "page_ranks": 1, "whole_us": 52.0}
-        for name in ["merge_us", "exchange_us", "nccl_us"]:
-            batch.pop(name)
-        data = {"context": {"schema": recordings.PARALLEL_SCHEMA, "gpu": "NVIDIA H200", "driver": "580.1", "nvcc": "13", "ranks": 2,
-                            "nccl": "NCCL 2.28.9 of /somewhere", "commit": "abc1234", "date_utc": "2026-11-30T01:02:03Z"},
-                "rows": [row, {**row, "slices": 2}, batch], "conformance": [{"ranks": 2, "cases": 72, "wrong": 0}],
-                "faults": [{"fault": "is killed", "status": "it is gone", "seconds": 0.123}]}
+        data = over_two_gpus()
+        row = data["rows"][0]
         self.record("h200x2_parallel_2026-11-30.json", data)
         scale = {"context": {"schema": recordings.SCALE_SCHEMA, "decode": "an H200", "links": "nominal"},
                  "links": {"exchange_us": 15, "nvlink_gbps": 450, "hop_us": 1.5, "network_gbps": 50, "network_us": 10, "gpus_per_host": 8},
@@ -1032,11 +1056,40 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("| 2 | 72 | 0 |", block("parallel-conformance"))
         self.assertIn("| is killed | `it is gone` | 0.12 s |", block("parallel-faults"))
         self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | 4.00 |", block("parallel-scale"))
+        lines = block("parallel-timelines").splitlines()
+        self.assertEqual(lines[0], "2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.")
+        self.assertIn("all_to_all, 08_seesaw: the last of 100. Times of two ranks are comparable to 1.2 µs", lines[2])
+        self.assertIn("A decode takes 70.0 µs, and 71.5 where it marks its phases.", lines[2])
+        begin = lines.index("```text")
+        zero, zero_sent, one, one_sent = (line[18:] for line in lines[begin + 1:begin + 5])
+        self.assertEqual([line[:18] for line in lines[begin + 1:begin + 5]],
+                         ["rank 0  decode    ", "        exchange  ", "rank 1  decode    ", "        exchange  "])
+        place = 96 / 72  # of a microsecond
+        self.assertRegex(zero, r"^c{3}b+\.+ *m+$")
+        self.assertEqual(zero.index("."), round(50 * place))
+        self.assertRegex(zero_sent, r"^ {67}-{5}x{13}$")  # rank 1 comes 4 us later
+        self.assertRegex(one, r"^ {5}c{3}b+\.+ *m+$")
+        self.assertRegex(one_sent, r"^ {72}x+$")
+        self.assertTrue(lines[begin + 5].endswith("72.0 µs"))
+        self.assertIn("| exchange | 50.0 | 14.0, of it 4.0 alone | 54.0 | 10.0 |", lines)
+        self.assertIn("| bulk decode, slice 1 | 52.0 | 48.0 | 56.0 | 48.0 |", lines)
+        # Each block shows the newest recording that has its part.
+        newer = over_two_gpus()
+        newer["context"].update(commit="fffffff", date_utc="2026-12-01T01:02:03Z")
+        newer["rows"] = [{key: value for key, value in row.items() if not key.endswith("_us")}]
+        newer["conformance"], newer["faults"] = [], []
+        self.record("h200x2_timeline_2026-12-01.json", newer)
+        self.assertIn("commit fffffff", block("parallel-timelines"))
+        self.assertIn("commit abc1234", block("parallel-times"))
+        self.assertIn("| 2 | 72 | 0 |", block("parallel-conformance"))
+        self.assertIn("0.12 s", block("parallel-faults"))
         self.assertEqual(recordings.problems(data, ""), [])
         self.assertEqual(recordings.problems(scale, ""), [])
         for fault in [lambda one: one["context"].pop("nccl"), lambda one: one["rows"].clear(), lambda one: one["rows"][0].pop("one_us"),
                       lambda one: one["rows"][0].pop("exchange"), lambda one: one["rows"][0].update(wrong=["rank 0: out"]),
-                      lambda one: one["conformance"][0].pop("cases")]:
+                      lambda one: one["conformance"][0].pop("cases"), lambda one: one["timelines"][0].pop("measured"),
+                      lambda one: one["timelines"][0].update(phases=[]), lambda one: one["timelines"][1]["phases"].pop(),
+                      lambda one: one["timelines"][0]["phases"][3].pop("waited_us"), lambda one: one["timelines"][0]["phases"][0].pop("end_us")]:
             spoilt = copy.deepcopy(data)
             fault(spoilt)
             self.assertEqual(len(recordings.problems(spoilt, "")), 1)
@@ -1569,6 +1622,11 @@ class RunScriptTest(unittest.TestCase):
         serving = self.root / "build" / "bench" / "mla_service"
         serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
         serving.chmod(0o755)
+        parallel = self.root / "build" / "bench" / "mla_parallel"
+        parallel.write_text('#!/bin/sh\ncase "$*" in\n  *--print-nccl*) test -f two_gpus && echo NCCL 9 || { echo no NCCL here; exit 1; } ;;\n'
+                            '  *) echo "$*" >> parallel; test ! -f broken || exit 1; cp parallel.json "$3" ;;\nesac\n')
+        parallel.chmod(0o755)
+        (self.root / "parallel.json").write_text(json.dumps(over_two_gpus()))
         layers = self.root / "build" / "bench" / "mla_traditional"
         layers.write_text('#!/bin/sh\ncp layers.json "$2"; echo "$*" >> arguments\n')
         layers.chmod(0o755)
@@ -1604,6 +1662,33 @@ class RunScriptTest(unittest.TestCase):
         self.assertRegex(arguments, r"^--out \S+ --suite all\n")
         for expected in ["--suite cross --stages auto", "--suite texts --stages auto", "--queries 1500 --n 448 --batch 4"]:
             self.assertIn(expected, arguments)
+
+    def test_decodes_over_two_gpus_are_recorded_where_there_are(self):
+        for flag, code in [("--record", 0), ("--record-parallel", 2)]:
+            ran = self.run_script(flag)
+            self.assertEqual(ran.returncode, code, ran.stdout)
+            self.assertIn("Nothing is measured over several GPUs: no NCCL here.", ran.stdout)
+        self.assertFalse((self.root / "parallel").exists())
+        (self.root / "two_gpus").touch()
+        (self.root / "broken").touch()  # a report that is not whole is not kept
+        for flag in ["--record", "--record-parallel"]:
+            self.assertNotEqual(self.run_script(flag).returncode, 0)
+        self.assertFalse([name for name in self.found("bench/results") if "parallel" in name])
+        (self.root / "broken").unlink()
+        for flag in ["--record", "--record-parallel"]:
+            (self.root / "parallel").unlink(missing_ok=True)
+            ran = self.run_script(flag)
+            self.assertEqual(ran.returncode, 0, ran.stdout)
+            name = next(name for name in self.found("bench/results") if "parallel" in name)
+            self.assertRegex(name, r"^h200x2_parallel_\d{4}-\d\d-\d\d\.json$")
+            calls = (self.root / "parallel").read_text().splitlines()
+            self.assertEqual(len({call.split()[2] for call in calls}), 1)  # all in one report
+            self.assertTrue(all(call.startswith("--append --out build/results/h200x2_parallel_") for call in calls), calls)
+            self.assertTrue(calls[0].endswith("--ranks 2 --conformance"))
+            for part in ["--ranks 1 --conformance", "--times", "--slices 1,2", "--mode heads,batch", "_trace_2.json"]:
+                self.assertTrue(any(part in call for call in calls), part)
+            (self.root / "bench" / "results" / name).unlink()
+        self.assertNotEqual(self.run_script("--record-parallel", "--out", "x").returncode, 0)
 
     def test_a_part_is_not_recorded(self):
         for arguments in [["--stages", "02"], ["--shapes", "h1_q1_b1_k1"], ["--out", "x.json"], ["--suite", "table"]]:

@@ -262,6 +262,10 @@ class FakeNccl final : public NcclApi {
   Status reduce_scatter(const float*, float*, size_t count) override {
     return say("reduce_scatter " + std::to_string(count));
   }
+  Stream stream() const override {
+    EXPECT_EQ(busy_, 0) << "what is enqueued there now may come before the last call";
+    return &play_;
+  }
   Status follow(Stream) override { return say("follow"); }
   Status lead(Stream) override { return say("lead"); }
   Status query(Stream, bool* is_done) override {
@@ -305,6 +309,15 @@ std::vector<Status> over_nccl(int ranks, milliseconds limit, Play& play,
   });
 }
 
+Status await_failure(Transport& transport) {
+  const auto deadline = Clock::now() + kPatient;
+  while (Clock::now() < deadline) {  // until the other's failure has come
+    MLA_RETURN_IF_ERROR(transport.wait(nullptr));
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return {};
+}
+
 Status gather(Transport& transport) {
   MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
   MLA_RETURN_IF_ERROR(transport.join(nullptr));
@@ -334,6 +347,56 @@ TEST(NcclTransport, CallsGoToNcclInOrder) {
       "reduce_scatter 5",    "lead"};
   EXPECT_EQ(log, expected);
   EXPECT_EQ(play.aborts, 0);
+}
+
+// Marks of an exchange, on the communicator's stream: behind what it waits for, and when NCCL has taken it.
+TEST(NcclTransport, ExchangesAreMarkedOnTheirStream) {
+  class Observer final : public RankObserver {
+   public:
+    Observer(Play& play, std::vector<std::string>* log) : play_(play), log_(log) {}
+    Status mark(RankPhase phase, Stream stream) override {
+      EXPECT_EQ(stream, &play_);
+      log_->push_back(phase == RankPhase::kExchange    ? "begins"
+                      : phase == RankPhase::kExchanged ? "ends"
+                                                       : "another phase");
+      const bool is_last = ++marks_ == fails_at;
+      return is_last ? Status(StatusCode::kCudaError, "no event") : Status();
+    }
+    int fails_at = 0;
+
+   private:
+    Play& play_;
+    std::vector<std::string>* log_;
+    int marks_ = 0;
+  };
+  for (const int fails_at : {0, 1, 2}) {
+    Play play;
+    play.busy = 3;
+    std::vector<std::string> log;
+    Observer observer(play, &log);
+    observer.fails_at = fails_at;
+    const auto ended = over_nccl(
+        2, kPatient, play,
+        [&](Transport& transport) -> Status {
+          if (transport.rank() == 1) transport.observe(&observer);
+          MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 16, nullptr));
+          if (fails_at > 0) return await_failure(transport);
+          transport.observe(nullptr);
+          return transport.all_to_all(nullptr, nullptr, 32, nullptr);
+        },
+        &log);
+    std::vector<std::string> expected = {"connect the id of 2", "follow", "begins", "all_gather 16",
+                                         "ends"};
+    if (fails_at == 0) {
+      for (const Status& status : ended) EXPECT_OK(status);
+      expected.insert(expected.end(), {"follow", "all_to_all 32"});
+    } else {
+      EXPECT_EQ(ended[1].message(), "no event");
+      EXPECT_EQ(ended[0].message(), "rank 1 failed: CUDA error: no event");
+      expected.resize(fails_at == 1 ? 3 : 5);
+    }
+    EXPECT_EQ(log, expected);
+  }
 }
 
 TEST(NcclTransport, WorkThatHangsEndsWithTheTimeLimit) {
@@ -399,12 +462,7 @@ TEST(NcclTransport, EveryErrorIsToldToAll) {
     };
     const auto ended = over_nccl(2, kPatient, play, [](Transport& transport) -> Status {
       MLA_RETURN_IF_ERROR(gather(transport));
-      const auto deadline = Clock::now() + kPatient;
-      while (Clock::now() < deadline) {  // until the other's failure has come
-        MLA_RETURN_IF_ERROR(transport.wait(nullptr));
-        std::this_thread::sleep_for(milliseconds(1));
-      }
-      return {};
+      return await_failure(transport);
     });
     const Status &own = ended[size_t(culprit)], &other = ended[size_t(1 - culprit)];
     EXPECT_EQ(own.code(), StatusCode::kCudaError);

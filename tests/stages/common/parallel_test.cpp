@@ -40,6 +40,7 @@ struct Arguments {
   Tensors tensors;
   ParallelSettings settings;
   Workspace workspace;
+  RankObserver* observer = nullptr;
 };
 using Spoil = std::function<void(int rank, Arguments* arguments)>;
 
@@ -122,6 +123,7 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
   }
   arguments.workspace = workspace;
   if (spoil) spoil(rank, &arguments);
+  transport.observe(arguments.observer);
   MLA_RETURN_IF_ERROR(decode_parallel(stage, arguments.problem, tensors, arguments.settings,
                                       transport, arguments.workspace));
   ended->out.resize(out.bytes() / 2);
@@ -407,6 +409,98 @@ TEST(Parallel, HeadsAndPagesAreSharedTogether) {
     const Comparison of_out =
         compare(data.problem.dtype, out, expected.out, kHeadDimV, tolerance_of(data.problem.dtype));
     EXPECT_TRUE(of_out.ok) << num_heads_kv << " KV heads: " << of_out.failure;
+  }
+}
+
+// What an observer is told, and between that what the stage is asked to decode.
+thread_local std::string told;
+Status (*decode_unobserved)(const Problem&, const Tensors&, const DevicePlan&, void*,
+                            const DeviceLimits&, Stream) = nullptr;
+
+class Listener final : public RankObserver {
+ public:
+  Status mark(RankPhase phase, Stream) override {
+    const char* names[] = {"cut",      "bulk",      "tail",  "local merge", "wait",
+                           "exchange", "exchanged", "weigh", "merge",       "done"};
+    told += std::string(names[static_cast<int>(phase)]) + " ";
+    said = told;
+    if (--marks_left != 0) return {};
+    return {StatusCode::kCudaError, "no event"};
+  }
+  std::string said;
+  int marks_left = 1000;
+};
+
+TEST(Parallel, AnObserverIsToldOfEveryPhase) {
+  Stage stage = stage_of_model();
+  decode_unobserved = stage.decode;
+  stage.decode = [](const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                    void* scratch, const DeviceLimits& limits, Stream stream) {
+    told += "[decodes " + std::to_string(problem.batch) + "] ";
+    return decode_unobserved(problem, tensors, plan, scratch, limits, stream);
+  };
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 6;
+  spec.seqlen_q = 2;
+  spec.lengths = {40, 17, 0};
+  for (const bool causal : {false, true}) {
+    spec.causal = causal;
+    const DataSet data = make_data_set(spec);
+    const HostTensors host = generate(data);
+    for (const int ranks : {1, 2, 3}) {
+      for (const int slices : {1, 2}) {
+        for (const Exchange exchange : kExchanges) {
+          std::vector<Listener> listeners(static_cast<size_t>(ranks));
+          const Spoil listen = [&](int rank, Arguments* arguments) {
+            told.clear();
+            arguments->observer = &listeners[static_cast<size_t>(rank)];
+          };
+          const auto ended = run_ranks(stage, data, host, {1, exchange, slices}, ranks, listen);
+          std::string expected;
+          for (int slice = 0; slice < slices && ranks > 1; ++slice) {
+            const int batch = slices == 1 ? 3 : 1 + slice;
+            expected += "cut bulk [decodes " + std::to_string(batch) + "] ";
+            if (causal) {
+              expected += "tail [decodes " + std::to_string(2 * batch) + "] local merge ";
+            }
+            expected += "wait exchange exchanged ";
+            if (exchange == Exchange::kReduceScatter) expected += "weigh wait exchange exchanged ";
+          }
+          for (int slice = 0; slice < slices && ranks > 1; ++slice) expected += "merge ";
+          if (ranks > 1) expected += "done ";
+          for (size_t rank = 0; rank < listeners.size(); ++rank) {
+            ASSERT_OK(ended[rank].status);
+            EXPECT_EQ(listeners[rank].said, expected)
+                << to_string(exchange) << " " << slices << " slices";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Parallel, AnObserversErrorEndsTheDecodeOfAll) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 6;
+  spec.seqlen_q = 2;
+  spec.causal = true;
+  spec.lengths = {40, 17, 0};
+  const DataSet data = make_data_set(spec);
+  const HostTensors host = generate(data);
+  const int marks =
+      14;  // five until the exchange, three times two in it and around, merge, done, and one too many
+  for (int last = 1; last <= marks; ++last) {
+    std::vector<Listener> listeners(2);
+    listeners[1].marks_left = last;
+    const Spoil listen = [&](int rank, Arguments* arguments) {
+      told.clear();
+      arguments->observer = &listeners[static_cast<size_t>(rank)];
+    };
+    const auto ended =
+        run_ranks(stage_of_model(), data, host, {1, Exchange::kReduceScatter}, 2, listen);
+    EXPECT_EQ(ended[1].status.ok(), last == marks) << listeners[1].said;
+    if (last == marks) break;
+    EXPECT_EQ(ended[1].status.message(), "no event") << listeners[1].said;
   }
 }
 
