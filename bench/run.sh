@@ -6,10 +6,11 @@
 #   bash bench/run.sh --out results.json           where to write the results (default on a GPU:
 #                                                  build/results/<gpu>_<date>_<time>.json)
 #   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some twenty minutes): all
-#                                                  suites, the decode service, decodes over two GPUs where there are, other
-#                                                  implementations where PyTorch is; kept in bench/results, written into
-#                                                  README.md, docs and the chapters
-#   bash bench/run.sh --record-parallel            of these the decodes over two GPUs alone (minutes)
+#                                                  suites, the decode service, decodes over 2, 4 and 8 GPUs where there are,
+#                                                  the model of scale, other implementations where PyTorch is; kept in
+#                                                  bench/results, written into README.md, docs and the chapters
+#   bash bench/run.sh --record-parallel            of these the decodes over several GPUs, and the model of scale, alone
+#                                                  (minutes)
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
@@ -38,29 +39,48 @@ source stages/cmake/setup.sh
 build mla_bench mla_run ${record:+mla_service mla_traditional mla_parallel}
 bench=build/bench/mla_bench
 
-# Decodes over two GPUs, if there are as many, and NCCL: all rows go to one report, which is kept when it is whole. A
+# Decodes over 2, 4 and 8 GPUs, as there are, and NCCL: all rows go to one report, which is kept when it is whole. A
 # timeline's decode is a row without times.
-has_two_gpus() {
+find_gpus() {  # into gpus: 0, 2, 4 or 8
   local nccl
-  nccl=$(build/bench/mla_parallel --ranks 2 --print-nccl) && return
+  for gpus in 8 4 2; do
+    nccl=$(build/bench/mla_parallel --ranks $gpus --print-nccl) && return
+  done
+  gpus=0
   echo "Nothing is measured over several GPUs: $nccl."
-  return 1
 }
 record_parallel() {  # not to be called in a condition, where errors end nothing
-  local report=build/results/${gpu}x2_parallel_$now.json
+  local report=build/results/${gpu}x${gpus}_parallel_$now.json
   local run=(build/bench/mla_parallel --append --out "$report" --ranks)
   local three=all_gather,all_to_all,reduce_scatter two=all_gather,all_to_all
+  local ranks faults=(kill:1 kill-later:1 kill-later:0 shape:1 error:1 stop:1)
   mkdir -p build/results
-  "${run[@]}" 2 --conformance  # first: whose are the GPUs that the report names
   "${run[@]}" 1 --conformance
-  "${run[@]}" 2 --times --exchange $three --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
-  "${run[@]}" 2 --times --exchange $three --shape h128_q1_b128_k8192 --slices 1,2
-  "${run[@]}" 2 --times --mode heads,batch --shape h128_q1_b128_k8192,h16_q1_b128_k8192
-  "${run[@]}" 2 --times --exchange $two --shape h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
+  for ((ranks = 2; ranks <= gpus; ranks *= 2)); do
+    "${run[@]}" $ranks --conformance
+    "${run[@]}" $ranks --times --exchange $three --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
+    "${run[@]}" $ranks --times --exchange $three --shape h128_q1_b128_k8192 --slices 1,2
+    "${run[@]}" $ranks --times --mode heads,batch --shape h128_q1_b128_k8192,h16_q1_b128_k8192
+    "${run[@]}" $ranks --times --exchange $two --shape h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
+  done
   for slices in 1 2; do
     "${run[@]}" 2 --slices $slices --shape h128_q1_b16_k8192 --timeline "${report%.json}_trace_$slices.json"
   done
-  cp "$report" "bench/results/${gpu}x2_parallel_${now%_*}.json"
+  for fault in "${faults[@]}"; do
+    if "${run[@]}" 2 --fault "$fault" --time-limit 4000 --shape h128_q1_b2_k8192; then
+      echo "run.sh: mla_parallel --fault $fault fails at nothing" >&2
+      exit 1
+    fi
+  done
+  if [[ $(grep -o '"fault":' "$report" | wc -l) -ne ${#faults[@]} ]]; then
+    echo "run.sh: a fault is not in $report" >&2
+    exit 1
+  fi
+  cp "$report" "bench/results/${gpu}x${gpus}_parallel_${now%_*}.json"
+}
+predict_scale() {  # from what is recorded by now
+  build/bench/mla_parallel --predict --out bench/results/parallel_scale.json --shape \
+    h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072,h128_q1_b128_k8192,h16_q1_b128_k8192,h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
 }
 
 for argument in "${arguments[@]}"; do  # what measures nothing writes nothing
@@ -72,8 +92,10 @@ done
 if gpu=$("$bench" --print-gpu); then
   now=$(date -u +%Y-%m-%d_%H%M%S)
   if [[ $record == parallel ]]; then
-    has_two_gpus || exit 2
+    find_gpus
+    if ((gpus == 0)); then exit 2; fi
     record_parallel
+    predict_scale
     exec python3 bench/report/report.py --update
   fi
   if [[ -n $record ]]; then arguments=(--suite all); fi
@@ -103,7 +125,9 @@ END
       --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
-    if has_two_gpus; then record_parallel; fi
+    find_gpus
+    if ((gpus > 0)); then record_parallel; fi
+    predict_scale
     if python3 -c 'import torch' 2> /dev/null; then
       python3 bench/report/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"
     else

@@ -71,6 +71,24 @@ Status fault_of(const std::string& text, int ranks, ParallelOptions* options) {
   return {};
 }
 
+/// Whether the others can notice it: in exchanges, whose sizes are compared.
+Status check_fault(const ParallelOptions& options) {
+  if (options.fault == Fault::kNone) return {};
+  for (const ParallelCase& one : options.cases) {
+    const DecodeCase& spec = one.shape.spec;
+    if (one.mode != "context" || one.division.pages < 2) {
+      return {StatusCode::kInvalidArgument,
+              "--fault is of two ranks or more that share pages: --mode context"};
+    }
+    if (options.fault == Fault::kShape &&
+        (spec.lengths.empty() ? spec.batch : static_cast<int>(spec.lengths.size())) < 2) {
+      return {StatusCode::kInvalidArgument,
+              "--fault shape is a sequence less, and " + one.shape.name + " has no two"};
+    }
+  }
+  return {};
+}
+
 /// Every shape in every mode, with every exchange and number of slices that say something for it.
 Status make_cases(const Options& options, int ranks, std::vector<ParallelCase>* cases) {
   if (options.conformance) {
@@ -114,21 +132,48 @@ Status read_report(const Options& options, nlohmann::ordered_json* report) {
   return {StatusCode::kFileError, options.out + " is no report of mla_parallel"};
 }
 
+/// Of --append: what is in one report was taken in one place, by one commit. Each row says of how many ranks it is.
+Status check_same(const nlohmann::ordered_json& there, const nlohmann::ordered_json& here) {
+  for (const char* name : {"machine", "gpu", "driver", "nvcc", "host_compiler", "commit", "nccl"}) {
+    if (!there.contains(name) || !here.contains(name) || there[name] == here[name]) continue;
+    return {StatusCode::kInvalidArgument,
+            fmt::format("--append: the report that is there is of {} {}, this run of {}", name,
+                        there[name].dump(), here[name].dump())};
+  }
+  return {};
+}
+
+nlohmann::ordered_json json_of(const Context& context) {
+  nlohmann::ordered_json json;
+  for (const auto& [key, value] : context) json[key] = value;
+  return json;
+}
+
 /// Writes the report of a run, or adds its rows to the one that is there.
 Status write_report(const Options& options, const ParallelOptions& run,
                     const nlohmann::ordered_json& report) {
   if (options.out.empty()) return {};
   nlohmann::ordered_json whole;
   MLA_RETURN_IF_ERROR(read_report(options, &whole));
+  nlohmann::ordered_json here;
+  if (Machine* machine = find_machine(run.machine); machine != nullptr) {
+    here = json_of(describe_environment(*machine));
+  }
+  here["schema"] = "flashmla_parallel/1";
+  if (report.contains("nccl")) here["nccl"] = report["nccl"];
   if (whole.is_null()) {
-    if (Machine* machine = find_machine(run.machine); machine != nullptr) {
-      for (const auto& [key, value] : describe_environment(*machine)) whole["context"][key] = value;
+    whole["context"] = here;
+    for (const char* part : {"rows", "conformance", "faults"}) {
+      whole[part] = nlohmann::ordered_json::array();
     }
-    whole["context"]["schema"] = "flashmla_parallel/1";
-    whole["context"]["ranks"] = report.value("ranks", 0);
-    if (report.contains("nccl")) whole["context"]["nccl"] = report["nccl"];
-    whole["rows"] = nlohmann::ordered_json::array();
-    whole["conformance"] = nlohmann::ordered_json::array();
+  }
+  nlohmann::ordered_json& context = whole["context"];
+  MLA_RETURN_IF_ERROR(check_same(context, here));
+  if (here.contains("nccl")) context["nccl"] = here["nccl"];  // one rank alone has none
+  context["ranks"] = std::max(context.value("ranks", 0), report.value("ranks", 0));
+  if (report.contains("fault")) {
+    whole["faults"].push_back(report["fault"]);
+    return write_file(options.out, whole.dump(1) + "\n");
   }
   if (report.contains("timelines")) {
     for (const auto& one : report["timelines"]) whole["timelines"].push_back(one);
@@ -145,7 +190,7 @@ Status write_report(const Options& options, const ParallelOptions& run,
 Status write_trace(const Options& options, const nlohmann::ordered_json& timeline) {
   nlohmann::ordered_json context;
   if (Machine* machine = find_machine(options.run.machine); machine != nullptr) {
-    for (const auto& [key, value] : describe_environment(*machine)) context[key] = value;
+    context = json_of(describe_environment(*machine));
   }
   context.erase("schema");  // that is of times
   return write_file(options.timeline, ranks_chrome_trace(timeline, context));
@@ -256,7 +301,8 @@ int run(Options options) {
   }
   ParallelOptions& run = options.run;
   run.time_limit = std::chrono::milliseconds(options.time_limit_ms);
-  run.check = options.conformance || !options.no_check;
+  run.check = !options.no_check;
+  run.repeat = options.conformance;
   run.graphs = !options.no_graphs;
   // With a seat there are CUDA's GPUs or none; else nothing of CUDA may begin before the ranks are started.
   const int gpus = options.machine == "model" ? 0 : count_gpus();
@@ -273,6 +319,11 @@ int run(Options options) {
   }
   if (!on_gpu && seat) {
     return refuse({StatusCode::kUnavailable, "ranks on the model are threads: start one process"});
+  }
+  if (!there.is_null()) {  // what can be known before CUDA begins
+    nlohmann::ordered_json here = json_of(describe_environment(model_machine()));
+    here["machine"] = on_gpu ? "gpu" : "model";
+    if (const Status same = check_same(there["context"], here); !same.ok()) return refuse(same);
   }
   run.times = options.times;
   run.timeline = !options.timeline.empty();
@@ -292,6 +343,7 @@ int run(Options options) {
   if (status.ok() && run.cases.empty()) {
     status = {StatusCode::kInvalidArgument, "no --shape, and no --conformance"};
   }
+  if (status.ok()) status = check_fault(run);
   if (status.ok()) status = check_timeline_options(options);
   if (!status.ok()) return refuse(status);
   if (!seat || seat->rank == 0) {
@@ -302,7 +354,7 @@ int run(Options options) {
   std::map<int, std::vector<std::unique_ptr<Transport>>> threads;
   for (const ParallelCase& one : run.cases) {
     const int pages = one.division.pages;
-    if (on_gpu || threads.contains(pages)) continue;
+    if (on_gpu || pages == 1 || threads.contains(pages)) continue;
     for (int group = 0; group < ranks / pages; ++group) {
       std::vector<std::unique_ptr<Transport>> ends;
       status = make_thread_transports(pages, run.time_limit, &ends);
@@ -328,7 +380,7 @@ int run(Options options) {
   const auto body = [&](const Seat& own) {
     nlohmann::ordered_json report;
     int code = run_rank(run, own, make_transport, &report);
-    if (own.rank != 0) return code;
+    if (own.rank != reporting_rank(run)) return code;
     if (options.conformance && code <= kWrong && report.contains("rows") &&
         report["rows"].size() == run.cases.size()) {
       const auto rows = report["rows"];
@@ -337,7 +389,9 @@ int run(Options options) {
       report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
       fmt::print("conformance over {} ranks: {} cases, {} wrong\n", ranks, rows.size(), wrong);
     }
-    Status written = report.contains("rows") ? write_report(options, run, report) : Status();
+    Status written = report.contains("rows") || report.contains("fault")
+                         ? write_report(options, run, report)
+                         : Status();
     if (written.ok() && report.contains("timelines")) {
       written = write_trace(options, report["timelines"][0]);
     }
@@ -361,36 +415,44 @@ int parse_and_run(int argc, char** argv) {
       "GPU model.");
   app.add_option("--ranks", options.ranks, "How many ranks to start; under mpirun it says")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--mode", options.modes,
-                 "What ranks share: context (pages), heads, batch (sequences), or both (heads by "
-                 "two, pages by the rest)")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"context", "heads", "batch", "both"}))
-      ->capture_default_str();
-  app.add_option("--exchange", options.exchanges, "all_gather, all_to_all, reduce_scatter")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"all_gather", "all_to_all", "reduce_scatter"}))
-      ->capture_default_str();
-  app.add_option("--shape", options.shapes, "As in mla_run: h128_q1_b8_k4096")->delimiter(',');
-  app.add_option("--slices", options.slices,
-                 "Slices of the batch: one is exchanged while the next is decoded")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--pages-per-turn", options.pages_per_turn,
-                 "Pages that are dealt to a rank together; 0: every rank has one run of them")
-      ->check(CLI::Range(0, 1 << 30))
-      ->capture_default_str();
+  auto* mode =
+      app.add_option(
+             "--mode", options.modes,
+             "What ranks share: context (pages), heads, batch (sequences), or both (heads by "
+             "two, pages by the rest)")
+          ->delimiter(',')
+          ->check(CLI::IsMember({"context", "heads", "batch", "both"}))
+          ->capture_default_str();
+  auto* exchange =
+      app.add_option("--exchange", options.exchanges, "all_gather, all_to_all, reduce_scatter")
+          ->delimiter(',')
+          ->check(CLI::IsMember({"all_gather", "all_to_all", "reduce_scatter"}))
+          ->capture_default_str();
+  auto* shape =
+      app.add_option("--shape", options.shapes, "As in mla_run: h128_q1_b8_k4096")->delimiter(',');
+  auto* slices = app.add_option("--slices", options.slices,
+                                "Slices of the batch: one is exchanged while the next is decoded")
+                     ->delimiter(',')
+                     ->check(CLI::Range(1, 1024))
+                     ->capture_default_str();
+  auto* turn =
+      app.add_option("--pages-per-turn", options.pages_per_turn,
+                     "Pages that are dealt to a rank together; 0: every rank has one run of them")
+          ->check(CLI::Range(0, 1 << 30))
+          ->capture_default_str();
   app.add_option("--stage", options.run.stage, "A stage, or auto")->capture_default_str();
   app.add_option("--machine", options.machine, "gpu, model or auto")
       ->check(CLI::IsMember({"gpu", "model", "auto"}))
       ->capture_default_str();
-  app.add_flag("--conformance", options.conformance, "Check many small cases instead of --shape");
-  app.add_flag("--times", options.times, "Take times, on GPUs");
+  auto* conformance =
+      app.add_flag("--conformance", options.conformance,
+                   "Check many small cases instead of --shape, each twice, for the same bits");
+  auto* times = app.add_flag("--times", options.times, "Take times, on GPUs");
   app.add_option("--timeline", options.timeline,
                  "Write here what every rank is at during one decode, on one clock: a Chrome trace "
                  "(.json), for ui.perfetto.dev");
-  app.add_flag("--no-check", options.no_check, "Do not compare with the reference");
+  auto* no_check =
+      app.add_flag("--no-check", options.no_check, "Do not compare with the reference");
   app.add_flag("--no-graphs", options.no_graphs,
                "Enqueue every decode anew, and not as a CUDA graph");
   app.add_option("--warmup", options.run.warmup_s,
@@ -399,8 +461,8 @@ int parse_and_run(int argc, char** argv) {
       ->check(CLI::Range(1, 3600000))
       ->capture_default_str();
   app.add_option("--fault", options.fault,
-                 "What one rank does wrong, to see what others make of it: kill:1, kill-later:1, "
-                 "stop:1, shape:1, error:1");
+                 "What one rank does wrong, to see what others make of it, and how soon: kill:1, "
+                 "kill-later:1, stop:1, shape:1, error:1");
   app.add_flag("--print-nccl", options.print_nccl,
                "Print NCCL's version, or why --ranks cannot decode on GPUs here, then exit with 1");
   app.add_flag("--predict", options.predict,
@@ -412,6 +474,9 @@ int parse_and_run(int argc, char** argv) {
   auto* out = app.add_option("--out", options.out, "Write a report here (.json)");
   app.add_flag("--append", options.append, "Add to the report that is there, if one is")
       ->needs(out);
+  for (CLI::Option* other : {mode, exchange, shape, slices, turn, times, no_check}) {
+    conformance->excludes(other);  // it has its own
+  }
   add_choice_table(&app);
   app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;

@@ -42,7 +42,7 @@ class RankRun {
     if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
     MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
     MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
-    if (seat_.rank == 0) {
+    if (reports()) {
       (*report_)["machine"] = machine_->description();
       (*report_)["ranks"] = seat_.ranks;
     }
@@ -58,16 +58,27 @@ class RankRun {
   }
 
   Rendezvous* world() const { return world_.get(); }
+  bool reports() const { return seat_.rank == reporting_rank(options_); }
+  /// By this rank's clock. Less than 0: there was none yet.
+  double seconds_since_fault() const { return fault_us_ < 0 ? -1 : 1e-6 * (host_us() - fault_us_); }
 
  private:
-  /// Meets the ranks that share pages with this one, `pages` of them.
+  /// Meets the ranks that share pages with this one, `pages` of them. One alone exchanges nothing and needs no NCCL.
   Status connect(int pages) {
     if (transport_ != nullptr && transport_->ranks() == pages) return {};
     MLA_RETURN_IF_ERROR(disconnect());
+    if (pages == 1) {
+      std::vector<std::unique_ptr<Transport>> alone;
+      MLA_RETURN_IF_ERROR(make_thread_transports(1, options_.time_limit, &alone));
+      transport_ = std::move(alone[0]);
+      api_ = nullptr;
+      return make_rank_clock(
+          *machine_, [this](Stream) { return machine_->synchronize(); }, &clock_);
+    }
     std::unique_ptr<Rendezvous> group;
     MLA_RETURN_IF_ERROR(join_group(*world_, seat_.hub, seat_.rank / pages, pages, &hub_, &group));
     MLA_RETURN_IF_ERROR(make_transport_(seat_, pages, std::move(group), &transport_, &api_));
-    if (seat_.rank == 0 && api_ != nullptr) (*report_)["nccl"] = api_->description();
+    if (reports() && api_ != nullptr) (*report_)["nccl"] = api_->description();
     return make_rank_clock(
         *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_);
   }
@@ -87,8 +98,8 @@ class RankRun {
     DecodeCase spec = one.shape.spec;
     if (is_faulty(Fault::kShape)) {
       if (spec.lengths.empty()) {
-        spec.batch = std::max(1, spec.batch - 1);
-      } else if (spec.lengths.size() > 1) {
+        --spec.batch;
+      } else {
         spec.lengths.pop_back();
       }
     }
@@ -108,6 +119,7 @@ class RankRun {
     MLA_RETURN_IF_ERROR(status);
     std::vector<std::string> all;
     MLA_RETURN_IF_ERROR(world_->share("ready", &all));
+    if (options_.fault != Fault::kNone) fault_us_ = host_us();  // all leave the share together
     misbehave(Fault::kKill);
     misbehave(Fault::kStop);
     Workspace lent = workspace;
@@ -119,16 +131,27 @@ class RankRun {
     };
     int whole_handle = 0;
     MLA_RETURN_IF_ERROR(clock_->prepare(decode_whole, use_graphs(), &whole_handle));
-    MLA_RETURN_IF_ERROR(machine_->fill(data.out.data(), 0xff, data.out.bytes(), clock_->stream()));
-    MLA_RETURN_IF_ERROR(machine_->fill(data.lse.data(), 0xff, data.lse.bytes(), clock_->stream()));
-    misbehave(Fault::kKillLater);
-    MLA_RETURN_IF_ERROR(clock_->run(whole_handle, 1, nullptr));
+    if (options_.fault == Fault::kKillLater) MLA_RETURN_IF_ERROR(repeat_amid_kill(whole_handle));
+    const auto decode_anew = [&](RankOutputs* outputs) -> Status {
+      MLA_RETURN_IF_ERROR(
+          machine_->fill(data.out.data(), 0xff, data.out.bytes(), clock_->stream()));
+      MLA_RETURN_IF_ERROR(
+          machine_->fill(data.lse.data(), 0xff, data.lse.bytes(), clock_->stream()));
+      MLA_RETURN_IF_ERROR(clock_->run(whole_handle, 1, nullptr));
+      return options_.repeat ? read_outputs(*machine_, data, outputs) : Status();
+    };
+    RankOutputs outputs, again;
+    MLA_RETURN_IF_ERROR(decode_anew(&outputs));
+    if (options_.repeat) MLA_RETURN_IF_ERROR(decode_anew(&again));
 
     Json row = row_of(one, whole, data);
     if (options_.check) {
       double share = 0;
-      const Status right =
-          compare_rank(*machine_, whole, data, expected(), rows_, one.division.pages > 1, &share);
+      Status right = same_bits(outputs, again);
+      if (right.ok()) {
+        right =
+            compare_rank(*machine_, whole, data, expected(), rows_, one.division.pages > 1, &share);
+      }
       MLA_RETURN_IF_ERROR(world_->share(right.ok() ? "" : right.message(), &all));
       row["wrong"] = Json::array();
       for (size_t rank = 0; rank < all.size(); ++rank) {
@@ -143,7 +166,7 @@ class RankRun {
       MLA_RETURN_IF_ERROR(take_timeline(data, lent, whole_handle, &timeline, &phases));
     }
     clock_->forget(whole_handle);
-    if (seat_.rank == 0) {
+    if (reports() && options_.fault == Fault::kNone) {
       print(row);
       (*report_)["rows"].push_back(row);
       if (options_.timeline) {
@@ -222,7 +245,8 @@ class RankRun {
   };
 
   /// The times of one case, each the longest of all ranks'. All are taken in turns, so that a GPU that gets slower
-  /// as it gets warm makes none of them look better.
+  /// as it gets warm makes none of them look better. What a decode consists of is timed several to a graph, so that
+  /// what a graph costs beside is not in it, and the decode both ways: parts can be added up to it.
   Status take_times(const ParallelCase& one, const DataSet& whole, RankData& data,
                     const Workspace& workspace, int whole_handle, Json* row) {
     const double heavy = options_.warmup_s >= 0 ? options_.warmup_s : stage_->sustained_warmup_s;
@@ -233,25 +257,33 @@ class RankRun {
       timed.push_back({name, 0, per_run, warmup});
       return clock_->prepare(enqueue, use_graphs(), &timed.back().handle);
     };
+    const auto together = [](const auto& enqueue) {
+      return [enqueue](Stream stream) -> Status {
+        for (int i = 0; i < kTogether; ++i) MLA_RETURN_IF_ERROR(enqueue(stream));
+        return {};
+      };
+    };
     const auto half = [&](auto function) {
       return [&, function](Stream stream) {
         return function(*stage_, data.problem, data.tensors, data.settings, *transport_, workspace,
                         stream);
       };
     };
-    MLA_RETURN_IF_ERROR(add("share_us", half(decode_share), 1, heavy));
+    (*row)["together"] = kTogether;
+    MLA_RETURN_IF_ERROR(add("together_us", together(half(decode_parallel)), kTogether, heavy));
+    MLA_RETURN_IF_ERROR(add("share_us", together(half(decode_share)), kTogether, heavy));
 
     const Exchange kind = data.settings.exchange;
     const int ranks = one.division.pages;
     ExchangeBuffers buffers;
     if (ranks > 1) {
-      MLA_RETURN_IF_ERROR(add("merge_us", half(merge_shares), 1, light));
+      MLA_RETURN_IF_ERROR(add("merge_us", together(half(merge_shares)), kTogether, light));
       (*row)["bytes_sent"] = exchange_bytes(data.problem, kind, ranks) * (ranks - 1);
       MLA_RETURN_IF_ERROR(buffers.make(*machine_, data.problem, kind, ranks));
       // The exchange without the merge, as the decode does it.
-      MLA_RETURN_IF_ERROR(add(
-          "exchange_us", [&](Stream stream) { return exchange(buffers, kind, stream); }, 1, light));
-      // NCCL's collectives for the same bytes, several in one graph, so that what a graph costs beside is not in it.
+      const auto as_decode = [&](Stream stream) { return exchange(buffers, kind, stream); };
+      MLA_RETURN_IF_ERROR(add("exchange_us", together(as_decode), kTogether, light));
+      // NCCL's collectives for the same bytes.
       const auto alone = [&](Stream stream) { return exchange_alone(buffers, kind, stream); };
       if (api_ != nullptr) MLA_RETURN_IF_ERROR(add("nccl_us", alone, kTogether, light));
     }
@@ -280,6 +312,7 @@ class RankRun {
 
   /// Every rank runs it equally often.
   Status time(Timed* what) {
+    const int at_once = RankClock::kMostAtOnce / what->per_run;
     double guess = 0;
     MLA_RETURN_IF_ERROR(clock_->run(what->handle, 3, &guess));
     MLA_RETURN_IF_ERROR(longest(&guess));
@@ -287,10 +320,10 @@ class RankRun {
       return static_cast<int>(
           std::clamp(1e6 * seconds / std::max(guess, 1.0), 1.0 * least, 1.0 * most));
     };
-    MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(what->warmup, 3, 100000), nullptr));
+    MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(what->warmup, 3, 100000), nullptr, at_once));
     for (int i = 0; i < 3; ++i) {
       double us = 0;
-      MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(0.03, 5, 2000), &us));
+      MLA_RETURN_IF_ERROR(clock_->run(what->handle, runs(0.03, 5, 2000), &us, at_once));
       what->samples.push_back(us / what->per_run);
     }
     return {};
@@ -405,19 +438,48 @@ class RankRun {
     }
   }
 
+  /// The rank that is to be killed is, some time later, while all repeat a decode and wait for nothing else.
+  Status repeat_amid_kill(int handle) {
+    using Clock = std::chrono::steady_clock;
+    constexpr std::chrono::milliseconds kLater{500};
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("repeat", &all));
+    const auto at = Clock::now() + kLater;
+    fault_us_ = host_us() + 1e3 * static_cast<double>(kLater.count());
+    if (is_faulty(Fault::kKillLater)) {
+      std::thread([at] {
+        std::this_thread::sleep_until(at);
+        raise(SIGKILL);
+      }).detach();
+    }
+    while (Clock::now() < at + 3 * options_.time_limit) {
+      MLA_RETURN_IF_ERROR(clock_->run(handle, RankClock::kMostAtOnce, nullptr));
+    }
+    return {};
+  }
+
+  /// What was run, and not what was asked for. A stage that chooses does so for what it decodes.
   Json row_of(const ParallelCase& one, const DataSet& whole, const RankData& data) const {
+    const int pages = one.division.pages;
     std::string stage = stage_->slug;
-    if (Choice choice; stage == kAutoSlug &&
-                       choose(options_.machine, data.problem, machine_->limits(), &choice).ok()) {
-      stage = name_of(choice);
+    if (stage == kAutoSlug) {
+      std::vector<std::string> names;
+      for (const Problem& decoded : decoded_problems(data.problem, data.settings, pages)) {
+        Choice choice;
+        if (!choose(options_.machine, decoded, machine_->limits(), &choice).ok()) continue;
+        if (std::find(names.begin(), names.end(), name_of(choice)) != names.end()) continue;
+        names.push_back(name_of(choice));
+      }
+      if (!names.empty()) stage = fmt::format("{}", fmt::join(names, " + "));
     }
     return {{"shape", one.shape.name},
             {"mode", one.mode},
             {"ranks", seat_.ranks},
             {"page_ranks", one.division.pages},
             {"pages_per_turn", data.settings.pages_per_turn},
-            {"exchange", to_string(data.settings.exchange)},
-            {"slices", data.settings.slices},
+            {"exchange", pages > 1 ? to_string(data.settings.exchange) : "none"},
+            {"slices",
+             pages > 1 ? std::clamp(data.settings.slices, 1, std::max(1, data.problem.batch)) : 1},
             {"stage", stage},
             {"tokens", whole.total_tokens()},
             {"cache_bytes", data.cache_bytes}};
@@ -429,7 +491,7 @@ class RankRun {
                     row["mode"].get<std::string>(), row["exchange"].get<std::string>(),
                     row["slices"].get<int>(), row["stage"].get<std::string>());
     for (const char* name :
-         {"one_us", "whole_us", "share_us", "merge_us", "exchange_us", "nccl_us"}) {
+         {"one_us", "whole_us", "together_us", "share_us", "merge_us", "exchange_us", "nccl_us"}) {
       if (row.contains(name) && row[name].is_number()) {
         line += fmt::format("  {} {:.1f}", std::string(name, std::string(name).size() - 3),
                             row[name].get<double>());
@@ -465,9 +527,32 @@ class RankRun {
   std::string truth_;
   std::vector<QueryRow> rows_;
   bool any_wrong_ = false;
+  double fault_us_ = -1;
 };
 
 }  // namespace
+
+const char* to_string(Fault fault) {
+  switch (fault) {
+    case Fault::kKill:
+      return "is killed before its first exchange";
+    case Fault::kKillLater:
+      return "is killed amid decodes that all repeat";
+    case Fault::kStop:
+      return "does not come";
+    case Fault::kShape:
+      return "decodes another shape";
+    case Fault::kError:
+      return "has an argument that is refused";
+    case Fault::kNone:
+      break;
+  }
+  return "does nothing wrong";
+}
+
+int reporting_rank(const ParallelOptions& options) {
+  return options.fault != Fault::kNone && options.faulty_rank == 0 ? 1 : 0;
+}
 
 Status divide(const std::string& mode, int ranks, Division* division) {
   *division = {};
@@ -499,9 +584,23 @@ int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTranspo
   Status status = rank.begin();
   const bool has_begun = status.ok();
   if (status.ok()) status = rank.run();
+  const double since_fault = rank.seconds_since_fault();
+  if (status.ok() && since_fault >= 0) {
+    status = {StatusCode::kRankFailed, "the fault was not noticed"};
+  } else if (since_fault >= 0 && rank.reports()) {
+    (*report)["fault"] = {{"fault", to_string(options.fault)},
+                          {"rank", options.faulty_rank},
+                          {"ranks", seat.ranks},
+                          {"shape", options.cases[0].shape.name},
+                          {"time_limit_ms", options.time_limit.count()},
+                          {"status", status.to_string()},
+                          {"seconds", since_fault}};
+  }
   if (status.ok()) return rank.any_wrong() ? kWrong : kRight;
   if (rank.world() != nullptr) rank.world()->fail(status);
-  fmt::print(stderr, "mla_parallel: rank {} after {:.1f} s: {}\n", seat.rank, seconds_since(begin),
+  fmt::print(stderr, "mla_parallel: rank {}, {}: {}\n", seat.rank,
+             since_fault >= 0 ? fmt::format("{:.3f} s after the fault", since_fault)
+                              : fmt::format("after {:.1f} s", seconds_since(begin)),
              status.to_string());
   return has_begun ? kWrong : kNothingRun;
 }

@@ -18,11 +18,14 @@ namespace mla::bench {
 enum class Fault {
   kNone,
   kKill,       ///< It is killed before its first exchange.
-  kKillLater,  ///< It is killed once decodes are repeated, as graphs on a GPU.
+  kKillLater,  ///< It is killed amid decodes that all repeat, as graphs on a GPU.
   kStop,       ///< It does not come, and does not end.
   kShape,      ///< It decodes a sequence less.
   kError,      ///< Its workspace is too small.
 };
+
+/// "is killed before its first exchange"
+const char* to_string(Fault fault);
 
 /// One decode to check or time.
 struct ParallelCase {
@@ -38,15 +41,19 @@ struct ParallelOptions {
   std::string stage = "auto";
   std::vector<ParallelCase> cases;
   bool check = false, times = false, graphs = true;
+  bool repeat = false;    ///< Each case has two decodes, whose bits must be the same.
   bool timeline = false;  ///< Of each case, in which all ranks must share pages.
   double warmup_s = -1;   ///< Less than 0: the stage's own.
   int rounds = 3;         ///< Of times, in which all that is timed takes turns; medians are taken.
-  Fault fault = Fault::kNone;
+  Fault fault = Fault::kNone;  ///< In the first case, in which all ranks must share pages.
   int faulty_rank = 0;
   std::chrono::milliseconds time_limit{10000};
 };
 
-/// Makes the end of this rank's group. `api` is what it goes through, or null where it is no NCCL.
+/// The rank that prints, and gets the report: 0, or another if that is to fail.
+int reporting_rank(const ParallelOptions& options);
+
+/// Makes the end of this rank's group, of two or more. `api` is what it goes through, or null where it is no NCCL.
 using MakeTransport =
     std::function<Status(const Seat&, int group_ranks, std::unique_ptr<Rendezvous>,
                          std::unique_ptr<Transport>*, NcclApi** api)>;
@@ -55,8 +62,9 @@ using MakeTransport =
 /// @return kInvalidArgument for a mode that is none, and for "both" of fewer than four ranks or an odd number
 Status divide(const std::string& mode, int ranks, Division* division);
 
-/// Does all cases as one rank. Rank 0 prints a line for each, and gets the report of all.
-/// @return the exit code
+/// Does all cases as one rank. One rank prints a line for each, and gets the report of all: of a fault no rows, but
+/// what it made of it.
+/// @return the exit code; of a fault never kRight
 int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTransport& make_transport,
              nlohmann::ordered_json* report);
 

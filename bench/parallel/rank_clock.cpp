@@ -17,8 +17,12 @@ double host_us() {
       .count();
 }
 
-Status RankClock::run(int handle, int runs, double* us) {
-  const int pieces = (runs + kMostAtOnce - 1) / kMostAtOnce;
+int gpu_of_rank(int local_rank, int visible) {
+  return visible == 1 ? 0 : local_rank;
+}
+
+Status RankClock::run(int handle, int runs, double* us, int most) {
+  const int pieces = (runs + most - 1) / most;
   double all_us = 0;
   for (int64_t piece = 0; piece < pieces; ++piece) {  // of the same length but for one
     const int64_t first = piece * runs / pieces, end = (piece + 1) * runs / pieces;

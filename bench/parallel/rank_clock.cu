@@ -22,7 +22,10 @@ int count_gpus() {
   return WEXITSTATUS(status);
 }
 
-Status use_gpu(int index) {
+Status use_gpu(int local_rank) {
+  int visible = 0;
+  MLA_RETURN_IF_ERROR(cuda_status(cudaGetDeviceCount(&visible), "cudaGetDeviceCount"));
+  const int index = gpu_of_rank(local_rank, visible);
   return cuda_status(cudaSetDevice(index), "GPU " + std::to_string(index));
 }
 

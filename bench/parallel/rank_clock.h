@@ -15,8 +15,12 @@ namespace mla::bench {
 /// survive a fork.
 int count_gpus();
 
-/// Makes GPU `index` the current one.
-Status use_gpu(int index);
+/// The GPU of a rank of this host, of those that its process sees: the one that a launcher shows it, if that is one
+/// alone.
+int gpu_of_rank(int local_rank, int visible);
+
+/// Makes the GPU of a rank of this host the current one.
+Status use_gpu(int local_rank);
 
 /// What a rank's decode was at, from when on.
 struct TimedMark {
@@ -61,11 +65,11 @@ class RankClock {
   virtual Stream stream() const = 0;
   /// Does it once, waits, and keeps it: as a CUDA graph, if `as_graph`, or to be enqueued again.
   virtual Status prepare(const Enqueue& enqueue, bool as_graph, int* handle) = 0;
-  /// Does it `runs` times, in pieces of no more than kMostAtOnce.
+  /// Does it `runs` times, in pieces of no more than `most`.
   /// @param us  if not null, the mean of one. Each piece has then one run more, before time is taken: ranks come to a
   ///            piece one after the other, and where they exchange anything they leave its first run together. On the
   ///            model 0
-  Status run(int handle, int runs, double* us);
+  Status run(int handle, int runs, double* us, int most = kMostAtOnce);
   /// Forgets it, before memory that it uses is freed.
   virtual void forget(int handle) = 0;
   /// Of this clock's stream. What is enqueued with it must be forgotten before it ends.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace mla::bench {
 namespace {
@@ -138,6 +139,52 @@ Status make_rank_data(Machine& machine, const DataSet& whole, const Division& di
   return machine.synchronize();
 }
 
+std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
+                                      int ranks) {
+  if (ranks == 1) return {problem};
+  std::vector<Problem> decoded;
+  const int slices = std::clamp(settings.slices, 1, std::max(1, problem.batch));
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    Problem bulk = problem;
+    bulk.batch =
+        static_cast<int>((slice + 1) * problem.batch / slices - slice * problem.batch / slices);
+    bulk.causal = false;
+    bulk.max_pages_per_seq =
+        share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
+    decoded.push_back(bulk);
+    if (!problem.causal || problem.seqlen_q == 1) continue;
+    Problem tail = bulk;
+    tail.batch *= problem.seqlen_q;
+    tail.seqlen_q = 1;
+    tail.max_pages_per_seq = static_cast<int>(
+        pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
+    decoded.push_back(tail);
+  }
+  return decoded;
+}
+
+Status read_outputs(Machine& machine, const RankData& data, RankOutputs* outputs) {
+  outputs->out.resize(data.out.bytes() / sizeof(uint16_t));
+  outputs->lse.resize(data.lse.bytes() / sizeof(float));
+  MLA_RETURN_IF_ERROR(machine.copy_to_host(outputs->out.data(), data.out.data(), data.out.bytes()));
+  return machine.copy_to_host(outputs->lse.data(), data.lse.data(), data.lse.bytes());
+}
+
+Status same_bits(const RankOutputs& first, const RankOutputs& second) {
+  const auto compare = [](const char* name, const auto& one, const auto& other) -> Status {
+    if (one.size() == other.size()) {
+      size_t i = 0;
+      while (i < one.size() && std::memcmp(&one[i], &other[i], sizeof one[i]) == 0) ++i;
+      if (i == one.size()) return {};
+      return {StatusCode::kInvalidArgument,
+              std::string(name) + "[" + std::to_string(i) + "]: a second decode has other bits"};
+    }
+    return {StatusCode::kInvalidArgument, std::string(name) + " has another size"};
+  };
+  MLA_RETURN_IF_ERROR(compare("out", first.out, second.out));
+  return compare("lse", first.lse, second.lse);
+}
+
 Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data,
                     const ReferenceResult& expected, const std::vector<QueryRow>& rows,
                     bool is_merged, double* share) {
@@ -145,10 +192,11 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
   const int queries = all.seqlen_q, sequences = data.problem.batch;
   const auto heads =
       static_cast<int>(data.out.bytes() / 2 / kHeadDimV / static_cast<size_t>(sequences * queries));
-  std::vector<uint16_t> out(data.out.bytes() / 2), some_out;
-  std::vector<float> lse(data.lse.bytes() / 4), some_lse;
-  MLA_RETURN_IF_ERROR(machine.copy_to_host(out.data(), data.out.data(), data.out.bytes()));
-  MLA_RETURN_IF_ERROR(machine.copy_to_host(lse.data(), data.lse.data(), data.lse.bytes()));
+  RankOutputs outputs;
+  MLA_RETURN_IF_ERROR(read_outputs(machine, data, &outputs));
+  const auto& [out, lse] = outputs;
+  std::vector<uint16_t> some_out;
+  std::vector<float> some_lse;
   ReferenceResult part;
   std::vector<QueryRow> chosen = rows;
   for (int i = 0; rows.empty() && i < all.batch * queries; ++i) {

@@ -45,7 +45,10 @@ def where(data):
 
 
 def caption(data):
-    return (f"{where(data)} Medians of CUDA graphs back to back, the slower rank's.")
+    together = next((row["together"] for row in timed(data) if "together" in row), None)
+    return (f"{where(data)} Medians of CUDA graphs back to back, the slowest rank's." + (
+        f" *One GPU* and *all* have a graph for each decode; the columns after them have {together} in a graph, so what a graph costs "
+        f"beside is not in them, and they can be added." if together else ""))
 
 
 def times_parts(data, scale, table):
@@ -61,10 +64,12 @@ def times_parts(data, scale, table):
     def model(row):
         one = predicted(scale, row)
         return us(one["us"]) if one else None
-    columns = [("shape", lambda row: shape_title(row["shape"])),
+    together = [("all, several per graph", of("together_us"))] * any("together_us" in row for row in rows)
+    gpus = [("GPUs", lambda row: str(row["ranks"]))] * (len(unique(row["ranks"] for row in rows)) > 1)
+    columns = [("shape", lambda row: shape_title(row["shape"])), *gpus,
                ("shared", lambda row: way(row) + (f", {row['slices']} slices" if row["slices"] > 1 else "")),
                ("one GPU", of("one_us")), ("all", of("whole_us")),
-               ("of one", lambda row: f"{row['whole_us'] / row['one_us']:.3f}"),
+               ("of one", lambda row: f"{row['whole_us'] / row['one_us']:.3f}"), *together,
                ("decode of the share", of("share_us")), ("exchange and merge", of("merge_us")), ("exchange", of("exchange_us")),
                ("NCCL alone", of("nccl_us")), ("predicted", model), ("predicted / measured", ratio)]
     close = [one["us"] / row["whole_us"] for row in rows if (one := predicted(scale, row))]
@@ -82,7 +87,9 @@ def conformance_parts(data, table):
 def faults_parts(data, table):
     if not data or not data.get("faults"):
         return []
-    return [table([("rank 1 or 0", lambda one: one["fault"]), ("another rank's status", lambda one: f"`{one['status']}`"),
+    def what(one):
+        return f"rank {one['rank']} {one['fault']}" if "rank" in one else one["fault"]
+    return [table([("a rank", what), ("another rank's status", lambda one: f"`{one['status']}`"),
                    ("after", lambda one: f"{significant(one['seconds'], 2)} s")], data["faults"])]
 
 

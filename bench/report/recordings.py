@@ -268,6 +268,8 @@ def parallel_problems(data):
             found.append(f"{name}: a result is wrong")
     for one in data.get("conformance", []):
         found += lacking("conformance", one, ["ranks", "cases", "wrong"])
+    for one in data.get("faults", []):
+        found += lacking("fault", one, ["fault", "status", "seconds"])
     for one in data.get("timelines", []):
         found += lacking("timeline", one, REQUIRED_TIMELINE)
         for phase in one.get("phases", []):

@@ -28,8 +28,9 @@ expect 0 "batch " --ranks 2 "${small[@]}" --mode heads,batch
 expect 0 "right" --ranks 2 --shape h4_q1_k130+64_fp8_tile128 --stage 12
 
 for rank in 0 1 2; do
-  expect 1 "mla_parallel: rank $rank after" --ranks 3 "${small[@]}" --fault shape:1
+  expect 1 "mla_parallel: rank $rank, " --ranks 3 "${small[@]}" --fault shape:1
 done
+expect 1 "s after the fault: " --ranks 3 "${small[@]}" --fault shape:1
 expect 1 "rank 0 calls all_gather of" --ranks 3 "${small[@]}" --fault shape:1
 expect 1 "rank 2 failed: workspace too small" --ranks 3 "${small[@]}" --fault error:2
 expect 1 "did not come to all_gather of" --ranks 2 "${small[@]}" --fault stop:1 --time-limit 1000
@@ -39,6 +40,14 @@ expect 2 "none not in {context,heads,batch,both}" --ranks 3 "${small[@]}" --mode
 expect 2 "ranks = 3 must be 4 or more, and even" --ranks 3 "${small[@]}" --mode both
 expect 2 "the model has none" --ranks 2 "${small[@]}" --times
 expect 2 "a thread cannot be killed" --ranks 2 "${small[@]}" --fault kill:1
+# What nobody could notice: a sequence less of one, and where nothing is exchanged.
+expect 2 "h8_q1_b1_k200 has no two" --ranks 2 --stage 04 --shape h8_q1_b1_k200 --fault shape:1
+expect 2 "--fault is of two ranks or more that share pages" --ranks 2 "${small[@]}" --mode batch --fault shape:1
+expect 2 "--fault is of two ranks or more that share pages" --ranks 1 "${small[@]}" --fault error:0
+# A conformance run has cases of its own.
+for other in "--mode heads" "--shape h8_q1_b1_k64" "--exchange all_gather" "--slices 2" "--pages-per-turn 0" --times --no-check; do
+  expect 2 " excludes --" --ranks 2 --conformance $other
+done
 expect 2 'fault "shape:2" must be' --ranks 2 "${small[@]}" --fault shape:2
 expect 2 'fault "burn:1" must be' --ranks 2 "${small[@]}" --fault burn:1
 expect 2 "there is no stage" --ranks 2 --stage 77 --shape h8_q1_b1_k64
@@ -59,6 +68,34 @@ expect 0 "heads " --ranks 2 "${small[@]}" --mode context,heads,batch --out "$rep
   echo "not four rows after a second run" >&2
   failed=1
 }
+# Rows say what was run: one sequence has one slice, and ranks that share no pages exchange nothing.
+expect 0 "slices 1" --ranks 3 --stage 04 --shape h8_q1_b1_k200 --slices 2 --out "$report" --append
+python3 - "$report" << 'END' || failed=1
+import json, sys
+report = json.load(open(sys.argv[1]))
+assert [row["exchange"] for row in report["rows"]] == ["all_gather", "all_gather", "none", "none", "all_gather"], report["rows"]
+assert report["rows"][-1]["slices"] == 1, report["rows"][-1]
+assert [row["ranks"] for row in report["rows"]] == [2, 2, 2, 2, 3] and report["context"]["ranks"] == 3, report
+END
+# What another commit, or a GPU, has recorded is not added to.
+for what in commit machine; do
+  sed "s/\"$what\": \"[^\"]*\"/\"$what\": \"other\"/" "$report" > "$folder/$what.json"
+  expect 2 "the report that is there is of $what \"other\", this run of" --ranks 2 "${small[@]}" --out "$folder/$what.json" --append
+done
+# A fault is a row of the report: what another rank made of it, and when.
+faults=$folder/faults.json
+expect 1 "after the fault: " --ranks 2 "${small[@]}" --fault shape:1 --out "$faults" --append
+expect 1 "after the fault: " --ranks 2 "${small[@]}" --fault error:0 --out "$faults" --append
+expect 1 "after the fault: " --ranks 2 "${small[@]}" --fault stop:1 --time-limit 1000 --out "$faults" --append
+python3 - "$faults" << 'END' || failed=1
+import json, sys
+report = json.load(open(sys.argv[1]))
+shape, error, stop = report["faults"]
+assert report["rows"] == [], report
+assert shape["fault"] == "decodes another shape" and shape["rank"] == 1 and "rank 0 calls all_gather of" in shape["status"], shape
+assert error["rank"] == 0 and "rank 0 failed: workspace too small" in error["status"], error  # rank 1 tells it
+assert "did not come" in stop["status"] and 1 <= stop["seconds"] < 3, stop
+END
 echo '{}' > "$folder/other.json"
 expect 2 "is no report of mla_parallel" --ranks 2 "${small[@]}" --out "$folder/other.json" --append
 expect 0 "context, all_gather" --predict --shape h128_q1_b1_k1000000 --out "$report"

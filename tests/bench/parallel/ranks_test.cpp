@@ -1,10 +1,16 @@
 // How ranks are started: by the environment of a launcher, or as processes, one of which may be killed.
 #include "bench/parallel/ranks.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
 
 #include "bench/parallel/parallel_run.h"
 #include "tests/status_matchers.h"
@@ -72,6 +78,13 @@ TEST(Seat, WhatIsNoneIsRefused) {
   EXPECT_EQ(refused({{"PMI_SIZE", "2"}}), "PMI_SIZE is set, and no number of this rank");
 }
 
+TEST(Gpu, IsTheOneThatALauncherShows) {
+  EXPECT_EQ(gpu_of_rank(3, 8), 3);
+  EXPECT_EQ(gpu_of_rank(0, 2), 0);
+  EXPECT_EQ(gpu_of_rank(3, 1), 0);
+  EXPECT_EQ(gpu_of_rank(3, 2), 3);  // there is no such GPU, and CUDA says so
+}
+
 // What a rank does: joins, and tells and hears the others.
 int talk(const Seat& seat, milliseconds limit, int killed) {
   std::unique_ptr<Rendezvous> world, group;
@@ -128,6 +141,236 @@ TEST(Processes, OneThatHangsIsEnded) {
       &code));
   EXPECT_EQ(code, 7);
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
+}
+
+// ---- What rows say
+
+std::vector<Problem> decoded;
+const Stage* decodes = nullptr;
+
+TEST(DecodedProblems, AreWhatAStageIsAsked) {
+  decodes = find_stage(MachineKind::kModel, "04");
+  ASSERT_NE(decodes, nullptr);
+  Stage stage = *decodes;
+  stage.decode = [](const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
+                    void* scratch, const DeviceLimits& limits, Stream stream) {
+    decoded.push_back(problem);
+    return decodes->decode(problem, tensors, plan, scratch, limits, stream);
+  };
+  for (const char* name : {"h4_q1_k200+3+70", "h4_q3_k200+3+70_causal", "h4_q3_k200+3+70"}) {
+    for (const int ranks : {1, 2, 3}) {
+      for (const int slices : {1, 2, 5}) {
+        for (const int turn : {0, 1}) {
+          SCOPED_TRACE(std::string(name) + " " + std::to_string(ranks) + " " +
+                       std::to_string(slices) + " " + std::to_string(turn));
+          Shape shape;
+          ASSERT_OK(parse_shape(name, &shape));
+          Division division;
+          division.pages = ranks;
+          division.settings = {turn, Exchange::kAllGather, slices};
+          RankData data;
+          ASSERT_OK(make_rank_data(model_machine(), make_data_set(shape.spec), division, 0, &data));
+          std::vector<std::unique_ptr<Transport>> transports;
+          ASSERT_OK(make_thread_transports(ranks, milliseconds(100), &transports));
+          size_t bytes = 0;
+          ASSERT_OK(parallel_workspace_bytes(stage, data.problem, data.settings, ranks, &bytes));
+          DeviceBuffer workspace;
+          ASSERT_OK(workspace.allocate(model_machine(), bytes));
+          decoded.clear();
+          ASSERT_OK(decode_share(stage, data.problem, data.tensors, data.settings, *transports[0],
+                                 workspace));
+          const auto told = decoded_problems(data.problem, data.settings, ranks);
+          ASSERT_EQ(told.size(), decoded.size());
+          for (size_t i = 0; i < told.size(); ++i) {
+            EXPECT_EQ(told[i].batch, decoded[i].batch);
+            EXPECT_EQ(told[i].seqlen_q, decoded[i].seqlen_q);
+            EXPECT_EQ(told[i].num_heads_q, decoded[i].num_heads_q);
+            EXPECT_EQ(told[i].causal, decoded[i].causal);
+            EXPECT_EQ(told[i].max_pages_per_seq, decoded[i].max_pages_per_seq);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(SameBits, AreNotEqualNumbers) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const RankOutputs first{{1, 2}, {0.0f, nan}};
+  EXPECT_OK(same_bits(first, first));
+  RankOutputs other = first;
+  other.lse[0] = -0.0f;
+  EXPECT_EQ(same_bits(first, other).message(), "lse[0]: a second decode has other bits");
+  other = first;
+  other.out[1] = 3;
+  EXPECT_EQ(same_bits(first, other).message(), "out[1]: a second decode has other bits");
+  other = first;
+  other.out.pop_back();
+  EXPECT_EQ(same_bits(first, other).message(), "out has another size");
+}
+
+// Rank 0's end of a group, whose third exchange brings it other last bits.
+class Inexact final : public Transport {
+ public:
+  explicit Inexact(std::unique_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  int rank() const override { return transport_->rank(); }
+  int ranks() const override { return transport_->ranks(); }
+  Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
+    const Status status = transport_->all_gather(send, receive, bytes, stream);
+    if (rank() == 0 && ++calls_ == 3) {
+      auto* from_rank_1 = reinterpret_cast<uint16_t*>(static_cast<char*>(receive) + bytes);
+      for (int i = 0; i < kHeadDimV; ++i) from_rank_1[i] ^= 1;
+    }
+    return status;
+  }
+  Status all_to_all(const void*, void*, size_t, Stream) override { return {}; }
+  Status reduce_scatter(const float*, float*, size_t, Stream) override { return {}; }
+  Status join(Stream stream) override { return transport_->join(stream); }
+  Status wait(Stream stream) override { return transport_->wait(stream); }
+  void fail(const Status& why) override { transport_->fail(why); }
+
+ private:
+  std::unique_ptr<Transport> transport_;
+  int calls_ = 0;
+};
+
+TEST(Repeat, ADecodeThatIsNotTheSameAgainIsWrong) {
+  for (const bool repeat : {false, true}) {
+    ParallelOptions options;
+    options.stage = "04";
+    options.check = true;
+    options.repeat = repeat;
+    options.time_limit = milliseconds(60000);
+    ParallelCase one;
+    ASSERT_OK(parse_shape("h4_q1_b1_k200", &one.shape));
+    ASSERT_OK(divide(one.mode = "context", 2, &one.division));
+    options.cases = {one};
+    std::vector<std::unique_ptr<Transport>> transports;
+    ASSERT_OK(make_thread_transports(2, options.time_limit, &transports));
+    const MakeTransport make = [&](const Seat& seat, int, std::unique_ptr<Rendezvous>,
+                                   std::unique_ptr<Transport>* transport, NcclApi**) -> Status {
+      *transport = std::make_unique<Inexact>(std::move(transports[size_t(seat.rank)]));
+      return {};
+    };
+    std::vector<nlohmann::ordered_json> reports(2);
+    int code = -1;
+    ASSERT_OK(run_threads(
+        2, options.time_limit,
+        [&](const Seat& seat) {
+          return run_rank(options, seat, make, &reports[size_t(seat.rank)]);
+        },
+        &code));
+    // The one decode that is checked is right.
+    EXPECT_EQ(code, repeat ? 1 : 0);
+    const auto& wrong = reports[0]["rows"][0]["wrong"];
+    ASSERT_EQ(wrong.size(), repeat ? 1U : 0U);
+    if (repeat) {
+      EXPECT_NE(wrong[0].get<std::string>().find("a second decode has other bits"),
+                std::string::npos);
+    }
+  }
+}
+
+// A transport between processes: through the group's hub.
+class OverHub final : public Transport {
+ public:
+  explicit OverHub(std::unique_ptr<Rendezvous> group) : group_(std::move(group)) {}
+  int rank() const override { return group_->rank(); }
+  int ranks() const override { return group_->ranks(); }
+  Status all_gather(const void* send, void* receive, size_t bytes, Stream) override {
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(group_->share({static_cast<const char*>(send), bytes}, &all));
+    for (const std::string& one : all) {
+      receive = std::copy(one.begin(), one.end(), static_cast<char*>(receive));
+    }
+    return {};
+  }
+  Status all_to_all(const void*, void*, size_t, Stream) override { return {}; }
+  Status reduce_scatter(const float*, float*, size_t, Stream) override { return {}; }
+  Status join(Stream) override { return group_->failure(); }
+  Status wait(Stream) override { return group_->failure(); }
+  void fail(const Status& why) override { group_->fail(why); }
+
+ private:
+  std::unique_ptr<Rendezvous> group_;
+};
+
+TEST(Fault, OfARankThatIsKilledIsReportedByAnother) {
+  const auto file = std::filesystem::temp_directory_path() / fmt::format("fault_{}", getpid());
+  for (const Fault fault : {Fault::kKill, Fault::kKillLater}) {
+    for (const int killed : {0, 1}) {  // 0 has the group's hub
+      SCOPED_TRACE(std::string(to_string(fault)) + " " + std::to_string(killed));
+      ParallelOptions options;
+      options.stage = "04";
+      options.fault = fault;
+      options.faulty_rank = killed;
+      options.time_limit = milliseconds(20000);
+      ParallelCase one;
+      ASSERT_OK(parse_shape("h4_q1_b1_k70", &one.shape));
+      ASSERT_OK(divide(one.mode = "context", 2, &one.division));
+      options.cases = {one};
+      std::filesystem::remove(file);
+      int code = -1;
+      ASSERT_OK(run_processes(
+          2, options.time_limit,
+          [&](const Seat& seat) {
+            const MakeTransport make = [](const Seat&, int, std::unique_ptr<Rendezvous> group,
+                                          std::unique_ptr<Transport>* transport,
+                                          NcclApi**) -> Status {
+              *transport = std::make_unique<OverHub>(std::move(group));
+              return {};
+            };
+            nlohmann::ordered_json report;
+            const int result = run_rank(options, seat, make, &report);
+            if (seat.rank == reporting_rank(options)) std::ofstream(file) << report;
+            return result;
+          },
+          &code));
+      EXPECT_TRUE(code == 1 || code == 128 + SIGKILL) << code;
+      std::ifstream stream(file);
+      const auto report = nlohmann::ordered_json::parse(stream, nullptr, false);
+      ASSERT_TRUE(report.contains("fault")) << report;
+      EXPECT_FALSE(report.contains("rows"));
+      const auto& row = report["fault"];
+      EXPECT_EQ(row["fault"], to_string(fault));
+      EXPECT_EQ(row["rank"], killed);
+      EXPECT_EQ(row["ranks"], 2);
+      const std::string status = row["status"];
+      EXPECT_NE(status.find(killed == 0 ? "hub ended" : "rank 1 is gone"), std::string::npos)
+          << status;
+      // At once, by the moment of the fault: a decode that was killed later has gone on until then.
+      EXPECT_GE(row["seconds"], 0);
+      EXPECT_LT(row["seconds"], 5);
+    }
+  }
+  std::filesystem::remove(file);
+}
+
+// Where nothing is exchanged nothing is to be connected.
+TEST(Alone, NeedsNoTransport) {
+  for (const char* mode : {"heads", "batch"}) {
+    ParallelOptions options;
+    options.stage = "04";
+    options.check = true;
+    options.time_limit = milliseconds(60000);
+    ParallelCase one;
+    ASSERT_OK(parse_shape("h4_q1_k200+3", &one.shape));
+    ASSERT_OK(divide(one.mode = mode, 2, &one.division));
+    options.cases = {one};
+    const MakeTransport make = [](const Seat&, int, std::unique_ptr<Rendezvous>,
+                                  std::unique_ptr<Transport>*, NcclApi**) -> Status {
+      return {StatusCode::kUnavailable, "no NCCL here"};
+    };
+    std::vector<nlohmann::ordered_json> reports(2);
+    int code = -1;
+    ASSERT_OK(run_threads(
+        2, options.time_limit,
+        [&](const Seat& seat) {
+          return run_rank(options, seat, make, &reports[size_t(seat.rank)]);
+        },
+        &code));
+    EXPECT_EQ(code, 0);
+  }
 }
 
 TEST(Division, OfAMode) {

@@ -589,9 +589,19 @@ def over_two_gpus():
     data = {"context": {"schema": recordings.PARALLEL_SCHEMA, "gpu": "NVIDIA H200", "driver": "580.1", "nvcc": "13", "ranks": 2,
                         "nccl": "NCCL 2.28.9 of /somewhere", "commit": "abc1234", "date_utc": "2026-11-30T01:02:03Z"},
             "rows": [row, {**row, "slices": 2}, batch], "conformance": [{"ranks": 2, "cases": 72, "wrong": 0}],
-            "faults": [{"fault": "is killed", "status": "it is gone", "seconds": 0.123}],
+            "faults": [{"fault": "is killed", "rank": 1, "ranks": 2, "status": "it is gone", "seconds": 0.123}],
             "timelines": [timeline(1), timeline(2)]}
     return data
+
+
+def model_of_scale():
+    """What mla_parallel --predict writes."""
+    return {"context": {"schema": recordings.SCALE_SCHEMA, "decode": "an H200", "links": "nominal"},
+            "links": {"exchange_us": 15, "nvlink_gbps": 450, "hop_us": 1.5, "network_gbps": 50, "network_us": 10, "gpus_per_host": 8},
+            "rows": [{"shape": "h128_q1_b8_k4096", "way": way, "ranks": ranks, "decode_us": 1, "exchange_us": 1, "merge_us": 1, "us": us,
+                      "memory_gb": memory}
+                     for way, ranks, us, memory in [("one", 1, 100, 8), ("context, all_to_all", 2, 60, 4), ("heads", 2, 90, 8),
+                                                    ("batch", 2, 20, 4)]]}
 
 
 class ResultsPageTest(unittest.TestCase):
@@ -1039,12 +1049,7 @@ class ResultsPageTest(unittest.TestCase):
         data = over_two_gpus()
         row = data["rows"][0]
         self.record("h200x2_parallel_2026-11-30.json", data)
-        scale = {"context": {"schema": recordings.SCALE_SCHEMA, "decode": "an H200", "links": "nominal"},
-                 "links": {"exchange_us": 15, "nvlink_gbps": 450, "hop_us": 1.5, "network_gbps": 50, "network_us": 10, "gpus_per_host": 8},
-                 "rows": [{"shape": row["shape"], "way": way, "ranks": ranks, "decode_us": 1, "exchange_us": 1, "merge_us": 1, "us": us,
-                           "memory_gb": memory}
-                          for way, ranks, us, memory in [("one", 1, 100, 8), ("context, all_to_all", 2, 60, 4), ("heads", 2, 90, 8),
-                                                         ("batch", 2, 20, 4)]]}
+        scale = model_of_scale()
         self.record("parallel_scale.json", scale)
         times = block("parallel-times").splitlines()
         self.assertIn("2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.", times[0])
@@ -1054,7 +1059,19 @@ class ResultsPageTest(unittest.TestCase):
         self.assertTrue(times[5].endswith("| — | — |"))
         self.assertIn("| batch | 100.0 | 52.0 | 0.520 | 50.0 | — | — | — | 20.0 | 0.38 |", times[6])
         self.assertIn("| 2 | 72 | 0 |", block("parallel-conformance"))
+        self.assertIn("| rank 1 is killed | `it is gone` | 0.12 s |", block("parallel-faults"))
+        older = copy.deepcopy(data)
+        older["faults"][0].pop("rank")
+        self.record("h200x2_parallel_2026-11-30.json", older)
         self.assertIn("| is killed | `it is gone` | 0.12 s |", block("parallel-faults"))
+        # Several decodes to a graph, and over several numbers of GPUs.
+        wider = copy.deepcopy(data)
+        wider["rows"] = [{**row, "ranks": ranks, "together": 8, "together_us": 57.0} for ranks in [2, 4]]
+        self.record("h200x2_parallel_2026-11-30.json", wider)
+        shown = block("parallel-times").splitlines()
+        self.assertIn("the columns after them have 8 in a graph", shown[0])
+        self.assertIn(" | 4 | context, all_to_all | 100.0 | 58.0 | 0.580 | 57.0 | 50.0 | 7.00 |", shown[5])
+        self.record("h200x2_parallel_2026-11-30.json", data)
         self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | 4.00 |", block("parallel-scale"))
         lines = block("parallel-timelines").splitlines()
         self.assertEqual(lines[0], "2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.")
@@ -1087,7 +1104,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(recordings.problems(scale, ""), [])
         for fault in [lambda one: one["context"].pop("nccl"), lambda one: one["rows"].clear(), lambda one: one["rows"][0].pop("one_us"),
                       lambda one: one["rows"][0].pop("exchange"), lambda one: one["rows"][0].update(wrong=["rank 0: out"]),
-                      lambda one: one["conformance"][0].pop("cases"), lambda one: one["timelines"][0].pop("measured"),
+                      lambda one: one["conformance"][0].pop("cases"), lambda one: one["faults"][0].pop("seconds"), lambda one: one["timelines"][0].pop("measured"),
                       lambda one: one["timelines"][0].update(phases=[]), lambda one: one["timelines"][1]["phases"].pop(),
                       lambda one: one["timelines"][0]["phases"][3].pop("waited_us"), lambda one: one["timelines"][0]["phases"][0].pop("end_us")]:
             spoilt = copy.deepcopy(data)
@@ -1607,7 +1624,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "parallel", "recordings", "program", "prose", "ridge", "plots"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "parallel", "recordings", "program", "prose", "ridge", "plots", "stalls"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")
@@ -1623,10 +1640,17 @@ class RunScriptTest(unittest.TestCase):
         serving.write_text('#!/bin/sh\ncp service.json "$2"\n')  # --out FILE ...
         serving.chmod(0o755)
         parallel = self.root / "build" / "bench" / "mla_parallel"
-        parallel.write_text('#!/bin/sh\ncase "$*" in\n  *--print-nccl*) test -f two_gpus && echo NCCL 9 || { echo no NCCL here; exit 1; } ;;\n'
-                            '  *) echo "$*" >> parallel; test ! -f broken || exit 1; cp parallel.json "$3" ;;\nesac\n')
+        # What it is asked for goes to a file; `gpus` holds how many there are.
+        parallel.write_text('#!/bin/sh\ncase "$*" in\n'
+                            '  *--print-nccl*) test -f gpus && test "$2" -le "$(cat gpus)" && echo NCCL 9 || { echo no NCCL here; exit 1; } ;;\n'
+                            '  *--predict*) echo "$*" > predicted; cp scale.json "$3" ;;\n'
+                            '  *) echo "$*" >> parallel; test ! -f broken || exit 1; cp parallel.json "$3" ;;\nesac\n'
+                            'case "$*" in *--fault*) exit 1 ;; esac\n')
         parallel.chmod(0o755)
-        (self.root / "parallel.json").write_text(json.dumps(over_two_gpus()))
+        data = over_two_gpus()
+        data["faults"] *= 6  # as many as it is asked for
+        (self.root / "parallel.json").write_text(json.dumps(data))
+        (self.root / "scale.json").write_text(json.dumps(model_of_scale()))
         layers = self.root / "build" / "bench" / "mla_traditional"
         layers.write_text('#!/bin/sh\ncp layers.json "$2"; echo "$*" >> arguments\n')
         layers.chmod(0o755)
@@ -1654,40 +1678,53 @@ class RunScriptTest(unittest.TestCase):
         self.assertEqual(ran.returncode, 0, ran.stdout)
         recorded = self.found("bench/results")
         self.assertRegex(recorded[0], r"^h200_\d{4}-\d\d-\d\d\.json$")
-        self.assertEqual([name[5:-16] for name in recorded[1:]],
+        self.assertEqual([name[5:-16] for name in recorded[1:-1]],
                          ["cross", "requests", "service", "service_formats", "texts", "traditional", "traditional_audio_text",
                           "traditional_image_text", "traditional_text_image"])
+        self.assertEqual(recorded[-1], "parallel_scale.json")
         self.assertIn("4000 / 4100", (self.root / "README.md").read_text())
         arguments = (self.root / "arguments").read_text()
         self.assertRegex(arguments, r"^--out \S+ --suite all\n")
         for expected in ["--suite cross --stages auto", "--suite texts --stages auto", "--queries 1500 --n 448 --batch 4"]:
             self.assertIn(expected, arguments)
 
-    def test_decodes_over_two_gpus_are_recorded_where_there_are(self):
+    def test_decodes_over_several_gpus_are_recorded_where_there_are(self):
         for flag, code in [("--record", 0), ("--record-parallel", 2)]:
             ran = self.run_script(flag)
             self.assertEqual(ran.returncode, code, ran.stdout)
             self.assertIn("Nothing is measured over several GPUs: no NCCL here.", ran.stdout)
         self.assertFalse((self.root / "parallel").exists())
-        (self.root / "two_gpus").touch()
+        (self.root / "gpus").write_text("2")
         (self.root / "broken").touch()  # a report that is not whole is not kept
         for flag in ["--record", "--record-parallel"]:
             self.assertNotEqual(self.run_script(flag).returncode, 0)
-        self.assertFalse([name for name in self.found("bench/results") if "parallel" in name])
+        self.assertFalse([name for name in self.found("bench/results") if "_parallel_" in name])
         (self.root / "broken").unlink()
-        for flag in ["--record", "--record-parallel"]:
+        for flag, gpus, used in [("--record", 2, 2), ("--record-parallel", 2, 2), ("--record-parallel", 5, 4), ("--record-parallel", 8, 8)]:
             (self.root / "parallel").unlink(missing_ok=True)
+            (self.root / "predicted").unlink(missing_ok=True)
+            (self.root / "gpus").write_text(str(gpus))
             ran = self.run_script(flag)
             self.assertEqual(ran.returncode, 0, ran.stdout)
-            name = next(name for name in self.found("bench/results") if "parallel" in name)
-            self.assertRegex(name, r"^h200x2_parallel_\d{4}-\d\d-\d\d\.json$")
+            name = next(name for name in self.found("bench/results") if "_parallel_" in name)
+            self.assertRegex(name, rf"^h200x{used}_parallel_\d{{4}}-\d\d-\d\d\.json$")
             calls = (self.root / "parallel").read_text().splitlines()
             self.assertEqual(len({call.split()[2] for call in calls}), 1)  # all in one report
-            self.assertTrue(all(call.startswith("--append --out build/results/h200x2_parallel_") for call in calls), calls)
-            self.assertTrue(calls[0].endswith("--ranks 2 --conformance"))
-            for part in ["--ranks 1 --conformance", "--times", "--slices 1,2", "--mode heads,batch", "_trace_2.json"]:
+            self.assertTrue(all(call.startswith(f"--append --out build/results/h200x{used}_parallel_") for call in calls), calls)
+            for part in ["--times", "--slices 1,2", "--mode heads,batch", "_trace_2.json", "--fault kill-later:0", "--fault stop:1"]:
                 self.assertTrue(any(part in call for call in calls), part)
+            self.assertEqual([call.split("--ranks ")[1] for call in calls if "--conformance" in call],
+                             [f"{ranks} --conformance" for ranks in [1, 2, 4, 8] if ranks <= used])
+            self.assertEqual({call.split()[4] for call in calls if "--times" in call}, {str(n) for n in [2, 4, 8] if n <= used})
+            self.assertIn("h128_q1_b16_k8192", (self.root / "predicted").read_text())
+            self.assertIn("parallel_scale.json", self.found("bench/results"))
             (self.root / "bench" / "results" / name).unlink()
+        # A fault that is not in the report.
+        (self.root / "parallel.json").write_text(json.dumps(over_two_gpus()))
+        ran = self.run_script("--record-parallel")
+        self.assertEqual(ran.returncode, 1, ran.stdout)
+        self.assertIn("a fault is not in build/results/h200x8_parallel_", ran.stdout)
+        self.assertFalse([name for name in self.found("bench/results") if "_parallel_" in name])
         self.assertNotEqual(self.run_script("--record-parallel", "--out", "x").returncode, 0)
 
     def test_a_part_is_not_recorded(self):
