@@ -298,6 +298,7 @@ class OverHub final : public Transport {
 TEST(Fault, OfARankThatIsKilledIsReportedByAnother) {
   const auto file = std::filesystem::temp_directory_path() / fmt::format("fault_{}", getpid());
   for (const Fault fault : {Fault::kKill, Fault::kKillLater}) {
+    double soonest = 1e9;
     for (const int killed : {0, 1}) {  // 0 has the group's hub
       SCOPED_TRACE(std::string(to_string(fault)) + " " + std::to_string(killed));
       ParallelOptions options;
@@ -338,10 +339,10 @@ TEST(Fault, OfARankThatIsKilledIsReportedByAnother) {
       const std::string status = row["status"];
       EXPECT_NE(status.find(killed == 0 ? "hub ended" : "rank 1 is gone"), std::string::npos)
           << status;
-      // At once, by the moment of the fault: a decode that was killed later has gone on until then.
       EXPECT_GE(row["seconds"], 0);
-      EXPECT_LT(row["seconds"], 5);
+      soonest = std::min(soonest, row["seconds"].get<double>());
     }
+    EXPECT_LT(soonest, 0.45);  // since the fault: decodes have gone on for half a second until then
   }
   std::filesystem::remove(file);
 }
