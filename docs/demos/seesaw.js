@@ -188,7 +188,7 @@ const seesawDemo = (() => {
     const schedule = kSoftmax[stage] ? ideal(stage, tiles, softmax) : null, turn = schedule && ideal(stage, perTurn, softmax);
     const whole = schedule ? schedule.length : 0, last = Math.max(...timeline.intervals.map(([, , , end]) => end)) - from;
     const told = element("p", {id: "told"}, "Click on a bar for its clocks.");
-    const turnName = isPairs ? "a pair of tiles" : inTurns ? "the odd tile" : "a tile";
+    const turnName = isPairs ? "a pair of tiles" : inTurns ? "the unpaired tile" : "a tile";
     const rows = [];
     for (const track of [0, 1]) {
       const measured = sums(timeline.intervals, track, from, to), wanted = turn ? sums(turn.does, track, 0, turn.length) : new Map();

@@ -446,7 +446,7 @@ class Seesaw(Demo):
         self.assertEqual(self.text("#demo"), text)
         self.every_proposal_moves("seesaw", "#demo")
 
-    def test_odd_tile(self):
+    def test_unpaired_tile(self):
         """A timeline that ends with a piece: its last turn is one tile, which warpgroup 1 has no part of but P V."""
         self.open("seesaw")
         self.page.evaluate("""() => { seesawDemo.take([{name: "08_odd", title: "an odd one", stage: "08", megahertz: 1000, intervals: [
@@ -455,7 +455,7 @@ class Seesaw(Demo):
           [0, "Q K^T", 4500, 5700, false], [0, "softmax", 5700, 6300, false], [0, "P V", 6300, 7400, false], [0, "write out", 7400, 9000, false],
           [1, "wait for other", 4500, 6400, false], [1, "P V", 6400, 7450, false], [1, "write out", 7450, 9000, false]]}]);
           location.hash = "timeline=08_odd&from=1&tiles=3"; }""")
-        self.page.get_by_text("the odd tile takes 2900 clocks").wait_for()
+        self.page.get_by_text("the unpaired tile takes 2900 clocks").wait_for()
         self.assertEqual(self.cells("#phases")[1:4], [["warpgroup 0", "Q K^T", "1152", "1200"], ["warpgroup 0", "softmax", "490", "600"], ["warpgroup 0", "P V", "1024", "1100"]])
         self.assertEqual(self.page.locator("#cuts").count(), 0)
         self.page.evaluate("location.hash = 'timeline=08_odd&from=0&tiles=3'")

@@ -1523,6 +1523,14 @@ class ProseTest(unittest.TestCase):
         self.assertEqual(rows[0][1:], ["15.0 fp32", "4.00", "3.00", "10.0", "2.00", "1.00", "**20.0**", "30.0", "1.50"])
         self.assertEqual(set(rows[1][1:]), {"—"})
 
+    def test_the_table_of_bounds(self):
+        """Of a stage without a plan: bound, time and ratio, no estimate."""
+        data, shape = results(), "h128_q1_b1_k4096"
+        data["benchmarks"].append(entry(f"01_naive/{shape}/cold", 30.0, limit_shared_us=1.0))
+        rows = report.bounds_table(recordings.Results(data, ""), "01_naive", [shape, "h16_q1_b9_k64"])[1]
+        self.assertEqual(rows[0][1:], ["15.0 fp32", "—", "30.0", "2.00"])
+        self.assertEqual(set(rows[1][1:]), {"—"})
+
     def test_a_stale_estimate_is_noticed(self):
         """estimates.py compares with what the program says now."""
         chapter = self.root / "stages" / "04_split_kv" / "README.md"
