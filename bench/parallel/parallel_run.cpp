@@ -15,6 +15,7 @@
 #include "bench/measure/table.h"
 #include "bench/measure/truth.h"
 #include "stages/common/choose/choose.h"
+#include "stages/common/machine/gpus.h"
 
 namespace mla::bench {
 namespace {

@@ -1,5 +1,5 @@
 /// @file
-/// A rank's GPU: its choice, its stream, and the times of graphs.
+/// A rank's GPU: its stream, and the times of graphs.
 #pragma once
 
 #include <functional>
@@ -13,9 +13,6 @@ namespace mla::bench {
 /// GPUs that a process would see. Asked of a process of its own, because a CUDA that has begun does not
 /// survive a fork.
 int count_gpus();
-
-/// Makes GPU `index` the current one.
-Status use_gpu(int index);
 
 /// Times what is enqueued on a stream of its own.
 class RankClock {
