@@ -65,7 +65,8 @@ class RanksEngine final : public Engine {
   static Status create(DeviceRanks& ranks, const Stage& stage, int heads, bool graphs,
                        std::unique_ptr<RanksEngine>* engine);
   ~RanksEngine() override;
-  /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last.
+  /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last. Buffers
+  /// grow, and graphs are made, outside of it.
   /// @return the failure of a rank, or that one is lost, within the time limit or little more. Then the ranks are of
   ///         no more use
   Status step(const StepWork& work, double* seconds) override;

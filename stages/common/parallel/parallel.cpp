@@ -9,12 +9,6 @@
 
 namespace mla {
 
-const char* to_string(Exchange exchange) {
-  return exchange == Exchange::kAllGather  ? "all_gather"
-         : exchange == Exchange::kAllToAll ? "all_to_all"
-                                           : "reduce_scatter";
-}
-
 namespace {
 
 /// A rank's result: out and lse of every head, for all query tokens. Each head has a record, out [tokens, 512]

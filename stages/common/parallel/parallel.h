@@ -22,7 +22,11 @@ enum class Exchange {
 inline constexpr Exchange kExchanges[] = {Exchange::kAllGather, Exchange::kAllToAll,
                                           Exchange::kReduceScatter};
 /// "all_gather", "all_to_all", "reduce_scatter"
-const char* to_string(Exchange exchange);
+constexpr const char* to_string(Exchange exchange) {
+  return exchange == Exchange::kAllGather  ? "all_gather"
+         : exchange == Exchange::kAllToAll ? "all_to_all"
+                                           : "reduce_scatter";
+}
 
 /// How a decode is shared among ranks. The same on all of them.
 struct ParallelSettings {

@@ -11,6 +11,7 @@
 #include "bench/service/service.h"
 #include "reference/testing/compare.h"
 #include "stages/common/machine/gpus.h"
+#include "stages/common/parallel/nccl_api.h"
 #include "tests/bench/service/expected_step.h"
 #include "tests/status_matchers.h"
 
@@ -240,6 +241,8 @@ TEST(RanksEngine, DecodesOnGpus) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
+  std::unique_ptr<NcclApi> nccl;
+  if (const Status loaded = make_nccl_api(&nccl); !loaded.ok()) GTEST_SKIP() << loaded.message();
   for (int ranks = 1; ranks <= gpu_count(); ++ranks) {
     for (const bool graphs : {false, true}) {
       serve_and_check(*gpu, *find_stage(MachineKind::kGpu, "auto"), ranks, 3, {.graphs = graphs});

@@ -718,7 +718,7 @@ TEST_F(MlaRunTest, PredictsSeveralGpus) {
   const std::string arguments = "predict --ranks 2,8 --shape h16_q1_b8_k131072";
   const Ran table = run(arguments);
   EXPECT_EQ(table.exit_code, 0) << table.text;
-  for (const char* needed : {"decode: fitted to ", "\nlinks: ", " µs, NVLink ", "of one"}) {
+  for (const char* needed : {"decode: NVIDIA H200, ", "\nlinks: ", " µs, NVLink ", "of one"}) {
     EXPECT_NE(table.text.find(needed), std::string::npos) << needed << "\n" << table.text;
   }
   const Ran ran = run(arguments + " --json");
