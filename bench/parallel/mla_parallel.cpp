@@ -169,15 +169,14 @@ Status check_timeline_options(const Options& options) {
 
 /// What decodes over many GPUs are predicted to take. On no machine.
 int predict(const Options& options) {
-  DecodeModel model;
-  Links links;
+  ScaleModel model;
+  const Links& links = model.links;
   Status status = check_writable(options.out);
-  if (status.ok()) status = fit_decode_model(load_all_recorded(), &model);
-  if (status.ok()) status = fit_links(newest_parallel_report(), &links);
+  if (status.ok()) status = load_scale_model(&model);
   if (!status.ok()) return refuse(status);
   nlohmann::ordered_json report{
       {"context",
-       {{"schema", "flashmla_scale/1"}, {"decode", model.origin}, {"links", links.origin}}},
+       {{"schema", "flashmla_scale/1"}, {"decode", model.decode.origin}, {"links", links.origin}}},
       {"links",
        {{"exchange_us", links.exchange_us},
         {"nvlink_gbps", links.nvlink_gbps},
@@ -187,37 +186,25 @@ int predict(const Options& options) {
         {"merge_us", links.merge_us},
         {"memory_gbps", links.memory_gbps},
         {"gpus_per_host", links.gpus_per_host}}}};
-  fmt::print("decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
-             model.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
-             number(links.network_gbps));
+  fmt::print("{}", model.describe());
   for (const std::string& name : options.shapes) {
     Shape shape;
     if (status = parse_shape(name, &shape); !status.ok()) return refuse(status);
-    if (!is_fitted(shape.spec, 0, CacheFormat::k16Bit)) {
-      return refuse(
-          {StatusCode::kInvalidArgument,
-           name + ": predicted are one query token, one KV head and 16-bit caches in bf16"});
+    std::vector<Forecast> forecasts;
+    std::string table;
+    status = forecast_all(model, shape, options.predicted_ranks, &forecasts, &table);
+    if (!status.ok()) return refuse(status);
+    for (const Forecast& one : forecasts) {
+      report["rows"].push_back({{"shape", name},
+                                {"way", one.way},
+                                {"ranks", one.ranks},
+                                {"decode_us", one.decode_us},
+                                {"exchange_us", one.exchange_us},
+                                {"merge_us", one.merge_us},
+                                {"us", one.us()},
+                                {"memory_gb", one.memory_gb}});
     }
-    Table table({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB", "way"});
-    double one_us = 0;
-    for (const int ranks : options.predicted_ranks) {
-      for (const Forecast& one : forecast(model, links, shape.spec, ranks)) {
-        if (one_us == 0) one_us = forecast(model, links, shape.spec, 1).front().us();
-        table.add({std::to_string(ranks), microseconds(one.decode_us),
-                   microseconds(one.exchange_us), microseconds(one.merge_us),
-                   microseconds(one.us()), number(one.us() / one_us), number(one.memory_gb),
-                   one.way});
-        report["rows"].push_back({{"shape", name},
-                                  {"way", one.way},
-                                  {"ranks", ranks},
-                                  {"decode_us", one.decode_us},
-                                  {"exchange_us", one.exchange_us},
-                                  {"merge_us", one.merge_us},
-                                  {"us", one.us()},
-                                  {"memory_gb", one.memory_gb}});
-      }
-    }
-    fmt::print("\n{}\n{}", shape.title(), table.to_string());
+    fmt::print("\n{}\n{}", shape.title(), table);
   }
   if (options.shapes.empty())
     return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});

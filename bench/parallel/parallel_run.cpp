@@ -16,6 +16,7 @@
 #include "bench/measure/truth.h"
 #include "bench/parallel/rank_timeline.h"
 #include "stages/common/choose/choose.h"
+#include "stages/common/machine/gpus.h"
 
 namespace mla::bench {
 namespace {

@@ -87,9 +87,6 @@ Status make_gpu_clock(RankClock::Wait wait, std::unique_ptr<RankClock>* clock); 
 int count_gpus() {
   return 0;
 }
-Status use_gpu(int) {
-  return {StatusCode::kUnavailable, "built without the CUDA Toolkit"};
-}
 #endif
 
 Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock) {

@@ -1,5 +1,5 @@
 /// @file
-/// A rank's GPU: its choice, its stream, the times of graphs, and of what they are at.
+/// A rank's GPU: its stream, the times of graphs, and of what they are at.
 #pragma once
 
 #include <functional>
@@ -14,9 +14,6 @@ namespace mla::bench {
 /// GPUs that a process would see. Asked of a process of its own, because a CUDA that has begun does not
 /// survive a fork.
 int count_gpus();
-
-/// Makes GPU `index` the current one.
-Status use_gpu(int index);
 
 /// What a rank's decode was at, from when on.
 struct TimedMark {

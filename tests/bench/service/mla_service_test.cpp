@@ -370,15 +370,24 @@ TEST(MlaService, ShowsHelpAndScenarios) {
   EXPECT_NE(list.output.find("chat_5000"), std::string::npos);
 }
 
-TEST(MlaService, SeveralGpusAreSimulated) {
+TEST(MlaService, SeveralGpusShareEveryCache) {
   const std::string arguments = "--scenario chat_1000 --way paged --seconds 1 --ranks 4 --engine ";
   const Result simulated = run(arguments + "simulated");
   EXPECT_EQ(simulated.code, 0) << simulated.output;
   EXPECT_NE(simulated.output.find("4 GPUs share each sequence; links: "), std::string::npos);
   EXPECT_NE(simulated.output.find("chat_1000, 4 GPUs: "), std::string::npos);
-  const Result decoded = run("--scenario tiny --engine model --ranks 2");
-  EXPECT_EQ(decoded.code, 2);
-  EXPECT_NE(decoded.output.find("ranks = 2: this program decodes on one GPU"), std::string::npos);
+  const Result decoded = run("--scenario tiny --engine model --ranks 3 --stage 03");
+  EXPECT_EQ(decoded.code, 0) << decoded.output;
+  EXPECT_NE(decoded.output.find("3 ranks on the GPU model share each cache: all_gather"),
+            std::string::npos);
+  EXPECT_NE(decoded.output.find("16 heads, 1 layers, 36 pages"), std::string::npos);
+  EXPECT_NE(decoded.output.find("tiny, 3 GPUs, on the GPU model"), std::string::npos)
+      << decoded.output;
+  const Result none = run("--scenario tiny --engine gpu --ranks 1000");
+  EXPECT_EQ(none.code, 2);
+  EXPECT_TRUE(none.output.find("1000 ranks need as many GPUs; there ") != std::string::npos ||
+              none.output.find("unavailable: no GPU") != std::string::npos)
+      << none.output;
 }
 
 TEST(MlaService, RefusesBadInput) {

@@ -11,7 +11,7 @@
 #include "bench/service/real_engine.h"
 #include "bench/service/service.h"
 #include "reference/testing/compare.h"
-#include "reference/testing/data_generator.h"
+#include "tests/bench/service/expected_step.h"
 #include "tests/status_matchers.h"
 
 namespace mla::bench {
@@ -19,19 +19,7 @@ namespace {
 
 constexpr int kHeads = 16;
 
-/// A row as the cache of a problem keeps it.
-void put_row(const Problem& problem, const std::vector<uint16_t>& bits, uint8_t* row) {
-  if (!is_quantised(problem.cache_format)) {
-    std::memcpy(row, bits.data(), kHeadDimQK * 2);
-    return;
-  }
-  float values[kHeadDimQK];
-  for (size_t i = 0; i < kHeadDimQK; ++i) values[i] = to_float(problem.dtype, bits[i]);
-  quantise_row(problem, ScaleRule::kLargest, values, row);
-}
-
-/// Reads the last decode back and compares it with the reference on a cache of the test's own:
-/// contiguous, with row_of() as the only thing shared.
+/// Reads the last decode back and compares it with what the step should give.
 void check_decode(Machine& machine, const RealEngine& engine, const StepWork& work, int layer) {
   const Problem& decoded = engine.problem();
   const Tensors device = engine.tensors();
@@ -43,34 +31,9 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   ASSERT_OK(machine.copy_to_host(out.data(), device.out, out.size() * 2));
   ASSERT_OK(machine.copy_to_host(lse.data(), device.lse, lse.size() * 4));
 
-  Problem problem = decoded;
-  std::vector<int32_t> lengths;
-  int64_t longest = 0;
-  for (const SequenceWork& sequence : work.sequences) {
-    lengths.push_back(sequence.decoded);
-    longest = std::max(longest, int64_t(sequence.decoded));
-  }
-  lengths.resize(size_t(problem.batch));  // padding has no tokens
-  problem.max_pages_per_seq = int(pages_for(longest, kDefaultPageSize));
-  problem.num_pages = problem.batch * problem.max_pages_per_seq;
-  std::vector<int32_t> table(size_t(problem.num_pages));
-  std::iota(table.begin(), table.end(), 0);
-  const auto row_bytes = size_t(problem.cache_row_bytes());
-  std::vector<uint8_t> cache(size_t(problem.num_pages) * kDefaultPageSize * row_bytes, 0xFF);
-  for (size_t i = 0; i < batch; ++i) {
-    for (int32_t token = 0; token < lengths[i]; ++token) {
-      const auto row = pool_row(row_of(work.sequences[i], token) + layer);
-      const int64_t place = int64_t(i) * problem.max_seqlen_k() + token;
-      put_row(problem, row, &cache[size_t(place) * row_bytes]);
-    }
-  }
+  Problem problem;
   ReferenceResult truth;
-  const Tensors host{.q = q.data(),
-                     .kv_cache = cache.data(),
-                     .block_table = table.data(),
-                     .seqlens_k = lengths.data()};
-  const Status status = reference_attention(problem, host, &truth, 1);
-  ASSERT_OK(status);
+  ASSERT_OK(expected_of(decoded, q, work, layer, &problem, &truth));
   const DecodeComparison comparison = compare_decode(problem, out, lse, truth);
   EXPECT_OK(comparison);
 }

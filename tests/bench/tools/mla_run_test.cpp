@@ -1,5 +1,6 @@
 // mla_run from outside: a real process on the dumps that NumPy wrote (tests/data), and on damaged
 // ones. Runs in the project's folder; MLA_RUN names the program.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -710,6 +711,48 @@ TEST_F(MlaRunTest, PredictsInUnitsAndForADevice) {
   expect_nothing_run("predict --stage reference --shape h1_q1_b1_k1", "predict is for stages");
   const Ran dump = run("predict --machine model --stage 02 " + kPaged);
   EXPECT_EQ(dump.exit_code, 0) << dump.text;
+}
+
+// The table of mla_parallel --predict, of as many GPUs as are named.
+TEST_F(MlaRunTest, PredictsSeveralGpus) {
+  const std::string arguments = "predict --ranks 2,8 --shape h16_q1_b8_k131072";
+  const Ran table = run(arguments);
+  EXPECT_EQ(table.exit_code, 0) << table.text;
+  for (const char* needed : {"decode: NVIDIA H200, ", "\nlinks: ", " µs, NVLink ", "of one"}) {
+    EXPECT_NE(table.text.find(needed), std::string::npos) << needed << "\n" << table.text;
+  }
+  const Ran ran = run(arguments + " --json");
+  EXPECT_EQ(ran.exit_code, 0) << ran.text;
+  std::istringstream lines(ran.text);
+  std::vector<std::string> ways;
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = nlohmann::json::parse(line);
+    ways.push_back(fmt::format("{} {}", json["ranks"].get<int>(), json["way"].get<std::string>()));
+    EXPECT_NEAR(json["predicted_s"].get<double>(),
+                json["decode_s"].get<double>() + json["exchange_s"].get<double>() +
+                    json["merge_s"].get<double>(),
+                1e-12);
+    // The same number, rounded.
+    const double us = 1e6 * json["predicted_s"].get<double>();
+    EXPECT_NE(table.text.find(us < 1000 ? fmt::format("{:.1f}", us) : fmt::format("{:.0f}", us)),
+              std::string::npos)
+        << us << "\n"
+        << table.text;
+  }
+  const std::vector<std::string> expected = {"2 context, all_gather",
+                                             "2 context, all_to_all",
+                                             "2 context, reduce_scatter",
+                                             "2 heads",
+                                             "2 batch",
+                                             "8 context, all_gather",
+                                             "8 context, all_to_all",
+                                             "8 context, reduce_scatter",
+                                             "8 heads",
+                                             "8 batch"};
+  EXPECT_EQ(ways, expected);
+  expect_nothing_run("predict --ranks 2 --stage 08 --shape h16_q1_b1_k64", "leave out --stage");
+  expect_nothing_run("predict --ranks 2", "--ranks needs a --shape");
+  expect_nothing_run("predict --ranks 2 --shape h16_q2_b1_k64", "predicted are one query token");
 }
 
 // Two logits, 2^24 and 2^24 + 1, are equal in fp32: no kernel gives what float64 does.

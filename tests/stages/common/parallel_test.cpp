@@ -52,24 +52,36 @@ const Stage& stage_of_model(const std::string& slug = "04") {
 struct RankCache {
   std::vector<uint8_t> pages;
   std::vector<int32_t> table;
+  std::vector<int32_t> lengths;  // the rank's own
   int num_pages = 1;
 };
-RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextShare& share) {
+RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextShare& share,
+                   bool own_lengths) {
   const Problem& problem = data.problem;
   const bool quantised = is_quantised(problem.cache_format);
   const auto* from = quantised ? host.quantised_cache.data()
                                : reinterpret_cast<const uint8_t*>(host.kv_cache.data());
   const size_t page_bytes =
       size_t(problem.page_size) * size_t(problem.num_heads_kv) * size_t(problem.cache_row_bytes());
-  const int columns = share_columns(problem.max_pages_per_seq, share.ranks, share.pages_per_turn);
+  const int columns =
+      own_lengths ? problem.max_pages_per_seq
+                  : share_columns(problem.max_pages_per_seq, share.ranks, share.pages_per_turn);
+  // Own lengths: whose a page is has nothing to do with its place in the sequence.
+  const auto is_own = [&](int sequence, int page) {
+    const int place = own_lengths ? (page * page + sequence) / 2 : page / share.pages_per_turn;
+    return place % share.ranks == share.rank;
+  };
   RankCache cache;
   cache.table.assign(size_t(problem.batch) * size_t(columns), kGarbagePage);
   std::vector<int32_t> originals;
   for (int sequence = 0; sequence < problem.batch; ++sequence) {
     int column = 0;
-    const int64_t pages = pages_for(data.seqlens_k[size_t(sequence)], problem.page_size);
+    const int tokens = data.seqlens_k[size_t(sequence)];
+    const int64_t pages = pages_for(tokens, problem.page_size);
+    int32_t& own = cache.lengths.emplace_back(0);
     for (int page = 0; page < pages; ++page) {
-      if (page / share.pages_per_turn % share.ranks != share.rank) continue;
+      if (!is_own(sequence, page)) continue;
+      own += std::min(problem.page_size, tokens - page * problem.page_size);
       cache.table[size_t(sequence * columns + column++)] = int32_t(originals.size());
       originals.push_back(
           data.block_table[size_t(sequence) * size_t(problem.max_pages_per_seq) + size_t(page)]);
@@ -93,7 +105,8 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
                 Ended* ended) {
   Machine& machine = model_machine();
   const int rank = transport.rank(), ranks = transport.ranks();
-  const RankCache cache = cache_of(data, host, {rank, ranks, settings.pages_per_turn});
+  const RankCache cache =
+      cache_of(data, host, {rank, ranks, settings.pages_per_turn}, settings.own_lengths);
   Arguments arguments{data.problem, {}, settings, {}};
   arguments.problem.num_pages = cache.num_pages;
   size_t bytes = 0;
@@ -104,7 +117,7 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
   MLA_RETURN_IF_ERROR(q.assign(machine, host.q.data(), host.q.size() * 2));
   MLA_RETURN_IF_ERROR(kv.assign(machine, cache.pages.data(), cache.pages.size()));
   MLA_RETURN_IF_ERROR(table.assign(machine, cache.table.data(), cache.table.size() * 4));
-  const std::vector<int32_t> seqlens = data.seqlens_k;
+  const std::vector<int32_t> seqlens = settings.own_lengths ? cache.lengths : data.seqlens_k;
   MLA_RETURN_IF_ERROR(lengths.assign(machine, seqlens.data(), seqlens.size() * 4));
   MLA_RETURN_IF_ERROR(out.allocate(machine, size_t(layout.out) * 2 / slices));
   MLA_RETURN_IF_ERROR(lse.allocate(machine, size_t(layout.lse) * 4 / slices));
@@ -243,6 +256,29 @@ TEST(Parallel, CasesMatchTheReference) {
           if (HasFailure()) return;  // one says enough
         }
         ++turn;
+      }
+    }
+  }
+}
+
+// Pages that lie anywhere, of which each rank says how many tokens it has: all on one rank, too.
+TEST(Parallel, RanksMaySayTheirOwnLengths) {
+  size_t turn = 0;
+  for (const int seqlen_q : {1, 3}) {
+    DecodeCase spec = small_case();
+    spec.seqlen_q = seqlen_q;
+    spec.causal = seqlen_q == 1;  // which masks nothing
+    spec.lengths = {0, 1, 16, 17, 33, 64, 129, 145};
+    const DataSet data = make_data_set(spec);
+    HostTensors host = generate(data);
+    ReferenceResult expected;
+    ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+    for (const int ranks : kRanks) {
+      for (const Exchange exchange : kExchanges) {
+        // pages_per_turn is not read.
+        const ParallelSettings settings{7, exchange, 1 + int(turn++ % 3), /*own_lengths=*/true};
+        expect_right(stage_of_model(), data, host, expected, settings, ranks);
+        if (HasFailure()) return;
       }
     }
   }
@@ -574,7 +610,7 @@ TEST_F(ParallelErrors, AnArgumentOfOneRank) {
          [](Arguments* a) { a->tensors.out_strides.head = 513; });
 }
 
-TEST_F(ParallelErrors, HeadsThatRanksDoNotDivide) {
+TEST_F(ParallelErrors, WhatRanksCannotShare) {
   size_t bytes = 0;
   for (const Exchange exchange : kExchanges) {
     const Status status =
@@ -583,6 +619,10 @@ TEST_F(ParallelErrors, HeadsThatRanksDoNotDivide) {
   }
   EXPECT_EQ(parallel_workspace_bytes(stage_of_model(), data_.problem, {}, 0, &bytes).message(),
             "ranks = 0 must be at least 1");
+  EXPECT_EQ(
+      parallel_workspace_bytes(stage_of_model(), data_.problem, {.own_lengths = true}, 2, &bytes)
+          .message(),
+      "own_lengths: a causal decode must have seqlen_q = 1, not 2");
 }
 
 TEST_F(ParallelErrors, AnotherShapeOnOneRank) {
