@@ -821,9 +821,7 @@ TEST(Advice, DoesNotTakePagesForGrains) {
 }
 
 Estimate estimate_on(const ExplainInput& input, const std::string& stage) {
-  const StageFacts& facts = facts_of(input, stage);
-  return estimate_of(input.problem, total(input.seqlens_k), facts.prediction, plan_of(input, stage),
-                     input.ceilings, input.limits.multiprocessors);
+  return estimate_of(facts_of(input, stage), input);
 }
 
 TEST(Estimate, IsNoLessThanTheOwnLimitAndNearTheRecordedTime) {
@@ -872,6 +870,7 @@ TEST(Estimate, ItsSteps) {
   ExplainInput unknown = input_of("h128_q1_b1_k4096");
   unknown.ceilings = {};
   EXPECT_TRUE(std::isnan(estimate_on(unknown, "05").seconds()));
+  EXPECT_TRUE(std::isnan(estimate_on(one, "03").seconds()));  // no plan
 }
 
 TEST(Advice, LargeWorkspace) {
