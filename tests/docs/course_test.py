@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The course, docs/course: what a session must have, that answers quote what is there, that numbers are worked out, that nothing is
-left out that a page promises to have."""
+"""The course, docs/course: a session has all its parts, answers quote what is there, numbers are worked out, and pages have
+all that they promise."""
 import json
 import re
 import subprocess
@@ -16,8 +16,8 @@ LADDER = [f"{number:02}" for number in range(9)]  # the rungs that the course ta
 
 
 def flat(text):
-    """On one line, without comment signs at the beginning of lines, marks of recorded figures and backticks, which code spans
-    cannot hold."""
+    """The text on one line, without comment signs at the beginnings of lines, marks of recorded figures, and backticks (which
+    code spans cannot hold)."""
     text = re.sub(r"<!--(v .*?|/v)-->", "", text)
     text = re.sub(r"\n\s*(///?|#)?\s*", " ", text)
     return re.sub(r"\s+", " ", text.replace("`", "")).strip()
