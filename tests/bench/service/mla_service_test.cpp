@@ -137,9 +137,8 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
       run("--engine simulated --stage 08 --scenario chat_5000 --static-stage 02 --out " + path);
   ASSERT_EQ(both.code, 0) << both.output;
   const Json runs = Json::parse(read(path))["runs"];
-  ASSERT_EQ(
-      runs.size(),
-      3u);  // paged by 08, static by 08, static by 02: each differs from the next in one thing
+  // Paged by 08, static by 08, static by 02: each differs from the next in one thing.
+  ASSERT_EQ(runs.size(), 3u);
   EXPECT_EQ(runs[1]["stage"], "08_seesaw");
   EXPECT_EQ(runs[2]["stage"], "02_shared_tiled");
   EXPECT_NE(both.output.find("Between them is batching and memory: the kernel is the same"),

@@ -68,13 +68,11 @@ TEST(Scale, TermsInAHost) {
   EXPECT_DOUBLE_EQ(summed.exchange_us, 44 + rows * (3 * 4 + 0.75 * 2048) / 100e3);
   EXPECT_DOUBLE_EQ(of(four, "heads").us(), 1010);  // a GPU's 32 heads read the whole cache
   EXPECT_DOUBLE_EQ(of(four, "heads").memory_gb, 1e6 * 1152 / 1e9);
-  EXPECT_DOUBLE_EQ(of(four, "batch").us(),
-                   10 + 2e-3 * 300'000);  // one has three of ten sequences
+  EXPECT_DOUBLE_EQ(of(four, "batch").us(), 10 + 2e-3 * 300'000);  // one has three of ten sequences
   EXPECT_EQ(forecast(simple_model(), links, spec, 1).size(), 1u);
   EXPECT_DOUBLE_EQ(forecast(simple_model(), links, spec, 1)[0].us(), 2010);
-  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);  // 3 does not divide the heads
-  EXPECT_EQ(forecast(simple_model(), links, spec, 16).size(),
-            4u);  // ten sequences are too few for 16
+  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);   // 3 does not divide the heads
+  EXPECT_EQ(forecast(simple_model(), links, spec, 16).size(), 4u);  // 10 sequences are too few
 }
 
 TEST(Scale, TermsAcrossHosts) {

@@ -344,8 +344,7 @@ TEST(Prefixes, GoBeforeARunningRequestDoesAndTheLongestUnusedFirst) {
   scheduler->arrive(with_prefix(2, 0, 128, 0, 1));  // 0 is used again
   begin(*scheduler);
   end(*scheduler);
-  scheduler->arrive(
-      request(3, 180, 20));  // needs three pages, two are free: prefix 1 goes, 0 stays
+  scheduler->arrive(request(3, 180, 20));  // needs 3 pages, 2 are free: prefix 1 goes, 0 stays
   EXPECT_EQ(begin(*scheduler).sequences.size(), 1u);
   EXPECT_EQ(scheduler->holding().pages, 2 + 3);
   for (int i = 1; i < 9; ++i) {
