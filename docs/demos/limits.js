@@ -40,7 +40,7 @@ const limitsDemo = (() => {
     return {explain, slugs};
   }
 
-  // As mla_bench calls it: bench/measure/shapes.h.
+  // The shape's name in mla_bench: bench/measure/shapes.h.
   const shapeOf = s => `h${s.h}_q${s.q}_b${s.b}_k${s.k}${s.causal === "yes" ? "_causal" : ""}${s.format === "16bit" ? "" : "_" + s.format}` +
                        (s.dtype === "fp16" ? "_fp16" : "");
   function stateOf(shape) {
@@ -193,7 +193,7 @@ const limitsDemo = (() => {
                              element("p", {}, element("label", {htmlFor: "recorded"}, " or a recorded shape "), recorded));
       draw(model, state, output);
     }
-    addEventListener("hashchange", () => {  // a link, or back
+    addEventListener("hashchange", () => {  // a link, or the back button
       if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
     });
     root.replaceChildren(inputs, output);

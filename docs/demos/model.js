@@ -55,7 +55,7 @@ const modelDemo = (() => {
       if (wrong) { show(wrong, true); return; }
       event.target.disabled = true;
       show("Running …");
-      await new Promise(painted => setTimeout(painted, 50));  // or nobody would see this
+      await new Promise(painted => setTimeout(painted, 50));  // otherwise the browser would not show the text before
       const {text, wrong: fault} = await run(state);
       show(text, fault);
       event.target.disabled = false;
@@ -85,7 +85,7 @@ const modelDemo = (() => {
         element("p", {}, element("button", {type: "button", id: "run", onclick: runNow}, "Run")));
       show("");
     }
-    addEventListener("hashchange", () => {  // a link, or back
+    addEventListener("hashchange", () => {  // a link, or the back button
       if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
     });
     root.replaceChildren(inputs, result);

@@ -54,7 +54,7 @@ const playerDemo = (() => {
             blocks: new Set(), ended: new Set()};
   }
 
-  // Spans of time, for the lanes' picture: {lane, what, from, to, text}, and of a wait who ended it.
+  // Spans of time, for the picture of the lanes: {lane, what, from, to, text}. A wait also has who ended it.
   function begin(state, key, span) {
     const open = state.open.get(key) ?? [];
     open.push({...span, from: state.at, to: Infinity});
@@ -72,18 +72,18 @@ const playerDemo = (() => {
     return state.warps.get(key);
   }
 
-  // Lanes begin to wait, for what has this key.
+  // Lanes begin to wait for what has this key.
   function wait(state, event, key, text) {
     const warp = warpOf(state, event.block, event.warp);
     const same = warp.waits.find(each => each.key === key);
-    if (same) {  // more of its lanes
+    if (same) {  // more lanes of the same warp
       same.lanes = (same.lanes | lanesOf(event.lanes)) >>> 0;
       return;
     }
     warp.waits.push({lanes: lanesOf(event.lanes), key, text, since: state.at, place: event.place});
     begin(state, `wait ${warpKey(event.block, event.warp)} ${key}`, {lane: warpKey(event.block, event.warp), what: "wait", text});
   }
-  // All that wait for it go on: the recording says how many threads that are.
+  // All that wait for it go on. The recording says how many threads these must be.
   function release(state, key, threads, ender) {
     let released = 0;
     for (const warp of state.warps.values()) {
@@ -426,7 +426,7 @@ const playerDemo = (() => {
         const cells = region.cells.map((cell, i) => {
           const own = element("i", {className: cell.way.replace(" ", "-") + (cell.readers > 0 ? " read" : ""),
                                     title: `${region.name} from byte ${i * region.size}: ` + (cell.owner ? `${cell.way}, ${cell.owner.split(" ")[1].replace(/^(?=\d)/, "warp ")}` : "nobody has written it")
-                                           + (cell.readers > 0 ? `; read by ${cell.readers} under way, last by ${cell.reader.split(" ")[1].replace(/^(?=\d)/, "warp ")}` : "")});
+                                           + (cell.readers > 0 ? `; ${cell.readers} asynchronous ${cell.readers === 1 ? "read" : "reads"} under way, last by ${cell.reader.split(" ")[1].replace(/^(?=\d)/, "warp ")}` : "")});
           if (cell.owner) own.style.setProperty("--hue", hueOf(cell.owner));
           if (cell.readers > 0) own.style.setProperty("--reader", hueOf(cell.reader));
           return own;
@@ -473,7 +473,7 @@ const playerDemo = (() => {
     let state, quiet = true, timer = 0, drawing = 0;
     const isQuiet = event => event.kind === "run" || event.kind === "pass" || event.kind === "commit" || event.kind === "warp_wait";
 
-    const paneWidth = () => {  // so that a letter has its size whatever the screen is
+    const paneWidth = () => {  // so that letters keep their size on any screen
       const all = root.clientWidth || 340;
       return Math.max(300, state.b && matchMedia("(min-width: 60rem)").matches ? (all - 20) / 2 : all);
     };
@@ -500,14 +500,14 @@ const playerDemo = (() => {
         element("p", {className: "event"}, `Step ${own.at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
         item ? element("details", {}, element("summary", {}, "Record it yourself"), element("code", {}, item.command)) : "",
         over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
-        over && recording.truncated ? element("p", {}, "The recording ends here, because it was bounded.") : "",
+        over && recording.truncated ? element("p", {}, "The recording ends here, because its length was limited.") : "",
         drawSource(recording, own, item?.change), drawLanes(recording, own, jump, paneWidth()), drawWaits(recording, own, jump), drawBarriers(recording, own), drawMemory(recording, own)];
       return element("div", {className: "pane", id: `pane-${key}`}, ...parts);
     }
     async function draw() {
       const turn = ++drawing;
       const sides = [await sideOf(state.a, state.at, "a"), await sideOf(state.b, state.bt, "b")].filter(Boolean);
-      if (turn !== drawing) return;  // a later one is under way
+      if (turn !== drawing) return;  // a later drawing is under way
       output.className = sides.length > 1 ? "panes two" : "panes";
       output.replaceChildren(...sides);
       const story = listed.stories.find(each => each.name === state.story);
@@ -521,7 +521,7 @@ const playerDemo = (() => {
       location.replace(toHash(state));
       return draw();
     }
-    // Both sides, by one event, or by one that is not skipped.
+    // Moves both sides by one event, or to the next one that is not skipped.
     function by(direction) {
       for (const [key, name] of [["at", "a"], ["bt", "b"]]) {
         const recording = recordings.get(state[name]);
@@ -565,7 +565,7 @@ const playerDemo = (() => {
     }
     load("recordings.js").then(() => {
       state = fromHash(location.hash);
-      addEventListener("hashchange", () => {  // a link, or back
+      addEventListener("hashchange", () => {  // a link, or the back button
         if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); draw(); }
       });
       steps.replaceChildren(

@@ -105,7 +105,7 @@ const seesawDemo = (() => {
     }
     return result;
   }
-  // A pair of the seesaw, cut where one waits for the other: of what the last column of the page's table is made.
+  // A pair of the seesaw, cut where one waits for the other: the last column of the page's table is made from it.
   function cuts(timeline, from, to) {
     const inside = (track, phase, a, b) => timeline.intervals.filter(([own, what, begin]) => own === track && what === phase && begin >= a && begin < b);
     const qk0 = inside(0, "Q K^T", from, to)[0], softmax1 = inside(1, "softmax", qk0[3], to)[0];
@@ -207,7 +207,7 @@ const seesawDemo = (() => {
       ...(own ? [element("p", {}, "A pair, cut where one warpgroup waits for the other, in clocks:"),
                  table("cuts", ["", "ideal", "measured", "more"], [...names.map((name, i) => [name, Math.round(best[i]), own[i], own[i] - Math.round(best[i])]),
                    ["a pair", Math.round(turn.length), to - from, to - from - Math.round(turn.length)]])] : []),
-      element("p", {}, `What each warpgroup is in, in clocks of ${turnName}:`),
+      element("p", {}, `How many clocks of ${turnName} each warpgroup spends in each phase:`),
       table("phases", ["", "phase", "ideal", "measured"], rows));
   }
 
@@ -228,7 +228,7 @@ const seesawDemo = (() => {
                                input("tiles", "tiles of the ideal schedule", "3"), input("softmax", "clocks of its softmax", String(kSoftmax[stage] ?? "")));
         draw(state, output);
       };
-      addEventListener("hashchange", () => {  // a link, or back
+      addEventListener("hashchange", () => {  // a link, or the back button
         if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
       });
       root.replaceChildren(inputs, output);

@@ -471,7 +471,7 @@ TEST(Advice, DoesNotSplit) {
 TEST(Advice, TooShortToFill) {
   EXPECT_SPEAKS("too short to fill", "h16_q1_b4_k512", "08");
   EXPECT_SILENT("too short to fill", "h128_q1_b64_k4096", "08");
-  EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts are to blame
+  EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // blames the cuts
   EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
   // There are six grains per worker. But sequences stay whole, so 50 workers take two each.

@@ -68,7 +68,7 @@ TEST(CacheErrors, AreThoseOfTheReference) {
       for (size_t j = 0; j < result.lse.size(); ++j) {
         lse = std::max(lse, std::abs(result.lse[j] - plain.lse[j]));
       }
-      EXPECT_NEAR(error.from_16_bits.out, std::sqrt(off / size), 1e-6);  // the reference's scale is a float
+      EXPECT_NEAR(error.from_16_bits.out, std::sqrt(off / size), 1e-6);  // fp32 scale
       EXPECT_NEAR(error.from_16_bits.lse, lse, 1e-6);
       EXPECT_DOUBLE_EQ(error.from_16_bits.out, error.from_16_bits.out_ordinary);
       EXPECT_EQ(error.from_16_bits.out == 0, spec.cache_format == CacheFormat::k16Bit);

@@ -168,7 +168,7 @@ def test_merging_nothing():
 
 def test_memory_without_a_framework_makes_no_results(problem):
     cache = mla_stages.PagedCache(4)
-    with pytest.raises(TypeError, match="q must be an array of NumPy, PyTorch, CuPy or JAX, for results come back as such"):
+    with pytest.raises(TypeError, match="q must be an array of NumPy, PyTorch, CuPy or JAX, because results come back as such"):
         mla_stages.decode(cache.data, problem.kv_cache, problem.block_table, problem.seqlens_k, scale=SCALE)
 
 
