@@ -31,7 +31,7 @@ def answers(page):
 
 
 def quotes(answer):
-    """[(path, quoted)] behind "Look:"."""
+    """[(path, quoted)] after "Look:"."""
     return re.findall(r"\]\(([^)#]+)\), `([^`]+)`", answer.partition("Look: ")[2])
 
 
@@ -156,7 +156,7 @@ class Pages(unittest.TestCase):
                  (ROOT / "stages" / "common" / "ptx" / name).read_text(encoding="utf-8").splitlines() if "#include" not in line]
         page = (COURSE / "bibliography.md").read_text(encoding="utf-8").partition("## Instructions")[2].partition("\n## ")[0]
         listed = set(re.findall(r"`([a-z][\w.]*)`", page)) - {"expect_tx"}
-        # An instruction begins a string of assembly, or a line of one, or comes behind a brace; k16 is a type's name in a macro.
+        # An instruction begins a string of assembly, or a line of one, or follows a brace; k16 is a type's name in a macro.
         strings = "\n".join(text.replace("\\n", "\n") for line in lines for text in re.findall(r'"([^"]*)"', line))
         found = {one for one in re.findall(r"^[{ ]*(?:@!?\w+ )?([a-z]\w*(?:\.\w+)+)", strings, re.M) if not one.startswith("k16")}
         self.assertGreater(len(found), 40)

@@ -46,7 +46,7 @@ const std::vector<Mutant> kMutants = {
 };
 
 // The shapes in which a fault can show. They are few, but they have workers that end one sequence and
-// begin the next, odd and even numbers of tiles, tails with NaN behind them, sequences of several
+// begin the next, odd and even numbers of tiles, tails with NaN after them, sequences of several
 // workers, maxima that move, rows of more than one tile, and pages smaller and larger than a tile. There
 // are few multiprocessors, so workers get many tiles.
 struct Case {
@@ -82,7 +82,7 @@ std::vector<Case> cases() {
   // which take two exchanges.
   add(DType::kBFloat16, {580, 0}, 1, 16, 8, 32, "10");
   add(DType::kFloat16, {70, 150}, 2, 16, 8, 64, "10");
-  // Two workers, of which the second begins within a sequence: its first page is not the sequence's.
+  // Two workers. The second begins within a sequence, so its first page is not the sequence's first.
   add(DType::kBFloat16, {64, 1280}, 1, 16, 2, 64, "10");
   // Halves of three row tiles; a worker with a second half and other pieces; halves beside a sequence of three
   // pieces, which the combine puts together.
@@ -91,7 +91,7 @@ std::vector<Case> cases() {
   add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
   // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
   add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
-  // Scales of all sizes, then such as grow past what P would bear; each in every format.
+  // Scales of all sizes, then scales that grow past what P can hold; each in every format.
   for (int turn = 0; turn < 6; ++turn) {
     add(DType::kBFloat16, {turn < 3 ? 300 : 500, 17}, 1, 20, 2, 64, "12");
     result.back().spec.data = turn < 3 ? DataKind::kExtremeValues : DataKind::kGrowingValues;
@@ -99,7 +99,7 @@ std::vector<Case> cases() {
   return result;
 }
 
-// A case with its data and what is to come out.
+// A case with its data and the right result.
 struct Prepared {
   Case from;
   size_t turn;

@@ -103,7 +103,7 @@ double cold(const std::string& stage, const std::string& shape) {
   return entry == nullptr ? kUnknown : entry->us;
 }
 
-/// The number behind `words` in a text.
+/// The number after `words` in a text.
 double number_after(const std::string& text, const std::string& words) {
   const size_t at = text.find(words);
   EXPECT_NE(at, std::string::npos) << words << " is not in: " << text;
@@ -471,7 +471,7 @@ TEST(Advice, DoesNotSplit) {
 TEST(Advice, TooShortToFill) {
   EXPECT_SPEAKS("too short to fill", "h16_q1_b4_k512", "08");
   EXPECT_SILENT("too short to fill", "h128_q1_b64_k4096", "08");
-  EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // blames the cuts
+  EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts' fault
   EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
   // There are six grains per worker. But sequences stay whole, so 50 workers take two each.

@@ -929,7 +929,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertNotIn("why rejected", self.block("service"))
         self.assertEqual(self.tables("service")[0][1][1:3], ["9876 / 6.50", "1519×"])
         waiting = service()
-        waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # nobody had one
+        waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # no request had one
         self.record("h200_service_2026-11-22.json", waiting)
         self.assertIn("—", self.cells("service", "first token, ms: p50, p99")[1:])
         model = service()

@@ -294,7 +294,7 @@ TEST(Run, OverloadIsReportedAsItIs) {
   EXPECT_EQ(counts.arrived,
             counts.finished + counts.rejected_total() + counts.queued + counts.running);
   EXPECT_LE(figures.pages_peak, 5);
-  EXPECT_GT(figures.token_ms_mean, 100.01);  // whoever was preempted waited longer than a step
+  EXPECT_GT(figures.token_ms_mean, 100.01);  // preempted requests waited longer than a step
 }
 
 TEST(Run, RequestsAreTimedFromTheirArrivalToTheirEnd) {

@@ -116,7 +116,7 @@ TEST(Requests, PrefixesStandBeforeThePromptAndAreAsLikelyAsEachOther) {
   for (int i = 0; i < 4000; ++i) {
     const Request one = a.take(), other = b.take();
     ASSERT_EQ(one.prefix, -1);
-    ASSERT_EQ(other.prompt, one.prompt + 1000);  // all else is drawn as before
+    ASSERT_EQ(other.prompt, one.prompt + 1000);  // everything else is drawn as before
     ASSERT_EQ(other.arrival, one.arrival);
     ASSERT_EQ(other.prefix_tokens, 1000);
     ++counts[other.prefix];

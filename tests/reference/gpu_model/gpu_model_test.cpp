@@ -89,7 +89,7 @@ TEST_F(Races, MissingSyncthreadsReadAfterWrite) {
   expect_race(kThreads, read_after_write<false>, expected);
 }
 
-/// Two tiles through one buffer: everyone reads what the thread behind wrote, then overwrites its
+/// Two tiles through one buffer: everyone reads what the next thread wrote, then overwrites its
 /// own value.
 template <bool kSynchronized>
 __global__ void write_after_read(int* out) {
@@ -334,7 +334,7 @@ TEST_F(Memory, StaticSharedMemoryIsTheBlocks) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Barriers, and waiting for nobody.
+// Barriers, and waits that never end.
 
 class Barriers : public GpuModel {};
 
