@@ -44,7 +44,7 @@ TEST(Seat, IsWhatTheLauncherSays) {
     EXPECT_EQ(seat->ranks, 16);
     EXPECT_EQ(seat->local_rank, 1);
     EXPECT_EQ(seat->hub, "head:4711");
-    const Environment own({{"MLA_RANK", "3"}, {"MLA_RANKS", "4"}});  // these come first
+    const Environment own({{"MLA_RANK", "3"}, {"MLA_RANKS", "4"}});  // these take precedence
     ASSERT_OK(seat_of_environment(&seat));
     EXPECT_EQ(seat->rank, 3);
     EXPECT_EQ(seat->ranks, 4);

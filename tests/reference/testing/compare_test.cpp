@@ -699,7 +699,7 @@ TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
       }
       for (size_t i = 0; i < lse.size(); ++i) {
         const double r = expected.lse[i];
-        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // as exact as its logits
+        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // judged by its logits
         const double error =
             std::max(kLseTolerance.abs_tol, kLseTolerance.rel_tol * (std::abs(r) + 1e-6));
         lse[i] = static_cast<float>(r + 1.01 * error);
