@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Host code with one fault each: none may go unnoticed by the tests of its list entry, which pass without it.
+"""Host code with one fault at a time. The tests that the list names for a fault must notice it, and pass without it.
 
     host_mutant_test.py HOST MODEL [SERVICE]    host_mutants, model_mutants and service_mutants, built from
                                                 stages/mutants/mutants.txt; without the last, faults in bench/ are left out
@@ -14,7 +14,7 @@ import mutants  # noqa: E402
 
 
 def run(program, tests, number):
-    """The exit code of these tests with a mutant; 0 is none."""
+    """Runs these tests with a mutant; number 0 is the code without a fault."""
     command = [program, f"--gtest_filter={tests}", "--gtest_fail_fast", "--gtest_brief=1"]
     environment = {**os.environ, "MLA_MUTANT": str(number)}
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)

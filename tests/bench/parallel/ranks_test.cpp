@@ -1,4 +1,4 @@
-// How ranks are started: by the environment of a launcher, or as processes, one of which may be killed.
+// How ranks are started: by a launcher's environment, or as processes, of which one may be killed.
 #include "bench/parallel/ranks.h"
 
 #include <gtest/gtest.h>
@@ -44,7 +44,7 @@ TEST(Seat, IsWhatTheLauncherSays) {
     EXPECT_EQ(seat->ranks, 16);
     EXPECT_EQ(seat->local_rank, 1);
     EXPECT_EQ(seat->hub, "head:4711");
-    const Environment own({{"MLA_RANK", "3"}, {"MLA_RANKS", "4"}});  // goes before
+    const Environment own({{"MLA_RANK", "3"}, {"MLA_RANKS", "4"}});  // these take precedence
     ASSERT_OK(seat_of_environment(&seat));
     EXPECT_EQ(seat->rank, 3);
     EXPECT_EQ(seat->ranks, 4);
@@ -55,7 +55,7 @@ TEST(Seat, IsWhatTheLauncherSays) {
   EXPECT_EQ(seat->hub, "127.0.0.1:29517");
 }
 
-TEST(Seat, WhatIsNoneIsRefused) {
+TEST(Seat, AnInvalidOneIsRefused) {
   std::optional<Seat> seat;
   const auto refused = [&](std::vector<std::pair<const char*, const char*>> values) {
     const Environment environment(std::move(values));
@@ -72,7 +72,7 @@ TEST(Seat, WhatIsNoneIsRefused) {
   EXPECT_EQ(refused({{"PMI_SIZE", "2"}}), "PMI_SIZE is set, and no number of this rank");
 }
 
-// What a rank does: joins, and tells and hears the others.
+// What a rank does: it joins, and exchanges data with the others. Returns its exit code.
 int talk(const Seat& seat, milliseconds limit, int killed) {
   std::unique_ptr<Rendezvous> world, group;
   std::unique_ptr<Hub> hub;
@@ -82,7 +82,7 @@ int talk(const Seat& seat, milliseconds limit, int killed) {
   if (!group->share(std::to_string(seat.rank), &all).ok()) return 12;
   const int first = seat.rank / 2 * 2;
   if (all[0] != std::to_string(first) || all[1] != std::to_string(first + 1)) return 13;
-  // Else another rank may learn of it from its own group first, and leave.
+  // Otherwise another rank could learn of the killed one from its own group first, and leave.
   if (!world->share("", &all).ok()) return 16;
   if (seat.rank == killed) raise(SIGKILL);
   const Status last = world->share("", &all);
@@ -106,7 +106,7 @@ TEST(Processes, MeetInGroups) {
 TEST(Processes, OneThatIsKilledIsToldToTheOthersAtOnce) {
   const auto begin = std::chrono::steady_clock::now();
   std::string codes;
-  for (const int killed : {1, 2}) {  // 2 has its group's hub
+  for (const int killed : {1, 2}) {  // rank 2 keeps its group's hub
     int code = -1;
     ASSERT_OK(run_processes(
         4, milliseconds(60000),

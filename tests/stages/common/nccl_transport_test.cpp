@@ -1,5 +1,5 @@
-// Ranks that are processes: how they meet, and what becomes of it when one fails. NCCL and the GPU are played by a
-// test, so that its host code is seen to keep time limits, to abort, and to tell every rank.
+// Ranks that are processes: how they meet, and what happens when one fails. The test plays NCCL and the GPU, so as to
+// check that the host code keeps time limits, aborts, and tells every rank.
 #include "stages/common/parallel/nccl_transport.h"
 
 #include <arpa/inet.h>
@@ -23,7 +23,7 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 constexpr milliseconds kPatient{8000}, kShort{150};
 
-// Runs body(rendezvous) on a thread per rank, and returns how each ended; one that is not to come gets none.
+// Runs body(rendezvous) on a thread per rank, and returns each rank's status. Absent ranks get no thread.
 using Body = std::function<Status(std::unique_ptr<Rendezvous>)>;
 std::vector<Status> on_ranks(int ranks, milliseconds limit, const Body& body,
                              const std::vector<int>& absent = {}) {
@@ -44,7 +44,7 @@ std::vector<Status> on_ranks(int ranks, milliseconds limit, const Body& body,
   return ended;
 }
 
-// Asks until the group has failed: news travel.
+// Asks until the group has failed, because the news take a while.
 Status await_failure(Rendezvous& rendezvous) {
   const auto deadline = Clock::now() + std::chrono::seconds(8);
   while (rendezvous.failure().ok() && Clock::now() < deadline) {
@@ -199,7 +199,7 @@ TEST(Rendezvous, BadInputIsRefused) {
 TEST(Rendezvous, StrangersAndDoublesAreRefused) {
   std::unique_ptr<Hub> hub;
   ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
-  // A stranger: what it says is nothing to the hub.
+  // A stranger, whose bytes mean nothing to the hub.
   const int stranger = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -207,7 +207,7 @@ TEST(Rendezvous, StrangersAndDoublesAreRefused) {
   address.sin_port =
       htons(static_cast<uint16_t>(std::stoi(hub->address().substr(hub->address().rfind(':') + 1))));
   ASSERT_EQ(connect(stranger, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  // A greeting of another kind, and then all that rank 0 would say.
+  // It begins with a wrong greeting, but goes on as rank 0 would.
   const std::string said("GET \3\0\0\0h0 2", 12);
   ASSERT_GT(send(stranger, said.data(), said.size(), MSG_NOSIGNAL), 0);
   std::unique_ptr<Rendezvous> other, twice, first;
@@ -227,9 +227,9 @@ TEST(Rendezvous, StrangersAndDoublesAreRefused) {
 
 // ---- NCCL's part
 
-// What all ranks' fakes share: what they are to do wrong, and what was asked of them.
+// What the fakes of all ranks share: what they must do wrong, and what was asked of them.
 struct Play {
-  std::atomic<int> busy{0};        // so often progress() is busy after each call
+  std::atomic<int> busy{0};        // how often progress() is busy after each call
   std::atomic<bool> hangs{false};  // collectives are never done until aborted
   std::function<Status(int rank, const std::string& call)> error;  // of a call
   std::atomic<int> aborts{0};
@@ -296,7 +296,7 @@ class FakeNccl final : public NcclApi {
   bool is_aborted_ = false;
 };
 
-// Ranks with a transport over the play.
+// Runs body(transport) on ranks whose transport is over the play.
 std::vector<Status> over_nccl(int ranks, milliseconds limit, Play& play,
                               const std::function<Status(Transport&)>& body,
                               std::vector<std::string>* log = nullptr) {
@@ -326,7 +326,7 @@ Status gather(Transport& transport) {
 
 TEST(NcclTransport, CallsGoToNcclInOrder) {
   Play play;
-  play.busy = 3;  // whatever is begun takes a while
+  play.busy = 3;  // every call takes a while
   std::vector<std::string> log;
   for (const Status& status : over_nccl(
            3, kPatient, play,
@@ -452,7 +452,7 @@ TEST(NcclTransport, EveryErrorIsToldToAll) {
   for (const char* call :
        {"make_id", "connect", "progress", "follow", "all_gather", "lead", "query"}) {
     SCOPED_TRACE(call);
-    if (HasFailure()) return;  // one says enough, and may have waited for its time limit
+    if (HasFailure()) return;  // one failure is enough; the next may wait for its time limit, too
     Play play;
     const bool is_make_id = std::string(call) == "make_id";
     const int culprit = is_make_id ? 0 : 1;

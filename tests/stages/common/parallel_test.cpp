@@ -1,5 +1,5 @@
-// Context parallel decode with ranks that are threads, on the model: against the reference over ranks, shares and
-// exchanges; needles at every cut; the same bits every time; ranks that fail, lag or disagree.
+// Context parallel decode on the model, with ranks that are threads. It is compared with the reference over ranks,
+// shares and exchanges, with needles at every cut. Bits are the same every time. Ranks fail, lag or disagree.
 #include "stages/common/parallel/parallel.h"
 
 #include <gtest/gtest.h>
@@ -23,7 +23,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kPatient{60000};
 constexpr int kRanks[] = {1, 2, 3, 4, 8};
 
-// What one rank ended with.
+// The results of one rank.
 struct Ended {
   Status status;
   std::vector<uint16_t> out;
@@ -48,7 +48,7 @@ const Stage& stage_of_model(const std::string& slug = "04") {
   return *find_stage(MachineKind::kModel, slug);
 }
 
-// The pages of one rank: a cache of its own, whose pages lie in another order, with one page of NaN.
+// A rank's own cache, which has its pages in another order, and a page of NaN.
 struct RankCache {
   std::vector<uint8_t> pages;
   std::vector<int32_t> table;
@@ -87,7 +87,7 @@ RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextSh
           data.block_table[size_t(sequence) * size_t(problem.max_pages_per_seq) + size_t(page)]);
     }
   }
-  cache.num_pages = int(originals.size()) + 1;  // the first is nobody's
+  cache.num_pages = int(originals.size()) + 1;  // the first page belongs to no sequence
   cache.pages.assign(page_bytes * size_t(cache.num_pages), 0xff);
   for (size_t i = 0; i < originals.size(); ++i) {
     std::memcpy(cache.pages.data() + page_bytes * (originals.size() - i),
@@ -161,7 +161,7 @@ std::vector<Ended> run_ranks(const Stage& stage, const DataSet& data, const Host
   return ended;
 }
 
-// Outputs by heads, put together; those of all heads as they are.
+// Puts outputs together that have some heads each; outputs of all heads stay as they are.
 Ended whole(const DataSet& data, const ParallelSettings& settings,
             const std::vector<Ended>& ended) {
   if (settings.exchange == Exchange::kAllGather) return ended[0];
@@ -186,14 +186,14 @@ Ended whole(const DataSet& data, const ParallelSettings& settings,
   return result;
 }
 
-// The production kernels' tolerances, which are for bf16; in fp16 an eighth of the error, whose square the cosine has.
+// The production kernels' tolerances are for bf16. In fp16 an error is an eighth, and cosines depend on its square.
 Tolerance tolerance_of(DType dtype) {
   const Tolerance bf16 = kOutTolerance;
   if (dtype == DType::kBFloat16) return bf16;
   return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
 }
 
-// The decode over `ranks` ranks is the reference's.
+// Expects the decode over `ranks` ranks to agree with the reference.
 void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
                   const ReferenceResult& expected, const ParallelSettings& settings, int ranks) {
   SCOPED_TRACE(stage.slug + " " + data.spec.name() + " ranks=" + std::to_string(ranks) +
@@ -227,7 +227,7 @@ DecodeCase small_case() {
   return spec;
 }
 
-// Every case over all numbers of ranks, with shares and exchanges by turns.
+// Every case runs with each number of ranks, and with shares and exchanges in turn.
 TEST(Parallel, CasesMatchTheReference) {
   size_t turn = 0;
   for (const int seqlen_q : {1, 2, 4, 19}) {
@@ -253,7 +253,7 @@ TEST(Parallel, CasesMatchTheReference) {
           ++turn;
           expect_right(stage_of_model(), data, host, expected,
                        {shares[turn % 3], kExchanges[turn / 3 % 3], 1 + int(turn % 5)}, ranks);
-          if (HasFailure()) return;  // one says enough
+          if (HasFailure()) return;  // one failure is enough
         }
         ++turn;
       }
@@ -284,7 +284,7 @@ TEST(Parallel, RanksMaySayTheirOwnLengths) {
   }
 }
 
-// Any stage, any format that it reads.
+// Every stage, with every format that it reads.
 TEST(Parallel, EveryStageDecodesAShare) {
   for (const Stage& stage : stages(MachineKind::kModel)) {
     for (const CacheFormat format : stage.cache_formats) {
@@ -314,7 +314,7 @@ TEST(Parallel, TensorsMayHaveStrides) {
   HostTensors host = generate(data);
   ReferenceResult expected;
   ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
-  // The rank's cache is contiguous here: its pages come from that of the same case without strides.
+  // The rank's cache is contiguous here: its pages come from the cache of the same case without strides.
   DecodeCase plain = spec;
   plain.strided = false;
   const HostTensors contiguous = generate(make_data_set(plain));
@@ -323,8 +323,8 @@ TEST(Parallel, TensorsMayHaveStrides) {
   expect_right(stage_of_model(), data, mixed, expected, {}, 3);
 }
 
-// A token that outweighs all others on either side of every cut, of pages and of turns, and under each query's mask:
-// query tokens that see it get its row, to the bit, and the others do not.
+// A token that outweighs all others is put on either side of every cut, of pages and of turns, and at each query's
+// mask. Query tokens that see it get its row, to the bit, and the others do not.
 TEST(Parallel, NeedlesAtEveryCutAreFound) {
   DecodeCase spec = small_case();
   spec.num_heads_q = 8;
@@ -404,7 +404,7 @@ TEST(Parallel, TheSameBitsEveryTime) {
   }
 }
 
-// Shares of the heads, each with a group of its own that shares the pages.
+// The heads are shared out, and each share has a group of ranks that share the pages.
 TEST(Parallel, HeadsAndPagesAreSharedTogether) {
   for (const auto& [num_heads_kv, head_ranks] : {std::pair{1, 4}, {2, 2}, {4, 2}, {2, 4}}) {
     DecodeCase spec = small_case();
@@ -566,7 +566,7 @@ class ParallelErrors : public testing::Test {
     host_ = generate(data_);
   }
 
-  // What rank 1 of three gets if this is done to its arguments, and that the others are told.
+  // Returns the status of rank 1 of three after `spoil` has changed its arguments. Expects the other ranks to be told.
   Status of_spoilt(const std::function<void(Arguments*)>& spoil) {
     const Spoil one = [&](int rank, Arguments* arguments) {
       if (rank == 1) spoil(arguments);
@@ -587,7 +587,7 @@ class ParallelErrors : public testing::Test {
 TEST_F(ParallelErrors, AnArgumentOfOneRank) {
   const auto expect = [&](StatusCode code, const std::string& text,
                           const std::function<void(Arguments*)>& spoil) {
-    if (HasFailure()) return;  // one says enough, and may have waited for its time limit
+    if (HasFailure()) return;  // one failure is enough; the next may wait for its time limit, too
     const Status status = of_spoilt(spoil);
     EXPECT_EQ(status.code(), code) << status.message();
     EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
@@ -676,7 +676,7 @@ TEST(ThreadTransport, EveryRankGetsWhatItShould) {
         EXPECT_EQ(in_place, receive);
         MLA_RETURN_IF_ERROR(transport.all_to_all(send.data(), receive.data(), 8, nullptr));
         for (int i = 0; i < 2 * ranks; ++i) {
-          // What is a rank's own is not touched: it still is what the last call left.
+          // A rank's own part is not touched, and is still what the last call left.
           const int place = i / 2 == me ? i % 2 : 2 * me + i % 2;
           EXPECT_EQ(receive[size_t(i)], float(1000 * turn + 100 * (i / 2) + place));
         }
@@ -711,7 +711,7 @@ TEST(ThreadTransport, ARankThatDoesNotComeIsNamedInTime) {
         << statuses[rank].message();
     EXPECT_NE(statuses[rank].message().find("rank 1, rank 3"), std::string::npos);
   }
-  // A rank that comes after that is told at once, and so is one that calls again.
+  // A rank that comes later is told at once, and so is one that calls again.
   for (auto& transport : transports) {
     EXPECT_EQ(gather(*transport).code(), StatusCode::kRankFailed);
   }
@@ -750,7 +750,7 @@ TEST(ThreadTransport, CallsThatDifferAreNamed) {
                           : transport.all_gather(send, receive, 4, nullptr);
     };
     const std::string named = another_kind ? "reduce_scatter of 8 bytes" : "all_gather of 4 bytes";
-    for (int turn = 0; turn < 2; ++turn) {  // nor is the group of use then
+    for (int turn = 0; turn < 2; ++turn) {  // after that the group cannot be used again
       for (const Status& status : on_ranks(transports, call)) {
         EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
         EXPECT_EQ(status.message(), "rank 0 calls all_gather of 8 bytes, rank 2 " + named);
@@ -778,7 +778,7 @@ TEST(ContextShare, CountsWhatItHolds) {
               ASSERT_EQ(share.page_in(pages), page);
               ++pages;
             }
-            // Rank 0 has as many pages as any.
+            // No rank has more pages than rank 0.
             ASSERT_LE(pages, share_columns(page + 1, ranks, pages_per_turn));
             if (rank == 0) {
               ASSERT_EQ(pages, share_columns(page + 1, ranks, pages_per_turn));
@@ -807,7 +807,7 @@ TEST(HeadShare, EveryHeadIsSomebodysOnce) {
         EXPECT_EQ(share.first_q, next);
         next += share.num_q;
         EXPECT_EQ(share.num_q % share.num_kv, 0);
-        for (int head = 0; head < share.num_q; ++head) {  // each reads the KV head that it did
+        for (int head = 0; head < share.num_q; ++head) {  // each reads the same KV head as before
           EXPECT_EQ(share.first_kv + head / (share.num_q / share.num_kv),
                     (share.first_q + head) / problem.group_size());
         }
