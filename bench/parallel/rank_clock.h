@@ -23,6 +23,8 @@ class RankClock {
   using Enqueue = std::function<Status(Stream)>;
   /// Waits for a stream: Transport::wait of the rank.
   using Wait = std::function<Status(Stream)>;
+  /// Tells the others of an error: Transport::fail of the rank.
+  using Fail = std::function<void(const Status&)>;
   virtual ~RankClock() = default;
   /// Null on the model.
   virtual Stream stream() const = 0;
@@ -34,7 +36,10 @@ class RankClock {
   virtual void forget(int handle) = 0;
 };
 
+/// @param fail  told of every error of prepare() and run(), before they return it: what is under way on the device
+///              may be waiting for the others, and they for this rank, which announces no replay of a graph
 /// @return the machine's error
-Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock);
+Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock,
+                       RankClock::Fail fail = nullptr);
 
 }  // namespace mla::bench
