@@ -187,13 +187,13 @@ Status listen_at(const std::string& address, Socket* result) {
   MLA_RETURN_IF_ERROR(parse_address(address, &host, &port));
   Addresses addresses;
   MLA_RETURN_IF_ERROR(resolve(host, port, 0, &addresses));
-  std::vector<std::string> places = {host};
+  std::vector<const char*> places = {host.c_str()};
   if (Addresses numeric;
       host != "localhost" && !resolve(host, port, AI_NUMERICHOST, &numeric).ok()) {
     places = {"::", "0.0.0.0"};  // the first takes both families, where the host has both
   }
   int error = 0;
-  for (const std::string& place : places) {
+  for (const char* place : places) {
     MLA_RETURN_IF_ERROR(resolve(place, port, 0, &addresses));
     for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
       Socket socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
