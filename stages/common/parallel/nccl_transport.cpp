@@ -16,8 +16,12 @@ class NcclTransport final : public Transport {
   ~NcclTransport() override {
     // Work that other ranks no longer do would never end, and a device's memory is freed when its work has ended.
     if (!failure().ok()) return;
-    static_cast<void>(poll("its last exchange",
-                           [this](bool* is_done) { return api_->query(api_->stream(), is_done); }));
+    const Status done = poll("its last exchange", [this](bool* is_done) {
+      return api_->query(api_->stream(), is_done);
+    });
+    // NCCL does not free a communicator that is at work or has an error, unless it is aborted.
+    bool is_busy = false;
+    if (done.ok() && (!api_->progress(&is_busy).ok() || is_busy)) end();
   }
 
   int rank() const override { return rendezvous_->rank(); }

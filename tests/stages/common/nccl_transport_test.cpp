@@ -532,6 +532,23 @@ TEST(NcclTransport, WorkThatIsLeftBehindIsEnded) {
   EXPECT_EQ(play.aborts, 2);  // what has ended is not aborted
 }
 
+TEST(NcclTransport, ACommunicatorWithAnErrorIsAborted) {
+  Play play;
+  std::atomic<bool> is_late = false;
+  play.error = [&](int rank, const std::string& call) {
+    if (rank != 0 || call != "progress" || !is_late) return Status();
+    return Status(StatusCode::kCudaError, "an error after the last call");
+  };
+  for (const Status& status : over_nccl(2, kPatient, play, [&](Transport& transport) {
+         const Status status = gather(transport);
+         if (transport.rank() == 0) is_late = true;
+         return status;
+       })) {
+    EXPECT_OK(status);  // what was asked for is done
+  }
+  EXPECT_EQ(play.aborts, 1);
+}
+
 TEST(NcclTransport, TheCauseIsToldAndNotItsTraceInAnotherRank) {
   Play play;
   play.hangs = true;
