@@ -60,8 +60,18 @@ Status seat_of_environment(std::optional<Seat>* seat) {
   found.local_rank = found.rank;
   MLA_RETURN_IF_ERROR(number_of({"MLA_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"},
                                 &found.local_rank, &local));
-  const char* hub = std::getenv("MLA_HUB");
-  found.hub = hub != nullptr && *hub != '\0' ? hub : "127.0.0.1:29517";
+  const char *hub = std::getenv("MLA_HUB"), *here = nullptr;
+  const bool has_hub = hub != nullptr && *hub != '\0';
+  int ranks_here = found.ranks;
+  MLA_RETURN_IF_ERROR(
+      number_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, &ranks_here, &here));
+  if (!has_hub && ranks_here < found.ranks) {
+    return {StatusCode::kInvalidArgument,
+            fmt::format("{}={} of {}={}: for several hosts MLA_HUB must say where rank 0 listens, "
+                        "as host:port",
+                        here, ranks_here, ranks, found.ranks)};
+  }
+  found.hub = has_hub ? hub : "127.0.0.1:29517";
   *seat = found;
   return {};
 }

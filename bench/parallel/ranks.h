@@ -21,7 +21,8 @@ struct Seat {
 
 /// The seat that a launcher gave this process by environment variables: MLA_RANK, MLA_RANKS, MLA_LOCAL_RANK and
 /// MLA_HUB, or those of mpirun (Open MPI's, and PMI's). Nothing if there are none.
-/// @return kInvalidArgument for variables that are no numbers, or contradict each other
+/// @return kInvalidArgument for variables that are no numbers, or contradict each other, and where mpirun says that
+///         there are several hosts and MLA_HUB does not say where they meet
 Status seat_of_environment(std::optional<Seat>* seat);
 
 /// Starts `ranks` processes of this program, each of which does `body` and ends with what that returns. Gives

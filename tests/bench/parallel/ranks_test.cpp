@@ -43,6 +43,7 @@ TEST(Seat, IsWhatTheLauncherSays) {
     const Environment mpirun({{"OMPI_COMM_WORLD_RANK", "5"},
                               {"OMPI_COMM_WORLD_SIZE", "16"},
                               {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                              {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"},
                               {"MLA_HUB", "head:4711"}});
     ASSERT_OK(seat_of_environment(&seat));
     ASSERT_TRUE(seat);
@@ -76,6 +77,9 @@ TEST(Seat, WhatIsNoneIsRefused) {
             "MLA_RANK=2 must be less than MLA_RANKS=2");
   EXPECT_EQ(refused({{"MLA_RANK", "0"}}), "MLA_RANK is set, and no number of ranks");
   EXPECT_EQ(refused({{"PMI_SIZE", "2"}}), "PMI_SIZE is set, and no number of this rank");
+  EXPECT_EQ(refused({{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}, {"MPI_LOCALNRANKS", "2"}}),
+            "MPI_LOCALNRANKS=2 of PMI_SIZE=4: for several hosts MLA_HUB must say where rank 0 "
+            "listens, as host:port");
 }
 
 // What a rank does: joins, and tells and hears the others.
