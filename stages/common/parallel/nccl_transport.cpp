@@ -124,7 +124,7 @@ class NcclTransport final : public Transport {
   Status end(const Status& why) {
     if (why.code() == StatusCode::kRankFailed) {
       // NCCL may notice that another rank is gone before the hub's word comes, which says whose fault it is.
-      const auto deadline = Clock::now() + std::chrono::milliseconds(200);
+      const auto deadline = Clock::now() + std::chrono::milliseconds(500);
       while (rendezvous_->failure().ok() && Clock::now() < deadline) {
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }

@@ -183,9 +183,13 @@ TEST(Groups, MeetWhereTheirFirstRankIsFound) {
 TEST(Groups, OneThatCannotTakePartSaysWhyAtOnce) {
   const auto begin = std::chrono::steady_clock::now();
   constexpr milliseconds kLimit{60000};
+  // An address of this process's own, so that nobody takes the port meanwhile.
+  const int pid = getpid();
+  const std::string own =
+      "127.78." + std::to_string(pid / 250 % 250) + "." + std::to_string(pid % 250 + 1) + ":0";
   for (const int absent : {0, 1}) {  // 0 is to open the hub
     std::unique_ptr<HubPlace> place;
-    ASSERT_OK(take_hub_place("127.0.0.1:0", &place));
+    ASSERT_OK(take_hub_place(own, &place));
     const std::string address = place->address();
     place.reset();
     std::vector<std::thread> threads;

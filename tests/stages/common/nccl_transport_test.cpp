@@ -248,8 +248,12 @@ TEST(Rendezvous, AHubsPlaceIsTakenBeforeTheHubOpens) {
 }
 
 TEST(Rendezvous, AHubMayComeLater) {
+  // At an address of this process's own, so that nobody takes the port meanwhile.
+  const int pid = getpid();
   std::unique_ptr<HubPlace> place;
-  ASSERT_OK(take_hub_place("127.0.0.1:0", &place));
+  ASSERT_OK(take_hub_place(
+      "127.77." + std::to_string(pid / 250 % 250) + "." + std::to_string(pid % 250 + 1) + ":0",
+      &place));
   const std::string address = place->address();
   place.reset();
   std::unique_ptr<Rendezvous> joined;
@@ -272,7 +276,7 @@ TEST(Rendezvous, AtANameItListensEverywhere) {
   }
   EXPECT_EQ(hub->address().substr(0, hub->address().rfind(':')), name);
   std::unique_ptr<Rendezvous> joined;
-  EXPECT_OK(join_hub("127.0.0.2:" + port_of(hub->address()), 0, 1, kShort, &joined));
+  EXPECT_OK(join_hub("127.0.0.2:" + port_of(hub->address()), 0, 1, kPatient, &joined));
   joined.reset();
   for (const char* here : {"localhost:0", "127.0.0.1:0"}) {  // these are for this host alone
     ASSERT_OK(open_hub(here, 1, kPatient, &hub));
@@ -520,7 +524,7 @@ TEST(NcclTransport, WorkThatIsLeftBehindIsEnded) {
   Play play;
   play.hangs = true;
   const auto begin = Clock::now();
-  for (const Status& status : over_nccl(2, kShort, play, [](Transport& transport) {
+  for (const Status& status : over_nccl(2, milliseconds(1000), play, [](Transport& transport) {
          return transport.all_gather(nullptr, nullptr, 48, nullptr);
        })) {
     EXPECT_OK(status);
@@ -552,15 +556,16 @@ TEST(NcclTransport, ACommunicatorWithAnErrorIsAborted) {
 TEST(NcclTransport, TheCauseIsToldAndNotItsTraceInAnotherRank) {
   Play play;
   play.hangs = true;
-  std::atomic<bool> is_gone = false;
+  std::atomic<bool> is_gone = false, has_noticed = false;
   play.error = [&](int rank, const std::string& call) {
     if (rank != 0 || call != "progress" || !is_gone) return Status();
+    has_noticed = true;
     return Status(StatusCode::kRankFailed, "remote process exited");
   };
   for (const Status& status : over_nccl(2, kPatient, play, [&](Transport& transport) {
          if (transport.rank() == 1) {
            is_gone = true;
-           std::this_thread::sleep_for(milliseconds(30));  // rank 0 has noticed
+           while (!has_noticed) std::this_thread::yield();
            transport.fail({StatusCode::kCudaError, "it burns"});
          }
          const Status called = transport.all_gather(nullptr, nullptr, 48, nullptr);
