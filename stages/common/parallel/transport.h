@@ -79,7 +79,8 @@ class Transport {
   virtual Status wait(Stream stream) = 0;
 
   /// Says that this rank has failed: calls of the others that wait, and all later ones, return
-  /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts.
+  /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts. A program
+  /// says so where a call of its own fails beside a decode, such as a graph's launch: the others wait for it.
   virtual void fail(const Status& why) = 0;
 
   /// Lets `observer` be told of decodes from now on; null: nobody, as at first.

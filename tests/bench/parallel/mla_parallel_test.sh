@@ -44,8 +44,9 @@ expect 2 'fault "burn:1" must be' --ranks 2 "${small[@]}" --fault burn:1
 expect 2 "there is no stage" --ranks 2 --stage 77 --shape h8_q1_b1_k64
 expect 1 "num_heads_q = 8 must be a multiple of" --ranks 3 "${small[@]}" --exchange all_to_all
 expect 1 "batch = 4 is less than the ranks" --ranks 5 "${small[@]}" --mode batch
-MLA_RANK=0 MLA_RANKS=2 expect 2 "ranks on the model are threads" "${small[@]}"
-MLA_RANK=0 MLA_RANKS=2 expect 2 "but this process is one of 2" --ranks 3 "${small[@]}"
+# Each says so, and is then a rank that fails: it waits for the other, to tell it.
+MLA_RANK=0 MLA_RANKS=2 expect 2 "ranks on the model are threads" "${small[@]}" --time-limit 100
+MLA_RANK=0 MLA_RANKS=2 expect 2 "but this process is one of 2" --ranks 3 "${small[@]}" --time-limit 100
 
 report=$folder/report.json
 expect 0 "right" --ranks 2 "${small[@]}" --out "$report"
