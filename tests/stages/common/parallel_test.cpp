@@ -285,6 +285,18 @@ TEST(Parallel, TensorsMayHaveStrides) {
   expect_right(stage_of_model(), data, mixed, expected, {}, 3);
 }
 
+// More results than the merge loads at once.
+TEST(Parallel, ElevenRanksAreMerged) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 1;
+  spec.lengths = {200, 33};
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  expect_right(stage_of_model(), data, host, expected, {}, 11);
+}
+
 // A token that outweighs all others on either side of every cut, of pages and of turns, and under each query's mask:
 // query tokens that see it get its row, to the bit, and the others do not.
 TEST(Parallel, NeedlesAtEveryCutAreFound) {
