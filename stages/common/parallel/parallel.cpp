@@ -40,6 +40,7 @@ struct Layout {
   Problem tail;    ///< The others: every query token is a sequence. Of batch 0 if there are none.
   Problem merged;  ///< The heads that this rank's outputs have.
   int first = 0;   ///< The slice's first sequence.
+  WorkspaceBytes bulk_bytes;
   ResultShape result;
 
   /// Offsets into the workspace, in bytes.
@@ -92,10 +93,10 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   layout->merged.num_heads_kv = 1;  // heads are rows here
   if (by_heads) layout->merged.num_heads_q /= ranks;
 
-  WorkspaceBytes bulk_bytes, tail_bytes;
-  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &bulk_bytes));
+  WorkspaceBytes tail_bytes;
+  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &layout->bulk_bytes));
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &tail_bytes));
-  *stage_bytes = std::max({*stage_bytes, bulk_bytes.total(), tail_bytes.total()});
+  *stage_bytes = std::max({*stage_bytes, layout->bulk_bytes.total(), tail_bytes.total()});
 
   const auto take = [&](int64_t bytes) {
     const size_t begin = *total;
@@ -253,9 +254,11 @@ struct Rank {
   }
 
   /// This rank's result over the tokens that it holds.
-  Status decode_share(int pages_per_turn) const {
+  Status decode_share(const ParallelSettings& settings) const {
     const Problem& problem = layout.whole;
-    const ContextShare share = {transport.rank(), transport.ranks(), pages_per_turn};
+    SequenceShares shares;
+    shares.share = {transport.rank(), transport.ranks(), settings.pages_per_turn};
+    if (settings.first_ranks != nullptr) shares.first_ranks = settings.first_ranks + layout.first;
     const bool has_tail = layout.tail.batch > 0;
     const auto result_bytes = static_cast<int64_t>(aligned(layout.result.bytes()));
     RankLengths lengths;
@@ -265,12 +268,19 @@ struct Rank {
       lengths.tail_table = at<int32_t>(layout.tail_table);
       lengths.tail_columns = layout.tail.max_pages_per_seq;
     }
-    MLA_RETURN_IF_ERROR(
-        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, share, lengths, stream));
-
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
     write_to(mine(), problem.seqlen_q, &bulk);
+    if (!has_tail && stage.plan_shape != nullptr) {  // the plan's kernel cuts: one step less
+      const SharedLengths shared = {shares, static_cast<int>(problem.max_seqlen_k()), lengths.bulk};
+      const Workspace plan = layout.bulk_bytes.plan_in(stage_memory);
+      MLA_RETURN_IF_ERROR(
+          plan_decode(stage, layout.bulk, tensors.seqlens_k, plan, stream, &shared));
+      return decode_planned(stage, layout.bulk, bulk, plan,
+                            layout.bulk_bytes.scratch_in(stage_memory), stream);
+    }
+    MLA_RETURN_IF_ERROR(
+        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, shares, lengths, stream));
     if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
 
     const Tensors mine = bulk;
@@ -377,7 +387,7 @@ Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
                      Workspace{memory, slices.stage_bytes}, memory + slices.stage_bytes, stream});
   }
   for (const Rank& rank : ranks) {
-    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings.pages_per_turn));
+    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings));
     if (half != Half::kDecode) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
   }
   if (half == Half::kDecode) return {};

@@ -12,12 +12,13 @@ constexpr int kWarps = kThreads / 32;
 // A thread per query token. Every query token of a sequence sees the pages that end before the first one's
 // last token: the bulk. The pages after them are the tail, of which each query token sees a part of its own.
 // Without a tail all query tokens see the same, and the bulk is all of it.
-__global__ void cut(Problem problem, Tensors tensors, ContextShare share, RankLengths lengths) {
+__global__ void cut(Problem problem, Tensors tensors, SequenceShares shares, RankLengths lengths) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
        item += int64_t{gridDim.x} * kThreads) {
     const int sequence = static_cast<int>(item / problem.seqlen_q);
     const int query = static_cast<int>(item % problem.seqlen_q);
+    const ContextShare share = shares.of(sequence);
     const int length = clamped_length(problem, tensors.seqlens_k[sequence]);
     if (lengths.tail == nullptr) {
       if (query == 0) {
@@ -217,11 +218,11 @@ unsigned grid_of_rows(const Problem& problem, int rows_per_block) {
 
 }  // namespace
 
-Status launch_cut(const Problem& problem, const Tensors& tensors, const ContextShare& share,
+Status launch_cut(const Problem& problem, const Tensors& tensors, const SequenceShares& shares,
                   const RankLengths& lengths, Stream stream) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q;
   return launch(cut, grid_for((items + kThreads - 1) / kThreads), kThreads, 0, stream, problem,
-                tensors, share, lengths);
+                tensors, shares, lengths);
 }
 
 Status launch_merge(const Problem& problem, const Parts& parts, const Tensors& tensors,
