@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "reference/attention.h"
 #include "reference/gpu_model/gpu_model.h"
@@ -325,6 +326,20 @@ TEST(Parallel, ElevenRanksAreMerged) {
   ReferenceResult expected;
   ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
   expect_right(stage_of_model(), data, host, expected, {}, 11);
+}
+
+// A worker of the plan reads the rank's lengths again where it goes on to another sequence.
+TEST(Parallel, AWorkerHasManySequences) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 1;
+  for (int i = 0; i < 24; ++i) spec.lengths.push_back(1 + i * 37 % 50);
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  const int before = std::exchange(gpu_model::device().multiprocessors, 1);
+  expect_right(stage_of_model(), data, host, expected, {}, 2);
+  gpu_model::device().multiprocessors = before;
 }
 
 TEST(Parallel, OtherLengthsCountAsTheNearestThatMayBe) {
