@@ -15,7 +15,7 @@ namespace mla {
 
 /// What a decode over ranks is at (decode_parallel()).
 enum class RankPhase {
-  kCut,         ///< Finds which tokens the rank decodes.
+  kCut,  ///< Finds which tokens the rank decodes; where the plan's kernel does, makes the plan, too.
   kBulk,        ///< Decodes tokens that every query token sees.
   kTail,        ///< Decodes the others.
   kLocalMerge,  ///< Merges these two.
@@ -63,8 +63,8 @@ class Transport {
   /// @param receive  [ranks, bytes]: from rank 0, from rank 1, ...; not overlapping `send`
   /// @return as all_gather()
   virtual Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) = 0;
-  /// Every rank gets the sum of what every rank sent to it. The order of summation is the same on every
-  /// run with so many ranks.
+  /// Every rank gets the sum of what every rank sent to it, in an order of the transport's own: that of
+  /// ranks where they are threads; NCCL says nothing of its own.
   /// @param send     [ranks, count]: for rank 0, for rank 1, ...
   /// @param receive  [count]
   /// @return as all_gather()
