@@ -2,11 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace mla::bench {
 
-Estimate estimate_of(const Problem& problem, int64_t total_tokens, const Prediction& prediction,
-                     const Balance& balance, const Ceilings& ceilings, int multiprocessors) {
+Estimate estimate_of(const StageFacts& stage, const ExplainInput& input) {
+  if (!stage.plan) return {};
+  const Problem& problem = input.problem;
+  const Prediction& prediction = stage.prediction;
+  const Ceilings& ceilings = input.ceilings;
+  const int multiprocessors = input.limits.multiprocessors;
+  const Balance balance = balance_of(problem, *stage.plan, input.seqlens_k, multiprocessors);
+  const auto total_tokens =
+      std::accumulate(input.seqlens_k.begin(), input.seqlens_k.end(), int64_t{0});
   constexpr double kAlone = 2;  // times an even share of the memory's rate
   const double share = kAlone * ceilings.read / multiprocessors;
   const double clock = ceilings.shared / ceilings.shared_bytes_per_clock / multiprocessors;

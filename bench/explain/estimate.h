@@ -33,8 +33,7 @@ inline constexpr double kLoadLatency = 0.5e-6;
 /// From the last block of a kernel to the first of the next in its stream, in s: 1 to 2 us on an H200.
 inline constexpr double kNextKernel = 1.5e-6;
 
-/// @param balance  of the plan by which the stage decodes
-Estimate estimate_of(const Problem& problem, int64_t total_tokens, const Prediction& prediction,
-                     const Balance& balance, const Ceilings& ceilings, int multiprocessors);
+/// Of a stage of `input`, by the plan that it makes; nothing is known of one without a plan.
+Estimate estimate_of(const StageFacts& stage, const ExplainInput& input);
 
 }  // namespace mla::bench

@@ -214,15 +214,14 @@ Status check_timeline_options(const Options& options) {
 
 /// What decodes over many GPUs are predicted to take. On no machine.
 int predict(const Options& options) {
-  DecodeModel model;
-  Links links;
+  ScaleModel model;
+  const Links& links = model.links;
   Status status = check_writable(options.out);
-  if (status.ok()) status = fit_decode_model(load_all_recorded(), &model);
-  if (status.ok()) status = fit_links(newest_parallel_report(), &links);
+  if (status.ok()) status = load_scale_model(&model);
   if (!status.ok()) return refuse(status);
   nlohmann::ordered_json report{
       {"context",
-       {{"schema", "flashmla_scale/1"}, {"decode", model.origin}, {"links", links.origin}}},
+       {{"schema", "flashmla_scale/1"}, {"decode", model.decode.origin}, {"links", links.origin}}},
       {"links",
        {{"exchange_us", links.exchange_us},
         {"nvlink_gbps", links.nvlink_gbps},
@@ -232,37 +231,25 @@ int predict(const Options& options) {
         {"merge_us", links.merge_us},
         {"memory_gbps", links.memory_gbps},
         {"gpus_per_host", links.gpus_per_host}}}};
-  fmt::print("decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
-             model.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
-             number(links.network_gbps));
+  fmt::print("{}", model.describe());
   for (const std::string& name : options.shapes) {
     Shape shape;
     if (status = parse_shape(name, &shape); !status.ok()) return refuse(status);
-    if (!is_fitted(shape.spec, 0, CacheFormat::k16Bit)) {
-      return refuse(
-          {StatusCode::kInvalidArgument,
-           name + ": predicted are one query token, one KV head and 16-bit caches in bf16"});
+    std::vector<Forecast> forecasts;
+    std::string table;
+    status = forecast_all(model, shape, options.predicted_ranks, &forecasts, &table);
+    if (!status.ok()) return refuse(status);
+    for (const Forecast& one : forecasts) {
+      report["rows"].push_back({{"shape", name},
+                                {"way", one.way},
+                                {"ranks", one.ranks},
+                                {"decode_us", one.decode_us},
+                                {"exchange_us", one.exchange_us},
+                                {"merge_us", one.merge_us},
+                                {"us", one.us()},
+                                {"memory_gb", one.memory_gb}});
     }
-    Table table({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB", "way"});
-    double one_us = 0;
-    for (const int ranks : options.predicted_ranks) {
-      for (const Forecast& one : forecast(model, links, shape.spec, ranks)) {
-        if (one_us == 0) one_us = forecast(model, links, shape.spec, 1).front().us();
-        table.add({std::to_string(ranks), microseconds(one.decode_us),
-                   microseconds(one.exchange_us), microseconds(one.merge_us),
-                   microseconds(one.us()), number(one.us() / one_us), number(one.memory_gb),
-                   one.way});
-        report["rows"].push_back({{"shape", name},
-                                  {"way", one.way},
-                                  {"ranks", ranks},
-                                  {"decode_us", one.decode_us},
-                                  {"exchange_us", one.exchange_us},
-                                  {"merge_us", one.merge_us},
-                                  {"us", one.us()},
-                                  {"memory_gb", one.memory_gb}});
-      }
-    }
-    fmt::print("\n{}\n{}", shape.title(), table.to_string());
+    fmt::print("\n{}\n{}", shape.title(), table);
   }
   if (options.shapes.empty())
     return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});
@@ -291,6 +278,12 @@ int run(Options options) {
   if (options.print_nccl) return print_nccl(options);
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
+  // A rank of a launcher tells the others, too.
+  const auto refuse = [&](const Status& status) {
+    const int code = complain("mla_parallel", status, kNothingRun);
+    if (seat) decline(*seat, std::chrono::milliseconds(options.time_limit_ms), status);
+    return code;
+  };
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
   nlohmann::ordered_json there;
   if (const Status status = read_report(options, &there); !status.ok()) return refuse(status);
@@ -395,12 +388,12 @@ int run(Options options) {
     if (written.ok() && report.contains("timelines")) {
       written = write_trace(options, report["timelines"][0]);
     }
-    return written.ok() ? code : refuse(written, kWrong);
+    return written.ok() ? code : complain("mla_parallel", written, kWrong);
   };
   if (seat) {
     std::unique_ptr<Hub> hub;
     if (seat->rank == 0) status = open_hub(seat->hub, ranks, run.time_limit, &hub);
-    return status.ok() ? body(*seat) : refuse(status);
+    return status.ok() ? body(*seat) : complain("mla_parallel", status, kNothingRun);
   }
   int code = 0;
   status = on_gpu ? run_processes(ranks, run.time_limit, body, &code)

@@ -16,6 +16,7 @@
 #include "bench/measure/truth.h"
 #include "bench/parallel/rank_timeline.h"
 #include "stages/common/choose/choose.h"
+#include "stages/common/machine/gpus.h"
 
 namespace mla::bench {
 namespace {
@@ -33,15 +34,20 @@ class RankRun {
           Json* report)
       : options_(options), seat_(seat), make_transport_(make_transport), report_(report) {}
 
+  /// Joins first, so that the others hear of what is missing here, and ends when all have begun.
   Status begin() {
-    if (options_.machine == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(seat_.local_rank));
+    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
+    if (options_.machine == MachineKind::kGpu) {
+      MLA_RETURN_IF_ERROR(use_gpu(gpu_of_rank(seat_.local_rank, gpu_count())));
+    }
     std::string why_not;
     machine_ = find_machine(options_.machine, &why_not);
     if (machine_ == nullptr) return {StatusCode::kUnavailable, why_not};
     stage_ = find_stage(options_.machine, options_.stage, &why_not);
     if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
     MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
-    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("begun", &all));
     if (reports()) {
       (*report_)["machine"] = machine_->description();
       (*report_)["ranks"] = seat_.ranks;
@@ -57,7 +63,12 @@ class RankRun {
     return disconnect();
   }
 
-  Rendezvous* world() const { return world_.get(); }
+  /// Tells all that this rank has failed: those that wait for it in an exchange listen to their group alone.
+  void fail(const Status& why) {
+    if (world_ != nullptr)
+      world_->fail(why);  // first: who hears of it in the group fails there, too
+    if (transport_ != nullptr) transport_->fail(why);
+  }
   bool reports() const { return seat_.rank == reporting_rank(options_); }
   /// By this rank's clock. Less than 0: there was none yet.
   double seconds_since_fault() const { return fault_us_ < 0 ? -1 : 1e-6 * (host_us() - fault_us_); }
@@ -80,7 +91,8 @@ class RankRun {
     MLA_RETURN_IF_ERROR(make_transport_(seat_, pages, std::move(group), &transport_, &api_));
     if (reports() && api_ != nullptr) (*report_)["nccl"] = api_->description();
     return make_rank_clock(
-        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_);
+        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_,
+        [this](const Status& why) { fail(why); });
   }
   /// Whoever has the group's hub stays until all have left it.
   Status disconnect() {
@@ -597,7 +609,7 @@ int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTranspo
                           {"seconds", since_fault}};
   }
   if (status.ok()) return rank.any_wrong() ? kWrong : kRight;
-  if (rank.world() != nullptr) rank.world()->fail(status);
+  rank.fail(status);
   fmt::print(stderr, "mla_parallel: rank {}, {}: {}\n", seat.rank,
              since_fault >= 0 ? fmt::format("{:.3f} s after the fault", since_fault)
                               : fmt::format("after {:.1f} s", seconds_since(begin)),

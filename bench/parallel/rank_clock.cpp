@@ -83,6 +83,32 @@ class ModelClock final : public RankClock {
   std::vector<Enqueue> kept_;
 };
 
+/// Another clock, whose errors are told.
+class TellingClock final : public RankClock {
+ public:
+  TellingClock(std::unique_ptr<RankClock> clock, Fail fail)
+      : clock_(std::move(clock)), fail_(std::move(fail)) {}
+  Stream stream() const override { return clock_->stream(); }
+  Status prepare(const Enqueue& enqueue, bool as_graph, int* handle) override {
+    return told(clock_->prepare(enqueue, as_graph, handle));
+  }
+  Status run_piece(int handle, int runs, double* total_us) override {
+    return told(clock_->run_piece(handle, runs, total_us));
+  }
+  void forget(int handle) override { clock_->forget(handle); }
+  Status make_phase_clock(std::unique_ptr<PhaseClock>* clock) override {
+    return clock_->make_phase_clock(clock);
+  }
+
+ private:
+  Status told(Status status) const {
+    if (!status.ok()) fail_(status);
+    return status;
+  }
+  std::unique_ptr<RankClock> clock_;
+  Fail fail_;
+};
+
 }  // namespace
 
 #ifdef MLA_HAVE_CUDA
@@ -91,17 +117,18 @@ Status make_gpu_clock(RankClock::Wait wait, std::unique_ptr<RankClock>* clock); 
 int count_gpus() {
   return 0;
 }
-Status use_gpu(int) {
-  return {StatusCode::kUnavailable, "built without the CUDA Toolkit"};
-}
 #endif
 
-Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock) {
+Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock,
+                       RankClock::Fail fail) {
+  if (machine.kind() == MachineKind::kGpu) {
 #ifdef MLA_HAVE_CUDA
-  if (machine.kind() == MachineKind::kGpu) return make_gpu_clock(std::move(wait), clock);
+    MLA_RETURN_IF_ERROR(make_gpu_clock(std::move(wait), clock));
 #endif
-  static_cast<void>(machine);
-  *clock = std::make_unique<ModelClock>(std::move(wait));
+  } else {
+    *clock = std::make_unique<ModelClock>(std::move(wait));
+  }
+  if (fail) *clock = std::make_unique<TellingClock>(std::move(*clock), std::move(fail));
   return {};
 }
 

@@ -6,6 +6,7 @@
 
 #include "bench/parallel/rank_clock.h"
 #include "stages/common/machine/cuda_handles.h"
+#include "stages/common/machine/gpus.h"
 
 namespace mla::bench {
 
@@ -13,20 +14,10 @@ using gpu::cuda_status;
 
 int count_gpus() {
   const pid_t child = fork();
-  if (child == 0) {
-    int count = 0;
-    _exit(cudaGetDeviceCount(&count) == cudaSuccess ? count : 0);
-  }
+  if (child == 0) _exit(gpu_count());
   int status = 0;
   if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status)) return 0;
   return WEXITSTATUS(status);
-}
-
-Status use_gpu(int local_rank) {
-  int visible = 0;
-  MLA_RETURN_IF_ERROR(cuda_status(cudaGetDeviceCount(&visible), "cudaGetDeviceCount"));
-  const int index = gpu_of_rank(local_rank, visible);
-  return cuda_status(cudaSetDevice(index), "GPU " + std::to_string(index));
 }
 
 namespace {

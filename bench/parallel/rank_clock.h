@@ -1,5 +1,5 @@
 /// @file
-/// A rank's GPU: its choice, its stream, the times of graphs, and of what they are at.
+/// A rank's GPU: its stream, the times of graphs, and of what they are at.
 #pragma once
 
 #include <functional>
@@ -18,9 +18,6 @@ int count_gpus();
 /// The GPU of a rank of this host, of those that its process sees: the one that a launcher shows it, if that is one
 /// alone.
 int gpu_of_rank(int local_rank, int visible);
-
-/// Makes the GPU of a rank of this host the current one.
-Status use_gpu(int local_rank);
 
 /// What a rank's decode was at, from when on.
 struct TimedMark {
@@ -56,10 +53,12 @@ class RankClock {
  public:
   /// As many runs are enqueued before they are waited for. A queue that is full makes the host wait inside the driver,
   /// where it hears of no other rank's failure.
-  static constexpr int kMostAtOnce = 256;
+  static constexpr int kMostAtOnce = 64;
   using Enqueue = std::function<Status(Stream)>;
   /// Waits for a stream: Transport::wait of the rank.
   using Wait = std::function<Status(Stream)>;
+  /// Tells the others of an error: Transport::fail of the rank.
+  using Fail = std::function<void(const Status&)>;
   virtual ~RankClock() = default;
   /// Null on the model.
   virtual Stream stream() const = 0;
@@ -74,14 +73,15 @@ class RankClock {
   virtual void forget(int handle) = 0;
   /// Of this clock's stream. What is enqueued with it must be forgotten before it ends.
   virtual Status make_phase_clock(std::unique_ptr<PhaseClock>* clock) = 0;
-
- protected:
-  /// Does it `runs` times back to back, and waits.
+  /// Does it `runs` times back to back, and waits: a piece of run().
   /// @param total_us  if not null, of all of them, after one more
   virtual Status run_piece(int handle, int runs, double* total_us) = 0;
 };
 
+/// @param fail  told of every error of prepare() and run(), before they return it: what is under way on the device
+///              may be waiting for the others, and they for this rank, which announces no replay of a graph
 /// @return the machine's error
-Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock);
+Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock,
+                       RankClock::Fail fail = nullptr);
 
 }  // namespace mla::bench

@@ -7,7 +7,7 @@
 
 Needs PyTorch, an NVIDIA GPU and a built mla_bench, which says what a shape's name spells, how often to run, and when a
 result is right, and which makes the inputs. A peer whose package is not installed is named with the reason. The file is
-of the schema of bench/results/peers_h200.json; "spread" and "absent" come on top.
+of the schema of bench/results/peers_*.json; "spread" and "absent" come on top.
 
 Exit code: 0 all right; 1 the device was lost, or a file or stdout could not be written; 2 nothing was run.
 """

@@ -217,18 +217,29 @@ def chapter_table(results, stage):
                  rows)
 
 
+def bound(entry):
+    """'137.0 shared', in µs"""
+    return f"{us(entry['own_limit_share'] * entry['real_time'])} {own_limit(entry).split(' ')[1]}"
+
+
 def predicted_table(run, estimated, stage, shapes):
     """Lower bound, estimate by its terms, and time of a stage on the shapes that its chapter speaks of."""
     rows = [SimpleNamespace(shape=shape, cold=decode(run, stage, shape).cold, terms=estimated.get(stage, {}).get(shape) or {})
             for shape in shapes]
-    def bound(one):
-        return f"{us(one.cold['own_limit_share'] * one.cold['real_time'])} {own_limit(one.cold).split(' ')[1]}"
     def estimate(one):
         return sum(one.terms[term] for term in estimates.TERMS)
-    return table([("shape", lambda one: shape_title(one.shape)), ("lower bound, by", bound),
+    return table([("shape", lambda one: shape_title(one.shape)), ("lower bound, by", lambda one: bound(one.cold)),
                   *each(estimates.TERMS, lambda term: term.replace("_", " "), lambda term, one: us(one.terms[term])),
                   ("**estimate**", lambda one: f"**{us(estimate(one))}**"), ("measured", lambda one: us(median(one.cold))),
                   ("measured / estimate", lambda one: f"{median(one.cold) / estimate(one):.2f}" if one.cold else None)], rows)
+
+
+def bounds_table(run, stage, shapes):
+    """Lower bound and time on these shapes, of a stage without a plan, for which there is no estimate."""
+    rows = [SimpleNamespace(shape=shape, cold=decode(run, stage, shape).cold) for shape in shapes]
+    return table([("shape", lambda one: shape_title(one.shape)), ("lower bound, by", lambda one: bound(one.cold)), ("**estimate**", lambda one: None),
+                  ("measured", lambda one: us(median(one.cold))),
+                  ("measured / bound", lambda one: f"{1 / one.cold['own_limit_share']:.2f}" if one.cold else None)], rows)
 
 
 def reference_table(results):
@@ -1084,6 +1095,11 @@ def texts(root, results):
         run = next((one for one in (results, later, quantised) if one and stage in one.stages), results)
         wanted.append((root / "stages" / stage / "README.md", f"predicted {' '.join(shapes)}",
                        markdown(predicted_table(run, estimated, stage, shapes))))
+    for stage in results.stages:
+        page = root / "stages" / stage / "README.md"
+        marker = re.search(r"<!-- (bounds ([\w.+ -]+?)):begin -->", page.read_text(encoding="utf-8") if page.exists() else "")
+        if marker:
+            wanted.append((page, marker[1], markdown(bounds_table(results, stage, marker[2].split()))))
     on_cpu = root / "stages" / ON_CPU / "README.md"
     if on_cpu.exists() and ON_CPU not in results.stages:
         wanted.append((on_cpu, "measurement",

@@ -23,6 +23,7 @@
 #include "bench/service/checks.h"
 #include "bench/service/experiments.h"
 #include "bench/service/meter.h"
+#include "bench/service/ranks_engine.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
 #include "bench/service/scale.h"
@@ -34,8 +35,8 @@ namespace {
 
 constexpr const char* kScope =
     "Attention only: no weights, no other layers' work, no prefill (a prompt's rows appear in the\n"
-    "cache as if another machine had computed them; appending them counts). One GPU, synthetic "
-    "data.\n";
+    "cache as if another machine had computed them; appending them counts). One GPU, or several "
+    "that\nshare every cache; synthetic data.\n";
 
 constexpr int64_t kMostOnModel = int64_t{256} << 20;  // bytes of caches that the model is for
 
@@ -148,12 +149,6 @@ class RealClock final : public Clock {
   bool has_graphs() const override { return graphs_; }
 
   Status prepare(const Scenario& scenario) override {
-    if (scenario.ranks > 1) {
-      return {StatusCode::kUnsupported,
-              fmt::format("ranks = {}: this program decodes on one GPU, a service on several is "
-                          "simulated: --engine simulated",
-                          scenario.ranks)};
-    }
     const auto pages = static_cast<int>(scenario.num_pages());
     const int64_t bytes = layer_bytes(pages, scenario.cache_format) * scenario.layers;
     if (!gpu() && bytes > kMostOnModel) {
@@ -162,17 +157,37 @@ class RealClock final : public Clock {
                       "take tiny, or --engine simulated",
                       scenario.name, bytes >> 20, kMostOnModel >> 20));
     }
-    if (caches_ == nullptr || caches_->num_pages() != pages ||
-        caches_->shape().cache_format != scenario.cache_format ||
-        caches_->layers() != scenario.layers) {
+    const int distinct = std::min(distinct_, scenario.layers);
+    const auto fits = [&](const auto& made, int each) {
+      return made != nullptr && made->shape().num_pages == each &&
+             made->shape().cache_format == scenario.cache_format &&
+             made->layers() == scenario.layers;
+    };
+    if (scenario.ranks > 1) {
+      const int each = pages / scenario.ranks;
+      if (!fits(ranks_, each) || ranks_->ranks() != scenario.ranks) {
+        caches_.reset();
+        ranks_.reset();
+        MakeTransport make;
+        MLA_RETURN_IF_ERROR(make_rank_transports(machine_, scenario.ranks, kRankTimeLimit, &make));
+        MLA_RETURN_IF_ERROR(DeviceRanks::create(machine_, scenario.ranks, each,
+                                                scenario.cache_format, scenario.layers, distinct,
+                                                kRankTimeLimit, make, &ranks_));
+      }
+    } else if (!fits(caches_, pages)) {
       caches_.reset();
+      ranks_.reset();
       MLA_RETURN_IF_ERROR(LayerCaches::create(machine_, pages, scenario.cache_format,
-                                              scenario.layers, std::min(distinct_, scenario.layers),
-                                              &caches_));
+                                              scenario.layers, distinct, &caches_));
     }
-    if (caches_->distinct() < scenario.layers) {
-      std::cout << caches_->distinct() << " distinct caches serve " << scenario.layers
-                << " layers in turn"
+    if (scenario.ranks > 1) {
+      std::cout << fmt::format("{} {} share each cache: {}\n", scenario.ranks,
+                               gpu() ? "GPUs" : "ranks on the GPU model",
+                               mla::to_string(exchange_for(scenario.heads, scenario.ranks)));
+    }
+    if (const int made = scenario.ranks > 1 ? ranks_->distinct() : caches_->distinct();
+        made < scenario.layers) {
+      std::cout << made << " distinct caches serve " << scenario.layers << " layers in turn"
                 << (distinct_ == 0 ? ": memory does not hold more\n" : ", as asked\n");
     }
     return {};
@@ -188,6 +203,12 @@ class RealClock final : public Clock {
       *slug = chosen_stage(stages(machine_.kind()), scenario, machine_.limits());
       std::cout << "auto chooses anew in every step; in the largest " << *slug << "\n";
     }
+    if (scenario.ranks > 1) {
+      std::unique_ptr<RanksEngine> several;
+      MLA_RETURN_IF_ERROR(RanksEngine::create(*ranks_, *stage, scenario.heads, graphs_, &several));
+      *engine = std::move(several);
+      return {};
+    }
     std::unique_ptr<RealEngine> real;
     MLA_RETURN_IF_ERROR(
         RealEngine::create(machine_, *stage, *caches_, scenario.heads, graphs_, &real));
@@ -199,7 +220,8 @@ class RealClock final : public Clock {
   Machine& machine_;
   int distinct_;
   bool graphs_;
-  std::unique_ptr<LayerCaches> caches_;
+  std::unique_ptr<LayerCaches> caches_;  // of one device
+  std::unique_ptr<DeviceRanks> ranks_;   // of several
 };
 
 /// A fit to what was recorded.
@@ -260,8 +282,7 @@ class SimulatedClock final : public Clock {
     }
     Links links;
     MLA_RETURN_IF_ERROR(fit_links(newest_parallel_report(), &links));
-    const Exchange exchange =
-        scenario.heads % scenario.ranks == 0 ? Exchange::kAllToAll : Exchange::kAllGather;
+    const Exchange exchange = exchange_for(scenario.heads, scenario.ranks);
     std::cout << fmt::format("{} GPUs share each sequence; links: {}, {}\n", scenario.ranks,
                              links.origin, mla::to_string(exchange));
     *engine = std::make_unique<SimulatedRanks>(std::move(model), scenario.layers, links, exchange,
@@ -356,7 +377,7 @@ Status serve_paged(const Scenario& scenario, const Options& options, uint64_t se
   MLA_RETURN_IF_ERROR(run_service(
       limits_of_run(scenario, options), requests_under_way(workload, count, seed),
       RequestStream(scenario.workload, seed, count, part), *scheduler, metered, figures));
-  metered.write(true, figures);
+  metered.write(scenario.ranks == 1, figures);  // one GPU is read
   return {};
 }
 
@@ -494,7 +515,9 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
                    recorded(way, slug)};
     MeteredEngine metered(decoder);
     MLA_RETURN_IF_ERROR(run_service(until, under_way, stream, scheduler, metered, &run.figures));
-    metered.write(reusing == nullptr || reusing->reused() == 0, &run.figures);
+    // The energy of one GPU, which did every step, is that of the tokens.
+    metered.write((reusing == nullptr || reusing->reused() == 0) && scenario.ranks == 1,
+                  &run.figures);
     runs->push_back(std::move(run));
     return {};
   };
@@ -613,6 +636,11 @@ int serve_all(const Options& options) {
   Status ready = check_flags(options);
   if (ready.ok()) ready = choose_scenarios(options, &chosen);
   if (!ready.ok()) return refuse(ready);
+  if (std::any_of(chosen.begin(), chosen.end(), [](const auto& one) { return one.ranks > 1; })) {
+    // Before CUDA begins. A kernel that is loaded at its first launch may wait for the device, and so for an exchange
+    // that waits for another rank's thread.
+    setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  }
   if (const Status status = make_clock(options, &clock); !status.ok()) {
     return refuse(status, status.code() == StatusCode::kFileError ? kWrong : kNothingRun);
   }
@@ -721,7 +749,7 @@ void add_options(CLI::App& app, Options* options) {
       "steps without new prompts run as CUDA graphs, padded to powers of two; so they do on "
       "a GPU if not told otherwise");
   app.add_option("--price-per-hour", options->price_per_hour,
-                 "of the GPU, in any currency: then 1000 tokens have a cost");
+                 "of a GPU, in any currency: then 1000 tokens have a cost");
   const std::string targets = "Targets, and alerts when a window of the run passes one";
   app.add_option("--target-token-mean", options->thresholds.token_ms_mean, "ms between tokens")
       ->capture_default_str()
@@ -769,7 +797,7 @@ void add_options(CLI::App& app, Options* options) {
   replace("--cache-gib", "of all layers", [](S s) { return s.pages.reset(), &s.cache_gib; });
   replace("--pages", "of a layer, instead of --cache-gib", [](S s) { return &s.pages.emplace(); });
   app.get_option("--pages")->excludes("--cache-gib");
-  replace("--ranks", "GPUs that share every sequence's pages (docs/parallel.md); simulated alone",
+  replace("--ranks", "GPUs that share every cache, or threads on the model (docs/parallel.md)",
           [](S s) { return &s.ranks; });
   replace("--max-batch", "sequences in a step", [](S s) { return &s.max_batch; });
   replace("--max-length", "prompt and output, tokens", [](S s) { return &s.max_length; });
@@ -790,7 +818,7 @@ int run(int argc, char** argv) {
       "Examples:\n  mla_service --scenario all --out service.json\n"
       "  mla_service --scenario chat_1000 --static-stage 02\n"
       "  mla_service --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor\n"
-      "  mla_service --engine model --scenario tiny"};
+      "  mla_service --engine model --scenario tiny --ranks 2"};
   add_options(app, &options);
   app.footer(kExitCodes);
   if (int code = 0; !parse(app, argc, argv, &code)) return code;

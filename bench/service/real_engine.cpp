@@ -1,11 +1,11 @@
 #include "bench/service/real_engine.h"
 
 #include <algorithm>
-#include <bit>
 #include <string>
 
 #include "bench/measure/statistics.h"
 #include "bench/service/checks.h"
+#include "bench/service/scale.h"
 #include "reference/testing/data_generator.h"
 
 namespace mla::bench {
@@ -15,7 +15,6 @@ constexpr DType kType = DType::kBFloat16;
 constexpr uint64_t kSeed = 1;
 constexpr int64_t kRowBytes = kHeadDimQK * 2;
 constexpr float kScale = 0.135234f;  // DeepSeek-V3's
-constexpr int64_t kWidth = 16;       // a block table is so many columns wide, or a multiple
 
 // Memory beside the caches: workspaces, of which stage 02's is the largest with 1 GiB, q and out.
 constexpr size_t kReserveOfGpu = size_t{4} << 30;
@@ -50,16 +49,6 @@ Status grow(Machine& machine, size_t bytes, DeviceBuffer* buffer, bool* moved) {
   if (bytes <= buffer->bytes()) return {};
   *moved = true;
   return buffer->allocate(machine, std::max(bytes, buffer->bytes() * 3 / 2));
-}
-
-int64_t next_power_of_two(int64_t value) {
-  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(value)));
-}
-
-/// Every sequence gets one row at most: what all steps of a batch have alike.
-bool brings_no_prompt(const StepWork& work) {
-  return std::all_of(work.sequences.begin(), work.sequences.end(),
-                     [](const SequenceWork& sequence) { return sequence.appended <= 1; });
 }
 
 }  // namespace
@@ -143,9 +132,10 @@ Status LayerCaches::fill(Machine& machine) {
 }
 
 Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCaches& caches,
-                          int heads, bool graphs, std::unique_ptr<RealEngine>* engine) {
+                          int heads, bool graphs, std::unique_ptr<RealEngine>* engine,
+                          Transport* transport) {
   MLA_RETURN_IF_ERROR(check_in("heads", heads, 1, 1 << 20));
-  std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches));
+  std::unique_ptr<RealEngine> result(new RealEngine(machine, stage, caches, transport));
   result->problem_ = {.dtype = kType,
                       .cache_format = caches.shape().cache_format,
                       .cache_scale = caches.shape().cache_scale,
@@ -161,48 +151,21 @@ Status RealEngine::create(Machine& machine, const Stage& stage, const LayerCache
   return {};
 }
 
-/// Runs and tables on the host.
-void RealEngine::make_tables(const StepWork& work) {
-  runs_.clear();
-  int64_t pages = 1;
-  for (const SequenceWork& sequence : work.sequences) {
-    pages = std::max(pages, pages_for(sequence.decoded, kDefaultPageSize));
-    const int64_t end = int64_t{sequence.tokens_before} + sequence.appended;
-    for (int64_t token = sequence.tokens_before; token < end;) {
-      const int64_t source = row_of(sequence, token);
-      const bool in_prefix = sequence.prefix >= 0 && token < sequence.prefix_tokens;
-      const int64_t last = in_prefix ? std::min(end, sequence.prefix_tokens) : end;
-      const int64_t rows =
-          std::min({last - token, int64_t{kMaxRunTokens},
-                    kDefaultPageSize - token % kDefaultPageSize, kPoolRows - source});
-      const int64_t page = sequence.pages[static_cast<size_t>(token / kDefaultPageSize)];
-      runs_.push_back({source, page * kDefaultPageSize + token % kDefaultPageSize,
-                       static_cast<int32_t>(rows), 0});
-      token += rows;
-    }
-  }
-  auto batch = static_cast<int64_t>(work.sequences.size());
-  pages = (pages + kWidth - 1) / kWidth * kWidth;
-  if (replays_ != nullptr && brings_no_prompt(work)) {  // sequences of no length, runs of no rows
-    batch = next_power_of_two(batch);
-    pages = next_power_of_two(pages);
-    runs_.resize(static_cast<size_t>(batch));
-  }
-  problem_.batch = static_cast<int>(batch);
-  problem_.max_pages_per_seq = static_cast<int>(pages);
-  const auto width = static_cast<size_t>(problem_.max_pages_per_seq);
-  const auto lengths = static_cast<size_t>(batch) * width;
-  tables_.assign(lengths, -1);
-  tables_.resize(lengths + static_cast<size_t>(batch));
-  for (size_t i = 0; i < work.sequences.size(); ++i) {
-    const SequenceWork& sequence = work.sequences[i];
-    const auto used = static_cast<size_t>(pages_for(sequence.decoded, kDefaultPageSize));
-    std::copy_n(sequence.pages.begin(), used, tables_.begin() + static_cast<ptrdiff_t>(i * width));
-    tables_[lengths + i] = sequence.decoded;
-  }
+ParallelSettings RealEngine::settings() const {
+  return {.exchange = exchange_for(problem_.num_heads_q, transport_->ranks()), .own_lengths = true};
+}
+
+/// What the step's decodes need beside their tensors.
+Status RealEngine::find_needs() {
+  if (transport_ == nullptr) return workspace_bytes(stage_, problem_, &needs_);
+  needs_ = {};
+  return parallel_workspace_bytes(stage_, problem_, settings(), transport_->ranks(),
+                                  &needs_.scratch);
 }
 
 Status RealEngine::make_room() {
+  problem_.batch = tables_.batch;
+  problem_.max_pages_per_seq = tables_.columns;
   bool moved = false;
   const auto queries = static_cast<size_t>(problem_.q_elements()) * sizeof(uint16_t);
   if (queries > q_.bytes()) {
@@ -219,8 +182,8 @@ Status RealEngine::make_room() {
   MLA_RETURN_IF_ERROR(grow_to(problem_.lse_elements(), sizeof(float), &lse_));
   MLA_RETURN_IF_ERROR(grow_to(problem_.block_table_elements(), sizeof(int32_t), &block_table_));
   MLA_RETURN_IF_ERROR(grow(machine_, batch * sizeof(int32_t), &seqlens_, &moved));
-  MLA_RETURN_IF_ERROR(grow(machine_, runs_.size() * sizeof(RowRun), &device_runs_, &moved));
-  MLA_RETURN_IF_ERROR(workspace_bytes(stage_, problem_, &needs_));
+  MLA_RETURN_IF_ERROR(grow_to(tables_.most_runs, sizeof(RowRun), &device_runs_));
+  MLA_RETURN_IF_ERROR(find_needs());
   MLA_RETURN_IF_ERROR(grow(machine_, needs_.total(), &workspace_, &moved));
   if (moved && replays_ != nullptr) {
     graphs_.clear();
@@ -239,28 +202,33 @@ Tensors RealEngine::tensors() const {
 }
 
 Status RealEngine::upload() {
-  const auto entries = static_cast<size_t>(problem_.block_table_elements());
+  const std::vector<int32_t>& data = tables_.data;
+  const std::vector<RowRun>& runs = tables_.runs;
+  const size_t entries = tables_.entries();
   MLA_RETURN_IF_ERROR(
-      uploads_.copy(block_table_.data(), tables_.data(), entries * sizeof(int32_t), stream()));
-  MLA_RETURN_IF_ERROR(uploads_.copy(seqlens_.data(), tables_.data() + entries,
-                                    (tables_.size() - entries) * sizeof(int32_t), stream()));
-  if (runs_.empty()) return {};
-  return uploads_.copy(device_runs_.data(), runs_.data(), runs_.size() * sizeof(RowRun), stream());
+      uploads_.copy(block_table_.data(), data.data(), entries * sizeof(int32_t), stream()));
+  MLA_RETURN_IF_ERROR(uploads_.copy(seqlens_.data(), data.data() + entries,
+                                    (data.size() - entries) * sizeof(int32_t), stream()));
+  if (runs.empty()) return {};
+  return uploads_.copy(device_runs_.data(), runs.data(), runs.size() * sizeof(RowRun), stream());
 }
 
 RealEngine::Arguments RealEngine::arguments() const {
   return {problem_,
           tensors(),
           device_runs_.as<RowRun>(),
-          static_cast<int64_t>(runs_.size()),
+          static_cast<int64_t>(tables_.runs.size()),
           needs_.plan_in(workspace_),
           needs_.scratch_in(workspace_)};
 }
 
-/// Plan, appends and decodes. What differs between steps of one size lies in device memory.
+/// Plan, appends and decodes. What differs between steps of one size lies in device memory. A rank's decode makes its
+/// own plan, in every layer.
 Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
   const auto& [problem, tensors, runs, num_runs, plan, scratch] = given;
-  MLA_RETURN_IF_ERROR(plan_decode(stage_, problem, tensors.seqlens_k, plan, stream));
+  if (transport_ == nullptr) {
+    MLA_RETURN_IF_ERROR(plan_decode(stage_, problem, tensors.seqlens_k, plan, stream));
+  }
   Tensors layer = tensors;
   for (int i = 0; i < caches_.layers(); ++i) {
     if (num_runs > 0) {
@@ -268,37 +236,41 @@ Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
                                      pool_.as<char>() + i * kRowBytes, caches_.data(i), stream));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(decode_planned(stage_, problem, layer, plan, scratch, stream));
+    MLA_RETURN_IF_ERROR(
+        transport_ == nullptr
+            ? decode_planned(stage_, problem, layer, plan, scratch, stream)
+            : decode_parallel(stage_, problem, layer, settings(), *transport_, scratch, stream));
   }
   return {};
 }
 
-/// @param graph  number of the step's, -1: none
-Status RealEngine::run(int graph) {
-  MLA_RETURN_IF_ERROR(upload());
-  MLA_RETURN_IF_ERROR(graph < 0 ? enqueue(arguments(), stream()) : replays_->launch(graph));
-  return machine_.synchronize();
+/// A graph of this size, or else launch by launch; then waits.
+Status RealEngine::run() {
+  const auto known = graphs_.find(size());
+  const bool by_graph = tables_.padded && known != graphs_.end();
+  MLA_RETURN_IF_ERROR(by_graph ? replays_->launch(known->second) : enqueue(arguments(), stream()));
+  if (by_graph) ++replayed_;
+  return transport_ != nullptr ? transport_->wait(stream()) : machine_.synchronize();
+}
+
+/// The first of a size has loaded its kernels, which a capture must not.
+Status RealEngine::keep() {
+  return replays_->capture(
+      [this, given = arguments()](Stream stream) { return enqueue(given, stream); },
+      &graphs_[size()]);
 }
 
 Status RealEngine::step(const StepWork& work, double* seconds) {
   if (work.empty()) return {StatusCode::kInvalidArgument, "a step decodes at least one sequence"};
   auto begin = WallClock::now();
-  make_tables(work);
+  make_tables(work, pads(work), {&tables_, 1});
   *seconds = seconds_since(begin);
   MLA_RETURN_IF_ERROR(make_room());
-  const bool may_be_graph = replays_ != nullptr && brings_no_prompt(work);
-  const std::pair size(problem_.batch, problem_.max_pages_per_seq);
-  const auto known = graphs_.find(size);
-  const int graph = may_be_graph && known != graphs_.end() ? known->second : -1;
   begin = WallClock::now();
-  MLA_RETURN_IF_ERROR(run(graph));
+  MLA_RETURN_IF_ERROR(upload());
+  MLA_RETURN_IF_ERROR(run());
   *seconds += seconds_since(begin);
-  if (graph >= 0) ++replayed_;
-  // The first of a size has loaded its kernels, which a capture must not.
-  if (graph >= 0 || !may_be_graph) return {};
-  return replays_->capture(
-      [this, given = arguments()](Stream stream) { return enqueue(given, stream); },
-      &graphs_[size]);
+  return wants_graph() ? keep() : Status();
 }
 
 }  // namespace mla::bench

@@ -19,10 +19,10 @@ struct ServiceRun {
   std::string stage;
   Figures figures;
   Thresholds targets{};
-  double price_per_hour = kUnknown;  ///< Of the GPU, in any currency
+  double price_per_hour = kUnknown;  ///< Of a GPU, in any currency
   /// In the same currency; unknown without a price.
   double cost_per_1000_tokens() const {
-    return price_per_hour / 3600 * 1000 / figures.tokens_per_s;
+    return price_per_hour * scenario.ranks / 3600 * 1000 / figures.tokens_per_s;
   }
   /// What a GPU was recorded to do with the same scenario, way, stage and seed, by the names that
   /// write_runs() gives; empty if nothing is recorded or the clock is no simulated one.

@@ -1,5 +1,7 @@
 #include "bench/service/scale.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -7,7 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "bench/measure/shapes.h"
+#include "bench/measure/table.h"
 
 namespace mla::bench {
 namespace {
@@ -189,6 +191,39 @@ std::vector<Forecast> forecast(const DecodeModel& model, const Links& links, con
          0, 0, cache_gb * most});
   }
   return found;
+}
+
+std::string ScaleModel::describe() const {
+  return fmt::format(
+      "decode: {}\nlinks: {}; an exchange {} µs, NVLink {} GB/s, network {} GB/s per GPU\n",
+      decode.origin, links.origin, number(links.exchange_us), number(links.nvlink_gbps),
+      number(links.network_gbps));
+}
+
+Status load_scale_model(ScaleModel* model) {
+  MLA_RETURN_IF_ERROR(fit_decode_model(load_all_recorded(), &model->decode));
+  return fit_links(newest_parallel_report(), &model->links);
+}
+
+Status forecast_all(const ScaleModel& model, const Shape& shape, std::span<const int> ranks,
+                    std::vector<Forecast>* forecasts, std::string* table) {
+  if (!is_fitted(shape.spec, 0, CacheFormat::k16Bit)) {
+    return {StatusCode::kInvalidArgument,
+            shape.name + ": predicted are one query token, one KV head and 16-bit caches in bf16"};
+  }
+  const double one_us = forecast(model.decode, model.links, shape.spec, 1).front().us();
+  Table rows({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB", "way"});
+  forecasts->clear();
+  for (const int count : ranks) {
+    for (const Forecast& one : forecast(model.decode, model.links, shape.spec, count)) {
+      rows.add({std::to_string(count), microseconds(one.decode_us), microseconds(one.exchange_us),
+                microseconds(one.merge_us), microseconds(one.us()), number(one.us() / one_us),
+                number(one.memory_gb), one.way});
+      forecasts->push_back(one);
+    }
+  }
+  *table = rows.to_string();
+  return {};
 }
 
 std::string newest_parallel_report(const std::string& folder) {

@@ -4,14 +4,22 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "bench/measure/recorded.h"
+#include "bench/measure/shapes.h"
 #include "bench/service/time_model.h"
 #include "stages/common/parallel/parallel.h"
 
 namespace mla::bench {
+
+/// How ranks that share pages exchange their results in a service: by heads, which brings each the least, where they
+/// divide them.
+inline Exchange exchange_for(int heads, int ranks) {
+  return heads % ranks == 0 ? Exchange::kAllToAll : Exchange::kAllGather;
+}
 
 /// What an exchange costs beside its bytes, and the rates at which bytes move, per GPU and direction.
 struct Links {
@@ -89,6 +97,20 @@ Status fit_links(const std::string& report, Links* links);
 /// not; of one GPU "one" alone.
 std::vector<Forecast> forecast(const DecodeModel& model, const Links& links, const DecodeCase& spec,
                                int ranks);
+
+/// What the programs predict from: everything recorded, and the newest report of mla_parallel.
+struct ScaleModel {
+  DecodeModel decode;
+  Links links;
+  std::string describe() const;  ///< Two lines
+};
+/// @return the fits' errors
+Status load_scale_model(ScaleModel* model);
+
+/// The forecasts of a shape over each of these numbers of GPUs, and a table of them.
+/// @return kInvalidArgument for a shape that is not predicted
+Status forecast_all(const ScaleModel& model, const Shape& shape, std::span<const int> ranks,
+                    std::vector<Forecast>* forecasts, std::string* table);
 
 /// The newest report of mla_parallel in `folder` (empty: the project's own bench/results); empty if there is none.
 std::string newest_parallel_report(const std::string& folder = "");

@@ -566,14 +566,20 @@ Example:
   command = add_command(app, "predict", "What a stage expects to spend, and the time that follows",
                         R"(
 Times are those of the GPU here, or of the one that was recorded: its own limit is the least time that the stage's
-design could take on it, the floor that of any design.
-Example:
+design could take on it, the floor that of any design. With --ranks: a decode over so many H200, in every way to share it.
+Examples:
 
-  mla_run predict --stage 08 --shape h128_q1_b64_k4096)");
+  mla_run predict --stage 08 --shape h128_q1_b64_k4096
+  mla_run predict --ranks 2,8 --shape h128_q1_b1_k1000000)");
   add_stage(command, &predict, "A stage, or all");
   add_problem(command, &predict);
   command->add_flag("--json", predict.json,
                     "As one JSON object per stage, in bytes, FLOP and seconds");
+  command
+      ->add_option("--ranks", predict.ranks,
+                   "Numbers of GPUs that share the decode (docs/parallel.md)")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024));
 
   command = add_command(app, "explain",
                         "Say what binds a shape, what stages spend on it, what could be done", R"(
@@ -642,7 +648,9 @@ Example:
   if (int code = 0; !parse(app, argc, argv, &code)) return code;
   if (app.got_subcommand("decode")) return run_decode(decode);
   if (app.got_subcommand("plan")) return run_plan(plan);
-  if (app.got_subcommand("predict")) return run_predict(predict);
+  if (app.got_subcommand("predict")) {
+    return predict.ranks.empty() ? run_predict(predict) : run_predict_ranks(predict);
+  }
   if (app.got_subcommand("explain")) return run_explain(explain);
   if (app.got_subcommand("profile")) return run_profile(profile, argv);
   if (app.got_subcommand("trace")) return run_trace(trace, trace_options);

@@ -28,8 +28,9 @@ struct RunOptions {
   std::string schedules;  ///< "3", "17..19"; empty: 1
   std::string device;     ///< Of the model; empty: its default
   bool json = false;
-  bool listing = false;   ///< The sources with counts beside them.
-  uint64_t schedule = 0;  ///< The model's schedule while it counts.
+  std::vector<int> ranks;  ///< Of `predict`: numbers of GPUs; empty: a stage on one
+  bool listing = false;    ///< The sources with counts beside them.
+  uint64_t schedule = 0;   ///< The model's schedule while it counts.
 };
 
 /// What `quantise` takes beside that.
@@ -92,6 +93,7 @@ std::string problem_arguments(const RunOptions& options);
 int run_decode(const RunOptions& options);
 int run_plan(const RunOptions& options);
 int run_predict(const RunOptions& options);
+int run_predict_ranks(const RunOptions& options);
 int run_explain(const RunOptions& options);
 /// Where this program's kernels cannot be counted, `arguments` go to the one beside it whose can.
 int run_profile(const RunOptions& options, char** arguments);

@@ -170,13 +170,7 @@ int run_predict(const RunOptions& options) {
                  floor_of(work, input.ceilings, Mode::kCold),
                  own_limit(found->prediction, work, input.ceilings, Mode::kCold),
                  std::nullopt};
-    if (found->plan) {
-      const int multiprocessors = input.limits.multiprocessors;
-      one.estimate =
-          estimate_of(dump.problem, dump.total_tokens(), found->prediction,
-                      balance_of(dump.problem, *found->plan, dump.seqlens_k, multiprocessors),
-                      input.ceilings, multiprocessors);
-    }
+    if (found->plan) one.estimate = estimate_of(*found, input);
     if (options.json) {
       fmt::print("{}\n", forecast_json(one).dump());
     } else {

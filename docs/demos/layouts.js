@@ -2,6 +2,7 @@
 "use strict";
 
 const layoutsDemo = (() => {
+  const {element, select, input, given} = demo;
   const kBanks = 32, kWord = 4, kChunk = 16, kRows = 32, kColumns = 8;  // values of 16 bits per chunk
 
   // `pitch`: bytes from row to row; chunk c of row r lies where chunk own(r, c) would, or c ^ (r / divide % modulo).
@@ -9,7 +10,7 @@ const layoutsDemo = (() => {
   const placeOf = ({divide, modulo, own}, row, chunk) => own ? own(row, chunk) : chunk ^ Math.floor(row / divide) % modulo;
   const addressOf = (layout, row, chunk) => row * layout.pitch + placeOf(layout, row, chunk) * kChunk;
 
-  // A swizzle that was typed: {own}, or {error}. Of names it has r and c alone, so it can do nothing but compute.
+  // A swizzle that was typed: {own}, or {error}. It knows no names but r and c, so it can only compute.
   function ownSwizzle(text, chunks) {
     if (text.trim() === "") return {};
     if (!/^[\drc\s()+\-*/%&|^~<>]*$/.test(text)) return {error: "r, c, numbers, + - * / % & | ^ ~ << >> and parentheses"};
@@ -30,15 +31,22 @@ const layoutsDemo = (() => {
     }
   }
 
-  // What lanes of a warp do at once: {bytes of each, cells: [[row, chunk, byte of the chunk]]}.
+  // What lanes of a warp do at once: {bytes of each, cells: [[row, chunk, byte of the chunk]]}; and who gets an element by it.
   const kPatterns = {
-    matrix: ["ldmatrix: a chunk of 8 rows", (layout, row, chunk) => ({bytes: 16, cells: count(8, i => [row - row % 8 + i, chunk, 0])})],
+    matrix: ["ldmatrix: a chunk of 8 rows", (layout, row, chunk) => ({bytes: 16, cells: count(8, i => [row - row % 8 + i, chunk, 0])}), (layout, row, column) => {
+      const {lane, half} = fragmentOf("ldmatrix", row % 8, column % kColumns);
+      return `ldmatrix brings it to lane ${lane}, the ${["low", "high"][half]} half of a register`;
+    }],
     rows: ["32 lanes store whole rows, 16 bytes each", (layout, row) => {
       const chunks = chunksOf(layout), first = row - row % (32 / chunks);
       return {bytes: 16, cells: count(32, i => [first + Math.floor(i / chunks), i % chunks, 0])};
+    }, (layout, row, column) => {
+      const chunks = chunksOf(layout);
+      return `lane ${row % (32 / chunks) * chunks + Math.floor(column / kColumns)} stores it`;
     }],
     column: ["32 lanes load 4 bytes of a column, a row each",
-             (layout, row, chunk, column) => ({bytes: 4, cells: count(32, i => [i, chunk, (column % kColumns >> 1) * 4])})],
+             (layout, row, chunk, column) => ({bytes: 4, cells: count(32, i => [i, chunk, (column % kColumns >> 1) * 4])}),
+             (layout, row, column) => `lane ${row} loads it, the ${["low", "high"][column % 2]} half of a register`],
   };
   function count(n, make) { return Array.from({length: n}, (_, i) => make(i)); }
 
@@ -66,8 +74,8 @@ const layoutsDemo = (() => {
     return {taken, needed};
   }
 
-  // As wgmma walks a matrix of 16-bit elements with a 128-byte swizzle in one step, 16 of k; for_each_granule() of
-  // reference/gpu_model/wgmma.cpp. Byte of element (k, n) of B: `n` runs over rows if it is K-major, down to 8 bytes of a row else.
+  // The walk of wgmma over a matrix of 16-bit elements with a 128-byte swizzle, in one step of 16 k, as in for_each_granule() of
+  // reference/gpu_model/wgmma.cpp. Gives the byte of element (k, n) of B. If B is K-major, n counts rows; otherwise n runs along them.
   const swizzled = address => address ^ (address >> 3 & 112);
   function walkByte({operand, begin, lbo, sbo}, k, n) {
     const address = operand === "k" ? begin + Math.floor(n / 8) * sbo + n % 8 * 128 + Math.floor(k / 8) * kChunk
@@ -95,8 +103,8 @@ const layoutsDemo = (() => {
   };
   const fragmentOf = (kind, row, column) => kFragments[kind][3](row, column);
 
-  // How P[row][token] of a tile of 64 rows and 64 tokens gets from S's registers to A's: steps in words, the last with a place in
-  // shared memory as `byte`, if it goes there.
+  // How P[row][token] of a tile of 64 rows and 64 tokens gets from S's registers to A's. The steps are in words; `byte` is its place
+  // in shared memory, if it goes there.
   function pathOf(how, row, token) {
     const a = fragmentOf("wgmma_a", row, token % 16), halves = ["low", "high"], of = lane => `warp ${lane >> 5}, lane ${lane % 32}`;
     const bank = byte => `byte ${byte}, bank ${(byte >> 2) % kBanks}`;
@@ -137,7 +145,7 @@ const layoutsDemo = (() => {
     how: ["stage", {"05": "05: stored, padded, ldmatrix", "06": "06 and 07: stmatrix, swizzled", "08": "08: as registers"}],
   };
   const kNumbers = {begin: "begin", lbo: "leading dimension byte offset, LBO", sbo: "stride dimension byte offset, SBO"};
-  // What a view has for a state; numbers with the least that is too much.
+  // The state of each view. kEnds has, for each number, the least value that is too large.
   const kOf = {
     rows: {pitch: "128", divide: "1", modulo: "8", own: "", pattern: "matrix", row: "3", column: "16"},
     walk: {operand: "k", begin: "0", lbo: "0", sbo: "1024", byte: "0"},
@@ -145,17 +153,16 @@ const layoutsDemo = (() => {
     path: {how: "08", row: "3", column: "21"},
   };
   const kEnds = {row: 64, column: 64, begin: 16384, lbo: 65536, sbo: 65536, byte: 16384};
-  const toHash = state => "#" + new URLSearchParams(state.view === "rows" && !state.own ? Object.fromEntries(Object.entries(state).filter(([key]) => !["view", "own"].includes(key))) : state);
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), view = given.view in kViews ? given.view : "rows";
+  function read(hash) {
+    const known = given(hash), view = known.view in kViews ? known.view : "rows";
     const state = {view, ...kOf[view]};
-    if (view === "walk" && given.operand === "mn") state.lbo = "8192";
+    if (view === "walk" && known.operand === "mn") state.lbo = "8192";
     for (const key in kOf[view]) {
-      if (key in kChoices ? given[key] in kChoices[key][1] : key in kEnds ? /^\d+$/.test(given[key] ?? "") && Number(given[key]) < kEnds[key] : key in given) {
-        state[key] = given[key];
+      if (key in kChoices ? known[key] in kChoices[key][1] : key in kEnds ? /^\d+$/.test(known[key] ?? "") && Number(known[key]) < kEnds[key] : key in known) {
+        state[key] = known[key];
       }
     }
-    if (view === "walk") state.byte = given.byte && state.byte === given.byte ? given.byte : state.begin;
+    if (view === "walk") state.byte = known.byte && state.byte === known.byte ? known.byte : state.begin;
     if (view === "rows") state.row = String(state.row % kRows);
     return state;
   }
@@ -166,25 +173,31 @@ const layoutsDemo = (() => {
     return {...layout, ...ownSwizzle(state.own ?? "", chunksOf(layout))};
   }
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-
-  // A grid of cells: [[{text, hue, asked, chosen, pick}]], pick: what to set when it is chosen.
+  // A grid of cells: [[{text, hue, asked, chosen, pick}]], pick: what to set when it is chosen. Arrow keys choose, too.
   function gridOf(id, head, rows, change) {
     const made = element("table", {id: "layout", className: id});
+    const choose = pick => {
+      change(pick);
+      document.querySelector("#layout .chosen")?.focus();
+    };
     made.append(element("tr", {}, ...head.map(text => element("th", {}, text))));
     for (const [title, cells] of rows) {
       made.append(element("tr", {}, element("th", {}, title), ...cells.map(({text, hue, asked, chosen, pick}) => {
-        const cell = element("td", {className: (asked ? "asked" : "") + (chosen ? " chosen" : ""), onclick: () => change(pick)}, text);
+        const cell = element("td", {className: (asked ? "asked" : "") + (chosen ? " chosen" : ""), tabIndex: chosen ? 0 : -1, onclick: () => choose(pick)}, text);
         if (hue !== undefined) cell.style.setProperty("--hue", hue);
         return cell;
       })));
     }
+    made.addEventListener("keydown", event => {
+      const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key], cell = event.target.closest("td");
+      const next = step && made.rows[cell.parentElement.rowIndex + step[0]]?.cells[cell.cellIndex + step[1]];
+      if (next?.tagName !== "TD") return;
+      event.preventDefault();
+      next.click();
+    });
     return element("div", {className: "table-wrapper"}, made);
   }
+  const small = digit => "₀₁₂₃₄₅₆₇"[digit];
   const bankOf = byte => Math.floor(byte / kWord) % kBanks;
 
   const kDraw = {
@@ -196,7 +209,8 @@ const layoutsDemo = (() => {
       const rows = count(kRows, r => {
         const cells = [];
         for (let c = 0; c < chunks; ++c) {
-          cells[placeOf(layout, r, c)] = {text: String(c), hue: addressOf(layout, r, c) / kChunk % 8 * 45, asked: asked.has(`${r},${c}`),
+          const banks = addressOf(layout, r, c) / kChunk % 8;
+          cells[placeOf(layout, r, c)] = {text: c + small(banks), hue: banks * 45, asked: asked.has(`${r},${c}`),
                                           chosen: r === row && c === chunk, pick: {row: r, column: c * kColumns + column % kColumns}};
         }
         return [String(r), cells];
@@ -204,7 +218,7 @@ const layoutsDemo = (() => {
       const address = addressOf(layout, row, chunk) + column % kColumns * 2;
       return [
         element("p", {id: "where"}, `Row ${row}, column ${column}: chunk ${chunk}, at place ${placeOf(layout, row, chunk)} of its row; ` +
-                `byte ${address}, bank ${bankOf(address)}.`),
+                `byte ${address}, bank ${bankOf(address)}; ${kPatterns[state.pattern][2](layout, row, column)}.`),
         element("p", {id: "passes", className: taken > needed ? "wrong" : ""},
                 `The access takes ${taken} ${taken === 1 ? "pass" : "passes"}; ${needed} without bank conflicts.`),
         gridOf("rows", ["row", ...count(chunks, String)], rows, change)];
@@ -247,10 +261,10 @@ const layoutsDemo = (() => {
       const gives = state.kind.startsWith("ldmatrix") ? ` The row's address comes from lane ${row}.` : "";
       const rows = count(height, r => [String(r), count(width, c => {
         const {lane: holder, register: its} = fragmentOf(state.kind, r, c);
-        return {text: String(holder % 32), hue: its % 8 * 45, asked: holder === own.lane, chosen: r === row && c === column, pick: {row: r, column: c}};
+        return {text: holder % 32 + small(its), hue: its % 8 * 45, asked: holder === own.lane, chosen: r === row && c === column, pick: {row: r, column: c}};
       })]);
       return [element("p", {id: "where"}, `Row ${row}, column ${column}: ${lane}, ${register}.${gives}`),
-              element("p", {}, "A cell says which lane of its warp holds it; cells of one colour are in the same register. Outlined is all that this lane has."),
+              element("p", {}, "A cell says which lane of its warp holds it, and small, in which register; so does the colour. Outlined is all that this lane has."),
               gridOf("fragment", ["row", ...count(width, String)], rows, change)];
     },
 
@@ -259,69 +273,48 @@ const layoutsDemo = (() => {
       const top = row - row % 16, left = token - token % 16, own = fragmentOf("wgmma_a", row, token % 16);
       const rows = count(16, r => [String(top + r), count(16, c => {
         const {lane, register} = fragmentOf("wgmma_a", top + r, c);
-        return {text: String(lane % 32), hue: register * 90, asked: lane === own.lane, chosen: r === row % 16 && c === token % 16, pick: {row: top + r, column: left + c}};
+        return {text: lane % 32 + small(register), hue: register * 90, asked: lane === own.lane, chosen: r === row % 16 && c === token % 16, pick: {row: top + r, column: left + c}};
       })]);
       const go = (text, by) => element("button", {type: "button", onclick: () => change(by)}, text);
       return [element("p", {}, `P[${row}][${token}]: row ${row} of the tile, token ${token}.`),
               element("ol", {id: "steps"}, ...steps.map(text => element("li", {}, text))),
-              element("p", {}, "Rows and tokens of one A, by lane; cells of one colour are in the same register. "),
+              element("p", {}, "Rows and tokens of one A: which lane has them, and small, in which register; so does the colour."),
               element("p", {}, go("16 tokens on", {column: (token + 16) % 64}), " ", go("16 rows on", {row: (row + 16) % 64})),
               gridOf("path", ["row", ...count(16, c => String(left + c))], rows, change)];
     },
   };
 
-  function begin(root) {
-    let state = fromHash(location.hash);
-    const output = element("div"), inputs = element("div");
-    const draw = () => output.replaceChildren(...kDraw[state.view](state, change));
-    function changed() {
-      draw();
-      location.replace(toHash(state));
-    }
-    function change(by) {
-      for (const [key, value] of Object.entries(by)) state[key] = String(value);
-      changed();
-    }
-
-    function form() {
-      const select = (key, [label, options], set) => {
-        const made = element("select", {id: key, onchange: event => set(event.target.value)},
-                             ...Object.entries(options).map(([value, text]) => element("option", {value}, text)));
-        made.value = state[key];
-        return [element("label", {htmlFor: key}, ` ${label} `), made];
-      };
-      const choice = key => select(key, kChoices[key], value => change({[key]: value}));
-      const typed = (key, label, size) => [element("label", {htmlFor: key}, ` ${label} `), element("input", {id: key, value: state[key], size, autocomplete: "off", oninput: event => {
-        const value = event.target.value.trim(), good = key === "own" || (/^\d+$/.test(value) && Number(value) < kEnds[key] && Number(value) % 16 === 0);
-        event.target.classList.toggle("wrong", !good);
-        if (good) change({[key]: value});
-      }})];
-      const parts = {
-        rows: () => [[...choice("pitch")], [...choice("divide"), ...choice("modulo")], [...typed("own", "or your own, of r and c:", 16)], [...choice("pattern")]],
-        walk: () => [[...select("operand", kChoices.operand, operand => { change({operand, begin: 0, byte: 0, lbo: operand === "mn" ? 8192 : 0, sbo: 1024}); form(); })],
-                     ...Object.keys(kNumbers).map(key => typed(key, kNumbers[key], 6)),
-                     [element("button", {type: "button", id: "next", onclick: () => {
-                       const begin = Number(state.begin);
-                       const next = state.operand === "mn" ? (begin + 2048) % 8192 : begin % 128 < 96 ? begin + 32 : (begin - 96 + 8192) % 16384;
-                       change({begin: next, byte: next});
-                       form();
-                     }}, "next 16 of k"), " ",
-                      element("button", {type: "button", id: "exchange", onclick: () => { change({lbo: state.sbo, sbo: state.lbo}); form(); }}, "exchange LBO and SBO")]],
-        fragment: () => [[...choice("kind")]],
-        path: () => [[...choice("how")]],
-      };
-      const view = select("view", ["what to see", kViews], value => { state = fromHash(`#view=${value}`); form(); changed(); });
-      inputs.replaceChildren(...[view, ...parts[state.view]()].map(part => element("p", {}, ...part)));
-      draw();
-    }
-    addEventListener("hashchange", () => {  // a link, or back
-      if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-    });
-    root.replaceChildren(inputs, output);
-    form();
+  function form(page) {
+    const {state} = page;
+    const choice = key => select(key, kChoices[key][0], Object.entries(kChoices[key][1]), state[key], value => page.set({[key]: value}));
+    const typed = (key, label, size) => input(key, label, state[key], (value, field) => {
+      const good = key === "own" || (/^\d+$/.test(value) && Number(value) < kEnds[key] && Number(value) % 16 === 0);
+      const wrong = good ? "" : ` a multiple of 16 below ${kEnds[key]}`;
+      field.setCustomValidity(wrong);
+      field.parentElement.dataset.wrong = wrong;
+      if (good) page.set({[key]: value});
+    }, {size});
+    const button = (id, text, changes) => element("button", {type: "button", id, onclick: () => page.setAll(changes())}, text);
+    const parts = {
+      rows: () => [choice("pitch"), element("p", {}, ...choice("divide").childNodes, " ", ...choice("modulo").childNodes), typed("own", "or your own, of r and c:", 16), choice("pattern")],
+      walk: () => [select("operand", kChoices.operand[0], Object.entries(kChoices.operand[1]), state.operand,
+                          operand => page.setAll({operand, begin: "0", byte: "0", lbo: operand === "mn" ? "8192" : "0", sbo: "1024"})),
+                   ...Object.keys(kNumbers).map(key => typed(key, kNumbers[key], 6)),
+                   element("p", {}, button("next", "next 16 of k", () => {
+                     const begin = Number(state.begin);
+                     const next = String(state.operand === "mn" ? (begin + 2048) % 8192 : begin % 128 < 96 ? begin + 32 : (begin - 96 + 8192) % 16384);
+                     return {begin: next, byte: next};
+                   }), " ", button("exchange", "exchange LBO and SBO", () => ({lbo: state.sbo, sbo: state.lbo})))],
+      fragment: () => [choice("kind")],
+      path: () => [choice("how")],
+    };
+    return [select("view", "what to see", Object.entries(kViews), state.view, view => { page.state = read(`#view=${view}`); page.setAll(); }), ...parts[state.view]()];
+  }
+  function draw(page) {
+    const change = by => page.set(Object.fromEntries(Object.entries(by).map(([key, value]) => [key, String(value)])));
+    page.output.replaceChildren(...kDraw[page.state.view](page.state, change));
   }
 
-  return {placeOf, addressOf, chunksOf, access, passes, layoutOf, ownSwizzle, walkByte, descriptorOf, fragmentOf, kFragments, pathOf, kChoices, begin};
+  demo.begin({read, form, draw});
+  return {placeOf, addressOf, chunksOf, access, passes, layoutOf, ownSwizzle, walkByte, descriptorOf, fragmentOf, kFragments, pathOf, kChoices};
 })();
-
-layoutsDemo.begin(document.getElementById("demo"));

@@ -4,6 +4,7 @@
 "use strict";
 
 const limitsDemo = (() => {
+  const {element, svg, table, select, input, given} = demo;
   const kFormats = {"16bit": "16 bits", fp8_tile128: "fp8_tile128", fp8_tensor: "fp8_tensor", int8_tile128: "int8_tile128"};
   const {cards, recordings} = limitsData;
 
@@ -40,7 +41,7 @@ const limitsDemo = (() => {
     return {explain, slugs};
   }
 
-  // As mla_bench calls it: bench/measure/shapes.h.
+  // The shape's name in mla_bench: bench/measure/shapes.h.
   const shapeOf = s => `h${s.h}_q${s.q}_b${s.b}_k${s.k}${s.causal === "yes" ? "_causal" : ""}${s.format === "16bit" ? "" : "_" + s.format}` +
                        (s.dtype === "fp16" ? "_fp16" : "");
   function stateOf(shape) {
@@ -69,11 +70,10 @@ const limitsDemo = (() => {
     format: ["cache", kFormats],
   };
   const kDefault = {card: "0", h: "128", q: "1", b: "128", k: "8192", causal: "no", dtype: "bf16", format: "16bit"};
-  const toHash = state => "#" + new URLSearchParams(state);
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), state = {...kDefault};
-    for (const key in kChoices) if (given[key] in kChoices[key][1]) state[key] = given[key];
-    for (const key in kNumbers) state[key] = given[key] ?? state[key];
+  function read(hash) {
+    const known = given(hash), state = {...kDefault};
+    for (const key in kChoices) if (known[key] in kChoices[key][1]) state[key] = known[key];
+    for (const key in kNumbers) state[key] = known[key] ?? state[key];
     return state;
   }
   // What is wrong with what was typed; nothing if all is right.
@@ -84,17 +84,6 @@ const limitsDemo = (() => {
     return Number(state.b) * Number(state.k) > 2 ** 30 ? "b · s_k: at most 2^30 tokens" : "";
   }
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-  function svg(tag, attributes, ...children) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
   const us = seconds => seconds === null ? "—" : micro(1e6 * seconds);
   const micro = value => value < 100 ? value.toPrecision(3) : value < 1000 ? value.toFixed(1) : value.toFixed(0);
   const short = slug => slug.slice(0, 2);
@@ -105,7 +94,8 @@ const limitsDemo = (() => {
     const x = value => left + (width - left - 8) * Math.log(Math.min(Math.max(value, 1), mostX)) / Math.log(mostX);
     const y = value => height - bottom - (height - bottom - 8) * Math.log(Math.max(value, leastY) / leastY) / Math.log(mostY / leastY);
     const peak = card.matrix / 1e12, roof = value => Math.min(peak, card.read * value / 1e12);
-    const made = svg("svg", {id: "roof", viewBox: `0 0 ${width} ${height}`, role: "img"}, svg("title", {}, "roofline"));
+    const made = svg("svg", {id: "roof", viewBox: `0 0 ${width} ${height}`, role: "img"},
+                     svg("title", {}, `Roofline: at ${work.intensity.toPrecision(3)} FLOP per byte at most ${roof(work.intensity).toPrecision(3)} TFLOP/s; stages as in the table`));
     for (const tick of [1, 10, 100, 1000]) {
       made.append(svg("text", {x: x(tick), y: height - 10, "text-anchor": "middle"}, String(tick)),
                   svg("text", {x: left - 4, y: y(tick) + 3, "text-anchor": "end"}, String(tick)),
@@ -130,77 +120,45 @@ const limitsDemo = (() => {
            `launch and products ${us(floor.launch_s)} + ${us(floor.matrix_s)} µs.`;
   }
 
-  function draw(model, state, place) {
+  function draw(model, {state, output}) {
     const wrong = wrongWith(state), card = cards[Number(state.card)];
     const {times, dates} = timesOf(card, shapeOf(state));
     const days = [...new Set(Object.values(dates))], origin = `recorded: ${card.name}, ${days.join(" and ")}`;
     const found = wrong ? {error: wrong} : model.explain(card, state, times, origin);
     if (found.error) {
-      place.replaceChildren(element("p", {id: "floor", className: "wrong"}, found.error));
+      output.replaceChildren(element("p", {id: "floor", className: "wrong"}, found.error));
       return;
     }
     const {work, floor, stages} = found;
     const head = ["stage", "own limit, µs", "by", "estimate, µs", "recorded, cold, µs", "recorded / estimate", "sustained, µs", "SMs with work", "what it spends, by µs"];
-    const table = element("table", {id: "stages"}, element("thead", {}, element("tr", {}, ...head.map(text => element("th", {}, text)))));
-    const body = table.appendChild(element("tbody"));
-    for (const stage of stages) {
-      const time = times[stage.slug];
-      const cells = stage.why_not
-        ? [stage.slug, element("td", {colSpan: head.length - 1}, stage.why_not.replace(`${stage.slug} `, ""))]
-        : [stage.slug, us(stage.own_limit_s), stage.own_limit_by, stage.estimate_s !== null ? us(stage.estimate_s) : "—", time ? micro(time[0]) : "—",
-           time && stage.estimate_s !== null ? (time[0] / (1e6 * stage.estimate_s)).toFixed(2) : "—", time?.[4] ? micro(time[4]) : "—",
-           `${(100 * stage.busy_fraction).toFixed(0)}%`];
-      const row = element("tr", {}, ...cells.map(cell => cell instanceof Node ? cell : element("td", {}, cell)));
-      if (!stage.why_not) {
-        const terms = {fp32: stage.fp32_s, matrix: stage.matrix_s, shared: stage.shared_s, DRAM: stage.dram_s};
-        row.append(element("td", {}, Object.entries(terms).filter(([, seconds]) => seconds !== 0).map(([name, seconds]) => `${name} ${us(seconds)}`).join(", ")));
-      }
-      body.append(row);
-    }
-    place.replaceChildren(
+    const rows = stages.map(stage => {
+      if (stage.why_not) return [stage.slug, element("td", {colSpan: head.length - 1}, stage.why_not.replace(`${stage.slug} `, ""))];
+      const time = times[stage.slug], terms = {fp32: stage.fp32_s, matrix: stage.matrix_s, shared: stage.shared_s, DRAM: stage.dram_s};
+      return [stage.slug, us(stage.own_limit_s), stage.own_limit_by, stage.estimate_s !== null ? us(stage.estimate_s) : "—", time ? micro(time[0]) : "—",
+              time && stage.estimate_s !== null ? (time[0] / (1e6 * stage.estimate_s)).toFixed(2) : "—", time?.[4] ? micro(time[4]) : "—",
+              `${(100 * stage.busy_fraction).toFixed(0)}%`,
+              Object.entries(terms).filter(([, seconds]) => seconds !== 0).map(([name, seconds]) => `${name} ${us(seconds)}`).join(", ")];
+    });
+    output.replaceChildren(
       element("p", {id: "floor"}, floorText(found)),
       element("p", {id: "ridge"}, `${work.intensity.toPrecision(3)} FLOP per byte; the ridge of this card is at ${work.ridge.toPrecision(3)}.`),
       roofline(card, work, times),
-      element("div", {className: "table-wrapper"}, table),
+      table({id: "stages"}, head, rows),
       element("p", {id: "origin"}, `Rates: ${card.origin}. ` + (days.length ? `Times: ${origin}.` : card.source === "measured" ? "This shape was not recorded." :
               "No times: nothing was measured on this card.")),
       element("details", {}, element("summary", {}, "All that mla_run explain says of it"), element("pre", {id: "explained"}, found.text)));
   }
 
-  async function begin(root) {
-    let state = fromHash(location.hash);
-    const model = await load(), output = element("div"), inputs = element("div");
-    const changed = () => { draw(model, state, output); location.replace(toHash(state)); };
-    const shapes = [...new Set(recordings.flatMap(({times}) => Object.keys(times)))];
-
-    function form() {
-      const select = key => {
-        const [label, options] = kChoices[key];
-        const made = element("select", {id: `set-${key}`, onchange: event => { state[key] = event.target.value; changed(); }},
-                             ...Object.entries(options).map(([value, text]) => element("option", {value}, text)));
-        made.value = state[key];
-        return [element("label", {htmlFor: `set-${key}`}, ` ${label} `), made];
-      };
-      const number = key => [element("label", {htmlFor: `set-${key}`}, ` ${kNumbers[key][0]} `), element("input", {
-        id: `set-${key}`, value: state[key], size: 7, autocomplete: "off", inputMode: "numeric", oninput: event => { state[key] = event.target.value.trim(); changed(); }})];
-      const recorded = element("select", {id: "recorded", onchange: event => {
-        if (event.target.value) { Object.assign(state, stateOf(event.target.value)); changed(); form(); }
-      }}, element("option", {value: ""}, "choose"), ...shapes.map(shape => element("option", {value: shape}, shape)));
-      recorded.value = shapes.includes(shapeOf(state)) ? shapeOf(state) : "";
-      inputs.replaceChildren(element("p", {}, ...select("card")), element("p", {}, ...number("h")), element("p", {}, ...number("q")), element("p", {}, ...number("b")),
-                             element("p", {}, ...number("k")),
-                             element("p", {}, ...select("causal"), ...select("dtype"), ...select("format")),
-                             element("p", {}, element("label", {htmlFor: "recorded"}, " or a recorded shape "), recorded));
-      draw(model, state, output);
-    }
-    addEventListener("hashchange", () => {  // a link, or back
-      if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-    });
-    root.replaceChildren(inputs, output);
-    form();
+  const shapes = [...new Set(recordings.flatMap(({times}) => Object.keys(times)))];
+  function form(page) {
+    const {state} = page, own = shapeOf(state);
+    const choice = key => select(`set-${key}`, kChoices[key][0], Object.entries(kChoices[key][1]), state[key], value => page.set({[key]: value}));
+    const number = key => input(`set-${key}`, kNumbers[key][0], state[key], value => page.set({[key]: value}), demo.digits);
+    return [choice("card"), ...["h", "q", "b", "k"].map(number), ...["causal", "dtype", "format"].map(choice),
+            select("recorded", "or a recorded shape", [["", "choose"], ...shapes.map(shape => [shape, shape])], shapes.includes(own) ? own : "",
+                   shape => { if (shape) page.setAll(stateOf(shape)); })];
   }
 
-  return {load, shapeOf, stateOf, timesOf, cards, recordings, kFormats, begin};
+  load().then(model => demo.begin({read, form, draw: page => draw(model, page)}));
+  return {load, shapeOf, stateOf, timesOf, cards, recordings, kFormats};
 })();
-
-limitsDemo.begin(document.getElementById("demo"));

@@ -3,6 +3,7 @@
 "use strict";
 
 const modelDemo = (() => {
+  const {element, select, input, given} = demo;
   const slugs = Object.keys(modelKernels);
 
   // Runs one decode: {text, wrong}. A model that found a fault is stopped in the middle of a kernel, so each run has a new one.
@@ -21,13 +22,12 @@ const modelDemo = (() => {
 
   const kBounds = {heads: ["query heads", 1, 16], tokens: ["tokens", 0, 200], seed: ["seed of the schedule, 0: in order", 0, 1e6]};
   const kDefault = {stage: "03_online_softmax", out: "0", heads: "4", tokens: "70", seed: "1", races: "yes"};
-  const toHash = state => "#" + new URLSearchParams(state);
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), state = {...kDefault};
-    if (slugs.includes(given.stage)) state.stage = given.stage;
-    if (modelKernels[state.stage].barriers.some(([line]) => String(line) === given.out)) state.out = given.out;
-    if (given.races === "no") state.races = "no";
-    for (const key in kBounds) state[key] = given[key] ?? state[key];
+  function read(hash) {
+    const known = given(hash), state = {...kDefault};
+    if (slugs.includes(known.stage)) state.stage = known.stage;
+    if (modelKernels[state.stage].barriers.some(([line]) => String(line) === known.out)) state.out = known.out;
+    if (known.races === "no") state.races = "no";
+    for (const key in kBounds) state[key] = known[key] ?? state[key];
     return state;
   }
   function wrongWith(state) {
@@ -37,62 +37,37 @@ const modelDemo = (() => {
     return "";
   }
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
+  const result = element("p", {id: "result", role: "status"});
+  function show(text, wrong = false) {
+    result.textContent = text;
+    result.className = wrong ? "wrong" : "";
+  }
+  async function runNow(button, state) {
+    const wrong = wrongWith(state);
+    if (wrong) { show(wrong, true); return; }
+    button.disabled = true;
+    show("Running …");
+    await new Promise(painted => setTimeout(painted, 50));  // or nobody would see this
+    const {text, wrong: fault} = await run(state);
+    show(text, fault);
+    button.disabled = false;
+    button.focus({preventScroll: true});
   }
 
-  function begin(root) {
-    let state = fromHash(location.hash);
-    const inputs = element("div"), result = element("p", {id: "result"});
-    function show(text, wrong = false) {
-      result.textContent = text;
-      result.className = wrong ? "wrong" : "";
-    }
-    async function runNow(event) {
-      const wrong = wrongWith(state);
-      if (wrong) { show(wrong, true); return; }
-      event.target.disabled = true;
-      show("Running …");
-      await new Promise(painted => setTimeout(painted, 50));  // or nobody would see this
-      const {text, wrong: fault} = await run(state);
-      show(text, fault);
-      event.target.disabled = false;
-    }
-
-    function form() {
-      const select = (key, label, options) => {
-        const made = element("select", {id: `set-${key}`, onchange: event => {
-          state[key] = event.target.value;
-          if (key === "stage") state.out = "0";
-          location.replace(toHash(state));
-          form();
-        }}, ...Object.entries(options).map(([value, text]) => element("option", {value}, text)));
-        made.value = state[key];
-        return element("p", {}, element("label", {htmlFor: `set-${key}`}, `${label} `), made);
-      };
-      const number = key => element("p", {}, element("label", {htmlFor: `set-${key}`}, `${kBounds[key][0]} `), element("input", {
-        id: `set-${key}`, value: state[key], size: 6, autocomplete: "off", inputMode: "numeric", oninput: event => {
-          state[key] = event.target.value.trim();
-          location.replace(toHash(state));
-        }}));
-      const barriers = modelKernels[state.stage].barriers;
-      inputs.replaceChildren(
-        select("stage", "stage", Object.fromEntries(slugs.map(slug => [slug, slug]))),
-        select("out", "barrier left out", {0: "none", ...Object.fromEntries(barriers.map(([line, why]) => [line, `line ${line}: ${why}`]))}),
-        select("races", "race detector", {yes: "on", no: "off"}), number("heads"), number("tokens"), number("seed"),
-        element("p", {}, element("button", {type: "button", id: "run", onclick: runNow}, "Run")));
-      show("");
-    }
-    addEventListener("hashchange", () => {  // a link, or back
-      if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-    });
-    root.replaceChildren(inputs, result);
-    form();
+  function form(page) {
+    const {state} = page;
+    const choice = (key, label, options) => select(`set-${key}`, label, options, state[key], value => page.setAll({[key]: value, ...(key === "stage" ? {out: "0"} : {})}));
+    const number = key => input(`set-${key}`, kBounds[key][0], state[key], value => page.set({[key]: value}), demo.digits);
+    return [choice("stage", "stage", slugs.map(slug => [slug, slug])),
+            choice("out", "barrier left out", [["0", "none"], ...modelKernels[state.stage].barriers.map(([line, why]) => [line, `line ${line}: ${why}`])]),
+            choice("races", "race detector", [["yes", "on"], ["no", "off"]]), ...["heads", "tokens", "seed"].map(number),
+            element("p", {}, element("button", {type: "button", id: "run", onclick: event => runNow(event.target, page.state)}, "Run"))];
+  }
+  function draw({output}) {
+    show("");
+    output.replaceChildren(result);
   }
 
-  return {run, begin};
+  demo.begin({read, form, draw});
+  return {run};
 })();
-
-modelDemo.begin(document.getElementById("demo"));

@@ -2,9 +2,10 @@
 "use strict";
 
 const softmaxDemo = (() => {
+  const {element, table, select, given} = demo;
   const kFltMax = 3.4028234663852886e38;
 
-  // As merge_lse() of reference/lse_merge.h; a test compares the two. 2 in the place of e is the mistake.
+  // As merge_lse() of reference/lse_merge.h; a test compares the two. 2 in place of e is the mistake.
   function mergeLse(a, b, power = Math.exp, log = Math.log) {
     if (a === Infinity) a = -Infinity;
     if (b === Infinity) b = -Infinity;
@@ -26,7 +27,7 @@ const softmaxDemo = (() => {
     return {m, p, l, o, total: own.reduce((sum, x) => sum + 2 ** x, 0), ...result(m, l, o)};
   }
 
-  // One token after the other, as stage 03. start: -FLT_MAX, -infinity, or the first token is set and not added.
+  // One token after the other, as in stage 03. start: -FLT_MAX, -infinity, or the first token is set and not added.
   function online(s, v, {sign, start}) {
     let m = start === "inf" ? -Infinity : -kFltMax, l = 0, o = [0, 0];
     const steps = s.map((score, t) => {
@@ -91,14 +92,11 @@ const softmaxDemo = (() => {
     base: ["weights of the merge", {e: "exp(lse_part - lse)", 2: "2^(lse_part - lse) (wrong)"}],
     empty: ["a part that saw nothing", {skip: "is skipped", use: "is multiplied by 0 (wrong)"}],
   };
-  function toHash(state) {
-    return "#" + Object.entries({...state, s: state.s.join(), v: state.v.join(";")}).map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
-  }
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, "")));
-    const state = structuredClone(kDefault);
-    for (const key in kChoices) if (given[key] in kChoices[key][1]) state[key] = given[key];
-    const s = given.s?.split(","), v = given.v?.split(";").map(row => row.split(","));
+  const write = state => demo.addressOf({...state, s: state.s.join(), v: state.v.join(";")});
+  function read(hash) {
+    const known = given(hash), state = structuredClone(kDefault);
+    for (const key in kChoices) if (known[key] in kChoices[key][1]) state[key] = known[key];
+    const s = known.s?.split(","), v = known.v?.split(";").map(row => row.split(","));
     if (s?.length === 4) state.s = s;
     if (v?.length === 4 && v.every(row => row.length === 2)) state.v = v;
     return state;
@@ -109,72 +107,41 @@ const softmaxDemo = (() => {
     return plain === "" ? NaN : Number(plain);
   }
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-  function table(id, head, rows) {
-    const row = (cells, tag) => element("tr", {}, ...cells.map(cell => element(tag, {}, cell)));
-    const made = element("table", {id}, element("thead", {}, row(head, "th")), element("tbody", {}, ...rows.map(cells => row(cells, "td"))));
-    return element("div", {className: "table-wrapper"}, made);
-  }
-
-  function draw(state, place) {
+  function draw({state, output}) {
     const s = state.s.map(number), v = state.v.map(row => row.map(number));
     const all = atOnce(s, v), one = online(s, v, state), split = Number(state.split), two = merge(s, v, {...state, split});
     const tokens = (from, to) => [...Array(to - from).keys()].map(t => t + from).join(" and ").replace(/ and (?=.* and )/g, ", ");
     const truth = [all.lse, ...all.out.map(([x, y]) => x / y)];
     const agrees = (lse, out) => [lse, ...out].every((x, i) => x === truth[i] || Math.abs(x - truth[i]) <= 1e-12 * Math.abs(truth[i]));
     const same = agrees(one.lse, one.out.map(([x, y]) => x / y)), right = agrees(two.lse, two.out);
-    place.replaceChildren(
+    output.replaceChildren(
       element("h3", {}, "At once"),
-      table("at-once", ["token", "S", "2^S", `P = 2^(S - ${show(all.m)})`, "v"],
+      table({id: "at-once"}, ["token", "S", "2^S", `P = 2^(S - ${show(all.m)})`, "v"],
             s.map((score, t) => [String(t), show(score), show(2 ** score), show(all.p[t]), pair(v[t])])),
       element("p", {id: "at-once-result"}, `l = ${show(all.l)}, out = ${pair(all.out, showRatio)}, lse = ${lseText(all.lse, all.total)}`),
       element("h3", {}, "One after the other"),
-      table("online", ["token", "S", "m", "a", "P", "l = a l + P", "O = a O + P v"],
+      table({id: "online"}, ["token", "S", "m", "a", "P", "l = a l + P", "O = a O + P v"],
             one.steps.map((step, t) => [String(t), show(s[t]), show(step.m), show(step.a), show(step.p), show(step.l), pair(step.o)])),
       element("p", {id: "online-result", className: same ? "" : "wrong"},
               `out = O / l = ${pair(one.out, showRatio)}, lse = ${lseText(one.lse, NaN)}: ${same ? "as before" : "not as before"}`),
       element("h3", {}, "Two parts, and their merge"),
-      table("merge", ["part", "tokens", "Σ 2^S", "lse", "out"], two.parts.map((part, i) =>
+      table({id: "merge"}, ["part", "tokens", "Σ 2^S", "lse", "out"], two.parts.map((part, i) =>
         ["AB"[i], i ? tokens(split, 4) : tokens(0, split), show(part.total),
          part.l === 0 ? "-∞" : lseText(part.lse, part.total), part.l === 0 ? "anything" : pair(part.out, showRatio)])),
       element("p", {id: "merge-result", className: right ? "" : "wrong"}, `weights ${two.weightA.toFixed(4)} and ${two.weightB.toFixed(4)}, ` +
               `out = (${two.out.map(x => Number.isFinite(x) ? x.toFixed(4) : show(x)).join(", ")}), lse = ${lseText(two.lse, NaN)}: ${right ? "as before" : "not as before"}`));
   }
 
-  function begin(root) {
-    let state = fromHash(location.hash);
-    const output = element("div"), inputs = element("div");
-    const changed = () => {
-      draw(state, output);
-      location.replace(toHash(state));
-    };
-    const field = (label, value, set) =>
-      element("input", {value, ariaLabel: label, autocomplete: "off", oninput: event => { set(event.target.value); changed(); }});
-    const form = () => {
-      const rows = state.s.map((_, t) => [String(t), field(`S of token ${t}`, state.s[t], x => state.s[t] = x),
-        ...[0, 1].map(c => field(`v of token ${t}, column ${c}`, state.v[t][c], x => state.v[t][c] = x))]);
-      const choices = Object.entries(kChoices).map(([key, [label, options]]) => {
-        const select = element("select", {id: key, onchange: event => { state[key] = event.target.value; changed(); }},
-                               ...Object.entries(options).map(([value, text]) => element("option", {value}, text)));
-        select.value = state[key];
-        return element("p", {}, element("label", {htmlFor: key}, label + " "), select);
-      });
-      inputs.replaceChildren(table("tokens", ["token", "S", "v", ""], rows), ...choices,
-                             element("button", {onclick: () => { state = structuredClone(kDefault); form(); changed(); }}, "As on the page"));
-      draw(state, output);
-    };
-    addEventListener("hashchange", () => {  // a link, or back
-      if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-    });
-    root.replaceChildren(inputs, output);
-    form();
+  function form(page) {
+    const {state} = page;
+    const field = (label, values, i) => element("input", {
+      value: values[i], ariaLabel: label, autocomplete: "off", oninput: event => { values[i] = event.target.value; page.set(); }});
+    const rows = state.s.map((_, t) => [String(t), field(`S of token ${t}`, state.s, t), ...[0, 1].map(c => field(`v of token ${t}, column ${c}`, state.v[t], c))]);
+    return [table({id: "tokens"}, ["token", "S", "v[0]", "v[1]"], rows),
+            ...Object.entries(kChoices).map(([key, [label, options]]) => select(key, label, Object.entries(options), state[key], value => page.set({[key]: value}))),
+            element("button", {type: "button", onclick: () => page.setAll(structuredClone(kDefault))}, "As on the page")];
   }
 
-  return {mergeLse, atOnce, online, merge, begin};
+  demo.begin({read, write, form, draw});
+  return {mergeLse, atOnce, online, merge};
 })();
-
-softmaxDemo.begin(document.getElementById("demo"));

@@ -2,6 +2,7 @@
 "use strict";
 
 const planDemo = (() => {
+  const {element, table, input, given} = demo;
   const kGrain = 64;  // tokens
   const up = (a, b) => Math.floor((a + b - 1) / b);
   const intervalBegin = (length, worker, workers) => Math.floor(length / workers) * worker + Math.floor(length % workers * worker / workers);
@@ -68,13 +69,12 @@ const planDemo = (() => {
   }
 
   const kFields = {lengths: "lengths, in tokens", workers: "workers", fixed: "what a piece costs beside its tokens, in grains of 64 tokens",
-                   min: "least load of a worker, in grains", combine: "what no combine is worth, in grains",
+                   min: "least load of a worker, in grains", combine: "imbalance that is cheaper than a combine, in grains",
                    split: "cut every … tokens (0: anywhere)"};
   const kDefault = {lengths: "4096,512,1024,256", workers: "8", fixed: "2", min: "4", combine: "1", split: "0"};
-  const toHash = state => "#" + Object.entries(state).map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, "")));
-    return Object.fromEntries(Object.entries(kDefault).map(([key, value]) => [key, given[key] ?? value]));
+  function read(hash) {
+    const known = given(hash);
+    return Object.fromEntries(Object.entries(kDefault).map(([key, value]) => [key, known[key] ?? value]));
   }
   // What was typed, or what is wrong with it.
   function settingsOf(state) {
@@ -89,24 +89,17 @@ const planDemo = (() => {
     return settings;
   }
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-
-  function draw(state, place) {
+  function draw({state, output}) {
     const settings = settingsOf(state);
     if (typeof settings === "string") {
-      place.replaceChildren(element("p", {id: "rule", className: "wrong"}, settings));
+      output.replaceChildren(element("p", {id: "rule", className: "wrong"}, settings));
       return;
     }
     const plan = planOf(settings), loads = plan.workers.map(pieces => pieces.reduce((sum, piece) => sum + piece.end - piece.begin + plan.fixed, 0));
     const largest = Math.max(...loads), mean = loads.reduce((a, b) => a + b, 0) / loads.length;
+    const tokensOf = ({sequence, begin, end}) => `${begin * kGrain}–${Math.min(end * kGrain, settings.lengths[sequence])}`;
     const bars = plan.workers.map((pieces, w) => element("div", {className: "bar"}, element("span", {}, String(w)), ...pieces.map(piece => {
-      const own = element("i", {title: `sequence ${piece.sequence}, tokens ${piece.begin * kGrain} to ${piece.end * kGrain}` +
-                                       (piece.slot < 0 ? ", whole" : `, part in slot ${piece.slot}`)},
-                          `${piece.sequence}${piece.slot < 0 ? "" : "′"}`);
+      const text = `${piece.sequence}${piece.slot < 0 ? "" : "′"}: ${tokensOf(piece)}${piece.slot < 0 ? "" : ` → ${piece.slot}`}`, own = element("i", {title: text}, text);
       own.style.width = `${(piece.end - piece.begin + plan.fixed) / largest * 88}%`;
       own.style.setProperty("--hue", piece.sequence * 137 % 360);
       return own;
@@ -114,34 +107,22 @@ const planDemo = (() => {
     const parts = new Map();
     plan.workers.forEach((pieces, w) => pieces.forEach(({sequence, slot}) => slot >= 0 && parts.set(sequence, [...parts.get(sequence) ?? [], `${slot} (worker ${w})`])));
     const combined = [...parts].map(([sequence, slots]) => element("li", {}, `sequence ${sequence}: slots ${slots.join(", ")}`));
-    place.replaceChildren(
+    output.replaceChildren(
       element("p", {id: "rule"}, plan.rule),
-      element("p", {id: "load"}, `Largest load ${largest} grains, mean ${mean.toFixed(1)}. Each bar is a worker; a number with ′ is a part of that sequence.`),
+      element("p", {id: "load"}, `Largest load ${largest} grains, mean ${mean.toFixed(1)}. Each line is a worker. A piece says its sequence (′: a part of it), ` +
+              "its tokens, and → the slot of the part."),
       element("div", {id: "bars"}, ...bars),
       element("p", {}, combined.length ? "The combine merges:" : "There is nothing to combine."),
-      element("ul", {id: "combine"}, ...combined));
+      element("ul", {id: "combine"}, ...combined), list);
+    list.replaceChildren(element("summary", {}, "The plan as a table"), table({id: "pieces"}, ["worker", "sequence", "tokens", "slot"],
+      plan.workers.flatMap((pieces, w) => pieces.map(piece => [String(w), String(piece.sequence), tokensOf(piece), piece.slot < 0 ? "whole" : String(piece.slot)]))));
+  }
+  const list = element("details");  // stays open
+
+  function form(page) {
+    return Object.entries(kFields).map(([key, label]) => input(key, label, page.state[key], value => page.set({[key]: value}), {size: key === "lengths" ? 30 : 6}));
   }
 
-  function begin(root) {
-    let state = fromHash(location.hash);
-    const output = element("div"), inputs = element("div");
-    const form = () => {
-      inputs.replaceChildren(...Object.entries(kFields).map(([key, label]) => element("p", {}, element("label", {htmlFor: key}, label + " "),
-        element("input", {id: key, value: state[key], size: key === "lengths" ? 30 : 6, autocomplete: "off", oninput: event => {
-          state[key] = event.target.value;
-          draw(state, output);
-          location.replace(toHash(state));
-        }}))));
-      draw(state, output);
-    };
-    addEventListener("hashchange", () => {  // a link, or back
-      if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-    });
-    root.replaceChildren(inputs, output);
-    form();
-  }
-
-  return {planOf, begin};
+  demo.begin({read, form, draw});
+  return {planOf};
 })();
-
-planDemo.begin(document.getElementById("demo"));

@@ -2,6 +2,7 @@
 "use strict";
 
 const playerDemo = (() => {
+  const {element, svg, table, select, choosable, given} = demo;
   const kBase = document.currentScript.src.replace(/[^/]*$/, "");
   const kGroups = ["cp.async", "bulk store", "product"];
   const kShown = {before: 48, after: 12};  // events of the lanes' picture
@@ -54,7 +55,7 @@ const playerDemo = (() => {
             blocks: new Set(), ended: new Set()};
   }
 
-  // Spans of time, for the lanes' picture: {lane, what, from, to, text}, and of a wait who ended it.
+  // Spans of time, for the picture of the lanes: {lane, what, from, to, text}. A wait also has who ended it.
   function begin(state, key, span) {
     const open = state.open.get(key) ?? [];
     open.push({...span, from: state.at, to: Infinity});
@@ -72,18 +73,18 @@ const playerDemo = (() => {
     return state.warps.get(key);
   }
 
-  // Lanes begin to wait, for what has this key.
+  // Lanes begin to wait for what has this key.
   function wait(state, event, key, text) {
     const warp = warpOf(state, event.block, event.warp);
     const same = warp.waits.find(each => each.key === key);
-    if (same) {  // more of its lanes
+    if (same) {  // more lanes of the same warp
       same.lanes = (same.lanes | lanesOf(event.lanes)) >>> 0;
       return;
     }
     warp.waits.push({lanes: lanesOf(event.lanes), key, text, since: state.at, place: event.place});
     begin(state, `wait ${warpKey(event.block, event.warp)} ${key}`, {lane: warpKey(event.block, event.warp), what: "wait", text});
   }
-  // All that wait for it go on: the recording says how many threads that are.
+  // All that wait for it go on. The recording says how many threads these must be.
   function release(state, key, threads, ender) {
     let released = 0;
     for (const warp of state.warps.values()) {
@@ -277,6 +278,7 @@ const playerDemo = (() => {
     const lanes = event.lanes === undefined || event.lanes === -1 ? "" : bits(lanesOf(event.lanes)) === 1 ? `, lane ${laneList(lanesOf(event.lanes))[0]}` : `, ${bits(lanesOf(event.lanes))} lanes`;
     const who = event.warp !== undefined ? nameOfWarp(recording, event.block, event.warp) + lanes : `block ${event.block}`;
     const name = offset => nameAt(recording, event.at >= 0 ? event.at : event.block, offset);
+    const goOn = n => `${n} ${n === 1 ? "thread goes" : "threads go"} on`;
     const lacks = `${event.pending} arrivals and ${event.missing} bytes`;
     const text = {
       begin: () => `${who} begins, ${event.threads} threads`,
@@ -284,11 +286,11 @@ const playerDemo = (() => {
       return: () => `${who} returns`,
       run: () => `${who}: ${at}${event.count > 1 ? `, ${event.count} times` : ""}`,
       meet: () => `${who} ${event.waits ? "waits" : "arrives"} at ${barrierName(event.barrier)}: ${event.arrived} of ${event.expected} threads (${at})`,
-      met: () => `${barrierName(event.barrier)} is complete: ${event.released} threads go on`,
+      met: () => `${barrierName(event.barrier)} is complete: ${goOn(event.released)}`,
       warp_wait: () => `${who}: waits for others of its warp (${at})`,
       mbarrier: () => `${who} makes ${name(event.offset)}, for ${event.count} arrivals (${at})`,
       arrive: () => `${who} arrives at ${name(event.offset)}${event.bytes ? ` and makes it expect ${event.bytes} bytes` : ""}: phase ${event.phase} lacks ${lacks} (${at})`,
-      phase: () => `phase ${event.phase} of ${name(event.offset)} is complete: ${event.released} threads go on`,
+      phase: () => `phase ${event.phase} of ${name(event.offset)} is complete: ${goOn(event.released)}`,
       wait: () => `${who} waits for phase ${event.phase} of ${name(event.offset)} (${at})`,
       pass: () => `${who} need not wait at ${name(event.offset)}: ${event.phase} phases are complete (${at})`,
       copy: () => `${who} begins a copy of ${event.bytes} bytes${event.barrier >= 0 ? `, for ${name(event.barrier)}` : ""} (${at})`,
@@ -300,7 +302,7 @@ const playerDemo = (() => {
       grant: () => `${who} gets ${event.registers} registers`,
       cluster_arrive: () => `${who} arrives at the cluster's barrier (${at})`,
       cluster_wait: () => `${who} ${event.waits ? "waits" : "need not wait"} at the cluster's barrier (${at})`,
-      cluster_met: () => `the cluster's barrier is complete: ${event.released} threads go on`,
+      cluster_met: () => `the cluster's barrier is complete: ${goOn(event.released)}`,
       counter_wait: () => `${who} waits until ${recording.counters[event.counter]} is ${event.wanted} (${at})`,
       counter_met: () => `${who} goes on: ${recording.counters[event.counter]} is ${event.holds}`,
       counter: () => `${who}: ${recording.counters[event.counter]} is ${event.value} (${at})`,
@@ -310,17 +312,6 @@ const playerDemo = (() => {
 
   // ---- Drawing
 
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-  function svg(tag, attributes = {}, ...children) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
   // A warpgroup has a colour, and so have the copy engines.
   function hueOf(owner) {
     const [, who] = owner.split(" ");
@@ -336,16 +327,16 @@ const playerDemo = (() => {
   function drawLanes(recording, state, jump, width) {
     const rows = [];
     for (const block of blocksAt(recording, state)) {
-      const prefix = recording.launchOf(block).cluster > 1 ? `${recording.blocks[block][1]}.` : "";
-      for (let w = 0; w < recording.warpsOf(block); ++w) rows.push([warpKey(block, w), `warp ${prefix}${w}`]);
+      const several = recording.launchOf(block).cluster > 1, own = recording.blocks[block][1];
+      for (let w = 0; w < recording.warpsOf(block); ++w) rows.push([warpKey(block, w), `warp ${several ? `${own}.` : ""}${w}`]);
       for (const engine of ["cp.async", "tma"]) {
-        if (recording.spans.some(span => span.lane === `${block} ${engine}`)) rows.push([`${block} ${engine}`, engine === "tma" ? `TMA ${prefix}` : engine]);
+        if (recording.spans.some(span => span.lane === `${block} ${engine}`)) rows.push([`${block} ${engine}`, (engine === "tma" ? "TMA" : engine) + (several ? ` ${own}` : "")]);
       }
     }
     const first = Math.max(0, Math.min(state.at - kShown.before, recording.steps.length - kShown.before - kShown.after)), last = first + kShown.before + kShown.after;
     const kLabel = 62, kRow = 14, step = (width - kLabel) / (last - first), x = at => kLabel + (at - first) * step;
     const y = new Map(rows.map(([lane], i) => [lane, i * kRow]));
-    const picture = svg("svg", {viewBox: `0 0 ${width} ${rows.length * kRow + 2}`, class: "lanes"});
+    const picture = svg("svg", {viewBox: `0 0 ${width} ${rows.length * kRow + 2}`, class: "lanes", role: "img", "aria-label": "a lane for each warp and each copy engine, event by event"});
     for (const [lane, label] of rows) {
       picture.append(svg("text", {x: 0, y: y.get(lane) + 11}, label),
                      svg("line", {x1: kLabel, x2: width, y1: y.get(lane) + kRow - 0.5, y2: y.get(lane) + kRow - 0.5, class: "rule"}));
@@ -391,51 +382,60 @@ const playerDemo = (() => {
         else {
           const each = warp.waits[0], own = recording.spans.find(span => span.lane === warpKey(block, w) && span.what === "wait" && span.from === each.since);
           cells.push(`waits for ${each.text}${bits(each.lanes) === 1 ? " (one lane)" : bits(each.lanes) < 32 ? ` (${bits(each.lanes)} lanes)` : ""}`,
-                     !own || own.to === Infinity ? (recording.error.startsWith("deadlock") ? "never" : "not before the recording ends")
-                                                 : element("span", {}, element("a", {href: location.hash, onclick: event => { event.preventDefault(); jump(own.to); }}, `step ${own.to}`), `: ${own.ender.text}`));
+                     !own || own.to === Infinity ? (recording.error.startsWith("deadlock") ? "never" : "not in this recording")
+                                                 : element("span", {}, element("a", {href: location.hash, onclick: event => { event.preventDefault(); jump(own.to); }}, `step ${own.to}`), element("span", {title: own.ender.text}, `: ${own.ender.text}`)));
         }
-        rows.push(element("tr", {className: warp?.waits.length ? "waits" : ""}, element("th", {}, nameOfWarp(recording, block, w)), ...cells.map(text => element("td", {}, text))));
+        rows.push([element("th", {}, nameOfWarp(recording, block, w)), element("td", {className: warp?.waits.length ? "waits" : ""}, cells[0]), cells[1]]);
       }
     }
-    return element("div", {className: "table-wrapper"}, element("table", {className: "who"}, element("tr", {}, ...["", "now", "goes on at"].map(text => element("th", {}, text))), ...rows));
+    return table({className: "who"}, ["", "now", "goes on at"], rows);
   }
 
   function drawBarriers(recording, state) {
     const blocks = blocksAt(recording, state), chips = [];
-    const waited = key => [...state.warps.values()].some(warp => warp.waits.some(each => each.key.startsWith(key)));
+    const chip = (key, title, name, text) => {
+      const waited = [...state.warps.values()].some(warp => warp.waits.some(each => each.key.startsWith(key)));
+      return element("span", {className: waited ? "chip waited" : "chip", title: title + (waited ? "; somebody waits" : "")}, element("b", {}, name), ` ${text}`);
+    };
     const several = blocks.length > 1 ? block => `${recording.blocks[block][1]}: ` : () => "";
     for (const own of [...state.mbarriers.values()].filter(each => blocks.includes(each.block)).sort((a, b) => a.block - b.block || a.offset - b.offset)) {
-      chips.push(element("span", {className: waited(`mbarrier ${own.block} ${own.offset} ${own.phase}`) ? "chip waited" : "chip", title: `phase ${own.phase} lacks ${own.pending} of ${own.count} arrivals and ${own.missing} bytes`},
-        element("b", {}, several(own.block) + nameAt(recording, own.block, own.offset)),
-        ` ${own.phase} · ${own.pending}/${own.count}` + (own.missing ? ` · ${own.missing} B` : "")));
+      chips.push(chip(`mbarrier ${own.block} ${own.offset} ${own.phase}`, `phase ${own.phase} lacks ${own.pending} of ${own.count} arrivals and ${own.missing} bytes`,
+                      several(own.block) + nameAt(recording, own.block, own.offset), `${own.phase} · ${own.pending}/${own.count}` + (own.missing ? ` · ${own.missing} B` : "")));
     }
     for (const own of [...state.named.values()].filter(each => blocks.includes(each.block)).sort((a, b) => a.block - b.block || a.barrier - b.barrier)) {
-      chips.push(element("span", {className: waited(`named ${own.block} ${own.barrier}`) ? "chip waited" : "chip",
-                                    title: `${own.arrived} of ${own.expected} threads have come; complete ${own.generation} times before`},
-        element("b", {}, several(own.block) + barrierName(own.barrier)), ` ${own.generation} · ${own.arrived}/${own.expected}`));
+      chips.push(chip(`named ${own.block} ${own.barrier}`, `${own.arrived} of ${own.expected} threads have come; complete ${own.generation} times before`,
+                      several(own.block) + barrierName(own.barrier), `${own.generation} · ${own.arrived}/${own.expected}`));
     }
     return element("div", {className: "chips"}, ...chips);
   }
 
   function drawMemory(recording, state) {
-    const rows = [];
+    const rows = [], nameOf = owner => owner.split(" ")[1].replace(/^(?=\d)/, "warp ");
     for (const block of blocksAt(recording, state)) {
       const several = recording.launchOf(block).cluster > 1 ? `${recording.blocks[block][1]}: ` : "";
       for (const region of cellsOf(recording, state, block)) {
         if ([...state.mbarriers.values()].some(each => each.block === block && each.offset === region.offset)) continue;  // a chip of its own
         const cells = region.cells.map((cell, i) => {
           const own = element("i", {className: cell.way.replace(" ", "-") + (cell.readers > 0 ? " read" : ""),
-                                    title: `${region.name} from byte ${i * region.size}: ` + (cell.owner ? `${cell.way}, ${cell.owner.split(" ")[1].replace(/^(?=\d)/, "warp ")}` : "nobody has written it")
-                                           + (cell.readers > 0 ? `; read by ${cell.readers} under way, last by ${cell.reader.split(" ")[1].replace(/^(?=\d)/, "warp ")}` : "")});
+                                    title: `${region.name} from byte ${i * region.size}: ` + (cell.owner ? `${cell.way}, ${nameOf(cell.owner)}` : "nobody has written it")
+                                           + (cell.readers > 0 ? `; read by ${cell.readers} under way, last by ${nameOf(cell.reader)}` : "")});
           if (cell.owner) own.style.setProperty("--hue", hueOf(cell.owner));
           if (cell.readers > 0) own.style.setProperty("--reader", hueOf(cell.reader));
           return own;
         });
+        for (let first = 0, i = 1; i <= cells.length; ++i) {  // an owner is named where there is room
+          const {owner} = region.cells[first];
+          if (i < cells.length && region.cells[i].owner === owner) continue;
+          if (owner && (i - first) / cells.length >= 0.1) cells[first].dataset.owner = nameOf(owner).replace("warp ", "w").replace("tma", "TMA");
+          first = i;
+        }
         rows.push(element("div", {className: "region"}, element("span", {}, several + region.name), element("div", {}, ...cells)));
       }
     }
-    const told = element("p", {className: "told"});
-    return element("div", {className: "memory", onclick: event => { told.textContent = event.target.title; }}, ...rows, told);
+    const told = element("p", {className: "told", role: "status"});
+    const made = element("div", {className: "memory", role: "group", ariaLabel: "shared memory; arrow keys go from cell to cell"}, ...rows, told);
+    choosable(made, [...made.querySelectorAll("i")], cell => { told.textContent = cell.title; });
+    return made;
   }
 
   function drawSource(recording, state, change) {
@@ -455,11 +455,11 @@ const playerDemo = (() => {
   // ---- The page
 
   const kDefault = {a: "08-3", at: "400", b: "", bt: "0", story: ""};
-  const toHash = state => "#" + Object.entries(state).filter(([key, value]) => value !== "" || key === "b").map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, ""))), story = listed.stories.find(each => each.name === given.story);
-    const state = {...kDefault, ...(story && !given.a ? stepOf(story, Number(given.k ?? 0)) : {})};
-    for (const key in kDefault) if (given[key] !== undefined) state[key] = given[key];
+  const write = state => demo.addressOf(Object.entries(state).filter(([key, value]) => value !== "" || key === "b"));
+  function read(hash) {
+    const known = given(hash), story = listed.stories.find(each => each.name === known.story);
+    const state = {...kDefault, ...(story && !known.a ? stepOf(story, Number(known.k ?? 0)) : {})};
+    for (const key in kDefault) if (known[key] !== undefined) state[key] = known[key];
     if (!story) state.story = "";
     return state;
   }
@@ -468,118 +468,128 @@ const playerDemo = (() => {
     return {a: story.left, at: String(at), b: story.right ?? "", bt: story.right ? String(more[0]) : "0", story: story.name};
   }
 
-  function begin_(root) {
-    const output = element("div", {className: "panes"}), told = element("div", {id: "story"}), head = element("div"), steps = element("p", {id: "steps"}), loaded = new Map();
-    let state, quiet = true, timer = 0, drawing = 0;
-    const isQuiet = event => event.kind === "run" || event.kind === "pass" || event.kind === "commit" || event.kind === "warp_wait";
+  const kSides = {a: "at", b: "bt"};  // the recording on a side, and its step
+  const isQuiet = event => event.kind === "run" || event.kind === "pass" || event.kind === "commit" || event.kind === "warp_wait";
+  const bounded = (text, recording) => Math.max(0, Math.min(recording.steps.length, /^\d+$/.test(text) ? Number(text) : 0));
 
-    const paneWidth = () => {  // so that a letter has its size whatever the screen is
-      const all = root.clientWidth || 340;
-      return Math.max(300, state.b && matchMedia("(min-width: 60rem)").matches ? (all - 20) / 2 : all);
-    };
-    function bounded(text, recording) { return Math.max(0, Math.min(recording.steps.length, /^\d+$/.test(text) ? Number(text) : 0)); }
-    async function sideOf(name, text, key) {
-      if (!name) return null;
-      const recording = await recordingOf(name);
-      if (!recording) return element("p", {className: "wrong"}, `There is no recording '${name}'.`);
-      if (recording.wrong) return element("p", {className: "wrong"}, recording.wrong);
-      const at = bounded(text, recording), item = listed.recordings.find(each => each.name === name);
-      let own = loaded.get(key);
-      if (!own || own.recording !== recording || own.state.at > at) loaded.set(key, own = {recording, state: stateOf(recording)});
-      go(recording, own.state, at);
-      return pane(recording, own.state, item, key);
+  function form(page) {
+    const {state} = page, own = recordings.has("own") ? [["own", "your own"]] : [];
+    const choice = (id, label, key, none) =>
+      select(id, label, [...none, ...own, ...listed.recordings.map(each => [each.name, each.title])], state[key],
+             name => page.setAll({[key]: name, [kSides[key]]: "0", story: ""}));
+    return [
+      choice("left", "Recording", "a", []), choice("right", "beside it", "b", [["", "nothing"]]),
+      select("race", "or a race to watch", [["", "choose"], ...listed.stories.map(each => [each.name, each.title])], state.story,
+             name => { if (name) page.setAll(stepOf(listed.stories.find(each => each.name === name), 0)); }),
+      element("p", {}, element("label", {htmlFor: "file"}, "Your own recording: "), element("input", {type: "file", id: "file", accept: ".json", onchange: event => open(page, event.target.files[0])}))];
+  }
+  function open(page, file) {
+    file?.text().then(text => {
+      take("own", JSON.parse(text));
+      page.setAll({a: "own", at: "0", b: "", bt: "0", story: ""});
+    }).catch(error => { recordings.set("own", {wrong: `${file.name}: ${error.message}`, files: []}); page.setAll({a: "own", b: "", story: ""}); });
+  }
+
+  // The steps of a story; the buttons stay, so that one keeps the focus.
+  const told = element("div", {id: "story"});
+  function tell(page) {
+    const {state} = page, story = listed.stories.find(each => each.name === state.story);
+    if (told.dataset.story !== state.story) {
+      told.dataset.story = state.story;
+      told.replaceChildren(...(!story ? [] : [element("p", {}, element("b", {}, story.title)), element("ol", {}, ...story.steps.map((step, k) =>
+        element("li", {}, element("button", {type: "button", onclick: () => page.setAll(stepOf(story, k))}, `step ${step[0]}`), " ", step.at(-1))))]));
     }
-    function pane(recording, own, item, key) {
-      const length = recording.steps.length, jump = at => { state[key === "a" ? "at" : "bt"] = String(at); changed(); };
-      const event = recording.steps[own.at - 1], over = own.at === length;
-      const parts = [
-        element("p", {className: "title"}, element("b", {}, item?.title ?? `${recording.about.stage ?? "a recording"}, ${recording.about.shape ?? ""}`)),
-        item?.change ? element("p", {className: "change"}, `The fault, line ${item.change.line}: `, element("code", {}, item.change.removed),
-                               ...(item.change.instead ? [" is now ", element("code", {}, item.change.instead)] : [" is removed"]), ".") : "",
-        element("p", {}, element("input", {type: "range", min: 0, max: length, value: own.at, ariaLabel: "step", oninput: input => jump(Number(input.target.value))})),
-        element("p", {className: "event"}, `Step ${own.at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
-        item ? element("details", {}, element("summary", {}, "Record it yourself"), element("code", {}, item.command)) : "",
-        over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
-        over && recording.truncated ? element("p", {}, "The recording ends here, because it was bounded.") : "",
-        drawSource(recording, own, item?.change), drawLanes(recording, own, jump, paneWidth()), drawWaits(recording, own, jump), drawBarriers(recording, own), drawMemory(recording, own)];
-      return element("div", {className: "pane", id: `pane-${key}`}, ...parts);
-    }
-    async function draw() {
-      const turn = ++drawing;
-      const sides = [await sideOf(state.a, state.at, "a"), await sideOf(state.b, state.bt, "b")].filter(Boolean);
-      if (turn !== drawing) return;  // a later one is under way
-      output.className = sides.length > 1 ? "panes two" : "panes";
-      output.replaceChildren(...sides);
-      const story = listed.stories.find(each => each.name === state.story);
-      told.replaceChildren(...(!story ? [] : [element("p", {}, element("b", {}, story.title)), element("ol", {}, ...story.steps.map((step, k) => {
-        const here = stepOf(story, k), own = Object.keys(here).every(key => here[key] === state[key]);
-        return element("li", {className: own ? "here" : ""}, element("button", {onclick: () => { Object.assign(state, here); form(); changed(); }}, `step ${step[0]}`), " ", step.at(-1));
-      }))]));
-      root.dataset.drawn = location.hash;  // for the test
-    }
-    function changed() {
-      location.replace(toHash(state));
-      return draw();
-    }
-    // Both sides, by one event, or by one that is not skipped.
-    function by(direction) {
-      for (const [key, name] of [["at", "a"], ["bt", "b"]]) {
-        const recording = recordings.get(state[name]);
-        if (!recording?.steps) continue;
-        let at = bounded(state[key], recording);
-        do at += direction; while (quiet && at > 0 && at < recording.steps.length && isQuiet(recording.steps[at - 1]));
-        state[key] = String(Math.max(0, Math.min(recording.steps.length, at)));
-      }
-      return changed();
-    }
-    function ends(last) {
-      for (const [key, name] of [["at", "a"], ["bt", "b"]]) state[key] = String(last ? recordings.get(state[name])?.steps?.length ?? 0 : 0);
-      changed();
-    }
-    function play(button) {
-      if (timer) { clearInterval(timer); timer = 0; }
-      else timer = setInterval(() => { by(1); const own = recordings.get(state.a); if (!own || Number(state.at) >= own.steps.length) play(button); }, 250);
-      button.textContent = timer ? "stop" : "play";
-    }
-    function own(file) {
-      file?.text().then(text => {
-        take("own", JSON.parse(text));
-        loaded.clear();
-        Object.assign(state, {a: "own", at: "0", b: "", bt: "0", story: ""});
-        form();
-        changed();
-      }).catch(error => { recordings.set("own", {wrong: `${file.name}: ${error.message}`, files: []}); Object.assign(state, {a: "own", b: ""}); draw(); });
-    }
-    const button = (text, title, onclick) => element("button", {title, onclick}, text);
-    function form() {
-      const options = none => [...(none ? [element("option", {value: ""}, "nothing")] : []), ...(recordings.has("own") ? [element("option", {value: "own"}, "your own")] : []),
-                               ...listed.recordings.map(each => element("option", {value: each.name}, each.title))];
-      const choice = (id, label, key, none) => {
-        const made = element("select", {id, onchange: event => { state[key] = event.target.value; state[key === "a" ? "at" : "bt"] = "0"; state.story = ""; changed(); }}, ...options(none));
-        made.value = state[key];
-        return element("p", {}, element("label", {htmlFor: id}, label), made);
-      };
-      head.replaceChildren(
-        choice("left", "Recording ", "a", false), choice("right", "beside it ", "b", true),
-        element("p", {}, element("label", {htmlFor: "file"}, "Your own recording: "), element("input", {type: "file", id: "file", accept: ".json", onchange: event => own(event.target.files[0])})));
-    }
-    load("recordings.js").then(() => {
-      state = fromHash(location.hash);
-      addEventListener("hashchange", () => {  // a link, or back
-        if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); draw(); }
-      });
-      steps.replaceChildren(
-        button("|◀", "to the beginning", () => ends(false)), " ", button("◀", "a step back", () => by(-1)), " ", button("▶", "a step on", () => by(1)), " ",
-        button("▶|", "to the end", () => ends(true)), " ", button("play", "a step every quarter of a second", event => play(event.target)), " ",
-        element("label", {}, element("input", {type: "checkbox", id: "quiet", checked: quiet, onchange: event => { quiet = event.target.checked; }}), " skip what leaves nothing to wait for"));
-      root.replaceChildren(head, told, steps, output);
-      form();
-      return draw();
+    told.querySelectorAll("li").forEach((item, k) => {
+      const here = stepOf(story, k), own = Object.keys(here).every(key => here[key] === state[key]);
+      item.className = own ? "here" : "";
+      item.ariaCurrent = own ? "step" : null;
     });
   }
 
-  function take(name, recording) { recordings.set(name, prepare(recording)); }
-  return {take, source: (path, text) => sources.set(path, text), list: what => { listed = what; }, listed: () => listed, recordingOf, stateOf, go, begin: begin_};
-})();
+  // Buttons for both sides: by one event, or by one that is not skipped.
+  let quiet = true, timer = 0;
+  function stepper(page) {
+    const last = side => recordings.get(page.state[side])?.steps?.length ?? 0;
+    function by(direction) {
+      const changes = {};
+      for (const [side, key] of Object.entries(kSides)) {
+        const recording = recordings.get(page.state[side]);
+        if (!recording?.steps) continue;
+        let step = bounded(page.state[key], recording);
+        do step += direction; while (quiet && step > 0 && step < recording.steps.length && isQuiet(recording.steps[step - 1]));
+        changes[key] = String(Math.max(0, Math.min(recording.steps.length, step)));
+      }
+      return page.set(changes);
+    }
+    function play(button) {
+      const interval = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 250;
+      if (timer) { clearInterval(timer); timer = 0; }
+      else timer = setInterval(() => { by(1); if (Number(page.state.at) >= last("a")) play(button); }, interval);
+      button.textContent = timer ? "stop" : "play";
+    }
+    const button = (text, title, onclick) => element("button", {type: "button", title, ariaLabel: title, onclick}, text);
+    return element("p", {id: "steps"},
+      button("|◀", "to the beginning", () => page.set({at: "0", bt: "0"})), " ", button("◀", "a step back", () => by(-1)), " ", button("▶", "a step on", () => by(1)), " ",
+      button("▶|", "to the end", () => page.set({at: String(last("a")), bt: String(last("b"))})), " ", element("button", {type: "button", onclick: event => play(event.target)}, "play"), " ",
+      element("label", {}, element("input", {type: "checkbox", id: "quiet", checked: quiet, onchange: event => { quiet = event.target.checked; }}), " skip what leaves nothing to wait for"));
+  }
 
-playerDemo.begin(document.getElementById("demo"));
+  // A recording, where it is, and what changes from step to step. The first part stays, so that the slider can be dragged.
+  const panes = element("div", {className: "panes"}), shown = {};
+  function paneOf(page, recording, side) {
+    if (shown[side]?.recording === recording) return shown[side];
+    const item = listed.recordings.find(each => each.name === page.state[side]), key = kSides[side], text = input => String(input.target.value);
+    const slider = element("input", {type: "range", min: 0, max: recording.steps.length, ariaLabel: "step",
+      oninput: input => { page.state[key] = text(input); draw(page); }, onchange: input => page.set({[key]: text(input)})});
+    const body = element("div"), pane = element("div", {className: "pane", id: `pane-${side}`},
+      element("p", {className: "title"}, element("b", {}, item?.title ?? `${recording.about.stage ?? "a recording"}, ${recording.about.shape ?? ""}`)),
+      item?.change ? element("p", {className: "change"}, `The fault, line ${item.change.line}: `, element("code", {}, item.change.removed),
+                             ...(item.change.instead ? [" is now ", element("code", {}, item.change.instead)] : [" is removed"]), ".") : element("p"),
+      item ? element("details", {}, element("summary", {}, "Record it yourself"), element("code", {}, item.command)) : element("p"),
+      element("p", {}, slider), body);
+    return shown[side] = {recording, item, slider, body, pane, now: stateOf(recording)};
+  }
+  async function sideOf(page, side) {
+    const name = page.state[side];
+    if (!name) return null;
+    const recording = await recordingOf(name), wrong = recording ? recording.wrong : `There is no recording '${name}'.`;
+    if (wrong) return () => element("p", {className: "wrong"}, wrong);
+    return width => {
+      const own = paneOf(page, recording, side), key = kSides[side], at = bounded(page.state[key], recording), length = recording.steps.length;
+      if (own.now.at > at) own.now = stateOf(recording);
+      go(recording, own.now, at);
+      const {now} = own, event = recording.steps[at - 1], over = at === length, jump = to => page.set({[key]: String(to)});
+      own.slider.value = at;
+      const part = (caption, made) => element("div", {}, element("p", {className: "heading"}, caption), made);
+      own.body.replaceChildren(
+        element("div", {},
+          element("p", {className: "event"}, `Step ${at} of ${length}. `, event ? describe(recording, event) + "." : "Nothing has happened yet."),
+          over && recording.error ? element("p", {className: "error wrong"}, `The model stops the kernel: ${recording.error}`) : "",
+          over && recording.truncated ? element("p", {}, "The recording ends here, because it was bounded.") : ""),
+        drawSource(recording, now, own.item?.change), part("Lanes: grey waits, and a line leads from what ends it", drawLanes(recording, now, jump, width)),
+        part("Who waits", drawWaits(recording, now, jump)), part("Barriers: phase · what it lacks; somebody waits at a dashed one", drawBarriers(recording, now)),
+        part("Shared memory: who wrote there last; hatched is under way", drawMemory(recording, now)));
+      return own.pane;
+    };
+  }
+  let drawing = 0;
+  async function draw(page) {
+    const turn = ++drawing, sides = (await Promise.all([sideOf(page, "a"), sideOf(page, "b")])).filter(Boolean);
+    if (turn !== drawing) return;  // a later one is under way
+    panes.className = sides.length > 1 ? "panes two" : "panes";
+    if (!panes.isConnected) page.output.replaceChildren(told, stepper(page), panes);
+    tell(page);
+    const style = getComputedStyle(panes), columns = style.gridTemplateColumns.split(" ");  // so that a letter has its size whatever the screen is
+    const made = sides.map(side => side(parseFloat(columns[0]) || 340));
+    if (made.length !== panes.children.length || made.some((pane, i) => pane !== panes.children[i])) panes.replaceChildren(...made);
+    document.getElementById("demo").dataset.drawn = location.hash;  // for the test
+  }
+
+  function take(name, recording) { recordings.set(name, prepare(recording)); }
+  load("recordings.js").then(() => {
+    let page;
+    demo.begin({read, write, form, draw: own => draw(page = own)});
+    addEventListener("resize", () => draw(page));
+  });
+  return {take, source: (path, text) => sources.set(path, text), list: what => { listed = what; }, listed: () => listed, recordingOf, stateOf, go};
+})();

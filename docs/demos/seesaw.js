@@ -2,14 +2,13 @@
 "use strict";
 
 const seesawDemo = (() => {
-  const kBase = document.currentScript.src.replace(/[^/]*$/, "");
+  const {element, svg, table, select, input, choosable, given} = demo;
   // Clocks of the tensor cores at their peak, per tile of 64 tokens: S [64, 64], and half of P V [64, 256]. In 07 S is bound by shared
   // memory, which brings Q to each warpgroup for 32 tokens: 864 clocks each.
   const kQk = 1152, kHalfPv = 512, kQk07 = 864;
   const kPhases = ["idle", "wait for copy", "Q K^T", "softmax", "P V", "wait for other", "rescale O", "write out", "issue copy", "wait for slot"];
   const kTracks = ["warpgroup 0", "warpgroup 1", "TMA"];
   const kSoftmax = {"07": 256, "08": 490, "09": 490};  // without a pause, as the chapters predict it
-  let timelines = [];
 
   // ---- The ideal: products of the two warpgroups, in order within each, share the tensor cores while both have some.
 
@@ -89,11 +88,15 @@ const seesawDemo = (() => {
 
   // ---- The measured: from where warpgroup 0 begins a product with K, to where it begins the next.
 
-  // Turns of warpgroup 0, [from, to]: a pair of tiles or a tile. The last is whole if what follows it is the end of the piece.
+  // Turns of warpgroup 0, [from, to]: a pair of tiles or a tile. The last of a piece ends where both warpgroups have begun to write out.
   function turnsOf(timeline) {
-    const begins = what => timeline.intervals.filter(([track, phase]) => track === 0 && phase === what).map(([, , begin]) => begin);
-    const products = begins("Q K^T"), ends = [...products, ...begins("write out")].sort((a, b) => a - b);
-    return products.flatMap(from => { const to = ends.find(end => end > from); return to === undefined ? [] : [[from, to]]; });
+    const begins = (track, what) => timeline.intervals.filter(each => each[0] === track && each[1] === what).map(([, , begin]) => begin);
+    const products = begins(0, "Q K^T"), outs = [0, 1].map(track => begins(track, "write out"));
+    return products.flatMap((from, i) => {
+      const next = products[i + 1] ?? Infinity, [own, other] = outs.map(each => each.find(end => end > from) ?? 0);
+      const to = own && own < next ? Math.max(own, other) : next;
+      return to === Infinity ? [] : [[from, to]];
+    });
   }
   const isOdd = (timeline, [from, to]) => !timeline.intervals.some(([track, phase, begin, end]) => track === 1 && phase === "softmax" && begin < to && end > from);
   // Clocks of each phase of a warpgroup in [from, to).
@@ -105,7 +108,7 @@ const seesawDemo = (() => {
     }
     return result;
   }
-  // A pair of the seesaw, cut where one waits for the other: of what the last column of the page's table is made.
+  // A pair of the seesaw, cut where one waits for the other: the last column of the page's table is made from it.
   function cuts(timeline, from, to) {
     const inside = (track, phase, a, b) => timeline.intervals.filter(([own, what, begin]) => own === track && what === phase && begin >= a && begin < b);
     const qk0 = inside(0, "Q K^T", from, to)[0], softmax1 = inside(1, "softmax", qk0[3], to)[0];
@@ -123,35 +126,27 @@ const seesawDemo = (() => {
   // ---- The page
 
   const kDefault = {timeline: "08", from: "0", tiles: "3", softmax: ""};
-  const toHash = state => "#" + new URLSearchParams(state);
-  function fromHash(hash) {
-    const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, "")));
-    return Object.fromEntries(Object.entries(kDefault).map(([key, value]) => [key, given[key] ?? value]));
-  }
-  function element(tag, attributes = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), attributes);
-    made.append(...children);
-    return made;
-  }
-  function svg(tag, attributes = {}, ...children) {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
+  function read(hash) {
+    const known = given(hash);
+    return Object.fromEntries(Object.entries(kDefault).map(([key, value]) => [key, known[key] ?? value]));
   }
 
   function drawTime(schedule, timeline, from, length, tell) {
     const kLabel = 76, kLane = 26, kTop = 14, width = Math.max(720, Math.min(1100, length / 9));
     const x = clock => kLabel + (clock / length) * (width - kLabel - 4);
     const lanes = [...(schedule ? ["ideal, wg 0", "ideal, wg 1"] : []), ...kTracks.map((name, i) => i < 2 ? `wg ${i}` : name)];
-    const picture = svg("svg", {viewBox: `0 0 ${width} ${kTop + lanes.length * kLane + 24}`, width, class: "time"});
+    const picture = svg("svg", {viewBox: `0 0 ${width} ${kTop + lanes.length * kLane + 24}`, width, class: "time", role: "img",
+                                "aria-label": "what each warpgroup is in, over time; arrow keys go from bar to bar"});
+    const bars = [];
     lanes.forEach((name, i) => picture.append(svg("text", {x: 0, y: kTop + i * kLane + 16}, name)));
     const bar = (lane, [, phase, begin, end], thin, what) => {
       if (end <= 0 || begin >= length) return;
       const left = x(Math.max(0, begin)), text = `${what}${phase}: ${Math.round(end - begin)} clocks, ${Math.round(begin)} to ${Math.round(end)}`;
       const rect = svg("rect", {x: left, width: Math.max(0.5, x(Math.min(length, end)) - left), y: kTop + lane * kLane + (thin ? 20 : 2), height: thin ? 4 : 17, class: `p${kPhases.indexOf(phase)}`}, svg("title", {}, text));
-      rect.addEventListener("click", () => tell(text));
+      bars.push(rect);
       picture.append(rect);
+      const short = phase.replace(/^wait.*/, "wait"), room = x(Math.min(length, end)) - left;  // a name where there is room
+      if (!thin && room > short.length * 6.5) picture.append(svg("text", {x: left + room / 2, y: kTop + lane * kLane + 14, class: "name"}, short));
     };
     if (schedule) {
       for (const one of schedule.does) bar(one[0], one, false, "ideal, ");
@@ -167,17 +162,13 @@ const seesawDemo = (() => {
       picture.append(svg("line", {x1: x(clock), x2: x(clock), y1: kTop - 4, y2: kTop + lanes.length * kLane, class: "rule"}), svg("text", {x: x(clock), y: kTop + lanes.length * kLane + 14, "text-anchor": "middle"}, String(clock)));
     }
     if (schedule) picture.append(svg("line", {x1: x(schedule.length), x2: x(schedule.length), y1: kTop - 4, y2: kTop + 2 * kLane, class: "end"}));
+    choosable(picture, bars, rect => tell(rect.textContent));
     return picture;
   }
 
-  function table(id, head, rows) {
-    return element("div", {className: "table-wrapper"}, element("table", {id}, element("tr", {}, ...head.map(text => element("th", {}, text))),
-                   ...rows.map(row => element("tr", {}, ...row.map(text => element("td", {}, String(text)))))));
-  }
-
-  function draw(state, place) {
-    const wrong = text => place.replaceChildren(element("p", {className: "wrong", id: "wrong"}, text));
-    const timeline = timelines.find(each => each.name === state.timeline);
+  function draw({state, output}) {
+    const wrong = text => output.replaceChildren(element("p", {className: "wrong", id: "wrong"}, text));
+    const timeline = seesawTimelines.find(each => each.name === state.timeline);
     if (!timeline) return wrong(`There is no timeline '${state.timeline}'.`);
     const turns = turnsOf(timeline), turnAt = turns[state.from], {stage} = timeline;
     if (!turnAt) return wrong(`turn: 0 to ${turns.length - 1}`);
@@ -187,56 +178,39 @@ const seesawDemo = (() => {
     const [from, to] = turnAt, inTurns = stage !== "07" && kSoftmax[stage] > 0, isPairs = inTurns && !isOdd(timeline, turnAt), perTurn = isPairs ? 2 : 1;
     const schedule = kSoftmax[stage] ? ideal(stage, tiles, softmax) : null, turn = schedule && ideal(stage, perTurn, softmax);
     const whole = schedule ? schedule.length : 0, last = Math.max(...timeline.intervals.map(([, , , end]) => end)) - from;
-    const told = element("p", {id: "told"}, "Click on a bar for its clocks.");
-    const turnName = isPairs ? "a pair of tiles" : inTurns ? "the odd tile" : "a tile";
+    const told = element("p", {id: "told", role: "status"}, "Choose a bar, by a click or by arrow keys, for its clocks.");
+    const turnName = isPairs ? "a pair of tiles" : inTurns ? "the unpaired tile" : "a tile";
     const rows = [];
     for (const track of [0, 1]) {
       const measured = sums(timeline.intervals, track, from, to), wanted = turn ? sums(turn.does, track, 0, turn.length) : new Map();
       for (const phase of kPhases) {
-        if (measured.has(phase) || wanted.has(phase)) rows.push([kTracks[track], phase, turn ? Math.round(wanted.get(phase) ?? 0) : "", measured.get(phase) ?? 0]);
+        if (measured.has(phase) || wanted.has(phase)) rows.push([kTracks[track], phase, ...(turn ? [Math.round(wanted.get(phase) ?? 0)] : []), measured.get(phase) ?? 0]);
       }
     }
+    const present = new Set([...timeline.intervals, ...(schedule?.does ?? [])].map(([, phase]) => phase));
     const own = isPairs && cuts(timeline, from, to), best = isPairs && idealCuts(turn);
     const names = ["QK0, from its beginning to its end", "from there to the end of QK1, with PV0_L in between", "from there to PV1_R: take P0, softmax 1, give P1", "PV1_L, to the end of the wait for it", "wait for the next K0"];
-    place.replaceChildren(
+    output.replaceChildren(
       element("p", {id: "sum"}, (schedule ? `Ideal: ${tiles} ${tiles === 1 ? "tile takes" : "tiles take"} ${Math.round(whole)} clocks, ${Math.round(whole / tiles)} each. ` : "There is no ideal schedule of this stage here. ")
                                 + `Measured: ${turnName} takes ${to - from} clocks, at ${timeline.megahertz} MHz.`),
       element("div", {className: "scroll"}, drawTime(schedule, timeline, from, Math.max(whole, Math.min(last, 2 * (to - from))), text => { told.textContent = text; })),
       told,
-      element("p", {id: "legend"}, ...kPhases.flatMap((name, i) => i === 0 ? [] : [element("i", {className: `p${i}`}), ` ${name} `])),
+      element("p", {id: "legend"}, ...kPhases.flatMap((name, i) => present.has(name) ? [element("span", {}, element("i", {className: `p${i}`}), ` ${name}`), " "] : [])),
       ...(own ? [element("p", {}, "A pair, cut where one warpgroup waits for the other, in clocks:"),
-                 table("cuts", ["", "ideal", "measured", "more"], [...names.map((name, i) => [name, Math.round(best[i]), own[i], own[i] - Math.round(best[i])]),
+                 table({id: "cuts"}, ["", "ideal", "measured", "more"], [...names.map((name, i) => [name, Math.round(best[i]), own[i], own[i] - Math.round(best[i])]),
                    ["a pair", Math.round(turn.length), to - from, to - from - Math.round(turn.length)]])] : []),
       element("p", {}, `What each warpgroup is in, in clocks of ${turnName}:`),
-      table("phases", ["", "phase", "ideal", "measured"], rows));
+      table({id: "phases"}, ["", "phase", ...(turn ? ["ideal"] : []), "measured"], rows));
   }
 
-  function begin(root) {
-    const load = new Promise(done => { document.head.append(element("script", {src: kBase + "timelines.js", onload: done})); });
-    load.then(() => {
-      let state = fromHash(location.hash);
-      const output = element("div"), inputs = element("div");
-      const form = () => {
-        const changed = () => { draw(state, output); location.replace(toHash(state)); };
-        const choice = element("select", {id: "timeline", onchange: event => { state.timeline = event.target.value; state.from = "0"; form(); changed(); }},
-                               ...timelines.map(each => element("option", {value: each.name}, each.title)));
-        choice.value = state.timeline;
-        const input = (id, label, hint) => element("p", {}, element("label", {htmlFor: id}, `${label} `), element("input", {id, value: state[id], size: 6, placeholder: hint, autocomplete: "off",
-          oninput: event => { state[id] = event.target.value.trim(); changed(); }}));
-        const stage = timelines.find(each => each.name === state.timeline)?.stage;
-        inputs.replaceChildren(element("p", {}, element("label", {htmlFor: "timeline"}, "Measured "), choice), input("from", "shown from turn", "0"),
-                               input("tiles", "tiles of the ideal schedule", "3"), input("softmax", "clocks of its softmax", String(kSoftmax[stage] ?? "")));
-        draw(state, output);
-      };
-      addEventListener("hashchange", () => {  // a link, or back
-        if (location.hash !== toHash(state)) { state = fromHash(location.hash); form(); }
-      });
-      root.replaceChildren(inputs, output);
-      form();
-    });
+  function form(page) {
+    const {state} = page, stage = seesawTimelines.find(each => each.name === state.timeline)?.stage;
+    const number = (key, label, placeholder) => input(key, label, state[key], value => page.set({[key]: value}), {placeholder, ...demo.digits});
+    return [select("timeline", "Measured", seesawTimelines.map(each => [each.name, each.title]), state.timeline, timeline => page.setAll({timeline, from: "0"})),
+            number("from", "shown from turn", "0"),
+            ...(kSoftmax[stage] ? [number("tiles", "tiles of the ideal schedule", "3"), number("softmax", "clocks of its softmax", String(kSoftmax[stage]))] : [])];
   }
 
-  return {take: what => { timelines = what; }, timelines: () => timelines, ideal, begin};
+  demo.begin({read, form, draw});
+  return {ideal};
 })();
-
-seesawDemo.begin(document.getElementById("demo"));

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The measured timelines that docs/demos/seesaw.md shows: those that mla_timeline drew as docs/figures/timeline_*.svg.
 
-    docs/demos/seesaw.py            writes docs/demos/timelines.js
+    docs/demos/seesaw.py            writes docs/demos/seesaw_timelines.js
     docs/demos/seesaw.py --check    says whether it is what the figures hold
 
 A figure is recorded on a GPU; a few tiles from the middle, and an odd number of tiles with its end:
@@ -17,7 +17,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FILE = ROOT / "docs/demos/timelines.js"
+FILE = ROOT / "docs/demos/seesaw_timelines.js"
 
 
 def timeline_of(path):
@@ -44,7 +44,7 @@ def timeline_of(path):
 
 def main():
     timelines = [timeline_of(path) for path in sorted(ROOT.glob("docs/figures/timeline_*.svg"))]
-    text = "seesawDemo.take([\n" + ",\n".join(json.dumps(timeline) for timeline in timelines) + "]);\n"
+    text = "const seesawTimelines = [\n" + ",\n".join(json.dumps(timeline) for timeline in timelines) + "];\n"
     if sys.argv[1:] == ["--check"]:
         if FILE.read_text(encoding="utf-8") != text:
             sys.exit(f"{FILE.relative_to(ROOT)} is not what the figures hold; docs/demos/seesaw.py writes it")

@@ -2,7 +2,7 @@
 //
 //   scores   S[row, t] = scale * <q_row, k_t>         one warp per score
 //   softmax  P[row, t] = exp(S - max) / sum           one block per row, in place
-//   values   O[row, :] = sum_t P[row, t] * v_t        one thread per output element
+//   values   O[row, :] = sum_t P[row, t] * v_t        one block per row, two columns per thread
 //
 // A row is one query head of one query token: row = query * num_heads_q + head.
 #pragma once
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kTokens = 64;
   const int64_t rows = int64_t{problem.seqlen_q} * problem.num_heads_q;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
-    const int64_t score_row = item / parts;  // sequence in this chunk, row
+    const int64_t score_row = item / parts;  // sequence in this turn, row
     const Row row(problem, tensors, first_sequence + static_cast<int>(score_row / rows),
                   score_row % rows);
     const int32_t* table = tensors.table_row(row.sequence);

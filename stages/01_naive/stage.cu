@@ -62,18 +62,19 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&,
   });
 }
 
-// Every row reads every token's K and V through the caches; the score matrix is written
-// three times (scores, exponentials, probabilities) and read four times.
+// Every row reads every token's K and V, 576 and 512 columns, through the caches; the score matrix is
+// written three times (scores, exponentials, probabilities) and read four times.
 Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLimits& limits) {
   const double rows = double(problem.seqlen_q) * problem.num_heads_q;
   const double scores = rows * double(total_tokens);
   Prediction prediction;
   prediction.fp32_flop = 2 * scores * (kHeadDimQK + kHeadDimV);
-  // Loads go through the L1, which is the same memory as shared memory, and starts at most one a
+  // Loads go through the L1, which is the same memory as shared memory, and starts at most one per
   // clock: in the time of 128 bytes. A score takes a warp 18 loads of q, 18 of k; in `values` eight
   // warps load v twice and p once.
   prediction.shared_bytes = scores * (18 + 18 + 8 * 3) * 128;
-  prediction.dram_bytes = 2 * cache_bytes(problem, total_tokens) + scores * 4 * 7;
+  prediction.dram_bytes =
+      cache_bytes(problem, total_tokens) * (1 + double(kHeadDimV) / kHeadDimQK) + scores * 4 * 7;
   prediction.busy_fraction = std::min(1.0, problem.batch * rows / limits.multiprocessors);
   return prediction;
 }

@@ -44,7 +44,7 @@ struct Tile {
 struct RowTile {
   int sequence, head_kv;
   int begin, end;  // rows of this KV head
-  int64_t matrix;  // (sequence in the chunk, KV head): which score matrix
+  int64_t matrix;  // (sequence in the turn, KV head): which score matrix
   int visible;     // tokens its last row sees: none sees more
 
   __device__ RowTile(const Problem& problem, const Tensors& tensors, int first_sequence,

@@ -1,4 +1,4 @@
-// 04_split_kv: the inner loop of 03_online_softmax, but a block no longer owns per sequence. It is a
+// 04_split_kv: the inner loop of 03_online_softmax, but a block has no sequence of its own. It is a
 // *worker*, and a plan made on the GPU (stages/common/split/plan.h) tells it which tokens of which
 // sequences are its pieces:
 //

@@ -52,7 +52,7 @@ Prediction predict(const Problem& problem, int64_t total_tokens, const DeviceLim
 
 Stage MLA_STAGE_ENTRY() {
   Stage stage;
-  stage.idea = "TMA and mbarriers: nine boxes a tile, copied while the last one is worked on";
+  stage.idea = "TMA and mbarriers: nine boxes per tile, copied while the last one is worked on";
   stage.min_compute_capability = stage.max_compute_capability = 90;
   stage.sustained_warmup_s = kTensorCoreWarmup;
   stage.plan_shape = plan_shape;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The course, docs/course: what a session must have, that answers quote what is there, that numbers are worked out, that nothing is
-left out that a page promises to have."""
+"""The course, docs/course: a session has all its parts, answers quote what is there, numbers are worked out, and pages have
+all that they promise."""
 import json
 import re
 import subprocess
@@ -16,8 +16,8 @@ LADDER = [f"{number:02}" for number in range(9)]  # the rungs that the course ta
 
 
 def flat(text):
-    """On one line, without comment signs at the beginning of lines, marks of recorded figures and backticks, which code spans
-    cannot hold."""
+    """The text on one line, without comment signs at the beginnings of lines, marks of recorded figures, and backticks (which
+    code spans cannot hold)."""
     text = re.sub(r"<!--(v .*?|/v)-->", "", text)
     text = re.sub(r"\n\s*(///?|#)?\s*", " ", text)
     return re.sub(r"\s+", " ", text.replace("`", "")).strip()
@@ -31,7 +31,7 @@ def answers(page):
 
 
 def quotes(answer):
-    """[(path, quoted)] behind "Look:"."""
+    """[(path, quoted)] after "Look:"."""
     return re.findall(r"\]\(([^)#]+)\), `([^`]+)`", answer.partition("Look: ")[2])
 
 
@@ -51,7 +51,24 @@ class Sessions(unittest.TestCase):
     def test_each_has_its_parts_in_order(self):
         for page in SESSIONS:
             headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.M)
-            self.assertEqual([one for one in headings if one != "Labs"], ["Goals", "Before", "Read", "Homework", "Quiz"], page.name)
+            self.assertEqual([one for one in headings if one != "Labs"], ["Goals", "Before", "Read", "To show in class", "Homework", "Quiz"], page.name)
+
+    def test_each_shows_a_page_that_moves(self):
+        for page in SESSIONS:
+            shown = page.read_text(encoding="utf-8").partition("## To show in class\n")[2].partition("\n## ")[0]
+            self.assertIn("](../demos/", shown, page.name)
+
+    def test_hours_add_up(self):
+        """Those of the sessions are those of the table, and their sums are in it."""
+        table = (COURSE / "README.md").read_text(encoding="utf-8")
+        rows = [[float(cell.strip().removesuffix(" h") or 0) for cell in row.split("|")] for row in
+                re.findall(r"^\| (?:\[\d\]\(\w+\.md\)|all) \|.*?\| ([\d.]+ h \|.*) \|$", table, re.M)]
+        times = []
+        for page in SESSIONS:
+            said = dict((what, float(hours)) for what, hours in re.findall(r"(reading|homework|labs) ([\d.]+) h", page.read_text(encoding="utf-8")))
+            times.append([said[what] if what != "labs" else said.get(what, 0) for what in ("reading", "homework", "labs")])
+        self.assertEqual(rows, [*times, [sum(column) for column in zip(*times)]])
+        self.assertIn(f"{sum(map(sum, times)):.0f} in all", table)
 
     def test_each_has_ten_questions_with_folded_answers(self):
         for page in SESSIONS:
@@ -156,14 +173,20 @@ class Pages(unittest.TestCase):
                  (ROOT / "stages" / "common" / "ptx" / name).read_text(encoding="utf-8").splitlines() if "#include" not in line]
         page = (COURSE / "bibliography.md").read_text(encoding="utf-8").partition("## Instructions")[2].partition("\n## ")[0]
         listed = set(re.findall(r"`([a-z][\w.]*)`", page)) - {"expect_tx"}
-        # An instruction begins a string of assembly, or a line of one, or comes behind a brace; k16 is a type's name in a macro.
+        # An instruction begins a string of assembly, or a line of one, or follows a brace; k16 is a type's name in a macro.
         strings = "\n".join(text.replace("\\n", "\n") for line in lines for text in re.findall(r'"([^"]*)"', line))
         found = {one for one in re.findall(r"^[{ ]*(?:@!?\w+ )?([a-z]\w*(?:\.\w+)+)", strings, re.M) if not one.startswith("k16")}
         self.assertGreater(len(found), 40)
         plain = {"mov.u32", "selp.b32", "setp.ne.b32"}
-        missing = [one for one in sorted(found - plain) if not any(one == name or one.startswith(name + ".") for name in listed)]
+        # Behind a listed name come only qualifiers: cp.async.bulk.commit_group is no cp.async.bulk.
+        qualifier = r"aligned|acquire|relaxed|release|weak|c[gt]a|cluster|gpu|global|shared|tile|x\d|trans|row|col|parity|or|pred|add|ftz|satfinite" \
+                    r"|arrive|wait|read|sync|expect_tx|L2|m\d+n\w*|[fbu]\d+|f16x2|bf16(?:x2)?|e4m3x2|[45]d"
+        def covers(name, one):
+            return one == name or one.startswith(name + ".") and re.fullmatch(rf"(\.({qualifier}))*", one[len(name):]) is not None
+        self.assertFalse(covers("cp.async.bulk", "cp.async.bulk.commit_group"))
+        missing = [one for one in sorted(found - plain) if not any(covers(name, one) for name in listed)]
         self.assertEqual(missing, [])
-        unused = [name for name in sorted(listed) if "." in name and not any(one == name or one.startswith(name + ".") for one in found)]
+        unused = [name for name in sorted(listed) if "." in name and not any(covers(name, one) for one in found)]
         self.assertEqual(unused, [])
 
 

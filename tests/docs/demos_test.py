@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pages that move, docs/demos, in Chromium: against the page they come from, and against what the library and the GPU model say.
+"""Pages that move, docs/demos, in Chromium. They are compared with the pages they come from, the library and the GPU model.
 
     demos_test.py DEMO_VALUES [LIMITS_VALUES MLA_RUN]     the programs of demo_values.cpp and limits_values.cpp, and mla_run
 """
@@ -27,7 +27,7 @@ class Demo(unittest.TestCase):
         self.assertEqual(self.errors, [])
 
     def open(self, name, state=""):
-        self.page.goto("about:blank")  # else only the hash changes
+        self.page.goto("about:blank")  # otherwise only the hash changes, and the page is not loaded anew
         self.page.goto(site_test.address(f"docs/demos/{name}.html") + (f"#{state}" if state else ""))
 
     def text(self, selector):
@@ -45,6 +45,31 @@ class Demo(unittest.TestCase):
             moved = self.text(result)
             self.open(name, state)
             self.assertEqual(moved, self.text(result), state)
+
+
+class Every(Demo):
+    """What holds for each of the pages."""
+
+    def test_for_every_reader(self):
+        """Says what to try first; and a control has a name, whoever reads it out."""
+        for name in NAMES:
+            self.open(name)
+            self.assertRegex(self.page.evaluate("document.getElementById('demo').previousElementSibling.textContent"), "^Try this first: ", name)
+            self.page.locator("#demo :is(input, select, button)").first.wait_for()
+            nameless = self.page.evaluate("""() => [...document.querySelectorAll("#demo :is(input, select, button, svg)")].filter(each =>
+              !(each.ariaLabel || each.labels?.length || each.textContent.trim())).map(each => each.outerHTML)""")
+            self.assertEqual(nameless, [], name)
+
+    def test_a_proposal_is_shown(self):
+        """A link far below moves the page to what it changes, without a motion for who wants none."""
+        for motion in ("reduce", "no-preference"):
+            self.page.emulate_media(reduced_motion=motion)
+            self.open("layouts")
+            self.page.locator("a[data-state]").last.click()
+            if motion == "no-preference":
+                self.page.wait_for_timeout(1500)
+            top = self.page.evaluate("document.getElementById('demo').getBoundingClientRect().top")
+            self.assertTrue(0 <= top <= 100, (motion, top))
 
 
 class OnlineSoftmax(Demo):
@@ -136,7 +161,10 @@ class Layouts(Demo):
     def test_click_and_address(self):
         self.open("layouts")
         self.page.locator("#layout tr").nth(6).locator("td").nth(2).click()  # row 5, place 2: chunk 7
-        self.assertEqual(self.text("#where"), "Row 5, column 56: chunk 7, at place 2 of its row; byte 672, bank 8.")
+        self.assertEqual(self.text("#where"), "Row 5, column 56: chunk 7, at place 2 of its row; byte 672, bank 8; ldmatrix brings it to lane 20, the low half of a register.")
+        for key in ("ArrowUp", "ArrowRight"):  # by the keyboard, too: row 4, place 3
+            self.page.keyboard.press(key)
+        self.assertIn("Row 4, column 56: chunk 7, at place 3 of its row; byte 560, bank 12; ldmatrix brings it to lane 16,", self.text("#where"))
         address, text = self.page.evaluate("location.href"), self.text("#demo")
         self.page.goto("about:blank")
         self.page.goto(address)
@@ -154,6 +182,12 @@ class Layouts(Demo):
             self.assertIn(said, self.text("#passes"), own)
         got = self.page.evaluate("""() => ["", "c ^ r % 8"].map(own => layoutsDemo.access(layoutsDemo.layoutOf({pitch: "128", divide: "1", modulo: "8", own}), "rows", 5, 9))""")
         self.assertEqual(got[0], got[1])
+
+    def test_who_gets_an_element(self):
+        self.open("layouts", "pattern=rows&row=5&column=16")
+        self.assertIn("; lane 10 stores it.", self.text("#where"))
+        self.open("layouts", "pattern=column&row=5&column=17")
+        self.assertIn("; lane 5 loads it, the high half of a register.", self.text("#where"))
 
     def test_descriptors_as_the_model_walks_them(self):
         random.seed(3)
@@ -195,7 +229,7 @@ class Layouts(Demo):
                 self.assertEqual(x["lane"], y["lane"])  # why P crosses as it is
 
     def test_the_path_of_p(self):
-        """It ends where the next instruction looks, and the kernels still say so."""
+        """It ends where the next instruction reads P. The kernels' lines that the page tells of are still there."""
         self.open("layouts")
         places = self.page.evaluate("""() => ["05", "06", "08"].map(how => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) => layoutsDemo.pathOf(how, r, t).byte)))""")
         walk = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) =>
@@ -220,6 +254,11 @@ class Layouts(Demo):
             self.open("layouts", state)
             self.assertIn(said, self.text(selector), state)
         self.open("layouts", "view=walk")
+        self.page.locator("#sbo").fill("1000")
+        self.assertEqual(self.page.evaluate("getComputedStyle(document.querySelector('[data-wrong]'), '::after').content"), '" a multiple of 16 below 65536"')
+        self.assertIn("SBO / 16 = 64", self.text("#descriptor"))
+        self.page.locator("#sbo").fill("1024")
+        self.assertEqual(self.page.locator("#sbo:invalid").count(), 0)
         self.page.locator("#next").click()
         self.page.locator("#layout tr").nth(2).locator("td").nth(3).click()  # token 1, place 3: chunk 2
         self.assertIn("Byte 176: token 1, columns 16 … 23, box 0, place 3; banks 12 … 15. This step reads it as B[k = 0 … 7][n = 1].", self.text("#where"))
@@ -253,6 +292,12 @@ class Plan(Demo):
             self.assertIn(rule, self.text("#rule"), state)
             self.assertEqual(self.page.locator("#combine li").count(), parts, state)
         self.every_proposal_moves("plan", "#demo")
+        self.open("plan", "lengths=100,5000&workers=2")
+        self.page.get_by_text("The plan as a table").click()
+        self.page.locator("#workers").fill("3")
+        rows = self.cells("#pieces")[1:]
+        self.assertTrue(self.page.locator("#pieces").is_visible())  # it stays open
+        self.assertEqual((rows[0][:3], rows[-1][1], rows[-1][2][-5:]), (["0", "0", "0–100"], "1", "–5000"))
 
     def test_the_address_is_the_state(self):
         self.open("plan")
@@ -265,7 +310,7 @@ class Plan(Demo):
 
 
 class Player(Demo):
-    """The model's recordings, played; demo_recordings_test says whether they are current."""
+    """The player of the model's recordings; demo_recordings_test says whether these are current."""
 
     def text(self, selector):
         self.page.wait_for_function("document.getElementById('demo').dataset.drawn === location.hash")
@@ -303,7 +348,7 @@ class Player(Demo):
         self.assertLessEqual({f"{stage:02}" for stage in range(1, 9)}, stages)
 
     def test_places_are_in_the_sources(self):
-        """An instruction stands at its line, or at the end of a statement that begins there."""
+        """An instruction is in the line that a recording names, or ends a statement that begins there."""
         self.open("player")
         for item in self.listed()["recordings"]:
             places = self.page.evaluate("""async name => { const recording = await playerDemo.recordingOf(name);
@@ -316,7 +361,7 @@ class Player(Demo):
     def test_stories(self):
         self.open("player")
         stories = self.listed()["stories"]
-        links = self.page.evaluate("[...document.querySelectorAll('a[data-state^=\"story=\"]')].map(a => a.dataset.state.split('=')[1])")
+        links = self.page.evaluate("[...document.querySelectorAll('#watch-the-race a[data-state]')].map(a => a.dataset.state.split('=')[1])")
         self.assertEqual(links, [story["name"] for story in stories])
         self.assertGreaterEqual(len({story["left"] for story in stories}), 6)
         for story in stories:
@@ -337,7 +382,7 @@ class Player(Demo):
         self.assertIn("P of the tile before has been read", self.text("#pane-b .source .here"))
         rows = self.cells("#pane-b .who")
         self.assertEqual(rows[1][:2], ["warp 0", "waits for barrier 1"])
-        self.assertRegex(rows[1][2], r"^step \d+: Warp \d waits at barrier 1: 256 of 256 threads")
+        self.assertRegex(self.page.locator("#pane-b .who td:last-child").first.text_content(), r"^step \d+: Warp \d waits at barrier 1: 256 of 256 threads")
         self.open("player", "story=p-not-given&k=2")
         self.assertIn("deadlock", self.text("#pane-a .error"))
         rows = self.cells("#pane-a .who")
@@ -354,12 +399,12 @@ class Player(Demo):
         self.open("player", "a=08-3&at=700&b=08-0&bt=650")
         self.page.get_by_label("skip what leaves").uncheck()
         text, seen = self.text(".panes"), []
-        for button in ("▶", "▶", "▶", "◀", "◀", "◀"):
+        for button in ("a step on",) * 3 + ("a step back",) * 3:
             seen.append(self.text(".panes"))
             self.page.get_by_role("button", name=button, exact=True).click()
         self.assertEqual(seen[4:] + [self.text(".panes")], [seen[2], seen[1], text])
         self.assertEqual(len(set(seen)), 4)
-        self.page.get_by_role("button", name="▶|").click()
+        self.page.get_by_role("button", name="to the end").click()
         self.assertRegex(self.text("#pane-a .event"), r"^Step (\d+) of \1\.")
         address, text = self.page.evaluate("location.href"), self.text("#demo")
         self.page.goto("about:blank")
@@ -368,6 +413,28 @@ class Player(Demo):
         box = self.page.locator("#pane-a .lanes").bounding_box()
         self.page.locator("#pane-a .lanes").click(position={"x": box["width"] / 2, "y": 20})
         self.assertRegex(self.text("#pane-a .event"), r"^Step (\d+) of (?!\1)")
+
+    def test_by_keyboard(self):
+        self.open("player", "a=08-3&at=700&b=")
+        self.text("#pane-a")
+        self.page.locator("#pane-a input[type=range]").focus()
+        self.page.keyboard.press("ArrowRight")
+        self.page.keyboard.press("ArrowRight")  # it still has the focus
+        self.assertIn("Step 702 of", self.text("#pane-a .event"))
+        self.assertIn("at=702", self.page.evaluate("location.hash"))
+        self.page.locator("#pane-a .memory").press("ArrowRight")
+        self.assertRegex(self.text("#pane-a .told"), r"^q from byte 0: ")
+        self.page.locator("#race").focus()
+        self.page.locator("#race").select_option("no-wait")
+        self.assertEqual(self.page.evaluate("document.activeElement.id"), "race")
+        self.assertIn("07: the producer does not wait", self.text("#story"))
+
+    def test_another_size(self):
+        self.open("player")
+        self.text("#pane-a")
+        for width in (600, 390):
+            self.page.set_viewport_size({"width": width, "height": 844})
+            self.page.wait_for_function("""() => { const lanes = document.querySelector("#pane-a .lanes"); return Math.abs(lanes.viewBox.baseVal.width - lanes.clientWidth) < 2; }""")
 
     def test_ones_own(self):
         text = (site_test.SITE / "_static/recording_01-0.js").read_text()
@@ -396,16 +463,16 @@ class Seesaw(Demo):
         for name in ("07", "08"):
             drawn = (site_test.ROOT / f"docs/figures/timeline_{name}.svg").read_text()
             clocks = sorted(int(text) for text in re.findall(r": (\d+) clocks", drawn))
-            got = self.page.evaluate("name => seesawDemo.timelines().find(each => each.name === name).intervals.map(([, , from, to]) => to - from)", name)
+            got = self.page.evaluate("name => seesawTimelines.find(each => each.name === name).intervals.map(([, , from, to]) => to - from)", name)
             self.assertEqual(sorted(got), clocks)
             self.assertGreater(len(clocks), 30)
 
     def test_ideal(self):
-        """By hand: S takes 1152 clocks, half of P V 512; in 07 shared memory makes S 1728. The page's numbers are those of the chapters."""
+        """Worked out by hand: S takes 1152 clocks and half of P V 512; in 07 S takes 1728, by shared memory. The page has the chapters' numbers."""
         self.open("seesaw")
         for (stage, tiles, softmax), length in {("08", 1, 490): 1152 + 490 + 1024, ("08", 2, 490): 4352, ("08", 3, 490): 4352 + 1152 + 490 + 1024, ("08", 4, 490): 2 * 4352,
                                                 ("08", 2, 0): 4352,
-                                                # The second softmax is not hidden: S1 shares with P0 V0_L and ends at 3456 - softmax; then the first is not either.
+                                                # At 700 clocks the second softmax is not hidden: S1 shares the unit with P0 V0_L and ends at 3456 - softmax. At 1300 neither is the first.
                                                 ("08", 2, 700): 3456 + 1024, ("08", 2, 1300): 1152 + 2 * 1300 + 1024,
                                                 ("07", 1, 256): 1728 + 256 + 1024, ("07", 3, 500): 3 * (1728 + 500 + 1024)}.items():
             got = self.page.evaluate("([stage, tiles, softmax]) => seesawDemo.ideal(stage, tiles, softmax)", [stage, tiles, softmax])
@@ -423,7 +490,7 @@ class Seesaw(Demo):
         measured = [int(row[2]) for row in cuts]
         self.assertEqual(sum(measured[:-1]), measured[-1])
         self.assertTrue(all(int(row[2]) - int(row[1]) == int(row[3]) for row in cuts))
-        begins = self.page.evaluate("seesawDemo.timelines().find(each => each.name === '08').intervals.filter(([track, phase]) => track === 0 && phase === 'Q K^T').map(each => each[2])")
+        begins = self.page.evaluate("seesawTimelines.find(each => each.name === '08').intervals.filter(([track, phase]) => track === 0 && phase === 'Q K^T').map(each => each[2])")
         self.assertEqual(measured[-1], begins[1] - begins[0])
         self.assertIn(f"a pair of tiles takes {measured[-1]} clocks", self.text("#sum"))
         rows = self.cells("#phases")[1:]
@@ -431,6 +498,8 @@ class Seesaw(Demo):
             self.assertAlmostEqual(sum(int(row[3]) for row in rows if row[0] == track), measured[-1], delta=5)
         self.page.locator(".time rect.p2").first.click()
         self.assertEqual(self.text("#told"), "ideal, Q K^T: 1152 clocks, 0 to 1152")
+        self.page.locator(".time").press("ArrowRight")
+        self.assertEqual(self.text("#told"), "ideal, softmax: 490 clocks, 1152 to 1642")
 
     def test_what_the_page_says(self):
         for state, said in (("timeline=07&from=1&tiles=1", "Ideal: 1 tile takes 3008 clocks"), ("timeline=08&tiles=1", "1 tile takes 2666"), ("timeline=x", "no timeline 'x'"),
@@ -446,16 +515,16 @@ class Seesaw(Demo):
         self.assertEqual(self.text("#demo"), text)
         self.every_proposal_moves("seesaw", "#demo")
 
-    def test_odd_tile(self):
-        """A timeline that ends with a piece: its last turn is one tile, which warpgroup 1 has no part of but P V."""
+    def test_unpaired_tile(self):
+        """A timeline that ends with a piece: its last turn is one tile, which warpgroup 1 has no part of but P V, and ends last."""
         self.open("seesaw")
-        self.page.evaluate("""() => { seesawDemo.take([{name: "08_odd", title: "an odd one", stage: "08", megahertz: 1000, intervals: [
+        self.page.evaluate("""() => { seesawTimelines.splice(0, Infinity, {name: "08_odd", title: "an odd one", stage: "08", megahertz: 1000, intervals: [
           [0, "Q K^T", 0, 1000, false], [0, "softmax", 1000, 1500, false], [0, "P V", 1500, 2000, false], [0, "wait for other", 2000, 3500, false], [0, "P V", 3500, 4500, false],
           [1, "Q K^T", 1000, 3000, false], [1, "wait for other", 3000, 3100, false], [1, "softmax", 3100, 3400, true], [1, "P V", 3400, 3500, false], [1, "P V", 3500, 4500, false],
           [0, "Q K^T", 4500, 5700, false], [0, "softmax", 5700, 6300, false], [0, "P V", 6300, 7400, false], [0, "write out", 7400, 9000, false],
-          [1, "wait for other", 4500, 6400, false], [1, "P V", 6400, 7450, false], [1, "write out", 7450, 9000, false]]}]);
+          [1, "wait for other", 4500, 6400, false], [1, "P V", 6400, 7450, false], [1, "write out", 7450, 9000, false]]});
           location.hash = "timeline=08_odd&from=1&tiles=3"; }""")
-        self.page.get_by_text("the odd tile takes 2900 clocks").wait_for()
+        self.page.get_by_text("the unpaired tile takes 2950 clocks").wait_for()
         self.assertEqual(self.cells("#phases")[1:4], [["warpgroup 0", "Q K^T", "1152", "1200"], ["warpgroup 0", "softmax", "490", "600"], ["warpgroup 0", "P V", "1024", "1100"]])
         self.assertEqual(self.page.locator("#cuts").count(), 0)
         self.page.evaluate("location.hash = 'timeline=08_odd&from=0&tiles=3'")
@@ -464,7 +533,7 @@ class Seesaw(Demo):
 
 
 class Model(Demo):
-    """The GPU model in the browser: kernels are right, and without a barrier they race."""
+    """The GPU model in the browser: it finds the kernels right, and a race in each that lacks a barrier."""
 
     def run_it(self, state):
         self.open("model", state)
@@ -490,7 +559,7 @@ class Model(Demo):
                 if "the next item" in why:  # a block has one item here
                     self.assertRegex(said, "^Right", f"{slug}:{line}")
                 else:
-                    place = r"at stages/\S+:\d+"  # one may be in a header of the kernel
+                    place = r"at stages/\S+:\d+"  # one of the two may be in a header that the kernel includes
                     self.assertRegex(said, rf"^race: .*{place} after .*{place}", f"{slug}:{line}")
                     self.assertIn(f"stages/{slug}/kernel.cuh", said)
 
@@ -514,6 +583,8 @@ class Model(Demo):
             self.open("model", state)
             self.assertIn(f"out={self.page.locator('#set-out').input_value()}", state)
 
+
+NAMES = [path.stem for path in sorted((site_test.ROOT / "docs/demos").glob("*.md"))]
 BUILD_WASM = site_test.ROOT / "docs/demos/wasm/build.sh"
 
 

@@ -37,8 +37,8 @@ TYPED_TEST(Float16, EveryPatternHasItsValue) {
 }
 
 TYPED_TEST(Float16, RoundsToNearestTiesToEven) {
-  // Between each two neighbours: the midpoint goes to the even one, its float neighbours to the
-  // nearer one. The generator rounds by hand, and must agree.
+  // Between any two neighbours, the midpoint goes to the even one, and the floats beside the midpoint
+  // to the nearer one. The generator's own rounding must agree.
   const int infinity = this->bits(this->infinity());
   for (int lower = 0; lower + 1 < infinity; ++lower) {
     const float a = this->value(lower);

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Host code with one fault each: none may go unnoticed by the tests of its list entry, which pass without it.
+"""Host code with one fault at a time. The tests that the list names for a fault must notice it, and pass without it.
 
-    host_mutant_test.py HOST MODEL    host_mutants and model_mutants, built from stages/mutants/mutants.txt
+    host_mutant_test.py HOST MODEL [SERVICE]    host_mutants, model_mutants and service_mutants, built from
+                                                stages/mutants/mutants.txt; without the last, faults in bench/ are left out
 """
 import os
 import pathlib
@@ -13,16 +14,20 @@ import mutants  # noqa: E402
 
 
 def run(program, tests, number):
-    """The exit code of these tests with a mutant; 0 is none."""
+    """Runs these tests with a mutant; number 0 is the code without a fault."""
     command = [program, f"--gtest_filter={tests}", "--gtest_fail_fast", "--gtest_brief=1"]
     environment = {**os.environ, "MLA_MUTANT": str(number)}
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
 
 
-def main(host, model):
+def main(host, model, service=None):
     failures, found = [], 0
-    chosen = [(number, mutant, model if "/gpu_model/" in mutant.stage else host)
-              for number, mutant in enumerate(mutants.read_list(), 1) if mutant.tests]
+
+    def program_of(mutant):
+        return service if mutant.stage.startswith("bench/") else model if "/gpu_model/" in mutant.stage else host
+
+    chosen = [(number, mutant, program_of(mutant))
+              for number, mutant in enumerate(mutants.read_list(), 1) if mutant.tests and program_of(mutant)]
     for program, tests in sorted({(program, mutant.tests) for _, mutant, program in chosen}):
         result = run(program, tests, 0)
         if result.returncode != 0:
@@ -43,6 +48,6 @@ def main(host, model):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__.strip())
     sys.exit(main(*sys.argv[1:]))

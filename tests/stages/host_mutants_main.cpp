@@ -1,5 +1,5 @@
-// The tests of plans, the combine, caches and the contract, or of the race detector, on code with one fault: MLA_MUTANT
-// says which.
+// The tests of plans, the combine, caches and the contract, or of the race detector, on code with one fault. MLA_MUTANT
+// says which fault.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

@@ -60,19 +60,10 @@ std::string json(const Fields& fields) {
   return "{" + result + "}";
 }
 
-std::string json(const StageFacts& facts, const ExplainInput& input, const Work& work,
-                 int64_t tokens) {
+std::string json(const StageFacts& facts, const ExplainInput& input, const Work& work) {
   const Status& why_not = facts.device.ok() ? facts.cache : facts.device;
   const Prediction& spends = facts.prediction;
   const OwnLimit limit = own_limit(spends, work, input.ceilings, Mode::kCold);
-  double estimate = kUnknown;
-  if (facts.plan) {
-    const int multiprocessors = input.limits.multiprocessors;
-    const Balance balance =
-        balance_of(input.problem, *facts.plan, input.seqlens_k, multiprocessors);
-    estimate = estimate_of(input.problem, tokens, spends, balance, input.ceilings, multiprocessors)
-                   .seconds();
-  }
   return json({{"slug", json(facts.slug)},
                {"why_not", json(why_not.ok() ? std::string() : why_not.message())},
                {"fp32_flop", json(spends.fp32_flop)},
@@ -86,7 +77,7 @@ std::string json(const StageFacts& facts, const ExplainInput& input, const Work&
                {"dram_s", json(limit.dram)},
                {"own_limit_s", json(limit.seconds())},
                {"own_limit_by", json(std::string(limit.name()))},
-               {"estimate_s", json(estimate)},
+               {"estimate_s", json(estimate_of(facts, input).seconds())},
                {"workspace_bytes", json(double(facts.workspace_bytes))}});
 }
 
@@ -96,7 +87,7 @@ std::string answer(const ExplainInput& input, int64_t tokens) {
   const Floor floor = floor_of(work, input.ceilings, Mode::kCold);
   std::string of_stages;
   for (const StageFacts& facts : input.stages) {
-    of_stages += (of_stages.empty() ? "" : ", ") + json(facts, input, work, tokens);
+    of_stages += (of_stages.empty() ? "" : ", ") + json(facts, input, work);
   }
   return json(
       {{"work", json({{"flop", json(work.flop)},

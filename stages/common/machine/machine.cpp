@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "stages/common/machine/gpus.h"
+
 #ifndef MLA_GPU_ONLY
 #include "reference/gpu_model/gpu_model.h"
 #endif
@@ -205,6 +207,23 @@ Machine* gpu_machine(std::string* why_not) {
 #endif
   if (why_not != nullptr) *why_not = reason;
   return nullptr;
+}
+
+int gpu_count() {
+  int count = 0;
+#ifdef MLA_HAVE_CUDA
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaGetLastError(), 0;
+#endif
+  return count;
+}
+
+Status use_gpu(int index) {
+#ifdef MLA_HAVE_CUDA
+  return cuda_status(cudaSetDevice(index), "GPU " + std::to_string(index));
+#else
+  return {StatusCode::kUnavailable,
+          "GPU " + std::to_string(index) + ": built without the CUDA Toolkit"};
+#endif
 }
 
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {

@@ -9,12 +9,6 @@
 
 namespace mla {
 
-const char* to_string(Exchange exchange) {
-  return exchange == Exchange::kAllGather  ? "all_gather"
-         : exchange == Exchange::kAllToAll ? "all_to_all"
-                                           : "reduce_scatter";
-}
-
 namespace {
 
 /// A rank's result: out and lse of every head, for all query tokens. Each head has a record, out [tokens, 512]
@@ -40,6 +34,7 @@ struct Layout {
   Problem tail;    ///< The others: every query token is a sequence. Of batch 0 if there are none.
   Problem merged;  ///< The heads that this rank's outputs have.
   int first = 0;   ///< The slice's first sequence.
+  WorkspaceBytes bulk_bytes;
   ResultShape result;
 
   /// Offsets into the workspace, in bytes.
@@ -68,6 +63,12 @@ size_t aligned(int64_t bytes) {
   return (static_cast<size_t>(bytes) + 15) / 16 * 16;
 }
 
+/// Columns of a rank's block table.
+int columns_of(const Problem& problem, const ParallelSettings& settings, int ranks) {
+  if (settings.own_lengths) return problem.max_pages_per_seq;
+  return share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
+}
+
 /// Of `problem`, a slice: its place in the workspace begins at `*total`, which grows.
 Status find_layout(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
                    int ranks, Layout* layout, size_t* stage_bytes, size_t* total) {
@@ -76,8 +77,7 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   layout->result = {problem.num_heads_q, tokens, settings.exchange == Exchange::kReduceScatter};
   layout->whole = layout->bulk = problem;
   layout->bulk.causal = false;
-  layout->bulk.max_pages_per_seq =
-      share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
+  layout->bulk.max_pages_per_seq = columns_of(problem, settings, ranks);
   layout->tail = layout->bulk;
   layout->tail.batch = 0;
   layout->tail.seqlen_q = 1;
@@ -92,10 +92,10 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   layout->merged.num_heads_kv = 1;  // heads are rows here
   if (by_heads) layout->merged.num_heads_q /= ranks;
 
-  WorkspaceBytes bulk_bytes, tail_bytes;
-  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &bulk_bytes));
+  WorkspaceBytes tail_bytes;
+  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &layout->bulk_bytes));
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &tail_bytes));
-  *stage_bytes = std::max({*stage_bytes, bulk_bytes.total(), tail_bytes.total()});
+  *stage_bytes = std::max({*stage_bytes, layout->bulk_bytes.total(), tail_bytes.total()});
 
   const auto take = [&](int64_t bytes) {
     const size_t begin = *total;
@@ -134,6 +134,11 @@ Status find_slices(const Stage& stage, const Problem& problem, const ParallelSet
                 ": num_heads_q = " + std::to_string(problem.num_heads_q) +
                 " must be a multiple of ranks = " + std::to_string(ranks)};
   }
+  if (settings.own_lengths && problem.causal && problem.seqlen_q > 1) {
+    return {StatusCode::kInvalidArgument,
+            "own_lengths: a causal decode must have seqlen_q = 1, not " +
+                std::to_string(problem.seqlen_q)};
+  }
   const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
   if (tokens > std::numeric_limits<int>::max()) {
     return {StatusCode::kInvalidArgument,
@@ -168,8 +173,7 @@ Status check_tensors(const Problem& problem, const ParallelSettings& settings, i
                      Tensors* tensors) {
   Problem in_problem = problem, out_problem = problem;
   in_problem.causal = false;
-  in_problem.max_pages_per_seq =
-      share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
+  in_problem.max_pages_per_seq = columns_of(problem, settings, ranks);
   out_problem.num_heads_kv = 1;
   if (settings.exchange != Exchange::kAllGather) out_problem.num_heads_q /= ranks;
   Tensors in = *tensors, out = *tensors;
@@ -255,9 +259,17 @@ struct Rank {
   Status mark(RankPhase phase) const { return transport.mark(phase, stream); }
 
   /// This rank's result over the tokens that it holds.
-  Status decode_share(int pages_per_turn) const {
+  Status decode_share(const ParallelSettings& settings) const {
     const Problem& problem = layout.whole;
-    const ContextShare share = {transport.rank(), transport.ranks(), pages_per_turn};
+    if (settings.own_lengths) {  // nothing to cut, and no tail
+      Tensors own = tensors;
+      write_to(mine(), problem.seqlen_q, &own);
+      MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
+      return decode(stage, layout.bulk, own, stage_memory, stream);
+    }
+    SequenceShares shares;
+    shares.share = {transport.rank(), transport.ranks(), settings.pages_per_turn};
+    if (settings.first_ranks != nullptr) shares.first_ranks = settings.first_ranks + layout.first;
     const bool has_tail = layout.tail.batch > 0;
     const auto result_bytes = static_cast<int64_t>(aligned(layout.result.bytes()));
     RankLengths lengths;
@@ -268,13 +280,21 @@ struct Rank {
       lengths.tail_columns = layout.tail.max_pages_per_seq;
     }
     MLA_RETURN_IF_ERROR(mark(RankPhase::kCut));
-    MLA_RETURN_IF_ERROR(
-        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, share, lengths, stream));
-    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
-
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
     write_to(mine(), problem.seqlen_q, &bulk);
+    if (!has_tail && stage.plan_shape != nullptr) {  // the plan's kernel cuts: one step less
+      const SharedLengths shared = {shares, static_cast<int>(problem.max_seqlen_k()), lengths.bulk};
+      const Workspace plan = layout.bulk_bytes.plan_in(stage_memory);
+      MLA_RETURN_IF_ERROR(
+          plan_decode(stage, layout.bulk, tensors.seqlens_k, plan, stream, &shared));
+      MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
+      return decode_planned(stage, layout.bulk, bulk, plan,
+                            layout.bulk_bytes.scratch_in(stage_memory), stream);
+    }
+    MLA_RETURN_IF_ERROR(
+        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, shares, lengths, stream));
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
     if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
 
     const Tensors mine = bulk;
@@ -386,7 +406,7 @@ Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
                      Workspace{memory, slices.stage_bytes}, memory + slices.stage_bytes, stream});
   }
   for (const Rank& rank : ranks) {
-    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings.pages_per_turn));
+    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings));
     MLA_RETURN_IF_ERROR(rank.mark(RankPhase::kWait));
     if (half != Half::kDecode) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
   }

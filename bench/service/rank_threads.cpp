@@ -1,0 +1,140 @@
+#include "bench/service/rank_threads.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+
+namespace mla::bench {
+
+/// What the threads share with who tells them what to do. All are the mutex's but the time limit.
+struct RankThreads::Shared {
+  struct Rank {
+    uint64_t done = 0;  ///< The last job
+    Status status;      ///< That it ended with
+    bool is_gone = false;
+  };
+  Shared(int ranks, std::chrono::milliseconds limit)
+      : time_limit(limit), of(static_cast<size_t>(ranks)) {}
+
+  const std::chrono::milliseconds time_limit;
+  std::mutex mutex;
+  std::condition_variable changed;
+  Job job;
+  uint64_t number = 0;  ///< Of the job
+  bool ends = false;
+  std::vector<Rank> of;
+
+  bool is_done(const Rank& rank) const { return rank.done == number; }
+  bool any_done() const {
+    return std::any_of(of.begin(), of.end(), [&](const Rank& rank) { return is_done(rank); });
+  }
+  bool all_done() const {
+    return std::all_of(of.begin(), of.end(), [&](const Rank& rank) { return is_done(rank); });
+  }
+  bool has_failed() const {
+    return std::any_of(of.begin(), of.end(),
+                       [&](const Rank& rank) { return is_done(rank) && !rank.status.ok(); });
+  }
+
+  void serve(int rank) {
+    Rank& mine = of[static_cast<size_t>(rank)];
+    std::unique_lock lock(mutex);
+    while (true) {
+      changed.wait(lock, [&] { return ends || mine.done != number; });
+      if (mine.done == number) break;  // a job comes before the end
+      const uint64_t taken = number;
+      Job now = job;
+      lock.unlock();
+      const Status status = now(rank);
+      now = nullptr;  // what it holds goes here, before the next
+      lock.lock();
+      mine.status = status;
+      mine.done = taken;
+      changed.notify_all();
+    }
+    mine.is_gone = true;
+    changed.notify_all();
+  }
+
+  void post(Job next) {
+    job = std::move(next);
+    ++number;
+    changed.notify_all();
+  }
+};
+
+RankThreads::RankThreads(int ranks, std::chrono::milliseconds time_limit)
+    : shared_(std::make_shared<Shared>(ranks, time_limit)) {
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads_.emplace_back([shared = shared_, rank] { shared->serve(rank); });
+  }
+}
+
+RankThreads::~RankThreads() {
+  std::unique_lock lock(shared_->mutex);
+  shared_->ends = true;
+  shared_->changed.notify_all();
+  const auto are_gone = [&] {
+    return std::all_of(shared_->of.begin(), shared_->of.end(),
+                       [](const Shared::Rank& rank) { return rank.is_gone; });
+  };
+  shared_->changed.wait_for(lock, shared_->time_limit, are_gone);
+  std::vector<bool> gone;
+  for (const Shared::Rank& rank : shared_->of) gone.push_back(rank.is_gone);
+  lock.unlock();
+  for (size_t rank = 0; rank < threads_.size(); ++rank) {
+    if (gone[rank]) {
+      threads_[rank].join();
+    } else {
+      threads_[rank].detach();  // lost: what it uses is its own
+    }
+  }
+}
+
+Status RankThreads::each(Job job) {
+  if (!failure_.ok()) return failure_;
+  std::unique_lock lock(shared_->mutex);
+  shared_->post(std::move(job));
+  const auto limit = shared_->time_limit;
+  shared_->changed.wait(lock, [&] { return shared_->any_done(); });
+  shared_->changed.wait_for(lock, limit,
+                            [&] { return shared_->all_done() || shared_->has_failed(); });
+  // Who fails tells the others, which then end, too: perhaps one of them knows more.
+  if (!shared_->all_done()) {
+    shared_->changed.wait_for(lock, limit / 4, [&] { return shared_->all_done(); });
+  }
+  for (size_t rank = 0; rank < shared_->of.size(); ++rank) {
+    const Shared::Rank& one = shared_->of[rank];
+    if (!shared_->is_done(one) || one.status.ok()) continue;
+    const bool is_cause = one.status.code() != StatusCode::kRankFailed;
+    if (!failure_.ok() && !is_cause) continue;
+    failure_ = is_cause ? Status(one.status.code(),
+                                 "rank " + std::to_string(rank) + ": " + one.status.message())
+                        : one.status;
+    if (is_cause) break;
+  }
+  for (size_t rank = 0; rank < shared_->of.size() && failure_.ok(); ++rank) {
+    if (shared_->is_done(shared_->of[rank])) continue;
+    failure_ = {StatusCode::kRankFailed, "rank " + std::to_string(rank) +
+                                             " did not do its part within " +
+                                             std::to_string(limit.count()) + " ms"};
+  }
+  return failure_;
+}
+
+void RankThreads::clean_up(Job job) {
+  std::unique_lock lock(shared_->mutex);
+  const auto is_lost = [&](const Shared::Rank& rank) { return !shared_->is_done(rank); };
+  std::vector<bool> lost;
+  for (const Shared::Rank& rank : shared_->of) lost.push_back(is_lost(rank));
+  shared_->post(std::move(job));
+  shared_->changed.wait_for(lock, shared_->time_limit, [&] {
+    for (size_t rank = 0; rank < lost.size(); ++rank) {
+      if (!lost[rank] && !shared_->is_done(shared_->of[rank])) return false;
+    }
+    return true;
+  });
+}
+
+}  // namespace mla::bench

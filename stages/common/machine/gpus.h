@@ -1,0 +1,16 @@
+/// @file
+/// The GPUs of this process, where it uses more than the current one.
+#pragma once
+
+#include "reference/status.h"
+
+namespace mla {
+
+/// How many there are; 0 in a build without CUDA.
+int gpu_count();
+
+/// Makes GPU `index`, counted from 0, the current device of this thread.
+/// @return CUDA's error; kUnavailable in a build without CUDA
+Status use_gpu(int index);
+
+}  // namespace mla
