@@ -216,8 +216,10 @@ DecodeCase small_case() {
 // the first is quick.
 constexpr int kQueryTokens[] = {1, 2, 4, 19};
 class ParallelCases : public testing::TestWithParam<size_t> {};
-INSTANTIATE_TEST_SUITE_P(QueryTokens, ParallelCases, testing::Range(size_t{0}, std::size(kQueryTokens)),
-                         [](const auto& param) { return std::to_string(kQueryTokens[param.param]); });
+INSTANTIATE_TEST_SUITE_P(QueryTokens, ParallelCases,
+                         testing::Range(size_t{0}, std::size(kQueryTokens)), [](const auto& param) {
+                           return std::to_string(kQueryTokens[param.param]);
+                         });
 
 TEST_P(ParallelCases, MatchTheReference) {
   const int seqlen_q = kQueryTokens[GetParam()];
