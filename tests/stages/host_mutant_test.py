@@ -28,7 +28,7 @@ def main(host, model):
         filters = sorted({mutant.tests for _, mutant, its in chosen if its == program})
         together = [tests for tests in filters if "-" not in tests]
         for tests in [":".join(together), *(set(filters) - set(together))]:
-            result = run(program, tests, 0, 600)
+            result = run(program, tests, 0, 1200)
             if result.returncode != 0:
                 failures.append(f"{tests} fail without a fault:\n{result.stdout.decode(errors='replace')[-2000:]}")
     for number, mutant, program in chosen:
