@@ -29,6 +29,7 @@ set(names
   reference/attention.h
   reference/counter_random.h
   reference/float16.h
+  reference/float16_bits.h
   reference/float8.h
   reference/lse_merge.h
   reference/quantise.h

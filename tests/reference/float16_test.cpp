@@ -26,12 +26,14 @@ TYPED_TEST_SUITE(Float16, Types);
 TYPED_TEST(Float16, EveryPatternHasItsValue) {
   for (int bits = 0; bits < 65536; ++bits) {
     const double expected = test::value_of(this->kDType, static_cast<uint16_t>(bits));
-    const float actual = this->value(bits);
-    if (std::isnan(expected)) {
-      ASSERT_TRUE(std::isnan(actual)) << bits;
-    } else {
-      ASSERT_EQ(actual, expected) << bits;
-      ASSERT_EQ(std::signbit(actual), std::signbit(expected)) << bits;
+    for (const float actual :
+         {this->value(bits), to_float(this->kDType, static_cast<uint16_t>(bits))}) {
+      if (std::isnan(expected)) {
+        ASSERT_TRUE(std::isnan(actual)) << bits;
+      } else {
+        ASSERT_EQ(actual, expected) << bits;
+        ASSERT_EQ(std::signbit(actual), std::signbit(expected)) << bits;
+      }
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <limits>
 #include <random>
 
+#include "reference/float16.h"
 #include "tests/reference/code_values.h"
 #include "tests/status_matchers.h"
 

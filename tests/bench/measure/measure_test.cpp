@@ -10,6 +10,7 @@
 #include "bench/measure/measure.h"
 #include "bench/measure/present.h"
 #include "reference/attention.h"
+#include "reference/float16.h"
 #include "stages/common/stage.h"
 #include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"

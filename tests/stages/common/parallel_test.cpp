@@ -244,39 +244,46 @@ DecodeCase small_case() {
   return spec;
 }
 
-// Every case runs with each number of ranks, and with shares and exchanges in turn.
-TEST(Parallel, CasesMatchTheReference) {
-  size_t turn = 0;
-  for (const int seqlen_q : {1, 2, 4, 19}) {
-    for (const bool causal : {false, true}) {
-      for (const int num_heads_kv : {1, 3}) {
-        DecodeCase spec = small_case();
-        spec.dtype = turn % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
-        spec.seqlen_q = seqlen_q;
-        spec.causal = causal;
-        spec.num_heads_kv = num_heads_kv;
-        if (seqlen_q == 19 && num_heads_kv == 3) continue;  // more of the same, and slow
-        spec.seed = turn;
-        spec.data = turn % 3 == 0 ? DataKind::kNeedles : DataKind::kFlat;
-        // Empty, shorter than the queries, shorter than the ranks' pages, around pages and turns of them.
-        spec.lengths = {0, 1, 3, 15, 16, 17, 31, 33, 64, 128, 129, 145};
-        const DataSet data = make_data_set(spec);
-        HostTensors host = generate(data);
-        ReferenceResult expected;
-        ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
-        const std::vector<int32_t> first_ranks = some_first_ranks(spec.lengths.size());
-        for (const int ranks : kRanks) {
-          const int run = contiguous_pages(data.problem.max_pages_per_seq, ranks);
-          const int shares[] = {1, run, 2};
-          ++turn;
-          expect_right(stage_of_model(), data, host, expected,
-                       {shares[turn % 3], kExchanges[turn / 3 % 3], 1 + int(turn % 5),
-                        turn % 4 < 2 ? nullptr : first_ranks.data()},
-                       ranks);
-          if (HasFailure()) return;  // one failure is enough
-        }
+// Every case over all numbers of ranks, with shares and exchanges by turns. Each number of query tokens is a test, of which
+// the first is quick.
+constexpr int kQueryTokens[] = {1, 2, 4, 19};
+class ParallelCases : public testing::TestWithParam<size_t> {};
+INSTANTIATE_TEST_SUITE_P(QueryTokens, ParallelCases,
+                         testing::Range(size_t{0}, std::size(kQueryTokens)), [](const auto& param) {
+                           return std::to_string(kQueryTokens[param.param]);
+                         });
+
+TEST_P(ParallelCases, MatchTheReference) {
+  const int seqlen_q = kQueryTokens[GetParam()];
+  size_t turn = GetParam() * 4 * (std::size(kRanks) + 1);
+  for (const bool causal : {false, true}) {
+    for (const int num_heads_kv : {1, 3}) {
+      DecodeCase spec = small_case();
+      spec.dtype = turn % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
+      spec.seqlen_q = seqlen_q;
+      spec.causal = causal;
+      spec.num_heads_kv = num_heads_kv;
+      if (seqlen_q == 19 && num_heads_kv == 3) continue;  // more of the same, and slow
+      spec.seed = turn;
+      spec.data = turn % 3 == 0 ? DataKind::kNeedles : DataKind::kFlat;
+      // Empty, shorter than the queries, shorter than the ranks' pages, around pages and turns of them.
+      spec.lengths = {0, 1, 3, 15, 16, 17, 31, 33, 64, 128, 129, 145};
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      ReferenceResult expected;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+      const std::vector<int32_t> first_ranks = some_first_ranks(spec.lengths.size());
+      for (const int ranks : kRanks) {
+        const int run = contiguous_pages(data.problem.max_pages_per_seq, ranks);
+        const int shares[] = {1, run, 2};
         ++turn;
+        expect_right(stage_of_model(), data, host, expected,
+                     {shares[turn % 3], kExchanges[turn / 3 % 3], 1 + int(turn % 5),
+                      turn % 4 < 2 ? nullptr : first_ranks.data()},
+                     ranks);
+        if (HasFailure()) return;  // one failure is enough
       }
+      ++turn;
     }
   }
 }
