@@ -176,7 +176,10 @@ int predict(const Options& options) {
   if (!status.ok()) return refuse(status);
   nlohmann::ordered_json report{
       {"context",
-       {{"schema", "flashmla_scale/1"}, {"decode", model.decode.origin}, {"links", links.origin}}},
+       {{"schema", "flashmla_scale/1"},
+        {"decode", model.decode.origin},
+        {"links", links.origin},
+        {"merge", links.merge_origin}}},
       {"links",
        {{"exchange_us", links.exchange_us},
         {"nvlink_gbps", links.nvlink_gbps},
@@ -198,16 +201,26 @@ int predict(const Options& options) {
       report["rows"].push_back({{"shape", name},
                                 {"way", one.way},
                                 {"ranks", one.ranks},
+                                {"head_ranks", one.head_ranks},
+                                {"page_ranks", one.page_ranks},
                                 {"decode_us", one.decode_us},
                                 {"exchange_us", one.exchange_us},
                                 {"merge_us", one.merge_us},
                                 {"us", one.us()},
-                                {"memory_gb", one.memory_gb}});
+                                {"memory_gb", one.memory_gb()},
+                                {"buffers_gb", one.buffers_gb}});
     }
     fmt::print("\n{}\n{}", shape.title(), table);
   }
   if (options.shapes.empty())
     return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});
+  for (const Crossover& one : crossovers(model)) {
+    report["crossovers"].push_back({{"heads", one.heads},
+                                    {"sequences", one.sequences},
+                                    {"ranks", one.ranks},
+                                    {"over_heads", one.over_heads},
+                                    {"over_one", one.over_one}});
+  }
   if (!options.out.empty()) status = write_file(options.out, report.dump(1) + "\n");
   return status.ok() ? kRight : refuse(status, kWrong);
 }
