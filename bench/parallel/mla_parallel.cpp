@@ -174,21 +174,20 @@ int predict(const Options& options) {
   Status status = check_writable(options.out);
   if (status.ok()) status = load_scale_model(&model);
   if (!status.ok()) return refuse(status);
-  nlohmann::ordered_json report{
-      {"context",
-       {{"schema", "flashmla_scale/1"},
-        {"decode", model.decode.origin},
-        {"links", links.origin},
-        {"merge", links.merge_origin}}},
-      {"links",
-       {{"exchange_us", links.exchange_us},
-        {"nvlink_gbps", links.nvlink_gbps},
-        {"hop_us", links.hop_us},
-        {"network_gbps", links.network_gbps},
-        {"network_us", links.network_us},
-        {"merge_us", links.merge_us},
-        {"memory_gbps", links.memory_gbps},
-        {"gpus_per_host", links.gpus_per_host}}}};
+  nlohmann::ordered_json report{{"context",
+                                 {{"schema", "flashmla_scale/1"},
+                                  {"decode", model.decode.origin},
+                                  {"links", links.origin},
+                                  {"merge", links.merge_origin}}},
+                                {"links",
+                                 {{"exchange_us", links.exchange_us},
+                                  {"nvlink_gbps", links.nvlink_gbps},
+                                  {"hop_us", links.hop_us},
+                                  {"network_gbps", links.network_gbps},
+                                  {"network_us", links.network_us},
+                                  {"merge_us", links.merge_us},
+                                  {"memory_gbps", links.memory_gbps},
+                                  {"gpus_per_host", links.gpus_per_host}}}};
   fmt::print("{}", model.describe());
   for (const std::string& name : options.shapes) {
     Shape shape;

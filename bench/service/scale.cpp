@@ -65,7 +65,9 @@ double merged_bytes(Exchange exchange, int ranks) {
   const double weigh = out + n * lse + sum, round = (sum + n * lse + out + lse) / n;
   return weigh + round;
 }
-int kernels_around(Exchange exchange) { return exchange == Exchange::kReduceScatter ? 2 : 1; }
+int kernels_around(Exchange exchange) {
+  return exchange == Exchange::kReduceScatter ? 2 : 1;
+}
 
 /// Bytes of a rank's workspace per row of the problem, without those that the stage works in.
 double buffer_bytes(Exchange exchange, int ranks) {
@@ -212,8 +214,8 @@ Status fit_links(const std::vector<ParallelReport>& reports, Links* links) {
   }
   if (bytes.size() < 4) {
     return {StatusCode::kFileError,
-            fmt::format("{} times {} exchanges over two GPUs; a fit needs four",
-                        newest_name, bytes.size())};
+            fmt::format("{} times {} exchanges over two GPUs; a fit needs four", newest_name,
+                        bytes.size())};
   }
   const auto fit = fit_non_negative({std::vector<double>(us.size(), 1.0), bytes}, us);
   if (fit[1] <= 0) {
@@ -234,17 +236,15 @@ ExchangeTime exchange_time(const Links& links, Exchange exchange, double rows, i
   const int host = std::min(ranks, links.gpus_per_host), hosts = (ranks + host - 1) / host;
   // Each rank sends to every other at once; or what it has goes round by all hosts, one after the other.
   const double latency =
-      links.exchange_us +
-      (exchange == Exchange::kAllToAll
-           ? links.hop_us * (ranks - 2) + (hosts > 1 ? links.network_us : 0)
-           : links.hop_us * (host - 2) + links.network_us * (hosts - 1));
+      links.exchange_us + (exchange == Exchange::kAllToAll
+                               ? links.hop_us * (ranks - 2) + (hosts > 1 ? links.network_us : 0)
+                               : links.hop_us * (host - 2) + links.network_us * (hosts - 1));
   // GB/s are kB/us.
-  return {
-      bytes.steps * latency +
-          rows * 1e-3 *
-              std::max(bytes.in_host / links.nvlink_gbps, bytes.between_hosts / links.network_gbps),
-      links.merge_us * kernels_around(exchange) +
-          rows * merged_bytes(exchange, ranks) * 1e-3 / links.memory_gbps};
+  return {bytes.steps * latency + rows * 1e-3 *
+                                      std::max(bytes.in_host / links.nvlink_gbps,
+                                               bytes.between_hosts / links.network_gbps),
+          links.merge_us * kernels_around(exchange) +
+              rows * merged_bytes(exchange, ranks) * 1e-3 / links.memory_gbps};
 }
 
 Status SimulatedRanks::step(const StepWork& work, double* seconds) {
@@ -308,12 +308,11 @@ std::vector<Forecast> forecast(const DecodeModel& model, const Links& links, con
   }
   if (ranks <= whole.sequences) {
     const double most = std::ceil(whole.sequences / n) / whole.sequences;
-    found.push_back(
-        {.way = "batch",
-         .ranks = ranks,
-         .decode_us = model.us(spec.num_heads_q,
-                               {whole.sequences * most, whole.tokens * most, whole.longest}),
-         .cache_gb = cache_gb * most});
+    found.push_back({.way = "batch",
+                     .ranks = ranks,
+                     .decode_us = model.us(spec.num_heads_q, {whole.sequences * most,
+                                                              whole.tokens * most, whole.longest}),
+                     .cache_gb = cache_gb * most});
   }
   return found;
 }

@@ -25,8 +25,9 @@ inline Exchange exchange_for(int heads, int ranks) {
 struct Links {
   double exchange_us =
       15;  ///< An exchange of nothing between two ranks of a host: launch, events, one hop.
-  double nvlink_gbps = 450;   ///< GB/s; NVLink 4's nominal rate
-  double hop_us = 1.5;        ///< For every further rank that a ring passes in a host, or that is sent to. Assumed.
+  double nvlink_gbps = 450;  ///< GB/s; NVLink 4's nominal rate
+  /// For every further rank that a ring passes in a host, or that is sent to. Assumed.
+  double hop_us = 1.5;
   double network_gbps = 50;   ///< GB/s between hosts: 400 Gbit/s per GPU, nominal.
   double network_us = 10;     ///< Of a hop between hosts. Assumed.
   double merge_us = 6;        ///< A kernel around an exchange, without its bytes.
@@ -60,11 +61,12 @@ struct Forecast {
   std::string way;
   int ranks = 1;
   int head_ranks = 1, page_ranks = 1;  ///< Among so many are heads shared, and pages.
-  double decode_us = 0;    ///< Of the share
-  double exchange_us = 0;  ///< Latency and bytes
+  double decode_us = 0;                ///< Of the share
+  double exchange_us = 0;              ///< Latency and bytes
   double merge_us = 0;
-  double cache_gb = 0;    ///< Of a rank
-  double buffers_gb = 0;  ///< What a rank's exchange needs beside: of parallel_workspace_bytes(), without the stage's
+  double cache_gb = 0;  ///< Of a rank
+  /// What a rank's exchange needs beside: of parallel_workspace_bytes(), without the stage's
+  double buffers_gb = 0;
   double us() const { return decode_us + exchange_us + merge_us; }
   double memory_gb() const { return cache_gb + buffers_gb; }
   /// Heads are shared and pages, both.

@@ -79,7 +79,7 @@ TEST(Scale, TermsInAHost) {
   EXPECT_DOUBLE_EQ(of(four, "batch").us(), 10 + 2e-3 * 300'000);  // three of ten sequences
   EXPECT_EQ(forecast(simple_model(), links, spec, 1).size(), 1u);
   EXPECT_DOUBLE_EQ(forecast(simple_model(), links, spec, 1)[0].us(), 2010);
-  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);   // three do not divide the heads
+  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);  // three do not divide the heads
   for (const Forecast& one : forecast(simple_model(), links, spec, 16)) {
     EXPECT_NE(one.way, "batch");  // sixteen have no sequence each
   }
@@ -246,7 +246,8 @@ nlohmann::json report_of(const std::string& date) {
     for (const Exchange exchange : kExchanges) {
       const bool is_gather = exchange == Exchange::kAllGather;
       const bool is_sum = exchange == Exchange::kReduceScatter;
-      const double bytes = rows * 1028 / (is_gather ? 1 : 2), us = is_sum ? 999 : 12 + bytes / 300e3;
+      const double bytes = rows * 1028 / (is_gather ? 1 : 2),
+                   us = is_sum ? 999 : 12 + bytes / 300e3;
       const double moved = is_gather ? 3 * 1028 : is_sum ? 3080 + (2056 + 1028) / 2.0 : 1.5 * 1028;
       report["rows"].push_back({{"shape", "h128_q1_b" + std::to_string(batch) + "_k1000"},
                                 {"ranks", 2},
@@ -325,8 +326,8 @@ TEST(Links, TheReportIsTheNewestOfTwoGpus) {
 TEST(Links, AllReportsOfAFolderAreRead) {
   const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "scale_test";
   std::filesystem::create_directories(folder);
-  for (const char* name : {"h200x4_parallel_a.json", "h200x2_parallel_b.json", "parallel_scale.json",
-                           "h200x2_parallel_b.txt"}) {
+  for (const char* name : {"h200x4_parallel_a.json", "h200x2_parallel_b.json",
+                           "parallel_scale.json", "h200x2_parallel_b.txt"}) {
     std::ofstream(folder / name) << name;
   }
   const auto reports = load_parallel_reports(folder.string());
