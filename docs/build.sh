@@ -29,8 +29,8 @@ MLA_INPUT=$(echo docs/site/*.dox reference/*.h reference/{layers,testing}/*.h re
 export MLA_INPUT
 doxygen docs/site/Doxyfile
 
-# In every public header, each type and each function outside a class has a comment. Members whose name says all need
-# none, and kernels speak in plain comments, so Doxygen's own warning about the undocumented is of use for these alone.
+# In every public header, each type and each function outside a class has a comment. Members whose names say everything need
+# none, and kernels have plain comments. So of Doxygen's warnings about missing comments, only those are used.
 missing=$({ cat docs/site/Doxyfile; printf '%s = %s\n' WARN_IF_UNDOCUMENTED YES WARN_AS_ERROR NO GENERATE_HTML NO; } |
   doxygen - 2>&1 > /dev/null |
   grep -E '\.h:[0-9]+: .*(Compound .*|\((function|typedef|enumeration)\) of (namespace|file) .*) is not documented' | sort -u) || true

@@ -4,7 +4,7 @@
 //   absorbed     the queries go to the latent space instead                      double
 //   kernel       absorbed, but the attention core is a stage of the ladder       16 bits
 //
-// All three get the same hidden states; each has a cache of its own. The layer is small (256 wide, 4
+// All three get the same hidden states, and each has a cache of its own. The layer is small (256 wide, 4
 // heads), but its cache rows have the stages' width: 512 + 64. The derivation is in
 // docs/derivation.md, the layer in reference/layers/mla_layer.h.
 #include <CLI/CLI.hpp>

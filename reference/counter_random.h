@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "reference/float16.h"
+#include "reference/dtype.h"
 
 namespace mla::counter_random {
 

@@ -4,10 +4,7 @@
 /// even, and both are plain 16-bit patterns in memory, so tensors cross between the two as `void*`.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#include "reference/dtype.h"
+#include "reference/float16_bits.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -53,19 +50,6 @@ MLA_HOST_DEVICE inline T from_float(float x) {
 }
 
 static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2, "tensors hold 16-bit patterns");
-
-/// The value of a 16-bit pattern, exact.
-MLA_HOST_DEVICE inline float to_float(DType dtype, uint16_t bits) {
-  if (dtype == DType::kBFloat16) {
-    const uint32_t wide = uint32_t{bits} << 16;
-    float value = 0;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-  }
-  float16 value;
-  memcpy(static_cast<void*>(&value), &bits, sizeof value);
-  return to_float(value);
-}
 
 /// Calls f(T{}), where T is the C++ type of `dtype`, and returns what it returns.
 template <typename F>

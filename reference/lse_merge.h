@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "reference/float16.h"
+#include "reference/dtype.h"
 
 namespace mla {
 

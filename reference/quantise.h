@@ -34,7 +34,7 @@
 #include <cstring>
 #include <vector>
 
-#include "reference/float16.h"
+#include "reference/float16_bits.h"
 #include "reference/float8.h"
 #include "reference/problem.h"
 

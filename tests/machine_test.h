@@ -1,5 +1,5 @@
 /// @file
-/// What suites have in common whose tests run on each machine.
+/// What suites share whose tests run on each machine.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,8 +11,8 @@
 
 namespace mla {
 
-/// A test on the machine that its parameter names; skipped where there is none. The model's device and
-/// schedule are the default ones again after each.
+/// A test on the machine that its parameter names; it is skipped where there is none. After each test,
+/// the model's device and schedule are the default ones again.
 class MachineTest : public testing::TestWithParam<MachineKind> {
  protected:
   void SetUp() override {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds everything, runs the tests.
+# Installs what is missing, builds everything, and runs the tests.
 #
 #   bash tests/run.sh                   every test that runs here in minutes (a GPU's too, where there is one)
 #   bash tests/run.sh 02                one stage alone, in a minute: builds what it needs, runs its conformance cases
@@ -7,7 +7,7 @@
 #   bash tests/run.sh -R 02_shared      everything is built; arguments go to ctest
 #   bash tests/run.sh -L long           the full product of cases on a GPU
 #
-# --no-install, before the others, ends with what is missing instead of installing it.
+# --no-install, given first, lists what is missing and ends, instead of installing it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,5 +29,5 @@ else
   arguments=("$@")
   if [[ $# -eq 0 ]]; then arguments=(-LE long); fi
 fi
-# Two tests at a time: many use every core themselves, those of kernels whose blocks run together only one.
+# Two tests at a time: many use every core themselves, but kernels whose blocks run together use only one.
 ctest --test-dir build --output-on-failure --parallel 2 "${arguments[@]}"

@@ -1,5 +1,5 @@
 /// @file
-/// EXPECT_OK and ASSERT_OK: of a Status, or of anything else with ok(), that a failing test prints.
+/// EXPECT_OK and ASSERT_OK: for a Status, or anything else with ok(), which a failing test prints.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 namespace mla {
 
-/// For EXPECT_OK: says what the expression was and what it says of itself.
+/// For EXPECT_OK: prints the expression, and what its value says of itself.
 template <typename T>
 testing::AssertionResult is_ok(const char* expression, const T& value) {
   if (value.ok()) return testing::AssertionSuccess();

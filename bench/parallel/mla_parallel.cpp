@@ -245,6 +245,12 @@ int run(Options options) {
   if (options.print_nccl) return print_nccl(options);
   std::optional<Seat> seat;
   if (const Status status = seat_of_environment(&seat); !status.ok()) return refuse(status);
+  // A rank of a launcher tells the others, too.
+  const auto refuse = [&](const Status& status) {
+    const int code = complain("mla_parallel", status, kNothingRun);
+    if (seat) decline(*seat, std::chrono::milliseconds(options.time_limit_ms), status);
+    return code;
+  };
   if (const Status status = check_writable(options.out); !status.ok()) return refuse(status);
   nlohmann::ordered_json there;
   if (const Status status = read_report(options, &there); !status.ok()) return refuse(status);
@@ -340,12 +346,12 @@ int run(Options options) {
     if (written.ok() && report.contains("timelines")) {
       written = write_trace(options, report["timelines"][0]);
     }
-    return written.ok() ? code : refuse(written, kWrong);
+    return written.ok() ? code : complain("mla_parallel", written, kWrong);
   };
   if (seat) {
     std::unique_ptr<Hub> hub;
     if (seat->rank == 0) status = open_hub(seat->hub, ranks, run.time_limit, &hub);
-    return status.ok() ? body(*seat) : refuse(status);
+    return status.ok() ? body(*seat) : complain("mla_parallel", status, kNothingRun);
   }
   int code = 0;
   status = on_gpu ? run_processes(ranks, run.time_limit, body, &code)

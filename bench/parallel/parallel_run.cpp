@@ -34,7 +34,9 @@ class RankRun {
           Json* report)
       : options_(options), seat_(seat), make_transport_(make_transport), report_(report) {}
 
+  /// Joins first, so that the others hear of what is missing here, and ends when all have begun.
   Status begin() {
+    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
     if (options_.machine == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(seat_.local_rank));
     std::string why_not;
     machine_ = find_machine(options_.machine, &why_not);
@@ -42,7 +44,8 @@ class RankRun {
     stage_ = find_stage(options_.machine, options_.stage, &why_not);
     if (stage_ == nullptr) return {StatusCode::kInvalidArgument, why_not};
     MLA_RETURN_IF_ERROR(check_device(*stage_, machine_->limits()));
-    MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
+    std::vector<std::string> all;
+    MLA_RETURN_IF_ERROR(world_->share("begun", &all));
     if (seat_.rank == 0) {
       (*report_)["machine"] = machine_->description();
       (*report_)["ranks"] = seat_.ranks;
@@ -58,7 +61,12 @@ class RankRun {
     return disconnect();
   }
 
-  Rendezvous* world() const { return world_.get(); }
+  /// Tells all that this rank has failed: those that wait for it in an exchange listen to their group alone.
+  void fail(const Status& why) {
+    if (world_ != nullptr)
+      world_->fail(why);  // first: who hears of it in the group fails there, too
+    if (transport_ != nullptr) transport_->fail(why);
+  }
 
  private:
   /// Meets the ranks that share pages with this one, `pages` of them.
@@ -70,7 +78,8 @@ class RankRun {
     MLA_RETURN_IF_ERROR(make_transport_(seat_, pages, std::move(group), &transport_, &api_));
     if (seat_.rank == 0 && api_ != nullptr) (*report_)["nccl"] = api_->description();
     return make_rank_clock(
-        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_);
+        *machine_, [this](Stream stream) { return transport_->wait(stream); }, &clock_,
+        [this](const Status& why) { fail(why); });
   }
   /// Whoever has the group's hub stays until all have left it.
   Status disconnect() {
@@ -501,7 +510,7 @@ int run_rank(const ParallelOptions& options, const Seat& seat, const MakeTranspo
   const bool has_begun = status.ok();
   if (status.ok()) status = rank.run();
   if (status.ok()) return rank.any_wrong() ? kWrong : kRight;
-  if (rank.world() != nullptr) rank.world()->fail(status);
+  rank.fail(status);
   fmt::print(stderr, "mla_parallel: rank {} after {:.1f} s: {}\n", seat.rank, seconds_since(begin),
              status.to_string());
   return has_begun ? kWrong : kNothingRun;

@@ -79,6 +79,29 @@ class ModelClock final : public RankClock {
   std::vector<Enqueue> kept_;
 };
 
+/// Another clock, whose errors are told.
+class TellingClock final : public RankClock {
+ public:
+  TellingClock(std::unique_ptr<RankClock> clock, Fail fail)
+      : clock_(std::move(clock)), fail_(std::move(fail)) {}
+  Stream stream() const override { return clock_->stream(); }
+  Status prepare(const Enqueue& enqueue, bool as_graph, int* handle) override {
+    return told(clock_->prepare(enqueue, as_graph, handle));
+  }
+  Status run(int handle, int runs, double* us) override {
+    return told(clock_->run(handle, runs, us));
+  }
+  void forget(int handle) override { clock_->forget(handle); }
+
+ private:
+  Status told(Status status) const {
+    if (!status.ok()) fail_(status);
+    return status;
+  }
+  std::unique_ptr<RankClock> clock_;
+  Fail fail_;
+};
+
 }  // namespace
 
 #ifdef MLA_HAVE_CUDA
@@ -89,12 +112,16 @@ int count_gpus() {
 }
 #endif
 
-Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock) {
+Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock,
+                       RankClock::Fail fail) {
+  if (machine.kind() == MachineKind::kGpu) {
 #ifdef MLA_HAVE_CUDA
-  if (machine.kind() == MachineKind::kGpu) return make_gpu_clock(std::move(wait), clock);
+    MLA_RETURN_IF_ERROR(make_gpu_clock(std::move(wait), clock));
 #endif
-  static_cast<void>(machine);
-  *clock = std::make_unique<ModelClock>(std::move(wait));
+  } else {
+    *clock = std::make_unique<ModelClock>(std::move(wait));
+  }
+  if (fail) *clock = std::make_unique<TellingClock>(std::move(*clock), std::move(fail));
   return {};
 }
 

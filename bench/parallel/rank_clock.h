@@ -49,10 +49,12 @@ class RankClock {
  public:
   /// As many runs are enqueued before they are waited for. A queue that is full makes the host wait inside the driver,
   /// where it hears of no other rank's failure.
-  static constexpr int kMostAtOnce = 256;
+  static constexpr int kMostAtOnce = 64;
   using Enqueue = std::function<Status(Stream)>;
   /// Waits for a stream: Transport::wait of the rank.
   using Wait = std::function<Status(Stream)>;
+  /// Tells the others of an error: Transport::fail of the rank.
+  using Fail = std::function<void(const Status&)>;
   virtual ~RankClock() = default;
   /// Null on the model.
   virtual Stream stream() const = 0;
@@ -74,7 +76,10 @@ class RankClock {
   virtual Status run_piece(int handle, int runs, double* total_us) = 0;
 };
 
+/// @param fail  told of every error of prepare() and run(), before they return it: what is under way on the device
+///              may be waiting for the others, and they for this rank, which announces no replay of a graph
 /// @return the machine's error
-Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock);
+Status make_rank_clock(Machine& machine, RankClock::Wait wait, std::unique_ptr<RankClock>* clock,
+                       RankClock::Fail fail = nullptr);
 
 }  // namespace mla::bench

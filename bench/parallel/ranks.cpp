@@ -60,22 +60,29 @@ Status seat_of_environment(std::optional<Seat>* seat) {
   found.local_rank = found.rank;
   MLA_RETURN_IF_ERROR(number_of({"MLA_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"},
                                 &found.local_rank, &local));
-  const char* hub = std::getenv("MLA_HUB");
-  found.hub = hub != nullptr && *hub != '\0' ? hub : "127.0.0.1:29517";
+  const char *hub = std::getenv("MLA_HUB"), *here = nullptr;
+  const bool has_hub = hub != nullptr && *hub != '\0';
+  int ranks_here = found.ranks;
+  MLA_RETURN_IF_ERROR(
+      number_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, &ranks_here, &here));
+  if (!has_hub && ranks_here < found.ranks) {
+    return {StatusCode::kInvalidArgument,
+            fmt::format("{}={} of {}={}: for several hosts MLA_HUB must say where rank 0 listens, "
+                        "as host:port",
+                        here, ranks_here, ranks, found.ranks)};
+  }
+  found.hub = has_hub ? hub : "127.0.0.1:29517";
   *seat = found;
   return {};
 }
 
 Status run_processes(int ranks, std::chrono::milliseconds time_limit,
                      const std::function<int(const Seat&)>& body, int* exit_code) {
-  // Ranks wait for the hub: its thread begins after the last fork, which copies no other thread.
-  std::unique_ptr<Hub> hub;
-  std::string address;
-  {
-    std::unique_ptr<Hub> place;  // an address that is free
-    MLA_RETURN_IF_ERROR(open_hub("127.0.0.1:0", ranks, time_limit, &place));
-    address = place->address();
-  }
+  // The hub's port is taken before the forks, so that no other process can have it. Its thread begins after the last
+  // fork, which copies no other thread; until then ranks wait.
+  std::unique_ptr<HubPlace> place;
+  MLA_RETURN_IF_ERROR(take_hub_place("127.0.0.1:0", &place));
+  const std::string address = place->address();
   std::fflush(nullptr);
   std::vector<pid_t> children;
   const auto end_all = [&] {
@@ -86,6 +93,7 @@ Status run_processes(int ranks, std::chrono::milliseconds time_limit,
     const pid_t child = fork();
     if (child == 0)
       _exit([&] {
+        place.reset();  // else a connection to a hub that is gone would not be refused
         const int code = body({rank, ranks, rank, address});
         std::fflush(nullptr);
         return code;
@@ -96,7 +104,8 @@ Status run_processes(int ranks, std::chrono::milliseconds time_limit,
     }
     children.push_back(child);
   }
-  if (const Status opened = open_hub(address, ranks, time_limit, &hub); !opened.ok()) {
+  std::unique_ptr<Hub> hub;
+  if (const Status opened = place->open(ranks, time_limit, &hub); !opened.ok()) {
     end_all();
     return opened;
   }
@@ -149,18 +158,24 @@ Status run_threads(int ranks, std::chrono::milliseconds time_limit,
   return {};
 }
 
+void decline(const Seat& seat, std::chrono::milliseconds time_limit, const Status& why) {
+  std::unique_ptr<Hub> hub;
+  std::unique_ptr<Rendezvous> world;
+  if (seat.rank == 0 && !open_hub(seat.hub, seat.ranks, time_limit, &hub).ok()) return;
+  if (join_hub(seat.hub, seat.rank, seat.ranks, time_limit, &world).ok()) world->fail(why);
+}
+
 Status join_group(Rendezvous& world, const std::string& world_address, int group, int group_ranks,
                   std::unique_ptr<Hub>* hub, std::unique_ptr<Rendezvous>* rendezvous) {
   const int first = group * group_ranks;
   std::string address;
   Status opened;
   if (world.rank() == first) {
-    // Where other hosts take part, this one's name leads here.
-    std::string host = world_address.substr(0, world_address.rfind(':'));
-    if (host != "127.0.0.1") {
-      char name[256] = {};
-      gethostname(name, sizeof name - 1);
-      host = name;
+    // The others find this rank where it comes from. By the loopback it comes on the host of the hub of all, which
+    // they find by that hub's name.
+    std::string host = world.host();
+    if (host.rfind("127.", 0) == 0 || host == "[::1]") {
+      host = world_address.substr(0, world_address.rfind(':'));
     }
     opened = open_hub(host + ":0", group_ranks, world.time_limit(), hub);
     if (opened.ok()) address = (*hub)->address();
@@ -169,7 +184,7 @@ Status join_group(Rendezvous& world, const std::string& world_address, int group
   std::vector<std::string> addresses;
   MLA_RETURN_IF_ERROR(world.share(address, &addresses));
   const Status joined = join_hub(addresses[static_cast<size_t>(first)], world.rank() - first,
-                                 group_ranks, world.time_limit(), rendezvous);
+                                 group_ranks, world.time_limit(), rendezvous, &world);
   if (!joined.ok()) world.fail(joined);
   return joined;
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Works out what by_hand.md says, in fractions: nothing is rounded before it is printed.
 
-    docs/course/by_hand.py --check     is the page as it is worked out here? (a test)
-    docs/course/by_hand.py --write     makes it so
+    docs/course/by_hand.py --check     checks that the page is as it is worked out here (a test)
+    docs/course/by_hand.py --write     writes it into the page
 
 What must agree, such as one pass and two parts, is asserted. The rule by which m moves is read from the kernels' header.
 """
@@ -30,7 +30,7 @@ def add(row, weight, column_values):
 
 
 def direct(scores, values):
-    """out and sum 2^S, as the formula has them."""
+    """out and the sum of 2^S, by the formula."""
     total = sum(power(s) for s in scores)
     out = [Fraction(0), Fraction(0)]
     for s, v in zip(scores, values):
@@ -39,7 +39,7 @@ def direct(scores, values):
 
 
 def log2(value):
-    """Of a fraction as small as may be."""
+    """The logarithm, even of a fraction that is too small for a float."""
     return math.log2(value.numerator) - math.log2(value.denominator)
 
 

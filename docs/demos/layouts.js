@@ -10,7 +10,7 @@ const layoutsDemo = (() => {
   const placeOf = ({divide, modulo, own}, row, chunk) => own ? own(row, chunk) : chunk ^ Math.floor(row / divide) % modulo;
   const addressOf = (layout, row, chunk) => row * layout.pitch + placeOf(layout, row, chunk) * kChunk;
 
-  // A swizzle that was typed: {own}, or {error}. Of names it has r and c alone, so it can do nothing but compute.
+  // A swizzle that was typed: {own}, or {error}. It knows no names but r and c, so it can only compute.
   function ownSwizzle(text, chunks) {
     if (text.trim() === "") return {};
     if (!/^[\drc\s()+\-*/%&|^~<>]*$/.test(text)) return {error: "r, c, numbers, + - * / % & | ^ ~ << >> and parentheses"};
@@ -74,8 +74,8 @@ const layoutsDemo = (() => {
     return {taken, needed};
   }
 
-  // As wgmma walks a matrix of 16-bit elements with a 128-byte swizzle in one step, 16 of k; for_each_granule() of
-  // reference/gpu_model/wgmma.cpp. Byte of element (k, n) of B: `n` runs over rows if it is K-major, down to 8 bytes of a row else.
+  // The walk of wgmma over a matrix of 16-bit elements with a 128-byte swizzle, in one step of 16 k, as in for_each_granule() of
+  // reference/gpu_model/wgmma.cpp. Gives the byte of element (k, n) of B. If B is K-major, n counts rows; otherwise n runs along them.
   const swizzled = address => address ^ (address >> 3 & 112);
   function walkByte({operand, begin, lbo, sbo}, k, n) {
     const address = operand === "k" ? begin + Math.floor(n / 8) * sbo + n % 8 * 128 + Math.floor(k / 8) * kChunk
@@ -103,8 +103,8 @@ const layoutsDemo = (() => {
   };
   const fragmentOf = (kind, row, column) => kFragments[kind][3](row, column);
 
-  // How P[row][token] of a tile of 64 rows and 64 tokens gets from S's registers to A's: steps in words, the last with a place in
-  // shared memory as `byte`, if it goes there.
+  // How P[row][token] of a tile of 64 rows and 64 tokens gets from S's registers to A's. The steps are in words; `byte` is its place
+  // in shared memory, if it goes there.
   function pathOf(how, row, token) {
     const a = fragmentOf("wgmma_a", row, token % 16), halves = ["low", "high"], of = lane => `warp ${lane >> 5}, lane ${lane % 32}`;
     const bank = byte => `byte ${byte}, bank ${(byte >> 2) % kBanks}`;
@@ -145,7 +145,7 @@ const layoutsDemo = (() => {
     how: ["stage", {"05": "05: stored, padded, ldmatrix", "06": "06 and 07: stmatrix, swizzled", "08": "08: as registers"}],
   };
   const kNumbers = {begin: "begin", lbo: "leading dimension byte offset, LBO", sbo: "stride dimension byte offset, SBO"};
-  // What a view has for a state; numbers with the least that is too much.
+  // The state of each view. kEnds has, for each number, the least value that is too large.
   const kOf = {
     rows: {pitch: "128", divide: "1", modulo: "8", own: "", pattern: "matrix", row: "3", column: "16"},
     walk: {operand: "k", begin: "0", lbo: "0", sbo: "1024", byte: "0"},

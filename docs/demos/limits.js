@@ -41,7 +41,7 @@ const limitsDemo = (() => {
     return {explain, slugs};
   }
 
-  // As mla_bench calls it: bench/measure/shapes.h.
+  // The shape's name in mla_bench: bench/measure/shapes.h.
   const shapeOf = s => `h${s.h}_q${s.q}_b${s.b}_k${s.k}${s.causal === "yes" ? "_causal" : ""}${s.format === "16bit" ? "" : "_" + s.format}` +
                        (s.dtype === "fp16" ? "_fp16" : "");
   function stateOf(shape) {

@@ -5,7 +5,7 @@ const softmaxDemo = (() => {
   const {element, table, select, given} = demo;
   const kFltMax = 3.4028234663852886e38;
 
-  // As merge_lse() of reference/lse_merge.h; a test compares the two. 2 in the place of e is the mistake.
+  // As merge_lse() of reference/lse_merge.h; a test compares the two. 2 in place of e is the mistake.
   function mergeLse(a, b, power = Math.exp, log = Math.log) {
     if (a === Infinity) a = -Infinity;
     if (b === Infinity) b = -Infinity;
@@ -27,7 +27,7 @@ const softmaxDemo = (() => {
     return {m, p, l, o, total: own.reduce((sum, x) => sum + 2 ** x, 0), ...result(m, l, o)};
   }
 
-  // One token after the other, as stage 03. start: -FLT_MAX, -infinity, or the first token is set and not added.
+  // One token after the other, as in stage 03. start: -FLT_MAX, -infinity, or the first token is set and not added.
   function online(s, v, {sign, start}) {
     let m = start === "inf" ? -Infinity : -kFltMax, l = 0, o = [0, 0];
     const steps = s.map((score, t) => {

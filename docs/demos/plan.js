@@ -69,7 +69,7 @@ const planDemo = (() => {
   }
 
   const kFields = {lengths: "lengths, in tokens", workers: "workers", fixed: "what a piece costs beside its tokens, in grains of 64 tokens",
-                   min: "least load of a worker, in grains", combine: "what no combine is worth, in grains",
+                   min: "least load of a worker, in grains", combine: "imbalance that is cheaper than a combine, in grains",
                    split: "cut every … tokens (0: anywhere)"};
   const kDefault = {lengths: "4096,512,1024,256", workers: "8", fixed: "2", min: "4", combine: "1", split: "0"};
   function read(hash) {

@@ -55,7 +55,7 @@ const playerDemo = (() => {
             blocks: new Set(), ended: new Set()};
   }
 
-  // Spans of time, for the lanes' picture: {lane, what, from, to, text}, and of a wait who ended it.
+  // Spans of time, for the picture of the lanes: {lane, what, from, to, text}. A wait also has who ended it.
   function begin(state, key, span) {
     const open = state.open.get(key) ?? [];
     open.push({...span, from: state.at, to: Infinity});
@@ -73,18 +73,18 @@ const playerDemo = (() => {
     return state.warps.get(key);
   }
 
-  // Lanes begin to wait, for what has this key.
+  // Lanes begin to wait for what has this key.
   function wait(state, event, key, text) {
     const warp = warpOf(state, event.block, event.warp);
     const same = warp.waits.find(each => each.key === key);
-    if (same) {  // more of its lanes
+    if (same) {  // more lanes of the same warp
       same.lanes = (same.lanes | lanesOf(event.lanes)) >>> 0;
       return;
     }
     warp.waits.push({lanes: lanesOf(event.lanes), key, text, since: state.at, place: event.place});
     begin(state, `wait ${warpKey(event.block, event.warp)} ${key}`, {lane: warpKey(event.block, event.warp), what: "wait", text});
   }
-  // All that wait for it go on: the recording says how many threads that are.
+  // All that wait for it go on. The recording says how many threads these must be.
   function release(state, key, threads, ender) {
     let released = 0;
     for (const warp of state.warps.values()) {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What docs/demos/player.md plays: recordings of kernels, and of kernels with a fault, as recordings.json lists them.
+"""Makes what docs/demos/player.md plays: the recordings of kernels, some with a fault, that recordings.json lists.
 
     docs/demos/record.py [--build BUILD]            writes docs/demos/recordings/*.js, with programs of BUILD (default: build)
     docs/demos/record.py [--build BUILD] --check    says whether they are what these programs record now
 
-Exit code: 0 done, or as it should be; 1 not; 77 the check cannot be made: a program is not here, or another compiler made it.
+Exit code: 0 done, or up to date; 1 not; 77 it cannot be checked, because a program is missing or another compiler made it.
 """
 import argparse
 import functools
@@ -29,7 +29,7 @@ class Wrong(Exception):
 
 
 def compiler_of(build):
-    """Plain loads and stores are the compiler's: another may merge or move them."""
+    """The compiler of a build. Another one may merge or move plain loads and stores."""
     for path in build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"):
         text = path.read_text()
         name, version = (re.search(rf'set\(CMAKE_CXX_COMPILER_{what} "([^"]*)"\)', text)[1] for what in ("ID", "VERSION"))
@@ -38,7 +38,7 @@ def compiler_of(build):
 
 
 def program_of(build, stage):
-    """Kernels whose plain loads and stores are recorded; those that mutants.txt names can have faults."""
+    """A program whose kernels' plain loads and stores are recorded; kernels that mutants.txt names can have faults in it."""
     faulty = any(mutant.stage == stage for mutant in mutants.read_list())
     return build / ("tests/mutant_run" if faulty else "bench/mla_profile")
 
@@ -119,7 +119,7 @@ def step_of(recording, find, what):
 
 
 def files_of(build, wanted):
-    """{name: text} of what is to be in the folder."""
+    """{name: text} of all files that the folder must have."""
     recordings, texts, listed = {}, {}, []
     for entry in wanted["recordings"]:
         recording = recordings[entry["name"]] = record(build, entry)

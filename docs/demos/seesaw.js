@@ -108,7 +108,7 @@ const seesawDemo = (() => {
     }
     return result;
   }
-  // A pair of the seesaw, cut where one waits for the other: of what the last column of the page's table is made.
+  // A pair of the seesaw, cut where one waits for the other: the last column of the page's table is made from it.
   function cuts(timeline, from, to) {
     const inside = (track, phase, a, b) => timeline.intervals.filter(([own, what, begin]) => own === track && what === phase && begin >= a && begin < b);
     const qk0 = inside(0, "Q K^T", from, to)[0], softmax1 = inside(1, "softmax", qk0[3], to)[0];

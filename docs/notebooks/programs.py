@@ -9,7 +9,7 @@ BUILD = pathlib.Path(os.environ.get("MLA_BUILD") or ROOT / "build")
 
 
 def run(*command):
-    """What a command prints; its error message becomes that of an exception."""
+    """What a command prints. If it fails, its error message becomes that of an exception."""
     try:
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     except FileNotFoundError:
@@ -34,6 +34,6 @@ def compile_for_model(source, program, *flags):
         raise RuntimeError(f"{model} is not there: bash tests/run.sh builds it")
     run("g++", "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-Wno-tsan", "-ftrivial-auto-var-init=pattern", *flags,
         "-I", ROOT, "-c", path, "-o", path.with_suffix(".o"))
-    # Without -fsanitize=thread: what it calls at each access is the model's own.
+    # Linked without -fsanitize=thread: the functions called at each access are the model's own.
     run("g++", path.with_suffix(".o"), model, "-lboost_context", "-pthread", "-o", program)
     return program

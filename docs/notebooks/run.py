@@ -6,7 +6,7 @@
     docs/notebooks/run.py --write           stores what they show
 
 They are stored without what changes from run to run: numbers of executions, times, names of people's kernels.
-Exit code: 0 all as stored; 1 not, or a cell failed; 77 a package is missing.
+Exit code: 0 all is as stored; 1 it is not, or a cell failed; 77 a package is missing.
 """
 import difflib
 import pathlib

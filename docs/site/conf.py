@@ -1,10 +1,10 @@
 """Settings of the site (docs/build.sh): the pages as GitHub shows them, in the order of docs/mainpage.md.
 
-Sphinx reads Markdown where it lies, so pages need nothing that GitHub does not know. What is added here:
+Sphinx reads the Markdown files where they are, so pages need nothing that GitHub does not know. What is added here:
 
 - chapters: each list of links in mainpage.md becomes a part of the table of contents, with previous and next
 - notebooks, with the outputs that are stored
-- links to sources: to Doxygen's page of a file where it has one, else to a page made here
+- links to sources: to Doxygen's page of a file where it has one, otherwise to a page made here
 - Doxygen's pages, in the same frame, so that one menu and one search serve both
 """
 import html

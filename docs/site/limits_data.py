@@ -1,7 +1,7 @@
 """What docs/demos/limits.js knows of cards and of recordings: limits_data.js, made with the site.
 
-Peak rates are those of the ridge sheet. What the cost model needs beside them is here, from data sheets and architecture whitepapers. A
-card's rate of shared memory is 128 bytes per clock and multiprocessor; the clock is the one that the peak of fp32 implies.
+Peak rates are those of the ridge sheet. What else the cost model needs is here, from data sheets and architecture whitepapers. A
+card's rate of shared memory is 128 bytes per clock and multiprocessor, at the clock that the peak of fp32 implies.
 """
 import json
 import pathlib

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the index of the site's search: search.py SITE. A script and no JSON, because a page from disk may load only that.
+"""Writes the index of the site's search: search.py SITE. It is a script, not JSON, because a page from disk can load only that.
 
 One entry per heading that has an anchor; in sources, one per few lines. [address, page's title, heading, text]
 """

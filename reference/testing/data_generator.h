@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "reference/counter_random.h"
+#include "reference/float16_bits.h"
 #include "reference/problem.h"
 #include "reference/quantise.h"
 

@@ -7,6 +7,7 @@ set(names
   stages/common/stage.h
   stages/common/choose/choice_table.h
   stages/common/choose/choose.h
+  stages/common/cache/context_share.h
   stages/common/cache/page_table.h
   stages/common/cache/paged_cache.h
   stages/common/cache/paging_check.h
@@ -28,6 +29,7 @@ set(names
   reference/attention.h
   reference/counter_random.h
   reference/float16.h
+  reference/float16_bits.h
   reference/float8.h
   reference/lse_merge.h
   reference/quantise.h

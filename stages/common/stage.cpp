@@ -195,9 +195,10 @@ Status no_plan(const Stage& stage) {
 }
 
 Status enqueue_plan(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                    void* plan, const Place& place, Stream stream) {
+                    void* plan, const Place& place, Stream stream,
+                    const SharedLengths* shared = nullptr) {
   if (stage.plan_shape == nullptr || problem.batch == 0) return {};
-  return make_plan(*place.machine, problem, place.shape, seqlens_k, plan, stream);
+  return make_plan(*place.machine, problem, place.shape, seqlens_k, plan, stream, shared);
 }
 
 Status enqueue_decode(const Stage& stage, const Problem& problem, const Tensors& tensors,
@@ -281,11 +282,11 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
 }
 
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   const Workspace& plan, Stream stream) {
+                   const Workspace& plan, Stream stream, const SharedLengths* shared) {
   Place place;
   MLA_RETURN_IF_ERROR(find_plan(stage, problem, plan, &place));
   if (problem.batch > 0) MLA_RETURN_IF_ERROR(check_pointer("seqlens_k", seqlens_k, 4));
-  return enqueue_plan(stage, problem, seqlens_k, plan.data, place, stream);
+  return enqueue_plan(stage, problem, seqlens_k, plan.data, place, stream, shared);
 }
 
 Status decode_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,

@@ -155,8 +155,10 @@ Status decode(const Stage& stage, const Problem& problem, const Tensors& tensors
 /// Makes the plan, without a host synchronisation; does nothing for a stage that uses none.
 /// @param seqlens_k  [batch], in device memory
 /// @param plan       WorkspaceBytes::plan or more, 16-byte aligned
+/// @param shared     for a rank that holds a share of every sequence, else null
 Status plan_decode(const Stage& stage, const Problem& problem, const int32_t* seqlens_k,
-                   const Workspace& plan, Stream stream = nullptr);
+                   const Workspace& plan, Stream stream = nullptr,
+                   const SharedLengths* shared = nullptr);
 
 /// Decodes by the plan, which must have been made for the same problem and lengths. With other lengths
 /// the results are wrong; check_plan() checks that on request. Memory that holds no plan for this

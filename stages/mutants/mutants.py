@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Kernels with one fault each, made of the kernels as they stand and of the list in mutants.txt.
+"""Makes kernels with one fault each from the kernels as they are and the list in mutants.txt.
 
-    stages/mutants/mutants.py FOLDER    writes FOLDER/NN_name/ for each stage of the list, FOLDER/host/ with the host
-                                        code of the list, and FOLDER/mutants.inc with the stages' mutants
+    stages/mutants/mutants.py FOLDER    writes FOLDER/NN_name/ for each stage of the list, FOLDER/host/ with the list's
+                                        host code, and FOLDER/mutants.inc with the table of the stages' mutants
 
 All faults of a stage go into one source, each behind a test of mla::mutant, so that a stage is compiled once:
 
@@ -26,7 +26,7 @@ class Mutant:
         self.which, self.find, self.replacement = (1, 1), [], []
 
     def span(self, source):
-        """Where its text is: begin and end. ValueError if not as often as the list says."""
+        """The begin and end of its text. ValueError if the text does not occur as often as the list says."""
         text = " ".join(self.find)
         before, part, after = re.fullmatch(r"(.*?)\{\{(.*)\}\}(.*)", text).groups() if "{{" in text else ("", text, "")
         pattern = r"\s*".join(filter(None, (to_pattern(before), f"(?P<part>{to_pattern(part)})", to_pattern(after))))
@@ -40,7 +40,7 @@ class Mutant:
 
 
 def to_pattern(text):
-    """Matches the same tokens, however they are broken into lines."""
+    """A pattern that matches the same tokens, however they are broken into lines."""
     pattern = ""
     for token in re.findall(r"\w+|[^\w\s]", text):
         if pattern:
@@ -73,7 +73,7 @@ def read_list():
 
 
 def stage_folder(stage):
-    """Of stage 08, or of the step step_08_1."""
+    """The folder of a stage, such as 08, or of a step, such as step_08_1."""
     if step := re.fullmatch(r"step_(\d\d)_(\d)", stage):
         return next(ROOT.glob(f"stages/{step[1]}_*/steps/{step[2]}_*"))
     return next(ROOT.glob(f"stages/{stage}_*"))
@@ -90,7 +90,7 @@ def source_of(stage):
 
 
 def with_all(source, spans):
-    """The source with every mutant: {(begin, end): [(id, replacement)]}. Spans may lie in each other."""
+    """The source with every mutant. spans: {(begin, end): [(id, replacement)]}; one span may lie in another."""
     def rewrite(begin, end, inside):
         result, at = "", begin
         while inside:
@@ -112,7 +112,7 @@ def with_all(source, spans):
 
 
 def broken_kernel(stage, name):
-    """The kernel's source with this fault of the list, for an exercise: nothing on the lines says that something is gone."""
+    """The kernel's source with this fault of the list, for an exercise: no line shows that something is gone."""
     mutant = next((mutant for mutant in read_list() if (mutant.stage, mutant.name) == (stage, name)), None)
     if mutant is None:
         raise ValueError(f"mutants.txt has no '{name}' of stage {stage}")
@@ -130,7 +130,7 @@ def broken(source, mutant):
     begin, end = mutant.span(source)
     line = source.rfind("\n", 0, begin) + 1
     replacement = ("\n" + re.match(" *", source[line:]).group()).join(mutant.replacement)
-    if not replacement:  # with its comment, and its line if that is all
+    if not replacement:  # removes its comment, too, and the line if nothing else is on it
         end = re.compile(r"[ \t]*(//[^\n]*)?").match(source, end).end()
         if not source[line:begin].strip():
             begin, end = line, end + 1
@@ -173,7 +173,7 @@ def main(folder):
     for stage in sorted({mutant.stage for mutant in mutants if not mutant.tests}):
         original = stage_folder(stage)
         source = with_all((original / "kernel.cuh").read_text(), spans.get(stage, {}))
-        # On the first line, which is a comment, so that the others stay where they are.
+        # Added to the first line, which is a comment, so that no line moves.
         made = folder / original.relative_to(ROOT / "stages")
         write(made / "kernel.cuh", "namespace mla { extern int mutant; }  " + source)
         write(made / "stage.cu", (original / "stage.cu").read_text())

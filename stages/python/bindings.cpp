@@ -1,7 +1,7 @@
 /// @file
 /// What the Python package mla_stages calls, through tvm-ffi: decode and its plan, the reference, the paged
 /// cache, quantising, the chooser, the GPU model's schedule and recordings. Tensors come as DLPack views of the caller's; nothing is copied, and
-/// what is not as the contract has it is an exception that names the argument. docs/python.md is the page
+/// an argument that breaks the contract raises an exception that names it. docs/python.md is the page
 /// for users.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
@@ -80,7 +80,7 @@ mla::MachineKind kind_of(DLDevice device) {
   return is_cpu(device) ? mla::MachineKind::kModel : mla::MachineKind::kGpu;
 }
 
-/// Makes a device current: to the library that is the one that decodes. One that is not there is an error.
+/// Makes a device current, because the library decodes on the current one. A device that does not exist is an error.
 class DeviceGuard {
  public:
   explicit DeviceGuard([[maybe_unused]] DLDevice device) {
@@ -197,7 +197,7 @@ void* data_of(const TensorView& tensor) {
   return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
 }
 
-/// Refuses sizes that the library cannot count, and negative strides, of which -1 means another thing to it.
+/// Refuses sizes that the library cannot count, and negative strides, because -1 has another meaning there.
 void check_strides(const char* name, const TensorView& tensor) {
   for (int i = 0; i < tensor.ndim(); ++i) {
     if (tensor.size(i) > INT_MAX) {
@@ -256,8 +256,8 @@ void check_device(const char* name, const TensorView& tensor, DLDevice device) {
                           name_of(device) + ": all must be on one device");
 }
 
-/// NumPy has no DLPack type for bf16, so the package passes such arrays as 16-bit integers, and refuses other
-/// arrays of these.
+/// NumPy has no DLPack type for bf16, so the package passes such arrays as 16-bit integers. It refuses arrays that
+/// are 16-bit integers themselves.
 mla::DType dtype_of(const char* name, const TensorView& tensor) {
   if (has_type(tensor, kDLBfloat, 16)) return mla::DType::kBFloat16;
   if (has_type(tensor, kDLFloat, 16)) return mla::DType::kFloat16;
@@ -340,7 +340,7 @@ Call read_call(const OptionsObj& options, const TensorView& q, const TensorView&
   return call;
 }
 
-/// The same with what is written.
+/// The same, with the tensors that are written.
 void add_results(const TensorView& out, const TensorView& lse, Call* call) {
   const mla::Problem& problem = call->problem;
   check_device("out", out, call->device);
@@ -458,7 +458,7 @@ ffi::String describe_plan(Options options, TensorView q, TensorView kv_cache,
   return mla::describe_plan(host_plan(options, q, kv_cache, block_table, seqlens_k, plan));
 }
 
-/// Waits for the stream. Each piece: worker, sequence, first token, the token behind its last, slot.
+/// Waits for the stream. Each piece: worker, sequence, first token, the token after its last, slot.
 ffi::Array<ffi::Array<int64_t>> plan_pieces(Options options, TensorView q, TensorView kv_cache,
                                             TensorView block_table, TensorView seqlens_k,
                                             TensorView plan) {

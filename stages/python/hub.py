@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a repository for the Kernel Hub of a wheel: what Hugging Face's package `kernels` loads.
+"""Makes a repository for the Kernel Hub from a wheel; Hugging Face's package `kernels` can load it.
 
     stages/python/hub.py WHEEL FOLDER                   adds the build variant for a CPU
     stages/python/hub.py WHEEL FOLDER --backend cu130   the one for PyTorch with CUDA 13.0
@@ -91,13 +91,13 @@ def build_variant(wheel, folder, backend):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(description="Makes a repository for the Kernel Hub of a wheel.")
+    parser = argparse.ArgumentParser(description="Makes a repository for the Kernel Hub from a wheel.")
     parser.add_argument("wheel", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--backend", default="cpu", help="cpu, or cu and the version of PyTorch's CUDA: cu130")
     options = parser.parse_args(arguments)
     if not re.fullmatch(r"cpu|cu\d{3}", options.backend):
-        parser.error(f"--backend {options.backend} is neither cpu nor as cu130")
+        parser.error(f"--backend {options.backend} is neither cpu nor of the form cu130")
     try:
         print(build_variant(options.wheel, options.folder, options.backend))
     except (OSError, ValueError, zipfile.BadZipFile) as error:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The course, docs/course: what a session must have, that answers quote what is there, that numbers are worked out, that nothing is
-left out that a page promises to have."""
+"""The course, docs/course: a session has all its parts, answers quote what is there, numbers are worked out, and pages have
+all that they promise."""
 import json
 import re
 import subprocess
@@ -16,8 +16,8 @@ LADDER = [f"{number:02}" for number in range(9)]  # the rungs that the course ta
 
 
 def flat(text):
-    """On one line, without comment signs at the beginning of lines, marks of recorded figures and backticks, which code spans
-    cannot hold."""
+    """The text on one line, without comment signs at the beginnings of lines, marks of recorded figures, and backticks (which
+    code spans cannot hold)."""
     text = re.sub(r"<!--(v .*?|/v)-->", "", text)
     text = re.sub(r"\n\s*(///?|#)?\s*", " ", text)
     return re.sub(r"\s+", " ", text.replace("`", "")).strip()
@@ -31,7 +31,7 @@ def answers(page):
 
 
 def quotes(answer):
-    """[(path, quoted)] behind "Look:"."""
+    """[(path, quoted)] after "Look:"."""
     return re.findall(r"\]\(([^)#]+)\), `([^`]+)`", answer.partition("Look: ")[2])
 
 
@@ -173,7 +173,7 @@ class Pages(unittest.TestCase):
                  (ROOT / "stages" / "common" / "ptx" / name).read_text(encoding="utf-8").splitlines() if "#include" not in line]
         page = (COURSE / "bibliography.md").read_text(encoding="utf-8").partition("## Instructions")[2].partition("\n## ")[0]
         listed = set(re.findall(r"`([a-z][\w.]*)`", page)) - {"expect_tx"}
-        # An instruction begins a string of assembly, or a line of one, or comes behind a brace; k16 is a type's name in a macro.
+        # An instruction begins a string of assembly, or a line of one, or follows a brace; k16 is a type's name in a macro.
         strings = "\n".join(text.replace("\\n", "\n") for line in lines for text in re.findall(r'"([^"]*)"', line))
         found = {one for one in re.findall(r"^[{ ]*(?:@!?\w+ )?([a-z]\w*(?:\.\w+)+)", strings, re.M) if not one.startswith("k16")}
         self.assertGreater(len(found), 40)

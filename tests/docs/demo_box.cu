@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-// Copies [64][row_bytes] bytes, rows of 128 or 64, with the swizzle of such rows.
+// Copies [64][row_bytes] bytes with the swizzle of such rows, which have 128 or 64 bytes.
 Status dump_box(const void* rows_gmem, uint32_t* out, int row_bytes) {
   TensorShape shape;
   shape.rank = 4;

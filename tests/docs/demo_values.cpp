@@ -1,6 +1,6 @@
-// What the pages of docs/demos are compared with, as JSON. On standard input: {"requests": [{"bytes": 16, "addresses": [...]}],
-// "plans": [...], "walks": [...]}: accesses of a warp to shared memory, whose passes are counted as the GPU model counts them,
-// settings of plans, and descriptors.
+// Prints as JSON what the pages of docs/demos are compared with. On standard input: {"requests": [{"bytes": 16,
+// "addresses": [...]}], "plans": [...], "walks": [...]}. Requests are accesses of a warp to shared memory, whose passes are
+// counted as the GPU model counts them; plans are settings of plans; walks are descriptors.
 #include <array>
 #include <bit>
 #include <cmath>
@@ -29,7 +29,7 @@ nlohmann::json number(double value) {
   return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
 }
 
-// [place] = row * chunks of a row + chunk, of which chunk lies there.
+// result[place] says which chunk lies there: row * (chunks per row) + chunk.
 Status places(int row_bytes, nlohmann::json& result) {
   const int chunks = 64 * row_bytes / 16;
   std::vector<uint32_t> rows(chunks * 4), box(rows.size());
@@ -56,7 +56,7 @@ unsigned passes(const nlohmann::json& access) {
   return gpu_model::detail::count_wavefronts(request, gpu_model::AccessKind::kStore).taken;
 }
 
-// [worker][piece]: sequence, grains from and to, slot.
+// result[worker][piece]: sequence, first grain, end, slot.
 nlohmann::json pieces(const nlohmann::json& settings) {
   const std::vector<int32_t> lengths = settings["lengths"];
   Problem problem;
@@ -84,11 +84,12 @@ uint16_t half(unsigned value) {
   return std::bit_cast<uint16_t>(float16(static_cast<float>(value)));
 }
 
-// Results of wgmma whose elements are whole numbers, by digits: products are exact in fp16.
+// The elements of wgmma's operands are whole numbers below this base, which fp16 holds exactly; larger numbers are made of
+// several digits.
 constexpr unsigned kBase = 2048;
 
-// [thread][register] of D = A B, A the unit matrix over and over, of where in B's image each number comes from, in elements. A
-// walk: "operand", "k" or "mn", "begin", "lbo", "sbo".
+// result[thread][register] of D = A B: where in B's image each number comes from, in elements. A is the unit matrix, repeated.
+// A walk has "operand", "k" or "mn", "begin", "lbo", "sbo".
 Status walked(const nlohmann::json& walk, nlohmann::json& result) {
   const bool transposed = walk["operand"] == "mn";
   const auto form = transposed ? WgmmaForm::kM64N256 : WgmmaForm::kM64N64;
@@ -123,8 +124,8 @@ Status walked(const nlohmann::json& walk, nlohmann::json& result) {
   return {};
 }
 
-// [thread][register] of D = A B with A in registers, whose element of register i, half h of a thread is 8 thread + 2 i + h, and B
-// the unit matrix: columns 0 ... 15 are A.
+// result[thread][register] of D = A B with A in registers: half h of register i of a thread is 8 thread + 2 i + h. B is the
+// unit matrix, so columns 0 ... 15 of D are A.
 Status a_in_registers(nlohmann::json& result) {
   auto input = std::make_unique<WgmmaInput>();
   input->steps = 1;
@@ -158,7 +159,7 @@ nlohmann::json fragments() {
   std::array<MmaOperands, 32> operands;
   std::array<void*, 32> lanes;
   for (size_t i = 0; i < 32; ++i) lanes[i] = &operands[i];
-  // D's register that is not 0 where one element of A and one of B are 1. Both meet where their k is the same.
+  // One element of A and one of B are 1, all others 0. Where their k is the same they meet, and one register of D is not 0.
   const auto meet = [&](int a, int b) {
     operands = {};
     operands[size_t(a) / 8].a[a / 2 % 4] = uint32_t{half(1)} << a % 2 * 16;
@@ -174,7 +175,7 @@ nlohmann::json fragments() {
       if (const int d = meet(a, b); d >= 0) result["mma"].push_back({a, b, d});
     }
   }
-  // Element (row, column) of the 32 rows that lanes give is 8 row + column.
+  // Each of the 32 lanes gives the address of a row. Element (row, column) is 8 row + column.
   std::array<MatrixOperands, 32> rows;
   std::array<std::array<uint32_t, 4>, 32> registers;
   for (unsigned i = 0; i < 32; ++i) {

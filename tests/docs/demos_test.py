@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pages that move, docs/demos, in Chromium: against the page they come from, and against what the library and the GPU model say.
+"""Pages that move, docs/demos, in Chromium. They are compared with the pages they come from, the library and the GPU model.
 
     demos_test.py DEMO_VALUES [LIMITS_VALUES MLA_RUN]     the programs of demo_values.cpp and limits_values.cpp, and mla_run
 """
@@ -27,7 +27,7 @@ class Demo(unittest.TestCase):
         self.assertEqual(self.errors, [])
 
     def open(self, name, state=""):
-        self.page.goto("about:blank")  # else only the hash changes
+        self.page.goto("about:blank")  # otherwise only the hash changes, and the page is not loaded anew
         self.page.goto(site_test.address(f"docs/demos/{name}.html") + (f"#{state}" if state else ""))
 
     def text(self, selector):
@@ -229,7 +229,7 @@ class Layouts(Demo):
                 self.assertEqual(x["lane"], y["lane"])  # why P crosses as it is
 
     def test_the_path_of_p(self):
-        """It ends where the next instruction looks, and the kernels still say so."""
+        """It ends where the next instruction reads P. The kernels' lines that the page tells of are still there."""
         self.open("layouts")
         places = self.page.evaluate("""() => ["05", "06", "08"].map(how => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) => layoutsDemo.pathOf(how, r, t).byte)))""")
         walk = self.page.evaluate("""() => Array.from({length: 64}, (_, r) => Array.from({length: 64}, (_, t) =>
@@ -310,7 +310,7 @@ class Plan(Demo):
 
 
 class Player(Demo):
-    """The model's recordings, played; demo_recordings_test says whether they are current."""
+    """The player of the model's recordings; demo_recordings_test says whether these are current."""
 
     def text(self, selector):
         self.page.wait_for_function("document.getElementById('demo').dataset.drawn === location.hash")
@@ -348,7 +348,7 @@ class Player(Demo):
         self.assertLessEqual({f"{stage:02}" for stage in range(1, 9)}, stages)
 
     def test_places_are_in_the_sources(self):
-        """An instruction stands at its line, or at the end of a statement that begins there."""
+        """An instruction is in the line that a recording names, or ends a statement that begins there."""
         self.open("player")
         for item in self.listed()["recordings"]:
             places = self.page.evaluate("""async name => { const recording = await playerDemo.recordingOf(name);
@@ -468,11 +468,11 @@ class Seesaw(Demo):
             self.assertGreater(len(clocks), 30)
 
     def test_ideal(self):
-        """By hand: S takes 1152 clocks, half of P V 512; in 07 shared memory makes S 1728. The page's numbers are those of the chapters."""
+        """Worked out by hand: S takes 1152 clocks and half of P V 512; in 07 S takes 1728, by shared memory. The page has the chapters' numbers."""
         self.open("seesaw")
         for (stage, tiles, softmax), length in {("08", 1, 490): 1152 + 490 + 1024, ("08", 2, 490): 4352, ("08", 3, 490): 4352 + 1152 + 490 + 1024, ("08", 4, 490): 2 * 4352,
                                                 ("08", 2, 0): 4352,
-                                                # The second softmax is not hidden: S1 shares with P0 V0_L and ends at 3456 - softmax; then the first is not either.
+                                                # At 700 clocks the second softmax is not hidden: S1 shares the unit with P0 V0_L and ends at 3456 - softmax. At 1300 neither is the first.
                                                 ("08", 2, 700): 3456 + 1024, ("08", 2, 1300): 1152 + 2 * 1300 + 1024,
                                                 ("07", 1, 256): 1728 + 256 + 1024, ("07", 3, 500): 3 * (1728 + 500 + 1024)}.items():
             got = self.page.evaluate("([stage, tiles, softmax]) => seesawDemo.ideal(stage, tiles, softmax)", [stage, tiles, softmax])
@@ -533,7 +533,7 @@ class Seesaw(Demo):
 
 
 class Model(Demo):
-    """The GPU model in the browser: kernels are right, and without a barrier they race."""
+    """The GPU model in the browser: it finds the kernels right, and a race in each that lacks a barrier."""
 
     def run_it(self, state):
         self.open("model", state)
@@ -559,7 +559,7 @@ class Model(Demo):
                 if "the next item" in why:  # a block has one item here
                     self.assertRegex(said, "^Right", f"{slug}:{line}")
                 else:
-                    place = r"at stages/\S+:\d+"  # one may be in a header of the kernel
+                    place = r"at stages/\S+:\d+"  # one of the two may be in a header that the kernel includes
                     self.assertRegex(said, rf"^race: .*{place} after .*{place}", f"{slug}:{line}")
                     self.assertIn(f"stages/{slug}/kernel.cuh", said)
 

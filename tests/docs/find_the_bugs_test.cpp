@@ -1,4 +1,4 @@
-// The lab of docs/traditional/README.md: what is found of each faulty kernel, and that nothing is found of the mended ones.
+// The lab of docs/traditional/README.md: what the tools find in each faulty kernel. In the mended ones they find nothing.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -34,12 +34,12 @@ namespace {
 constexpr int kColumns = LatentDecode::kColumns, kHeads = 3;
 constexpr float kScale = 0.125F;
 
-/// The place of a value in [rows, 64].
+/// The index of a value in [rows, 64].
 size_t at(int row, int column) {
   return static_cast<size_t>(row) * kColumns + static_cast<size_t>(column);
 }
 
-/// What a query is like.
+/// Which values a query has.
 enum class Queries {
   kRandom,
   kEqualColumns,  ///< All columns of a head have the same value.
@@ -89,7 +89,7 @@ struct Data {
   }
 };
 
-/// Decodes, and says what is wrong with the result: the kernel's rejection, or the first value that is off; empty: nothing.
+/// Decodes, and says what is wrong: the kernel's rejection, or the first value that is off. Empty if nothing is.
 std::string fault_of(Machine& machine, LatentKernel kernel, int tokens, Queries queries) {
   const Data data(tokens, queries);
   DeviceBuffer q, k, v, scores, out;
@@ -115,7 +115,7 @@ std::string fault_of(Machine& machine, LatentKernel kernel, int tokens, Queries 
   return "";
 }
 
-/// Of the loads from global memory, which share is of one lane alone.
+/// The share of the loads from global memory that one lane makes alone.
 double share_of_one_lane(LatentKernel kernel) {
   gpu_model::Profile profile;
   gpu_model::schedule().profile = &profile;
@@ -135,7 +135,7 @@ double share_of_one_lane(LatentKernel kernel) {
   return alone / all;
 }
 
-/// What the tools find of a kernel, by what found it.
+/// What is found in a kernel, by the tool that finds it.
 using Findings = std::map<std::string, std::string>;
 
 Findings examine(LatentKernel kernel) {
@@ -182,7 +182,7 @@ std::string names_of(const Findings& findings) {
   return names;
 }
 
-/// "first.cuh:33", where this is in the file.
+/// The line of `text` in a file, as "first.cuh:33".
 std::string place_of(const std::string& file, const std::string& text) {
   std::ifstream stream("docs/traditional/" + file);
   std::string line;
@@ -193,7 +193,7 @@ std::string place_of(const std::string& file, const std::string& text) {
   return "";
 }
 
-/// Whether the lab's page has this.
+/// Whether the lab's page has this text.
 bool page_has(const std::string& text) {
   std::ifstream stream("docs/traditional/README.md");
   const std::string page{std::istreambuf_iterator<char>(stream), {}};
@@ -203,7 +203,8 @@ bool page_has(const std::string& text) {
 class FindTheBugs : public testing::Test {
  protected:
   void SetUp() override {
-    if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "kernels are not compiled for it";
+    if (!gpu_model::kernels_are_instrumented())
+      GTEST_SKIP() << "kernels are not compiled for the race detector";
   }
   void TearDown() override { gpu_model::schedule() = {}; }
 };
@@ -211,17 +212,17 @@ class FindTheBugs : public testing::Test {
 TEST_F(FindTheBugs, OfTheFirstKernel) {
   Findings found = examine(model::first_decode);
   EXPECT_EQ(names_of(found), "counters, large logits, values");
-  // A head's query is one number: right where all of its columns are equal.
+  // It takes one number for a head's whole query, which is right where all columns are equal.
   EXPECT_EQ(found["values"].find("out[0, 0] = "), 0u) << found["values"];
   EXPECT_EQ(fault_of(model_machine(), model::first_decode, 128, Queries::kEqualColumns), "");
-  // The maximum is not taken off: exp() overflows.
+  // It does not subtract the maximum, so exp() overflows.
   EXPECT_EQ(found["large logits"].find("out[0, 0] = "), 0u) << found["large logits"];
-  // One thread makes the output.
+  // One thread alone computes the output.
   const std::string& counters = found["counters"];
   EXPECT_NE(counters.find("% of the loads from global memory are of one thread alone"),
             std::string::npos)
       << counters;
-#ifndef __clang__  // which loads otherwise
+#ifndef __clang__  // clang's loads differ
   EXPECT_TRUE(page_has("counters: " + counters)) << counters;
 #endif
 }
@@ -229,17 +230,17 @@ TEST_F(FindTheBugs, OfTheFirstKernel) {
 TEST_F(FindTheBugs, OfTheSecondKernel) {
   Findings found = examine(model::second_decode);
   EXPECT_EQ(names_of(found), "barriers, race detector, values");
-  // All threads write the maximum. Under no schedule does it show: a thread is not interrupted in between.
+  // All threads write the maximum. No schedule shows it, because the model does not interrupt a thread in between.
   const std::string& race = found["race detector"];
   EXPECT_NE(race.find(place_of("second.cuh", "fmaxf(smem.maximum")), std::string::npos) << race;
   EXPECT_TRUE(page_has(race.substr(0, race.find(", block")))) << race;
   EXPECT_NE(race.find("no __syncwarp or barrier between them"), std::string::npos) << race;
-  // Threads without a token miss the tree's barriers.
+  // Threads without a token do not come to the tree's barriers.
   const std::string& barrier = found["barriers"];
   EXPECT_NE(barrier.find(place_of("second.cuh", "// all sums are there")), std::string::npos)
       << barrier;
   EXPECT_TRUE(page_has(barrier)) << barrier;
-  // With a token for each, the tree adds up the weights instead of the sums.
+  // With a token for each thread, the tree adds up the weights instead of the sums.
   EXPECT_EQ(found["values"].find("out[0, 0] = "), 0u) << found["values"];
 }
 
@@ -267,7 +268,7 @@ INSTANTIATE_TEST_SUITE_P(Machines, Mended, testing::Values(MachineKind::kModel, 
                            return std::string(test.param == MachineKind::kModel ? "Model" : "Gpu");
                          });
 
-/// The reader's: says what is still found of a kernel under repair.
+/// For the reader: says what is still found in a kernel under repair.
 void expect_nothing(LatentKernel kernel) {
   for (const auto& [by, what] : examine(kernel)) ADD_FAILURE() << by << ": " << what;
 }

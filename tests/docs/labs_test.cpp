@@ -1,4 +1,4 @@
-// The labs of docs/course/labs: solutions are right on both machines, and the model finds what is wrong with each faulty form and with
+// The labs of docs/course/labs: solutions are right on both machines. The model finds what is wrong with each faulty form, and with
 // the kernels that lack the marked part.
 #include <gtest/gtest.h>
 
@@ -38,7 +38,7 @@ constexpr bool kIsClang = false;
 
 constexpr int kCount = 7;  // tiles, or rounds: more than the buffers of any ring, and an odd number
 
-/// Words that differ, whatever their place; 16-bit halves of them differ, too.
+/// Words that all differ; so do their 16-bit halves.
 std::vector<uint32_t> words(size_t count) {
   std::vector<uint32_t> result(count);
   for (size_t i = 0; i < count; ++i) {
@@ -62,7 +62,7 @@ float number_at(const std::vector<uint32_t>& values, size_t i) {
   return to_float(std::bit_cast<bfloat16>(static_cast<uint16_t>(values[i / 2] >> (i % 2 * 16))));
 }
 
-/// What a lab's kernel gets, and what it should give: words, or floats where there is a b.
+/// What a lab's kernel gets and should give. It gives words, or floats where there is a b.
 struct Case {
   std::vector<uint32_t> a, b, expected;
 };
@@ -82,7 +82,7 @@ Case product(size_t rows, size_t columns) {
   return result;
 }
 
-/// out[i] = sum over tiles of a[tile][place(i)], a tile being `size` words.
+/// out[i] = sum over tiles of a[tile][place(i)]. A tile has `size` words.
 template <typename Place>
 Case sum_of_tiles(size_t size, Place place) {
   Case result{words(kCount * size), {}, {}};
@@ -125,7 +125,7 @@ Case case_of(const std::string& lab) {
   return result;
 }
 
-/// Runs a form, and says what is wrong: the kernel's rejection, or the first value that is off; empty: nothing.
+/// Runs a form, and says what is wrong: the kernel's rejection, or the first value that is off. Empty if nothing is.
 std::string fault_of(Machine& machine, const LabForm& form) {
   const Case data = case_of(form.lab);
   DeviceBuffer a, b, out;
@@ -151,7 +151,7 @@ std::string fault_of(Machine& machine, const LabForm& form) {
   return "";
 }
 
-/// Wavefronts of shared memory that a run takes only because of bank conflicts.
+/// How many wavefronts of shared memory a run takes only because of bank conflicts.
 uint64_t conflicts_of(const LabForm& form) {
   gpu_model::Profile profile;
   gpu_model::schedule().profile = &profile;
@@ -166,7 +166,7 @@ uint64_t conflicts_of(const LabForm& form) {
   return conflicts;
 }
 
-/// What the model finds, under several schedules, with the race detector and without; empty: nothing.
+/// What the model finds, under several schedules, with the race detector and without. Empty if nothing.
 std::string found_in(const LabForm& form) {
   std::string found;
   for (const bool detect_races : {false, true}) {
@@ -183,7 +183,7 @@ std::string found_in(const LabForm& form) {
   return conflicts == 0 ? "" : "right, but with " + std::to_string(conflicts) + " bank conflicts";
 }
 
-/// Those of both families that have this form's name.
+/// The labs of both lists in this form.
 std::vector<LabForm> forms_named(std::vector<LabForm> forms, const std::vector<LabForm>& more,
                                  const std::string& form) {
   forms.insert(forms.end(), more.begin(), more.end());
@@ -202,13 +202,13 @@ TEST_F(Labs, SolutionsAreRight) {
   for (const LabForm& form : solutions) EXPECT_EQ(found_in(form), "") << form.lab;
 }
 
-TEST_F(Labs, WhatLacksTheMarkedPartIsNot) {
+TEST_F(Labs, KernelsWithoutTheMarkedPartAreWrong) {
   for (const LabForm& form : forms_named(model::ampere_labs(), model::hopper_labs(), "reader")) {
     EXPECT_NE(found_in(form), "") << form.lab;
   }
 }
 
-/// How a lab's page calls what was found.
+/// What a lab's page calls a finding.
 std::string kind_of(const std::string& found) {
   for (const auto& [begin, kind] : {std::pair{"out[", "wrong results"},
                                     {"deadlock", "deadlock"},
@@ -227,18 +227,19 @@ bool page_has(const std::string& lab, const std::string& line) {
 }
 
 TEST_F(Labs, FaultsAreFoundAsThePagesSay) {
-  if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "kernels are not compiled for it";
+  if (!gpu_model::kernels_are_instrumented())
+    GTEST_SKIP() << "kernels are not compiled for the race detector";
   for (const LabForm& form : model::faulty_labs()) {
     const std::string found = found_in(form);
     EXPECT_NE(found, "") << form.lab << ": " << form.form;
     RecordProperty(std::string(form.lab) + ": " + form.form, found);
     const std::string line = "| " + std::string(form.form) + " | " + kind_of(found) + " |";
-    // clang may compile another order of accesses.
+    // clang may order accesses differently, so that another fault comes first.
     EXPECT_TRUE(kIsClang || page_has(form.lab, line)) << form.lab << ": " << line;
   }
 }
 
-/// Those that the GPU here can run; none without one.
+/// The labs that the GPU here can run; none without a GPU.
 std::vector<LabForm> labs_of_gpu() {
   Machine* machine = gpu_machine();
   if (machine == nullptr || machine->limits().compute_capability < 80) return {};
@@ -256,8 +257,8 @@ TEST_F(Labs, SolutionsAreRightOnAGpu) {
   for (const LabForm& form : solutions) EXPECT_EQ(fault_of(*gpu_machine(), form), "") << form.lab;
 }
 
-/// The reader's: what is still wrong with a kernel under work. On a GPU only what is right on the model, because a GPU hangs where
-/// the model reports.
+/// For the reader: what is still wrong with an unfinished kernel. It runs on a GPU only if it is right on the model, because a GPU
+/// hangs where the model reports.
 class Lab : public testing::TestWithParam<const char*> {};
 
 TEST_P(Lab, DISABLED_IsRight) {

@@ -1,5 +1,5 @@
-// What docs/demos/limits.js is compared with: the same cost model, not compiled to WebAssembly. On standard input: [{"names": "...",
-// "times": [[median, p10, p90, n, sustained], ...], "numbers": [...]}], the calls of docs/demos/wasm/limits_page.h; null is NaN.
+// What docs/demos/limits.js is compared with: the same cost model, but not compiled to WebAssembly. On standard input: [{"names":
+// "...", "times": [[median, p10, p90, n, sustained], ...], "numbers": [...]}], the calls of docs/demos/wasm/limits_page.h; null is NaN.
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>

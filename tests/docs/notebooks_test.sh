@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the notebooks with the wheel and the programs of a build: every cell ends, and text is what is stored.
+# Runs the notebooks with the wheel and the programs of a build: every cell succeeds and prints the text that is stored.
 #   notebooks_test.sh BUILD_FOLDER
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../stages/python/environment.sh" notebooks_test "$1"

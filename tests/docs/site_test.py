@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The site of docs/build.sh, from disk: every link and anchor, the order of chapters, and in Chromium every page on a
-phone in dark, some on a desk and in light, too. Screenshots of these go to build/site-screenshots.
+"""The site of docs/build.sh, from disk: every link and anchor, and the order of chapters. Chromium shows every page as on a
+dark phone, some also as on a desk and in light; screenshots of these go to build/site-screenshots.
 
-Exit code: 0 all right; 1 not; 77 the site or a browser is not here (links were checked where there is a site).
+Exit code: 0 all is right; 1 something is not; 77 there is no site, or no browser (then only links were checked).
 """
 import html.parser
 import os
@@ -42,7 +42,7 @@ class Page(html.parser.HTMLParser):
 
 
 def check_links():
-    """All pages; (faults, number of links)."""
+    """Checks the links of all pages. Returns (faults, number of links)."""
     pages = {path: Page(path) for path in sorted(SITE.rglob("*.html"))}
     faults, count = [], 0
     for path, page in pages.items():
@@ -57,7 +57,7 @@ def check_links():
                 faults.append(f"{path.relative_to(SITE)}: {link}: no such file")
             elif anchor and aim.suffix == ".html" and anchor not in pages[aim].ids:
                 faults.append(f"{path.relative_to(SITE)}: {link}: no such anchor")
-    # From the first page to the last: every chapter once, and the ladder in its order.
+    # "Next" leads from the first page to the last, to every chapter once, and through the ladder in its order.
     chapters = [p for p in pages if p.name != "search.html" and p.relative_to(SITE).parts[0] not in ("api", "source", "index.html")]
     path, way = SITE / "docs/mainpage.html", []
     while path and path not in way:
@@ -74,7 +74,7 @@ def check_links():
 
 
 def pixel(page, x, y):
-    """(r, g, b) of a point, out of the PNG of that one pixel."""
+    """(r, g, b) of a point, from a screenshot of that one pixel."""
     png = page.screenshot(clip={"x": x, "y": y, "width": 1, "height": 1})
     at, data = 8, b""
     while at < len(png):
@@ -125,7 +125,7 @@ def check_pages(browser):
 
 
 def check_figures(browser):
-    """A figure answers to the button of the page, whatever the system wants."""
+    """A figure is light or dark as the page's button says, whatever the system prefers."""
     page = browser.new_page(viewport=DESK, color_scheme="light")
     page.goto(address("docs/architecture.html"))
     sums = []
@@ -141,7 +141,7 @@ def check_figures(browser):
 
 
 def check_search(browser):
-    """From a chapter, by its search field: to the place itself."""
+    """A chapter's search field leads to the place itself."""
     faults = []
     page = browser.new_page(viewport=DESK)
     page.goto(address("stages/02_shared_tiled/README.html"))
@@ -170,7 +170,7 @@ def check_search(browser):
 
 
 def begin():
-    """Goes on in the Python that has the packages; (Playwright, path of Chromium, what is missing in words)."""
+    """Goes on in the Python that has the packages. Returns (Playwright, path of Chromium, what is missing or None)."""
     if not (SITE / "index.html").exists():
         print("skipped: there is no site; bash docs/build.sh makes it")
         sys.exit(77)

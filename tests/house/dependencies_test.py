@@ -21,8 +21,8 @@ STAGES = ["stages", "stages/NN", *COMMON, "stages/common/parallel"]
 REFERENCE = [*MODEL, "reference/layers", "reference/testing"]
 BENCH = ["bench", "bench/explain", "bench/measure", "bench/parallel", "bench/report", "bench/service", "bench/tools"]
 
-# A folder, and what it may use beside itself. A file belongs to the longest of these that contains it. "stages/NN" is
-# every single stage and the template, none of which may use another.
+# A folder, and what it may use beside itself. A file belongs to the innermost of these folders that contains it. "stages/NN"
+# is any one stage, or the template; none may use another.
 RULE = {
     "reference": [],
     "reference/layers": ["reference"],
@@ -31,8 +31,8 @@ RULE = {
     "stages/common/machine": MODEL,
     "stages/common/ptx": [*MODEL, "stages/common/machine"],
     "stages/common/cache": [*MODEL, "stages/common/machine", "stages/common/ptx"],
-    "stages/common/split": [*MODEL, "stages/common/machine", "stages/common/ptx"],
-    "stages/common/parallel": [*MODEL, "stages/common", "stages/common/machine", "stages/common/split"],
+    "stages/common/split": [*MODEL, "stages/common/cache", "stages/common/machine", "stages/common/ptx"],
+    "stages/common/parallel": [*MODEL, "stages/common", "stages/common/cache", "stages/common/machine", "stages/common/split"],
     "stages/common": [*MODEL, *COMMON, "stages/common/parallel"],
     "stages/NN": [*MODEL, *COMMON],
     "stages/python": [*MODEL, "stages/common", "stages/common/cache", "stages/common/choose", "stages/common/split"],
@@ -87,7 +87,7 @@ def language_of(root, path):
 
 
 def resolve(files, path, target):
-    """The file that `path` means by `target`, seen from its own folder or from the root; None for one outside."""
+    """The file that `path` means by `target`, relative to its own folder or to the root; None for a file outside."""
     folder = os.path.dirname(path)
     without_dots = re.sub(r"^(\.*/)+", "", target)
     for candidate in (os.path.normpath(folder + "/" + target), os.path.normpath(target), without_dots):
@@ -112,14 +112,14 @@ def imports_of(text):
 
 
 def modules_named(files, path, module):
-    """The project's files that a module name may mean: one beside the importing file, or else any of that name."""
+    """The project's files that a module name may mean: the one beside the importing file, otherwise any of that name."""
     name = module.replace(".", "/")
     if module.split(".")[0] in sys.stdlib_module_names:
         return []
     endings = (name + ".py", name + "/__init__.py")
     beside = [os.path.normpath(os.path.dirname(path) + "/" + ending) for ending in endings]
     found = [file for file in beside if file in files]
-    # What lies in a package has that one's name before its own.
+    # A module in a package is left out: its name would begin with the package's.
     return found or [file for file in files for ending in endings
                      if ("/" + file).endswith("/" + ending) and file[:-len(ending)] + "__init__.py" not in files]
 
@@ -171,7 +171,7 @@ class Dependencies(unittest.TestCase):
             self.assertTrue(name == "stages/NN" or (ROOT / name).is_dir(), name)
 
     def test_the_scripts_and_sources_of_the_project_are_read(self):
-        # Else the test above would pass whatever they say.
+        # If they were not read, the test above would pass whatever they say.
         files = set(files_of(ROOT))
 
         def read(path):

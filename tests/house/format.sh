@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Checks that every C++ and CUDA source is laid out as .clang-format says, or makes it so.
+# Checks that every C++ and CUDA source is laid out as .clang-format says, or lays it out.
 #
 #   tests/house/format.sh          says what differs
 #   tests/house/format.sh --fix    formats in place
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-version=14.0.6  # another version breaks other lines; so it comes from PyPI, the same on every machine
+version=14.0.6  # other versions break lines elsewhere; PyPI gives every machine the same one
 venv=build/clang-format-$version
 if [[ ! -x $venv/bin/clang-format ]]; then
   python3 -m venv "$venv"

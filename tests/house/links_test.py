@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every relative link in a Markdown page or a notebook leads to a file that is there and, after a #, to a heading of that page."""
+"""Every relative link in a Markdown page or a notebook leads to an existing file and, after a #, to a heading of that page."""
 import json
 import pathlib
 import re
@@ -10,7 +10,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
 def pages():
-    """Markdown files and notebooks, but not those of builds and of dot folders that belong to a tool."""
+    """Markdown files and notebooks, except those in build folders and in dot folders that belong to a tool."""
     for path in sorted([*ROOT.rglob("*.md"), *ROOT.rglob("*.ipynb")]):
         parts = path.relative_to(ROOT).parts
         if not parts[0].startswith("build") and (not parts[0].startswith(".") or parts[0] == ".github"):
@@ -18,7 +18,7 @@ def pages():
 
 
 def text_of(page):
-    """A page, or the prose of a notebook."""
+    """The text of a page, or the prose of a notebook."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".md":
         return text

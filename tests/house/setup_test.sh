@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What setup.sh says before it installs, that --no-install refuses, and which stages MLA_STAGES configures.
+# What setup.sh says before it installs, whether --no-install refuses, and which stages MLA_STAGES configures.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scratch=$(mktemp -d)
@@ -16,13 +16,13 @@ expect() {
 says() { grep --quiet --extended-regexp -e "$1" "$scratch/said"; }
 silent() { ! says "$1"; }
 
-# Nothing is installed here: apt-get only says, in the same file as its caller, that it ran; sudo runs what it is given.
+# Nothing is installed here: this apt-get only notes, in the same file as its caller, that it ran. This sudo runs its command.
 mkdir "$scratch/bin"
 printf '#!/bin/sh\necho "ran apt-get $*" >> "%s"\n' "$scratch/said" > "$scratch/bin/apt-get"
 printf '#!/bin/sh\nexec "$@"\n' > "$scratch/bin/sudo"
 chmod +x "$scratch"/bin/*
 export PATH=$scratch/bin:$PATH
-# install NO_INSTALL: a package whose witness is nowhere
+# install NO_INSTALL: asks for a package whose witness is nowhere
 install() {
   : > "$scratch/said"
   (no_install=$1; source stages/cmake/setup.sh; install_missing libnowhere-dev=/nowhere/witness.h) >> "$scratch/said" 2>&1

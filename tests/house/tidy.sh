@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs clang-tidy, with the checks of .clang-tidy, on what changed. Kernels are read as the GPU model compiles them.
+# Runs clang-tidy, with the checks of .clang-tidy, on what changed. It reads kernels as the GPU model compiles them.
 #
 #   tests/house/tidy.sh             files that differ from where the branch left origin/main, or from the last commit
 #   tests/house/tidy.sh all         every source
-#   tests/house/tidy.sh FILE...     these
-#   --limit SECONDS, as the first   starts no source after that time, and names those that it left out
+#   tests/house/tidy.sh FILE...     these files
+#   --limit SECONDS, given first    starts no source after that time, and names those that it left out
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -25,10 +25,10 @@ elif [[ $1 == all ]]; then
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 fi
 pattern=$(printf '|%s' "${files[@]}" | sed 's/[.+]/\\&/g')
-export filter="(${pattern:1})\$"  # headers that did not change are not spoken of
+export filter="(${pattern:1})\$"  # no warnings about headers that did not change
 if [[ ${1-} == all ]]; then filter="$PWD/(bench|docs|reference|stages|tests)/"; fi
 
-# What is compiled to read them: a source itself; a header through one source that includes it.
+# What is compiled to read each: a source itself; for a header, one source that includes it.
 python3 - $build "${files[@]}" > $build/tidy.txt << 'END'
 import json, os, re, subprocess, sys
 build, *files = sys.argv[1:]

@@ -20,8 +20,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// A problem small enough to work out by hand: pages in order, q and cache zero but where a test
-/// sets them.
+/// A problem small enough to work out by hand: pages are in order, q and cache are zero except where
+/// a test sets them.
 class HandMade {
  public:
   HandMade(int seqlen_q, int num_heads_q, int num_heads_kv, std::vector<int32_t> lengths)
@@ -161,8 +161,8 @@ TEST(ReferenceByHand, LseIsStoredHeadByHead) {
   EXPECT_EQ(hand.decode().lse, (std::vector<double>{0, 1, 2, 10, 11, 12}));
 }
 
-/// Every element of `result` within 1e-12 of the plain evaluation, relative to the sum of its
-/// terms' magnitudes.
+/// Expects every element of `result` within 1e-12 of the plain evaluation, relative to the sum of
+/// its terms' magnitudes.
 void expect_equals_plain(const DataSet& data, HostTensors& host, const ReferenceResult& result) {
   const Problem& problem = data.problem;
   const Tensors tensors = host.tensors(data);
@@ -229,7 +229,7 @@ TEST(Reference, EqualsPlainLoopsOnSeededCases) {
   EXPECT_GT(empty_rows, 100) << "the sample must contain rows that see nothing";
 }
 
-// What a row's errors are measured by, worked out by plain loops.
+// The sizes by which a row's errors are judged, compared with plain loops.
 TEST(Reference, KnowsTheSizesOfItsTerms) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     DecodeCase spec;
@@ -242,8 +242,8 @@ TEST(Reference, KnowsTheSizesOfItsTerms) {
     spec.causal = true;
     spec.data = DataKind::kNeedles;
     DataSet data = make_data_set(spec);
-    data.problem.softmax_scale *=
-        2.6F;  // weights that are subnormal in fp16, and some that are lost
+    // Some weights become subnormal in fp16, and some are lost.
+    data.problem.softmax_scale *= 2.6F;
     HostTensors host = generate(data);
     const Tensors tensors = host.tensors(data);
     ReferenceResult result;
@@ -275,7 +275,7 @@ TEST(Reference, KnowsTheSizesOfItsTerms) {
       }
       for (size_t t = 0; t < in.logits.size(); ++t) {
         const auto p = static_cast<double>(std::exp(in.logits[t] - max));
-        // What rounding p to 16 bits costs at most, over u.
+        // The most that rounding p to 16 bits changes it, divided by u.
         const double rounded = p >= normal ? p : std::min(p, u * normal) / u;
         subnormal += p < normal;
         lost += p < u * normal;
@@ -315,7 +315,7 @@ class ReferenceOnNeedles : public testing::Test {
     DecodeCase spec;
     spec.lengths = {300, 0, 64, 1, 129, 2};
     spec.seqlen_q = 3;
-    spec.num_heads_q = 70;  // more rows a KV head than are evaluated together
+    spec.num_heads_q = 70;  // more rows per KV head than are evaluated together
     spec.causal = true;
     spec.data = DataKind::kNeedles;
     data_ = make_data_set(spec);
@@ -382,7 +382,7 @@ TEST_F(ReferenceOnNeedles, ValuesBeyondTheContractStayInTheirSequence) {
     for (size_t i = 0; i < result.lse.size(); ++i) {
       if (i / (3 * 70) != 4) {
         ASSERT_EQ(result.lse[i], result_.lse[i]) << i;
-      } else if (bits != 0xFF80) {  // a logit of -inf is a token of no weight
+      } else if (bits != 0xFF80) {  // a token whose logit is -inf has no weight
         ASSERT_FALSE(std::isfinite(result.lse[i]) && std::isfinite(result.out[i * 512])) << i;
       }
     }
@@ -432,7 +432,8 @@ TEST(ReferenceOnQuantised, EqualsPlainLoops) {
   }
 }
 
-// With scales that are powers of two a 16-bit cache can hold the same values: then nothing differs.
+// With scales that are powers of two, a 16-bit cache can hold the same values, and the results are
+// equal.
 TEST(ReferenceOnQuantised, EqualsThe16BitCacheOfTheSameValues) {
   for (const CacheFormat format : kQuantised) {
     for (const bool strided : {false, true}) {
@@ -487,8 +488,8 @@ TEST(ReferenceOnQuantised, EqualsThe16BitCacheOfTheSameValues) {
   }
 }
 
-// The data set's unused rows are NaN in every code, scale and rotary column, and its gaps, too: here
-// they hold other numbers, and the result is the same.
+// The data set's unused rows are NaN in every code, scale and rotary column, and so are its gaps.
+// Here they hold other numbers, and the result is the same.
 TEST(ReferenceOnQuantised, NothingOutsideASequenceIsRead) {
   for (const CacheFormat format : kQuantised) {
     DecodeCase spec;
@@ -568,8 +569,8 @@ TEST(ReferenceOnQuantised, NaNReachesTheRowsThatSeeIt) {
 }
 
 TEST_F(ReferenceOnNeedles, SequencesMayShareAPage) {
-  // Sequence 2 (64 tokens) takes the first page of sequence 0, and gets what a sequence of it
-  // would.
+  // Sequence 2 (64 tokens) takes the first page of sequence 0. Its result is that of a sequence which
+  // has this page for its own.
   const int64_t columns = data_.problem.max_pages_per_seq;
   data_.block_table[size_t(2 * columns)] = data_.block_table[0];
   ReferenceResult result;

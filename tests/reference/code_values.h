@@ -1,6 +1,6 @@
 /// @file
-/// Numbers of 16 and 8 bits and quantised rows by their definitions, without the reference's code: tests
-/// check it against these.
+/// Numbers of 16 and 8 bits and quantised rows, by their definitions and without the reference's code.
+/// Tests check that code against these.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,8 @@ inline int nearest_e4m3(double x) {
   const int sign = std::signbit(x) ? 0x80 : 0;
   int best = 0;
   double best_distance = std::numeric_limits<double>::infinity();
-  const double magnitude = std::min(std::abs(x), 1e6);  // a difference of 448 shows
+  const double magnitude =
+      std::min(std::abs(x), 1e6);  // so that a difference of 448 is not rounded away
   for (int code = 0; code < 0x7F; ++code) {
     const double distance = std::abs(magnitude - e4m3_by_definition(code));
     if (distance < best_distance || (distance == best_distance && code % 2 == 0)) {
@@ -59,8 +60,8 @@ inline int nearest_e4m3(double x) {
   return sign | best;
 }
 
-/// What column `column` of a quantised row says, from the layouts: `tiles` for tile128 rows, `int8` for
-/// int8 codes, else e4m3.
+/// The value of column `column` of a quantised row, by the layouts: `tiles` for tile128 rows, `int8` for
+/// int8 codes, otherwise e4m3.
 inline double quantised_value(bool tiles, bool int8, float call_scale, const uint8_t* row,
                               int column) {
   if (tiles && column >= 512) {

@@ -26,19 +26,21 @@ TYPED_TEST_SUITE(Float16, Types);
 TYPED_TEST(Float16, EveryPatternHasItsValue) {
   for (int bits = 0; bits < 65536; ++bits) {
     const double expected = test::value_of(this->kDType, static_cast<uint16_t>(bits));
-    const float actual = this->value(bits);
-    if (std::isnan(expected)) {
-      ASSERT_TRUE(std::isnan(actual)) << bits;
-    } else {
-      ASSERT_EQ(actual, expected) << bits;
-      ASSERT_EQ(std::signbit(actual), std::signbit(expected)) << bits;
+    for (const float actual :
+         {this->value(bits), to_float(this->kDType, static_cast<uint16_t>(bits))}) {
+      if (std::isnan(expected)) {
+        ASSERT_TRUE(std::isnan(actual)) << bits;
+      } else {
+        ASSERT_EQ(actual, expected) << bits;
+        ASSERT_EQ(std::signbit(actual), std::signbit(expected)) << bits;
+      }
     }
   }
 }
 
 TYPED_TEST(Float16, RoundsToNearestTiesToEven) {
-  // Between each two neighbours: the midpoint goes to the even one, its float neighbours to the
-  // nearer one. The generator rounds by hand, and must agree.
+  // Between any two neighbours, the midpoint goes to the even one, and the floats beside the midpoint
+  // to the nearer one. The generator's own rounding must agree.
   const int infinity = this->bits(this->infinity());
   for (int lower = 0; lower + 1 < infinity; ++lower) {
     const float a = this->value(lower);

@@ -1,4 +1,4 @@
-// e4m3 conversions as a kernel calls them: the instructions, and the project's functions.
+// Conversions to and from e4m3 as a kernel calls them: the instructions, and the project's functions.
 #include "reference/float8.h"
 #include "stages/common/machine/launch.h"
 #include "stages/common/ptx/ptx.h"
@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// codes_by_instruction and codes_by_function [pairs], of values [2 pairs], the lower byte first.
+// by_instruction and by_function [pairs] get the codes of values [2 pairs]. The lower byte of a pair
+// is the first value's.
 __global__ void round_pairs(const float* __restrict__ values, uint16_t* __restrict__ by_instruction,
                             uint16_t* __restrict__ by_function, int64_t pairs) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pairs;
@@ -23,7 +24,7 @@ __global__ void round_pairs(const float* __restrict__ values, uint16_t* __restri
   }
 }
 
-// halves [65536], of every pair of codes; values [256], of every code.
+// halves [65536] gets two fp16 for every pair of codes; values [256] gets a float for every code.
 __global__ void all_values(uint32_t* __restrict__ halves, float* __restrict__ values) {
   for (int codes = static_cast<int>(blockIdx.x * kThreads + threadIdx.x); codes < 65536;
        codes += static_cast<int>(gridDim.x) * kThreads) {

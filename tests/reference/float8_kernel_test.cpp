@@ -1,4 +1,4 @@
-// e4m3 on the machines that run kernels: instructions, and functions compiled for them, against the definition.
+// e4m3 on the machines that run kernels: instructions and functions are checked against the definition.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -24,8 +24,8 @@ Status launch_all_values(uint32_t*, float*);
 
 namespace {
 
-/// Every 16-bit number of both types, and the neighbours of midpoints, which 16 bits have not. An even
-/// number of them.
+/// Every 16-bit number of both types, and floats beside midpoints, which 16 bits cannot hold. Their
+/// count is even.
 std::vector<float> inputs() {
   std::vector<float> values;
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
@@ -83,7 +83,8 @@ TEST_P(Float8OnMachines, CodesHaveTheirValue) {
     ASSERT_TRUE(actual == expected || (std::isnan(actual) && std::isnan(expected))) << code;
     ASSERT_EQ(std::signbit(actual), code >= 128) << code;
   }
-  if (machine_->limits().compute_capability < 89) GTEST_SKIP() << "no instruction of e4m3 here";
+  if (machine_->limits().compute_capability < 89)
+    GTEST_SKIP() << "this GPU has no e4m3 instructions";
   const auto half = [](int code) -> uint32_t {
     if (code % 128 == 127) return 0x7FFF;
     for (int bits = 0; bits < 0x7C00; ++bits) {

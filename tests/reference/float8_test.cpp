@@ -38,7 +38,7 @@ TEST(E4M3, EveryCodeRoundTrips) {
   }
 }
 
-// Every 16-bit number, and with it every midpoint of two codes, against a search of all codes.
+// Every 16-bit number, and so every midpoint of two codes, is compared with a search of all codes.
 TEST(E4M3, Every16BitNumberRoundsToTheNearest) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int bits = 0; bits < 65536; ++bits) {
@@ -48,7 +48,7 @@ TEST(E4M3, Every16BitNumberRoundsToTheNearest) {
   }
 }
 
-// fp32 has neighbours of midpoints that 16 bits have not.
+// fp32 can hold numbers beside midpoints that 16 bits cannot.
 TEST(E4M3, MidpointsAndTheirNeighbours) {
   for (int lower = 0; lower < 0x7E; ++lower) {
     const float a = e4m3_value(static_cast<uint8_t>(lower));

@@ -1,4 +1,4 @@
-// merge_lse as a kernel calls it: one thread a pair.
+// merge_lse as a kernel calls it: one thread per pair.
 #include "reference/lse_merge.h"
 #include "stages/common/machine/launch.h"
 

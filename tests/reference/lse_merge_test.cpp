@@ -1,5 +1,5 @@
-// Merging partial softmaxes, in float and in double, as host code and as device code: any partition
-// in any order gives the softmax of the whole.
+// Merging partial softmaxes in float and in double, as host code and as device code. Any partition,
+// merged in any order, gives the softmax of the whole.
 #include "reference/lse_merge.h"
 
 #include <gtest/gtest.h>
@@ -116,7 +116,7 @@ struct Part {
 
 struct Row {
   Whole whole;
-  double largest_lse;  // in magnitude, of the whole and all parts
+  double largest_lse;  // the largest magnitude among the whole and all parts
 };
 
 template <typename Real>
@@ -130,7 +130,7 @@ void LseMergeTest::expect_partitions_give_the_whole() {
   std::vector<std::vector<Part<Real>>> parts;
   int all_empty = 0;
   for (int r = 0; r < kRows; ++r) {
-    // Logits: ordinary; of large magnitude, close together; far apart.
+    // By turns: ordinary logits; logits of large magnitude, but close together; logits far apart.
     const double centre = r % 3 == 1 ? 1e4 * normal(random) : 0;
     const double spread = r % 3 == 2 ? 3e3 : 3;
     std::vector<Token> tokens(r % 20 == 0 ? 0 : 1 + below(40));
@@ -161,7 +161,7 @@ void LseMergeTest::expect_partitions_give_the_whole() {
   }
   EXPECT_GE(all_empty, 20);
 
-  // Two drawn parts of every row become one, until one is left.
+  // In every row, two parts chosen at random are merged, until one is left.
   for (bool merging = true; merging;) {
     merging = false;
     std::vector<Real> lse_a, lse_b;
@@ -169,7 +169,7 @@ void LseMergeTest::expect_partitions_give_the_whole() {
     for (size_t r = 0; r < parts.size(); ++r) {
       if (parts[r].size() < 2) continue;
       merging = true;
-      for (size_t i = 0; i < 2; ++i) {  // the drawn two to the end
+      for (size_t i = 0; i < 2; ++i) {  // puts the chosen two at the end
         std::swap(parts[r][below(parts[r].size() - i)], parts[r][parts[r].size() - 1 - i]);
       }
       lse_a.push_back(parts[r][parts[r].size() - 2].lse);
@@ -193,11 +193,11 @@ void LseMergeTest::expect_partitions_give_the_whole() {
   for (size_t r = 0; r < rows.size(); ++r) {
     SCOPED_TRACE("row " + std::to_string(r));
     const Part<Real>& part = parts[r][0];
-    // An lse is as exact as its magnitude allows, and so, then, are the weights.
+    // An lse is as exact as its magnitude allows. The weights are no more exact than the lse.
     const double tolerance = 32.0 * std::numeric_limits<Real>::epsilon() * rows[r].largest_lse;
     const double lse = static_cast<double>(part.lse);
     if (std::isinf(rows[r].whole.lse)) {
-      // Empty: +inf, or what a single part, never merged, said.
+      // An empty row has +inf; or the single part's own -inf, if it was never merged.
       EXPECT_TRUE(lse == kInfinity || (r % 9 == 0 && lse == -kInfinity)) << lse;
     } else {
       EXPECT_NEAR(lse, rows[r].whole.lse, tolerance);
@@ -211,7 +211,8 @@ void LseMergeTest::expect_partitions_give_the_whole() {
 template <typename Real>
 void LseMergeTest::expect_special_values() {
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-  // Both empty: no weight anywhere, and decode()'s +inf, whichever way the parts said it.
+  // Both parts are empty: the weights are 0 and the lse is decode()'s +inf, whether the parts had +inf
+  // or -inf.
   for (const double a : {kInfinity, -kInfinity}) {
     for (const double b : {kInfinity, -kInfinity}) {
       const auto merged = merge_one<Real>(a, b);
@@ -219,7 +220,7 @@ void LseMergeTest::expect_special_values() {
       EXPECT_EQ(merged.weight_b, 0);
       EXPECT_EQ(merged.lse, std::numeric_limits<Real>::infinity());
     }
-    // One empty: the other as it was, to the bit.
+    // One part is empty: the other stays as it was, to the bit.
     for (const double lse : {-1e4, -0.3, 0.0, 2.5, 1e4}) {
       const auto left = merge_one<Real>(lse, a), right = merge_one<Real>(a, lse);
       EXPECT_EQ(left.weight_a, 1);
@@ -243,7 +244,7 @@ template <typename Real>
 void LseMergeTest::expect_extremes() {
   constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
   for (const double base : {-1e4, -1.0, 0.0, 1e4}) {
-    // Equal parts weigh the same; a gap is one of logits.
+    // Equal parts have equal weights. A gap is a difference of logits.
     for (const double gap : {0.0, 1.0, 20.0, 100.0, 1000.0, 2e4}) {
       const double lower = static_cast<double>(static_cast<Real>(base - gap));
       const double upper = static_cast<double>(static_cast<Real>(base));

@@ -1,6 +1,6 @@
 /// @file
-/// The decode contract as plain loops in long double, without Eigen and without the reference's
-/// code: what the tests hold the reference to, and where they plant faults.
+/// The decode contract as plain loops in long double, without Eigen and without the reference's code.
+/// The tests check the reference against it, and put faults into it on purpose.
 #pragma once
 
 #include <algorithm>
@@ -78,8 +78,8 @@ struct PlainRow {
   double lse = 0;
 };
 
-/// Evaluates a row. Token t counts `times[t]` times (once, if `times` is empty): a fault where that
-/// is not 1.
+/// Evaluates a row. Token t counts `times[t]` times, or once if `times` is empty. Any number but 1 is a
+/// fault.
 inline PlainRow evaluate(const PlainInputs& inputs, const std::vector<int>& times = {}) {
   PlainRow row;
   row.out.assign(512, 0);

@@ -42,7 +42,7 @@ void expect_refused(const std::function<void(Problem&)>& spoil, const std::strin
   const Status status = validate(problem);
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(status.message(), message);
-  // The other checks rest on the first.
+  // The other checks call the first.
   EXPECT_EQ(validate(problem, valid_tensors()).message(), message);
   EXPECT_EQ(validate_paging(problem, aligned_words, aligned_words).message(), message);
 }
@@ -202,7 +202,7 @@ TEST(CacheFormats, PlacesAndStridesCountBytes) {
     EXPECT_EQ(problem.kv_elements(), 5 * 64 * 2 * bytes);
     const Tensors filled = with_strides(problem, valid_tensors());
     EXPECT_EQ(filled.page_place(4, 63, 1), ((4 * 64 + 63) * 2 + 1) * bytes);
-    EXPECT_EQ(filled.q_place(0, 0, 1), 576) << "the others are as ever";
+    EXPECT_EQ(filled.q_place(0, 0, 1), 576) << "other tensors do not depend on the cache format";
     const int32_t table_row[] = {3, 2};
     EXPECT_EQ(cache_place(problem, filled, table_row, 65, 1), ((2 * 64 + 1) * 2 + 1) * bytes);
 
@@ -326,7 +326,7 @@ TEST(Problem, EachTensorMustBeThereAndAligned) {
   expect("lse", 4, [](Tensors& t, void* p) { t.lse = static_cast<float*>(p); });
 }
 
-// Strides as a tensor library gives them.
+// Strides may be given, as by a tensor library, or left out.
 TEST(Strides, AreFilledInWhereNothingIsSaid) {
   const Problem problem = valid_problem();  // 2 sequences, 3 query tokens, 8 heads, 2 KV heads
   const Tensors filled = with_strides(problem, valid_tensors());
@@ -335,7 +335,7 @@ TEST(Strides, AreFilledInWhereNothingIsSaid) {
   EXPECT_EQ(filled.lse_place(1, 2, 3), (1 * 8 + 3) * 3 + 2);
   EXPECT_EQ(filled.page_place(4, 63, 1), ((4 * 64 + 63) * 2 + 1) * 576);
   EXPECT_EQ(filled.table_row(1), filled.block_table + 4);
-  // What is said stays, but for a dimension of one member, whose stride says nothing.
+  // Given strides stay, except for a dimension of one member, whose stride means nothing.
   Tensors tensors = valid_tensors();
   tensors.q_strides = {.batch = 80000, .token = kContiguous, .head = 584};
   tensors.kv_strides.token = 1200;
@@ -364,7 +364,7 @@ TEST(Strides, OutputsMayInterleaveButNotOverlap) {
   tensors.out_strides.token = 512;
   EXPECT_EQ(validate(problem, tensors).message(),
             "out stride of seqlen_q = 512 must be at least 1024, else rows overlap");
-  // What is read may: one q for all sequences, one row of the table for all.
+  // Inputs may overlap: one q, or one row of the table, may serve all sequences.
   tensors = valid_tensors();
   tensors.q_strides.batch = 0;
   tensors.block_table_stride = 0;

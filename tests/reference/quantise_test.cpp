@@ -1,4 +1,4 @@
-// Quantised rows against the definitions in quantise.h and cache_format.h.
+// Quantised rows are checked against the definitions in quantise.h and cache_format.h.
 #include "reference/quantise.h"
 
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include <limits>
 #include <random>
 
+#include "reference/float16.h"
 #include "tests/reference/code_values.h"
 #include "tests/status_matchers.h"
 
@@ -52,7 +53,8 @@ Problem problem_of(CacheFormat format, float cache_scale = 1) {
   return problem;
 }
 
-/// Quantises and says what the row then says, by the reference and by the definition.
+/// Quantises, and returns the values that the row then has. The reference and the definition must agree
+/// on them.
 std::array<double, 576> round_trip(const Problem& problem, const Values& values, Row* row,
                                    ScaleRule rule = ScaleRule::kLargest) {
   row->bytes.fill(0xA5);  // every byte must be written
@@ -109,7 +111,7 @@ TEST(Layout, RowsHaveTheBytesOfTheirFormat) {
             0.25);
 }
 
-// Every code under a scale: its value exactly, and the code again from the value.
+// With each scale, every code has exactly its value, and quantising the value gives the code again.
 TEST(Codes, AllRoundTrip) {
   for (const CacheFormat format : kQuantised) {
     for (const float scale : {1.0f, 0x1p-20f, 0.3f, 1e-38f}) {
@@ -126,7 +128,8 @@ TEST(Codes, AllRoundTrip) {
           continue;
         }
         ASSERT_EQ(said, unscaled * double{scale}) << to_string(format) << " " << code;
-        // Of the value rounded to fp32: the code again, but -128, which quantising does not make.
+        // The value, rounded to fp32, gives the code again; except for -128, which quantising does not
+        // make.
         const int again = quantise_value(format, float(said), scale);
         const bool is_least = is_int8(format) && code == 128;
         ASSERT_EQ(again, is_least ? 129 : code) << to_string(format) << " " << scale;
@@ -135,7 +138,7 @@ TEST(Codes, AllRoundTrip) {
   }
 }
 
-// All 16-bit numbers in int8 codes, against a search of all codes; e4m3's are in float8_test.
+// All 16-bit numbers as int8 codes, compared with a search of all codes. float8_test does so for e4m3.
 TEST(Codes, Int8RoundsToTheNearest) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int bits = 0; bits < 65536; ++bits) {
@@ -163,7 +166,7 @@ TEST(Scales, AreTheLargestValueOverTheLargestCode) {
     const float most = is_int8(format) ? 127 : 448;
     for (const float largest : {1.0f, 0.3f, 448.0f, 3e38f, 1e-30f}) {
       EXPECT_EQ(scale_for(format, largest, ScaleRule::kLargest), largest / most);
-      // The least power of two that is not below it.
+      // The least power of two that is not below that.
       const float power = scale_for(format, largest, ScaleRule::kPowerOfTwo);
       int exponent = 0;
       EXPECT_EQ(std::frexp(power, &exponent), 0.5f) << power;
@@ -180,7 +183,8 @@ TEST(Scales, AreTheLargestValueOverTheLargestCode) {
   }
 }
 
-// Half a step: of int8 the scale, of e4m3 an eighth of the value, or of the least normal number.
+// A step of int8 is the scale. A step of e4m3 is at most an eighth of the value, or of the least normal
+// number.
 TEST(Tiles, LoseNoMoreThanHalfAStep) {
   std::mt19937 random(1);
   for (const CacheFormat format : kQuantised) {
@@ -217,7 +221,7 @@ TEST(Tiles, LoseNoMoreThanHalfAStep) {
   }
 }
 
-// The largest value of a tile has the largest code, of its sign, whatever the rounding of its scale.
+// The largest value of a tile gets the largest code of its sign, however its scale was rounded.
 TEST(Tiles, LargestValueHasTheLargestCode) {
   std::mt19937 random(2);
   std::uniform_real_distribution<float> uniform(-1, 1);
@@ -241,7 +245,7 @@ TEST(Tiles, LargestValueHasTheLargestCode) {
   }
 }
 
-// Values times a power of two: the same codes, scales times it.
+// Values times a power of two have the same codes, and scales times the same power.
 TEST(Tiles, FollowPowersOfTwo) {
   std::mt19937 random(3);
   for (const CacheFormat format : kTiled) {
@@ -340,7 +344,7 @@ TEST(Specials, NaNStaysNaN) {
   EXPECT_EQ(row.scale(1), 2.0f / 127) << "another tile's";
   EXPECT_NEAR(said[128], 2, 1e-6);
 
-  // A tile of nothing else.
+  // Tiles of NaN alone.
   values.fill(kNaN);
   for (const CacheFormat format : kQuantised) {
     for (const double value : round_trip(problem_of(format), values, &row)) {
@@ -389,7 +393,7 @@ TEST(Specials, HugeAndTinyValues) {
     EXPECT_TRUE(std::isfinite(row.scale(0)));
     EXPECT_NEAR(said[0], double{values[0]}, 1e-6 * double{values[0]});
     EXPECT_EQ(said[1], -said[0]);
-    // Subnormal values have the least scale: e4m3 keeps this one, 2^-7 of it, int8 does not.
+    // Subnormal values have the least scale. e4m3 keeps this value, 2^-7 times the scale; int8 does not.
     EXPECT_EQ(row.scale(1), 0x1p-126f);
     EXPECT_EQ(said[128], is_int8(format) ? 0 : 0x1p-133);
     EXPECT_EQ(said[256], 0x1p-126);
@@ -403,7 +407,7 @@ TEST(Specials, HugeAndTinyValues) {
   EXPECT_EQ(said[128], 0);
 }
 
-// Scales that quantising does not make, and an engine's cache may have.
+// Scales that quantising does not make, but that an engine's cache may have.
 TEST(Scales, AreTakenAsTheyAre) {
   for (const CacheFormat format : kTiled) {
     const Problem problem = problem_of(format);

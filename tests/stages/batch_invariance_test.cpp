@@ -1,6 +1,6 @@
-// With Problem::fixed_split_tokens per sequence's result is the same bits whatever else is in the
-// batch: for every stage, alone and among others, at another place, with a narrower block table.
-// Without it, stages that plan over the whole batch differ, or this test would prove nothing.
+// With Problem::fixed_split_tokens, every stage gives a sequence the same bits whatever else is in the
+// batch: alone and among others, at another place, with a narrower block table. Without it, stages that
+// plan over the whole batch must differ, or this test would prove nothing.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -56,7 +56,7 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
       // Mostly short, some long ones that are split, some empty, some at the edges of pages.
       int length = static_cast<int>(random() % (on_gpu_ ? 3000 : 40));
       if (i % 16 == 3) length = on_gpu_ ? 20000 - 37 * i : 520 - i;
-      if (i == 3 && !on_gpu_) length = 1400;  // parts enough for sums in another order to differ
+      if (i == 3 && !on_gpu_) length = 1400;  // so many parts that another order of sums shows
       if (i % 16 == 7) length = 0;
       if (i % 16 == 11) length = 127 + i / 16 % 3;
       spec.lengths.push_back(length);
@@ -71,8 +71,8 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     std::iota(whole_.begin(), whole_.end(), 0);
     std::vector<int> shuffled = whole_;
     std::shuffle(shuffled.begin(), shuffled.end(), random);
-    // The long ones (3, 19, ...) and others alone; then most sequences in batches of 17, and a long
-    // one beside another, which on the model takes time.
+    // The long sequences (3, 19, ...) and some others are alone. Then most sequences come in batches of
+    // 17, and a long one comes beside another, which on the model takes time.
     for (const int alone : {3, 7, 11, 19, 27, 43, 51, 100}) batches_.push_back({alone});
     const auto deal = [&](size_t size, size_t batches) {
       for (size_t begin = 0; begin + size <= shuffled.size() && batches > 0; begin += size) {
@@ -138,8 +138,8 @@ class BatchInvariance : public testing::TestWithParam<std::tuple<MachineKind, DT
     }
   }
 
-  // How many results in sub-batches differ from those of the same sequences in the whole; to the end of a
-  // batch that has so many.
+  // Counts the results in sub-batches that differ from those of the same sequences in the whole batch.
+  // Stops after the batch with which there are `enough`.
   void count_differences(const Stage& stage, int enough, int* differences) {
     *differences = 0;
     std::vector<Result> expected, results;
@@ -178,7 +178,7 @@ TEST_P(BatchInvariance, FixedSplitsGiveTheSameBitsInAnyBatch) {
   }
 }
 
-// The control: a stage with a plan cuts by the whole batch, and the bits show it.
+// The counter-check: a stage with a plan cuts by the whole batch, and the bits show it.
 TEST_P(BatchInvariance, WithoutFixedSplitsBitsDependOnTheBatch) {
   data_.problem.fixed_split_tokens = 0;
   for (const Stage& stage : stages_) {

@@ -1,4 +1,4 @@
-// Every stage of the registry against the reference, on every case of the list.
+// Every stage of the registry is compared with the reference, on every case of the list.
 //
 //   conformance_test [--machine model|gpu] [--stage 02_shared_tiled] [--cases sample|full]
 //                    [--shard i/n] [--gtest_...]
@@ -7,9 +7,9 @@
 //
 // On the model: a seeded sample of small cases, under one or two schedules each, on pretended
 // devices of several sizes. On a GPU: the full product, checked against the fp64 oracle; the loop is case ->
-// data -> reference -> stages. A stage runs on the cache formats that it reads: on the model one
-// format per case, by turns, on a GPU all. A stage stops after three failing cases, each of which
-// ends with the command that repeats it.
+// data -> reference -> stages. A stage runs on the cache formats that it reads: on a GPU on all, on the model
+// on one format per case, in turn. A stage stops after three failing cases. The report of each ends with the
+// command that repeats it.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -41,15 +41,15 @@ struct Options {
   std::string stage;  // empty: all
   bool full = false;
   int shard = 0, shards = 1;
-  bool ran = false;  // some stage did
+  bool ran = false;  // whether any stage ran
 } options;
 
 constexpr std::pair<int, int> kHeads[] = {{1, 1},   {3, 1},   {3, 3},   {9, 1},  {9, 3},   {63, 1},
                                           {63, 3},  {64, 1},  {64, 2},  {64, 8}, {126, 1}, {126, 2},
                                           {126, 3}, {128, 1}, {128, 2}, {128, 8}};
 
-// b x s_q x s_k x heads x variable x causal x dtype, and the one with half of its sequences empty.
-// Seeds alternate the scale.
+// b x s_q x s_k x heads x variable x causal x dtype, and a case in which half of the sequences are empty.
+// The scale alternates by the seed.
 std::vector<DecodeCase> full_product() {
   std::vector<DecodeCase> cases;
   for (const int batch : {1, 2, 6, 64}) {
@@ -109,7 +109,7 @@ int64_t products(const DecodeCase& spec) {
   return int64_t{spec.batch} * spec.seqlen_q * spec.num_heads_q * spec.seqlen_k;
 }
 
-// Products with a tile of 64 tokens and up to 64 rows.
+// The number of products of up to 64 rows with a tile of 64 tokens.
 int64_t tile_products(const DecodeCase& spec) {
   const int64_t rows = int64_t{spec.seqlen_q} * spec.num_heads_q / spec.num_heads_kv;
   return spec.batch * spec.num_heads_kv * ((rows + 63) / 64) * grains_for(spec.seqlen_k);
@@ -122,16 +122,16 @@ bool is_wide(const DecodeCase& spec) {
   return spec.batch == 64;
 }
 
-// Whether the model runs a case in a few tenths of a second: the first stages' time is that of
-// their products, the later ones' that of their tiles.
+// Whether the model runs a case in a few tenths of a second. The first stages take time by their products,
+// the later ones by their tiles.
 bool is_quick(const DecodeCase& spec) {
   const bool few = is_long(spec) || is_wide(spec);
   return tile_products(spec) <= (few ? 64 : 18) && products(spec) <= 18000;
 }
 
-// 120 cases of the product that the model runs quickly: every pair of heads and every flag, ten of
-// 4096 tokens, six of 64 sequences, both dtypes alike. The same cases for every stage and on every run. The
-// full list on the model (--cases full) takes days; on a GPU, minutes.
+// 120 cases of the product that the model runs quickly: every pair of heads and every flag, ten cases with
+// 4096 tokens, six with 64 sequences, each dtype equally often. They are the same for every stage and every run.
+// The full list (--cases full) takes days on the model, and minutes on a GPU.
 std::vector<DecodeCase> small_sample() {
   constexpr size_t kCases = 120;
   std::vector<DecodeCase> pool;
@@ -159,8 +159,8 @@ std::vector<DecodeCase> small_sample() {
   return sample;
 }
 
-// For each case of a list, how many before it have the same heads: the turn of a stage that reads
-// several formats. So every pair of heads meets every format.
+// For each case of a list, how many before it have the same heads. By this number, a stage that reads
+// several formats takes them in turn, so that every pair of heads meets every format.
 std::vector<size_t> turns_of(const std::vector<DecodeCase>& cases) {
   std::map<std::pair<int, int>, size_t> seen;
   std::vector<size_t> turns;
@@ -174,8 +174,8 @@ bool go_together(CacheFormat format, DType dtype) {
   return !has_tile_scales(format) || dtype == DType::kBFloat16;
 }
 
-// Cases for the extreme data kinds: ordinary shapes, hostile values. Scales of tiles are a matter of
-// quantised caches alone; of these, which are several, the model runs half of the shapes.
+// Cases for the extreme data kinds: ordinary shapes, hostile values. Only quantised caches have scales of
+// tiles. These are several formats, so the model runs half of the shapes on them.
 std::vector<DecodeCase> extreme_cases(MachineKind machine, bool quantised) {
   std::vector<DecodeCase> cases;
   std::vector<DataKind> kinds = {DataKind::kExtremeValues, DataKind::kExtremeLogits};
@@ -205,13 +205,13 @@ std::vector<DecodeCase> extreme_cases(MachineKind machine, bool quantised) {
   return cases;
 }
 
-// Shapes at the edges of what kernels are tiled for. True sizes on a GPU, smaller ones on the model;
-// a million tokens only in the full list.
+// Shapes at the edges of the kernels' tiles. On a GPU in their true sizes, on the model in smaller ones.
+// A million tokens are only in the full list.
 std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
   const bool on_gpu = machine == MachineKind::kGpu;
   std::vector<DecodeCase> cases;
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    // On the model each in one of the two: what breaks here are counts and places.
+    // The model runs each with one dtype only: what breaks here are counts and places.
     auto add = [&, index = 0](DecodeCase spec) mutable {
       spec.dtype = dtype;
       spec.seed = cases.size() / 2 * 3 + (cases.size() & 1);
@@ -225,7 +225,7 @@ std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
     pages.causal = true;
     pages.lengths = {1, 63, 64, 65, 0, 128};
     add(pages);
-    // Rows that no tile divides: 77 a KV head.
+    // Rows that no tile divides: 77 per KV head.
     DecodeCase rows;
     rows.batch = 2;
     rows.seqlen_q = 11;
@@ -236,7 +236,7 @@ std::vector<DecodeCase> edge_cases(MachineKind machine, bool full) {
     rows.num_heads_kv = 2;
     rows.causal = true;
     add(rows);
-    // A token each, of more sequences than the planning kernel looks at together.
+    // More sequences than the planning kernel looks at together, of a token each.
     DecodeCase sequences;
     sequences.batch = on_gpu ? 8192 : 2100;
     sequences.seqlen_k = 1;
@@ -306,9 +306,9 @@ std::vector<DecodeCase> layout_cases(MachineKind machine) {
   return cases;
 }
 
-// The devices the model pretends to be, by turns: a stage that picks tiles by shared memory shows
-// all of them, a grid limit of 5 blocks makes every kernel walk its items, and with 3
-// multiprocessors a worker has many tiles.
+// The devices that the model pretends to be, in turn. A stage that picks tiles by shared memory has to use all
+// of its tiles, a grid limit of 5 blocks makes every kernel loop over its items, and with 3 multiprocessors a
+// worker has many tiles.
 const gpu_model::NamedDevice& pretend_device(size_t turn) {
   const auto devices = gpu_model::named_devices();
   const gpu_model::NamedDevice& chosen = devices[turn % devices.size()];
@@ -320,12 +320,12 @@ const gpu_model::NamedDevice& pretend_device(size_t turn) {
 constexpr int kMostFailures = 3;
 struct Failures {
   int cases = 0;
-  int left_out = 0;    // after them
-  std::string repeat;  // the first
+  int left_out = 0;    // the cases after them
+  std::string repeat;  // the command that repeats the first
 };
 std::map<std::string, Failures> failures;
 
-// Counts a failing case of a stage and reports it, its last line the command that repeats it.
+// Counts a failing case of a stage and reports it. The report's last line is the command that repeats it.
 void fail(const std::string& stage, const std::string& what, const std::string& repeat) {
   ADD_FAILURE() << stage << ": " << what << "\nrepeat: " << repeat;
   Failures& so_far = failures[stage];
@@ -335,7 +335,7 @@ void fail(const std::string& stage, const std::string& what, const std::string& 
               kMostFailures);
 }
 
-// Whether a stage still runs; a case that it does not run is counted.
+// Whether a stage still runs. If not, the case is counted as left out.
 bool goes_on(const std::string& stage) {
   Failures& so_far = failures[stage];
   if (so_far.cases < kMostFailures) return true;
@@ -343,7 +343,7 @@ bool goes_on(const std::string& stage) {
   return false;
 }
 
-// For what mla_run cannot spell: the test that is running.
+// The command that repeats the running test, for cases that mla_run cannot express.
 std::string repeat_test(const std::string& stage) {
   const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
   const bool is_step = stage.rfind("step_", 0) == 0;
@@ -377,7 +377,7 @@ Status run(Machine& machine, const Stage& stage, const DataSet& data, DeviceTens
   return machine.copy_to_host(outputs->lse.data(), tensors.lse.data(), tensors.lse.bytes());
 }
 
-// What is wrong with them; empty: nothing.
+// What is wrong with the outputs. Empty if nothing is.
 std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceResult& expected) {
   const Layout layout = data.layout();
   const DecodeComparison comparison =
@@ -389,7 +389,7 @@ std::string judge(const DataSet& data, const Outputs& outputs, const ReferenceRe
   return untouched ? "" : "wrote between the rows of out or lse";
 }
 
-// All of the registry, or those whose slug begins with what --stage says: then also the one that chooses, and steps.
+// All stages of the registry; or those whose slug begins with --stage, which may also be the one that chooses, or steps.
 std::vector<const Stage*> stages_asked_for() {
   std::vector<const Stage*> chosen;
   const auto add = [&](const Stage& stage) {
@@ -463,7 +463,7 @@ class Conformance : public testing::Test {
     return some;
   }
 
-  // Calls `check(format, dtype)` for these and every dtype that goes with them.
+  // Calls `check(format, dtype)` for each of these formats, with each dtype that goes with it.
   template <typename Check>
   void for_each_format(const Check& check) {
     for (const CacheFormat format : formats()) {
@@ -483,8 +483,8 @@ class Conformance : public testing::Test {
     }
   }
 
-  // The same on a GPU; on the model in one format per stage, by turns, so that a stage takes the same
-  // time whatever it reads.
+  // On a GPU the same. On the model in one format per stage, in turn, so that a stage takes the same time
+  // however many formats it reads.
   void check_case(const DecodeCase& spec, DataKind kind, size_t turn,
                   std::span<const uint64_t> schedules) {
     if (options.machine == MachineKind::kGpu) return check_all_formats(spec, kind, schedules);
@@ -501,8 +501,8 @@ class Conformance : public testing::Test {
     }
   }
 
-  // Runs these stages on one case, in a format that they read; on the model under the given
-  // schedules, whose results must agree to the bit.
+  // Runs these stages on one case, in a format that they read. On the model they run under the given
+  // schedules, and the results must agree to the bit.
   void check_readers(DecodeCase spec, DataKind kind, CacheFormat format,
                      const std::vector<const Stage*>& readers,
                      std::span<const uint64_t> schedules) {
@@ -526,7 +526,7 @@ class Conformance : public testing::Test {
 
     const gpu_model::Device pretended = gpu_model::device();
     for (const Stage* stage : left) {
-      gpu_model::device() = pretended;  // the usual one for a stage that this one is no device for
+      gpu_model::device() = pretended;  // or the usual device, if the stage cannot run on this one
       const bool fits = check_device(*stage, machine_->limits()).ok();
       if (!fits) gpu_model::device() = {};
       check_stage(*stage, data, tensors, expected, schedules, fits ? device_ : "");
@@ -546,7 +546,7 @@ class Conformance : public testing::Test {
       Outputs outputs;
       const Status status = run(*machine_, stage, data, tensors, &outputs);
       std::string wrong;
-      size_t from = i;  // the schedule that the repetition begins with
+      size_t from = i;  // the first schedule that the repetition needs
       if (!status.ok()) {
         wrong = status.to_string();
       } else if (wrong = judge(data, outputs, expected);
@@ -589,7 +589,7 @@ TEST_F(Conformance, Cases) {
     if (!in_shard(i)) continue;
     if (on_model) {
       device_ = pretend_device(i / static_cast<size_t>(options.shards)).name;
-      // Once each, and by turns once more: under another schedule, on flat data, with all in order.
+      // Each case once; and in turn some again under another schedule, on flat data, or with all threads in order.
       const uint64_t seed = 2 * i + 1;
       const bool twice = i % 6 == 0;
       check_case(cases[i], DataKind::kNeedles, turns[i],
@@ -629,7 +629,7 @@ TEST_F(Conformance, PageSizesAndStrides) {
   }
 }
 
-// Data of 16 bits on the host, for a test to change, and then a cache of any format made of them.
+// Data of 16 bits on the host, which a test may change. Then a cache of any format is made of them.
 struct HostData {
   std::vector<uint16_t> q, cache;
   std::vector<uint8_t> cache_bytes;
@@ -647,7 +647,7 @@ struct HostData {
     Problem& problem = data->problem;
     if (is_quantised(format)) {
       data->spec.cache_format = problem.cache_format = format;
-      float largest = 0;  // of no NaN
+      float largest = 0;  // NaN does not count
       for (const uint16_t bits : cache) {
         largest = std::max(largest, std::abs(to_float(problem.dtype, bits)));
       }
@@ -686,8 +686,8 @@ void expect_right(Machine& machine, const std::vector<const Stage*>& stages, con
   }
 }
 
-// A length that the block table cannot describe counts as the nearest that it can; and with causal
-// masking, too.
+// A length that the block table cannot describe counts as the nearest that it can, with causal masking,
+// too.
 TEST_F(Conformance, LengthsAreClamped) {
   const auto check = [&](CacheFormat format, bool causal) {
     DecodeCase spec;
@@ -768,12 +768,12 @@ TEST_F(Conformance, NanStaysInItsOwnSequence) {
   });
 }
 
-// Data of the test's own: q is `q575` in column 575 and 0 elsewhere, so that a token's logit is q575
-// times its column 575; V is constant over a token's columns.
+// Data that a test chooses: q is `q575` in column 575 and 0 elsewhere, so a token's logit is q575 times
+// its column 575. V is constant over a token's columns.
 struct Token {
   float v, k575;
 };
-// Of quantised caches scales are powers of two: then the values that the tests below give are exact.
+// The scales of quantised caches are powers of two, so that the values of the tests below are exact.
 void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, CacheFormat format,
                    const DecodeCase& spec, float softmax_scale, float q575,
                    const std::function<Token(int)>& token_at) {
@@ -805,10 +805,9 @@ void run_on_tokens(Machine& machine, const std::vector<const Stage*>& stages, Ca
   expect_right(machine, stages, data, tensors, expected);
 }
 
-// One token outweighs each other one by far, but not all together: what is lost of theirs in 16-bit
-// weights shows in V, which is 0 for the heavy one and 1 for them. Weights are powers of two, which
-// any 16-bit type rounds right unless they leave its range: others would all be rounded alike, by up
-// to 2^-8 in bf16.
+// One token outweighs each other one by far, but not all of them together. V is 0 for the heavy token and 1
+// for the others, so V shows what 16-bit weights lose of the others. Weights are powers of two, which every
+// 16-bit type holds exactly within its range. Other weights would all be rounded alike, by up to 2^-8 in bf16.
 TEST_F(Conformance, OneHeavyTokenAmongMany) {
   for_each_format([&](CacheFormat format, DType dtype) {
     DecodeCase spec;
@@ -824,7 +823,7 @@ TEST_F(Conformance, OneHeavyTokenAmongMany) {
   });
 }
 
-// Equal logits give the mean of V, however large they are: no weight may be made of a rounded lse.
+// Equal logits give the mean of V, however large they are: no weight may be computed from a rounded lse.
 TEST_F(Conformance, LargeEqualLogits) {
   for_each_format([&](CacheFormat format, DType dtype) {
     DecodeCase spec;
@@ -842,7 +841,7 @@ TEST_F(Conformance, LargeEqualLogits) {
 // Values of the size that a layer's norm leaves, 1, and larger ones; logits of deviation 0.3, 3 and 4.
 TEST_F(Conformance, DataOfOtherSizes) {
   struct Factors {
-    float q, cache;  // on flat data, of deviation 0.1
+    float q, cache;  // factors on flat data, whose deviation is 0.1
   };
   for_each_format([&](CacheFormat format, DType dtype) {
     for (const auto [q_factor, cache_factor] :
@@ -932,7 +931,7 @@ TEST_F(Conformance, BitwiseRepeatable) {
   check_all_formats(spec, DataKind::kNeedles, schedules);
 }
 
-// The sample keeps its promises, whatever is changed in the list.
+// The sample covers what it promises, whatever is changed in the list.
 TEST(ConformanceSample, CoversWhatItMust) {
   const std::vector<DecodeCase> sample = small_sample();
   EXPECT_EQ(sample.size(), 120u);
@@ -1002,6 +1001,6 @@ int main(int argc, char** argv) {
     std::printf("%s: %d cases failed, %d not run\nrepeat: %s\n", stage.c_str(), failed.cases,
                 failed.left_out, failed.repeat.c_str());
   }
-  // No stage ran, for want of a GPU or of a fit one: say "skipped" to CTest (SKIP_RETURN_CODE).
+  // No stage ran, because there is no GPU or none that fits. The exit code tells CTest that the test was skipped.
   return result == 0 && !options.ran ? 77 : result;
 }

@@ -1,6 +1,6 @@
-// The contract every stage keeps on bad input: a status with a code and a message that names the
-// argument, its value and what is allowed; outputs untouched; the next good call works. On the
-// model, and on a GPU where there is one.
+// What every stage must do on bad input: return a status whose message names the argument, its value and
+// what is allowed; leave the outputs untouched; and work on the next good call. On the model, and on a GPU
+// where there is one.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -178,7 +178,7 @@ const std::vector<BadCall>& bad_calls() {
   return calls;
 }
 
-// What only stages with a workspace can get wrong.
+// Faults that only stages with a workspace can notice.
 const std::vector<BadCall>& bad_workspaces() {
   static const std::vector<BadCall> calls = {
       {"workspace too small",
@@ -301,7 +301,8 @@ TEST_P(Contract, WorkspaceDependsOnShapesAloneAndIsBounded) {
   }
 }
 
-// What a stage asks for, of problems that nobody can decode: an error, never a crash, never a size.
+// Asked how much memory a problem needs that nobody can decode, a stage gives an error, never a crash or a
+// size.
 TEST_P(Contract, QuestionsAboutBadProblemsAreRefused) {
   const std::vector<std::function<void(Problem&)>> changes = {
       [](Problem& p) { p.num_heads_kv = 0; }, [](Problem& p) { p.fixed_split_tokens = 1; },
@@ -370,7 +371,7 @@ TEST_P(Contract, CacheFormatsThatAStageCannotReadAreRefused) {
       expect(plan_shape(*stage, call.problem, limits, &shape));
       expect(predict(*stage, call.problem, 64, limits, &prediction));
       expect(make(*stage, call));
-      // Nor is there anything to gain from no workspace, or an empty batch.
+      // Without a workspace, or with an empty batch, the format is refused just the same.
       expect(plan_decode(*stage, call.problem, call.tensors.seqlens_k, {}));
       expect(decode_planned(*stage, call.problem, call.tensors, {}, {}));
       expect(plan_state(*stage, call.problem, {}, &state));
@@ -388,7 +389,7 @@ TEST(CacheFormats, AreNamedInTheMessage) {
   Stage stage;
   stage.slug = "99_some";
   Problem problem;
-  EXPECT_OK(check_cache_format(stage, problem)) << "16 bits, if it says nothing";
+  EXPECT_OK(check_cache_format(stage, problem)) << "a stage that lists no formats reads 16 bits";
   stage.cache_formats = {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor};
   const Status status = check_cache_format(stage, problem);
   EXPECT_EQ(status.code(), StatusCode::kUnsupported);
@@ -431,7 +432,7 @@ TEST_P(Contract, LimitsOfNoDeviceAreRefused) {
   }
 }
 
-// More pieces than a plan's 32-bit numbers count.
+// More pieces than a plan's 32-bit numbers can count.
 TEST_P(Contract, TooManyPiecesAreRefused) {
   for (const Stage& stage : stages(GetParam())) {
     use_data_of(stage);
@@ -494,7 +495,7 @@ TEST_P(Contract, AnUnfitDeviceIsRefused) {
   }
 }
 
-// What a stage's own check refuses touches nothing either.
+// A call that a stage's own check refuses touches nothing either.
 TEST_P(Contract, AStagesOwnCheckIsAsked) {
   Stage stage = *find_stage(GetParam(), "03");
   const Call call = good_call(stage);
@@ -567,8 +568,8 @@ TEST_P(Contract, PagingIsCheckedOnRequest) {
   EXPECT_EQ(data_.block_table.back(), kGarbagePage);
 }
 
-// More sequences than the grid has blocks, and more pages than a block has threads: the first error is named,
-// wherever the others are, and what is just within the bounds is none.
+// There are more sequences than the grid has blocks, and more pages than a block has threads. The first error is
+// named, wherever the others are. Values just within the bounds are no errors.
 TEST_P(Contract, TheFirstPagingErrorIsNamed) {
   Problem problem = data_.problem;
   problem.batch = 7;
@@ -599,7 +600,7 @@ TEST_P(Contract, TheFirstPagingErrorIsNamed) {
 }
 
 #ifdef MLA_HAVE_CUDA
-// A stream that does not wait for the default one: the verdict must be set up, made and read in its order.
+// The stream does not wait for the default one, so the verdict must be set up, written and read on the stream.
 TEST_P(Contract, PagingIsCheckedOnANonBlockingStream) {
   if (GetParam() != MachineKind::kGpu) GTEST_SKIP() << "the model has no streams";
   cudaStream_t stream = nullptr;
@@ -640,7 +641,7 @@ TEST(Registry, FindsStagesByNameAndNumber) {
   }
 }
 
-// A stage on the CPU is one of the model's machine alone, predicts nothing, and is never chosen.
+// A stage on the CPU belongs to the model's machine alone, predicts nothing, and is never chosen.
 TEST(Registry, AStageOnTheCpuIsNamedWhereItCannotRun) {
   const Stage* stage = find_stage(MachineKind::kModel, "00");
   ASSERT_NE(stage, nullptr);

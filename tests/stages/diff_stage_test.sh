@@ -43,8 +43,8 @@ added=$(grep -c '^+[^+]\|^+$' <<< "$plain")
 code=0; stages/diff-stage 01 02 > /dev/full 2> /dev/null || code=$?
 [ "$code" -eq 1 ] || fail "into a full disk: exit code $code"
 
-# A step is one idea: each changes at most 150 lines of the kernel before it, and so does the stage of the last. A line that
-# takes the place of another counts once, and white space does not count. The page of the steps says the same.
+# A step is one idea: each changes at most 150 lines of the kernel before it, and the stage at most 150 of the last step. A
+# line that replaces another counts once; white space does not count. The page of the steps must give the same counts.
 small() {
   local counts
   counts=$(stages/diff-stage "$@" | tail -1)
@@ -52,7 +52,7 @@ small() {
   [[ $counts =~ \+([0-9]+)\ -([0-9]+)\ lines$ ]] || { fail "no counts of $*"; return; }
   [ "${BASH_REMATCH[1]}" -gt 0 ] && [ "${BASH_REMATCH[1]}" -le 150 ] && [ "${BASH_REMATCH[2]}" -le 150 ] ||
     fail "$* changes more than 150 lines, or none"
-  grep -qF "| +${BASH_REMATCH[1]} −${BASH_REMATCH[2]} |" "$folder/README.md" || fail "$folder/README.md says else"
+  grep -qF "| +${BASH_REMATCH[1]} −${BASH_REMATCH[2]} |" "$folder/README.md" || fail "$folder/README.md has other counts"
 }
 steps=0
 for folder in stages/[0-9][0-9]_*/steps; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What stages/exercise says and writes: nothing is lost in silence, nothing ends in a traceback."""
+"""What stages/exercise says and writes: no loss goes unreported, and nothing ends in a traceback."""
 import importlib.machinery
 import importlib.util
 import os
@@ -62,7 +62,7 @@ class Output(unittest.TestCase):
 
 
 class Parts(unittest.TestCase):
-    """A kernel of kind write is the solution without the part, with lines that say what is to be written."""
+    """The kernel of a write exercise is the solution without a part, and has lines that say what to write."""
 
     def test_what_is_taken_out(self):
         part = {"from": "b {", "before": "  }", "instead": ["// TODO", "", "c;"]}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks every exercise by its own check, in a copy of the project: the answer is right, the solution passes, and a
-# kernel that was not touched, or only in a comment, or broken in another way, does not. Exit code 77: a tool is
-# missing.
+# Checks every exercise by its own check, in a copy of the project. The answer is right, the solution passes; a kernel
+# does not pass that was not touched, was changed only in a comment, or was broken in another way. Exit code 77: a tool
+# is missing.
 #
 #     tests/stages/exercise_test.sh BUILD [keep]     keep: leave the copy, whose name is printed
 set -euo pipefail
@@ -43,23 +43,23 @@ expect() {
   fi
 }
 
-# The build that runs this test, in which kernels of the copy are compiled: the rest is there.
+# The kernels of the copy are compiled in the build that runs this test, because all the rest is built there.
 export MLA_BUILD=$build
 
-# "stage number kind", one exercise a line
+# "stage number kind", one line per exercise
 table=$(stages/exercise list | awk '/^[0-9]/ { stage = $1; next } { print stage, $1, $2 }')
 [ -n "$table" ] || { echo "FAILED: no exercises"; exit 1; }
 numbers=$(awk '{ print $2 }' <<< "$table" | sort -nu)
 
-# Of the kinds that begin, one per stage is solved and checked as a reader would. The solution is the kernel as it came,
-# which solve must restore and check_untouched has run, so that the others need not be built again.
+# Of the kinds that begin, one exercise per stage is solved and checked as a reader would. Its solution is the original
+# kernel, which solve must restore. check_untouched has run that kernel, so the other exercises need not build it again.
 is_begun() { [ "$1" = mend ] || [ "$1" = write ]; }
 is_as_it_came() {
   is_begun "$3" && [ "$2" -gt "$(awk -v s="$1" '$1 == s && ($3 == "mend" || $3 == "write") { print $2; exit }' <<< "$table")" ]
 }
 
-# build_all NUMBER: the programs of all stages with an exercise of this number at once, on all cores, so that a check
-# finds its own built
+# build_all NUMBER: builds the programs of all stages that have an exercise of this number at once, on all cores, so that
+# each check finds its own built
 build_all() {
   local stages stage number kind
   stages=$(while read -r stage number kind; do
@@ -79,7 +79,7 @@ for_each() {
     if [ "$number" = "$1" ]; then "$2" "$stage" "$number" "$kind" < /dev/null; fi
   done <<< "$table"
 }
-# The runs that a fault must show in are right on the kernel as it came.
+# The runs in which a fault must show are right with the original kernel.
 check_untouched() {
   if [ "$3" = number ]; then
     check_number "$1" "$2"
@@ -96,7 +96,7 @@ check_untouched() {
 for run in json.load(open(sys.argv[1]))[int(sys.argv[2]) - 1]["runs"]: print(run)' \
     "stages/$1/exercises/exercises.json" "$2")
 }
-# What an exercise is to bring down is higher on the kernel as it came.
+# The count that an exercise must lower is higher with the original kernel.
 check_counter() {
   local counter
   counter=$(python3 -c 'import json, sys
@@ -113,7 +113,7 @@ for key in sys.argv[3].split("."): value = value[key]
 assert value > int(sys.argv[4]), f"{value} is not more than {sys.argv[4]}"' \
     "$("$MLA_BUILD/bench/mla_run" profile --stage "$1" --shape "$2" --json)" "$3" "$4" "$5"
 }
-# Answer and traps are what their expressions give over the predictions of the project's own program.
+# The answer and the traps are what their expressions give with the predictions of the project's own program.
 check_number() {
   local forecast
   # shellcheck disable=SC2046
@@ -152,7 +152,7 @@ begin() {
 }
 solve() {
   if [ "$3" != number ]; then expect 0 "applied" stages/exercise solve "$1" "$2"; fi
-  if is_begun "$3"; then  # all but the last line is as it came
+  if is_begun "$3"; then  # all but the last line is the original kernel
     expect 0 "1	0	stages/$1/kernel.cuh" git diff --numstat -- "stages/$1"
   fi
 }
@@ -192,14 +192,14 @@ for number in $numbers; do  # all stages' faults, and then solutions, at once, s
   for_each "$number" check_solution
   git checkout --quiet -- stages
 done
-# A change that is none, of one stage with every kind; then one that breaks every kernel, and not as asked.
+# One stage with every kind gets a change that does nothing. Then every kernel is broken, but not as asked.
 echo "// touched" >> "$(echo stages/07_*/kernel.cuh)"
 for number in $numbers; do while read -r one; do check_comment $one; done < <(awk -v n="$number" '/^07/ && $2 == n' <<< "$table"); done
 sed -i 's/\(problem\.softmax_scale\|items\.scale_log2\)/-&/' stages/[0-9][0-9]_*/kernel.*h
-build_all 2  # every stage has a second exercise, and it is to break
+build_all 2  # every stage has a second exercise, of the kind break
 for number in $numbers; do for_each "$number" check_broken_otherwise; done
 git checkout --quiet -- stages
-# What pages and usage advertise is an exercise to begin.
+# Exercises that pages and the usage tell the reader to begin can be begun.
 while read -r stage number; do
   expect 0 "to begin" awk -v s="$stage" -v n="$number" \
     'index($1, s "_") == 1 && $2 == n && ($3 == "mend" || $3 == "write") { print "to begin" }' <(echo "$table")

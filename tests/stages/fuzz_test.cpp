@@ -1,6 +1,6 @@
-// Random problems and tensors through every public function: whatever the numbers, a call ends with a
-// status, and one that ends with an error has touched nothing. Meant for AddressSanitizer and
-// UndefinedBehaviorSanitizer; MLA_FUZZ sets how many problems there are.
+// Every public function gets random problems and tensors. Whatever the numbers, a call ends with a status;
+// if that is an error, the call has touched nothing. Meant for AddressSanitizer and
+// UndefinedBehaviorSanitizer. MLA_FUZZ sets how many problems there are.
 #include <gtest/gtest.h>
 
 #include <climits>
@@ -35,7 +35,7 @@ class Fuzz : public testing::Test {
     return values[draw(n)];
   }
 
-  // Mostly a number that a dimension may well have; else one at an edge, or any.
+  // Mostly a number that a dimension may well have; otherwise one at an edge, or any.
   int dimension() {
     constexpr int kUsual[] = {1, 2, 3, 4, 6, 16, 64, 128};
     constexpr int kEdges[] = {INT_MIN,       -1,      0,      1, 63, 64, 65, 1 << 15, 1 << 20,
@@ -76,8 +76,8 @@ class Fuzz : public testing::Test {
   }
   RowStrides row_strides() { return {stride(), stride(), stride()}; }
 
-  // Pointers into a small buffer, or odd, or null. At least one that no call accepts, so that none
-  // decodes memory that is not there.
+  // Pointers into a small buffer, odd ones, and null. At least one pointer is such that no call accepts
+  // it, so that no call decodes memory that does not exist.
   Tensors tensors() {
     Tensors made;
     made.q = memory_;
@@ -191,7 +191,7 @@ TEST_F(Fuzz, EveryCallEndsWithAStatus) {
     took(validate_paging(p, reinterpret_cast<const int32_t*>(memory_), nullptr, stride()));
     ReferenceResult result;
     if (!tensors_fit && draw(4) == 0) {
-      Tensors inputs = t;  // of the reference's own: out and lse are not looked at
+      Tensors inputs = t;  // for the reference, which does not look at out and lse
       inputs.q = nullptr;
       took(reference_attention(p, inputs, &result, static_cast<int>(draw(3)) - 1));
       const QueryRow row{static_cast<int32_t>(dimension()), static_cast<int32_t>(dimension())};
@@ -216,7 +216,7 @@ TEST_F(Fuzz, EveryCallEndsWithAStatus) {
   EXPECT_GT(calls - accepted, problems);
 }
 
-// Lengths of any kind, and no more sequences than fit: the host's plan is whole, or the call refused.
+// Lengths of any kind, and no more sequences than fit. The host's plan is whole, or the call is refused.
 TEST_F(Fuzz, PlansOfAnyLengths) {
   const Stage* planning = nullptr;  // the last that makes a plan
   for (const Stage& stage : stages(MachineKind::kModel)) {

@@ -1,5 +1,5 @@
-// A decode captured once in a CUDA graph follows lengths and block table as they are at each
-// replay: no size, no plan and no pointer of the capture may be left in it.
+// A decode that is captured once in a CUDA graph follows lengths and block table as they are at each
+// replay. It must keep no size or plan from the time of the capture.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ namespace {
 constexpr int kReplays = 20;
 constexpr int kLongest = 3000;
 
-// What is in device memory at one replay, and what is right then.
+// What is in device memory at one replay, and the right result then.
 struct State {
   std::vector<int32_t> lengths, table;
   ReferenceResult expected;
@@ -45,7 +45,7 @@ class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
         std::printf("[ SKIPPED  ] %s\n", fit.to_string().c_str());
       }
     }
-    if (stages_.empty()) GTEST_SKIP() << "no stage reads this format here";
+    if (stages_.empty()) GTEST_SKIP() << "no stage that can run here reads this format";
     ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
     DecodeCase spec;
     spec.dtype = GetParam().first;
@@ -54,7 +54,7 @@ class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
     spec.num_heads_q = 128;
     spec.causal = true;
     spec.data = DataKind::kNeedles;
-    spec.lengths.assign(6, kLongest);  // so that every shorter length has its tokens
+    spec.lengths.assign(6, kLongest);  // so that there are tokens for every shorter length
     data_ = make_data_set(spec);
     ASSERT_OK(generate_on_device(*machine_, data_, &tensors_));
     make_states();
@@ -63,8 +63,8 @@ class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
-  // Other lengths, and other sequences' pages, at every replay; all empty and all longest among
-  // them, next to each other.
+  // Every replay has other lengths, and other sequences' pages. Among them are a replay in which all
+  // sequences are empty, and next to it one in which all are longest.
   void make_states() {
     const auto batch = static_cast<size_t>(data_.problem.batch);
     const auto columns = static_cast<size_t>(data_.problem.max_pages_per_seq);
@@ -112,8 +112,8 @@ class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
     ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
     ASSERT_OK(captured);
     ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-    // The first round is compared with the truth, all others, a thousand replays in all, to the bit with
-    // the first: a combine that started before the parts were there would be wrong now and then.
+    // The first round is compared with the truth, and all others with the first, to the bit: a thousand
+    // replays in all. A combine that started before the parts were there would be wrong now and then.
     constexpr size_t kRounds = 1000;
     std::vector<std::vector<uint16_t>> first_out(states_.size());
     std::vector<std::vector<float>> first_lse(states_.size());
@@ -144,7 +144,7 @@ class Graph : public testing::TestWithParam<std::pair<DType, CacheFormat>> {
     cudaGraphDestroy(graph);
   }
 
-  // `enqueue(stage, problem, tensors, workspace, stream)` captured, for every stage.
+  // Captures `enqueue(stage, problem, tensors, workspace, stream)` for every stage.
   template <typename Enqueue>
   void expect_right_replays_of_all(Enqueue&& enqueue) {
     for (const Stage* each : stages_) {

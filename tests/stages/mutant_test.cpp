@@ -1,11 +1,10 @@
-// Kernels with one fault each (mutants.txt): each must be rejected by the model, or give wrong
-// results, under one of ten schedules at least; and the kernels as they are must pass the very same
-// runs.
+// Kernels with one fault each (mutants.txt). Under at least one of ten schedules, the model must reject
+// the kernel, or its results must be wrong. The kernels without a fault must pass the very same runs.
 //
 //   mutant_test [--stage 07] [--name "wait for S"] [--messages] [--table]
 //
-// A fault has no further runs once it is found as mutants.txt says, unless --messages prints every
-// schedule's message, or --table docs/mutants.md instead of lines for a terminal.
+// A fault is not run again once it is found as mutants.txt says, unless --messages prints every
+// schedule's message, or --table prints docs/mutants.md instead of lines for a terminal.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -32,9 +31,8 @@ namespace {
 
 constexpr uint64_t kSeeds = 10;
 
-// A factor on the logits. Needles rise by e^4 along a sequence; kernels that leave their maximum
-// where it is until something exceeds it 2^8 times would move it in the first tile alone, and never
-// rescale anything.
+// A factor on the logits. Needles rise by e^4 along a sequence. Kernels that keep their maximum until
+// something exceeds it by 2^8 would move it in the first tile alone, and would never rescale anything.
 constexpr float kSharpen = 6;
 
 struct Mutant {
@@ -47,14 +45,14 @@ const std::vector<Mutant> kMutants = {
 #include "mutants.inc"
 };
 
-// What a fault can show in: few shapes, but workers that end one sequence and begin the next, odd
-// and even numbers of tiles, tails with NaN behind them, sequences of several workers, maxima that
-// move, rows of more than one tile, and pages that are less or more than a tile. By few
-// multiprocessors, workers get many tiles.
+// The shapes in which a fault can show. They are few, but they have workers that end one sequence and
+// begin the next, odd and even numbers of tiles, tails with NaN after them, sequences of several
+// workers, maxima that move, rows of more than one tile, and pages smaller and larger than a tile. There
+// are few multiprocessors, so workers get many tiles.
 struct Case {
   DecodeCase spec;
   int multiprocessors;
-  std::string stage = "";  // that runs it; empty: all do
+  std::string stage = "";  // the only stage that runs it; empty: all do
 };
 std::vector<Case> cases() {
   std::vector<Case> result;
@@ -80,20 +78,20 @@ std::vector<Case> cases() {
   add(DType::kFloat16, {576, 130}, 2, 65, 6);      // two workers each
   add(DType::kBFloat16, {20, 150}, 1, 16, 1, 16);  // tiles of up to four pages, gaps between rows
   add(DType::kFloat16, {150, 0, 321}, 1, 16, 1, 256);  // pages of four tiles
-  // A team of eight blocks, which has two pieces: of two rounds of tiles, or of no tile. 16 rows, then 32,
+  // A team of eight blocks has two pieces, of two rounds of tiles or of no tile. There are 16 rows, then 32,
   // which take two exchanges.
   add(DType::kBFloat16, {580, 0}, 1, 16, 8, 32, "10");
   add(DType::kFloat16, {70, 150}, 2, 16, 8, 64, "10");
-  // Two workers, of which the second begins within a sequence: its first page is not the sequence's.
+  // Two workers. The second begins within a sequence, so its first page is not the sequence's first.
   add(DType::kBFloat16, {64, 1280}, 1, 16, 2, 64, "10");
-  // Halves of three row tiles; a worker with a second half and more; halves beside a sequence of three
+  // Halves of three row tiles; a worker with a second half and other pieces; halves beside a sequence of three
   // pieces, which the combine puts together.
   add(DType::kFloat16, {580}, 2, 65, 6, 64, "09");
   add(DType::kBFloat16, {50, 330, 60, 420}, 1, 20, 3, 64, "09");
   add(DType::kBFloat16, {50, 114, 498}, 1, 20, 5, 64, "09");
   // A cluster of two, with sequences of a tile each, so that one warpgroup may be a piece ahead.
   add(DType::kBFloat16, {20, 33, 0, 50, 64, 10}, 1, 128, 2, 64, "11");
-  // Scales of all sizes, then such as grow past what P would bear; each in every format.
+  // Scales of all sizes, then scales that grow past what P can hold; each in every format.
   for (int turn = 0; turn < 6; ++turn) {
     add(DType::kBFloat16, {turn < 3 ? 300 : 500, 17}, 1, 20, 2, 64, "12");
     result.back().spec.data = turn < 3 ? DataKind::kExtremeValues : DataKind::kGrowingValues;
@@ -101,17 +99,18 @@ std::vector<Case> cases() {
   return result;
 }
 
-// A case with its data and what is to come out.
+// A case with its data and the right result.
 struct Prepared {
   Case from;
   size_t turn;
   DataSet data;
   DeviceTensors tensors;
   ReferenceResult expected;
-  std::vector<uint16_t> first_out;  // under the first seed, of the mutant at hand
+  std::vector<uint16_t> first_out;  // what the current mutant gave under the first seed
 };
 
-// Whether a flag is still raised that a worker has waited for: a graph's next replay has the same number.
+// Whether a flag that a worker has waited for is still raised. The next replay of a graph has the same number, and
+// would take it for its own.
 bool leaves_a_flag(const Stage& stage, const Problem& problem, void* workspace) {
   PlanShape shape;
   WorkspaceBytes needs;
@@ -135,7 +134,7 @@ bool leaves_a_flag(const Stage& stage, const Problem& problem, void* workspace) 
   return false;
 }
 
-// Whether a stage runs a case in this format: of the formats that it reads each has its turn.
+// Whether a stage runs a case in this format: it takes the formats that it reads in turn.
 bool has_turn(const Stage& stage, const Case& from, size_t turn, CacheFormat format) {
   return stage.slug.starts_with(from.stage) &&
          stage.cache_formats[turn % stage.cache_formats.size()] == format;
@@ -144,7 +143,7 @@ bool runs(const Stage& stage, const Prepared& each) {
   return has_turn(stage, each.from, each.turn, each.data.problem.cache_format);
 }
 
-// What became of one run: empty if it was right.
+// What was wrong with one run. Empty if it was right.
 std::string run(const Stage& stage, Prepared& prepared, uint64_t seed, bool detect_races) {
   Machine& machine = model_machine();
   gpu_model::device() = {};
@@ -172,7 +171,7 @@ std::string run(const Stage& stage, Prepared& prepared, uint64_t seed, bool dete
   return out == prepared.first_out ? "" : "conformance: results differ between schedules";
 }
 
-// What all runs of a mutant, or of a kernel as it is, showed.
+// What all runs of a mutant, or of a kernel without a fault, showed.
 struct Findings {
   int seeds_by_model = 0, seeds_by_conformance = 0;
   std::vector<std::string> messages;  // one for each seed that found something
@@ -205,7 +204,7 @@ Findings run_all(const Stage& stage, std::deque<Prepared>& prepared, uint64_t se
   return findings;
 }
 
-// A message without what changes from run to run or does not help: places, threads, numbers of
+// A message without the parts that change from run to run or do not help: places, threads, numbers of
 // errors.
 std::string shorten(std::string message) {
   const std::pair<const char*, const char*> rules[] = {
@@ -228,7 +227,7 @@ std::string shorten(std::string message) {
   return message;
 }
 
-// For Markdown.
+// Escaped for Markdown.
 std::string escaped(std::string text) {
   for (size_t i = 0; (i = text.find_first_of("|_<>", i)) != text.npos; i += 2) text.insert(i, "\\");
   return text;
@@ -301,7 +300,7 @@ int run_mutants(const Options& options) {
     ++failures;
   };
 
-  // First the kernels as they are: else a rejection would prove nothing.
+  // First the kernels without a fault: if these were rejected, a rejection would prove nothing.
   mutant = 0;
   for (const Stage& stage : stages(MachineKind::kModel)) {
     if (!stage.slug.starts_with(options.stage)) continue;
@@ -324,7 +323,7 @@ int run_mutants(const Options& options) {
     }
     mutant = each.id;
     const auto begun = std::chrono::steady_clock::now();
-    // With the detector every fault is found in one friendly run; where that is a race, it is a test.
+    // With the race detector, a friendly run must find every fault that is a race.
     const bool only_race = each.expected == "race", is_race = only_race || each.expected == "any";
     const std::string wanted = each.expected.starts_with("model: ") ? each.expected.substr(7) : "";
     const auto is_expected = [&](const std::string& message) {
@@ -344,7 +343,7 @@ int run_mutants(const Options& options) {
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
     const int seeds = static_cast<int>(findings.messages.size());
 
-    // The first message of the kind that is expected stands for all.
+    // The first message of the expected kind is shown for all.
     std::string shown = seeds > 0 ? findings.messages[0] : "";
     bool as_expected = false;
     for (const std::string& message : findings.messages) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# stages/cmake/nvcc_guard.sh: a wgmma that ptxas serialises fails the build, a right one does not, and nothing the compiler
-# says is lost.
+# stages/cmake/nvcc_guard.sh: a wgmma that ptxas serialises fails the build, a right one does not, and nothing that the
+# compiler says is lost.
 #   nvcc_guard_test.sh NVCC
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -11,7 +11,7 @@ failures=0
 fail() { echo "FAILED: $1"; failures=$((failures + 1)); }
 guard() { sh stages/cmake/nvcc_guard.sh "$@"; }
 
-# A compiler's part, played: streams stay apart, exit codes stay, any remark of the family is an error.
+# With a pretended compiler: streams stay apart, exit codes stay, and any remark of this kind is an error.
 [ "$(guard sh -c 'echo out; echo err >&2' 2> /dev/null)" = out ] || fail "standard output changed"
 [ "$(guard sh -c 'echo out; echo err >&2' 2>&1 > /dev/null)" = err ] || fail "standard error changed"
 guard sh -c 'exit 3'
@@ -22,11 +22,11 @@ for remark in C7508 C7510 C7519; do
     && fail "$remark was let through"
 done
 [ ! -e "$folder/object" ] || fail "the object of a failed build was left there"
-guard sh -c "echo 'ptxas info : Used 75 registers (C7600) C7510' >&2" 2> /dev/null || fail "harmless remarks were not"
+guard sh -c "echo 'ptxas info : Used 75 registers (C7600) C7510' >&2" 2> /dev/null || fail "a harmless remark was refused"
 [ "$failures" -eq 0 ] || exit 1
 
 command -v "${nvcc:-none}" > /dev/null || { echo "skipped from here on: no nvcc"; exit 77; }
-# compile TOUCH: one wgmma; TOUCH is where nothing may touch its accumulators
+# compile TOUCH: a kernel with one wgmma; TOUCH comes where nothing may touch its accumulators
 compile() {
   cat > "$folder/kernel.cu" << SOURCE
 #include "stages/common/ptx/ptx_sm90.h"

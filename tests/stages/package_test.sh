@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs a build, and builds and runs programs that find the package: one that decodes with a stage on the model, one
+# Installs a build, then builds and runs programs that find the package: one that decodes with a stage on the model, one
 # that includes every public header and, where the build is for GPUs, one for GPUs alone.
 #   package_test.sh BUILD_FOLDER ON|OFF    ON: the build is for GPUs
 set -euo pipefail
@@ -23,8 +23,8 @@ run() {
 
 cmake --install "$build" --prefix "$scratch/installed" > "$scratch/install.log"
 
-# What another project does with everything there is. A second source includes every installed header, each of which must
-# find all that it includes.
+# A project that uses the whole package. A second source includes every installed header, and each must find all that it
+# includes.
 mkdir "$scratch/whole"
 cat > "$scratch/whole/CMakeLists.txt" << 'END'
 cmake_minimum_required(VERSION 3.25)
@@ -83,7 +83,7 @@ END
   cat > "$scratch/$1/main.cpp"
 }
 
-# A component that is not there is named, with the reason and with those that are.
+# If a component does not exist, the message names it, the reason, and the components that exist.
 consumer missing tensors tensors < /dev/null
 if configure missing; then fail "the component tensors was found"; fi
 tr -s ' \n' ' ' < "$scratch/missing/log" | grep -q 'flashmla has no component tensors; it has .*model, reference, layers' ||
@@ -101,7 +101,7 @@ int main() {
 END
 run umbrella
 
-# For GPUs alone. Without a GPU, too, the program starts and says so.
+# A program for GPUs alone. Without a GPU it starts, too, and says that there is none.
 consumer gpu gpu gpu << 'END'
 #include <cstdio>
 
@@ -143,13 +143,13 @@ END
 if [[ $cuda == ON ]]; then
   run gpu -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -DCMAKE_DISABLE_FIND_PACKAGE_Boost=ON
   if ninja -C "$scratch/gpu/build" -t commands | grep -iE 'eigen|boost|gpu_model'; then
-    fail "the program for GPUs alone is built with the above"
+    fail "the program for GPUs alone is built with the names above"
   fi
   if nm -C "$scratch/gpu/build/consumer" | grep -iE 'eigen|boost|gpu_model|mla::model'; then
-    fail "the program for GPUs alone contains the above"
+    fail "the program for GPUs alone contains the names above"
   fi
 else
   if configure gpu; then fail "the component gpu was found in a build without CUDA"; fi
   tr -s ' \n' ' ' < "$scratch/gpu/log" | grep -q 'no component gpu: the CUDA Toolkit was off or not found (MLA_CUDA); it has' ||
-    { cat "$scratch/gpu/log"; fail "it is not said why there is no component gpu"; }
+    { cat "$scratch/gpu/log"; fail "the message does not say why there is no component gpu"; }
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What nvcc made of a Hopper stage: its instructions are there, and nothing lives in local memory.
+# What nvcc made of a Hopper stage: its instructions are there, and nothing is kept in local memory.
 #   sass_test.sh CUOBJDUMP OBJECT INSTRUCTION...
-# ptxas refuses spills already (-warn-spills); an array with indices that are not constants it does not.
+# ptxas already refuses spills (-warn-spills), but not arrays whose indices are not constants.
 set -uo pipefail
 cuobjdump=$1 object=$2
 if ! command -v "$cuobjdump" > /dev/null; then
@@ -19,6 +19,6 @@ for instruction in "${@:3}"; do
 done
 for instruction in LDL STL; do
   count=$(used "$instruction")
-  [ "$count" -eq 0 ] || { echo "FAILED: local memory, $count times $instruction"; failures=1; }
+  [ "$count" -eq 0 ] || { echo "FAILED: local memory is used: $count times $instruction"; failures=1; }
 done
 [ "$failures" -eq 0 ]

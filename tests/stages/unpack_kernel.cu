@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// pairs [2, 65536]: both pairs of a word, the other half of which is another.
+// pairs [2, 65536]: every pair of codes, as the low and as the high half of a word whose other half differs.
 template <typename T, CacheFormat kFormat>
 __global__ void unpack_pairs(uint32_t* __restrict__ pairs) {
   for (uint32_t codes = blockIdx.x * kThreads + threadIdx.x; codes < 65536;

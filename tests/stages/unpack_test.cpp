@@ -1,4 +1,4 @@
-// Stage 13 makes 16-bit values of codes exactly: every pair of codes, on each machine.
+// Stage 13 converts codes to 16-bit values exactly: every pair of codes is tried, on each machine.
 #include <gtest/gtest.h>
 
 #include <cmath>

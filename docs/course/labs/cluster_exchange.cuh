@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) kernel(LabData d) {
     ptx::fence_mbarrier_init();
     ptx::mbarrier_arrive_expect_tx(&smem.full, static_cast<int>(sizeof smem.word));
   }
-  // Fill in: when both blocks' barriers are there, send `mine` to the same place of the other block, and wait for one's own.
+  // Fill in: when both blocks' barriers are there, send `mine` to the same place of the other block, and wait for its words.
   // Until here.
   d.out[rank * kThreads + threadIdx.x] = smem.word[threadIdx.x];
 }

@@ -1,5 +1,5 @@
 /// @file
-/// What the labs of docs/course/labs have in common. A lab is one kernel about one instruction: `labs/NAME.cuh` lacks the marked
+/// What the labs of docs/course/labs share. A lab is one kernel about one instruction: `labs/NAME.cuh` lacks the marked
 /// part, `labs/solutions/NAME.cuh` has it. Both are compiled, in namespaces of their own (MLA_LAB).
 #pragma once
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) kernel(LabData d) {
   } else {  // takes
     uint32_t sum = 0;
     for (int round = 0; round < d.count; ++round) {
-      // Fill in: wait for the words, add this thread's to `sum`, and say that they have been read. Nobody waits for the last time.
+      // Fill in: wait for the words, add this thread's to `sum`, and say that they have been read. After the last round, nobody waits for that.
       // Until here.
     }
     d.out[thread] = sum;

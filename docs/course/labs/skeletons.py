@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes each lab's kernel from its solution: the same text without what is between "// Fill in: ..." and "// Until here."
 
-    docs/course/labs/skeletons.py --check     are they what the solutions make of them? (a test)
-    docs/course/labs/skeletons.py --write     makes them so: your own fill-ins are lost
+    docs/course/labs/skeletons.py --check     checks that they are what their solutions give (a test)
+    docs/course/labs/skeletons.py --write     writes them: your own fill-ins are lost
 """
 import argparse
 import re

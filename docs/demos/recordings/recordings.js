@@ -314,7 +314,7 @@ playerDemo.list({
     [
      774,
      549,
-     "Left: the phase is complete, the producer may go on, and does. Right: warp 7 gets on first, and its product has ended."
+     "Left: the phase is complete, the producer may go on, and does. Right: warp 7 goes on first, and its product has ended."
     ],
     [
      776,
@@ -337,12 +337,12 @@ playerDemo.list({
     [
      40,
      38,
-     "Warp 8 has made the mbarriers. Left: it then gives up registers, and so lets warp 0 go on. That the one comes before the other is luck."
+     "Warp 8 has made the mbarriers. Left: it then gives up registers, and so lets warp 0 go on. It is luck that the one comes before the other."
     ],
     [
      137,
      47,
-     "All consumers have met for Q, at a barrier that warp 8 has no part in, and are about to wait at full[0]. It does exist by now, so no schedule of the model shows anything. The race detector alone says that nothing orders the wait after the making."
+     "All consumers have met for Q, at a barrier that warp 8 has no part in, and are about to wait at full[0]. It does exist by now, so no schedule of the model shows anything. Only the race detector says that nothing orders the wait after the initialisation."
     ]
    ]
   },
@@ -447,7 +447,7 @@ playerDemo.list({
     [
      1408,
      1384,
-     "In the other warpgroup it is the same: warp 5 sets to zero what the product of warp 6 has read before. The race detector finds that pair first."
+     "In the other warpgroup it is the same: warp 5 sets to zero what the product of warp 6 has already read. The race detector finds that pair first."
     ]
    ]
   }

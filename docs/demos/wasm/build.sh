@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export NODE_PATH=${NODE_PATH:-/usr/share/nodejs}  # Debian's acorn, for whatever node there is
 
-# Of the system's headers these alone: the others are of another machine.
+# Only these of the system's headers: the others belong to another machine.
 mkdir "$work/include"
 ln -s /usr/include/fmt /usr/include/eigen3/Eigen "$work/include"
 flags=(-std=c++20 -Os -DNDEBUG -DFMT_HEADER_ONLY -Idocs/demos/wasm -I. -isystem "$work/include" -include docs/demos/wasm/missing.h -fno-exceptions -Wno-everything)

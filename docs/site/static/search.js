@@ -1,4 +1,4 @@
-// Every word must be there; the words side by side count more, in a heading more still.
+// Every word must occur. Words side by side count more, and even more in a heading.
 const field = document.getElementById("q"), results = document.getElementById("results");
 
 function search(query) {
@@ -10,7 +10,7 @@ function search(query) {
     if (!words.every(word => all.includes(word))) continue;
     let score = words.every(word => head.includes(word)) ? 8 : 0;
     score += heading.toLowerCase().includes(phrase) ? 16 : 0;
-    const times = body.split(phrase).length - 1;  // much of it in a short text: its place
+    const times = body.split(phrase).length - 1;  // often in a short text: that is its place
     score += all.includes(phrase) ? 8 + Math.min(800 * times / (body.length + 200), 6) : 0;
     score -= /^(api|source)\/|^CHANGELOG/.test(address) ? 8 : 0;
     found.push({address, title, heading, text, score});

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "reference/problem.h"
+#include "stages/common/cache/context_share.h"
 #include "stages/common/machine/machine.h"
 
 namespace mla {
@@ -16,5 +17,14 @@ namespace mla {
 Status check_paging(Machine& machine, const Problem& problem, const int32_t* block_table,
                     const int32_t* seqlens_k, Stream stream = nullptr,
                     int64_t block_table_stride = kContiguous);
+
+/// The same for one rank's share of every sequence: whole lengths, and the rank's own table and cache.
+/// @param problem      max_pages_per_seq is that of a whole sequence, num_pages the rank's own
+/// @param block_table  with share_columns() columns
+/// @param first_ranks  [batch], in device memory, or null; see ContextShare::begun_by()
+/// @return also kInvalidArgument for a share that cannot be
+Status check_paging(Machine& machine, const Problem& problem, const ContextShare& share,
+                    const int32_t* block_table, const int32_t* seqlens_k, Stream stream = nullptr,
+                    int64_t block_table_stride = kContiguous, const int32_t* first_ranks = nullptr);
 
 }  // namespace mla

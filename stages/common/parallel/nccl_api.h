@@ -26,6 +26,8 @@ class NcclApi {
   /// Whether the communicator is still at its last call; its error, if it has one.
   virtual Status progress(bool* is_busy) = 0;
 
+  /// The communicator's own.
+  virtual Stream stream() const = 0;
   /// @name Collectives on the communicator's stream; as of Transport
   /// @{
   virtual Status all_gather(const void* send, void* receive, size_t bytes) = 0;

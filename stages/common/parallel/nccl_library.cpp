@@ -150,6 +150,7 @@ class NcclOfLibrary final : public NcclApi {
     return status_of(state, "NCCL");
   }
 
+  Stream stream() const override { return stream_; }
   Status all_gather(const void* send, void* receive, size_t bytes) override {
     return status_of(nccl_.all_gather(send, receive, bytes, ncclChar, comm_, stream_),
                      "ncclAllGather");

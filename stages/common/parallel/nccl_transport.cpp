@@ -14,8 +14,14 @@ class NcclTransport final : public Transport {
   NcclTransport(std::unique_ptr<Rendezvous> rendezvous, std::unique_ptr<NcclApi> api)
       : rendezvous_(std::move(rendezvous)), api_(std::move(api)) {}
   ~NcclTransport() override {
-    // Work that other ranks no longer do would never end.
-    if (!rendezvous_->failure().ok()) end();
+    // Work that other ranks no longer do would never end, and a device's memory is freed when its work has ended.
+    if (!failure().ok()) return;
+    const Status done = poll("its last exchange", [this](bool* is_done) {
+      return api_->query(api_->stream(), is_done);
+    });
+    // NCCL does not free a communicator that is at work or has an error, unless it is aborted.
+    bool is_busy = false;
+    if (done.ok() && (!api_->progress(&is_busy).ok() || is_busy)) end();
   }
 
   int rank() const override { return rendezvous_->rank(); }
@@ -119,6 +125,14 @@ class NcclTransport final : public Transport {
 
   /// This rank fails: the others are told. Returns why.
   Status end(const Status& why) {
+    if (why.code() == StatusCode::kRankFailed) {
+      // NCCL may notice that another rank is gone before the hub's word comes, which says whose fault it is.
+      const auto deadline = Clock::now() + std::chrono::milliseconds(500);
+      while (rendezvous_->failure().ok() && Clock::now() < deadline) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      MLA_RETURN_IF_ERROR(failure());
+    }
     rendezvous_->fail(why);
     end();
     return why;

@@ -15,8 +15,13 @@ namespace mla {
 /// communicator: synchronise by nothing else. While a CUDA graph is replayed nothing is announced, so a rank that
 /// replays another shape is found by the time limit alone.
 ///
-/// Graphs that hold its calls should be destroyed before it. Outside a graph a call costs the host tens of
-/// microseconds, because NCCL takes it on a thread of its own: that is the price of one that can be given up.
+/// A program whose own call fails, such as a graph's launch, says so by fail(): the others wait for its replay. It has
+/// few decodes under way before it waits: a launch that finds the device's queue full waits without a time limit.
+///
+/// Graphs that hold its calls should be destroyed before it. When it is destroyed it waits for its own last exchange, as
+/// wait() does, and leaves none behind that would keep the device from freeing memory. Outside a graph a call costs the
+/// host tens of microseconds, because NCCL takes it on a thread of its own: that is the price of one that can be given
+/// up.
 ///
 /// Every rank makes its own, together. The rendezvous is the transport's from then on: it announces every call,
 /// and gives its time limit.

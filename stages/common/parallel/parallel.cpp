@@ -34,6 +34,7 @@ struct Layout {
   Problem tail;    ///< The others: every query token is a sequence. Of batch 0 if there are none.
   Problem merged;  ///< The heads that this rank's outputs have.
   int first = 0;   ///< The slice's first sequence.
+  WorkspaceBytes bulk_bytes;
   ResultShape result;
 
   /// Offsets into the workspace, in bytes.
@@ -91,10 +92,10 @@ Status find_layout(const Stage& stage, const Problem& problem, const ParallelSet
   layout->merged.num_heads_kv = 1;  // heads are rows here
   if (by_heads) layout->merged.num_heads_q /= ranks;
 
-  WorkspaceBytes bulk_bytes, tail_bytes;
-  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &bulk_bytes));
+  WorkspaceBytes tail_bytes;
+  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &layout->bulk_bytes));
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &tail_bytes));
-  *stage_bytes = std::max({*stage_bytes, bulk_bytes.total(), tail_bytes.total()});
+  *stage_bytes = std::max({*stage_bytes, layout->bulk_bytes.total(), tail_bytes.total()});
 
   const auto take = [&](int64_t bytes) {
     const size_t begin = *total;
@@ -266,7 +267,9 @@ struct Rank {
       MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
       return decode(stage, layout.bulk, own, stage_memory, stream);
     }
-    const ContextShare share = {transport.rank(), transport.ranks(), settings.pages_per_turn};
+    SequenceShares shares;
+    shares.share = {transport.rank(), transport.ranks(), settings.pages_per_turn};
+    if (settings.first_ranks != nullptr) shares.first_ranks = settings.first_ranks + layout.first;
     const bool has_tail = layout.tail.batch > 0;
     const auto result_bytes = static_cast<int64_t>(aligned(layout.result.bytes()));
     RankLengths lengths;
@@ -277,13 +280,21 @@ struct Rank {
       lengths.tail_columns = layout.tail.max_pages_per_seq;
     }
     MLA_RETURN_IF_ERROR(mark(RankPhase::kCut));
-    MLA_RETURN_IF_ERROR(
-        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, share, lengths, stream));
-    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
-
     Tensors bulk = tensors;
     bulk.seqlens_k = lengths.bulk;
     write_to(mine(), problem.seqlen_q, &bulk);
+    if (!has_tail && stage.plan_shape != nullptr) {  // the plan's kernel cuts: one step less
+      const SharedLengths shared = {shares, static_cast<int>(problem.max_seqlen_k()), lengths.bulk};
+      const Workspace plan = layout.bulk_bytes.plan_in(stage_memory);
+      MLA_RETURN_IF_ERROR(
+          plan_decode(stage, layout.bulk, tensors.seqlens_k, plan, stream, &shared));
+      MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
+      return decode_planned(stage, layout.bulk, bulk, plan,
+                            layout.bulk_bytes.scratch_in(stage_memory), stream);
+    }
+    MLA_RETURN_IF_ERROR(
+        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, shares, lengths, stream));
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
     if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
 
     const Tensors mine = bulk;

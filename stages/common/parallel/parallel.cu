@@ -12,12 +12,13 @@ constexpr int kWarps = kThreads / 32;
 // A thread per query token. Every query token of a sequence sees the pages that end before the first one's
 // last token: the bulk. The pages after them are the tail, of which each query token sees a part of its own.
 // Without a tail all query tokens see the same, and the bulk is all of it.
-__global__ void cut(Problem problem, Tensors tensors, ContextShare share, RankLengths lengths) {
+__global__ void cut(Problem problem, Tensors tensors, SequenceShares shares, RankLengths lengths) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
        item += int64_t{gridDim.x} * kThreads) {
     const int sequence = static_cast<int>(item / problem.seqlen_q);
     const int query = static_cast<int>(item % problem.seqlen_q);
+    const ContextShare share = shares.of(sequence);
     const int length = clamped_length(problem, tensors.seqlens_k[sequence]);
     if (lengths.tail == nullptr) {
       if (query == 0) {
@@ -55,12 +56,17 @@ struct Row {
   int head, sequence, query;
 };
 
-// lse of a part, -inf if it saw nothing: decode() writes +inf there
-__device__ __forceinline__ float lse_of(const Parts& parts, int part, const Row& row) {
+__device__ __forceinline__ const float* lse_at(const Parts& parts, int part, const Row& row) {
   const float* of_part =
       part == parts.apart ? parts.apart_lse : parts.lse + part * parts.lse_stride;
-  const float lse = of_part[row.head * parts.lse_head + row.token];
+  return of_part + row.head * parts.lse_head + row.token;
+}
+// -inf for what saw nothing: decode() writes +inf there
+__device__ __forceinline__ float weighable(float lse) {
   return lse == INFINITY ? -INFINITY : lse;
+}
+__device__ __forceinline__ float lse_of(const Parts& parts, int part, const Row& row) {
+  return weighable(*lse_at(parts, part, row));
 }
 
 template <typename T>
@@ -71,30 +77,34 @@ __device__ __forceinline__ const T* out_of(const Parts& parts, int part, const R
   return of_part + row.head * parts.out_head + row.token * kHeadDimV;
 }
 
-// In the order of parts, every lane alike.
-__device__ __forceinline__ RowMerge merge_of(const Parts& parts, const Row& row) {
+// In the order of parts, every thread alike.
+template <typename LseOf>
+__device__ __forceinline__ RowMerge merge_of(int count, LseOf lse_of_part) {
   float largest = -INFINITY, sum = 0;
-  for (int part = 0; part < parts.count; ++part) largest = fmaxf(largest, lse_of(parts, part, row));
+  for (int part = 0; part < count; ++part) largest = fmaxf(largest, lse_of_part(part));
   if (largest == -INFINITY) largest = 0;  // nothing seen: the sum is 0
-  for (int part = 0; part < parts.count; ++part) sum += expf(lse_of(parts, part, row) - largest);
+  for (int part = 0; part < count; ++part) sum += expf(lse_of_part(part) - largest);
   return {largest, sum};
 }
+__device__ __forceinline__ RowMerge merge_of(const Parts& parts, const Row& row) {
+  return merge_of(parts.count, [&](int part) { return lse_of(parts, part, row); });
+}
 
-// A warp per row, row = head * tokens + token; a lane has four columns of each 128.
-constexpr int kVectors = kHeadDimV / 128;
-
-template <typename Body>
+// Blocks of kRows rows, row = head * tokens + token, with so many threads for each.
+template <int kRows, int kThreadsPerRow, typename Body>
 __device__ void for_each_row(const Problem& problem, Body body) {
   const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
   const int64_t rows = tokens * problem.num_heads_q;
-  for (int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; row < rows;
-       row += int64_t{gridDim.x} * kWarps) {
+  for (int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kThreadsPerRow; row < rows;
+       row += int64_t{gridDim.x} * kRows) {
     const int64_t token = row % tokens;
     body(Row{row, token, static_cast<int>(row / tokens), static_cast<int>(token / problem.seqlen_q),
              static_cast<int>(token % problem.seqlen_q)});
   }
 }
 
+// Where a warp has a row, a lane has four columns of each 128.
+constexpr int kVectors = kHeadDimV / 128;
 __device__ __forceinline__ int column_of(int vector) {
   return vector * 128 + static_cast<int>(threadIdx.x % 32) * 4;
 }
@@ -108,31 +118,72 @@ __device__ __forceinline__ void add(const T* from, float weight, float (&sum)[4]
 }
 
 __device__ __forceinline__ void store_lse(const Tensors& tensors, const Row& row, float lse) {
-  if (threadIdx.x % 32 == 0)
-    tensors.lse[tensors.lse_place(row.sequence, row.query, row.head)] = lse;
+  tensors.lse[tensors.lse_place(row.sequence, row.query, row.head)] = lse;
 }
 
+// out += weight * the eight values of `packed`, if the part saw anything: else there may be anything. Not by a branch,
+// into which the compiler would move the load.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) merge(Problem problem, Parts parts, Tensors tensors) {
-  for_each_row(problem, [&](const Row& row) {
-    const RowMerge merged = merge_of(parts, row);
-    float out[kVectors][4] = {};
-    for (int part = 0; part < parts.count; ++part) {
-      const float lse = lse_of(parts, part, row);
-      if (lse == -INFINITY) continue;  // there may be anything
-      const T* from = out_of<T>(parts, part, row);
-      for (int v = 0; v < kVectors; ++v) add(from + column_of(v), merged.weight(lse), out[v]);
+__device__ __forceinline__ void add_if(bool saw, const uint4& packed, float weight,
+                                       float (&out)[8]) {
+  const T* value = reinterpret_cast<const T*>(&packed);
+  for (int i = 0; i < 8; ++i) {
+    const float sum = out[i] + weight * to_float(value[i]);
+    out[i] = saw ? sum : out[i];
+  }
+}
+
+// Two warps per row, so that few rows are spread over many multiprocessors; a thread has eight columns.
+constexpr int kMergeThreads = 128;
+constexpr int kThreadsPerMerge = kHeadDimV / 8;
+constexpr int kMergeRows = kMergeThreads / kThreadsPerMerge;
+
+// What a row takes is the latency of its loads. Those of kAtOnce parts do not wait for each other: nothing is asked
+// of one before all are under way. Of more parts than kMostAtOnce, so many follow each other. Added in the order of
+// parts, whatever kAtOnce is.
+constexpr int kMostAtOnce = 8;
+template <typename T, int kAtOnce>
+__global__ void __launch_bounds__(kMergeThreads)
+    merge(Problem problem, Parts parts, Tensors tensors) {
+  for_each_row<kMergeRows, kThreadsPerMerge>(problem, [&](const Row& row) {
+    const int column = static_cast<int>(threadIdx.x) % kThreadsPerMerge * 8;
+    RowMerge merged = {0, 0};
+    float out[8] = {};
+    for (int first = 0; first < parts.count; first += kAtOnce) {
+      float lse[kAtOnce];
+      uint4 packed[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int part = min(first + i, parts.count - 1);  // without a branch
+        lse[i] = *lse_at(parts, part, row);
+        packed[i] = *reinterpret_cast<const uint4*>(out_of<T>(parts, part, row) + column);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        lse[i] = first + i < parts.count ? weighable(lse[i]) : -INFINITY;
+      }
+      if (kAtOnce < kMostAtOnce || parts.count <= kAtOnce) {
+        merged = merge_of(kAtOnce, [&](int i) { return lse[i]; });
+      } else if (first == 0) {
+        merged = merge_of(parts, row);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        add_if<T>(lse[i] != -INFINITY, packed[i], merged.weight(lse[i]), out);
+      }
+      if (kAtOnce < kMostAtOnce) break;  // there are no more
     }
     T* to = static_cast<T*>(tensors.out) + tensors.out_place(row.sequence, row.query, row.head);
-    for (int v = 0; v < kVectors; ++v) store_rounded(out[v], to + column_of(v));
-    store_lse(tensors, row, merged.lse());
+    *reinterpret_cast<uint4*>(to + column) = {pack<T>(out[0], out[1]), pack<T>(out[2], out[3]),
+                                              pack<T>(out[4], out[5]), pack<T>(out[6], out[7])};
+    if (column == 0) store_lse(tensors, row, merged.lse());
   });
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     weigh(Problem problem, Parts parts, int mine, float* weighted) {
-  for_each_row(problem, [&](const Row& row) {
+  for_each_row<kWarps, 32>(problem, [&](const Row& row) {
     const RowMerge merged = merge_of(parts, row);
     const float lse = lse_of(parts, mine, row);
     const T* from = out_of<T>(parts, 0, row);
@@ -148,7 +199,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     finish(Problem problem, Parts parts, const float* sum, Tensors tensors) {
-  for_each_row(problem, [&](const Row& row) {
+  for_each_row<kWarps, 32>(problem, [&](const Row& row) {
     T* to = static_cast<T*>(tensors.out) + tensors.out_place(row.sequence, row.query, row.head);
     for (int v = 0; v < kVectors; ++v) {
       const float4 value =
@@ -156,44 +207,49 @@ __global__ void __launch_bounds__(kThreads)
       const float out[4] = {value.x, value.y, value.z, value.w};
       store_rounded(out, to + column_of(v));
     }
-    store_lse(tensors, row, merge_of(parts, row).lse());
+    const RowMerge merged = merge_of(parts, row);
+    if (threadIdx.x % 32 == 0) store_lse(tensors, row, merged.lse());
   });
 }
 
-unsigned grid_of_rows(const Problem& problem) {
-  return grid_for((problem.lse_elements() + kWarps - 1) / kWarps);
+unsigned grid_of_rows(const Problem& problem, int rows_per_block) {
+  return grid_for((problem.lse_elements() + rows_per_block - 1) / rows_per_block);
 }
 
 }  // namespace
 
-Status launch_cut(const Problem& problem, const Tensors& tensors, const ContextShare& share,
+Status launch_cut(const Problem& problem, const Tensors& tensors, const SequenceShares& shares,
                   const RankLengths& lengths, Stream stream) {
   const int64_t items = int64_t{problem.batch} * problem.seqlen_q;
   return launch(cut, grid_for((items + kThreads - 1) / kThreads), kThreads, 0, stream, problem,
-                tensors, share, lengths);
+                tensors, shares, lengths);
 }
 
 Status launch_merge(const Problem& problem, const Parts& parts, const Tensors& tensors,
                     Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
-    return launch(merge<decltype(zero)>, grid_of_rows(problem), kThreads, 0, stream, problem, parts,
-                  tensors);
+    using T = decltype(zero);
+    const auto kernel = parts.count <= 2   ? merge<T, 2>
+                        : parts.count <= 4 ? merge<T, 4>
+                                           : merge<T, 8>;
+    return launch(kernel, grid_of_rows(problem, kMergeRows), kMergeThreads, 0, stream, problem,
+                  parts, tensors);
   });
 }
 
 Status launch_weigh(const Problem& problem, const Parts& parts, int mine, float* weighted,
                     Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
-    return launch(weigh<decltype(zero)>, grid_of_rows(problem), kThreads, 0, stream, problem, parts,
-                  mine, weighted);
+    return launch(weigh<decltype(zero)>, grid_of_rows(problem, kWarps), kThreads, 0, stream,
+                  problem, parts, mine, weighted);
   });
 }
 
 Status launch_finish(const Problem& problem, const Parts& parts, const float* sum,
                      const Tensors& tensors, Stream stream) {
   return visit_dtype(problem.dtype, [&](auto zero) {
-    return launch(finish<decltype(zero)>, grid_of_rows(problem), kThreads, 0, stream, problem,
-                  parts, sum, tensors);
+    return launch(finish<decltype(zero)>, grid_of_rows(problem, kWarps), kThreads, 0, stream,
+                  problem, parts, sum, tensors);
   });
 }
 

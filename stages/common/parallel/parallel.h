@@ -35,6 +35,9 @@ struct ParallelSettings {
   /// Into how many slices the batch is cut, >= 1: while one is exchanged the next is decoded, where the
   /// transport has a stream of its own. No more than there are sequences.
   int slices = 1;
+  /// [batch], in device memory: the rank with which each sequence's turns begin, see ContextShare::begun_by().
+  /// Null: rank 0 for all. Its values are the same on all ranks.
+  const int32_t* first_ranks = nullptr;
   /// Each rank says itself which tokens it holds: tensors.seqlens_k are the lengths of its own part of every
   /// sequence, whichever pages these are, and its table is [batch, max_pages_per_seq]. Then pages_per_turn is not
   /// read. Not with a mask over several query tokens, which would need to know the pages' places.
@@ -52,17 +55,19 @@ Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
                                 const ParallelSettings& settings, int ranks, size_t* bytes);
 
 /// One rank's part of a decode: all ranks of the transport call it. A row that sees no token on any rank
-/// gets out = 0 and lse = +inf. Repeatable to the bit for the same number of ranks, and with kAllGather the
-/// same on all of them. One rank alone decodes as decode() does, to the bit. No host synchronisation;
-/// asynchronous as decode() where the transport is: wait for the results by Transport::wait(). May be
-/// captured in a CUDA graph, after one decode that was not: its first exchange connects the ranks.
+/// gets out = 0 and lse = +inf. Repeatable to the bit for the same number of ranks, with kReduceScatter if
+/// the transport's sum is; with kAllGather the same on all of them. One rank alone decodes as decode()
+/// does, to the bit. No host synchronisation; asynchronous as decode() where the transport is: wait for the
+/// results by Transport::wait(). May be captured in a CUDA graph, after one decode that was not: its first
+/// exchange connects the ranks.
 ///
 /// `problem` and `tensors` are the same on all ranks but for the cache:
 /// - problem.max_pages_per_seq is that of a whole sequence, tensors.seqlens_k are whole lengths; or with
 ///   settings.own_lengths both are the rank's own, and the first is the same on all ranks;
 /// - problem.num_pages, tensors.kv_cache and tensors.block_table are the rank's own. Its table is
 ///   [batch, share_columns()], and column c names the page that holds the sequence's page
-///   ContextShare::page_in(c). A rank without a token needs a page all the same: it is not read;
+///   ContextShare::page_in(c), of the share begun_by() the sequence's first rank. A rank without a token needs
+///   a page all the same: it is not read;
 /// - tensors.out and tensors.lse are of all heads with kAllGather, else of num_heads_q / ranks.
 ///
 /// Tensors may have strides, but where problem.causal and seqlen_q > 1 the query tokens of all sequences

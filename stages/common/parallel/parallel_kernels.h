@@ -35,7 +35,7 @@ struct Parts {
 
 #define MLA_PARALLEL_KERNELS                                                                         \
   /* What this rank decodes. `problem` is the whole one, the block table the rank's. */              \
-  Status launch_cut(const Problem& problem, const Tensors& tensors, const ContextShare& share,       \
+  Status launch_cut(const Problem& problem, const Tensors& tensors, const SequenceShares& shares,    \
                     const RankLengths& lengths, Stream stream);                                      \
   /* Merges parts of `problem`'s heads into the tensors' out and lse. */                             \
   Status launch_merge(const Problem& problem, const Parts& parts, const Tensors& tensors,            \

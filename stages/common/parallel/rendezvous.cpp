@@ -8,9 +8,11 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -20,6 +22,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
+constexpr milliseconds kTurn{10};  // between two looks at what does not wake anybody
 
 /// A file descriptor, closed with the object.
 class Socket {
@@ -141,48 +144,97 @@ class Connection {
   std::string bytes_;
 };
 
+/// "host:port", "[host]:port".
 Status parse_address(const std::string& address, std::string* host, std::string* port) {
   const size_t colon = address.rfind(':');
+  if (colon != std::string::npos) *host = address.substr(0, colon);
+  const bool is_in_brackets = host->size() > 2 && host->front() == '[' && host->back() == ']';
+  if (is_in_brackets) *host = host->substr(1, host->size() - 2);
   if (colon == std::string::npos || colon == 0 || colon + 1 == address.size() ||
       address.find_first_not_of("0123456789", colon + 1) != std::string::npos ||
-      address.size() - colon > 6 || std::stoi(address.substr(colon + 1)) > 65535) {
-    return {StatusCode::kInvalidArgument,
-            "address \"" + address + "\" must be host:port, as in 127.0.0.1:29500"};
+      address.size() - colon > 6 || std::stoi(address.substr(colon + 1)) > 65535 ||
+      (!is_in_brackets && host->find(':') != std::string::npos)) {
+    return {StatusCode::kInvalidArgument, "address \"" + address +
+                                              "\" must be host:port, as in 127.0.0.1:29500 or "
+                                              "[::1]:29500"};
   }
-  *host = address.substr(0, colon);
   *port = address.substr(colon + 1);
   return {};
 }
 
-/// A socket that listens at the address, or is connected to it.
-Status make_socket(const std::string& address, bool listens, milliseconds time_limit,
-                   Socket* result) {
+struct FreeAddresses {
+  void operator()(addrinfo* first) const { freeaddrinfo(first); }
+};
+/// Where a host and a port are: a list.
+using Addresses = std::unique_ptr<addrinfo, FreeAddresses>;
+
+/// kInvalidArgument for a host that is not known, kUnavailable where it may be later.
+Status resolve(const std::string& host, const std::string& port, int flags, Addresses* addresses) {
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = flags;
+  const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
+  addresses->reset(error == 0 ? found : nullptr);
+  if (error == 0) return {};
+  const bool is_passing = error == EAI_AGAIN || error == EAI_SYSTEM || error == EAI_MEMORY;
+  return {is_passing ? StatusCode::kUnavailable : StatusCode::kInvalidArgument,
+          "host \"" + host + "\" is not known here: " + gai_strerror(error)};
+}
+
+Status listen_at(const std::string& address, Socket* result) {
   std::string host, port;
   MLA_RETURN_IF_ERROR(parse_address(address, &host, &port));
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_family = AF_INET;
-  hints.ai_socktype = SOCK_STREAM;
-  if (const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
-    return {StatusCode::kUnavailable, address + ": " + gai_strerror(error)};
+  Addresses addresses;
+  MLA_RETURN_IF_ERROR(resolve(host, port, 0, &addresses));
+  std::vector<const char*> places = {host.c_str()};
+  if (Addresses numeric;
+      host != "localhost" && !resolve(host, port, AI_NUMERICHOST, &numeric).ok()) {
+    places = {"::", "0.0.0.0"};  // the first takes both families, where the host has both
   }
-  Socket socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  int failed = socket.fd() < 0 ? -1 : 0;
-  if (failed == 0 && listens) {
-    const int on = 1;
-    setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    failed = bind(socket.fd(), found->ai_addr, found->ai_addrlen);
-    if (failed == 0) failed = listen(socket.fd(), 1024);
-  } else if (failed == 0) {
-    // Else the system waits for minutes for a host that does not answer.
-    const timeval patience = {static_cast<time_t>(time_limit.count() / 1000 + 1), 0};
+  int error = 0;
+  for (const char* place : places) {
+    MLA_RETURN_IF_ERROR(resolve(place, port, 0, &addresses));
+    for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
+      Socket socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      const int on = 1, off = 0;
+      setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+      if (at->ai_family == AF_INET6) {
+        setsockopt(socket.fd(), IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+      }
+      if (socket.fd() >= 0 && bind(socket.fd(), at->ai_addr, at->ai_addrlen) == 0 &&
+          listen(socket.fd(), 1024) == 0) {
+        *result = std::move(socket);
+        return {};
+      }
+      error = errno;
+    }
+  }
+  return {StatusCode::kUnavailable, address + ": " + std::strerror(error)};
+}
+
+/// Tries each address of the host's for its part of the time.
+Status connect_to(const std::string& address, milliseconds time_limit, Socket* result) {
+  std::string host, port;
+  MLA_RETURN_IF_ERROR(parse_address(address, &host, &port));
+  Addresses addresses;
+  MLA_RETURN_IF_ERROR(resolve(host, port, 0, &addresses));
+  int count = 0, error = 0;
+  for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) ++count;
+  // Else the system waits for minutes for a host that does not answer.
+  const auto each = std::max(milliseconds(1), time_limit / std::max(count, 1));
+  const timeval patience = {static_cast<time_t>(each.count() / 1000),
+                            static_cast<suseconds_t>(each.count() % 1000 * 1000)};
+  for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
+    Socket socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     setsockopt(socket.fd(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    failed = connect(socket.fd(), found->ai_addr, found->ai_addrlen);
+    if (socket.fd() >= 0 && connect(socket.fd(), at->ai_addr, at->ai_addrlen) == 0) {
+      *result = std::move(socket);
+      return {};
+    }
+    error = errno == EINPROGRESS ? ETIMEDOUT : errno;
   }
-  const int error = errno;
-  freeaddrinfo(found);
-  if (failed != 0) return {StatusCode::kUnavailable, address + ": " + std::strerror(error)};
-  *result = std::move(socket);
-  return {};
+  return {StatusCode::kUnavailable, std::strerror(error)};
 }
 
 std::string name_of(size_t rank) {
@@ -223,7 +275,7 @@ class HubOfThread final : public Hub {
         if (member.connection) waits.push_back({member.connection->fd(), POLLIN, 0});
       }
       poll(waits.data(), waits.size(), wait_ms());
-      if (waits[0].revents != 0) return;
+      const bool stops = waits[0].revents != 0;
       if (waits[1].revents != 0) {
         Socket socket(accept4(listener_.fd(), nullptr, nullptr, SOCK_CLOEXEC));
         if (socket.fd() >= 0) strangers_.emplace_back(std::move(socket));
@@ -232,6 +284,8 @@ class HubOfThread final : public Hub {
       for (size_t rank = 0; rank < ranks_.size(); ++rank) hear(rank);
       while (failure_.ok() && advance()) {
       }
+      // Only now: a rank that has failed may end with the hub of its process, and the others are to hear why.
+      if (stops) return;
       if (failure_.ok() && deadline_ && Clock::now() >= *deadline_) fail(absent());
     }
   }
@@ -384,21 +438,53 @@ class HubOfThread final : public Hub {
   std::thread thread_;
 };
 
+class PlaceOfHub final : public HubPlace {
+ public:
+  PlaceOfHub(Socket listener, std::string address)
+      : listener_(std::move(listener)), address_(std::move(address)) {}
+  const std::string& address() const override { return address_; }
+  Status open(int ranks, milliseconds time_limit, std::unique_ptr<Hub>* hub) override {
+    if (ranks < 1) {
+      return {StatusCode::kInvalidArgument,
+              "ranks = " + std::to_string(ranks) + " must be at least 1"};
+    }
+    *hub = std::make_unique<HubOfThread>(std::move(listener_), address_, static_cast<size_t>(ranks),
+                                         time_limit);
+    return {};
+  }
+
+ private:
+  Socket listener_;
+  std::string address_;
+};
+
 class RendezvousOfRank final : public Rendezvous {
  public:
   RendezvousOfRank(Socket socket, int rank, int ranks, milliseconds time_limit)
       : connection_(std::move(socket)), rank_(rank), ranks_(ranks), time_limit_(time_limit) {}
   ~RendezvousOfRank() override {
-    if (failure_.ok()) connection_.send(Kind::kFarewell, "");
+    // Whoever leaves by an exception has failed: the hub sees that the connection ends.
+    if (failure_.ok() && std::uncaught_exceptions() == 0) connection_.send(Kind::kFarewell, "");
   }
   int rank() const override { return rank_; }
   int ranks() const override { return ranks_; }
+  std::string host() const override {
+    sockaddr_storage own{};
+    socklen_t length = sizeof own;
+    char text[NI_MAXHOST] = {};
+    if (getsockname(connection_.fd(), reinterpret_cast<sockaddr*>(&own), &length) != 0 ||
+        getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof text, nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+      return "127.0.0.1";
+    }
+    return own.ss_family == AF_INET6 ? "[" + std::string(text) + "]" : text;
+  }
   milliseconds time_limit() const override { return time_limit_; }
 
-  Status greet() {
+  Status greet(Rendezvous* above) {
     send(Kind::kHello, std::to_string(rank_) + " " + std::to_string(ranks_));
     Message welcome;
-    return wait_for(Kind::kWelcome, "the group", &welcome);
+    return wait_for(Kind::kWelcome, "the group", &welcome, above);
   }
   Status announce(const std::string& call) override {
     MLA_RETURN_IF_ERROR(failure());
@@ -449,7 +535,8 @@ class RendezvousOfRank final : public Rendezvous {
     if (broken && failure_.ok()) lost();
   }
   /// The hub keeps the time limit; where that is gone, too, this end does, a little later.
-  Status wait_for(Kind kind, const std::string& what, Message* message) {
+  Status wait_for(Kind kind, const std::string& what, Message* message,
+                  Rendezvous* above = nullptr) {
     const auto deadline = Clock::now() + time_limit_ + time_limit_ / 2;
     for (;;) {
       const Status failed = failure();
@@ -459,13 +546,14 @@ class RendezvousOfRank final : public Rendezvous {
         if (message->kind == kind) return {};
       }
       MLA_RETURN_IF_ERROR(failed);
+      if (above != nullptr) MLA_RETURN_IF_ERROR(above->failure());
       const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now()).count();
       if (left <= 0) {
         failure_ = {StatusCode::kRankFailed, "the ranks' hub did not answer " + what};
         return failure_;
       }
       pollfd wait = {connection_.fd(), POLLIN, 0};
-      poll(&wait, 1, static_cast<int>(left));
+      poll(&wait, 1, static_cast<int>(above == nullptr ? left : std::min(left, kTurn.count())));
     }
   }
 
@@ -478,28 +566,31 @@ class RendezvousOfRank final : public Rendezvous {
 
 }  // namespace
 
-Status open_hub(const std::string& address, int ranks, milliseconds time_limit,
-                std::unique_ptr<Hub>* hub) {
-  if (ranks < 1) {
-    return {StatusCode::kInvalidArgument,
-            "ranks = " + std::to_string(ranks) + " must be at least 1"};
-  }
+Status take_hub_place(const std::string& address, std::unique_ptr<HubPlace>* place) {
   Socket listener;
-  MLA_RETURN_IF_ERROR(make_socket(address, true, time_limit, &listener));
-  sockaddr_in bound{};
+  MLA_RETURN_IF_ERROR(listen_at(address, &listener));
+  sockaddr_storage bound{};
   socklen_t length = sizeof bound;
-  if (getsockname(listener.fd(), reinterpret_cast<sockaddr*>(&bound), &length) != 0) {
+  char port[NI_MAXSERV] = {};
+  if (getsockname(listener.fd(), reinterpret_cast<sockaddr*>(&bound), &length) != 0 ||
+      getnameinfo(reinterpret_cast<sockaddr*>(&bound), length, nullptr, 0, port, sizeof port,
+                  NI_NUMERICSERV) != 0) {
     return {StatusCode::kUnavailable, address + ": " + std::strerror(errno)};
   }
-  const std::string name =
-      address.substr(0, address.rfind(':')) + ":" + std::to_string(ntohs(bound.sin_port));
-  *hub = std::make_unique<HubOfThread>(std::move(listener), name, static_cast<size_t>(ranks),
-                                       time_limit);
+  *place = std::make_unique<PlaceOfHub>(std::move(listener),
+                                        address.substr(0, address.rfind(':') + 1) + port);
   return {};
 }
 
+Status open_hub(const std::string& address, int ranks, milliseconds time_limit,
+                std::unique_ptr<Hub>* hub) {
+  std::unique_ptr<HubPlace> place;
+  MLA_RETURN_IF_ERROR(take_hub_place(address, &place));
+  return place->open(ranks, time_limit, hub);
+}
+
 Status join_hub(const std::string& address, int rank, int ranks, milliseconds time_limit,
-                std::unique_ptr<Rendezvous>* rendezvous) {
+                std::unique_ptr<Rendezvous>* rendezvous, Rendezvous* above) {
   if (rank < 0 || rank >= ranks) {
     return {StatusCode::kInvalidArgument, "rank = " + std::to_string(rank) +
                                               " must be in [0, ranks = " + std::to_string(ranks) +
@@ -508,15 +599,20 @@ Status join_hub(const std::string& address, int rank, int ranks, milliseconds ti
   const auto deadline = Clock::now() + time_limit;
   Socket socket;
   for (;;) {  // the hub may come later
-    const Status connected = make_socket(address, false, time_limit, &socket);
+    const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+    const Status connected = connect_to(address, left, &socket);
     if (connected.ok()) break;
-    if (connected.code() == StatusCode::kInvalidArgument || Clock::now() >= deadline) {
-      return connected;
+    if (connected.code() == StatusCode::kInvalidArgument) return connected;
+    if (above != nullptr) MLA_RETURN_IF_ERROR(above->failure());
+    if (Clock::now() >= deadline) {
+      return {StatusCode::kUnavailable, "no hub at " + address + " within " +
+                                            std::to_string(time_limit.count()) +
+                                            " ms: " + connected.message()};
     }
-    std::this_thread::sleep_for(milliseconds(10));
+    std::this_thread::sleep_for(kTurn);
   }
   auto joined = std::make_unique<RendezvousOfRank>(std::move(socket), rank, ranks, time_limit);
-  MLA_RETURN_IF_ERROR(joined->greet());
+  MLA_RETURN_IF_ERROR(joined->greet(above));
   *rendezvous = std::move(joined);
   return {};
 }

@@ -24,12 +24,31 @@ class Hub {
   virtual const std::string& address() const = 0;
 };
 
-/// Opens a hub.
-/// @param address     "127.0.0.1:0" for the ranks of this host, at any port that is free. Who can reach another
-///                    address can join or disturb the group: use a network that is yours alone
-/// @param ranks       >= 1
-/// @param time_limit  from when the first rank has come to a call until the last must have
-/// @return kInvalidArgument for ranks < 1 and for an address that is none; kUnavailable if it cannot be had
+/// Where a hub will be: the port is taken, and ranks that come wait until the hub is opened. A process that is
+/// forked meanwhile has a copy, which it destroys.
+class HubPlace {
+ public:
+  virtual ~HubPlace() = default;
+  /// As Hub::address().
+  virtual const std::string& address() const = 0;
+  /// Opens the hub, once.
+  /// @param ranks       >= 1
+  /// @param time_limit  from when the first rank has come to a call until the last must have
+  /// @return kInvalidArgument for ranks < 1
+  virtual Status open(int ranks, std::chrono::milliseconds time_limit,
+                      std::unique_ptr<Hub>* hub) = 0;
+};
+
+/// Takes a place for a hub.
+/// @param address  host:port. "127.0.0.1:0" for the ranks of this host, at any port that is free; "[fd00::2]:29517"
+///                 for one with colons. At a host's name, but "localhost", it listens at all addresses of this host:
+///                 others have their own for the name, and here it may be the loopback's. Who can reach it can join or
+///                 disturb the group: use a network that is yours alone
+/// @return kInvalidArgument for an address that is none, or whose host is not known; kUnavailable if it cannot be had
+Status take_hub_place(const std::string& address, std::unique_ptr<HubPlace>* place);
+
+/// Takes a place, and opens a hub there.
+/// @return the errors of both
 Status open_hub(const std::string& address, int ranks, std::chrono::milliseconds time_limit,
                 std::unique_ptr<Hub>* hub);
 
@@ -39,6 +58,9 @@ class Rendezvous {
   virtual ~Rendezvous() = default;
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
+  /// This host's address on the way to the hub, where the others find it, too, if it is not the loopback's:
+  /// "192.0.2.2", "[fd00::2]".
+  virtual std::string host() const = 0;
   /// How long a rank waits for the others.
   virtual std::chrono::milliseconds time_limit() const = 0;
 
@@ -60,9 +82,12 @@ class Rendezvous {
 /// @param address     Hub::address()
 /// @param rank        0 ... ranks - 1; each once
 /// @param time_limit  for which the hub may be away, and the others
-/// @return kInvalidArgument for a rank outside; kUnavailable if there is no hub; kRankFailed if a rank does not
-///         come, or if another has come as `rank`, or with another number of ranks
+/// @param above       of a larger group, if not null: its failure ends the wait
+/// @return kInvalidArgument for a rank outside, and at once for a host that is not known; kUnavailable if there is no
+///         hub; kRankFailed if a rank does not come, or if another has come as `rank`, or with another number of
+///         ranks; the failure above
 Status join_hub(const std::string& address, int rank, int ranks,
-                std::chrono::milliseconds time_limit, std::unique_ptr<Rendezvous>* rendezvous);
+                std::chrono::milliseconds time_limit, std::unique_ptr<Rendezvous>* rendezvous,
+                Rendezvous* above = nullptr);
 
 }  // namespace mla

@@ -15,7 +15,7 @@ namespace mla {
 
 /// What a decode over ranks is at (decode_parallel()).
 enum class RankPhase {
-  kCut,         ///< Finds which tokens the rank decodes.
+  kCut,  ///< Finds which tokens the rank decodes; where the plan's kernel does, makes the plan, too.
   kBulk,        ///< Decodes tokens that every query token sees.
   kTail,        ///< Decodes the others.
   kLocalMerge,  ///< Merges these two.
@@ -63,8 +63,8 @@ class Transport {
   /// @param receive  [ranks, bytes]: from rank 0, from rank 1, ...; not overlapping `send`
   /// @return as all_gather()
   virtual Status all_to_all(const void* send, void* receive, size_t bytes, Stream stream) = 0;
-  /// Every rank gets the sum of what every rank sent to it. The order of summation is the same on every
-  /// run with so many ranks.
+  /// Every rank gets the sum of what every rank sent to it, in an order of the transport's own: that of
+  /// ranks where they are threads; NCCL says nothing of its own.
   /// @param send     [ranks, count]: for rank 0, for rank 1, ...
   /// @param receive  [count]
   /// @return as all_gather()
@@ -79,7 +79,8 @@ class Transport {
   virtual Status wait(Stream stream) = 0;
 
   /// Says that this rank has failed: calls of the others that wait, and all later ones, return
-  /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts.
+  /// kRankFailed with this rank and `why`. The first failure of a group is the one that counts. A program
+  /// says so where a call of its own fails beside a decode, such as a graph's launch: the others wait for it.
   virtual void fail(const Status& why) = 0;
 
   /// Lets `observer` be told of decodes from now on; null: nobody, as at first.

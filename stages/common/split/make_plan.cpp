@@ -6,14 +6,14 @@
 namespace mla {
 
 namespace gpu {
-Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
-                        Stream);
+Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SharedLengths*,
+                        const SplitWorkspace&, Stream);
 Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
                             Stream);
 }  // namespace gpu
 namespace model {
-Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SplitWorkspace&,
-                        Stream);
+Status launch_make_plan(const Problem&, const PlanShape&, const int32_t*, const SharedLengths*,
+                        const SplitWorkspace&, Stream);
 Status launch_combine_again(const Problem&, const PlanShape&, const SplitWorkspace&, const Tensors&,
                             Stream);
 }  // namespace model
@@ -55,9 +55,9 @@ int64_t interval_begin(int64_t length, int worker, int workers) {
 }  // namespace
 
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                 const int32_t* seqlens_k, void* plan, Stream stream) {
+                 const int32_t* seqlens_k, void* plan, Stream stream, const SharedLengths* shared) {
   return MLA_ON_MACHINE(machine, launch_make_plan)(
-      problem, shape, seqlens_k, split_workspace(problem, shape, plan, nullptr), stream);
+      problem, shape, seqlens_k, shared, split_workspace(problem, shape, plan, nullptr), stream);
 }
 
 Status combine_again(Machine& machine, const Problem& problem, const PlanShape& shape,

@@ -44,10 +44,27 @@ __device__ __forceinline__ int64_t exclusive_sum(int64_t value, int64_t (&warp_s
   return __shfl_sync(0xffffffff, before, 0) + inclusive - value;
 }
 
-template <int kThreads>
+// The lengths are the plan's own.
+struct WholeLengths {
+  __device__ int of(const Problem& problem, int64_t /*sequence*/, int seqlen_k) const {
+    return clamped_length(problem, seqlen_k);
+  }
+  __device__ void keep(int64_t /*sequence*/, int /*seqlen_k*/) const {}
+};
+
+// A rank holds a share of every sequence.
+struct LengthsOfRank : SharedLengths {
+  __device__ int of(const Problem& problem, int64_t sequence, int seqlen_k) const {
+    const int whole = min(max(seqlen_k, 0), max_seqlen_k);
+    return static_cast<int>(shares.of(sequence).tokens(whole, problem.page_size));
+  }
+  __device__ void keep(int64_t sequence, int seqlen_k) const { own[sequence] = seqlen_k; }
+};
+
+template <int kThreads, typename Lengths>
 __global__ void __launch_bounds__(kThreads)
     make_plan(Problem problem, PlanShape shape, const int32_t* __restrict__ seqlens_k,
-              SplitWorkspace plan) {
+              Lengths lengths, SplitWorkspace plan) {
   constexpr int kTile = 2 * kThreads;
   auto& smem = shared_memory<Smem<kThreads>>();
   const int piece_grains = problem.fixed_split_tokens / kGrainTokens;  // 0: cut anywhere
@@ -62,8 +79,9 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t sequence = base + 2 * threadIdx.x + j;
       grains[j] = 0;
       if (sequence < problem.batch) {
-        const int seqlen_k = clamped_length(problem, seqlens_k[sequence]);
+        const int seqlen_k = lengths.of(problem, sequence, seqlens_k[sequence]);
         plan.seqlens_k[sequence] = seqlen_k;
+        lengths.keep(sequence, seqlen_k);
         grains[j] = max(1, static_cast<int>(grains_for(seqlen_k)));
       }
     }
@@ -185,7 +203,7 @@ __global__ void __launch_bounds__(kThreads)
       WorkerBegin begin = locate(worker, &local);
       if (local < 0) continue;
       if (begin.sequence < problem.batch) {
-        begin.seqlen_k = clamped_length(problem, seqlens_k[begin.sequence]);
+        begin.seqlen_k = lengths.of(problem, begin.sequence, seqlens_k[begin.sequence]);
       }
       plan.worker_begin[worker] = begin;
       if (piece_grains > 0 || begin.grain == 0) continue;
@@ -247,20 +265,26 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kThreads>
+template <typename Lengths>
 Status launch_with(const Problem& problem, const PlanShape& shape, const int32_t* seqlens_k,
-                   const SplitWorkspace& plan, Stream stream) {
-  return launch(make_plan<kThreads>, 1, kThreads, sizeof(Smem<kThreads>), stream, problem, shape,
-                seqlens_k, plan);
+                   const Lengths& lengths, const SplitWorkspace& plan, Stream stream) {
+  const auto launch_block = [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    return launch(make_plan<kThreads, Lengths>, 1, kThreads, sizeof(Smem<kThreads>), stream,
+                  problem, shape, seqlens_k, lengths, plan);
+  };
+  // A small block starts sooner.
+  return problem.batch <= 512 ? launch_block(std::integral_constant<int, 256>())
+                              : launch_block(std::integral_constant<int, 1024>());
 }
 
 }  // namespace
 
 Status launch_make_plan(const Problem& problem, const PlanShape& shape, const int32_t* seqlens_k,
-                        const SplitWorkspace& plan, Stream stream) {
-  // A small block starts sooner.
-  const auto launch_plan = problem.batch <= 512 ? launch_with<256> : launch_with<1024>;
-  return launch_plan(problem, shape, seqlens_k, plan, stream);
+                        const SharedLengths* shared, const SplitWorkspace& plan, Stream stream) {
+  if (shared == nullptr)
+    return launch_with(problem, shape, seqlens_k, WholeLengths(), plan, stream);
+  return launch_with(problem, shape, seqlens_k, LengthsOfRank{*shared}, plan, stream);
 }
 
 }  // namespace mla::MLA_MACHINE

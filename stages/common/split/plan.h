@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "reference/problem.h"
+#include "stages/common/cache/context_share.h"
 #include "stages/common/machine/machine.h"
 
 namespace mla {
@@ -136,13 +137,23 @@ struct PlanHeader {
 };
 inline constexpr uint32_t kPlanMade = 0x4e414c50;  ///< "PLAN"
 
+/// What makes a plan one of a rank that holds a share of every sequence: lengths are then those of whole
+/// sequences, and the plan's are the rank's own.
+struct SharedLengths {
+  SequenceShares shares;
+  int max_seqlen_k = 0;    ///< Of a whole sequence; the problem has the rank's own table.
+  int32_t* own = nullptr;  ///< [batch], in device memory: where the rank's lengths are written.
+};
+
 /// Enqueues the making of a plan: one kernel of one thread block, without a host synchronisation, for
 /// any batch.
 /// @param seqlens_k  [batch] in device memory, in tokens, each in 0 ... max_seqlen_k(), which
 ///                   check_paging() checks. Any other length counts as the nearest of these.
 /// @param plan       split_bytes().plan bytes, 16-byte aligned
+/// @param shared     null: the lengths are the plan's own
 Status make_plan(Machine& machine, const Problem& problem, const PlanShape& shape,
-                 const int32_t* seqlens_k, void* plan, Stream stream);
+                 const int32_t* seqlens_k, void* plan, Stream stream,
+                 const SharedLengths* shared = nullptr);
 
 /// Enqueues only the last step of a decode: combining the partial results that a decode by this plan
 /// left in `scratch`. For measuring; out and lse get the same bits again.

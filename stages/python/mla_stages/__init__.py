@@ -53,7 +53,7 @@ class _Call:
         return self.framework.call(self.q, getattr(library, function), (*self.arguments, *more))
 
     def workspace_bytes(self) -> Tuple[int, int]:
-        """Of the plan, and of the rest."""
+        """The bytes of the plan, and those of scratch memory."""
         found = _workspace_bytes.get(self.shapes)
         if found is None:
             if len(_workspace_bytes) >= 4096:
@@ -82,12 +82,12 @@ class Piece(NamedTuple):
     worker: int
     sequence: int
     begin: int  #: Its first token,
-    end: int  #: and the one behind its last.
+    end: int  #: and the one after its last.
     slot: int  #: Of the partial result; -1: the piece is the whole sequence.
 
 
 class Plan:
-    """Which worker attends to which tokens: made from lengths on the device, without waiting. plan() makes it.
+    """Which worker attends to which tokens. plan() makes it from lengths on the device, without waiting.
 
     The methods take the tensors of a decode, of the same shapes as those that it was made for.
     """
@@ -162,13 +162,13 @@ def decode(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seq
     :param scale: the model's factor on q k: 0.135234 for DeepSeek-V3, and not 576 ** -0.5
     :param causal: query i of s_q sees tokens 0 ... seqlen_k - s_q + i
     :param stage: a name or number of stages(), "auto" for the fastest by a measured table, "reference" on a CPU
-    :param out: memory for the result; else new
+    :param out: memory for the result; by default it is new
     :param lse: the same
     :param plan: what plan() made for the same shapes and lengths
     :param cache_format: "16bit", "fp8_tile128", "fp8_tensor" or "int8_tile128"
-    :param cache_scale: of "fp8_tensor", what every code is multiplied by
-    :param fixed_split_tokens: a multiple of 64: results do not depend on the rest of the batch
-    :param check: whether lengths and page ids are checked. By default on a CPU alone: on a GPU that waits.
+    :param cache_scale: for "fp8_tensor", what every code is multiplied by
+    :param fixed_split_tokens: if not 0, a multiple of 64, and results do not depend on the rest of the batch
+    :param check: whether lengths and page ids are checked. By default only on a CPU, because a GPU has to be waited for.
     :returns: out [batch, seqlen_q, num_heads_q, 512] as q; lse [batch, num_heads_q, seqlen_q], float32, natural
         logarithm, +inf for a row that sees nothing
     :raises TypeError, ValueError: naming the argument, its value and what is allowed; nothing is written then
@@ -189,7 +189,7 @@ def decode(q: Array, kv_cache: Union[Array, PagedCache], block_table: Array, seq
 
 def _decode(call: _Call, out: Optional[Array], lse: Optional[Array], plan: Optional[Plan], check: bool,
             makes_plan: bool = False) -> Tuple[Array, Array]:
-    """:param makes_plan: first, into the memory of `plan`"""
+    """:param makes_plan: make the plan first, in the memory of `plan`"""
     framework, q = call.framework, call.q
     batch, seqlen_q, heads, _ = q.shape
     new_out = framework.empty((batch, seqlen_q, heads, 512), q.dtype, q) if out is None else out
@@ -222,8 +222,8 @@ def _torch_is_here() -> None:
 
 @contextlib.contextmanager
 def schedule(seed: int) -> Iterator[None]:
-    """The GPU model's schedule of threads, meanwhile, in this process. 0 runs them in order, as the model does without
-    this; any other seed as an adversary would. Right kernels give the same bits under each."""
+    """Sets the GPU model's schedule of threads for the block of a `with`, in this process. 0 runs them in order, which is
+    the default; any other seed runs them as an adversary would. Right kernels give the same bits under each."""
     before = library.set_schedule(seed)
     try:
         yield
@@ -289,7 +289,7 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> Tuple[Array, Array]:
     :param lses: the same
     """
     if len(outs) != len(lses) or not outs:
-        raise ValueError(f"{len(outs)} outs and {len(lses)} lses: there must be as many, and one at least")
+        raise ValueError(f"{len(outs)} outs and {len(lses)} lses: there must be equally many, and at least one")
     framework = _arrays.framework_of("outs[0]", outs[0])
     _arrays.need_results("outs[0]", framework)
     xp = sys.modules["jax.numpy" if framework.name == "jax" else framework.name]
@@ -324,7 +324,7 @@ def quantise(kv_cache: Array, cache_format: str, *, cache_scale: float = 1.0, po
 
 
 def dequantise(kv_cache: Array, cache_format: str, *, cache_scale: float = 1.0) -> Array:
-    """What a quantised cache on a CPU says: [num_pages, page_size, num_heads_kv, 576], float64. JAX's is NumPy's."""
+    """The values of a quantised cache on a CPU: [num_pages, page_size, num_heads_kv, 576], float64. JAX's is NumPy's."""
     framework = _arrays.framework_of("kv_cache", kv_cache)
     _arrays.need_results("kv_cache", framework)
     result = framework.empty((*kv_cache.shape[:-1], 576), "float64", kv_cache)

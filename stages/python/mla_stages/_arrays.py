@@ -15,7 +15,7 @@ class Framework:
     name = "numpy"
 
     def view(self, name: str, array: Any, written: bool = False) -> Any:
-        """What tvm-ffi takes, of the same memory."""
+        """A view of the same memory that tvm-ffi takes."""
         array = _as_known(name, array)
         if array.flags.writeable:
             return array
@@ -29,13 +29,13 @@ class Framework:
         return CPU
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        """Memory to write; `dtype` is a name, or that of an array."""
+        """Memory to write; `dtype` is a name, or an array's dtype."""
         import numpy
 
         return numpy.empty(shape, dtype)
 
     def result(self, array: Any) -> Any:
-        """What a caller gets of memory that empty() made."""
+        """The array that a caller gets for memory that empty() made."""
         return array
 
     def astype(self, array: Any, dtype: Any) -> Any:
@@ -46,7 +46,7 @@ class Framework:
         return function(*arguments)
 
     def done_with(self, memory: Any) -> None:
-        """The work that uses what empty() made is enqueued."""
+        """Called when the work that uses memory of empty() has been enqueued."""
 
 
 class _Torch(Framework):
@@ -111,7 +111,7 @@ class _CuPy(Framework):
             return function(*self.without_streams(arguments))
 
     def without_streams(self, views: Sequence[Any]) -> Sequence[Any]:
-        """The views, without what makes tvm-ffi take another stream than CuPy's, as a tensor of PyTorch does."""
+        """The views, but none that makes tvm-ffi take another stream than CuPy's, as a tensor of PyTorch would."""
         torch = sys.modules.get("torch")
         if torch is None:
             return views
@@ -122,7 +122,7 @@ class _CuPy(Framework):
     def done_with(self, memory: Any) -> None:
         import cupy
 
-        # CuPy's pool knows no graphs: it would give to others what a replay writes.
+        # CuPy's pool does not know graphs: it would give memory to others that a replay writes.
         if cupy.cuda.get_current_stream(memory.device.id).is_capturing():
             self.memory_of_graphs.append(memory)
 
@@ -141,7 +141,7 @@ class _Jax(Framework):
     def device(self, array: Any) -> Device:
         platform = next(iter(array.devices())).platform
         if platform != "cpu":
-            raise NotImplementedError(f"arrays of JAX on {platform}: only those on the CPU, for JAX does not tell its "
+            raise NotImplementedError(f"arrays of JAX on {platform}: only those on the CPU, because JAX does not tell its "
                                       "stream")
         return CPU
 
@@ -152,7 +152,7 @@ class _Jax(Framework):
 
 
 class _Other(Framework):
-    """Whatever has __dlpack__, a PagedCache's memory for one: may be read, and makes no results."""
+    """Any object with __dlpack__, such as a PagedCache's memory. It can be read, but makes no results."""
 
     name = "other"
 
@@ -168,7 +168,7 @@ _made: Dict[type, Framework] = {}
 
 
 def _as_known(name: str, array: Any) -> Any:
-    """An array of NumPy or CuPy by a type that DLPack has of them: those of ml_dtypes become integers."""
+    """An array of NumPy or CuPy as a type that DLPack knows: those of ml_dtypes become integers."""
     dtype = array.dtype
     if dtype.isbuiltin == 1 and dtype.kind in "biufc" and dtype.char != "H":  # 1: NumPy's own, in this byte order
         return array
@@ -209,9 +209,9 @@ def view(name: str, array: Any, written: bool = False) -> Any:
 
 
 def need_results(name: str, framework: Framework) -> None:
-    """Refuses what can be read, but whose framework is not known."""
+    """Refuses an array that can be read, but whose framework is not known."""
     if framework.name == "other":
-        raise TypeError(f"{name} must be {_ALLOWED}, for results come back as such")
+        raise TypeError(f"{name} must be {_ALLOWED}, because results come back as such")
 
 
 def device_named(device: str) -> Device:

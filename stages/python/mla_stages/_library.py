@@ -1,4 +1,4 @@
-"""The C++ library, loaded at the first call: tvm-ffi imports torch where that is installed, which takes its time."""
+"""The C++ library, loaded at the first call: tvm-ffi imports torch where that is installed, which takes time."""
 import functools
 import os
 import pathlib

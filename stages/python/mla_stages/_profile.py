@@ -1,4 +1,4 @@
-"""What a stage does to memory, counted on the GPU model: a program of its own, because counted kernels do not go into one
+"""What a stage does to memory, counted on the GPU model. A separate program does it, because counted kernels cannot be in one
 library with those that are called."""
 import json
 import os
@@ -10,7 +10,7 @@ _NAME = "mla_profile"
 
 def _program() -> str:
     """The one that the environment variable MLA_PROFILE names, that was installed beside this file, or that PATH finds."""
-    import shutil  # here, as below: importing the package is to be quick
+    import shutil  # here, as below, because importing the package must be quick
 
     named = os.environ.get("MLA_PROFILE")
     beside = pathlib.Path(__file__).with_name(_NAME)

@@ -1,5 +1,5 @@
-// Explanations: the parts they are made of, and every rule: a shape where it speaks, one where it is
-// silent, and what it claims, checked against the cost model, the plan, and the recorded results.
+// Explanations and the parts they are made of. Every rule has a shape where it speaks and one where
+// it is silent; its claim is checked against the cost model, the plan, and the recorded results.
 #include "bench/explain/explain.h"
 
 #include <gtest/gtest.h>
@@ -58,7 +58,7 @@ TEST(Explain, SaysWhatAutoChoseAndWhy) {
   const std::string text = explain(input);
   EXPECT_NE(text.find("\nchoice    " + choice.stage->slug), std::string::npos) << text;
   EXPECT_EQ(text.find("another device"), std::string::npos) << text;
-  // Nobody asked: no line, and no row beside those of which it is one.
+  // Nobody asked for auto: there is no line of its choice, and no row of its own beside the stages.
   const std::string of_all = explain(input_of("h128_q1_b64_k4096"));
   EXPECT_EQ(of_all.find("choice    "), std::string::npos);
   EXPECT_EQ(of_all.find("\nauto"), std::string::npos);
@@ -103,7 +103,7 @@ double cold(const std::string& stage, const std::string& shape) {
   return entry == nullptr ? kUnknown : entry->us;
 }
 
-/// The number behind `words` in a text.
+/// The number after `words` in a text.
 double number_after(const std::string& text, const std::string& words) {
   const size_t at = text.find(words);
   EXPECT_NE(at, std::string::npos) << words << " is not in: " << text;
@@ -158,7 +158,7 @@ TEST(Explain, TheBalanceIsThatOfThePlan) {
   EXPECT_EQ(balance.pieces, 1024);
   EXPECT_EQ(balance.blocks, 132);
   EXPECT_DOUBLE_EQ(balance.mean, 18 * 1024.0 / 66);
-  EXPECT_EQ(balance.largest % 18, 0);  // whole pieces: 16 blocks and a beginning of 2
+  EXPECT_EQ(balance.largest % 18, 0);  // whole pieces: 16 grains, and 2 for beginning a piece
   EXPECT_DOUBLE_EQ(balance.partial_bytes, 1024.0 * 128 * (512 + 1) * 4);
   const Balance few = plan_of(input_of("h16_q1_b1_k8192"), "08");
   EXPECT_EQ(few.blocks, 64);
@@ -219,7 +219,7 @@ TEST(Explain, ARecordedDeviceMustBeKnown) {
   EXPECT_NE(text.find("'7.5'"), std::string::npos) << text;
 }
 
-/// A GPU that is asked for its name and limits only.
+/// A GPU that knows its name and limits, and can do nothing else.
 class NamedGpu final : public Machine {
  public:
   NamedGpu(std::string name, int multiprocessors)
@@ -241,9 +241,9 @@ class NamedGpu final : public Machine {
   int multiprocessors_;
 };
 
-TEST(Explain, AGpuIsToldRecordsOfItsKindOnly) {
+TEST(Explain, AGpuUsesRecordsOfItsKindOnly) {
   if (gpu_machine() == nullptr && !stages(MachineKind::kGpu).empty()) {
-    GTEST_SKIP() << "stages for a GPU, and none there to plan for";
+    GTEST_SKIP() << "the stages are built for a GPU, but there is none to plan for";
   }
   const DataSet data = data_of("h128_q1_b128_k8192");
   NamedGpu same("NVIDIA H200", 132), name("NVIDIA H20", 132), size("NVIDIA H200", 78);
@@ -442,7 +442,7 @@ TEST(Advice, AFasterStageIsOneByTheRecords) {
         EXPECT_LT(faster(text), cold(asked.slug, shape)) << shape << ": " << text;
         ++from_times;
       }
-      // What own limits say without any time is borne out by the times.
+      // The times confirm what the own limits say without any time.
       forget_times(&input);
       text = text_of(input, "faster stage");
       if (text.empty()) continue;
@@ -474,7 +474,7 @@ TEST(Advice, TooShortToFill) {
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k65536_split16384", "08");  // the cuts' fault
   EXPECT_SILENT("too short to fill", "h128_q50_b8_k4096", "08");  // 100 row tiles, all at work
   EXPECT_SILENT("too short to fill", "h128_q1_b1_k4096", "03");
-  // Six grains for each worker, but two whole sequences for each of 50.
+  // There are six grains per worker. But sequences stay whole, so 50 workers take two each.
   const std::string whole = text_of(input_of("h128_q1_b100_k256", "08"), "too short to fill");
   EXPECT_NE(whole.find("sequences stay whole"), std::string::npos) << whole;
   EXPECT_EQ(text_of(input_of("h16_q1_b4_k512", "08"), "too short to fill").find("stay whole"),
@@ -563,7 +563,7 @@ TEST(Advice, SustainedClocks) {
 TEST(Advice, FarFromItsLimit) {
   EXPECT_SPEAKS("far from its limit", "h16_q1_b16_k4096", "06");
   EXPECT_SILENT("far from its limit", "h128_q1_b128_k8192", "08");
-  EXPECT_SILENT("far from its limit", "h16_q1_b1_k8192", "08");  // the launch's
+  EXPECT_SILENT("far from its limit", "h16_q1_b1_k8192", "08");  // the launch sets the time
   ExplainInput unknown = input_of("h16_q1_b16_k4096", "06");
   forget_times(&unknown);
   EXPECT_EQ(text_of(unknown, "far from its limit"), "");
@@ -592,7 +592,7 @@ TEST(Advice, BatchInvariant) {
   EXPECT_SPEAKS("batch invariant", "h128_q1_b128_k8192_split1024", "08");
   EXPECT_SILENT("batch invariant", "h128_q1_b128_k8192", "08");
   EXPECT_SILENT("batch invariant", "h128_q1_b128_k8192_split1024", "03");
-  // Every recorded decode with fixed cuts takes longer than that without.
+  // Every recorded decode with fixed cuts takes longer than the same one without.
   int pairs = 0;
   for (const RecordedEntry& entry : recorded().entries) {
     const size_t at = entry.shape.find("_split");
@@ -659,7 +659,8 @@ TEST(Advice, Imbalance) {
   EXPECT_SPEAKS("imbalance", "h128_q1_b100_kvaried64", "06");
   EXPECT_SILENT("imbalance", "h128_q1_b128_klognormal8192", "08");
   EXPECT_SILENT("imbalance", "h16_q1_b1_k8192", "08");  // half of the device is idle: another rule
-  // With work for all: at most a block and a beginning over the mean, or what whole sequences may.
+  // Where all workers have work, the largest load is at most a grain and a beginning over the mean;
+  // where sequences stay whole, it may exceed the mean by combine_grains and a beginning.
   for (const char* shape :
        {"h128_q1_b100_kvaried64", "h128_q1_b128_klognormal8192", "h128_q1_b128_kskew131072",
         "h16_q1_b200_kvaried300", "h128_q1_b66_kvaried190"}) {
@@ -694,7 +695,7 @@ TEST(Advice, CausalMask) {
   EXPECT_SPEAKS("causal mask", "h128_q2_b128_k4096_causal", "08");
   EXPECT_SILENT("causal mask", "h128_q2_b128_k4096", "08");
   EXPECT_SILENT("causal mask", "h128_q1_b128_k4096_causal", "08");
-  // Half of a square is hidden: 64 of 64 tokens new.
+  // All 64 tokens are new, so the mask hides half of a square.
   const std::string text = text_of(input_of("h16_q64_b1_k64_causal", "08"), "causal mask");
   EXPECT_NE(text.find("hides 49% of the pairs"), std::string::npos) << text;
   const ExplainInput with = input_of("h128_q2_b128_k4096_causal");
@@ -732,7 +733,8 @@ TEST(Advice, ACacheThatAStageCannotRead) {
             std::string::npos);
 }
 
-// By floors, which count a row's bytes: less time where memory binds, none where products do.
+// Floors count a row's bytes: a quantised cache saves time where memory binds, and none where
+// products do.
 TEST(Advice, CacheFormatsHelpWhereReadingBinds) {
   const auto floor_us = [](const std::string& shape) {
     const DataSet data = data_of(shape);
@@ -755,12 +757,12 @@ TEST(Advice, CacheFormatsHelpWhereReadingBinds) {
          {std::string(rows), floor_us(small), floor_us(plain), std::string(says)}) {
       EXPECT_NE(text.find(part), std::string::npos) << text << " lacks " << part;
     }
-    // The same is said of the quantised cache.
+    // The advice is the same when the cache is quantised already.
     ExplainInput quantised = input_of(small, "08");
     for (StageFacts& stage : quantised.stages) stage.cache = {};
     EXPECT_EQ(text_of(quantised, "cache format"), text);
   }
-  EXPECT_SILENT("cache format", "h16_q1_b1_k64", "08");  // a launch is all
+  EXPECT_SILENT("cache format", "h16_q1_b1_k64", "08");  // the launch is nearly all of the time
 }
 
 TEST(Advice, Fp16CostsTheSame) {
@@ -790,11 +792,11 @@ TEST(Advice, BelowAGrain) {
   EXPECT_SILENT("below a grain", "h16_q1_b300_k64", "08");
   EXPECT_SILENT("below a grain", "h16_q1_b2_k100", "08");
   EXPECT_EQ(plan_of(input_of("h16_q1_b300_k20"), "08").pieces, 0);
-  // Of two joined halves one is a part.
+  // Of two halves that are joined, only one is stored as a part.
   EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "09").pieces, 128);
   EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "09").parts, 64);
   EXPECT_EQ(plan_of(input_of("h64_q1_b64_k4096"), "08").parts, 128);
-  // 20 tokens are 12 short of two pages of 16, and 44 short of one of 64.
+  // 20 tokens leave 12 of two pages of 16 empty, and 44 of one page of 64.
   for (const auto& [shape, padding] : {std::pair{"h16_q1_b300_k20_page16", "16 tokens: 38%"},
                                        std::pair{"h16_q1_b300_k20", "64 tokens: 69%"}}) {
     const std::string text = text_of(input_of(shape, "08"), "below a grain");
@@ -802,7 +804,7 @@ TEST(Advice, BelowAGrain) {
   }
 }
 
-// A plan deals out grains of 64 tokens, whatever a page holds.
+// A plan deals out grains of 64 tokens, whatever the page size.
 TEST(Advice, DoesNotTakePagesForGrains) {
   for (const char* page : {"_page16", "_page256"}) {
     for (const auto& [rule, shape] :
@@ -847,24 +849,26 @@ TEST(Estimate, ItsSteps) {
   const ExplainInput one = input_of("h128_q1_b1_k4096");
   const Estimate of_one = estimate_on(one, "05");
   EXPECT_DOUBLE_EQ(of_one.launch, one.ceilings.launch);
-  // 128 blocks of one tile each: 72 KB of q and as much of the cache, at twice a 132nd of the rate.
+  // 128 blocks have one tile each. A block reads 72 KB of q and as much of the cache, at twice a
+  // 132nd of the rate.
   EXPECT_NEAR(of_one.first_tile, 4 * kLoadLatency + 2 * 73728 * 132 / (2 * one.ceilings.read),
               1e-9);
   const double clock = one.ceilings.shared / one.ceilings.shared_bytes_per_clock / 132;
   EXPECT_NEAR(of_one.tiles, (2176 + 4224) / clock, 1e-9);
-  // 64 parts of 128 rows, written, and read by the combine.
+  // 64 parts of 128 rows are written, and then read by the combine.
   const double parts = 64.0 * 128 * (512 + 1) * 4 / one.ceilings.read;
   EXPECT_NEAR(of_one.end, parts, 1e-9);
   EXPECT_NEAR(of_one.combine,
               kNextKernel + 3 * kLoadLatency + parts + 128.0 * 512 * 2 / one.ceilings.read, 1e-9);
-  // Whole sequences leave none.
+  // Whole sequences leave no parts.
   const ExplainInput whole = input_of("h128_q1_b64_k4096");
   EXPECT_NEAR(estimate_on(whole, "05").combine, kNextKernel + 2 * kLoadLatency, 1e-9);
   // Two blocks of 16 rows share a multiprocessor: a worker's 16 grains take the time of 32.
   const ExplainInput few = input_of("h16_q1_b64_k4096");
   const double grain = facts_of(few, "04").prediction.grain_clocks / clock;
   EXPECT_NEAR(estimate_on(few, "04").tiles, 32 * grain, grain / 100);
-  // Where memory binds: all bytes, and what is left when the last ones are there.
+  // Where memory binds, the time is that of all bytes, and of what is still to do when the last of
+  // them have come.
   EXPECT_GT(estimate_on(few, "08").tiles + estimate_on(few, "08").first_tile,
             work_of(few.problem, total(few.seqlens_k)).bytes / few.ceilings.read);
   ExplainInput unknown = input_of("h128_q1_b1_k4096");

@@ -1,4 +1,4 @@
-// The layers of mla_traditional against the layers of the reference, which are written apart from them.
+// The layers of mla_traditional, compared with those of the reference. The two share no code.
 #include "bench/measure/attention_layer.h"
 
 #include <gtest/gtest.h>
@@ -61,7 +61,7 @@ Linear<double> linear(const LayerPlan& plan, const std::string& name, int64_t in
   return {drawn(plan, name, in, out), {}};
 }
 
-/// The relative distance of one sequence's result from what the reference gives for it.
+/// The relative distance between one sequence's result and the reference's.
 double distance(const std::vector<double>& y, int64_t sequence, const Matrix& expected) {
   const auto* begin = y.data() + sequence * expected.size();
   return relative_l2({begin, begin + expected.size()},
@@ -72,7 +72,7 @@ traditional::Mask mask_of(const LayerCase& layer) {
   return layer.causal ? traditional::Mask::causal() : traditional::Mask();
 }
 
-/// Each sequence's result must be what `attend`(x, &expected) gives for its x.
+/// For each sequence's x, the result must be what `attend`(x, &expected) gives.
 template <typename Attend>
 void expect_each(const LayerPlan& plan, const std::vector<double>& y, Attend attend) {
   const LayerCase& layer = plan.of;
@@ -87,7 +87,7 @@ void expect_each(const LayerPlan& plan, const std::vector<double>& y, Attend att
 class Prefill : public testing::TestWithParam<bool> {};
 INSTANTIATE_TEST_SUITE_P(Causal, Prefill, testing::Bool());
 
-TEST_P(Prefill, MultiHeadIsTheReferences) {
+TEST_P(Prefill, MultiHeadAgreesWithTheReference) {
   LayerCase layer = small(LayerForm::kMultiHead);
   layer.causal = GetParam();
   const LayerPlan plan = planned(layer);
@@ -100,7 +100,7 @@ TEST_P(Prefill, MultiHeadIsTheReferences) {
   });
 }
 
-TEST_P(Prefill, LatentPlainIsTheReferences) {
+TEST_P(Prefill, LatentPlainAgreesWithTheReference) {
   LayerCase layer = small(LayerForm::kLatentPlain);
   layer.causal = GetParam();
   const LayerPlan plan = planned(layer);
@@ -115,7 +115,7 @@ TEST_P(Prefill, LatentPlainIsTheReferences) {
   });
 }
 
-TEST_P(Prefill, LatentFusedIsTheReferencesInChunks) {
+TEST_P(Prefill, LatentFusedAgreesWithTheReferenceInChunks) {
   LayerCase layer = small(LayerForm::kLatentFused);
   layer.causal = GetParam();
   layer.tokens = kLatentChunk + 70;  // two chunks, even on one thread
@@ -133,7 +133,7 @@ TEST_P(Prefill, LatentFusedIsTheReferencesInChunks) {
   });
 }
 
-// A KV head that serves two query heads is two heads with the same weights.
+// A KV head that serves two query heads is the same as two heads with equal weights.
 TEST_P(Prefill, GroupedIsMultiHeadWithEqualHeads) {
   LayerCase layer = small(LayerForm::kGrouped);
   layer.causal = GetParam();
@@ -171,7 +171,7 @@ Matrix attend(const Matrix& q, const Matrix& k, const Matrix& v, double scale, b
   return out;
 }
 
-// Absorbed equals keys and values expanded for every head, in each mode.
+// In each mode, the absorbed form gives what keys and values expanded for every head give.
 TEST(Absorbed, IsTheUnabsorbedLayer) {
   for (const LayerMode mode : {LayerMode::kPrefill, LayerMode::kDecode, LayerMode::kCross}) {
     for (const bool causal : {false, true}) {
@@ -205,7 +205,7 @@ TEST(Absorbed, IsTheUnabsorbedLayer) {
   }
 }
 
-// Decode and cross-attention of standard attention: what the cache holds is read, the new token last.
+// Decode and cross-attention of standard attention read what the cache holds, the new token last.
 TEST(Standard, ReadsTheCache) {
   for (const LayerForm form : {LayerForm::kMultiHead, LayerForm::kGrouped}) {
     for (const LayerMode mode : {LayerMode::kDecode, LayerMode::kCross}) {
@@ -240,7 +240,7 @@ TEST(Standard, ReadsTheCache) {
   }
 }
 
-// A query past the tokens it may see gives 0, as everywhere in the project.
+// A query that may see no token gives 0, as everywhere in the project.
 TEST(Standard, SeesNothingGivesZero) {
   LayerCase layer = small(LayerForm::kMultiHead, LayerMode::kCross);
   layer.causal = true;
@@ -271,7 +271,7 @@ TEST(Layers, SinglePrecisionIsWithinItsLimit) {
   }
 }
 
-// What is drawn is exact in each type that is measured.
+// Each type that is measured can hold the drawn values exactly.
 TEST(Layers, EveryTypeHoldsWhatIsDrawn) {
   LayerCase layer = small(LayerForm::kAbsorbed, LayerMode::kDecode);
   layer.heads = 128;
@@ -288,11 +288,11 @@ TEST(Layers, EveryTypeHoldsWhatIsDrawn) {
   }
 }
 
-// The work of the list is that of the formulas, part by part.
+// The work that the plan lists is that of the cost model's formulas, part by part.
 TEST(Layers, WorkIsThatOfTheCostModel) {
   for (const LayerMode mode : {LayerMode::kPrefill, LayerMode::kDecode}) {
     for (const LayerForm form : kLayerForms) {
-      if (form == LayerForm::kLatentFused) continue;  // no model has its products
+      if (form == LayerForm::kLatentFused) continue;  // the cost model has no formulas for it
       const LayerCase layer = small(form, mode);
       const LayerPlan plan = planned(layer);
       const cost::Step step{layer.batch, layer.num_queries(), layer.tokens, /*causal=*/false, 2};

@@ -1,4 +1,4 @@
-// What the bench computes and prints, and the order it runs things in, without a machine.
+// What the bench computes and prints, and in which order it runs things. No machine is needed.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -197,13 +197,13 @@ TEST(Shapes, AllHasEveryShapeOnceWithAllThatIsDoneWithIt) {
     if (suite.apart || suite.name == "all") continue;
     for (const std::string& name : suite.shapes) EXPECT_EQ(measures.count(name), 1u) << name;
   }
-  EXPECT_EQ(measures.count("h8_q2_b16_k512_causal_fp16"), 0u);    // of texts, which is apart
+  EXPECT_EQ(measures.count("h8_q2_b16_k512_causal_fp16"), 0u);    // of texts, not a part of all
   EXPECT_EQ(measures.at("h128_q1_b64_k4096"), Measure::kEnergy);  // of main and of resources
   EXPECT_EQ(measures.at("h128_q1_b128_k8192"), Measure::kTimes);
   EXPECT_EQ(measures.at("h128_q1_b1_klognormal2048"), Measure::kPlans);
   EXPECT_EQ(measures.at("h16_q1_b2_k256_peak4_fp16"), Measure::kErrors);
   EXPECT_EQ(measures.count("h16_q1_b2_k256"), 1u);  // of numerics, not of smoke
-  // In fp16, too, where a name is in no suite.
+  // In fp16, too, although no suite has the names with _fp16.
   ASSERT_OK(select_shapes("all", "", DType::kFloat16, &all));
   for (const Shape& shape : all) {
     const auto known = measures.find(shape.name.substr(0, shape.name.rfind("_fp16")));
@@ -229,7 +229,8 @@ TEST(Shapes, TheTextsGridIsWhole) {
       }
     }
   }
-  // Uniform lists take what their grid's shape takes; log-normal ones have a padded partner.
+  // A list of equal lengths is a shape of the grid by another name; log-normal shapes have a padded
+  // partner.
   EXPECT_EQ(padded("h128_q1_k2048+2048+2048+2048+2048+2048+2048+2048"), "h128_q1_b8_k2048");
   for (const char* batch : {"4", "8", "16"}) {
     const std::string name = "h128_q1_b" + std::string(batch) + "_klognormal2048";
@@ -264,7 +265,7 @@ TEST(Shapes, PaddingMakesAllAsLongAsTheLongest) {
   Shape even;
   ASSERT_OK(parse_shape(padded(uneven.name), &even));
   EXPECT_EQ(even.spec.seqlen_k, *std::max_element(lengths.begin(), lengths.end()));
-  // Each unequal batch of the suite has its padded one beside it.
+  // The suite also has, for each batch of unequal lengths, the padded one.
   const std::vector<std::string>& names = find_suite("varlen")->shapes;
   for (const std::string& name : names) {
     EXPECT_NE(std::find(names.begin(), names.end(), padded(name)), names.end()) << name;
@@ -467,7 +468,7 @@ class RecordingRunner final : public Runner {
   }
 
   std::vector<double> warmups;  ///< s, of the sustained runs
-  std::vector<double> rests;    ///< us, of what was to run next
+  std::vector<double> rests;    ///< us that the run after each rest was expected to take
   std::string log;              ///< "c0x4 ": 4 cold runs of handle 0; s for sustained
   int broken = -1;
   bool is_lost = false;
@@ -523,7 +524,7 @@ TEST(Sampler, WhatIsTimedOnlyColdHasNoSustainedRuns) {
 }
 
 TEST(Sampler, RoundsComeInRandomOrderIfAsked) {
-  // Of 12 rounds of two contenders in random order, one of two million orders is not interleaved.
+  // Only one in two million random orders of 12 rounds of two contenders is not interleaved.
   RecordingRunner runner;
   auto contenders = two_contenders(5000);
   const std::vector<std::string> flags{"--benchmark_repetitions=12",

@@ -1,4 +1,4 @@
-// Errors of cache formats: against the reference on the same values, and in the order that codes have.
+// Errors of cache formats: compared with the reference on the same values, and with one another.
 #include "bench/measure/cache_errors.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ CacheErrors errors_of(const ErrorCase& spec, double deviation = 1,
   return errors.at(0);
 }
 
-/// Of a format, by name.
+/// The error of the format with this name.
 Distance error_of(const CacheErrors& errors, const std::string& format) {
   for (const CacheError& error : errors.all) {
     if (error.format == format) return error.from_exact;
@@ -38,7 +38,8 @@ Distance error_of(const CacheErrors& errors, const std::string& format) {
   return {};
 }
 
-// Without outliers the values are the generator's flat ones. 700 tokens are more than a block.
+// Without outliers the values are the generator's flat data. 700 tokens are more than one block of
+// tokens.
 TEST(CacheErrors, AreThoseOfTheReference) {
   for (const ScaleRule rule : {ScaleRule::kLargest, ScaleRule::kPowerOfTwo}) {
     const ErrorCase one{.tokens = 700, .heads = 3, .seed = 4};
@@ -67,7 +68,7 @@ TEST(CacheErrors, AreThoseOfTheReference) {
       for (size_t j = 0; j < result.lse.size(); ++j) {
         lse = std::max(lse, std::abs(result.lse[j] - plain.lse[j]));
       }
-      EXPECT_NEAR(error.from_16_bits.out, std::sqrt(off / size), 1e-6);  // its scale is a float
+      EXPECT_NEAR(error.from_16_bits.out, std::sqrt(off / size), 1e-6);  // fp32 scale
       EXPECT_NEAR(error.from_16_bits.lse, lse, 1e-6);
       EXPECT_DOUBLE_EQ(error.from_16_bits.out, error.from_16_bits.out_ordinary);
       EXPECT_EQ(error.from_16_bits.out == 0, spec.cache_format == CacheFormat::k16Bit);
@@ -83,22 +84,25 @@ TEST(CacheErrors, FollowTheCodes) {
   const auto bf16 = [&](int outliers) { return out(outliers, "16bit"); };
   const auto fp8 = [&](int outliers) { return out(outliers, "fp8_tile128"); };
   const auto int8 = [&](int outliers) { return out(outliers, "int8_tile128"); };
-  // Values of a normal: int8 has finer steps than three bits of fraction, bf16 finer ones than both.
+  // For normal values, int8 has finer steps than e4m3's three bits of fraction, and bf16 finer ones
+  // than both.
   EXPECT_LT(2 * bf16(0), int8(0));
   EXPECT_LT(2 * int8(0), fp8(0));
-  // One column of a tile that is 20 times as large takes four bits of an int8's others, none of a float's.
+  // A column that is 20 times as large as the others of its tile takes four bits from their int8
+  // codes, but none from their e4m3 codes.
   EXPECT_GT(int8(4), 6 * int8(0));
   EXPECT_LT(fp8(4), 2 * fp8(0));
 }
 
-// Rotary columns are in logits alone. Where they make most of a logit, their bits are the logit's.
+// Rotary columns enter logits alone. Where they make most of a logit, it is as exact as they are.
 TEST(CacheErrors, OfRotaryColumnsAreThoseOfLogits) {
   const auto lse = [](double rotary, const char* format) {
     return error_of(errors_of({.tokens = 1000, .heads = 16, .rotary = rotary}, 4), format).lse;
   };
   EXPECT_LT(lse(1, kRotaryInE4M3), 2 * lse(1, "fp8_tile128"));
   EXPECT_GT(lse(16, kRotaryInE4M3), 3 * lse(16, "fp8_tile128"));
-  // The fifth scale is worth nothing against one for all columns: both leave e4m3 its three bits.
+  // The fifth scale gains nothing over one scale for all columns: with both, e4m3 keeps its three
+  // bits.
   EXPECT_LT(lse(16, "fp8_tensor"), 2 * lse(16, kRotaryInE4M3));
   EXPECT_GT(lse(16, "fp8_tensor"), lse(16, kRotaryInE4M3) / 2);
 }

@@ -1,4 +1,5 @@
-// Google Benchmark drives: names before anything runs, its flags, true repetitions, and a JSON file without the owner.
+// Google Benchmark drives the runs: names are known before anything runs, its flags work,
+// repetitions are real, and the JSON file does not name its owner.
 #include "bench/measure/google.h"
 #include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
@@ -93,7 +94,8 @@ TEST(GoogleBenchmark, CountsAreTheProtocolsUnlessAFlagSaysOtherwise) {
   EXPECT_EQ(a.calls, (std::vector<int>{5, 5, 5, 5}));
   EXPECT_EQ(b.calls, (std::vector<int>{1, 1}));
 
-  // By time: 1, 2, 3, ... us until they come to 200 us; what only led there is no sample.
+  // By time: runs take 1, 2, 3, ... us until their sum is 200 us. Those that only served to find
+  // their number are no samples.
   Counting by_time;
   google.reset();
   google = driver({"a/cold"}, {"--benchmark_min_time=0.0002"});
@@ -123,7 +125,7 @@ TEST(GoogleBenchmark, AFailureIsReportedAndLeavesNoSamples) {
   EXPECT_EQ(status.code(), StatusCode::kCudaError);
   EXPECT_TRUE(us.empty());
   EXPECT_EQ(calls, 2);
-  // What has no result, whatever was reported of it, ends as its reason alone.
+  // An entry without a result is reported by its reason alone, whatever was reported of it before.
   google->forget("a/cold");
   google->add({{"a/cold", 0, {}, "", "failed: it broke"}, {"b/cold", 0, {}, "", "left out"}});
   const Json reported = benchmarks(*google);

@@ -10,6 +10,7 @@
 #include "bench/measure/measure.h"
 #include "bench/measure/present.h"
 #include "reference/attention.h"
+#include "reference/float16.h"
 #include "stages/common/stage.h"
 #include "tests/bench/measure/google_driver.h"
 #include "tests/status_matchers.h"
@@ -80,7 +81,7 @@ TEST(Measure, ARightStageHasATimeAndAnError) {
   EXPECT_TRUE(result.checked_whole);
 }
 
-/// By the reference, from a cache of any format.
+/// Decodes by the reference, from a cache of any format.
 Status decode_by_reference(const Problem& problem, const Tensors& tensors, const DevicePlan&, void*,
                            const DeviceLimits&, Stream) {
   ReferenceResult result;
@@ -95,7 +96,7 @@ Status decode_by_reference(const Problem& problem, const Tensors& tensors, const
   return {};
 }
 
-TEST(Measure, WhoCannotReadACacheIsLeftOutWithAWord) {
+TEST(Measure, AStageThatCannotReadTheCacheIsLeftOutWithAReason) {
   Stage able = wrong_stage(decode_by_reference);
   able.slug = "99_able";
   able.cache_formats = {CacheFormat::kFp8Tile128};
@@ -161,7 +162,8 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
       wrong_stage([](const Problem& problem, const Tensors& tensors, const DevicePlan& plan,
                      void* scratch, const DeviceLimits& limits, Stream stream) {
         MLA_RETURN_IF_ERROR(decode_right(problem, tensors, plan, scratch, limits, stream));
-        // After needle and flat data, on each by a plan made before and by one made with it.
+        // The checks come first: needle and flat data, each with a plan made before and with one
+        // made together with the decode.
         if (++runs > (right_stage().plan_shape != nullptr ? 4 : 2))
           static_cast<uint16_t*>(tensors.out)[777] ^= 1;
         return Status();
@@ -171,7 +173,7 @@ TEST(Measure, AResultThatChangesInTheTimedRunsHasNoTime) {
   const auto google = driver(benchmark_names(MachineKind::kModel, shape, chosen, {}));
   const StageResult entry = measure_by(*google, shape, chosen).stages.front();
   const auto reported = nlohmann::json::parse(google->json({}))["benchmarks"];
-  ASSERT_EQ(reported.size(), 3u) << reported.dump(1);  // the reference twice, and the reason
+  ASSERT_EQ(reported.size(), 3u) << reported.dump(1);  // two of the reference, and the reason
   EXPECT_TRUE(reported[2].value("error_occurred", false) || reported[2].contains("skipped"));
   EXPECT_EQ(entry.outcome, Outcome::kFailed);
   EXPECT_NE(entry.reason.find("other bits"), std::string::npos) << entry.reason;
@@ -255,7 +257,7 @@ TEST(Measure, APlanIsTimedApart) {
 }
 
 TEST(Measure, InterleavedStagesKeepTheirPlans) {
-  // Two stages whose plans differ: in one workspace each would decode by the other's.
+  // The plans of these two stages differ. In one workspace, each would decode by the other's plan.
   Stage other = stage_with_plan();
   other.slug = "99_other";
   other.plan_shape = [](const Problem& problem, const DeviceLimits& limits) {

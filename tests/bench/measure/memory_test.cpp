@@ -1,4 +1,4 @@
-// What decodes take in memory, against what is there.
+// How much memory a decode takes, compared with what is free.
 #include "bench/measure/memory.h"
 
 #include <gtest/gtest.h>
@@ -59,7 +59,7 @@ TEST(Memory, IsWhatMachineAndProcessLeave) {
   const double there = host_memory_there();
   EXPECT_GT(there, 0);
   EXPECT_LE(there, double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)));
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose shadows are larger
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their shadows are larger
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
   const rlimit small{rlim_t{64} << 20, before.rlim_max};

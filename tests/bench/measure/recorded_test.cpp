@@ -1,4 +1,4 @@
-// Results files, read back: what is in them, what is wrong with them, which one is the newest.
+// Results files are read back: what they hold, what is wrong with them, which one is the newest.
 #include "bench/measure/recorded.h"
 #include "tests/status_matchers.h"
 
@@ -26,8 +26,8 @@ class RecordedTest : public testing::Test {
     return path;
   }
 
-  /// A results file with one time in rows for each round and all samples, one failed entry and one
-  /// of a plan.
+  /// A results file with one time (a row per round and rows for all samples), one failed entry and
+  /// one entry of a plan.
   static std::string results(const std::string& date, const std::string& machine = "gpu") {
     return R"({"context": {"schema": "flashmla_stages/2", "machine": ")" + machine +
            R"(", "gpu": "NVIDIA H200", "commit": "abc1234", "date_utc": ")" + date +
@@ -103,7 +103,7 @@ TEST_F(RecordedTest, TheNewestOfAGpuIsTaken) {
   EXPECT_EQ(load_newest_recorded(&recorded, "/nonexistent").code(), StatusCode::kFileError);
 }
 
-TEST_F(RecordedTest, OfAFormatTheNewestThatHasItIsTaken) {
+TEST_F(RecordedTest, TheNewestFileThatHasTheCacheFormatIsTaken) {
   const auto quantised = [](const std::string& date, const std::string& machine = "gpu") {
     std::string text = results(date, machine);
     const std::string shape = "08_seesaw/h128_q1_b64_k4096/";

@@ -1,4 +1,4 @@
-// Files that are whole or not there, whatever fails while they are written.
+// A written file is whole or not there, whatever fails meanwhile.
 #include "bench/measure/write_file.h"
 
 #include <gtest/gtest.h>
@@ -53,7 +53,7 @@ class WriteFileTest : public testing::Test {
   fs::path folder_;
 };
 
-/// No file may grow past so many bytes, as on a full disk, while this lives.
+/// While this lives, no file may grow past so many bytes, as on a full disk.
 class SmallDisk {
  public:
   explicit SmallDisk(rlim_t bytes) {
@@ -103,7 +103,7 @@ TEST_F(WriteFileTest, KeepsModeAndFollowsLinks) {
 TEST_F(WriteFileTest, RefusesWhatItMayNotReplace) {
   put("protected", "old");
   fs::permissions(path("protected"), fs::perms(0444));
-  // The system's reason, or, for root, who may write it all the same, ours.
+  // The reason is the system's; or ours for root, who may write to it all the same.
   for (const Status& status :
        {check_writable(path("protected")), write_file(path("protected"), "new")}) {
     EXPECT_EQ(status.code(), StatusCode::kFileError);

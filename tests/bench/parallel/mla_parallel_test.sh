@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mla_parallel on the model: ranks that are threads, checked against the reference; faults of one rank, which all must
-# tell; what it refuses; and its report.
+# mla_parallel on the model, where ranks are threads: results are checked against the reference, a fault of one rank
+# must be reported by all, wrong arguments are refused, and a report is written.
 #   mla_parallel_test.sh PROGRAM
 set -uo pipefail
 program=$1
@@ -44,19 +44,20 @@ expect 2 'fault "burn:1" must be' --ranks 2 "${small[@]}" --fault burn:1
 expect 2 "there is no stage" --ranks 2 --stage 77 --shape h8_q1_b1_k64
 expect 1 "num_heads_q = 8 must be a multiple of" --ranks 3 "${small[@]}" --exchange all_to_all
 expect 1 "batch = 4 is less than the ranks" --ranks 5 "${small[@]}" --mode batch
-MLA_RANK=0 MLA_RANKS=2 expect 2 "ranks on the model are threads" "${small[@]}"
-MLA_RANK=0 MLA_RANKS=2 expect 2 "but this process is one of 2" --ranks 3 "${small[@]}"
+# Each says so, and is then a rank that fails: it waits for the other, to tell it.
+MLA_RANK=0 MLA_RANKS=2 expect 2 "ranks on the model are threads" "${small[@]}" --time-limit 100
+MLA_RANK=0 MLA_RANKS=2 expect 2 "but this process is one of 2" --ranks 3 "${small[@]}" --time-limit 100
 
 report=$folder/report.json
 expect 0 "right" --ranks 2 "${small[@]}" --out "$report"
 grep -q '"schema": "flashmla_parallel/1"' "$report" && grep -q '"wrong": \[\]' "$report" || {
-  echo "no report, or another" >&2
+  echo "$report is missing, or not the report of this run" >&2
   failed=1
 }
-# A second run is added, and nothing but a report is added to.
+# A second run is added to a report. A file that is no report is refused.
 expect 0 "heads " --ranks 2 "${small[@]}" --mode context,heads,batch --out "$report" --append
 [[ $(grep -c '"wrong"' "$report") -eq 4 ]] || {
-  echo "not four rows after a second run" >&2
+  echo "$report does not have four rows after a second run" >&2
   failed=1
 }
 echo '{}' > "$folder/other.json"

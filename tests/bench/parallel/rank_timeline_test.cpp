@@ -310,7 +310,7 @@ TEST(RankClock, NoMoreThanAPieceIsEnqueuedAtOnce) {
       if (timed) {
         EXPECT_EQ(us, 0);
       }
-      EXPECT_EQ(pieces.size(), size_t((runs + 255) / 256));
+      EXPECT_EQ(pieces.size(), size_t((runs + RankClock::kMostAtOnce - 1) / RankClock::kMostAtOnce));
       EXPECT_EQ(all, runs + (timed ? int(pieces.size()) : 0));  // one more, before time is taken
       const auto [least, most] = std::minmax_element(pieces.begin(), pieces.end());
       EXPECT_LE(*most, RankClock::kMostAtOnce + (timed ? 1 : 0));

@@ -1,4 +1,4 @@
-"""bench/report/counters.py: what ncu writes is read, decodes are told apart, and the model's figures stand beside ncu's. The
+"""bench/report/counters.py: it reads what ncu writes, tells decodes apart, and puts the model's figures beside ncu's. The
 sample of ncu's table is composed from its documented format (`--csv --page raw`), not recorded."""
 import contextlib
 import io
@@ -94,7 +94,7 @@ def hardware_kernel(ns, **metrics):
 
 
 class HardwareTest(unittest.TestCase):
-    """Everything busy is measured of every stage."""
+    """How busy each part of the device is, is measured for every stage."""
 
     def record(self, run, root):
         options = ["--hardware", "--root", root, "--program", "mla_run", "--out", str(Path(root, "out.json"))]
@@ -169,7 +169,7 @@ class HardwareTest(unittest.TestCase):
                         counters.find_ncu("ncu")
 
     def test_the_kernels_of_all_stages_are_meant(self):
-        """A kernel that the list does not name would be missing in silence."""
+        """Nobody would notice the absence of a kernel that the list does not name."""
         files = [*ROOT.glob("stages/[0-9][0-9]_*/kernel.cuh"), *ROOT.glob("stages/common/split/*.cu")]
         kernels = {name for path in files for name in
                    re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^\n]*\)\s+)?(\w+)\(", path.read_text())}

@@ -43,7 +43,7 @@ class CompareTest(unittest.TestCase):
         self.assertEqual((code, printed), (0, "0 slower, 0 faster, 1 the same\n"))
 
     def test_beyond_the_spread(self):
-        # Half-spreads are 2 µs and 2% of the new time: 104 is within, 105 is not.
+        # The half-spreads are 2 µs and 2% of the new time. 104 is within their sum, 105 is not.
         self.assertEqual(self.compare(results({"01_a": 100.0}), results({"01_a": 104.0}))[0], 0)
         code, printed = self.compare(results({"01_a": 100.0}), results({"01_a": 105.0}))
         self.assertEqual(code, 1)

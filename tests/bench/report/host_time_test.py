@@ -25,7 +25,7 @@ class HostTimeTest(unittest.TestCase):
 
         def wait():
             done.append("wait")
-            clock[0] += 1  # which is no part of a call
+            clock[0] += 1  # waiting is not counted as a part of a call
 
         found = host_time.interleaved({"a": call("a", 2), "b": call("b", 3)}, wait, now=lambda: clock[0])
         self.assertEqual(found, {"a": [2, 2], "b": [3, 3]})

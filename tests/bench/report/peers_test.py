@@ -1,6 +1,6 @@
-"""bench/report/peers.py on what mla_bench says (the program that MLA_BENCH names): shapes, the protocol on a false clock,
-what is written; and, where PyTorch is installed, its peers (Triton's under its interpreter) on inputs that mla_bench
-saved, and the check that every peer must pass."""
+"""bench/report/peers.py with the mla_bench that MLA_BENCH names: shapes, the protocol on a false clock, and what is
+written. Where PyTorch is installed, its peers (Triton's under its interpreter) run on inputs that mla_bench saved, and the
+check that every peer must pass is tested."""
 import contextlib
 import io
 import json
@@ -103,7 +103,7 @@ class FakeTruth:
 
 
 class FakeBench:
-    """The real protocol, on inputs that are none."""
+    """The real protocol, with inputs that hold nothing."""
     protocol, run_counts, describe_protocol = bench.protocol, bench.run_counts, bench.describe_protocol
 
     @staticmethod
@@ -112,7 +112,7 @@ class FakeBench:
 
 
 class FakeRunner:
-    """Time passes as the peers say; `log` has what was run."""
+    """Each run takes the time that its peer says; `log` lists what ran."""
 
     def __init__(self):
         self.log, self.lost = [], False
@@ -339,14 +339,14 @@ class DataTest(unittest.TestCase):
         self.assertLess(float(inputs.q.abs().max()), 1)
 
 
-CASES = [  # of every way that Triton's row tiles go; rows that see nothing; both types
+CASES = [  # every kind of Triton's row tiles; rows that see nothing; both types
     "h16_q1_k0+1+65+130", "h16_q1_b3_k64_fp16", "h16x2_q2_k0+1+65+200_causal", "h8_q3_k2+129_causal_fp16",
     "h40_q1_b1_k100", "h128_q1_b1_k65_fp16", "h4_q1_k0+0", "h4_q1_b1_k65_peak1_fp16"]
 
 
 def triton_or_skip(test):
-    """The kernel under Triton's interpreter, which some versions of NumPy break."""
-    warnings.simplefilter("ignore")  # of log2(0), where a row sees nothing, and of NumPy to Triton
+    """Skips the test where Triton's interpreter does not work: some versions of NumPy break it."""
+    warnings.simplefilter("ignore")  # log2(0) where a row sees nothing; NumPy about Triton's code
     if peers.triton is None:
         test.skipTest("Triton is not installed")
     try:
@@ -510,7 +510,7 @@ class TruthTest(unittest.TestCase):
         self.assertFalse(self.truth.compare(self.out).ok)
 
     def test_a_dropped_token(self):
-        for short in ("64+40+300", "65+40+299"):  # values are functions of place: only the last token is gone
+        for short in ("64+40+300", "65+40+299"):  # values depend on their place alone: only the last token is gone
             inputs, _ = data_of(f"h8_q1_k{short}")
             inputs.fill_unused(0.0)
             self.assertFalse(self.truth.compare(peers.Eager().prepare(inputs)()).ok, short)

@@ -1,4 +1,4 @@
-"""bench/report/plots.py: figures that are drawn, are readable, and are the same each time. Needs matplotlib."""
+"""bench/report/plots.py: figures are drawn, are readable, and are the same each time. Needs matplotlib."""
 import contextlib
 import io
 import json
@@ -27,7 +27,7 @@ TEXTS = {"ladder": "128 heads, 128 × 8192: 1333 µs", "roofline": "read 4562 GB
 
 
 def all_figures(results, errors):
-    """{name: (data, what they are of)}"""
+    """{name: (data, the source they come from)}"""
     return {name: (data, source) for source, of in [(results, plots.DATA), (errors, plots.ERRORS_DATA)]
             for name, data in plots.wanted(source, of).items()}
 
@@ -47,7 +47,7 @@ class PlacesTest(unittest.TestCase):
             self.assertTrue(all(gap >= 10 - 1e-9 for gap in gaps), (places, moved))
             if all(b - a >= 10 for a, b in zip(sorted(places), sorted(places)[1:])):
                 self.assertEqual(moved, places)
-            if places:  # none is moved for nothing
+            if places:  # the mean stays: none is moved without need
                 self.assertLessEqual(abs(sum(moved) - sum(places)), 1e-9 * len(places) + 1e-9)
 
     def test_labels_stay_within_bounds(self):
@@ -62,7 +62,7 @@ class PlacesTest(unittest.TestCase):
     def test_every_colour_has_two_values(self):
         values = [value for pair in plots.COLOURS.values() for value in pair]
         self.assertTrue(all(re.fullmatch("#[0-9a-f]{6}", value) for value in values))
-        self.assertEqual(len(set(plots.LIGHT.values())), len(plots.LIGHT))  # the SVG's are told apart by value
+        self.assertEqual(len(set(plots.LIGHT.values())), len(plots.LIGHT))  # the colours of an SVG are told apart by their values
 
 
 @unittest.skipIf(matplotlib is None, "matplotlib is missing: apt-get install python3-matplotlib")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How the Python programs of the bench write files and end: nothing is lost in silence, nothing ends in a traceback."""
+"""How the Python programs of the bench write files and end: no loss goes unreported, and none ends in a traceback."""
 import os
 import resource
 import signal

@@ -1,5 +1,5 @@
-"""bench/report/report.py on small results files: their schemas, its tables, figures in running text, and that stale texts
-and figures are found; and where bench/run.sh leaves results."""
+"""bench/report/report.py on small results files: their schemas, its tables and figures in running text. Stale texts and
+figures are found. And where bench/run.sh leaves results."""
 import contextlib
 import copy
 import io
@@ -112,8 +112,8 @@ def cache_entries():
 
 
 def full_results():
-    """Every suite and every kind of entry, for three stages and the peer that is measured beside them. Shape number s
-    takes stage number n, cold, 1000 (s + 1) / n µs."""
+    """Every suite and every kind of entry, for three stages and the peer that is measured beside them. A cold run of
+    shape number s takes 1000 (s + 1) / n µs in stage number n."""
     data = results()
     data["context"].update({f"suite_{name}": ",".join(shapes) for name, shapes in SUITES.items()},
                            ceiling_matrix_cold_tflops="791")
@@ -253,7 +253,7 @@ class ReportTest(unittest.TestCase):
         self.chapter.write_text("<!-- measurement:begin -->\n")
         self.assertEqual(self.run_report("--check")[0], 2)
 
-    def test_a_run_of_a_few_shapes_does_not_stand_for_the_recorded_one(self):
+    def test_a_run_of_a_few_shapes_does_not_replace_the_recorded_one(self):
         data = results()
         data["benchmarks"] += [entry(f"02_shared_tiled/{shape}/cold", 100.0) for shape in recordings.README_SHAPES[1:]]
         self.write(data)
@@ -440,7 +440,7 @@ class ReportTest(unittest.TestCase):
                             ("h1_q1_b1_k1_fp16_split64", "h1_q1_b1_k1_fp16_split64")]:
             self.assertEqual(recordings.shape_title(name), title)
 
-    def test_peers_stand_beside(self):
+    def test_peers_are_shown_beside_the_stages(self):
         self.beside("peers_h200.json", peers("2026-11-20", {"h128_q1_b64_k4096": {"Other": [118.4, None]}}))
         for flag in ["--table", "--summary"]:
             printed = self.run_report(flag)[1]
@@ -453,7 +453,7 @@ class ReportTest(unittest.TestCase):
     def beside(self, name, data):
         (self.root / "bench" / "results" / name).write_text(json.dumps(data))
 
-    def test_of_two_files_of_peers_the_later_figure_stands(self):
+    def test_of_two_files_of_peers_the_later_figure_is_shown(self):
         shape = "h128_q1_b64_k4096"
         self.beside("peers_a.json", peers("2026-11-22", {shape: {"Other": [111.1, 1.0]}},
                                           absent={"Third": "does not build"}))
@@ -485,7 +485,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn("| 08_seesaw min_grains=1 |", text)
         self.assertIn("| 1.020 |", text)
         self.assertIn("The worst: 1.200", text)
-        self.assertEqual(report.slow_choices(loaded), [])  # with fixed splits the batch must not decide
+        self.assertEqual(report.slow_choices(loaded), [])  # where splits are fixed, the batch must not influence the choice
         self.assertIn("auto / fastest", self.run_report("--table")[1])
         self.run_report("--update")
         before = self.run_report("--check")
@@ -677,7 +677,7 @@ class ResultsPageTest(unittest.TestCase):
         return self.page.read_text().partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
 
     def cells(self, name, first):
-        """The cells of the row of a block that begins so."""
+        """The cells of a block's only row whose first cell is `first`."""
         text = self.block(name)
         rows = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
         self.assertEqual(len(rows), 1, text)
@@ -690,7 +690,7 @@ class ResultsPageTest(unittest.TestCase):
                 for part in found]
 
     def draw(self):
-        """Stands in for --plots: files with the figures' stamps."""
+        """Does what --plots does, but writes only the figures' stamps into the files."""
         loaded = recordings.load(self.root / "bench" / "results" / "h200_2026-11-21.json")
         for name, data in plots.wanted(loaded).items():
             (self.root / "docs" / "figures" / f"{name}.svg").write_text(f"<desc>{plots.stamp(loaded, data)}</desc>")
@@ -877,7 +877,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(self.cells("cache", "128 × 1")[1], "5.41 (4.54–5.96)")
         self.assertIn("commit of the cache,", self.block("cache"))
         self.assertEqual(self.run_report("--table")[0], 0)
-        # Of two, the newer one stands: in the table, and for figures in running text.
+        # The newer of two is shown, in the table and in running text.
         self.record("h200_2026-11-21.json", full_results())
         apart["context"]["date_utc"] = "2026-11-19T00:00:00Z"
         self.record("h200_cache_2026-11-20.json", apart)
@@ -961,13 +961,13 @@ class ResultsPageTest(unittest.TestCase):
         self.assertNotIn("why rejected", self.block("service"))
         self.assertEqual(self.tables("service")[0][1][1:3], ["9876 / 6.50", "1519×"])
         waiting = service()
-        waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # nobody had one
+        waiting["runs"][0]["figures"]["first_token_ms_p50"] = None  # no request had one
         self.record("h200_service_2026-11-22.json", waiting)
         self.assertIn("—", self.cells("service", "first token, ms: p50, p99")[1:])
         model = service()
         model["context"].update(machine="model", clock="simulated", date_utc="2026-12-01T00:00:00Z")
         self.record("model_service_2026-12-01.json", model)
-        self.assertIn("fed4321, 2026-11-22", self.block("service"))  # rather the GPU's than the model's
+        self.assertIn("fed4321, 2026-11-22", self.block("service"))  # the GPU's is preferred to the model's
 
     def test_figures_that_some_services_have(self):
         self.record("h200_service_2026-11-22.json", service())
@@ -1166,7 +1166,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertNotIn("| Other |", (self.root / "README.md").read_text())
 
     def test_quantised_caches(self):
-        """A recording with them has a table of its own, and is not that of later rungs, which is of 16 bits."""
+        """A recording with them has a table of its own. It is not taken for that of later rungs, which has 16 bits."""
         self.assertEqual(self.block("quantised"), recordings.NOT_RECORDED)
         chapter = self.root / "stages" / "12_fp8" / "README.md"
         chapter.parent.mkdir(parents=True)
@@ -1212,7 +1212,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertEqual(grid, [["heads", "sequences", "512", "1024"], ["128", "1", "9.00", "—"], ["128", "2", "10.0", "14.0"],
                                 ["64", "1", "8.00", "—"]])
         self.assertEqual(rest[1], ["128", "1.200", "1.500", "—"])
-        # A recording of the chooser alone stands for nothing else.
+        # A recording of the chooser alone is used for nothing else.
         self.assertEqual(recordings.recorded(self.root).name, "h200_2026-11-21.json")
 
     def test_cross_attention(self):
@@ -1247,7 +1247,7 @@ class ResultsPageTest(unittest.TestCase):
                                 ["| 2 ldmatrix", "750.0 (0.75×) |"], ["| 05", "300.0 (0.40×) |"]])
         self.assertIn("fed4321", page.read_text())
         self.assertIn("-->0.75<!--/v-->", figure(f"step_05_2 {shape} cold / step_05_1 : 2"))  # of the steps' own recording
-        # Steps are no stages: they have no chapter, and no other table is of this recording.
+        # Steps are no stages: they have no chapter, and no other table uses this recording.
         self.assertEqual(recordings.load_later(self.root, recordings.recorded(self.root)).name, "h200_2026-11-21.json")
         self.assertIn("stages 04, 05, and steps to 05, 08", report.what_is_recorded(data))
 
@@ -1296,7 +1296,7 @@ class ResultsPageTest(unittest.TestCase):
         self.record("peers_h200.json", peers("2026-11-24", {
             big: {"Fast": [100.0, 121.0], "Slow": [110.0, 120.0], "08_seesaw (same run)": [50.0, 100.0]},
             small: {"Fast": [25.0, None], "08_seesaw (same run)": [50.0, None]}}))
-        self.record("peers_other.json", peers("2026-11-23", {big: {"Other": [1.0, 1.0]}}))  # with no stage beside it
+        self.record("peers_other.json", peers("2026-11-23", {big: {"Other": [1.0, 1.0]}}))  # no stage was timed in the same run
         self.assertEqual(self.cells("later", recordings.shape_title(big))[1:],
                          ["60.0 / 120.0", "99.0 / 198.0", "55.0 / 110.0", "50.0 / 100.0", "100.0 Fast", "120.0 Slow", "2.400", "1.440"])
         self.assertEqual(self.cells("later", recordings.shape_title(alone))[5:], ["—"] * 4)
@@ -1306,7 +1306,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("55.0 (54.5–56.1)", chapter.read_text())
         self.assertIn("| 1.1× |", chapter.read_text())
         self.assertIn("commit later", chapter.read_text())
-        self.assertIn("commit abc1234", self.block("run"))  # which has the ladder's first rung
+        self.assertIn("commit abc1234", self.block("run"))  # the recording with the ladder's first rung
         self.assertEqual(self.cells("choice", recordings.shape_title(big))[2:], ["50.0 / 100.0", "55.0 / 110.0 (11)", "0.909"])
         self.assertEqual(self.run_report("--check")[0], 1)  # figures are not drawn
         for one in data["benchmarks"]:
@@ -1537,7 +1537,7 @@ class ProseTest(unittest.TestCase):
         self.assertEqual(self.written(f"@variants/other 03 {self.SHAPE} cold / 03 cold"), "4.32")
 
     def test_estimates_are_near_what_was_measured(self):
-        """Of every chapter's table, but where the chapter says why not."""
+        """In every chapter's table, except where the chapter says why not."""
         far = {("12_fp8", "h128_q1_b1_k4096_fp8_tile128")}
         found, kept = set(), estimates.load(ROOT)
         runs = [recordings.recorded(ROOT), recordings.load_later(ROOT, recordings.recorded(ROOT)),
@@ -1592,7 +1592,7 @@ class ProseTest(unittest.TestCase):
         self.assertIn("04_split_kv is stale", printed)
 
     def test_the_seesaws_budget(self):
-        """The chapter's table of shared memory is the kernel's layout."""
+        """The chapter's table of shared memory agrees with the kernel's layout."""
         folder = ROOT / "stages" / "08_seesaw"
         body = re.search(r"struct Smem \{\n(.*?)\n\};", (folder / "kernel.cuh").read_text(), re.S)[1]
         sizes = {"Box": 8192, "uint4": 16, "float2": 8, "float": 4, "int": 4, "ptx::Mbarrier": 8}
@@ -1615,7 +1615,7 @@ class ProseTest(unittest.TestCase):
         self.assertIn(f"there are {232448 - end:,} bytes left", (folder / "README.md").read_text())
 
     def test_few_heads_budget(self):
-        """The chapter's table of shared memory is the kernel's layout, for each number of rows."""
+        """The chapter's table of shared memory agrees with the kernel's layout, for each number of rows."""
         folder = ROOT / "stages" / "10_few_heads"
         kernel = (folder / "kernel.cuh").read_text()
         body = re.search(r"struct Smem \{\n(.*?)\n\};", kernel, re.S)[1]
@@ -1645,7 +1645,7 @@ class ProseTest(unittest.TestCase):
 
 
 class RunScriptTest(unittest.TestCase):
-    """bench/run.sh in a folder of its own, with a program that measures nothing in mla_bench's place."""
+    """bench/run.sh in a folder of its own. Programs that measure nothing take the place of mla_bench and the others."""
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()

@@ -1,4 +1,4 @@
-// The program itself: results it writes, input it refuses.
+// The program itself: which results it writes, and which input it refuses.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -67,7 +67,7 @@ TEST(MlaService, WritesItsResults) {
     if (!begins && !ends) {
       EXPECT_EQ(one["scenario"], "shared_prompt");
     }
-    // What auto chooses, on all sides: the ratio is not the kernel's.
+    // All runs use the stage that auto chooses, so a ratio between them is not due to the kernel.
     if (begins) first_stage = one["stage"];
     EXPECT_EQ(one["stage"], first_stage);
     EXPECT_GE(one["stage"], "05") << one["scenario"];
@@ -119,7 +119,7 @@ TEST(MlaService, WritesItsResults) {
     }
     EXPECT_EQ(figures["rejected"], rejected);
   }
-  // The same again is the same.
+  // The same command gives the same results.
   const std::string again = temporary("again.json");
   ASSERT_EQ(run("--engine simulated --scenario all --out " + again).code, 0);
   EXPECT_EQ(Json::parse(read(again))["runs"], json["runs"]);
@@ -129,15 +129,16 @@ TEST(MlaService, WritesItsResults) {
   std::filesystem::remove(again);
 }
 
-// The clock's error is that of the figure printed, and only where the same was recorded.
+// The clock's error that is printed is the error of the printed figure. It is given only where the
+// same run was recorded.
 TEST(MlaService, SaysTheErrorOfItsClock) {
   const std::string path = temporary("errors.json");
   const Result both =
       run("--engine simulated --stage 08 --scenario chat_5000 --static-stage 02 --out " + path);
   ASSERT_EQ(both.code, 0) << both.output;
   const Json runs = Json::parse(read(path))["runs"];
-  ASSERT_EQ(runs.size(),
-            3u);  // paged and static by 08, static by 02: neighbours differ in one thing
+  // Paged by 08, static by 08, static by 02: each differs from the next in one thing.
+  ASSERT_EQ(runs.size(), 3u);
   EXPECT_EQ(runs[1]["stage"], "08_seesaw");
   EXPECT_EQ(runs[2]["stage"], "02_shared_tiled");
   EXPECT_NE(both.output.find("Between them is batching and memory: the kernel is the same"),
@@ -171,7 +172,7 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
               std::string::npos)
         << text << "\n"
         << both.output;
-    // Begun with as many requests as the recorded one, so that the batch has the same pages.
+    // It begins with as many requests as the recorded one, so the batch has the same pages.
     if (one["way"] == "static") {
       EXPECT_EQ(mine["pages_peak"], one["figures"]["pages_peak"]);
     }
@@ -266,7 +267,7 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
   std::filesystem::remove(path);
 }
 
-// Ctrl-C keeps the runs that came to their end, and only these: here those of the first scenario.
+// Ctrl-C keeps the runs that were finished, and no others: here those of the first scenario.
 TEST(MlaService, KeepsWhatItHasWhenInterrupted) {
   const std::string path = temporary("interrupted.json"), log = temporary("interrupted.log");
   const std::string command =
@@ -296,12 +297,13 @@ TEST(MlaService, DecodesOnTheModel) {
   for (const Json& one : json["runs"]) {
     EXPECT_EQ(one["figures"]["finished"], 3);
     EXPECT_EQ(one["stage"], json["runs"][0]["stage"]);
-    EXPECT_GT(one["stage"].get<std::string>(), "05");  // the last that can, and the model can all
+    EXPECT_GT(one["stage"].get<std::string>(),
+              "05");  // the last stage that can; the model can run all of them
   }
   std::filesystem::remove(path);
 }
 
-// A scenario from each format; the last table has them all.
+// The scenario is served from each format; the last table compares all of them.
 TEST(MlaService, ServesFromQuantisedCachesOnTheModel) {
   const std::string path = temporary("formats.json");
   const std::string formats[] = {"16bit", "fp8_tile128", "fp8_tensor", "int8_tile128"};
@@ -330,7 +332,7 @@ TEST(MlaService, ServesFromQuantisedCachesOnTheModel) {
   std::filesystem::remove(path);
 }
 
-// What it cannot do it says by name, before it takes memory.
+// It names what it cannot do before it takes memory.
 TEST(MlaService, RefusesFormatsByName) {
   const std::pair<const char*, const char*> cases[] = {
       {"--engine model --scenario tiny --stage 03 --cache-format fp8_tile128",

@@ -1,4 +1,4 @@
-// The model of scale: its terms one by one, and what it is fitted to.
+// The model of a decode on several GPUs: its terms one by one, and what it is fitted to.
 #include "bench/service/scale.h"
 
 #include <gtest/gtest.h>
@@ -22,7 +22,7 @@ DecodeCase case_of(int heads, int batch, int tokens) {
   return spec;
 }
 
-// 10 us, and of 16 heads 1 us, of 128 heads 2 us for a thousand tokens.
+// 10 us, and per thousand tokens another 1 us with 16 heads, or 2 us with 128 heads.
 DecodeModel simple_model() {
   DecodeModel model;
   for (const int heads : {16, 128}) model.of_heads[heads].a = 10;
@@ -46,8 +46,8 @@ TEST(DecodeModel, BetweenRecordedHeads) {
   EXPECT_DOUBLE_EQ(model.us(1, shape), 1010);
   EXPECT_DOUBLE_EQ(model.us(128, shape), 2010);
   EXPECT_DOUBLE_EQ(model.us(256, shape), 4020);
-  EXPECT_DOUBLE_EQ(model.us(96, shape), 2010 * 0.75);  // computes as much
-  EXPECT_DOUBLE_EQ(model.us(32, shape), 1010);         // reads as much
+  EXPECT_DOUBLE_EQ(model.us(96, shape), 2010 * 0.75);  // by FLOP, as of 128 heads
+  EXPECT_DOUBLE_EQ(model.us(32, shape), 1010);         // by bytes, as of 16 heads
 }
 
 TEST(Scale, TermsInAHost) {
@@ -74,14 +74,14 @@ TEST(Scale, TermsInAHost) {
   // Weighing reads out and lse and writes fp32; rounding reads a quarter of that and lse.
   const double weigh = 1024 + 4 * 4 + 2048, round = (2048 + 4 * 4 + 1028) / 4.0;
   EXPECT_NEAR(summed.merge_us, 10 + rows * (weigh + round) / 1e6, 1e-9);
-  EXPECT_DOUBLE_EQ(of(four, "heads").us(), 1010);  // 32 heads read it all
+  EXPECT_DOUBLE_EQ(of(four, "heads").us(), 1010);  // a GPU's 32 heads read the whole cache
   EXPECT_DOUBLE_EQ(of(four, "heads").memory_gb(), 1e6 * 1152 / 1e9);
-  EXPECT_DOUBLE_EQ(of(four, "batch").us(), 10 + 2e-3 * 300'000);  // three of ten sequences
+  EXPECT_DOUBLE_EQ(of(four, "batch").us(), 10 + 2e-3 * 300'000);  // one has three of ten sequences
   EXPECT_EQ(forecast(simple_model(), links, spec, 1).size(), 1u);
   EXPECT_DOUBLE_EQ(forecast(simple_model(), links, spec, 1)[0].us(), 2010);
-  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);  // three do not divide the heads
+  EXPECT_EQ(forecast(simple_model(), links, spec, 3).size(), 2u);  // 3 does not divide the heads
   for (const Forecast& one : forecast(simple_model(), links, spec, 16)) {
-    EXPECT_NE(one.way, "batch");  // sixteen have no sequence each
+    EXPECT_NE(one.way, "batch");  // 10 sequences are too few
   }
 }
 
@@ -198,7 +198,7 @@ TEST(Scale, TermsAcrossHosts) {
   const DecodeCase spec = case_of(128, 1, 1'000'000);
   const double rows = 128, out = 1028;
   const auto all = forecast(simple_model(), links, spec, 16);
-  // Each GPU of a host brings in an eighth of what the other host has.
+  // Each of a host's eight GPUs fetches an eighth of what the other host has.
   EXPECT_DOUBLE_EQ(of(all, "context, all_gather").exchange_us,
                    20 + 6 + 30 + rows * out * 8 / 8 / 10e3);
   // Sends to the others, 14 after the first, all of which pass the network at once.

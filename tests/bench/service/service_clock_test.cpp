@@ -1,4 +1,4 @@
-// The simulated clock's fit, and what a run makes of steps of known times.
+// How the simulated clock is fitted, and which figures a run computes from steps of known times.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -35,7 +35,8 @@ TEST(Fit, FindsCoefficients) {
 }
 
 TEST(Fit, IsNeverNegative) {
-  // Falls with the column: the best that is not negative is the constant alone.
+  // The times fall as the column rises, so the best fit without negative terms is the constant
+  // alone.
   const auto x = fit_non_negative({{1, 1, 1}, {1, 2, 3}}, std::vector<double>{3, 2, 1});
   EXPECT_GT(x[0], 0);
   EXPECT_EQ(x[1], 0);
@@ -67,7 +68,7 @@ struct Bound {
 
 class RecordedFit : public testing::TestWithParam<Bound> {};
 
-// Bounds a little above what the fit comes to: a fit that got worse shows.
+// The bounds lie a little above the fit's errors, so that a worse fit fails.
 TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
   const Bound& bound = GetParam();
   Recorded recorded;
@@ -81,7 +82,7 @@ TEST_P(RecordedFit, IsCloseToWhatWasRecorded) {
   EXPECT_GT(model.append_us[0], 1);
   EXPECT_LT(model.append_us[0], 20);
   EXPECT_EQ(model.plan_us[0] > 0, model.stage >= "04");
-  // The same errors from the recording, not by the fit's own account.
+  // The same error, computed from the recording instead of taken from the fit.
   const RecordedEntry* entry =
       recorded.find(model.stage, "h" + std::to_string(bound.heads) + "_q1_b128_k8192", "sustained");
   ASSERT_NE(entry, nullptr);
@@ -108,7 +109,7 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
     EXPECT_NE(status.message().find("recorded times of stage " + std::string(stage)),
               std::string::npos);
   }
-  // Hostile names of appends are passed over, and without any they take no time.
+  // Malformed names of appends are passed over. Where no append is recorded, appends take no time.
   const auto is_append = [](const RecordedEntry& entry) { return entry.stage == "cache"; };
   std::erase_if(recorded.entries, is_append);
   for (const char* name : {"append_b0_t1", "append_b1_t-1", "append_", "host_append_b1_t1"}) {
@@ -119,7 +120,7 @@ TEST(Model, WithoutRecordedTimesIsRefused) {
   EXPECT_NE(model.describe().find("appends: none recorded"), std::string::npos);
 }
 
-// Of each format its own times alone, of decodes, plans and appends.
+// Each format is fitted to its own times alone: of decodes, plans and appends.
 TEST(Model, FormatsAreFittedApart) {
   Recorded recorded;
   const auto add = [&](const char* stage, const std::string& shape, const char* mode, double us) {
@@ -184,7 +185,7 @@ TEST(Model, AStepIsThePlanAndEveryLayersAppendAndDecode) {
 
 // ---- a run ----
 
-/// Steps of a time that the test says, which look at the books in passing.
+/// Its steps take the time that the test says. In each it also checks the work it is given.
 class FakeEngine final : public Engine {
  public:
   explicit FakeEngine(double a, double per_sequence = 0) : a_(a), b_(per_sequence) {}
@@ -210,8 +211,8 @@ std::unique_ptr<PagedScheduler> paged(const SchedulerLimits& limits) {
 }
 
 TEST(Run, FiguresOfOneThatWorksOutByHand) {
-  // Two requests under way: 63 tokens and one more to come; 0 tokens and two to come. A step
-  // takes 0.5 s, no more requests arrive.
+  // Two requests are under way. Request 0 has 63 tokens and one more to come, request 1 has no
+  // token and two to come. A step takes 0.5 s, and no more requests arrive.
   const auto scheduler = paged({.num_pages = 10, .max_batch = 2});
   FakeEngine engine(0.5);
   const std::vector<Request> under_way{
@@ -227,12 +228,13 @@ TEST(Run, FiguresOfOneThatWorksOutByHand) {
   EXPECT_EQ(figures.tokens, 3);
   EXPECT_DOUBLE_EQ(figures.tokens_per_s, 3);
   EXPECT_DOUBLE_EQ(figures.step_ms_mean, 500);
-  EXPECT_DOUBLE_EQ(figures.token_ms_mean, 500);  // 0's only one, since the beginning; 1's second
+  // Of request 0's only token, counted from the beginning, and of request 1's second one.
+  EXPECT_DOUBLE_EQ(figures.token_ms_mean, 500);
   EXPECT_DOUBLE_EQ(figures.first_token_ms_p50, 500);
   EXPECT_DOUBLE_EQ(figures.batch_mean, 1.5);
   EXPECT_EQ(figures.pages_peak, 2);
   EXPECT_DOUBLE_EQ(figures.pages_mean, 1.5);
-  // 64 + 1 of 128 rows for half a second, 2 of 64 for another.
+  // For half a second 64 + 1 of 128 rows are used, for another half 2 of 64.
   EXPECT_DOUBLE_EQ(figures.waste_share, 1 - 67.0 / 192);
   EXPECT_EQ(figures.queue_max, 0);
 }
@@ -259,8 +261,9 @@ TEST(Run, WhoeverArrivesDuringAStepWaitsFromThenOn) {
   Figures figures;
   ASSERT_OK(run_service({.requests = 1}, under_way, stream, *scheduler, engine, &figures));
   EXPECT_DOUBLE_EQ(figures.span, 6 * arrival);
-  EXPECT_DOUBLE_EQ(figures.queue_mean, 0.5);                                     // from 1 to 4 of 6
-  EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1e3 * arrival * (2 + 0.99 * 3));  // 2 and 5
+  // In units of `arrival`: the request waits from 1 to 4 of 6; the first tokens take 2 and 5.
+  EXPECT_DOUBLE_EQ(figures.queue_mean, 0.5);
+  EXPECT_DOUBLE_EQ(figures.first_token_ms_p99, 1e3 * arrival * (2 + 0.99 * 3));
 }
 
 TEST(Run, TheClockJumpsWhileNothingRuns) {
@@ -291,11 +294,11 @@ TEST(Run, OverloadIsReportedAsItIs) {
   EXPECT_EQ(counts.arrived,
             counts.finished + counts.rejected_total() + counts.queued + counts.running);
   EXPECT_LE(figures.pages_peak, 5);
-  EXPECT_GT(figures.token_ms_mean, 100.01);  // whoever was preempted waited longer than a step
+  EXPECT_GT(figures.token_ms_mean, 100.01);  // preempted requests waited longer than a step
 }
 
 TEST(Run, RequestsAreTimedFromTheirArrivalToTheirEnd) {
-  // Three that arrive as it begins, one that was under way before: that one's time is not known.
+  // Three arrive as the run begins. One was under way before, so its time is not known.
   const auto scheduler = paged({.num_pages = 10, .max_batch = 2});
   FakeEngine engine(1);
   const std::vector<Request> under_way{
@@ -326,7 +329,7 @@ TEST(Run, AP99IsKnownOfAHundredRequests) {
 }
 
 TEST(Run, AlertsSayWhatWasPassedAndWhen) {
-  // Steps of 40 ms at first, of 60 from the second second on; windows of half a second.
+  // Steps take 40 ms, and 60 ms after the first second. A window is half a second.
   class Slower final : public Engine {
    public:
     Status step(const StepWork&, double* seconds) override {
@@ -399,7 +402,7 @@ TEST(Run, TheHostsTimeCountsWhereStepsAreReal) {
     ASSERT_OK(run_service({.requests = 0}, {}, RequestStream({1, {1, 0}, {1, 0}}, 1), scheduler,
                           engine, &figures));
     EXPECT_EQ(figures.steps, 3);
-    if (counts) {  // the last end is of no step
+    if (counts) {  // what the host does after the last step is in no step
       EXPECT_GE(figures.span, 3 + 3 * 0.003 + 2 * 0.002);
     } else {
       EXPECT_DOUBLE_EQ(figures.span, 3);
@@ -429,10 +432,10 @@ TEST(Balance, IsWhereStepsGenerateWhatArrives) {
   EXPECT_EQ(population, 10);
   ASSERT_OK(
       population_in_balance(workload, {.num_pages = 1000, .max_batch = 7}, engine, &population));
-  EXPECT_EQ(population, 7);  // overloaded
+  EXPECT_EQ(population, 7);  // overloaded: the batch is full
   ASSERT_OK(
       population_in_balance(workload, {.num_pages = 9, .max_batch = 64}, engine, &population));
-  EXPECT_EQ(population, 4);  // of two pages each
+  EXPECT_EQ(population, 4);  // nine pages hold four sequences of two
 }
 
 // ---- scenarios and results ----
@@ -467,7 +470,7 @@ TEST(Scenarios, TakeAModelsHeadsAndLayersOrSayWhyNot) {
   EXPECT_EQ(scenario.layers, 60);
 }
 
-// A page is 64 rows of a format's bytes, in every layer.
+// A page has 64 rows in every layer, and the format says how many bytes a row has.
 TEST(Scenarios, MemoryHoldsPagesByTheFormatsBytes) {
   const auto found = std::find_if(scenarios().begin(), scenarios().end(), [](const Scenario& one) {
     return one.name == "small_device_full";
@@ -482,7 +485,8 @@ TEST(Scenarios, MemoryHoldsPagesByTheFormatsBytes) {
     EXPECT_EQ(all[i].num_pages(), (int64_t{2} << 30) / (27 * 64 * rows[i]));
     EXPECT_EQ(limits_of(all[i]).num_pages, all[i].num_pages());
   }
-  // 8192 tokens and half of 256 are 130 pages, a buffer of 32768 tokens 512; 64 places are not the limit.
+  // 8192 tokens and half of 256 are 130 pages; a buffer of 32768 tokens has 512. The 64 places are
+  // not the limit.
   EXPECT_EQ(most_half_way(all[0].workload, limits_of(all[0])), 1078 / 130);
   EXPECT_EQ(most_half_way(all[1].workload, limits_of(all[1])), 1894 / 130);
   EXPECT_EQ(most_half_way(all[2].workload, limits_of(all[2])), 2157 / 130);
@@ -499,7 +503,7 @@ TEST(Scenarios, MemoryHoldsPagesByTheFormatsBytes) {
   EXPECT_EQ(title(all[1]), "small_device_full, fp8_tile128");
 }
 
-// Each format over the first one, way by way.
+// Each format is compared with the first one, separately for each way to serve.
 TEST(Report, FormatsAreCompared) {
   std::vector<ServiceRun> runs;
   for (const auto& [format, stage, tokens] :
@@ -524,7 +528,7 @@ TEST(Report, FormatsAreCompared) {
             std::string::npos);
 }
 
-// A recording counts for the scenarios and formats that it has.
+// For each scenario and format, the newest recording that has it is used.
 TEST(Report, TheNewestRecordingOfAScenarioAndFormatCounts) {
   const std::filesystem::path folder = testing::TempDir() + "/service_recordings";
   std::filesystem::create_directories(folder);
@@ -647,7 +651,7 @@ TEST(Rollout, GoesOnWithoutAlertsAndBackWithOne) {
   const auto serve = [&](bool by_new, double from, double to, Figures* figures) -> Status {
     served.push_back(fmt::format("{} {:g}-{:g}", by_new ? "new" : "old", from, to));
     if (by_new && to >= worst_share) figures->alerts = {{0.5, "token p99, ms", 123, 100}};
-    if (!by_new) figures->alerts = {{0.5, "queue", 5, 1}};  // the old one's stop nothing
+    if (!by_new) figures->alerts = {{0.5, "queue", 5, 1}};  // alerts of the old stage stop nothing
     return {};
   };
   std::vector<RolloutPhase> phases;

@@ -1,6 +1,6 @@
-// Scheduler and kernels together, on the GPU model and on a GPU if there is one: every sequence of
-// every step, after appends, frees and preemptions, against the reference on rows that the test
-// makes itself.
+// Scheduler and kernels together, on the GPU model and on a GPU if there is one. Every sequence of
+// every step, after appends, frees and preemptions, is compared with the reference on rows that the
+// test makes itself.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -38,7 +38,7 @@ void check_decode(Machine& machine, const RealEngine& engine, const StepWork& wo
   EXPECT_OK(comparison);
 }
 
-/// Does each step, then checks it; as long as steps of the test's own clock.
+/// Does each step, then checks it. By the test's clock, a step takes 0.01 s.
 class CheckingEngine final : public Engine {
  public:
   CheckingEngine(Machine& machine, RealEngine& engine, int layers)
@@ -79,8 +79,8 @@ void serve_and_check(Machine& machine, const Stage* stage, int layers, const Ser
   CheckingEngine engine(machine, *real, layers);
   std::unique_ptr<PagedScheduler> scheduler;
   ASSERT_OK(PagedScheduler::create(limits, &scheduler));
-  // Ids so that rows of 7 wrap around the pool. An empty prompt, one that ends where a page does, one that grows into a page that is not
-  // there; then some at random.
+  // The ids make the rows of request 7 wrap around the pool. There is an empty prompt, one that ends
+  // where a page does, one that grows into a page that is not there, and then some at random.
   std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
                              {.id = 7, .prompt = 120, .output = 16},
                              {.id = 8, .prompt = 120, .output = 12},
@@ -103,7 +103,7 @@ void serve_and_check(Machine& machine, const Stage* stage, int layers, const Ser
   } else {
     EXPECT_GT(figures.counts.prefix_hits, 3);
   }
-  // One of each size is done first and then kept.
+  // The first step of a size is done and its graph is kept.
   EXPECT_EQ(real->replayed() > 0, how.graphs);
   EXPECT_EQ(real->graphs() > 0, how.graphs);
   EXPECT_EQ(engine.steps, figures.steps);
@@ -117,7 +117,7 @@ TEST(RealEngine, DecodesWhatWasAppendedByAPlan_04) {
   serve_and_check(model_machine(), find_stage(MachineKind::kModel, "04"), 2);
 }
 
-// A prefix that ends within a page, whose rows are not those of any request.
+// One prefix ends where a page does, one within a page. Its rows belong to no request.
 TEST(RealEngine, DecodesWhatIsShared) {
   for (const int64_t tokens : {64, 100}) {
     serve_and_check(model_machine(), find_stage(MachineKind::kModel, "03"), 2,
@@ -125,7 +125,7 @@ TEST(RealEngine, DecodesWhatIsShared) {
   }
 }
 
-// Steps padded to four sequences, replayed with other lengths and other pages.
+// Steps are padded to four sequences, and replayed with other lengths and other pages.
 TEST(RealEngine, DecodesWhatAGraphAppended) {
   for (const char* stage : {"03", "04"}) {
     serve_and_check(model_machine(), find_stage(MachineKind::kModel, stage), 2, {.graphs = true});
@@ -134,7 +134,8 @@ TEST(RealEngine, DecodesWhatAGraphAppended) {
   }
 }
 
-// Steps of so many sequences of one page each, all of them checked. The first of a size is done, others are replayed.
+// Steps of so many sequences of one page each, all of them checked. The first step of a size is
+// done, the others are replayed.
 TEST(RealEngine, GraphsAreOfSizesAndGoWithTheBuffers) {
   Machine& machine = model_machine();
   std::unique_ptr<LayerCaches> caches;
@@ -166,7 +167,7 @@ TEST(RealEngine, GraphsAreOfSizesAndGoWithTheBuffers) {
   steps({1, 1, 1});
   EXPECT_EQ(engine->replayed(), 2);
   EXPECT_EQ(engine->problem().batch, 1);
-  steps({3});  // of four: other buffers
+  steps({3});  // padded to four: other buffers
   EXPECT_EQ(engine->problem().batch, 4);
   EXPECT_EQ(engine->graphs(), 1);
   steps({4, 4, 3});
@@ -194,7 +195,7 @@ TEST(RealEngine, DecodesOnAGpu) {
   }
 }
 
-// What auto chooses for it, and every other stage that reads the format.
+// With the stage that auto chooses for the format, and with every other stage that reads it.
 class QuantisedService : public testing::TestWithParam<CacheFormat> {};
 
 TEST_P(QuantisedService, DecodesWhatWasAppended) {
@@ -255,7 +256,7 @@ TEST(LayerCaches, AreFullOfThePool) {
   }
 }
 
-// By the largest value of the pool, e4m3 saturates nothing.
+// The scale is set by the largest value of the pool, so no value saturates in e4m3.
 TEST(LayerCaches, TheScaleHoldsThePool) {
   float largest = 0;
   for (int64_t row = 0; row < kPoolRows; ++row) {

@@ -1,4 +1,5 @@
-// Requests and schedulers: the policy by hand, and what must hold at every step whatever arrives.
+// Requests and schedulers: small cases worked out by hand, and what must be true after every step,
+// whatever arrives.
 #include "bench/service/scheduler.h"
 
 #include <gtest/gtest.h>
@@ -91,7 +92,7 @@ TEST(Requests, HaveTheirRateMeansAndDeviations) {
 }
 
 TEST(Requests, UnderWayAreLongerOnesAtUniformProgress) {
-  // Length-biased: the mean is E[n^2] / E[n] = 200 (1 + 0.25).
+  // Longer requests are more likely to be under way: the mean is E[n^2] / E[n] = 200 (1 + 0.25).
   const auto requests = requests_under_way({5, {1000, 500}, {200, 100}}, 20000, 3);
   double outputs = 0, progress = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -115,7 +116,7 @@ TEST(Requests, PrefixesStandBeforeThePromptAndAreAsLikelyAsEachOther) {
   for (int i = 0; i < 4000; ++i) {
     const Request one = a.take(), other = b.take();
     ASSERT_EQ(one.prefix, -1);
-    ASSERT_EQ(other.prompt, one.prompt + 1000);  // all else is drawn as before
+    ASSERT_EQ(other.prompt, one.prompt + 1000);  // everything else is drawn as before
     ASSERT_EQ(other.arrival, one.arrival);
     ASSERT_EQ(other.prefix_tokens, 1000);
     ++counts[other.prefix];
@@ -224,7 +225,8 @@ TEST(Paged, AnEmptyPromptIsLegal) {
 }
 
 TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
-  // Three pages; three sequences of 60 + 10: the fifth token of each needs a second page.
+  // There are three pages, and three sequences of 60 + 10 tokens. The fifth new token of each needs
+  // a second page.
   const auto scheduler = paged({.num_pages = 3, .max_batch = 8});
   for (int64_t id = 0; id < 3; ++id) scheduler->arrive(request(id, 60, 10));
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0, 1, 2}));
@@ -233,7 +235,8 @@ TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
     EXPECT_EQ(begin(*scheduler).longest(), 61 + i);
     end(*scheduler);
   }
-  // 64 tokens each. 0 needs a page: 2 goes; 1 needs one, too, and goes.
+  // Each has 64 tokens. 0 needs a page, so 2 is preempted; 1 needs one, too, and is itself the next
+  // to be preempted.
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0}));
   EXPECT_EQ(scheduler->counts().preemptions, 2);
   EXPECT_EQ(scheduler->counts().queued, 2);
@@ -244,7 +247,7 @@ TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
       EXPECT_EQ(ids(work), (std::vector<int64_t>{0}));
       continue;
     }
-    EXPECT_EQ(ids(work), (std::vector<int64_t>{1}));  // 2 needs two pages of the one left
+    EXPECT_EQ(ids(work), (std::vector<int64_t>{1}));  // 2 needs two pages, and one is left
     EXPECT_EQ(work.sequences[0].appended, 65);        // prompt, four generated, one new
     EXPECT_EQ(work.sequences[0].tokens_before, 0);
   }
@@ -255,13 +258,13 @@ TEST(Paged, PreemptsTheYoungestWhichGoesOnWhereItWas) {
 TEST(Paged, NobodyOvertakes) {
   const auto scheduler = paged({.num_pages = 4, .max_batch = 8});
   scheduler->arrive(request(0, 100, 20));  // 2 pages
-  scheduler->arrive(request(1, 150, 20));  // 3: must wait
+  scheduler->arrive(request(1, 150, 20));  // 3 pages: must wait
   scheduler->arrive(request(2, 1, 1));     // would fit
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{0}));
   EXPECT_EQ(scheduler->counts().queued, 2);
 }
 
-TEST(Paged, WhoeverComesInHalfWayOnlyGetsTheRest) {
+TEST(Paged, ARequestThatIsResumedOnlyGetsItsRemainingTokens) {
   const auto scheduler = paged({.num_pages = 4});
   scheduler->arrive({.id = 0, .prompt = 10, .output = 5, .generated = 3});
   EXPECT_EQ(begin(*scheduler).sequences.at(0).appended, 14);
@@ -270,13 +273,13 @@ TEST(Paged, WhoeverComesInHalfWayOnlyGetsTheRest) {
   EXPECT_TRUE(end(*scheduler).at(0).last());
 }
 
-TEST(Paged, TheQueuesLimitDoesNotHoldForWhoRanBefore) {
+TEST(Paged, TheQueuesLimitDoesNotApplyToResumedRequests) {
   const auto scheduler = paged({.num_pages = 9, .max_batch = 8, .max_queue = 2});
   for (int64_t i = 0; i < 5; ++i) {
     EXPECT_EQ(scheduler->resume({.id = i, .prompt = 10, .output = 5, .generated = 3}),
               Rejection::kNone);
   }
-  EXPECT_EQ(scheduler->resume(request(5, 10, 0)), Rejection::kNoOutput);  // all else holds
+  EXPECT_EQ(scheduler->resume(request(5, 10, 0)), Rejection::kNoOutput);  // all other limits apply
   EXPECT_EQ(scheduler->arrive(request(6, 1, 1)), Rejection::kQueueFull);
   EXPECT_EQ(begin(*scheduler).sequences.size(), 5u);
 }
@@ -292,7 +295,7 @@ Request with_prefix(int64_t id, int64_t prefix, int64_t prefix_tokens, int64_t o
 }
 
 TEST(Prefixes, TheFirstBringsThemInAndOthersShareWholePages) {
-  // 150 tokens: two whole pages are shared, the rest is each one's own.
+  // Of 150 tokens, two whole pages are shared; each request has the rest for itself.
   const auto scheduler = paged({.num_pages = 20, .max_batch = 8});
   for (int64_t id = 0; id < 2; ++id) scheduler->arrive(with_prefix(id, 5, 150, 10, 3));
   scheduler->arrive(with_prefix(2, 6, 60, 10, 3));  // less than a page: nothing to share
@@ -341,7 +344,7 @@ TEST(Prefixes, GoBeforeARunningRequestDoesAndTheLongestUnusedFirst) {
   scheduler->arrive(with_prefix(2, 0, 128, 0, 1));  // 0 is used again
   begin(*scheduler);
   end(*scheduler);
-  scheduler->arrive(request(3, 180, 20));  // three pages of the two that are free: 1 goes, 0 stays
+  scheduler->arrive(request(3, 180, 20));  // needs 3 pages, 2 are free: prefix 1 goes, 0 stays
   EXPECT_EQ(begin(*scheduler).sequences.size(), 1u);
   EXPECT_EQ(scheduler->holding().pages, 2 + 3);
   for (int i = 1; i < 9; ++i) {
@@ -355,12 +358,14 @@ TEST(Prefixes, GoBeforeARunningRequestDoesAndTheLongestUnusedFirst) {
   EXPECT_EQ(begin(*scheduler).sequences.size(), 2u);
   EXPECT_EQ(scheduler->counts().preemptions, 0);
   end(*scheduler);
-  // 4 needs a page more: 0 is in use, so the youngest must go, which is 4 itself; and 0 with it.
+  // Request 4 needs another page. Prefix 0 is in use, so the youngest request must go. That is 4
+  // itself, and prefix 0 goes with it.
   EXPECT_EQ(ids(begin(*scheduler)), (std::vector<int64_t>{3}));
   EXPECT_EQ(scheduler->counts().preemptions, 1);
   EXPECT_EQ(scheduler->counts().prefix_hits, 2);
   while (ids(begin(*scheduler)) == std::vector<int64_t>{3}) end(*scheduler);
-  EXPECT_EQ(scheduler->counts().prefix_hits, 3) << "4 had lost its prefix, not its use of it";
+  EXPECT_EQ(scheduler->counts().prefix_hits, 3)
+      << "request 4 brought its prefix in again, which is no hit";
 }
 
 TEST(Prefixes, TheOneThatIsWantedStays) {
@@ -370,12 +375,12 @@ TEST(Prefixes, TheOneThatIsWantedStays) {
     begin(*scheduler);
     end(*scheduler);
   }
-  scheduler->arrive(with_prefix(2, 0, 128, 70, 1));  // two pages of the one that is free
+  scheduler->arrive(with_prefix(2, 0, 128, 70, 1));  // needs two pages, one is free
   EXPECT_EQ(begin(*scheduler).sequences.at(0).tokens_before, 128);
 }
 
 TEST(Prefixes, AsManyAreAdmittedAsPagesHold) {
-  // Two pages that all share and one of each one's own, of five.
+  // Of five pages, two are shared by all, and each request needs one of its own.
   const auto scheduler = paged({.num_pages = 5, .max_batch = 8});
   for (int64_t id = 0; id < 4; ++id) scheduler->arrive(with_prefix(id, 0, 128, 10, 3));
   EXPECT_EQ(begin(*scheduler).sequences.size(), 3u);
@@ -404,7 +409,7 @@ TEST(Prefixes, OneThatNeedsAllPagesGetsThem) {
   scheduler->arrive(with_prefix(0, 0, 256, 0, 1));
   begin(*scheduler);
   end(*scheduler);
-  scheduler->arrive(with_prefix(1, 1, 256, 60, 4));  // five pages: 0's must go
+  scheduler->arrive(with_prefix(1, 1, 256, 60, 4));  // needs all five pages: prefix 0 must go
   EXPECT_EQ(begin(*scheduler).sequences.at(0).appended, 317);
   for (int i = 0; i < 3; ++i) {
     end(*scheduler);
@@ -426,8 +431,8 @@ TEST(Prefixes, AreNotSharedIfNotWanted) {
   EXPECT_EQ(scheduler->counts().prefix_hits, 0);
 }
 
-/// Random arrivals with prefixes, in few pages: every sequence lists its own pages and its prefix's, whoever brought
-/// that in; rows before tokens_before have been written by somebody; all requests end.
+/// Random arrivals with prefixes, in few pages. Every sequence must list its own pages and those of its prefix, whoever
+/// brought that in; rows before tokens_before must have been written; and all requests must end.
 void share_at_random(uint64_t seed, RequestCounts* sums) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const auto random = [&](int64_t index, int64_t least, int64_t most) {
@@ -441,7 +446,7 @@ void share_at_random(uint64_t seed, RequestCounts* sums) {
       {double(random(3, 1, 40)), {60, 60}, {30, 20}, {random(4, 1, 4), random(5, 0, 300)}}, seed);
   constexpr int kArrivals = 60;
   int arrived = 0;
-  using Key = std::pair<int64_t, int64_t>;    // whose rows, and which token's
+  using Key = std::pair<int64_t, int64_t>;    // whose row it is, and of which token
   std::map<int32_t, std::vector<Key>> cache;  // by page: what its rows hold
   for (int step = 0; step < 40000; ++step) {
     while (arrived < kArrivals && stream.peek().arrival < 0.05 * step) {
@@ -522,7 +527,7 @@ TEST(Static, ABatchEndsAsAWholeAndIsPaddedToItsLongest) {
 
 // ---- what holds at every step ----
 
-/// What arrived and what came of it, as the one who asks sees it.
+/// What arrived and what became of it, as the client sees it.
 class Observer {
  public:
   void arrived(const Request& one, Rejection reason) {
@@ -534,7 +539,7 @@ class Observer {
     ASSERT_EQ(counts.arrived,
               counts.finished + counts.rejected_total() + counts.queued + counts.running);
     const std::vector<int64_t> now = ids(work);
-    ASSERT_EQ(work.empty(), waiting_.empty()) << "nothing runs while somebody waits";
+    ASSERT_EQ(work.empty(), waiting_.empty()) << "nothing runs although requests wait";
     ASSERT_LE(int64_t(now.size()), scheduler.limits().max_batch);
     std::set<int32_t> pages;
     size_t listed = 0;
@@ -549,7 +554,7 @@ class Observer {
       ASSERT_LT(*pages.rbegin(), scheduler.limits().num_pages);
     }
     if (!first_come) return;
-    // Those that run are those that came first.
+    // The requests that run are those that arrived first.
     auto expected = waiting_.begin();
     for (const int64_t id : now) ASSERT_EQ(id, (expected++)->first);
   }
@@ -570,7 +575,7 @@ class Observer {
   std::map<int64_t, Request> waiting_;  // accepted, not finished
 };
 
-/// One run of random arrivals, more of them than can be served at first.
+/// One run of random arrivals; at first there are more than can be served.
 void run_at_random(uint64_t seed, int64_t* preemptions) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const auto random = [&](int64_t index, int64_t least, int64_t most) {
@@ -644,7 +649,7 @@ TEST(Conservation, NothingIsLostWhateverArrives) {
   EXPECT_GT(preemptions, 1000) << "page budgets were too large to show anything";
 }
 
-// ---- steps that are spared ----
+// ---- steps that are not done again ----
 
 class CountingEngine final : public Engine {
  public:
@@ -666,7 +671,7 @@ TEST(Reusing, TakesTheTimeOfASimilarStep) {
     EXPECT_OK(reusing.step(work, &seconds));
     return seconds;
   };
-  EXPECT_EQ(step(2, 100, 90), 100);  // brings prompts in: done, and no example for others
+  EXPECT_EQ(step(2, 100, 90), 100);  // brings prompts in: it is done, and its time is not reused
   EXPECT_EQ(step(2, 101, 1), 101);
   EXPECT_EQ(step(2, 105, 1), 101);
   EXPECT_EQ(step(2, 106, 0), 101);  // 5 of 106 is within 5%

@@ -36,7 +36,7 @@ expect 2 "--stages has no effect: --save-inputs runs no stage" --save-inputs .
 expect 2 "--out and --samples are the same file" --out a --samples a
 expect 2 "--quick is of suite paged" --quick
 expect 2 "suite paged has no shapes" --suite paged
-# again NAME CODE TEXT: as expect, of another shape
+# again SHAPE CODE TEXT ARGUMENT...: as expect, with another shape
 again() {
   local before=$shape
   shape=$1
@@ -55,7 +55,7 @@ again h128_q1_b1048576_k1073741824 2 "needs 2.59 EB of host memory; "
 again h1_q1_b1_k1073741824 2 "TB of host memory; "
 [ -z "$(ls)" ] || { echo "FAILED: files of refused runs: $(ls)"; failures=1; }
 
-# A stage on the CPU needs no GPU, and says on how many cores it ran.
+# A stage on the CPU needs no GPU, and reports on how many cores it ran.
 code=0; output=$("$bench" --stages 00 --shapes "$shape" 2>&1) || code=$?
 [[ $code -eq 0 && $output =~ 00_reference.*"CPU, "[0-9]+" core" && $output != *"no GPU"* ]] ||
   { echo "FAILED: --stages 00: exit code $code: $output"; failures=$((failures + 1)); }

@@ -1,4 +1,5 @@
-// mla_run profile from outside: the counts of every stage against closed forms; MLA_RUN names the program.
+// mla_run profile as a process: the counts of the stages are compared with formulas. MLA_RUN names
+// the program.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -29,7 +30,7 @@ class MlaRunProfile : public testing::Test {
 #endif
   }
 
-  /// What is counted of a kernel.
+  /// The counts of one kernel.
   static Json kernel(const std::string& stage, const std::string& name,
                      const std::string& more = "") {
     const Ran ran = run("--json --stage " + stage + " --shape h16_q1_b2_k256 " + more);
@@ -48,14 +49,15 @@ class MlaRunProfile : public testing::Test {
     EXPECT_NE(ran.text.find(message), std::string::npos) << ran.text;
   }
 
-  // Of the shape.
+  // The shape's dimensions.
   static constexpr uint64_t kSequences = 2, kHeads = 16, kTokens = 256;
   static constexpr uint64_t kRows = kSequences * kHeads, kScores = kRows * kTokens;
   static constexpr uint64_t kRowSectors = 576 * 2 / 32;
 };
 
 TEST_F(MlaRunProfile, Stage01) {
-  // A score: 18 loads of q and of k, 2 sectors each, and one of the block table. A warp: one of the length.
+  // Per score: 18 loads of q and 18 of k, of 2 sectors each, and one load of the block table. Per
+  // warp: one load of the length.
   const Json scores = kernel("01", "scores");
   const uint64_t warps = scores["blocks"].get<uint64_t>() * 8;
   EXPECT_EQ(scores["global"]["loads"]["requests"], 37 * kScores + warps);
@@ -63,17 +65,17 @@ TEST_F(MlaRunProfile, Stage01) {
   EXPECT_EQ(scores["global"]["stores"]["requests"], kScores);
   EXPECT_EQ(scores["executed"]["__shfl_xor_sync"], 5 * kScores);
   EXPECT_FALSE(scores.contains("shared"));
-  // A row: 8 warps, three passes that load and two that store; and lse.
+  // Per row: 8 warps make three passes that load and two that store; and lse is stored.
   const Json softmax = kernel("01", "softmax");
   EXPECT_EQ(softmax["global"]["loads"]["sectors"], kRows * 8 * (3 * 4 + 1));
   EXPECT_EQ(softmax["global"]["stores"]["requests"], kRows * (2 * 8 + 1));
   EXPECT_EQ(softmax["shared"]["loads"]["conflicts"], 0);
-  // A row and a token: 8 warps load P once, V twice, and a page's number.
+  // Per row and token: 8 warps load P once, V twice, and a page's number once.
   const Json values = kernel("01", "values");
   EXPECT_EQ(values["global"]["loads"]["requests"], kRows * 8 * (4 * kTokens + 1));
   EXPECT_EQ(values["global"]["loads"]["sectors"], kRows * 8 * (6 * kTokens + 1));
-  // What a block needs at least: V's 32 sectors per token, P's row, a length, page numbers: those of
-  // the second sequence lie in two sectors.
+  // The least that a block needs: V's 32 sectors per token, P's row, a length, and page numbers.
+  // Those of the second sequence lie in two sectors.
   EXPECT_EQ(values["global"]["loads"]["l2_sectors"],
             kRows * (kTokens * 32 + kTokens / 8 + 1 + 1) + kHeads);
 }
@@ -91,7 +93,7 @@ TEST_F(MlaRunProfile, Stage02) {
 }
 
 TEST_F(MlaRunProfile, Stage03) {
-  // Q and K come once: what its lines load by uint4.
+  // Q and K are read once. They are what its lines load by uint4.
   const Json decode = kernel("03", "decode");
   uint64_t sectors = 0;
   for (const Json& line : decode["lines"]) {

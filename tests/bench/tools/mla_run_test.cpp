@@ -1,5 +1,5 @@
-// mla_run from outside: a real process on the dumps that NumPy wrote (tests/data), and on damaged
-// ones. Runs in the project's folder; MLA_RUN names the program.
+// mla_run as a process, on dumps that NumPy wrote (tests/data) and on damaged ones. Runs in the
+// project's folder; MLA_RUN names the program.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -223,7 +223,7 @@ TEST_F(MlaRunTest, ComparesTheUsersOwnResults) {
 }
 
 TEST_F(MlaRunTest, ComparesResultsOfDataOfAnySize) {
-  // The cache 20 times as large, as after a norm: what bf16 costs is 20 times as much.
+  // The cache's values are 20 times as large, as after a norm. So is the error that bf16 makes.
   const npy::Array cache = read("tests/data/paged/cache.npy");
   std::vector<float> large;
   for (const uint16_t bits : cache.values<uint16_t>()) {
@@ -282,7 +282,7 @@ TEST_F(MlaRunTest, RefusesDamagedFiles) {
                  "tests/data/paged/expected_lse.npy: <f8 found; <i4, <i8, <u4 or <u8 needed");
 }
 
-// What a message says is needed is what is read, and all of it.
+// Every type that a message names as possible is read, and no other.
 TEST_F(MlaRunTest, TakesTheTypesThatItNames) {
   const std::string results = " --out " + path("out.npy");
   ASSERT_EQ(run("decode --machine model --stage 02 " + kPaged + results).exit_code, 0);
@@ -306,7 +306,7 @@ TEST_F(MlaRunTest, TakesTheTypesThatItNames) {
   expect_refused(
       "--stage 02 " + replaced(kPaged, "tests/data/paged/seqlens.npy", path("seqlens.npy")),
       "18446744073709551615 found at element 1; a value that fits int32 needed");
-  // A type that no file may have is answered with those that this one may.
+  // The answer to a type that no file may have names those that this file may have.
   const auto refuse_type = [&](const std::string& file, const std::string& type,
                                const std::string& needed) {
     std::ofstream(path("odd.npy"), std::ios::binary)
@@ -367,7 +367,7 @@ TEST_F(MlaRunTest, RefusesWhatMemoryDoesNotHold) {
   expect_refused("--stage 02 --shape h1_q1_b0_k64", "shape 'h1_q1_b0_k64' has b = 0; 1 to ");
 }
 
-// The dump with pages of 64 tokens, once more with each of them as four pages of 16.
+// The dump with pages of 64 tokens is decoded again with each page cut into four of 16.
 TEST_F(MlaRunTest, DecodesADumpOfSmallPages) {
   const npy::Array cache = read("tests/data/paged/cache.npy");
   const npy::Array table = read("tests/data/paged/block_table.npy");
@@ -535,7 +535,8 @@ TEST_F(MlaRunTest, AllStagesDecodeGeneratedTensorsUnderSeveralSchedules) {
   EXPECT_EQ(ran.text.find("FAIL"), std::string::npos) << ran.text;
 }
 
-// A stage on the CPU decodes where the model does; what is a kernel's, or a GPU's, is refused with the reason.
+// A stage on the CPU decodes where the model does. Commands that need a kernel or a GPU are refused,
+// with the reason.
 TEST_F(MlaRunTest, AStageOnTheCpuSaysSo) {
   const std::string shape = " --stage 00 --shape h3_q1_b2_k100";
   for (const char* machine : {"", " --machine model"}) {
@@ -594,7 +595,7 @@ TEST_F(MlaRunTest, Explains) {
   EXPECT_NE(one.text.find("\nstage     07_tma_pipeline: own limit "), std::string::npos)
       << one.text;
   EXPECT_NE(one.text.find("µs cold, recorded"), std::string::npos) << one.text;
-  // Without a GPU, what was recorded; on one, whatever there is to say.
+  // Without a GPU, recorded times are explained. On a GPU, whatever is known of it; but it succeeds.
   const Ran here = run("explain --stage 05 --shape h16_q1_b1_k8192");
   EXPECT_EQ(here.exit_code, 0) << here.text;
   for (const std::string& dump : {kPaged, kContiguous}) {
@@ -629,7 +630,7 @@ TEST_F(MlaRunTest, TellsWhatItCan) {
                              "gpu    00_reference runs on the CPU", "model  CPU, "}) {
     EXPECT_NE(list.text.find(needed), std::string::npos) << list.text;
   }
-  // Steps to a stage are run by name, and shown nowhere.
+  // Steps to a stage can be run by name, but the list does not show them.
   EXPECT_EQ(list.text.find("step_"), std::string::npos) << list.text;
   for (const std::string step : {"step_05_1", "step_05_4_warp_tiles", "step_08_2"}) {
     const Ran ran = run("decode --machine model --shape h2_q1_b1_k70 --stage " + step);
@@ -766,7 +767,7 @@ TEST_F(MlaRunTest, PredictsSeveralGpus) {
   expect_nothing_run("predict --ranks 2 --shape h16_q2_b1_k64", "predicted are one query token");
 }
 
-// Two logits, 2^24 and 2^24 + 1, are equal in fp32: no kernel gives what float64 does.
+// The logits 2^24 and 2^24 + 1 are equal in fp32, so no kernel gives the result of float64.
 TEST_F(MlaRunTest, TheLastLineOfAFailureRepeatsIt) {
   std::vector<float> q(2 * 576), cache(2 * 576);
   q[576] = cache[0] = cache[576] = 4096;
@@ -802,7 +803,7 @@ TEST_F(MlaRunTest, TheLastLineOfAFailureRepeatsIt) {
   }
 }
 
-// Two tiles or more in the block, so that buffers are used again. The program replays what it writes.
+// The block has two tiles or more, so buffers are used again. The program replays what it wrote.
 TEST_F(MlaRunTest, ATraceOfEveryStageReplays) {
   const std::string shape = " --shape h64_q1_b1_k300 --multiprocessors 1 ";
   for (const std::string stage : {"01", "02", "03", "04", "05", "06", "07", "08"}) {
@@ -900,7 +901,8 @@ TEST_F(MlaRunTest, QuantiseSaysWhatEachFormatLoses) {
   EXPECT_EQ(tile[0], 656);
   EXPECT_EQ(tensor[0], 576);
   EXPECT_EQ(int8[0], 656);
-  // Three bits of fraction: an error of at most 2^-4, of 2^-4 / sqrt(12) or more on average; 8 bits of a tile less.
+  // Three bits of fraction: an error of at most 2^-4, and of 2^-4 / sqrt(12) or more on average. The
+  // 8 bits of int8_tile128 lose less.
   EXPECT_GT(tile[2], 0.015);
   EXPECT_LT(tile[2], 0.0625);
   EXPECT_LT(int8[2], tile[2] / 2);
@@ -970,7 +972,7 @@ TEST_F(MlaRunTest, Recommends) {
                      "no stage has recorded times that reach 7 heads");
 }
 
-// What quantise writes is decoded, to what it says of it.
+// What quantise writes can be decoded, with the error that quantise said.
 TEST_F(MlaRunTest, DecodesAQuantisedCache) {
   const std::string rest =
       "--dtype bf16 --scale 0.135234 --q tests/data/paged/q.npy --block-table "

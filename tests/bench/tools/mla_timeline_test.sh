@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mla_timeline on the model, with a stage of two warpgroups that take turns: files that others can read, and who was
-# where in what order.
+# mla_timeline on the model, with a stage of two warpgroups that take turns: it writes files that other programs can read,
+# and they say who was where in what order.
 #   mla_timeline_test.sh PROGRAM
 set -uo pipefail
 program=$1
@@ -23,7 +23,7 @@ for block in names:
         turns = ["Q K^T", "softmax", "wait for other"]
         turns = turns if track == 0 else turns[2:] + turns[:2]
         assert [e["name"] for e in own if e["tid"] == track] == 3 * turns, own
-    # Turns do not overlap: each one's Q K^T ends before the other's next begins.
+    # Turns do not overlap: each Q K^T ends before the other warpgroup's next one begins.
     order = [e["tid"] for e in sorted(own, key=lambda e: e["ts"]) if e["name"] == "Q K^T"]
     assert order == 3 * [0, 1], order
 root = xml.etree.ElementTree.parse(folder + "/picture.svg").getroot()

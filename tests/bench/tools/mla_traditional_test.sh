@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mla_traditional: what it refuses, what it says without a GPU, and that its figures are those of the plan.
+# mla_traditional: what it refuses, what it says without a GPU, and whether its figures are those of the plan.
 #
 #     mla_traditional_test.sh MLA_TRADITIONAL
 set -euo pipefail
@@ -34,7 +34,7 @@ expect 2 "no/such: cannot be written: there is no folder no" --machine cpu --n 8
 expect 0 "Exit code: 0 all right" --help
 [ -z "$(ls)" ] || fail "files of refused runs: $(ls)"
 
-# All forms and modes; what has too much work is left out by name, and that is no failure.
+# All forms and modes run. A form with too much work is left out by name; that is no failure.
 small=(--heads "2,4" --n 40 --batch 2)
 code=0; output=$("$traditional" "${small[@]}" --modes prefill,decode,cross --queries 7 --head-dim 16 --machine cpu --out cpu.json) || code=$?
 [ "$code" -eq 0 ] || fail "exit code $code: $output"
@@ -69,7 +69,7 @@ for shape in h2_d16 h4_d16 h2_d24 h4_d24; do
   [[ $output == *"decode_${shape}_n40_b2, CPU"* ]] || fail "no $shape: $output"
 done
 
-# Without a GPU: by default said, and the CPU measured; asked for, refused. With one: every form is right.
+# Without a GPU, the default says so and measures the CPU, and a wish for a GPU is refused. With one, every form is right.
 code=0; output=$("$traditional" "${small[@]}") || code=$?
 { [ "$code" -eq 0 ] && [[ $output == *"CPU, Eigen"* ]]; } || fail "exit code $code: $output"
 if [[ $output == *"GPU left out: "* ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mla_tune's search on the GPU model, whose times say nothing: what it writes, how it goes on, what it refuses; and that
-# the programs choose by its table.
+# mla_tune's search on the GPU model, whose times mean nothing: what it writes, how it resumes, and what it refuses. The
+# programs then choose by its table.
 #
 #     mla_tune_test.sh MLA_TUNE MLA_RUN MLA_BENCH
 set -euo pipefail
@@ -38,7 +38,7 @@ expect 2 "cannot be read" "${search[@]}" --resume t.json --shapes h16_q1_b1_k64
 
 expect 0 "t.json: 1 shapes" "${search[@]}" --out t.json --shapes h16_q1_b1_k128
 cp t.json first.json
-# What is there is kept to the letter, and not timed again.
+# Rows that are there stay as they are, and are not timed again.
 expect 0 "t.json: 2 shapes" "${search[@]}" --resume t.json --shapes h16_q1_b1_k128,h20_q1_b2_k64
 [ "$(grep -c '"rows"' t.json)" = 2 ] && grep -qF "$(grep '"rows"' first.json)" t.json ||
   { echo "FAILED: resumed: $(cat t.json)"; failures=1; }
@@ -47,14 +47,14 @@ expect 0 "1 shapes are left: mla_tune --resume t.json" "${search[@]}" --resume t
 sed 's/"multiprocessors": "132"/"multiprocessors": "78"/' t.json > other.json
 expect 2 "was begun with multiprocessors 78, this is 132" "${search[@]}" --resume other.json --shapes h16_q1_b3_k64
 
-# Choosing by it. A table that says so by itself is not left to the clock of the model.
+# Choosing by the table. Edited to name stage 05, so that the model's times do not decide the test.
 sed 's/"stage":"10_few_heads"/"stage":"05_tensor_core"/g' t.json > only05.json
 expect 0 "choice 05_tensor_core" "$run" explain --stage auto --shape h16_q1_b1_k128 --choice-table only05.json
 expect 0 "in only05.json" env MLA_CHOICE_TABLE=only05.json "$run" explain --stage auto --shape h16_q1_b1_k128
 expect 0 "PASS" "$run" decode --stage auto --machine model --shape h16_q1_b1_k64 --choice-table only05.json
 expect 0 "05_tensor_core" "$bench" --machine model --stages auto --shapes h16_q1_b1_k64 --choice-table only05.json
 expect 0 "Measured on NVIDIA H200" "$run" explain --stage auto --shape h16_q1_b1_k128
-# A bad file: from the environment a note and the built-in table, as an option the end.
+# A bad file from the environment gives a note, and the built-in table is used. As an option it is an error.
 echo '{"schema": 1}' > bad.json
 expect 0 "note: MLA_CHOICE_TABLE: bad.json: no table to choose by: the table: schema must be a text" \
   env MLA_CHOICE_TABLE=bad.json "$run" explain --stage auto --shape h16_q1_b1_k128
@@ -62,7 +62,7 @@ expect 0 "Measured on NVIDIA H200" env MLA_CHOICE_TABLE=bad.json "$run" explain 
 expect 2 "bad.json: no table to choose by" "$run" explain --stage auto --shape h16_q1_b1_k128 --choice-table bad.json
 expect 2 "nowhere.json cannot be read" "$bench" --machine model --stages auto --choice-table nowhere.json
 
-# Every subcommand takes the name.
+# Every subcommand takes auto as a stage.
 expect 0 "auto, plan made on" "$run" plan --stage auto --machine model --shape h16_q1_b1_k128
 expect 0 "auto: own limit" "$run" predict --stage auto --machine model --shape h16_q1_b1_k128
 expect 0 "wrote r.json" "$run" trace --stage auto --shape h16_q1_b1_k64 -o r.json

@@ -1,4 +1,4 @@
-// The .npy reader and writer: what they accept, and that nothing else gets past them.
+// The .npy reader and writer: what they accept. All else must be rejected.
 #include "bench/tools/npy.h"
 #include "tests/status_matchers.h"
 
@@ -207,8 +207,8 @@ TEST_F(NpyTest, RejectsDataOfTheWrongSize) {
 }
 
 TEST_F(NpyTest, BelievesNoSizeInTheHeader) {
-  // More than there is, more than 2^63 bytes, more than 2^63 a side, more than 2^64 in all, and too
-  // many axes.
+  // More elements than the file has, more than 2^63 bytes, a side of 2^63, more than 2^64 elements in
+  // all, and too many axes.
   expect_rejected(file(header("<f4", "(1099511627776,)"), "abcd"), "truncated: 4 bytes of data");
   expect_rejected(file(header("<f8", "(9223372036854775807,)"), "abcd"), "no file can hold that");
   expect_rejected(file(header("<f8", "(9223372036854775808,)"), "abcd"), "holds no shape");

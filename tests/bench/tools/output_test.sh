@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# No program of the bench loses what it prints or writes without saying so: a full disk, a closed stream, a reader that
-# leaves. What fails while a file is written leaves the old file and nothing else.
+# No program of the bench loses what it prints or writes without saying so, be it by a full disk, a closed stream or a
+# reader that leaves. If writing a file fails, the old file is left, and nothing else.
 #   output_test.sh MLA_BENCH MLA_RUN MLA_COST MLA_SERVICE PING_PONG_TIMELINE MLA_TRADITIONAL
 set -uo pipefail
 bench=$1 run=$2 cost=$3 service=$4 timeline=$5 traditional=$6
@@ -45,7 +45,7 @@ timeline --stage 99 --machine model --shape h1_q1_b1_k64
 traditional --machine cpu --heads 1 --head-dim 8 --n 8 --batch 1
 END
 
-# Results are written though nobody reads what is printed.
+# Results are written even if nobody reads what is printed.
 { sleep 0.3; "$bench" "${small[@]}" --out unread.json; } 2> /dev/null | true
 grep -q '"name": "02_shared_tiled' unread.json || fail "a broken pipe cost the results"
 
@@ -68,7 +68,7 @@ loses_nothing "" "$bench" --machine model --shapes h1_q1_b1_k64 --save-inputs fu
 says "/dev/full: cannot be written: No space left on device" "$bench" "${small[@]}" --out /dev/full --samples kept.csv \
   > /dev/null
 grep -q "^02_shared_tiled,h1_q1_b1_k64,cold,0," kept.csv || fail "a failing --out cost the samples"
-# Into its own output, behind what was printed before.
+# Results may go to standard output: they follow what was printed before.
 "$bench" "${small[@]}" --out /dev/stdout > both || fail "--out /dev/stdout"
 python3 - << 'END' || fail "both: $(< both)"
 import json
@@ -78,7 +78,7 @@ assert "02_shared_tiled" in text[:begin] and "results: /dev/stdout" in text[end:
 assert json.loads(text[begin:end + 2])["benchmarks"]
 END
 
-# refuses TEXT COMMAND...: before anything runs
+# refuses TEXT COMMAND...: ends with 2 and TEXT before anything runs
 refuses() {
   local code=0 said
   said=$("${@:2}" 2>&1) || code=$?

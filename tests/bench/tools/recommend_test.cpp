@@ -1,4 +1,4 @@
-// What is recommended from records of known times.
+// What is recommended when the recorded times are known.
 #include "bench/tools/recommend.h"
 
 #include <fmt/format.h>
@@ -13,7 +13,7 @@ bool has(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-/// Records of one stage: us = constant + per_token * tokens, and p90 a tenth above.
+/// Adds records of one stage: us = constant + per_token * tokens, and p90 a tenth above.
 void add_times(const char* stage, double constant, double per_token, const char* suffix,
                Recorded* recorded) {
   for (const int batch : {1, 4, 16, 64}) {
@@ -55,7 +55,7 @@ TEST(Recommend, LatencyIsTheShortestStep) {
   EXPECT_NEAR(found[0].slow_step_ms, 1.1 * found[0].step_ms, 1e-9);
   EXPECT_EQ(found[0].nearest, "h16_q1_b1_k1024");
   EXPECT_NEAR(found[0].cache_bytes, 10.0 * 1024 * 1152, 1);
-  // A longer context turns it round.
+  // With a longer context, the other stage is faster.
   EXPECT_EQ(of({.goal = Goal::kLatency, .heads = 16, .context = 8192, .batch = 16})[0].stage,
             "08_seesaw");
 }
@@ -120,7 +120,7 @@ TEST(Recommend, TakesTheNewestRecords) {
   EXPECT_EQ(found[0].stage, "10_few_heads");
 }
 
-// Three records are no fit: each stands for itself.
+// A few records are too few for a fit, so each is used for its own shape alone.
 TEST(Recommend, TakesARecordWhereAFitIsNotToBeHad) {
   Recorded one;
   one.file = "one.json";
@@ -135,13 +135,13 @@ TEST(Recommend, TakesARecordWhereAFitIsNotToBeHad) {
   std::vector<Candidate> found;
   Wish wish{.goal = Goal::kThroughput, .heads = 16, .layers = 10, .context = 4096};
   ASSERT_OK(recommend(all, wish, &found));
-  EXPECT_EQ(found[0].batch, 1);  // 8 take as long each
+  EXPECT_EQ(found[0].batch, 1);  // a batch of 8 takes 8 times as long: no more throughput
   EXPECT_NEAR(found[0].step_ms, 0.1, 1e-9);
   wish.batch = 8;
   ASSERT_OK(recommend(all, wish, &found));
   EXPECT_NEAR(found[0].step_ms, 0.8, 1e-9);
   EXPECT_TRUE(has(describe(wish, found), "as recorded")) << describe(wish, found);
-  wish.batch = 4;  // between
+  wish.batch = 4;  // between two records
   EXPECT_FALSE(recommend(all, wish, &found).ok());
   wish.batch = 1;
   wish.context = 4095;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What mla_bench saves of a shape is what mla_run decodes, with what some rows should give:
+# mla_run can decode the inputs that mla_bench saves of a shape. Beside them are the results that some rows should give:
 #   save_inputs_test.sh MLA_BENCH MLA_RUN
 bench=$1 run=$2
 scratch=$(mktemp -d)
@@ -25,7 +25,7 @@ for format in fp8_tile128 fp8_tensor; do
   [[ $said == *"0 to 200 tokens"*"cache $format"* ]] || fail "$said"
 done
 
-# A large batch has the results of some rows.
+# Of a large batch, the results of some rows are saved.
 "$bench" --machine model --shapes h1_q1_b100_k3 --save-inputs "$scratch" || fail "a batch of 100"
 grep -aq "(64, 1, 512)" "$scratch/out.npy" || fail "64 rows"
 

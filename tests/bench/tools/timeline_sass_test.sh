@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A stage's kernel, built as ever, has the instructions that it has without its calls of timeline.h.
+# A stage's kernel in an ordinary build has the same instructions as the kernel without its calls of timeline.h.
 #   timeline_sass_test.sh NVCC CUOBJDUMP FOLDER
 set -euo pipefail
 nvcc=$1 cuobjdump=$2 folder=$3
@@ -10,7 +10,7 @@ if ! command -v "$cuobjdump" > /dev/null; then
 fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# instructions FOLDER: of all its kernels
+# instructions FOLDER: prints those of all kernels of the stage in FOLDER
 instructions() {
   "$nvcc" -std=c++20 -O3 --expt-relaxed-constexpr -gencode arch=compute_90a,code=sm_90a -I. -DMLA_STAGE_ENTRY=stage_x \
     -cubin -o "$scratch/stage.cubin" "$1/stage.cu"
@@ -19,12 +19,12 @@ instructions() {
 mkdir "$scratch/without"
 cp "$folder"/*.cu* "$scratch/without"
 sed -i -z -E 's/timeline::(begin|enter|end)\([^;]*\);/;/g' "$scratch"/without/*.cuh
-! cmp -s "$folder/kernel.cuh" "$scratch/without/kernel.cuh" || { echo "FAILED: $folder calls nothing"; exit 1; }
+! cmp -s "$folder/kernel.cuh" "$scratch/without/kernel.cuh" || { echo "FAILED: $folder has no calls of timeline.h"; exit 1; }
 instructions "$folder" > "$scratch/with.sass"
 instructions "$scratch/without" > "$scratch/without.sass"
 [ "$(wc -l < "$scratch/with.sass")" -gt 10 ] || { echo "FAILED: no instructions"; exit 1; }
 diff "$scratch/with.sass" "$scratch/without.sass" > "$scratch/difference" || {
-  echo "FAILED: the calls are not free"
+  echo "FAILED: the calls of timeline.h leave instructions behind"
   head -20 "$scratch/difference"
   exit 1
 }

@@ -1,4 +1,4 @@
-// The timeline's reader and writers, on records that are known.
+// The timeline's reader and writers, on known records.
 #include "bench/tools/timeline.h"
 #include "tests/status_matchers.h"
 
@@ -9,7 +9,7 @@ namespace {
 
 using timeline::Record;
 
-/// Ends the record with an idle event, at a clock of 2 GHz.
+/// A record that ends with an idle event; the clock runs at 2 GHz.
 Record make_record(uint64_t begin, std::vector<std::pair<uint64_t, Phase>> events) {
   Record record = {};
   record.begin_clock = begin;
@@ -23,7 +23,7 @@ Record make_record(uint64_t begin, std::vector<std::pair<uint64_t, Phase>> event
   return record;
 }
 
-/// One block: products at 1100-1300 and 1500-1600 of one warpgroup, 1250-1400 of the other.
+/// One block. One warpgroup has products at clocks 1100-1300 and 1500-1600, the other at 1250-1400.
 std::vector<Record> one_block() {
   return {make_record(1000, {{1100, Phase::kQk},
                              {1300, Phase::kSoftmax},

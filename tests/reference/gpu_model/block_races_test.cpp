@@ -1,5 +1,5 @@
-// Races between blocks that run together, in clusters and in cooperative grids: each kernel that lacks one
-// edge is rejected in one run under the friendly schedule, and the kernel that has it is not, under any.
+// Races between blocks that run together, in clusters and in cooperative grids. Each kernel that lacks one
+// edge is rejected in one run under the friendly schedule. The kernel that has it is rejected under none.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -21,10 +21,12 @@ class BlockRaces : public GpuModel {
  protected:
   void SetUp() override {
     GpuModel::SetUp();
-    if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "kernels are not compiled for it";
+    if (!gpu_model::kernels_are_instrumented())
+      GTEST_SKIP() << "kernels are not compiled for the race detector";
   }
 
-  /// Runs `kernel(right)` in blocks of 64 threads: `right` or not.
+  /// Runs `kernel(true)`, which must be accepted, and `kernel(false)`, which must be rejected with
+  /// `part` in the message. Blocks have 64 threads.
   template <typename Smem, typename Kernel>
   void expect_race(const std::string& part, unsigned blocks, const LaunchOptions& options,
                    Kernel kernel) {
@@ -162,7 +164,7 @@ TEST_F(BlockRaces, ARelaxedArrivalHandsOnInitialisedMbarriersThatAreFenced) {
     if (right) ptx::mbarrier_wait_cluster(&smem.full, 0);
     cluster_sync();
   });
-  // But of what else the thread did, nothing.
+  // But it hands on nothing else that the thread did.
   in_cluster<Smem>("race: read of 4 bytes", [&](bool right) {
     Smem& smem = *shared<Smem>();
     if (first_thread()) {
@@ -185,7 +187,7 @@ TEST_F(BlockRaces, ABlockMayNotHaveStarted) {
                        ptx::barrier_cluster_arrive_relaxed();
                        ptx::barrier_cluster_wait();
                      } else if (ptx::cluster_ctarank() == 0) {
-                       // Long enough for the other to start: without luck it is found all the same.
+                       // Long enough for the other to start. The race is found all the same.
                        for (int i = 0; i < 10; ++i) __nanosleep(100);
                      }
                      if (ptx::cluster_ctarank() == 0) {
@@ -203,7 +205,7 @@ TEST_F(BlockRaces, ABlockEndsWhileOthersUseItsMemory) {
           reinterpret_cast<uintptr_t>(ptx::mapa(&smem.words[threadIdx.x], 1)) % 2);
       *ptx::mapa(&smem.words[threadIdx.x], 1) = 5;
     } else {
-      for (int i = 0; i < 10; ++i) __nanosleep(100);  // as luck has it, it ends last
+      for (int i = 0; i < 10; ++i) __nanosleep(100);  // by luck it ends last
     }
     // Nobody looks at what was written, so this need not release anything.
     if (right) {
@@ -225,7 +227,7 @@ TEST_F(BlockRaces, ABlockEndsBeforeACopyFromItsMemoryIsKnownToBeOver) {
     if (rank == 1) {
       ptx::mbarrier_wait(&smem.full, 0);
     } else if (!right) {
-      for (int i = 0; i < 10; ++i) __nanosleep(100);  // as luck has it, the copy is over by then
+      for (int i = 0; i < 10; ++i) __nanosleep(100);  // by luck the copy is over by then
     }
     if (right) cluster_sync();
   });
@@ -282,7 +284,7 @@ TEST_F(BlockRaces, OneThreadsWaitForTheClusterServesItsBlock) {
   });
 }
 
-/// A slot of block 1 that block 0 fills twice: the second time after block 1 has said that it is empty.
+/// Block 0 fills a slot of block 1 twice. Before the second time, block 1 must say that the slot is empty.
 TEST_F(BlockRaces, ASlotOfAPeerIsFilledBeforeItHasArrived) {
   in_cluster<Smem>("race: st_async at ", [&](bool right) {
     Smem& smem = start(1);
@@ -292,7 +294,7 @@ TEST_F(BlockRaces, ASlotOfAPeerIsFilledBeforeItHasArrived) {
         if (right && round > 0) ptx::mbarrier_wait_cluster(&smem.empty, 0);
         ptx::mbarrier_arrive_expect_tx_cluster(ptx::mapa(&smem.full, 1), 4);
         ptx::st_async(ptx::mapa(&smem.words[0], 1), 5u, ptx::mapa(&smem.full, 1));
-        if (!right) ptx::mbarrier_wait_cluster(&smem.empty, 0);  // too late for the slot
+        if (!right) ptx::mbarrier_wait_cluster(&smem.empty, 0);  // after the store, too late
       }
       if (rank == 1) {
         ptx::mbarrier_wait_cluster(&smem.full, round);
@@ -300,7 +302,7 @@ TEST_F(BlockRaces, ASlotOfAPeerIsFilledBeforeItHasArrived) {
         if (!right && round == 0 && first_thread()) {
           ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.empty, 0));
         }
-        if (!right && round == 0) out[threadIdx.x] = smem.words[0];  // after the arrival
+        if (!right && round == 0) out[threadIdx.x] = smem.words[0];  // only after the arrival
         if (right && round == 0) {
           __syncthreads();
           if (first_thread()) ptx::mbarrier_arrive_cluster(ptx::mapa(&smem.empty, 0));
@@ -335,7 +337,7 @@ TEST_F(BlockRaces, ASlotOfAPeerIsFilledAfterAWaitForTheOwnBlockAlone) {
 // What is asynchronous between blocks.
 
 TEST_F(BlockRaces, AnAsynchronousStoreThatIsNotWaitedFor) {
-  for (const bool cluster : {false, true}) {  // a wait of either scope is for what lands
+  for (const bool cluster : {false, true}) {  // a wait of either scope covers what lands
     in_cluster<Smem>(" after st_async at ", [&](bool right) {
       Smem& smem = start(1, 4);
       const unsigned other = 1 - ptx::cluster_ctarank();
@@ -345,7 +347,7 @@ TEST_F(BlockRaces, AnAsynchronousStoreThatIsNotWaitedFor) {
       if (right || threadIdx.x < 32) {
         cluster ? ptx::mbarrier_wait_cluster(&smem.full, 0) : ptx::mbarrier_wait(&smem.full, 0);
       } else {
-        for (int i = 0; i < 10; ++i) __nanosleep(100);  // as luck has it, it is there by then
+        for (int i = 0; i < 10; ++i) __nanosleep(100);  // by luck it is there by then
       }
       out[other * 64 + threadIdx.x] = smem.words[0];
       cluster_sync();
@@ -409,7 +411,7 @@ TEST_F(BlockRaces, ACopyBetweenBlocksThatIsNotWaitedFor) {
   });
 }
 
-/// That a copy has left its source is known to the block that it went to.
+/// The block that a copy went to knows that it has left its source.
 TEST_F(BlockRaces, TheSourceOfACopyBetweenBlocksIsWrittenAgainTooEarly) {
   in_cluster<Smem>("under way: nothing here says that it has ended", [&](bool right) {
     Smem& smem = start(1, kCopyBytes);
@@ -469,7 +471,7 @@ TEST_F(BlockRaces, TheSourceOfALoadIsWrittenBeforeItHasLanded) {
     Smem& smem = start(1, kCopyBytes);
     if (ptx::cluster_ctarank() == 0) {
       if (first_thread()) ptx::cp_async_bulk(smem.to, in.data(), kCopyBytes, &smem.full);
-      // That it has landed is enough, whoever issued it.
+      // It is enough to wait until it has landed; any thread may do so.
       if (right && threadIdx.x == 40) ptx::mbarrier_wait(&smem.full, 0);
       if (threadIdx.x == (right ? 40 : 0)) in[5] = 1;
       ptx::mbarrier_wait(&smem.full, 0);
@@ -482,7 +484,7 @@ TEST_F(BlockRaces, TheSourceOfALoadIsWrittenBeforeItHasLanded) {
   });
 }
 
-/// What is written to another block's memory must be fenced by who wrote it, for the whole cluster.
+/// The thread that writes to another block's memory must itself fence it, for the whole cluster.
 TEST_F(BlockRaces, ARemoteStoreThatItsReaderFences) {
   in_cluster<Smem>("that thread has called no fence_proxy_async_cluster since", [&](bool right) {
     Smem& smem = start(1);
@@ -518,7 +520,7 @@ TEST_F(BlockRaces, AtomicsInAnotherBlocksMemory) {
 // ---------------------------------------------------------------------------------------------------------------
 // Cooperative grids: global memory.
 
-/// Block 1 tells the others by a flag that `in` is there.
+/// By a flag, block 1 tells the others that `in` is there.
 enum class Flag { kVolatile, kAtomic, kAcquire };
 
 TEST_F(BlockRaces, AFlagWithoutAFenceBeforeIt) {
@@ -631,7 +633,7 @@ TEST_F(BlockRaces, NoBlockBarrierBehindTheAcquire) {
   });
 }
 
-/// A barrier of the grid for repeated use: the last to come resets the counter, and then lets the others go.
+/// A barrier of the grid that is used again: the last block to come resets the counter, then lets the others go.
 TEST_F(BlockRaces, ACounterIsResetWhileOthersStillLookAtIt) {
   in_grid(": nothing released there is acquired here", 4, [&](bool right) {
     unsigned* count = &counters[0];
@@ -650,7 +652,7 @@ TEST_F(BlockRaces, ACounterIsResetWhileOthersStillLookAtIt) {
             }
           }
         } else if (last) {
-          *count = 0;  // the others look at it
+          *count = 0;  // the others still look at it
         } else {
           while (ptx::ld_acquire(count) != 0) {
           }
@@ -662,7 +664,7 @@ TEST_F(BlockRaces, ACounterIsResetWhileOthersStillLookAtIt) {
   });
 }
 
-/// What is known through a third block is known.
+/// A block may learn through a third block that another has written.
 TEST_F(BlockRaces, ReleasesAreHandedOn) {
   in_grid("by thread (0,0,0) of block (0,0,0): nothing released there is acquired here", 3,
           [&](bool right) {
@@ -680,7 +682,7 @@ TEST_F(BlockRaces, ReleasesAreHandedOn) {
           });
 }
 
-/// More blocks read than are remembered one by one. The last one writes, and knows of some that they are done.
+/// More blocks read than are remembered one by one. The last one writes, but knows only of some that they are done.
 TEST_F(BlockRaces, AWriteAfterTheReadsOfManyBlocks) {
   for (const unsigned blocks : {6u, 80u}) {
     in_grid("by one of many blocks", blocks, [&](bool right) {
@@ -710,7 +712,7 @@ TEST_F(BlockRaces, EachBlockOfAGridHasASharedMemoryOfItsOwn) {
   });
 }
 
-/// A grid as large as a GPU, each of whose threads releases and acquires by itself: 50,688 clocks.
+/// A grid as large as a GPU, in which each thread releases and acquires by itself: 50,688 clocks.
 TEST_F(BlockRaces, AWholeGpuNeedsLittleMemory) {
   constexpr unsigned kBlocks = 132, kThreads = 384;
   GlobalArray<unsigned> values(kBlocks * kThreads), sums(kBlocks * kThreads);

@@ -1,6 +1,6 @@
-// The model's instructions for clusters against what stages/common/ptx/ptx_sm90.h documents, and
-// against what a GPU of compute capability 9.0 did, as make_golden recorded it. Where there
-// is such a GPU, it is compared, too.
+// The model's instructions for clusters are compared with what stages/common/ptx/ptx_sm90.h
+// documents, and with what a GPU of compute capability 9.0 did when make_golden recorded it. Where
+// there is such a GPU, it is compared, too.
 #include "reference/testing/cluster_fragments.h"
 
 #include <gtest/gtest.h>

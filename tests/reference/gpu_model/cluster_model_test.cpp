@@ -1,6 +1,6 @@
 /// @file
-/// Clusters on the GPU model: right kernels give right results under every schedule, and each wrong
-/// one, which lacks one statement of a right one or has one in a wrong place, is rejected.
+/// Clusters on the GPU model. Right kernels give right results under every schedule. Each wrong one
+/// lacks one statement of a right one, or has it in a wrong place, and is rejected.
 
 #include <gtest/gtest.h>
 
@@ -27,7 +27,7 @@ class ClusterModel : public GpuModel {
     return error_of(grid, threads, shared_bytes, kernel, options);
   }
 
-  /// Right under every schedule, in one cluster, and without a race.
+  /// Expects right results under every schedule, in one cluster, and no race.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_right(unsigned cluster, unsigned threads, Kernel kernel, Check check) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -37,7 +37,7 @@ class ClusterModel : public GpuModel {
       EXPECT_EQ(check(), "") << "seed " << seed;
     }
   }
-  /// Rejected under every schedule, without the race detector.
+  /// Expects a rejection under every schedule, without the race detector.
   template <typename Smem, typename Kernel>
   static void expect_wrong(const std::string& part, unsigned cluster, unsigned threads,
                            Kernel kernel) {
@@ -48,8 +48,8 @@ class ClusterModel : public GpuModel {
       expect_contains(error, part);
     }
   }
-  /// Rejected, at least once with this part, or wrong results, under some; by the race detector under the
-  /// first.
+  /// Expects some schedules to give a rejection or wrong results, and `part` in a message at least once.
+  /// Under the first schedule, the race detector must reject it.
   template <typename Smem, typename Kernel, typename Check>
   static void expect_found(const std::string& part, unsigned cluster, unsigned threads,
                            Kernel kernel, Check check) {
@@ -92,7 +92,7 @@ struct ExchangeSmem {
   unsigned count;
 };
 
-/// kRelaxedLast is none: behind the last reads nothing has to be seen.
+/// kRelaxedLast is no fault: after the last reads, nobody has to see anything.
 enum class Fault { kNone, kNoFirst, kNoLast, kRelaxedLast, kEarlyExit };
 
 /// Every thread reads what the next block of the cluster wrote.
@@ -311,7 +311,7 @@ TEST_F(ClusterModel, RemoteArrival) {
 }
 
 TEST_F(ClusterModel, RemoteArrivalThatIsOneTooMany) {
-  // Nobody expects the bytes, so the phase that the others end stays as it is.
+  // The bytes that are expected never come, so the phase stays, and the next arrival is too many.
   struct Smem {
     ptx::Mbarrier full;
   };
@@ -497,7 +497,7 @@ TEST_F(ClusterModel, CopiesBetweenBlocks) {
                          [&] { copy<Copy::kNoWait>(out.data()); });
 }
 
-/// A slot of another block that is still read: by a bulk store that nobody has waited for.
+/// A slot of another block is still read, by a bulk store that nobody has waited for.
 TEST_F(ClusterModel, CopyOverASlotThatIsStillRead) {
   GlobalArray<uint32_t> out(256);
   for (const bool waits : {true, false}) {
@@ -534,7 +534,7 @@ TEST_F(ClusterModel, CopyOverASlotThatIsStillRead) {
   }
 }
 
-/// Ordinary stores to another block, which it then stores to global memory by TMA.
+/// Ordinary stores write to another block's memory, which that block then stores to global memory by TMA.
 TEST_F(ClusterModel, RemoteStoresAndTheProxies) {
   GlobalArray<uint32_t> out(256);
   for (const bool fences : {true, false}) {

@@ -1,6 +1,6 @@
 /// @file
 /// Launches whose blocks are resident together on the GPU model: blocks that wait for each other
-/// are right under every schedule, and what can never end is reported.
+/// give right results under every schedule, and a wait that can never end is reported.
 
 #include <gtest/gtest.h>
 
@@ -24,7 +24,7 @@ class CoResident : public GpuModel {
     return error_of(grid, block, shared_bytes, kernel, {.cooperative = true});
   }
 
-  /// The error under every seed.
+  /// Expects this error under every seed.
   template <typename Kernel>
   static void expect_wrong(const std::string& part, dim3 grid, dim3 block, Kernel kernel) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -230,7 +230,7 @@ TEST_F(CoResident, WaitingForASleeperIsNoDeadlock) {
   }
 }
 
-/// A flag whose upper half alone changes.
+/// A flag of which only the upper half changes.
 TEST_F(CoResident, FlagsOf64Bits) {
   constexpr uint64_t kRaised = uint64_t{7} << 32;
   GlobalArray<uint64_t> flag(1);
@@ -257,7 +257,7 @@ TEST_F(CoResident, FlagsOf64Bits) {
   }
 }
 
-/// A release that other threads' stores do not come before.
+/// A release that does not come after the other threads' stores.
 TEST_F(CoResident, MissingBlockBarrierBeforeTheRelease) {
   int found = 0;
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -324,7 +324,7 @@ TEST_F(CoResident, GridThatDoesNotFit) {
   expect_contains(error_together(97, 1, 0, nothing), "32 on each of 3");
 }
 
-/// In a plain launch only the own block can be waited for.
+/// In a plain launch, a thread can wait for its own block only.
 TEST_F(CoResident, PlainLaunchPromisesNothing) {
   GlobalArray<unsigned> counter(1);
   for (uint64_t seed = 0; seed < kSeeds; ++seed) {

@@ -18,7 +18,7 @@ using gpu_model::Counts;
 using gpu_model::Profile;
 namespace ptx = gpu_model::ptx;
 
-/// Sum over the instructions of a kind, in all launches.
+/// The sum over all instructions of a kind, in all launches.
 Counts sum(const Profile& profile, AccessKind kind) {
   Counts counts;
   for (const auto& launch : profile.launches) {
@@ -46,7 +46,8 @@ class Counters : public GpuModel {
  protected:
   void SetUp() override {
     GpuModel::SetUp();
-    if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "kernels are not compiled for it";
+    if (!gpu_model::kernels_are_instrumented())
+      GTEST_SKIP() << "kernels are not compiled for counting";
 #ifdef __clang__
     GTEST_SKIP() << "clang splits accesses to structs; see docs/counters.md";
 #endif
@@ -156,7 +157,7 @@ TEST_F(Counters, LongLoopsWithoutAMeetingAreKeptInBounds) {
   count([&] {
     uint32_t value = 0;
     const volatile uint32_t* volatile_in = in.data();
-    // Half of the warp makes twice as many trips.
+    // Half of the warp makes twice as many trips as the other.
     const unsigned trips = threadIdx.x < 16 ? kTrips : 2 * kTrips;
     for (unsigned trip = 0; trip < trips; ++trip) value += volatile_in[threadIdx.x];
     out[threadIdx.x] = value;
@@ -171,7 +172,8 @@ TEST_F(Counters, AMeetingPutsLanesInStepAgain) {
     const volatile uint32_t* values = in.data();
     for (unsigned i = 0; i < times; ++i) static_cast<void>(values[threadIdx.x]);
   };
-  // Lane 0 reads once more before the meeting: 3 + 2 requests. Taken together, they were 2 + 2 + 1.
+  // Lane 0 reads once more before the meeting: 3 + 2 requests. Without the meeting, lane 0's third
+  // read would be taken together with the other lanes' next one.
   count([&] {
     for (unsigned round = 0; round < 2; ++round) {
       const bool more = round == 0 && threadIdx.x == 0;
@@ -236,7 +238,7 @@ TEST_F(Counters, ATilesColumn) {
   EXPECT_EQ(stores().shared_conflicts, 0u);
 }
 
-/// What a warp's access costs in which lane i is at `place(i)` units of T.
+/// A warp's access in which lane i reads element `place(i)` of type T.
 template <typename T, typename Place>
 __global__ void load_at(T* out, Place place) {
   const T* smem = static_cast<const T*>(gpu_model::dynamic_shared_memory(32768));
@@ -277,7 +279,8 @@ TEST_F(Counters, WideAccessesTakeHalvesAndQuarters) {
 }
 
 TEST_F(Counters, NeighbouringAccessesToSharedMemoryAreJoined) {
-  // Each lane reads four words in a row, one by one, from a multiple of 16 bytes, or from one word on.
+  // Each lane reads four words in a row, one by one, beginning at a multiple of 16 bytes or one word
+  // later.
   const auto read = [](unsigned first) {
     return [first] {
       const auto* smem = static_cast<volatile float*>(gpu_model::dynamic_shared_memory(32768));
@@ -307,7 +310,8 @@ TEST_F(Counters, LdmatrixWithAndWithoutSwizzle) {
     };
   };
   count(load(false), 32, 1, 8192);
-  EXPECT_EQ(executed(profile_, "ldmatrix_x4"), 1u + 1);  // what lanes bring, and the warp
+  EXPECT_EQ(executed(profile_, "ldmatrix_x4"),
+            1u + 1);  // once by the lanes that give addresses, once by the warp
   EXPECT_EQ(sum(profile_, AccessKind::kMatrixLoad).shared_wavefronts, 32u);
   EXPECT_EQ(sum(profile_, AccessKind::kMatrixLoad).shared_conflicts, 28u);
   count(load(true), 32, 1, 8192);

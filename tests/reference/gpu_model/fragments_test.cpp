@@ -1,5 +1,5 @@
-// The model's mma, ldmatrix and cp.async against what a GPU did, as
-// reference/testing/golden/fragments.txt records it. Where there is a GPU, it is compared, too.
+// The model's mma, ldmatrix and cp.async are compared with what a GPU did, as recorded in
+// reference/testing/golden/fragments.txt. Where there is a GPU, it is compared, too.
 #include "reference/testing/fragments.h"
 #include "tests/status_matchers.h"
 
@@ -55,7 +55,7 @@ TEST(Fragments, GpuDoesWhatTheGpuDid) {
   expect_golden(*gpu);
 }
 
-// With the tests above: make_golden, run on the GPU of the files, makes them again to the byte.
+// Together with the tests above this means: make_golden on the same GPU writes the same bytes again.
 TEST(Fragments, FilesAreWrittenAsTheyWereRead) {
   for (const char* path : {kFragmentsFile, kHopperFragmentsFile}) {
     SCOPED_TRACE(path);

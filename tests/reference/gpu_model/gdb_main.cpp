@@ -1,4 +1,4 @@
-// What gdb_test.py stops: a cluster of two blocks, in thread 40 of the second.
+// The program that gdb_test.py stops: a cluster of two blocks. It stops in thread 40 of the second.
 #include "reference/gpu_model/simt.h"
 #include "stages/common/ptx/ptx_sm90.h"
 

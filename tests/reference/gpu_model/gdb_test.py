@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """reference/gpu_model/gdb.py, in gdb: which blocks of a cluster run, and where their GPU threads are.
 
-    gdb_test.py PROGRAM    what gdb_main.cpp became; without gdb, or where it may stop no process, exit code 77
+    gdb_test.py PROGRAM    the program of gdb_main.cpp; exit code 77 without gdb, or where it may not stop a process
 """
 import pathlib
 import re
@@ -20,7 +20,7 @@ def line_of(text):
 
 
 def in_gdb(*commands):
-    """What gdb says to these commands after it has stopped in stop_here(), and all that it said."""
+    """Runs these commands where gdb stops in stop_here(). Returns what it says to them, and all that it said."""
     arguments = ["gdb", "-nx", "-batch"]
     for command in ("set debuginfod enabled off", f"source {ROOT}/reference/gpu_model/gdb.py", "break stop_here", "run",
                     "echo BEGIN\\n", *commands):

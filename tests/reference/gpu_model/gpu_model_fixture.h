@@ -1,5 +1,5 @@
 /// @file
-/// What the tests of the GPU model share: memory, and kernels that must be rejected.
+/// What the tests of the GPU model share: memory, and checks that a kernel is rejected.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -56,7 +56,7 @@ class GpuModel : public testing::Test {
     gpu_model::device() = {};
   }
 
-  /// The model must be as good as new after whatever it rejected.
+  /// After a rejection, the model must work as before.
   static void expect_usable() {
     GlobalArray<int> out(64);
     gpu_model::launch(1, 64, 256, [&] {

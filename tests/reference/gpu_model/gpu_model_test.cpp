@@ -1,8 +1,7 @@
 /// @file
-/// The GPU model itself: kernels that are right must give right results under every schedule,
-/// kernels that are wrong must be rejected. A rejected kernel is one that launch() throws for, or,
-/// for a race that the detector may not look for, one whose result is wrong under at least one of ten
-/// seeds.
+/// The GPU model itself. Right kernels must give right results under every schedule, and wrong kernels
+/// must be rejected: launch() throws. Where the race detector is off, a race is found instead by a
+/// wrong result under at least one of ten seeds.
 
 #include <gtest/gtest.h>
 
@@ -25,13 +24,13 @@ namespace gpu_model_test {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------
-// Races. `kSynchronized` is the one difference between the right kernel and the wrong one.
+// Races. `kSynchronized` is the only difference between the right kernel and the wrong one.
 
 class Races : public GpuModel {
  protected:
   static constexpr unsigned kThreads = 128;
 
-  /// `kernel(out)` must fill out[i] with expected(i), as it does if right.
+  /// `kernel(out)` is right: it must fill out[i] with expected(i).
   template <typename Kernel, typename Expected>
   static void expect_right(unsigned threads, Kernel kernel, Expected expected) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -39,8 +38,8 @@ class Races : public GpuModel {
     }
   }
 
-  /// The friendly schedule gives right results, so that only the adversary, or the race detector,
-  /// finds the race.
+  /// The friendly schedule gives right results, so only a hostile schedule or the race detector finds
+  /// the race.
   template <typename Kernel, typename Expected>
   static void expect_race(unsigned threads, Kernel kernel, Expected expected) {
     if (gpu_model::kernels_are_instrumented()) {
@@ -90,7 +89,7 @@ TEST_F(Races, MissingSyncthreadsReadAfterWrite) {
   expect_race(kThreads, read_after_write<false>, expected);
 }
 
-/// Two tiles through one buffer: everyone reads what the thread behind wrote, then overwrites its
+/// Two tiles through one buffer: everyone reads what the next thread wrote, then overwrites its
 /// own value.
 template <bool kSynchronized>
 __global__ void write_after_read(int* out) {
@@ -130,7 +129,7 @@ TEST_F(Races, MissingSyncwarp) {
   expect_race(32, warp_exchange<false>, expected);
 }
 
-/// A shuffle makes lanes meet but orders no memory: wrong on paper, right under every schedule.
+/// A shuffle makes lanes meet but orders no memory. The kernel is wrong, but right under every schedule.
 __global__ void shuffle_for_syncwarp(int* out) {
   int* values = *shared<int[256]>();
   const unsigned i = threadIdx.x;
@@ -192,12 +191,12 @@ TEST_F(Races, FencesAndAtomicsOrderBlocks) {
 
 class Memory : public GpuModel {};
 
-/// Keeps the compiler from dropping an access whose result nobody uses.
+/// A read that the compiler does not drop, although nobody uses its result.
 void read(const float* address) {
   static_cast<void>(*static_cast<const volatile float*>(address));
 }
 
-/// Keeps the compiler from seeing what the model is to find.
+/// Hides a value from the compiler, so that it does not see the fault that the model must find.
 int opaque(int value) {
   volatile int copy = value;
   return copy;
@@ -238,7 +237,8 @@ TEST_F(Memory, SharedAccessBeforeTheStart) {
 }
 
 TEST_F(Memory, SharedWriteIntoPadding) {
-  // 20 bytes leave 12 of padding before the guard zone: no fault, but seen when the block ends.
+  // 20 bytes leave 12 bytes of padding before the guard zone. A write there faults nowhere, but it is
+  // seen when the block ends.
   const auto kernel = [] {
     static_cast<float*>(gpu_model::dynamic_shared_memory(20))[opaque(5)] = 1;
   };
@@ -334,7 +334,7 @@ TEST_F(Memory, StaticSharedMemoryIsTheBlocks) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Barriers, and waiting for nobody.
+// Barriers, and waits that never end.
 
 class Barriers : public GpuModel {};
 
@@ -546,7 +546,7 @@ TEST_F(Warps, ShuffleWithAnExitedLane) {
             "block (0,0,0), thread (7,0,0) has returned while thread (0,0,0) waits in "
             "__shfl_sync(mask 0xffffffff) at " +
                 at(line));
-  // And the other way round: it returned before the others came.
+  // And the other way round: the lane returned before the others came.
   const auto late = [&] {
     if (threadIdx.x == 0) return;
     __shfl_sync(kAllLanes, 1, 0);
@@ -641,7 +641,7 @@ TEST_F(Launches, AtomicsAcrossBlocks) {
   EXPECT_EQ(exchanged.values(), (std::vector<int>{4, 3}));
 }
 
-/// In which order the threads of each of 8 blocks of 64 come past three points.
+/// The order in which the threads of each of 8 blocks of 64 come past three points.
 std::vector<int> order_of_execution(uint64_t seed, int os_threads) {
   gpu_model::schedule() = {.seed = seed, .os_threads = os_threads, .detect_races = false};
   GlobalArray<int> order(8 * 192), next(8);
@@ -753,7 +753,7 @@ TEST_F(Launches, ManySmallBlocks) {
   });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   EXPECT_EQ(blocks, count);
-  // A fifth of a second on an idle machine; what this catches is a block that costs milliseconds.
+  // It takes a fifth of a second on an idle machine. The limit catches blocks that cost milliseconds.
   EXPECT_LT(seconds.count(), 60);
   RecordProperty("milliseconds", static_cast<int>(1000 * seconds.count()));
 }

@@ -1,5 +1,5 @@
-// The model's wgmma, TMA, stmatrix and mbarrier against what a GPU of compute capability 9.0 did,
-// as reference/testing/golden/hopper_fragments.txt records it, and against what
+// The model's wgmma, TMA, stmatrix and mbarrier are compared with what a GPU of compute capability
+// 9.0 did, as recorded in reference/testing/golden/hopper_fragments.txt, and with what
 // stages/common/ptx/ptx_sm90.h documents. Where there is such a GPU, it is compared, too.
 #include "reference/testing/hopper_fragments.h"
 

@@ -1,7 +1,6 @@
 /// @file
-/// Hopper's instructions on the GPU model: right kernels give right results under every schedule,
-/// and each wrong one, which lacks one statement of a right one or has one in a wrong place, is
-/// rejected.
+/// Hopper's instructions on the GPU model. Right kernels give right results under every schedule.
+/// Each wrong one lacks one statement of a right one, or has it in a wrong place, and is rejected.
 
 #include <gtest/gtest.h>
 
@@ -32,7 +31,7 @@ using mla::model::TensorShape;
 
 class Hopper : public GpuModel {
  protected:
-  /// Right under every schedule: `check()` gives what is wrong with the results.
+  /// Expects right results under every schedule: `check()` says what is wrong with them.
   template <typename Kernel, typename Check>
   static void expect_right(unsigned threads, size_t shared_bytes, Kernel kernel, Check check) {
     for (uint64_t seed = 0; seed < kSeeds; ++seed) {
@@ -46,7 +45,7 @@ class Hopper : public GpuModel {
     expect_right(threads, shared_bytes, kernel, [] { return std::string(); });
   }
 
-  /// Rejected under every schedule, without the race detector, by the rule that `part` names.
+  /// Expects a rejection with `part` in its message under every schedule, without the race detector.
   template <typename Kernel>
   static void expect_wrong(const std::string& part, unsigned threads, size_t shared_bytes,
                            Kernel kernel) {
@@ -57,7 +56,8 @@ class Hopper : public GpuModel {
       expect_contains(error, part);
     }
   }
-  /// Rejected, or wrong results, under some; by the race detector under the first.
+  /// Expects a rejection or wrong results under some schedules, and under the first one a rejection by
+  /// the race detector.
   template <typename Kernel, typename Check>
   static void expect_found(unsigned threads, size_t shared_bytes, Kernel kernel, Check check) {
     int found = 0;
@@ -128,7 +128,8 @@ __global__ void multiply(const TensorMap* a_map, const TensorMap* b_map, const T
     ptx::mbarrier_arrive_expect_tx(&smem.full, (64 + kColumns) * 128);
     const uint64_t policy = ptx::createpolicy_evict_first();
     ptx::cp_async_bulk_tensor_4d(smem.a, a_map, 0, 0, 0, 0, &smem.full, policy);
-    // K-major: one box of all columns' rows, or two halves of it; MN-major: boxes of 64 columns.
+    // K-major: one box with the rows of all columns, or two halves of it. MN-major: boxes of 64
+    // columns.
     constexpr int kBoxColumns = kHalfBoxes ? 32 : 64;
     for (int box = 0; box < (kTransposed ? 4 : kHalfBoxes ? 2 : 1); ++box) {
       ptx::cp_async_bulk_tensor_4d(&smem.b[box * 64 * kBoxColumns], b_map, box * kBoxColumns, 0, 0,
@@ -260,7 +261,7 @@ struct PipelineSmem {
 constexpr unsigned kTiles = 5;
 int load_line = 0, wait_line = 0, full_wait_line = 0;
 
-/// Where a kernel is. Only one thread writes it, since it would be a race otherwise.
+/// Notes where a kernel is. Only one thread writes it, because otherwise it would be a race.
 void note(unsigned thread, int& line, int value) {
   if (threadIdx.x == thread) line = value;
 }
@@ -631,7 +632,7 @@ TEST_F(HopperProxies, StoreIsWaitedFor) {
 
 enum class Registers { kRight, kAChanged, kANotFenced, kANotNamed, kReadTooEarly, kBStoredTo };
 
-/// P[64, 64] times the same V for two accumulators, the second group's wait after the first's.
+/// P[64, 64] times the same V for two accumulators. The second group is waited for after the first.
 template <Registers kBreak>
 __global__ void multiply_registers(float* out) {
   auto& smem = *shared<ProductSmem>();
@@ -750,7 +751,8 @@ __global__ void multiply_few(float* out) {
   }
   ptx::wgmma_commit_group();
   if (kBreak == FewBreak::kAStoredTo) {
-    if (threadIdx.x == 50) smem.a[16 * 64 + 16] ^= 1;  // which its own warp reads, either way
+    if (threadIdx.x == 50)
+      smem.a[16 * 64 + 16] ^= 1;  // in either layout, the element is read by its own warp
     ptx::fence_proxy_async();
   }
   ptx::wgmma_wait_group<0>(d);
@@ -812,7 +814,8 @@ TYPED_TEST(HopperFewColumns, ATransposed) {
 
 enum class TransposedBreak { kNothing, kMisaligned, kOutside, kNoBarrier };
 
-/// Stores two matrices of 8 x 8, element [row, column] of matrix i 64 i + 8 row + column; to `out`.
+/// Stores two matrices of 8 x 8 and copies them to `out`. Element [row, column] of matrix i is
+/// 64 i + 8 row + column.
 template <TransposedBreak kBreak>
 __global__ void store_transposed(uint16_t* out) {
   auto& smem = *shared<TileSmem>();
@@ -921,7 +924,7 @@ struct LoadSmem {
   ptx::Mbarrier barrier;
 };
 
-/// Copies a box; without swizzle to read it, with to write it back.
+/// Copies a box to `out`, for maps without a swizzle, and writes it back by `out_map`, for maps with one.
 __global__ void load_box(const TensorMap* map, int c0, int c1, int c2, int c3, uint16_t* out,
                          const TensorMap* out_map) {
   auto& smem = *shared<LoadSmem>();
@@ -1075,7 +1078,7 @@ TEST_F(Hopper, BoxesOfFiveDimensions) {
   });
 }
 
-/// Whatever is wrong, one thread does it.
+/// A kernel in which one thread calls `function`.
 template <typename Function>
 auto one_thread(Function function) {
   return [function] {
@@ -1147,7 +1150,7 @@ struct BarrierSmem {
   int values[128];
 };
 
-/// Every phase, all threads but the last warp write, and the last warp adds up.
+/// In every phase, all warps but the last write, and the last one adds up.
 template <bool kWaits>
 __global__ void phases(int* out) {
   auto& smem = *shared<BarrierSmem>();
@@ -1289,8 +1292,8 @@ TEST_F(Hopper, NamedBarriersThatOneArrivesAt) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// All of it: O = sum over tiles of (Q K^T) K, as attention without its softmax. One warpgroup makes
-// P for both, each of which multiplies it by half of K's columns; a warp loads.
+// All of it: O = sum over tiles of (Q K^T) K, which is attention without its softmax. One warpgroup
+// makes P for both. Each warpgroup multiplies P by half of K's columns. A warp loads.
 
 struct AttentionSmem {
   alignas(1024) uint16_t q[8][64 * 64];

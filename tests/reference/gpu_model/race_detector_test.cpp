@@ -1,5 +1,5 @@
-// The race detector: each small kernel with a race is rejected in one run under the friendly schedule, and
-// each without is not, under any.
+// The race detector: each small kernel with a race is rejected in one run under the friendly schedule. Each
+// kernel without one is rejected under no schedule.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -16,7 +16,8 @@ class RaceDetection : public GpuModel {
  protected:
   void SetUp() override {
     GpuModel::SetUp();
-    if (!gpu_model::kernels_are_instrumented()) GTEST_SKIP() << "kernels are not compiled for it";
+    if (!gpu_model::kernels_are_instrumented())
+      GTEST_SKIP() << "kernels are not compiled for the race detector";
   }
 };
 
@@ -33,7 +34,7 @@ TEST_F(RaceDetection, FindsEveryTextbookRaceInOneFriendlyRun) {
   }
 }
 
-/// Neighbours that share four bytes are no race; the same byte is.
+/// Accesses to different bytes of one word are no race; accesses to the same byte are.
 template <typename T, bool kSame>
 __global__ void neighbours(unsigned* out) {
   T* values = static_cast<T*>(gpu_model::dynamic_shared_memory(256));
@@ -66,7 +67,7 @@ TEST_F(RaceDetection, NamesBothPlacesAndWhatIsMissing) {
   expect_contains(message, "no barrier between them, block (0,0,0), thread (40,0,0)");
 }
 
-/// What a grid that may begin early must wait for.
+/// A grid that may begin early must wait for the one ahead.
 TEST_F(RaceDetection, AGridMayBeginBeforeTheOneAheadEnds) {
   GlobalArray<unsigned> values(32), out(32);
   const auto write = [&] { values[threadIdx.x] = threadIdx.x; };
@@ -100,8 +101,8 @@ TEST_F(RaceDetection, ManyBlocksMayRead) {
   });
 }
 
-// The detector counts references by atomics of the host, which may be the kernels' instrumented ones: they must not
-// get into its books.
+// The detector itself uses atomics of the host to count references. These may be the kernels'
+// instrumented ones; they must not count as accesses of a kernel.
 TEST_F(RaceDetection, AtomicsInTheHostsMemoryOrderNothing) {
   GlobalArray<unsigned> values(1), out(1), flag(1);
   unsigned flag_of_host = 0;

@@ -1,4 +1,4 @@
-// Runs one of the small kernels with a race, or without, for a tool that looks for races:
+// Runs one of the small kernels, with its race or without, for a tool that looks for races:
 //
 //   race_faults                              lists them
 //   compute-sanitizer --tool racecheck race_faults --machine gpu tree

@@ -1,6 +1,6 @@
 /// @file
-/// Recordings of the GPU model: what they say of kernels that use each kind of event, and that a
-/// replay accepts them under every schedule, and none that lacks or changes an event.
+/// Recordings of the GPU model: what they say of kernels that use each kind of event. A replay must
+/// accept them under every schedule, and reject those that lack an event or have a changed one.
 
 #include "reference/gpu_model/recording.h"
 
@@ -28,7 +28,7 @@ class RecordingTest : public GpuModel {
     gpu_model::LaunchOptions options = {};
   };
 
-  /// What is recorded of a launch under a schedule; `error`: what it throws.
+  /// Records a launch under a schedule. `error` is part of what the launch must throw.
   template <typename Kernel>
   static std::string record(const Launch& launch, Kernel kernel, uint64_t seed = 0,
                             const gpu_model::RecordingOptions& options = {},
@@ -63,7 +63,8 @@ class RecordingTest : public GpuModel {
     expect_contains(status.message(), part);
   }
 
-  /// Under every schedule: replayed, twice the same, and with as many of these.
+  /// Expects, under every schedule, that the recording replays, is the same twice, and has `count` of
+  /// `member`.
   template <typename Kernel>
   static void expect_right_always(const Launch& launch, Kernel kernel,
                                   uint64_t mla::RecordingSummary::*member, uint64_t count,
@@ -110,7 +111,7 @@ struct TileSmem {
   MLA_REGIONS(values, tile, full)
 };
 
-/// Two warps; a block barrier, and a function of a warp.
+/// Two warps, a barrier of the block, and a warp function.
 void simple_kernel(int* line) {
   auto& smem = mla::model::shared_memory<TileSmem>();
   smem.values[threadIdx.x] = static_cast<int>(threadIdx.x);
@@ -196,7 +197,7 @@ TEST_F(RecordingTest, CopiesOfThreads) {
   EXPECT_EQ(copies.at(0).at("bytes"), 512);
   EXPECT_EQ(copies.at(1).at("writes"), (json{768, 1280}));
   EXPECT_EQ(events_of(file, "settle").at(0).at("count"), 32);
-  // The reader before the wait for what it reads.
+  // Move the read before the wait for the copy.
   json wrong = file;
   const size_t wait = first_of(file, "settle");
   json& events = wrong["events"];
@@ -213,7 +214,7 @@ TEST_F(RecordingTest, CopiesOfThreads) {
   expect_wrong(wrong, "byte 256 is read before the copy to it has landed");
 }
 
-/// A bulk load with its mbarrier, four times the same place; one thread issues, two warps wait.
+/// A bulk load with its mbarrier, four times to the same place. One thread issues, two warps wait.
 void load_kernel(const uint4* source) {
   auto& smem = mla::model::shared_memory<TileSmem>();
   if (threadIdx.x == 0) {
@@ -244,7 +245,7 @@ TEST_F(RecordingTest, LoadsAndPhases) {
   EXPECT_EQ(landing.at("missing"), 0);
   EXPECT_EQ(events_of(file, "phase").at(0).at("released"), 64);
 
-  // Planted faults: what a recorder that forgets or misstates an event would write.
+  // Faults on purpose, such as a recorder that forgets an event or writes it wrongly would make.
   const auto without = [&](const std::string& kind) {
     json wrong = file;
     wrong["events"].erase(first_of(file, kind));
@@ -270,7 +271,7 @@ TEST_F(RecordingTest, LoadsAndPhases) {
   wrong["kinds"][9][3] = "number";
   expect_wrong(wrong, "kind 9 is not that of version 1");
   expect_wrong(json::array(), "this is no recording");
-  // Every number that a phase's events state.
+  // Each number in the events of a phase is changed in turn.
   for (const char* kind : {"arrive", "land", "phase", "meet", "met", "wait"}) {
     const size_t place = first_of(file, kind);
     const size_t fields = file["events"][place].size();
@@ -482,7 +483,7 @@ TEST_F(RecordingTest, BoundsAreKeptAndSaid) {
     }
     for (size_t i = 0; i < kept; ++i) EXPECT_EQ(file["events"][i], whole["events"][i]);
   }
-  // Exactly as many as fit are all there.
+  // If exactly as many fit as there are, none is missing.
   EXPECT_EQ(json::parse(record(launch, kernel, 0, {.max_events = events}))["truncated"], false);
 }
 

@@ -1,6 +1,6 @@
 /// @file
-/// mma, ldmatrix, cp.async and named barriers on the GPU model: right kernels give right results
-/// under every schedule, and each wrong one, which lacks one statement of a right one, is rejected.
+/// mma, ldmatrix, cp.async and named barriers on the GPU model. Right kernels give right results
+/// under every schedule. Each wrong one lacks one statement of a right one, and is rejected.
 
 #include <gtest/gtest.h>
 
@@ -58,7 +58,7 @@ uint32_t pair(T low, T high) {
 
 class TensorCore : public GpuModel {
  protected:
-  /// What is wrong with a run of `kernel`, as a function of the seed: the error, or what `check()`
+  /// A function of the seed that runs `kernel` and says what is wrong: the error, or what `check()`
   /// returns.
   template <typename Kernel, typename Check>
   static auto runs(unsigned threads, size_t shared_bytes, Kernel kernel, Check check) {
@@ -74,7 +74,8 @@ class TensorCore : public GpuModel {
     for (uint64_t seed = 0; seed < 2 * kSeeds; ++seed) EXPECT_EQ(run(seed), "") << "seed " << seed;
   }
 
-  /// With the race detector, or by the model itself, under every seed; by wrong results under some.
+  /// Expects the race detector to find a fault under every seed. Without it, at least one
+  /// seed must show the fault.
   template <typename Run>
   static void expect_wrong(Run run) {
     if (gpu_model::kernels_are_instrumented()) {
@@ -138,14 +139,14 @@ TYPED_TEST(Mma, IsAMatrixProduct) {
   this->expect_right(this->runs(64, 0, kernel, check));
 }
 
-/// Every 16-bit value reaches the product as Eigen converts it: subnormals, infinities, NaNs too.
+/// Every 16-bit value enters the product as Eigen converts it: subnormals, infinities and NaNs, too.
 TYPED_TEST(Mma, ConvertsEveryValue) {
   std::vector<TypeParam> b(128);
   for (size_t i = 0; i < 128; ++i) b[i] = from_float<TypeParam>(i / 8 % 8 == i % 8);
   std::vector<TypeParam> a(256);
   GlobalArray<float> out(128);
   for (unsigned first = 0; first < 0x10000; first += 128) {
-    for (unsigned i = 0; i < 256; ++i) {  // a row's second half of zeros
+    for (unsigned i = 0; i < 256; ++i) {  // the second half of each row is zero
       const unsigned value = i % 16 < 8 ? first + i / 16 * 8 + i % 16 : 0;
       a[i] = std::bit_cast<TypeParam>(static_cast<uint16_t>(value));
     }
@@ -165,7 +166,7 @@ TYPED_TEST(Mma, ConvertsEveryValue) {
 }
 
 struct MatricesSmem {
-  alignas(16) uint16_t rows[32][24];  // of which 8 are a matrix's
+  alignas(16) uint16_t rows[32][24];  // 8 of a row's values belong to a matrix
 };
 
 __global__ void load_matrices(uint32_t* plain, uint32_t* transposed) {
@@ -220,7 +221,8 @@ float fma_of(float a, float b, float c) {
 TEST_F(TensorCore, FmaRoundsOnce) {
   EXPECT_EQ(fma_of<bfloat16>(3, 5, 7), 22);
   EXPECT_EQ(fma_of<float16>(3, 5, 7), 22);
-  // Ties go to the even number, and what is added may be far too small to be seen, but breaks them.
+  // Ties go to the even number. An addend breaks a tie even if it is far too small to be seen
+  // otherwise.
   EXPECT_EQ(fma_of<bfloat16>(129, 129, 63), 16640);
   EXPECT_EQ(fma_of<bfloat16>(1, 256, 1), 256);
   EXPECT_EQ(fma_of<bfloat16>(9, 29, 0), 260);
@@ -362,8 +364,8 @@ TEST_F(Pipeline, WithoutBarrierBeforeRefill) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// cp.async, read by plain loads, which the model does not see: wrong results tell, or
-// ThreadSanitizer.
+// cp.async, read by plain loads. The model does not see these: wrong results show a fault, or the race
+// detector does.
 
 class CpAsync : public TensorCore {
  protected:
@@ -378,7 +380,7 @@ class CpAsync : public TensorCore {
     }
   }
 
-  /// `source(i)` is what out_[i] must be a copy of.
+  /// out_[i] must equal source(i).
   template <typename Source>
   auto check(int tiles, Source source) {
     return [=, this]() -> std::string {
@@ -460,7 +462,7 @@ TEST_F(CpAsync, ZeroFill) {
                     check(1, [this](size_t i) { return i % 3 == 0 ? float4{} : in_[i]; })));
 }
 
-/// Every thread through two buffers of its own.
+/// Every thread copies through two buffers of its own.
 template <int kPending>
 __global__ void copy_in_turn(const float4* in, float4* out, int tiles) {
   float4* smem = *shared<float4[128]>();
@@ -485,13 +487,13 @@ TEST_F(CpAsync, WaitsForAllButTheNewestGroups) {
   const auto expected = check(kTiles, [this](size_t i) { return in_[i]; });
   expect_right(runs(
       kThreads, kBytes, [this] { copy_in_turn<1>(in_.data(), out_.data(), kTiles); }, expected));
-  // One group too many is left: the next tile but one goes where its copy still writes.
+  // One group too many is left under way: the tile after the next goes where a copy still writes.
   gpu_model::schedule().detect_races = false;
   expect_rejected("writes shared memory that cp.async of thread (", 1, kThreads, kBytes,
                   [this] { copy_in_turn<2>(in_.data(), out_.data(), kTiles); });
 }
 
-/// Each thread reads what the one opposite copied.
+/// Each thread reads what the opposite thread copied.
 enum class Barrier { kAfterTheWait, kBeforeTheWait, kNone };
 int shared_copy_line = 0;
 
@@ -516,7 +518,7 @@ TEST_F(CpAsync, MissingBarrierAfterTheWait) {
   };
   expect_right(run_with.operator()<Barrier::kAfterTheWait>());
   expect_wrong(run_with.operator()<Barrier::kNone>());
-  // A barrier orders no copy that is not waited for yet, even if it arrived early.
+  // A barrier does not order a copy that has not been waited for yet, even if it arrived early.
   const auto run = run_with.operator()<Barrier::kBeforeTheWait>();
   expect_wrong(run);
   for (uint64_t seed = 0; seed < kSeeds && gpu_model::kernels_are_instrumented(); ++seed) {
@@ -560,11 +562,11 @@ TEST_F(CpAsync, CopiesThatNobodyWaitsForEndWithTheBlock) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// What is no copy, no row, no warp.
+// Addresses, rows and warps that are not allowed.
 
 class Misuse : public CpAsync {
  protected:
-  /// `kernel(smem)`, by one warp with 1024 bytes of shared memory.
+  /// Expects `kernel(smem)` to be rejected. It is run by one warp with 1024 bytes of shared memory.
   template <typename Kernel>
   static void expect_misuse(const std::string& part, Kernel kernel) {
     expect_rejected(part, 1, 32, 1024, [&] { kernel(*shared<char[1024]>()); });
@@ -646,7 +648,7 @@ TEST_F(Misuse, LessThanAWarp) {
 
 class NamedBarriers : public TensorCore {
  protected:
-  /// Each thread's value is read by the one opposite in its pair of warps.
+  /// Each thread's value is read by the opposite thread of its pair of warps.
   template <bool kSynchronized>
   static void exchange(int* out) {
     int* values = *shared<int[128]>();
@@ -654,7 +656,7 @@ class NamedBarriers : public TensorCore {
     for (int round = 0; round < (group == 0 ? 3 : 5); ++round) {
       values[i] = 1000 * round + i;
       if constexpr (kSynchronized) {
-        // Warps may come from different lines.
+        // Warps may call it on different lines.
         if (i % 64 < 32) {
           ptx::barrier_sync(1 + group, 64);
         } else {

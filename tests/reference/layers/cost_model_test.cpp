@@ -1,6 +1,6 @@
 /// @file
-/// The cost model against counts: each layer written out as loops over numbers that count their own
-/// multiplications and additions, in tensors that note which elements a kernel touched.
+/// The cost model, compared with counts. Each layer is written out as loops over numbers that count
+/// their own multiplications and additions, in tensors that note which elements a kernel touched.
 #include "reference/layers/cost_model.h"
 #include "tests/status_matchers.h"
 
@@ -23,11 +23,11 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 struct Count {
   int64_t multiplications = 0;
   int64_t additions = 0;
-  int64_t elements = 0;  ///< Distinct ones read, and distinct ones written, a kernel
+  int64_t elements = 0;  ///< Per kernel, the distinct ones read and the distinct ones written
 };
 enum Part { kProjections, kExpansion, kCore, kParts };
 
-/// Where everything is counted. A kernel begins with begin(): what it touches counts once.
+/// Where everything is counted. A kernel starts with begin(); each element that it touches counts once.
 struct Ledger {
   Count parts[kParts];
   int64_t exponentials = 0;
@@ -57,7 +57,7 @@ struct Counted {
     return {a.value + b.value};
   }
 };
-/// Of the softmax: its exponentials are counted, its other operations are not.
+/// For the softmax: its exponentials are counted, its other operations are not.
 double counted_exp(double x) {
   ++ledger.exponentials;
   return std::exp(x);
@@ -233,7 +233,7 @@ Tensor run(const TraditionalLatent& model, const Step& step) {
   return product(kProjections, y, w_o);
 }
 
-/// MLA without norms and RoPE, which are not counted and act on q and the cache row alone.
+/// MLA without norms and RoPE. These are not counted; they act on q and the cache row alone.
 class MlaLayer {
  public:
   explicit MlaLayer(const Mla& model) : m_(model) {}
@@ -248,7 +248,7 @@ class MlaLayer {
     Tensor x = Tensor::random(step.batch * step.new_tokens, m_.d_model, 2);
     ledger.clear();
 
-    // Queries: q_rope goes where the core reads it, q_nope too unless it is absorbed first.
+    // Queries: q_rope goes where the core reads it, and so does q_nope unless it is absorbed first.
     const bool absorbed = form == Form::kAbsorbed;
     const int64_t q_width = absorbed ? m_.latent_row() : m_.nope + m_.rope;
     Tensor q(x.rows(), m_.heads * q_width), q_nope(x.rows(), m_.heads * m_.nope);
@@ -376,7 +376,7 @@ std::string describe(const Step& step) {
          " s_k=" + std::to_string(step.context) + (step.causal ? " causal" : "");
 }
 
-/// The ledger is what the formulas say.
+/// Expects the ledger to have what the formulas say.
 void expect_counted(const LayerCost& cost, const Step& step) {
   const auto e = static_cast<double>(step.element_bytes);
   const Cost* parts[kParts] = {&cost.projections, &cost.expansion, &cost.core};
@@ -443,7 +443,7 @@ TEST(CostModel, CountsOfMlaInEveryForm) {
   }
 }
 
-/// The loops that are counted are three ways to the same result, not three other things.
+/// The counted loops of the three forms compute the same result.
 TEST(CostModel, CountedFormsAgree) {
   for (const Step& step : steps()) {
     SCOPED_TRACE(describe(step));
@@ -487,7 +487,7 @@ TEST(CostModel, KnownFigures) {
   EXPECT_EQ(cost.cache_bytes_per_token, 16384);
   EXPECT_NEAR(cost.core.intensity(), 1, 1e-3);  // a multiply-add for every 2-byte element
 
-  // Decode of V3, 64 x 4096: 1.89 h_q FLOP per byte of cache, less for q and out.
+  // Decode of V3, 64 x 4096: 1.89 h_q FLOP per byte of cache; q and out make it a little less.
   ASSERT_OK(layer_cost(deepseek_v3(), Form::kAbsorbed, decode_step(4096, 64), &cost));
   EXPECT_EQ(cost.core.flop, 2.0 * 64 * 128 * 4096 * 1088);
   EXPECT_EQ(cost.core.bytes, 64.0 * 4096 * 1152 + 64 * 128 * (576 + 512) * 2);
@@ -502,7 +502,7 @@ TEST(CostModel, KnownFigures) {
 
 enum class Measure { kFlop, kBytes };
 
-/// Absorbed minus `against`: negative where absorbing pays.
+/// The absorbed form's cost minus that of `against`: negative where absorbing pays.
 double surplus(const Mla& model, Form against, const Step& step, Measure measure) {
   LayerCost absorbed, other;
   EXPECT_OK(layer_cost(model, Form::kAbsorbed, step, &absorbed));
@@ -511,7 +511,7 @@ double surplus(const Mla& model, Form against, const Step& step, Measure measure
                                    : absorbed.total().bytes - other.total().bytes;
 }
 
-/// The sign of `difference` is that of `x - crossover`; 0 only there.
+/// Expects `difference` to have the sign of `x - crossover`, and to be 0 only at the crossover.
 void expect_sign(double difference, double x, double crossover) {
   if (std::abs(x - crossover) < 1e-9 * crossover) {
     EXPECT_EQ(difference, 0);
@@ -573,7 +573,7 @@ TEST(Crossover, FlopCrossoversAreEachOthersInverse) {
   }
 }
 
-/// Against an expanded cache the absorbed form has the larger core and saves nothing.
+/// Compared with an expanded cache, the absorbed form has the larger core and saves nothing.
 TEST(Crossover, NoFlopSavedAgainstAnExpandedCache) {
   for (const Step& step : steps()) {
     EXPECT_GT(surplus(deepseek_v3(), Form::kUnabsorbedExpanded, step, Measure::kFlop), 0);
@@ -612,7 +612,7 @@ TEST(Crossover, Figures) {
   Mla one_head = v3;  // its own keys and values are smaller than the latent row
   one_head.heads = 1;
   EXPECT_EQ(bytes_crossover_share(one_head, Form::kUnabsorbedExpanded), 0);
-  Mla narrow = v3;  // the absorbed core is not larger: nothing is ever paid
+  Mla narrow = v3;  // the absorbed core is not larger, so no expansion ever pays
   narrow.kv_lora = 128;
   EXPECT_EQ(pairs_per_expansion(narrow), kInfinity);
   EXPECT_EQ(flop_crossover_new_tokens(narrow, 100, true), 100);

@@ -1,6 +1,6 @@
-// The DeepSeek layer: its two forms against each other and against plain loops in long double, RoPE
-// and YaRN against values computed elsewhere, decode against prefill, its core on every stage, and
-// what it says to bad input.
+// The DeepSeek layer: its two forms are compared with each other and with plain loops in long double,
+// RoPE and YaRN with values computed elsewhere, decode with prefill. Its core runs on every stage.
+// Bad input is refused.
 #include "reference/layers/mla_layer.h"
 
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ namespace {
 
 using Matrix = MlaMatrix<double>;
 
-// Latent widths that stages cannot decode, but every other part can; the rope ramp is within reach.
+// Latent widths that every part but the stages can decode. The ramp of YaRN is within them.
 MlaDims small_dims(int q_lora_rank) {
   return {.d_model = 48,
           .num_heads = 3,
@@ -36,7 +36,7 @@ MlaDims small_dims(int q_lora_rank) {
           .v_head_dim = 10};
 }
 
-// Few heads, little width, but the stages' cache rows.
+// Few heads and a narrow model, but with the cache rows of the stages.
 MlaDims stage_dims(int num_heads) {
   return {.d_model = 128, .num_heads = num_heads, .q_lora_rank = 96};
 }
@@ -61,8 +61,8 @@ MlaCache<T> make_cache(const MlaDims& dims, int64_t capacity) {
   return cache;
 }
 
-/// Feeds x to the layer in calls of the given numbers of tokens; the outputs, one below another.
-/// `how` is an MlaForm or an AttentionCore.
+/// Feeds x to the layer in calls of the given numbers of tokens. Returns the outputs of all calls, row
+/// by row. `how` is an MlaForm or an AttentionCore.
 template <typename T, typename How>
 MlaMatrix<T> run(const MlaLayer<T>& layer, const How& how, const MlaMatrix<T>& x,
                  const std::vector<int64_t>& calls, MlaCache<T>* cache) {
@@ -86,7 +86,8 @@ MlaMatrix<T> run(const MlaLayer<T>& layer, const How& how, const MlaMatrix<T>& x
   return run(layer, how, x, calls, &cache);
 }
 
-/// Largest difference, as a share of the largest expected value; NaN if either has one.
+/// The largest difference, as a share of the largest expected value. NaN if `actual` or `expected` has
+/// a NaN.
 template <typename A, typename B>
 double max_error(const A& actual, const B& expected) {
   const auto difference = actual.template cast<double>() - expected.template cast<double>();
@@ -326,7 +327,7 @@ void forms_agree(const std::string& name, const MlaDims& dims, double tolerance)
   const auto absorbed = run(layer, MlaForm::kAbsorbed, x, {8, 1, 1, 1});
   const auto prefill = run(layer, MlaForm::kUnabsorbed, x, {11});
   const auto absorbed_prefill = run(layer, MlaForm::kAbsorbed, x, {11});
-  EXPECT_GT(unabsorbed.norm(), 0.1 * std::sqrt(double(x.size())));  // weights lose no variance
+  EXPECT_GT(unabsorbed.norm(), 0.1 * std::sqrt(double(x.size())));  // outputs do not vanish
   const double errors[] = {max_error(absorbed, unabsorbed), max_error(unabsorbed, prefill),
                            max_error(absorbed, absorbed_prefill)};
   record(name + ", absorbed - unabsorbed", errors[0]);
@@ -437,8 +438,8 @@ void core_on(Machine& machine, const Stage& stage) {
   const MlaDims dims = stage_dims(5);
   const MlaLayer<double> layer = make_layer<double>(dims, 21);
   const Matrix x = random_hidden_states<double>(140, dims.d_model, 22);
-  const std::vector<int64_t> calls = {126, 1, 1,
-                                      1,   3, 8};  // over a page's end, then several at once
+  // One token at a time over a page's end, then several at once.
+  const std::vector<int64_t> calls = {126, 1, 1, 1, 3, 8};
   const Matrix expected = run(layer, MlaForm::kUnabsorbed, x, calls);
 
   const auto decodes = [&](DType dtype, CacheFormat format) {
@@ -463,7 +464,8 @@ void core_on(Machine& machine, const Stage& stage) {
     record(name + ", layer - double", error);
     EXPECT_LT(error, layer_tolerance(dtype, format));
     if (is_quantised(format)) {
-      EXPECT_GT(error, layer_tolerance(dtype, CacheFormat::k16Bit) / 5) << "as if of 16 bits";
+      EXPECT_GT(error, layer_tolerance(dtype, CacheFormat::k16Bit) / 5)
+          << "as exact as 16 bits, so the codes were not used";
     }
   };
   for (const CacheFormat format : stage.cache_formats) {
@@ -493,8 +495,8 @@ TEST(MlaLayer, CoreOnEveryStageOfTheGpu) {
   }
 }
 
-// The layer's core and the decode reference are the same function: with rounding left out of the
-// comparison, they agree to double precision.
+// The layer's core and the decode reference are the same function. On inputs that are rounded already,
+// they agree to double precision.
 TEST(MlaLayer, EigenCoreIsTheReference) {
   const MlaDims dims = stage_dims(40);  // more heads than one task takes
   const int64_t width = dims.cache_width();
@@ -728,7 +730,7 @@ double peak_mib() {
   return 0;
 }
 
-// Time and memory of one layer. Not a test; on request:
+// Time and memory of one layer. It is not a test, and runs on request:
 //   mla_layer_test --gtest_also_run_disabled_tests --gtest_filter='*Figures*'
 TEST(MlaLayer, DISABLED_Figures) {
   std::printf("layer, float       form         tokens    seconds   peak MiB  beside weights\n");

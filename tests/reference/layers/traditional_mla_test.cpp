@@ -18,11 +18,11 @@
 #include <utility>
 #include <vector>
 
-// ---- the allocation counter: malloc and its kin, for the whole program ------------------------
+// ---- the allocation counter: malloc and its relatives, for the whole program ------------------
 //
 // Eigen takes its matrices from malloc, not from operator new, and glibc has no hooks any more. But
-// a program's own malloc takes precedence over the library's, and glibc keeps its own reachable
-// under another name. A sanitizer has a malloc of its own: no counting then.
+// a program's own malloc takes precedence over the library's, and glibc's own can still be called by
+// another name. A sanitizer has a malloc of its own, so nothing is counted under one.
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define MLA_COUNT_ALLOCATIONS
 
@@ -180,7 +180,7 @@ Matrix<T> random_tokens(Eigen::Index tokens, Eigen::Index d_model, uint64_t seed
   return random_matrix<T>(tokens, d_model, 1, random);
 }
 
-/// About a third is visible, every seventh query sees nothing, and no structure helps.
+/// About a third of the tokens are visible, every seventh query sees none, and there is no pattern.
 Mask scattered() {
   return Mask::where([](int64_t query, int64_t token) {
     if (query % 7 == 3) return false;
@@ -223,7 +223,7 @@ Rows loops_head(const Rows& q, const Rows& k, const Rows& v, size_t first, size_
                 const Mask& mask) {
   Rows o(q.size(), std::vector<double>(dim, 0.0));
   for (size_t i = 0; i < q.size(); ++i) {
-    double sum = 0;  // of exponentials without a maximum: the scores of these tests are small
+    double sum = 0;  // no maximum is subtracted, because the scores of these tests are small
     for (size_t t = 0; t < k.size(); ++t) {
       if (!mask.visible(int64_t(i), int64_t(t))) continue;
       double score = 0;
@@ -466,8 +466,8 @@ TEST(MultiHead, PlainIsTheFormulaAndChunkedEqualsIt) {
   }
 }
 
-/// The latent layer is a multi-head layer of one head of width D' whose matrices are products: what
-/// all its weights can express.
+/// The latent layer equals a multi-head layer with one head of width D', whose matrices are products
+/// of the latent layer's. So its weights can express no more than that.
 TEST(MultiHead, OneHeadOfProductsIsTheLatentLayer) {
   const auto latent = random_latent<double>(40, 8, false, 23);
   MultiHeadWeights<double> one_head;
@@ -500,8 +500,8 @@ TEST(Memory, TheCounterCounts) {
   EXPECT_LT(usage.peak, 900000);
 }
 
-/// Peak and largest allocation against the bound, against [N, N] and from N to 2N, by a layer's
-/// chunked form.
+/// A layer's chunked form: its peak and its largest allocation are compared with the bound, with
+/// [N, N], and at N tokens with those at 2N.
 template <typename T, typename Weights>
 void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask, int threads) {
   const ChunkOptions options{.chunk_size = 128, .num_threads = threads};
@@ -517,8 +517,8 @@ void check_memory(const Weights& weights, Eigen::Index d_model, const Mask& mask
     EXPECT_LT(usage.largest, square / 4) << tokens;
     EXPECT_LE(usage.peak, bound) << tokens;
     EXPECT_LE(chunked_memory_bound(weights, 2 * tokens, options), 2 * bound) << tokens;
-    if (threads == 1) {  // with more, a run whose products never overlap in time peaks lower
-      EXPECT_GE(usage.peak, bound / 2) << tokens << ": the bound says little";
+    if (threads == 1) {  // with more, the peak is lower if products happen not to overlap in time
+      EXPECT_GE(usage.peak, bound / 2) << tokens << ": the bound is too loose";
       EXPECT_LE(usage.peak, last_peak == 0 ? bound : 2 * last_peak) << tokens;
     }
     last_peak = usage.peak;
@@ -722,7 +722,7 @@ TEST(Memory, DISABLED_Table) {
       Matrix<double> y;
       Usage usage;
       double seconds = HUGE_VAL;
-      double cpu_seconds = HUGE_VAL;  // of all threads; says whether the cores were ours
+      double cpu_seconds = HUGE_VAL;  // of all threads; shows whether other programs took cores
       for (int repeat = 0; repeat < 3; ++repeat) {
         y.resize(0, 0);
         const std::clock_t cpu_start = std::clock();

@@ -34,7 +34,7 @@ Comparison compare_floats(const std::vector<float>& actual, const std::vector<do
   return compare(actual, expected, row_length, tolerance);
 }
 
-/// A reference result, as of one token of such a row each.
+/// A reference result in which each row is the value of a single token.
 ReferenceResult reference_of(const std::vector<double>& out, const std::vector<double>& lse) {
   ReferenceResult result{out, lse, out, std::vector<RowSize>(lse.size())};
   for (size_t row = 0; row < lse.size(); ++row) {
@@ -103,8 +103,8 @@ TEST(Compare, SpecialValuesMustMatchAndComeFirst) {
 }
 
 TEST(Compare, RowsAreComparedApart) {
-  // One small row points elsewhere, by less than abs_tol an element; the whole tensor does not show
-  // it.
+  // One small row points elsewhere, but by less than abs_tol per element, so the whole tensor does not
+  // show it.
   std::vector<double> expected(20000, 1.0);
   std::vector<float> actual(20000, 1.0f);
   for (size_t i = 10; i < 20; ++i) {
@@ -200,7 +200,7 @@ TEST(Compare, NamesSequenceQueryTokenHeadAndColumn) {
                              "lse: outside tolerance at sequence 1, query token 2, head 4: 3"}) {
     EXPECT_NE(result.describe().find(needed), std::string::npos) << result.describe();
   }
-  // Of chosen query rows, all heads of each: the row that was chosen is named.
+  // If query rows were chosen, with all heads of each, the message names the chosen row.
   const std::vector<QueryRow> rows{{1, 0}, {0, 2}};
   const ReferenceResult some =
       reference_of(std::vector<double>(10 * 512, 1.0), std::vector<double>(10, 2.0));
@@ -232,7 +232,7 @@ TEST(Compare, SaysThatNaNIsAsInTheReference) {
        {"out: ok; NaN, as the reference: 2 rows (", "lse: ok; NaN, as the reference: 2 rows"}) {
     EXPECT_NE(result.describe().find(needed), std::string::npos) << result.describe();
   }
-  // The other rows are judged as ever, and so is a row that is NaN where it should not be.
+  // The other rows are judged as always. So is a row that is NaN where it should not be.
   out[5] = round_to(DType::kBFloat16, 1.1);
   EXPECT_EQ(compare_decode(problem, out, lse, expected).out.first_mismatch, 5);
   out[5] = nan_bits(DType::kBFloat16);
@@ -258,7 +258,7 @@ TEST(Compare, RecognisesAnLseToBase2) {
 }
 
 TEST(Compare, AnLseIsAsExactAsItsLogits) {
-  // Near 0, with logits of 1,000: off by one unit of their last place, 2^-14.
+  // An lse near 0 of logits near 1,000 may be off by one unit in the logits' last place, 2^-14.
   ReferenceResult expected = reference_of(std::vector<double>(512, 1.0), {1e-5});
   expected.row_size[0].logit = 1000;
   Problem problem;
@@ -300,13 +300,13 @@ TEST(Compare, NeedsTheSizesOfTheReference) {
   EXPECT_EQ(result.lse.failure, "the reference has no row_size for its lse");
 }
 
-/// b = 64, s_k = 4096, two heads: a right decode (the reference, rounded), in which a test plants a
-/// fault in one sequence. The comparison must refuse it.
+/// A right decode (the reference, rounded) with b = 64, s_k = 4096 and two heads. A test puts a fault
+/// into one sequence, and the comparison must refuse it.
 class FaultyDecode {
  public:
   static constexpr int kHeads = 2;
   static constexpr int kTokens = 4096;
-  /// Both even sequences (needles rise) and odd ones (needles fall), first and last.
+  /// Even sequences, whose needles rise, and odd ones, whose needles fall; the first and the last.
   static constexpr int kSequences[] = {0, 33, 63};
 
   FaultyDecode(DType dtype, DataKind kind) {
@@ -375,8 +375,8 @@ class FaultyDecode {
   std::vector<float> lse;
 };
 
-// A decode of a quantised cache is judged by what that cache says, as closely as any other: the result of
-// the cache that it was made from is wrong.
+// A decode of a quantised cache is judged by that cache's own values, as strictly as any other. The result
+// of the 16-bit cache that it was made from counts as wrong.
 TEST(QuantisedCaches, AreJudgedByWhatTheySay) {
   for (const CacheFormat format :
        {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
@@ -420,7 +420,7 @@ struct FaultDataNames {
   }
 };
 
-/// The decode is made once a suite: it takes a second and 300 MB.
+/// The decode is made once per suite, because it takes a second and 300 MB.
 template <typename Data>
 class Faults : public testing::Test {
  protected:
@@ -477,8 +477,8 @@ TYPED_TEST(Faults, SwappedPage) {
       for (const int32_t token : decode.needles(b)) holds_needle[size_t(token / 64)] = true;
     }
     for (int slot = 0; slot < 64; ++slot) {
-      // A page of ordinary tokens among needles weighs 1/2000 of its row: 16 bits hardly hold that.
-      // On flat data every page shows.
+      // Among needles, a page of ordinary tokens has 1/2000 of its row's weight, which 16 bits hardly
+      // hold. On flat data every page shows.
       if (decode.has_needles() && !holds_needle[size_t(slot)]) continue;
       std::vector<int32_t> table = decode.data.block_table;
       table[size_t(int64_t{sequence} * columns + slot)] =
@@ -491,7 +491,7 @@ TYPED_TEST(Faults, SwappedPage) {
 }
 
 TYPED_TEST(Faults, MissingOrDoubledToken) {
-  // On needle data every needle, on flat data a few tokens.
+  // On needle data each needle in turn, on flat data a few tokens.
   FaultyDecode& decode = *this->decode();
   for (const int sequence : decode.kSequences) {
     std::vector<int32_t> tokens = {0, 63, 64, 2047, 4095};
@@ -517,9 +517,9 @@ TYPED_TEST(Faults, MissingOrDoubledToken) {
 TYPED_TEST(Faults, InvertedRescaleFactor) {
   // Online softmax over blocks of 64: when the running maximum m rises, O (and l) must shrink by
   // exp(m_old - m_new); here they grow. Odd sequences have their maximum first, so the factor is 1
-  // throughout: nothing to see there.
+  // throughout, and the fault cannot show.
   FaultyDecode& decode = *this->decode();
-  if (!decode.has_needles()) GTEST_SKIP() << "on flat data m hardly moves: little to see";
+  if (!decode.has_needles()) GTEST_SKIP() << "on flat data m hardly moves: the fault hardly shows";
   for (const int sequence : {0, 62}) {
     for (const bool also_l : {false, true}) {
       for (int head = 0; head < decode.kHeads; ++head) {
@@ -572,8 +572,8 @@ TYPED_TEST(Faults, OneNaN) {
 }
 
 TYPED_TEST(Faults, OneWrongElement) {
-  // Every element of one row in turn, if it is large enough for the tolerance (8e-4): its sign, and
-  // zero.
+  // Each element of one row in turn, if it is large enough for the tolerance (8e-4), gets the wrong
+  // sign, then 0.
   FaultyDecode& decode = *this->decode();
   const size_t row = 33 * decode.kHeads * 512;
   int wrong = 0;
@@ -669,8 +669,8 @@ TEST(KernelArithmetic, PassesOnEveryKindOfData) {
   }
 }
 
-// On the generator's data, what the production kernels' tolerances refuse is refused, element by
-// element and row by row. They are for values of size 0.1: abs_tol grows with larger ones.
+// On the generator's data, whatever the production kernels' tolerances refuse is refused here, too, per
+// element and per row. Those tolerances are for values of size 0.1; larger values need a larger abs_tol.
 TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (const DataKind kind : kDataKinds) {
@@ -699,7 +699,7 @@ TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
       }
       for (size_t i = 0; i < lse.size(); ++i) {
         const double r = expected.lse[i];
-        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // less exact than its size
+        if (std::abs(r) < expected.row_size[i].logit / 10) continue;  // judged by its logits
         const double error =
             std::max(kLseTolerance.abs_tol, kLseTolerance.rel_tol * (std::abs(r) + 1e-6));
         lse[i] = static_cast<float>(r + 1.01 * error);
@@ -709,7 +709,7 @@ TEST(KernelArithmetic, IsJudgedAsStrictlyAsByFixedTolerances) {
       }
       std::mt19937_64 random(1);
       for (size_t row = 0; row < lse.size(); ++row) {
-        // Off by 4.5e-3 of its norm, as the fixed tolerance for rows has it, in any direction.
+        // The row is off by 4.5e-3 of its norm, the fixed tolerance for rows, in a random direction.
         double square = 0, errors = 0;
         std::vector<double> error(512);
         for (size_t c = 0; c < 512; ++c) {

@@ -67,8 +67,8 @@ TEST(Elements, GoldenBits) {
   }
 }
 
-// A tile is the flat one times a power of two, of 17, that differs from token to token, tile to tile and
-// head to head.
+// A tile is the flat one times one of 17 powers of two, which differs from token to token, tile to tile
+// and head to head.
 TEST(Elements, ScaledTilesAreFlatOnesTimesAPowerOfTwo) {
   std::map<int, int> exponents;
   int same_as_before = 0, same_as_first_tile = 0, same_as_other_head = 0;
@@ -262,7 +262,7 @@ TEST(Lengths, FixedVariableEmptyAndGiven) {
   spec.variable_lengths = true;
   const std::vector<int32_t> variable = lengths();
   const double mean = std::accumulate(variable.begin(), variable.end(), 0.0) / 2000;
-  EXPECT_NEAR(mean, 1004, 60);  // 1000, and 4 for the left tail cut at seqlen_q
+  EXPECT_NEAR(mean, 1004, 60);  // 1000, and 4 more because lengths below seqlen_q are raised to it
   EXPECT_EQ(*std::min_element(variable.begin(), variable.end()), 4);
   EXPECT_GT(*std::max_element(variable.begin(), variable.end()), 2000);
   EXPECT_EQ(variable, lengths());
@@ -325,7 +325,7 @@ TEST(Lengths, AnEmptyBatchHasNoTokens) {
   EXPECT_TRUE(result.out.empty());
 }
 
-// Of one seed the same values, whatever the page size and the strides; and gaps between them.
+// A seed gives the same values for every page size and all strides. Between rows that are apart lie gaps.
 TEST(Layouts, HoldTheSameValues) {
   DecodeCase spec;
   spec.seqlen_q = 2;
@@ -375,7 +375,7 @@ TEST(Layouts, HoldTheSameValues) {
       EXPECT_EQ(count_numbers(host.q, spec.dtype), problem.q_elements());
       EXPECT_EQ(count_numbers(host.kv_cache, spec.dtype), (70 + 300 + 17) * 2 * 576);
       EXPECT_EQ(int64_t(host.q.size()) > problem.q_elements(), strided);
-      // The same results, as far as needles are the same; here of one page size by itself.
+      // The results are the same, too, if the page size is: needles depend on it.
       ReferenceResult here, there;
       DecodeCase contiguous = spec;
       contiguous.strided = false;
@@ -389,7 +389,7 @@ TEST(Layouts, HoldTheSameValues) {
   }
 }
 
-// A quantised cache is the 16-bit cache of the same case, row by row; all else in it is 0xff.
+// The rows of a quantised cache are those of the same case's 16-bit cache, quantised; all else is 0xff.
 TEST(Quantised, HoldsTheValuesOfThe16BitCache) {
   for (const CacheFormat format :
        {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
@@ -456,7 +456,7 @@ TEST(Quantised, HoldsTheValuesOfThe16BitCache) {
   }
 }
 
-// A row of 0xff says NaN, whatever part of it is looked at.
+// A row of 0xff is NaN in each of its parts.
 TEST(Quantised, UnusedRowsAreNaN) {
   for (const CacheFormat format :
        {CacheFormat::kFp8Tile128, CacheFormat::kFp8Tensor, CacheFormat::kInt8Tile128}) {
@@ -678,7 +678,7 @@ TEST_P(Needles, AreWhereAndWhatTheyMustBe) {
       ASSERT_LT(needle.token, length);
       tokens.insert(needle.token);
       if (needle.token != 0 && needle.token < length - 4) drawn_pages.insert(needle.token / 64);
-      // value = (ln s_k + d) / (8 scale), rounded: d is monotone, from -2 to 2 or back.
+      // value = (ln s_k + d) / (8 scale), rounded. d rises from -2 to 2 along the sequence, or falls.
       const double value = value_of(spec.dtype, needle.bits);
       const double d = value * 8 * double(data.problem.softmax_scale) - std::log(double(length));
       ASSERT_LE(std::abs(d), 2.06);
@@ -735,7 +735,7 @@ TEST_P(Needles, StandInColumn575OfEveryKvHead) {
 }
 
 TEST_P(Needles, EachOneShowsInItsRow) {
-  // Without any one needle, out moves by more than 1% of its length, at every length.
+  // If any one needle is left out, out moves by more than 1% of its norm, at every length.
   DecodeCase spec = this->spec({4096, 4096, 140, 140, 20, 20});
   const DataSet data = make_data_set(spec);
   HostTensors host = generate(data);
@@ -762,7 +762,7 @@ INSTANTIATE_TEST_SUITE_P(DTypes, Needles,
 
 class Extremes : public testing::TestWithParam<std::tuple<DType, uint64_t>> {
  protected:
-  /// Logits before the scale, of one row; exact.
+  /// One row's logits before the scale, exact.
   std::vector<double> dots(DataKind kind, int head) {
     spec_.dtype = std::get<0>(GetParam());
     spec_.seed = std::get<1>(GetParam());

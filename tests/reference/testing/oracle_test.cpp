@@ -1,4 +1,4 @@
-// The oracle against the Eigen reference, which shares no code with it.
+// The oracle is compared with the Eigen reference, which shares no code with it.
 #include "reference/testing/oracle.h"
 
 #include <gtest/gtest.h>
@@ -50,8 +50,8 @@ void expect_equal_to_reference(Machine& machine, int cases) {
     for (size_t j = 0; j < expected.lse.size(); ++j) {
       ASSERT_TRUE(close(actual.lse[j], expected.lse[j])) << "lse[" << j << "]";
     }
-    // The sizes need few digits; the reference adds up out_size in fp32, and in a spread near 0 most
-    // cancel.
+    // The sizes need few digits. The reference adds up out_size in fp32, and most digits of a spread
+    // near 0 cancel.
     const auto near = [](double a, double b) { return std::abs(a - b) <= 1e-5 * b + 1e-7; };
     ASSERT_EQ(actual.out_size.size(), expected.out_size.size());
     ASSERT_EQ(actual.row_size.size(), expected.row_size.size());

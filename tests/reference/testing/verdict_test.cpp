@@ -1,11 +1,11 @@
-// The verdict on data of every size: an ideal 16-bit kernel passes, and no planted fault does.
+// The verdict on data of every size: an ideal 16-bit kernel passes, and no kernel with a fault does.
 //
-// The kernel rounds to fp32 and 16 bits where a real one must and computes in double between, on
-// plain arrays. A fault is planted where it can show: at the heaviest token of its row, in the page
-// or the half of the tokens that holds it. In long flat rows no token weighs enough for that (one
-// of 100,000 changes lse by 1e-5; fp32 sums of so many may be off by more), so one is raised to a
-// weight of 1/1000. The maximum moves too little to show in rows of one tile of 64 tokens, and in
-// some flat ones; these have no faults of the rescaling.
+// The kernel rounds to fp32 and 16 bits where a real one must, and otherwise computes in double on
+// plain arrays. A fault is put where it can show: at the heaviest token of its row, or in the page or
+// half of the tokens that holds it. In long flat rows no token weighs enough for that: one of 100,000
+// changes lse by 1e-5, and fp32 sums of so many may be off by more. So one token is raised to a weight
+// of 1/1000. In rows of a single tile of 64 tokens, and in some flat ones, the maximum moves too little
+// to show; these get no faults of the rescaling.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -41,7 +41,7 @@ uint16_t bits_of(DType dtype, double value) {
   });
 }
 
-// Normally distributed, by a table: quick enough for 58 million values.
+// Normally distributed numbers by a table, which is quick enough for 58 million values.
 class Normal {
  public:
   explicit Normal(uint64_t seed) : state_(seed * 2 + 1) {
@@ -65,16 +65,16 @@ class Normal {
 };
 
 enum class Logits {
-  kFlat,    // of standard deviation 0.05
-  kPeaky,   // of 4: a few tokens have most of the weight
+  kFlat,    // standard deviation 0.05
+  kPeaky,   // standard deviation 4: a few tokens have most of the weight
   kFarOff,  // flat, but all at about 10,000
 };
 
 struct Data {
   DType dtype = DType::kBFloat16;
   double deviation = 1;      // of the cache
-  int outliers = 0;          // columns of V that are larger ...
-  double outlier_size = 20;  // ... by so much
+  int outliers = 0;          // columns of V that are larger
+  double outlier_size = 20;  // how many times larger these are
   Logits logits = Logits::kFlat;
   int64_t tokens = 1;
   int heads = 4;
@@ -88,17 +88,17 @@ struct Data {
   }
 };
 
-// How a kernel chooses what its weights are relative to.
+// The maximum that a kernel's weights are relative to.
 struct Kernel {
-  bool running = false;  // the maximum so far, or that of all tokens
+  bool running = false;  // true: the maximum so far; false: that of all tokens
   double headroom = 0;   // the largest weight is e^-headroom
 };
 struct Fault {
-  int64_t token = -1;        // that is counted
-  int count = 1;             // so many times ...
-  bool only_in_out = false;  // ... but once in the sum of the weights
-  int64_t page = -1;         // instead of which its neighbour is read
-  int64_t part_begin = 0;    // tokens that are left out
+  int64_t token = -1;        // a token that is counted wrongly
+  int count = 1;             // how many times it is counted
+  bool only_in_out = false;  // but once in the sum of the weights
+  int64_t page = -1;         // a page whose neighbour is read instead
+  int64_t part_begin = 0;    // the tokens that are left out: from here
   int64_t part_end = 0;
   bool inverted_rescale = false, stale_maximum = false;
 };
@@ -116,7 +116,7 @@ class Decode {
     std::vector<int32_t> table;
     for (int i = 0; i < problem.num_pages; ++i) table.push_back(i);
 
-    // Column 575 of q is 16, and of the cache 0 but where a logit is raised.
+    // Column 575 of q is 16. That of the cache is 0, except where a logit is raised.
     const double wanted = data.logits == Logits::kPeaky ? 4 : 0.05;
     const double squares = 575 + (data.outlier_size * data.outlier_size - 1) * data.outliers;
     const double q_deviation = wanted * 24 / (data.deviation * std::sqrt(squares));
@@ -159,7 +159,7 @@ class Decode {
     }
   }
 
-  // Row `head` of out and lse.
+  // Computes row `head` of out and lse.
   void run(int head, const Kernel& kernel, const Fault& fault = {}) {
     const double* const s = &logits_[size_t(head * data.tokens)];
     double m =
@@ -234,7 +234,7 @@ double share_of(const DecodeComparison& comparison) {
   return std::max(comparison.out.share, comparison.lse.share);
 }
 
-// What the checks found: how near a right kernel came to its limit, and a fault.
+// What the checks found: how near a right kernel came to its limit, and how near a fault did.
 struct Margins {
   double right_out = 0, right_lse = 0;
   double fault = kInfinity;
@@ -293,7 +293,7 @@ void plant_faults(Decode& decode, Margins* margins) {
     plant("stale maximum", {.stale_maximum = true});
   }
 
-  // An element of middling size.
+  // An element of median size.
   std::vector<size_t> columns(512);
   for (size_t c = 0; c < 512; ++c) columns[c] = c;
   std::nth_element(columns.begin(), columns.begin() + 256, columns.end(), [&](size_t a, size_t b) {

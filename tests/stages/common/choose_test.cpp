@@ -1,5 +1,5 @@
-// The chooser: which table, which regime, which stage, by which settings; bad tables; the tables that are
-// built in; and the stage "auto", which must do what was chosen and nothing else.
+// The chooser: which table, which regime, which stage, with which settings. Bad tables are refused, and the
+// built-in ones read. The stage "auto" must do what was chosen and nothing else.
 #include "stages/common/choose/choose.h"
 
 #include <gtest/gtest.h>
@@ -78,7 +78,7 @@ TEST(Choose, ARegimeIsWhatTheHostKnows) {
   EXPECT_EQ(to_string(Regime{1, 10, 640}), "1 row, 10 sequences, 640 tokens");
 }
 
-// Or a sequence's bits would depend on the batch, by another stage.
+// Otherwise the batch could lead to another stage, and so change a sequence's bits.
 TEST(Choose, WithFixedSplitsTheBatchDoesNotCount) {
   Problem few = problem_of(16, 1, 512), many = problem_of(16, 128, 65536);
   few.fixed_split_tokens = many.fixed_split_tokens = 1024;
@@ -95,7 +95,7 @@ TEST(Choose, RowsCountUpToWhatATableHas) {
   EXPECT_EQ(nearest(table, {17, 1, 64})->regime.rows, 64);
   EXPECT_EQ(nearest(table, {65, 1, 64})->regime.rows, 128);
   EXPECT_EQ(nearest(table, {1000, 1, 64})->regime.rows, 128);
-  // However far away its one regime is.
+  // However far away the only regime with these rows is.
   EXPECT_EQ(nearest(table, {17, 1, 4096})->regime, (Regime{64, 1, 64}));
 }
 
@@ -108,7 +108,7 @@ TEST(Choose, ARegimeIsOfItsCacheFormat) {
   EXPECT_EQ(regime_of(problem).cache_format, kTile);
   EXPECT_EQ(to_string(Regime{2, 1, 640, kTile}),
             "2 rows, 1 sequence, 640 tokens, cache fp8_tile128");
-  // Rows, too, are compared among those of a format.
+  // Rows, too, are compared among the regimes of one format only.
   const ChoiceTable table = table_of({{{16, 1, 64}, {}},
                                       {{64, 4, 64, kTile}, {}},
                                       {{32, 1, 64, kTile}, {}},
@@ -126,7 +126,7 @@ TEST(Choose, SequencesAndTokensCountByFactors) {
   EXPECT_EQ(nearest(table, {16, 3, 512})->regime, (Regime{16, 1, 512}));
   EXPECT_EQ(nearest(table, {16, 5, 512})->regime, (Regime{16, 16, 512}));
   EXPECT_EQ(nearest(table, {16, 4, 512})->regime, (Regime{16, 1, 512}))
-      << "equally near: the first";
+      << "of two that are equally near, the first";
   EXPECT_EQ(nearest(table, {16, 5, 2049})->regime, (Regime{16, 16, 8192}));
   EXPECT_EQ(nearest(table, {16, 200, 1 << 20})->regime, (Regime{16, 16, 8192}));
   EXPECT_EQ(nearest(table, {16, 0, 512})->regime, (Regime{16, 1, 512})) << "an empty batch";
@@ -202,9 +202,9 @@ TEST(Choose, WithoutATimeTheLastThatCanRun) {
             &old);
 }
 
-// A stage that cannot read the cache is no candidate, whatever the table says; a table without a regime of
-// the format is no help.
-TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
+// A stage that cannot read the cache is not chosen, whatever the table says. A table without a regime of the
+// format does not help.
+TEST(Choose, OnlyAStageThatReadsTheCacheIsChosen) {
   constexpr CacheFormat kTile = CacheFormat::kFp8Tile128, kInt8 = CacheFormat::kInt8Tile128;
   std::vector<Stage> all = kStages;
   all.push_back(fake("05_fp8_hopper", 90, 90));
@@ -228,14 +228,14 @@ TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
   EXPECT_EQ(slug(CacheFormat::k16Bit, 90, table), "03_hopper");
   EXPECT_EQ(slug(kTile, 90, table), "05_fp8_hopper");
   EXPECT_EQ(slug(kTile, 80, table), "07_fp8");
-  // Without a regime of the format, or a time in it: of those that read it and can run, the one made for the
-  // newest devices; else the last.
+  // Without a regime of the format, or without a time in it, the stages that can run and read it compete: the
+  // one made for the newest devices is chosen, otherwise the last.
   EXPECT_EQ(slug(CacheFormat::kFp8Tensor, 90, table), "07_fp8");
   EXPECT_EQ(slug(CacheFormat::k16Bit, 80, table), "06_all");
   const ChoiceTable plain = table_of({{{16, 1, 512}, {{"06_all", {}, 1}}}});
   EXPECT_EQ(slug(kTile, 90, plain), "05_fp8_hopper");
   EXPECT_EQ(slug(kTile, 80, plain), "07_fp8");
-  EXPECT_EQ(slug(kInt8, 90, table), "none") << "nobody with a plan";
+  EXPECT_EQ(slug(kInt8, 90, table), "none") << "no stage with a plan reads it";
   Problem problem = problem_of(16, 1, 512);
   problem.cache_format = kTile;
   const Choice choice = choose_among(all, {&plain, 1}, problem, limits_of("A card", 90));
@@ -255,7 +255,7 @@ TEST(Choose, OnlyWhoReadsTheCacheIsChosen) {
             "compute capability 9.0 exactly, the device has 8.0");
 }
 
-// Nor does it keep one that reads 16 bits from being chosen.
+// A stage that reads quantised caches alone does not keep one that reads 16 bits from being chosen.
 TEST(Choose, NoStageOfQuantisedCachesAlone) {
   std::vector<Stage> stages = {kStages[0], kStages[1], fake("05_codes", 80, 1 << 30)};
   stages.back().cache_formats = {CacheFormat::kFp8Tensor};
@@ -267,11 +267,11 @@ TEST(Choose, NoStageOfQuantisedCachesAlone) {
   EXPECT_EQ(choose_by_tables({&table, 1}), &stages[1]);
   EXPECT_EQ(choose_by_tables({}), &stages[1]);
   stages.erase(stages.begin() + 1);
-  EXPECT_EQ(choose_by_tables({}), &stages[0]) << "one without a plan: the other cannot";
+  EXPECT_EQ(choose_by_tables({}), &stages[0]) << "the other cannot read it";
   Problem codes = problem_of(16, 1, 512);
   codes.cache_format = CacheFormat::kFp8Tensor;
   EXPECT_EQ(choose_among(stages, {}, codes, limits_of("A card", 90)).stage, nullptr)
-      << "a plan for one and none for the other";
+      << "of two stages, one without a plan takes no part";
   stages.erase(stages.begin());
   EXPECT_EQ(choose_among(stages, {}, codes, limits_of("A card", 90)).stage, &stages[0]);
 }
@@ -281,20 +281,20 @@ TEST(Choose, SettingsMustBeWorthIt) {
   const auto with = [&](double us) {
     return choose_by(table_of({{{16, 1, 512}, {{"03_hopper", one, us}, {"03_hopper", {}, 100}}}}));
   };
-  EXPECT_EQ(with(98).settings, PlanSettings{}) << "two per cent are chance";
+  EXPECT_EQ(with(98).settings, PlanSettings{}) << "a gain of two per cent may be chance";
   EXPECT_EQ(with(98).us, 100);
   EXPECT_EQ(with(96).settings, one);
   EXPECT_EQ(with(96).us, 96);
-  // A stage is chosen by its least time, and compared with itself.
+  // A stage is chosen by its least time. Its settings must gain over its own time without them.
   const ChoiceTable three = table_of(
       {{{16, 1, 512}, {{"03_hopper", one, 97.5}, {"04_hopper", {}, 98}, {"03_hopper", {}, 100}}}});
   EXPECT_EQ(choose_by(three).stage->slug, "03_hopper");
   EXPECT_EQ(choose_by(three).settings, PlanSettings{});
-  // By settings alone another stage.
+  // Settings alone may make another stage the choice.
   const ChoiceTable table =
       table_of({{{16, 1, 512}, {{"04_hopper", one, 90}, {"03_hopper", {}, 100}}}});
   EXPECT_EQ(choose_by(table).stage->slug, "04_hopper");
-  // What was searched on one architecture says nothing about another.
+  // Settings found on one architecture say nothing about another.
   const ChoiceTable ampere = table_of(
       {{{16, 1, 512}, {{"02_anywhere", one, 90}, {"02_anywhere", {}, 100}}}}, "A card", 80);
   EXPECT_EQ(choose_by(ampere, limits_of("A card", 80)).settings, one);
@@ -440,7 +440,7 @@ TEST(BuiltInTables, EachIsReadAndNoneIsLeftOut) {
   }
 }
 
-// In no regime of a table is the choice more than 3% slower than the fastest that this build has.
+// In no regime of a table is the choice more than 3% slower than the fastest stage of this build.
 TEST(BuiltInTables, NothingThatIsChosenIsSlow) {
   constexpr double kMost = 1.03;
   const std::vector<Stage>& built = stages(MachineKind::kModel);
@@ -485,7 +485,8 @@ class AutoStage : public testing::Test {
 
   static const Stage& chooser() { return *find_stage(MachineKind::kModel, "auto"); }
 
-  // Two decodes by one plan; the second one's out, as bits, and lse, which shows any other cut.
+  // Decodes twice by one plan. Returns the second out, as bits, and the second lse, which any other cut
+  // would change.
   std::pair<std::vector<uint16_t>, std::vector<float>> decode_twice(const Stage& stage,
                                                                     const DataSet& data) {
     Machine& machine = model_machine();
@@ -539,7 +540,7 @@ TEST_F(AutoStage, IsFoundAndNotListed) {
   EXPECT_PRED2(has, why_not, ", auto");
 }
 
-// It reads what its stages read, each where it runs; whatever nobody reads is refused by name.
+// It reads the formats that its stages read, on the devices where they run. Other formats are refused by name.
 TEST_F(AutoStage, ReadsWhatSomeStageReads) {
   for (const CacheFormat format : kCacheFormats) {
     for (const int capability : {80, 86, 90}) {
@@ -581,7 +582,7 @@ TEST_F(AutoStage, ABadFileLeavesTheTablesAlone) {
   EXPECT_EQ(choice_tables().data(), before);
 }
 
-// One plan serves two decodes; stage and settings are the table's, by rows and by batch.
+// One plan serves two decodes. Stage and settings are those of the table, by rows and by batch.
 TEST_F(AutoStage, DoesWhatWasChosen) {
   use_table(json_of(
       R"([{"rows": 16, "sequences": 4, "tokens": 704, "times":
@@ -627,7 +628,7 @@ TEST_F(AutoStage, DoesWhatWasChosen) {
   EXPECT_EQ(choice.stage->slug, "04_split_kv");
 }
 
-// What was chosen before is no answer to another question: each regime has min_grains of its own.
+// An earlier choice is not used for another regime: each has min_grains of its own.
 TEST_F(AutoStage, ChoosesAnewForWhatDiffers) {
   const auto regime = [](const std::string& key, const char* stage, int min_grains) {
     return "{" + key + R"(, "times": [{"us": 1, "stage": ")" + stage +
@@ -681,8 +682,8 @@ TEST_F(AutoStage, RunsOnDevicesThatTheTableIsNotOf) {
             StatusCode::kUnsupported);
 }
 
-// Every stage that makes a plan decodes by the plan that it is given: a stage that asks its own
-// plan_shape would refuse a plan for other workers.
+// Every stage that makes a plan decodes by the plan that it is given. A stage that asked its own plan_shape
+// would refuse a plan for other workers.
 TEST_F(AutoStage, EveryStageTakesSettings) {
   for (Stage stage : stages(MachineKind::kModel)) {
     if (stage.plan_shape == nullptr) continue;

@@ -1,5 +1,5 @@
-// Ranks that are processes: how they meet, and what becomes of it when one fails. NCCL and the GPU are played by a
-// test, so that its host code is seen to keep time limits, to abort, and to tell every rank.
+// Ranks that are processes: how they meet, and what happens when one fails. The test plays NCCL and the GPU, so as to
+// check that the host code keeps time limits, aborts, and tells every rank.
 #include "stages/common/parallel/nccl_transport.h"
 
 #include <arpa/inet.h>
@@ -23,7 +23,7 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 constexpr milliseconds kPatient{8000}, kShort{150};
 
-// Runs body(rendezvous) on a thread per rank, and returns how each ended; one that is not to come gets none.
+// Runs body(rendezvous) on a thread per rank, and returns each rank's status. Absent ranks get no thread.
 using Body = std::function<Status(std::unique_ptr<Rendezvous>)>;
 std::vector<Status> on_ranks(int ranks, milliseconds limit, const Body& body,
                              const std::vector<int>& absent = {}) {
@@ -44,7 +44,7 @@ std::vector<Status> on_ranks(int ranks, milliseconds limit, const Body& body,
   return ended;
 }
 
-// Asks until the group has failed: news travel.
+// Asks until the group has failed, because the news take a while.
 Status await_failure(Rendezvous& rendezvous) {
   const auto deadline = Clock::now() + std::chrono::seconds(8);
   while (rendezvous.failure().ok() && Clock::now() < deadline) {
@@ -58,6 +58,7 @@ TEST(Rendezvous, EveryRankGetsWhatAllGave) {
     for (const Status& status : on_ranks(ranks, kPatient, [&](auto rendezvous) -> Status {
            EXPECT_EQ(rendezvous->ranks(), ranks);
            EXPECT_EQ(rendezvous->time_limit(), kPatient);
+           EXPECT_EQ(rendezvous->host(), "127.0.0.1");
            for (int turn = 0; turn < 30; ++turn) {
              MLA_RETURN_IF_ERROR(rendezvous->announce("call " + std::to_string(turn)));
              const auto text = [&](int rank) {
@@ -180,12 +181,145 @@ TEST(Rendezvous, WhoLeavesEarlyIsNamed) {
   EXPECT_EQ(ended[0].message(), "rank 1 has left before share");
 }
 
+TEST(Rendezvous, WhoLeavesByAnExceptionHasFailed) {
+  const auto ended = on_ranks(2, kPatient, [&](auto rendezvous) -> Status {
+    std::vector<std::string> all;
+    if (rendezvous->rank() == 0) return rendezvous->share("", &all);
+    try {
+      const auto own = std::move(rendezvous);
+      throw std::bad_alloc();
+    } catch (const std::bad_alloc&) {
+    }
+    return {};
+  });
+  EXPECT_EQ(ended[0].message(), "rank 1 is gone: its connection ended");
+}
+
+TEST(Rendezvous, ARankThatFailsMayTakeItsHubAlong) {
+  for (int turn = 0; turn < 200 && !HasFailure(); ++turn) {
+    std::unique_ptr<Hub> hub;
+    ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
+    std::unique_ptr<Rendezvous> own, other;
+    std::thread one([&] { EXPECT_OK(join_hub(hub->address(), 1, 2, kPatient, &other)); });
+    ASSERT_OK(join_hub(hub->address(), 0, 2, kPatient, &own));
+    one.join();
+    own->fail({StatusCode::kCudaError, "it burns"});
+    hub.reset();
+    EXPECT_EQ(await_failure(*other).message(), "rank 0 failed: CUDA error: it burns");
+  }
+}
+
+TEST(Rendezvous, AFailureAboveEndsTheWaitForAGroup) {
+  std::unique_ptr<Hub> hub;
+  ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
+  const auto begin = Clock::now();
+  const auto ended = on_ranks(2, kPatient, [&](auto world) -> Status {
+    if (world->rank() == 1) {
+      std::this_thread::sleep_for(milliseconds(20));  // rank 0 waits by then
+      world->fail({StatusCode::kUnavailable, "the hub's host is not known"});
+      return world->failure();
+    }
+    std::unique_ptr<Rendezvous> group;
+    const Status joined = join_hub(hub->address(), 0, 2, kPatient, &group, world.get());
+    // Nor is a hub waited for that does not come.
+    EXPECT_EQ(join_hub("127.0.0.1:1", 0, 2, kPatient, &group, world.get()).message(),
+              joined.message());
+    return joined;
+  });
+  EXPECT_EQ(ended[0].message(), "rank 1 failed: unavailable: the hub's host is not known");
+  EXPECT_LT(Clock::now() - begin, kPatient / 2);
+}
+
+std::string port_of(const std::string& address) {
+  return address.substr(address.rfind(':') + 1);
+}
+
+TEST(Rendezvous, AHubsPlaceIsTakenBeforeTheHubOpens) {
+  std::unique_ptr<HubPlace> place, another;
+  ASSERT_OK(take_hub_place("127.0.0.1:0", &place));
+  EXPECT_EQ(take_hub_place(place->address(), &another).code(), StatusCode::kUnavailable);
+  std::unique_ptr<Rendezvous> joined;
+  std::thread rank([&] { EXPECT_OK(join_hub(place->address(), 0, 1, kPatient, &joined)); });
+  std::this_thread::sleep_for(milliseconds(20));  // it waits by then
+  std::unique_ptr<Hub> hub;
+  ASSERT_OK(place->open(1, kPatient, &hub));
+  rank.join();
+  EXPECT_EQ(hub->address(), place->address());
+}
+
+TEST(Rendezvous, AHubMayComeLater) {
+  // At an address of this process's own, so that nobody takes the port meanwhile.
+  const int pid = getpid();
+  std::unique_ptr<HubPlace> place;
+  ASSERT_OK(take_hub_place(
+      "127.77." + std::to_string(pid / 250 % 250) + "." + std::to_string(pid % 250 + 1) + ":0",
+      &place));
+  const std::string address = place->address();
+  place.reset();
+  std::unique_ptr<Rendezvous> joined;
+  const Status none = join_hub(address, 0, 1, kShort, &joined);
+  EXPECT_EQ(none.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(none.message(), "no hub at " + address + " within 150 ms: Connection refused");
+  std::thread rank([&] { EXPECT_OK(join_hub(address, 0, 1, kPatient, &joined)); });
+  std::this_thread::sleep_for(milliseconds(50));
+  std::unique_ptr<Hub> hub;
+  EXPECT_OK(open_hub(address, 1, kPatient, &hub));
+  rank.join();
+}
+
+TEST(Rendezvous, AtANameItListensEverywhere) {
+  char name[256] = {};
+  ASSERT_EQ(gethostname(name, sizeof name - 1), 0);
+  std::unique_ptr<Hub> hub;
+  if (!open_hub(std::string(name) + ":0", 1, kPatient, &hub).ok()) {
+    GTEST_SKIP() << "this host does not know its own name";
+  }
+  EXPECT_EQ(hub->address().substr(0, hub->address().rfind(':')), name);
+  std::unique_ptr<Rendezvous> joined;
+  EXPECT_OK(join_hub("127.0.0.2:" + port_of(hub->address()), 0, 1, kPatient, &joined));
+  joined.reset();
+  for (const char* here : {"localhost:0", "127.0.0.1:0"}) {  // these are for this host alone
+    ASSERT_OK(open_hub(here, 1, kPatient, &hub));
+    EXPECT_EQ(join_hub("127.0.0.2:" + port_of(hub->address()), 0, 1, kShort, &joined).code(),
+              StatusCode::kUnavailable);
+    EXPECT_OK(join_hub(hub->address(), 0, 1, kPatient, &joined));
+  }
+}
+
+TEST(Rendezvous, AddressesMayHaveColons) {
+  std::unique_ptr<Hub> hub;
+  if (const Status opened = open_hub("[::1]:0", 1, kPatient, &hub);
+      opened.code() == StatusCode::kUnavailable) {
+    GTEST_SKIP() << opened.to_string();
+  } else {
+    ASSERT_OK(opened);
+  }
+  EXPECT_EQ(hub->address(), "[::1]:" + port_of(hub->address()));
+  std::unique_ptr<Rendezvous> joined;
+  ASSERT_OK(join_hub(hub->address(), 0, 1, kPatient, &joined));
+  EXPECT_EQ(joined->host(), "[::1]");
+}
+
+TEST(Rendezvous, AHostThatIsNotKnownIsSaidAtOnce) {
+  const auto begin = Clock::now();
+  std::unique_ptr<Hub> hub;
+  std::unique_ptr<Rendezvous> joined;
+  for (const Status& status : {open_hub("no such host:1", 1, kPatient, &hub),
+                               join_hub("no such host:1", 0, 1, kPatient, &joined)}) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message().rfind("host \"no such host\" is not known here: ", 0), 0u)
+        << status.message();
+  }
+  EXPECT_LT(Clock::now() - begin, kPatient / 2);
+}
+
 TEST(Rendezvous, BadInputIsRefused) {
   std::unique_ptr<Hub> hub;
   std::unique_ptr<Rendezvous> joined;
   EXPECT_EQ(open_hub("127.0.0.1:0", 0, kShort, &hub).message(), "ranks = 0 must be at least 1");
-  for (const char* address : {"", "127.0.0.1", ":80", "127.0.0.1:", "127.0.0.1:x",
-                              "127.0.0.1:70000", "127.0.0.1:123456789"}) {
+  for (const char* address :
+       {"", "127.0.0.1", ":80", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70000",
+        "127.0.0.1:123456789", "::1:80", "[::1]", "[]:80"}) {
     EXPECT_EQ(open_hub(address, 1, kShort, &hub).code(), StatusCode::kInvalidArgument) << address;
     EXPECT_EQ(join_hub(address, 0, 1, kShort, &joined).code(), StatusCode::kInvalidArgument)
         << address;
@@ -199,7 +333,7 @@ TEST(Rendezvous, BadInputIsRefused) {
 TEST(Rendezvous, StrangersAndDoublesAreRefused) {
   std::unique_ptr<Hub> hub;
   ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
-  // A stranger: what it says is nothing to the hub.
+  // A stranger, whose bytes mean nothing to the hub.
   const int stranger = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -207,7 +341,7 @@ TEST(Rendezvous, StrangersAndDoublesAreRefused) {
   address.sin_port =
       htons(static_cast<uint16_t>(std::stoi(hub->address().substr(hub->address().rfind(':') + 1))));
   ASSERT_EQ(connect(stranger, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  // A greeting of another kind, and then all that rank 0 would say.
+  // It begins with a wrong greeting, but goes on as rank 0 would.
   const std::string said("GET \3\0\0\0h0 2", 12);
   ASSERT_GT(send(stranger, said.data(), said.size(), MSG_NOSIGNAL), 0);
   std::unique_ptr<Rendezvous> other, twice, first;
@@ -227,9 +361,9 @@ TEST(Rendezvous, StrangersAndDoublesAreRefused) {
 
 // ---- NCCL's part
 
-// What all ranks' fakes share: what they are to do wrong, and what was asked of them.
+// What the fakes of all ranks share: what they must do wrong, and what was asked of them.
 struct Play {
-  std::atomic<int> busy{0};        // so often progress() is busy after each call
+  std::atomic<int> busy{0};        // how often progress() is busy after each call
   std::atomic<bool> hangs{false};  // collectives are never done until aborted
   std::function<Status(int rank, const std::string& call)> error;  // of a call
   std::atomic<int> aborts{0};
@@ -253,6 +387,7 @@ class FakeNccl final : public NcclApi {
     busy_ = std::max(0, busy_ - 1);
     return error("progress");
   }
+  Stream stream() const override { return nullptr; }
   Status all_gather(const void*, void*, size_t bytes) override {
     return say("all_gather " + std::to_string(bytes));
   }
@@ -296,7 +431,7 @@ class FakeNccl final : public NcclApi {
   bool is_aborted_ = false;
 };
 
-// Ranks with a transport over the play.
+// Runs body(transport) on ranks whose transport is over the play.
 std::vector<Status> over_nccl(int ranks, milliseconds limit, Play& play,
                               const std::function<Status(Transport&)>& body,
                               std::vector<std::string>* log = nullptr) {
@@ -326,7 +461,7 @@ Status gather(Transport& transport) {
 
 TEST(NcclTransport, CallsGoToNcclInOrder) {
   Play play;
-  play.busy = 3;  // whatever is begun takes a while
+  play.busy = 3;  // every call takes a while
   std::vector<std::string> log;
   for (const Status& status : over_nccl(
            3, kPatient, play,
@@ -448,11 +583,71 @@ TEST(NcclTransport, OneRanksFailureEndsTheWorkOfAll) {
   EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
 }
 
+TEST(NcclTransport, WorkThatIsLeftBehindIsEnded) {
+  Play play;
+  play.hangs = true;
+  const auto begin = Clock::now();
+  for (const Status& status : over_nccl(2, milliseconds(1000), play, [](Transport& transport) {
+         return transport.all_gather(nullptr, nullptr, 48, nullptr);
+       })) {
+    EXPECT_OK(status);
+  }
+  EXPECT_EQ(play.aborts, 2);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
+  play.hangs = false;
+  over_nccl(2, kPatient, play, gather);
+  EXPECT_EQ(play.aborts, 2);  // what has ended is not aborted
+}
+
+TEST(NcclTransport, ACommunicatorWithAnErrorIsAborted) {
+  Play play;
+  std::atomic<bool> is_late = false;
+  play.error = [&](int rank, const std::string& call) {
+    if (rank != 0 || call != "progress" || !is_late) return Status();
+    return Status(StatusCode::kCudaError, "an error after the last call");
+  };
+  for (const Status& status : over_nccl(2, kPatient, play, [&](Transport& transport) {
+         const Status status = gather(transport);
+         if (transport.rank() == 0) is_late = true;
+         return status;
+       })) {
+    EXPECT_OK(status);  // what was asked for is done
+  }
+  EXPECT_EQ(play.aborts, 1);
+}
+
+TEST(NcclTransport, TheCauseIsToldAndNotItsTraceInAnotherRank) {
+  Play play;
+  play.hangs = true;
+  std::atomic<bool> is_gone = false, has_noticed = false;
+  play.error = [&](int rank, const std::string& call) {
+    if (rank != 0 || call != "progress" || !is_gone) return Status();
+    has_noticed = true;
+    return Status(StatusCode::kRankFailed, "remote process exited");
+  };
+  for (const Status& status : over_nccl(2, kPatient, play, [&](Transport& transport) {
+         if (transport.rank() == 1) {
+           is_gone = true;
+           while (!has_noticed) std::this_thread::yield();
+           transport.fail({StatusCode::kCudaError, "it burns"});
+         }
+         const Status called = transport.all_gather(nullptr, nullptr, 48, nullptr);
+         return called.ok() ? transport.wait(nullptr) : called;
+       })) {
+    EXPECT_EQ(status.message(), "rank 1 failed: CUDA error: it burns");
+  }
+  // Where nobody else says so, it counts.
+  for (const Status& status : over_nccl(2, kPatient, play, gather)) {
+    EXPECT_NE(status.message().find("remote process exited"), std::string::npos)
+        << status.message();
+  }
+}
+
 TEST(NcclTransport, EveryErrorIsToldToAll) {
   for (const char* call :
        {"make_id", "connect", "progress", "follow", "all_gather", "lead", "query"}) {
     SCOPED_TRACE(call);
-    if (HasFailure()) return;  // one says enough, and may have waited for its time limit
+    if (HasFailure()) return;  // one failure is enough; the next may wait for its time limit, too
     Play play;
     const bool is_make_id = std::string(call) == "make_id";
     const int culprit = is_make_id ? 0 : 1;

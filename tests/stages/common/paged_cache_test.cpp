@@ -1,5 +1,5 @@
-// The paged cache: its bookkeeping against a naive model of shared pages, its memory against the
-// tokens that went in, and decodes that read it.
+// The paged cache: its bookkeeping is compared with a naive model of shared pages, its memory with the
+// tokens that went in, and decodes that read it with the reference.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -60,7 +60,7 @@ SequenceId fork(auto& cache, SequenceId parent) {
   return id;
 }
 
-// Of the longest sequence.
+// The pages of the longest sequence.
 constexpr int kMostPages = kMaxTokensPerSeq / kDefaultPageSize;
 
 PageTable make_table(int num_pages, int page_size = kDefaultPageSize) {
@@ -71,9 +71,9 @@ PageTable make_table(int num_pages, int page_size = kDefaultPageSize) {
 
 // ---- bookkeeping ----
 
-// A page table next to the simplest thing that says the same: sequences as lists of pages, pages as
-// lists of tokens, shared pages as shared pointers. A token is a number; the runs of each append
-// are carried out on a memory of one number per token.
+// A page table, beside the simplest model of it: sequences are lists of pages, pages are lists of
+// tokens, and shared pages are shared pointers. A token is a number. The runs of each append are carried
+// out on a memory of one number per token.
 class ModelledTable {
  public:
   ModelledTable(int num_pages, int page_size, uint64_t seed)
@@ -119,7 +119,7 @@ class ModelledTable {
       for (size_t i = 0; i < pages.size(); ++i) {
         const int32_t page = sequence->pages[i];
         Use& use = uses[pages[i].get()];
-        // Shared in the model, and only then: the same page in both directions.
+        // A page is shared if and only if the model shares it: checked in both directions.
         if (use.count++ == 0) use.page = page;
         ASSERT_EQ(use.page, page) << to_string(id) << " page " << i;
         const auto [found, fresh] = owner.emplace(page, pages[i].get());
@@ -242,8 +242,8 @@ class ModelledTable {
     for (const SequenceId id : batch) check_one(id);
   }
 
-  // Of u sequences that share a partly filled last page, k of them in the batch, k copy it; unless
-  // that is all of them: then one keeps it.
+  // If u sequences share a partly filled last page, and k of these are in the batch, k copy it. If k is
+  // u, one keeps the page, and k - 1 copy it.
   int64_t pages_needed(const Batch& batch, const Counts& counts) {
     int64_t needed = 0;
     std::map<const Page*, int64_t> writers;
@@ -359,7 +359,7 @@ TEST(PageTable, AMillionRandomOperationsAgreeWithTheModel) {
       if (HasFatalFailure()) FAIL() << "pages of " << page_size << ", operation " << i;
     }
   }
-  // It went where it should.
+  // Each kind of operation occurred often enough.
   EXPECT_GT(table.refused_for_pages, kOperations / 100);
   EXPECT_GT(table.copies, kOperations / 100);
   EXPECT_GT(table.bad_calls, kOperations / 100);
@@ -404,7 +404,7 @@ TEST(PageTable, BadAppendsChangeNothing) {
   expect_error(table.append(Batch{b, a}, Counts{1, 1 << 30}), StatusCode::kOutOfRange,
                {"tokens[1] = 1073741824", "at most 1073741754", "sequences[1] has 70 tokens",
                 "may have 1073741824"});
-  // b: 2 pages; a: a copy, and one more page; c: keeps the page that a left.
+  // b needs 2 pages. a needs a copy and one more page. c keeps the page that a left.
   expect_error(
       table.append(Batch{b, a, c}, Counts{65, 64, 1}), StatusCode::kOutOfMemory,
       {"tokens = 130", "3 sequences", "needs 4 pages", "but only 2 of num_pages = 4 are free"});
@@ -504,7 +504,7 @@ class PagedCacheTest : public MachineTest {
     }
   }
 
-  // What quantising must not stumble over, another kind of it in each 128 columns.
+  // Values on which quantising must not fail, of another kind in each 128 columns.
   static uint16_t hard_bits(DType dtype, uint32_t token, int head, int column) {
     const uint64_t key = counter_random::row_key(4, 0, column / kTileColumns, token, head);
     const uint64_t random = counter_random::draw(key, column);
@@ -538,7 +538,7 @@ class PagedCacheTest : public MachineTest {
     }
   }
 
-  // A problem of the cache's shape, and no more: what quantising and places depend on.
+  // A problem that has only the cache's shape, on which quantising and places depend.
   Problem problem_of_cache() const {
     const CacheShape& shape = cache_->shape();
     Problem problem;
@@ -754,7 +754,7 @@ TEST_P(PagedCacheTest, RandomOperationsKeepEveryQuantisedRow) {
   }
 }
 
-// Rows that cross pages, several sequences, several heads, and nothing else is touched.
+// Rows cross pages, and there are several sequences and heads. Nothing else is touched.
 TEST_P(PagedCacheTest, AppendsQuantiseAsTheHostDoes) {
   hard_rows_ = true;
   int heads = 1;
@@ -780,15 +780,15 @@ TEST_P(PagedCacheTest, AppendsQuantiseAsTheHostDoes) {
         append_and_compare({b, a}, {page_size - 1, 2});
         append_and_compare({c, a, b}, {1, 1, 1});
         EXPECT_EQ(cache_->statistics().pages.pages_used, 2 + 2 + 1);
-        // Three share a page of six rows. One goes on in a copy; then another one, and the last keeps
-        // the page.
+        // Three sequences share a page of six rows. One goes on in a copy, then another does, and the
+        // last keeps the page.
         const SequenceId d = fork_sequence(a), e = fork_sequence(d);
         append_and_compare({d}, {1});
         EXPECT_EQ(cache_->statistics().pages.pages_used, 5 + 1);
         append_and_compare({a, d, e}, {2, 0, page_size});
         EXPECT_EQ(cache_->statistics().pages.pages_used, 6 + 1 + 1);
         expect_contents();
-        // A page that was another sequence's.
+        // A page that belonged to another sequence is used again.
         free_sequence(c);
         append_and_compare({b}, {page_size});
         expect_contents();
@@ -959,7 +959,7 @@ TEST_P(PagedCacheTest, ShapesOutsideTheContractAreRefused) {
                {"num_pages = 2147483647", "2^63 - 1"});
   expect_error(create({2147483647, 64, 1}), StatusCode::kOutOfMemory, {"158329674326016 bytes"});
 
-  // Formats: what does not exist, and bytes as they have them.
+  // Formats that do not exist or do not fit, and sizes by each format's bytes.
   constexpr DType kBf16 = DType::kBFloat16, kFp16 = DType::kFloat16;
   constexpr CacheFormat kTensor = CacheFormat::kFp8Tensor, kTile = CacheFormat::kFp8Tile128;
   const float kNaN = std::nanf(""), kInfinity = std::numeric_limits<float>::infinity();
@@ -1004,7 +1004,7 @@ TEST(PagedCacheOnTheModel, ARejectedKernelChangesNoSequence) {
     const SequenceId a = add(*cache);
     DeviceBuffer rows;
     ASSERT_OK(rows.allocate(model_machine(), 3 * 1152));
-    // Ten rows from memory of three: the kernel reads past its end.
+    // Ten rows are appended from memory that has three, so the kernel reads past its end.
     expect_error(cache->append(Batch{a}, Counts{10}, rows.data()), StatusCode::kKernelRejected,
                  {"out-of-bounds global memory read"});
     EXPECT_EQ(cache->table().find(a)->tokens, 0);
@@ -1027,8 +1027,8 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
       make_cache(num_pages, num_heads_kv, dtype, page_size);
       ASSERT_OK(machine_->fill(cache_->data(), 0xff,
                                static_cast<size_t>(num_pages * cache_->shape().page_bytes())));
-      // A prompt with three continuations, one of them freed; a sequence on freed pages; an empty
-      // one; then five steps of decoding for all.
+      // A prompt with three continuations, of which one is freed; a sequence on freed pages; an empty
+      // sequence. Then five steps of decoding for all.
       const SequenceId prompt = add_sequence(), freed = add_sequence();
       ASSERT_OK(append({prompt, freed}, {100, 130}));
       const SequenceId left = fork_sequence(prompt), right = fork_sequence(prompt);
@@ -1116,8 +1116,8 @@ TEST_P(PagedCacheTest, StagesDecodeFromTheCache) {
 }
 
 #ifdef MLA_HAVE_CUDA
-// A stream that does not wait for the default one, and appends that queue up behind a long fill:
-// the tables of all of them, and of write_tables, must live until they are copied.
+// The stream does not wait for the default one, and appends queue up behind a long fill. The tables of
+// all appends, and those of write_tables, must live until they are copied.
 TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
   if (GetParam() != MachineKind::kGpu) GTEST_SKIP() << "the model has no streams";
   cudaStream_t stream = nullptr;
@@ -1139,8 +1139,8 @@ TEST_P(PagedCacheTest, AppendsQueueUpOnAStream) {
   ASSERT_OK(PagedCache::create(*machine_, {4, 64, 1, DType::kBFloat16}, &fresh));
   ASSERT_OK(fresh->add(&first));
 
-  // In a graph the copies would be made again from memory that has moved on. The cache that has
-  // appended nothing yet must not break the capture by allocating.
+  // A graph would repeat the copies from memory that has changed since. A cache that has appended
+  // nothing yet must not break the capture by allocating.
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
   expect_error(cache_->append(Batch{a}, Counts{1}, rows_.back().data(), stream),
                StatusCode::kInvalidArgument, {"stream is being captured"});

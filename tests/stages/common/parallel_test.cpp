@@ -1,5 +1,5 @@
-// Context parallel decode with ranks that are threads, on the model: against the reference over ranks, shares and
-// exchanges; needles at every cut; the same bits every time; ranks that fail, lag or disagree.
+// Context parallel decode on the model, with ranks that are threads. It is compared with the reference over ranks,
+// shares and exchanges, with needles at every cut. Bits are the same every time. Ranks fail, lag or disagree.
 #include "stages/common/parallel/parallel.h"
 
 #include <gtest/gtest.h>
@@ -9,11 +9,13 @@
 #include <cstring>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "reference/attention.h"
 #include "reference/gpu_model/gpu_model.h"
 #include "reference/testing/compare.h"
 #include "reference/testing/data_generator.h"
+#include "stages/common/cache/paging_check.h"
 #include "tests/status_matchers.h"
 
 namespace mla {
@@ -23,7 +25,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kPatient{60000};
 constexpr int kRanks[] = {1, 2, 3, 4, 8};
 
-// What one rank ended with.
+// The results of one rank.
 struct Ended {
   Status status;
   std::vector<uint16_t> out;
@@ -48,7 +50,7 @@ const Stage& stage_of_model(const std::string& slug = "04") {
   return *find_stage(MachineKind::kModel, slug);
 }
 
-// The pages of one rank: a cache of its own, whose pages lie in another order, with one page of NaN.
+// A rank's own cache, which has its pages in another order, and a page of NaN.
 struct RankCache {
   std::vector<uint8_t> pages;
   std::vector<int32_t> table;
@@ -56,20 +58,23 @@ struct RankCache {
   int num_pages = 1;
 };
 RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextShare& share,
-                   bool own_lengths) {
+                   const ParallelSettings& settings) {
   const Problem& problem = data.problem;
   const bool quantised = is_quantised(problem.cache_format);
   const auto* from = quantised ? host.quantised_cache.data()
                                : reinterpret_cast<const uint8_t*>(host.kv_cache.data());
   const size_t page_bytes =
       size_t(problem.page_size) * size_t(problem.num_heads_kv) * size_t(problem.cache_row_bytes());
-  const int columns =
-      own_lengths ? problem.max_pages_per_seq
-                  : share_columns(problem.max_pages_per_seq, share.ranks, share.pages_per_turn);
+  const int columns = settings.own_lengths ? problem.max_pages_per_seq
+                                           : share_columns(problem.max_pages_per_seq, share.ranks,
+                                                           share.pages_per_turn);
   // Own lengths: whose a page is has nothing to do with its place in the sequence.
   const auto is_own = [&](int sequence, int page) {
-    const int place = own_lengths ? (page * page + sequence) / 2 : page / share.pages_per_turn;
-    return place % share.ranks == share.rank;
+    int turn = page / share.pages_per_turn;
+    if (settings.own_lengths) turn = (page * page + sequence) / 2;
+    if (settings.first_ranks != nullptr)
+      turn += settings.first_ranks[sequence] + 10 * share.ranks;  // above 0
+    return turn % share.ranks == share.rank;
   };
   RankCache cache;
   cache.table.assign(size_t(problem.batch) * size_t(columns), kGarbagePage);
@@ -87,7 +92,7 @@ RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextSh
           data.block_table[size_t(sequence) * size_t(problem.max_pages_per_seq) + size_t(page)]);
     }
   }
-  cache.num_pages = int(originals.size()) + 1;  // the first is nobody's
+  cache.num_pages = int(originals.size()) + 1;  // the first page belongs to no sequence
   cache.pages.assign(page_bytes * size_t(cache.num_pages), 0xff);
   for (size_t i = 0; i < originals.size(); ++i) {
     std::memcpy(cache.pages.data() + page_bytes * (originals.size() - i),
@@ -99,21 +104,25 @@ RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextSh
   return cache;
 }
 
-// One rank: its own memory, from its own thread.
+// One rank: its own memory, from its own thread. The settings' first ranks are in host memory.
 Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host,
                 const ParallelSettings& settings, Transport& transport, const Spoil& spoil,
                 Ended* ended) {
   Machine& machine = model_machine();
   const int rank = transport.rank(), ranks = transport.ranks();
-  const RankCache cache =
-      cache_of(data, host, {rank, ranks, settings.pages_per_turn}, settings.own_lengths);
+  const RankCache cache = cache_of(data, host, {rank, ranks, settings.pages_per_turn}, settings);
   Arguments arguments{data.problem, {}, settings, {}};
   arguments.problem.num_pages = cache.num_pages;
   size_t bytes = 0;
   MLA_RETURN_IF_ERROR(parallel_workspace_bytes(stage, arguments.problem, settings, ranks, &bytes));
   const Layout layout = data.layout();
   const size_t slices = settings.exchange == Exchange::kAllGather ? 1 : size_t(ranks);
-  DeviceBuffer q, kv, table, lengths, out, lse, workspace;
+  DeviceBuffer q, kv, table, lengths, first_ranks, out, lse, workspace;
+  if (settings.first_ranks != nullptr) {
+    MLA_RETURN_IF_ERROR(
+        first_ranks.assign(machine, settings.first_ranks, data.seqlens_k.size() * 4));
+    arguments.settings.first_ranks = first_ranks.as<int32_t>();
+  }
   MLA_RETURN_IF_ERROR(q.assign(machine, host.q.data(), host.q.size() * 2));
   MLA_RETURN_IF_ERROR(kv.assign(machine, cache.pages.data(), cache.pages.size()));
   MLA_RETURN_IF_ERROR(table.assign(machine, cache.table.data(), cache.table.size() * 4));
@@ -161,7 +170,7 @@ std::vector<Ended> run_ranks(const Stage& stage, const DataSet& data, const Host
   return ended;
 }
 
-// Outputs by heads, put together; those of all heads as they are.
+// Puts outputs together that have some heads each; outputs of all heads stay as they are.
 Ended whole(const DataSet& data, const ParallelSettings& settings,
             const std::vector<Ended>& ended) {
   if (settings.exchange == Exchange::kAllGather) return ended[0];
@@ -186,19 +195,20 @@ Ended whole(const DataSet& data, const ParallelSettings& settings,
   return result;
 }
 
-// The production kernels' tolerances, which are for bf16; in fp16 an eighth of the error, whose square the cosine has.
+// The production kernels' tolerances are for bf16. In fp16 an error is an eighth, and cosines depend on its square.
 Tolerance tolerance_of(DType dtype) {
   const Tolerance bf16 = kOutTolerance;
   if (dtype == DType::kBFloat16) return bf16;
   return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
 }
 
-// The decode over `ranks` ranks is the reference's.
+// Expects the decode over `ranks` ranks to agree with the reference.
 void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
                   const ReferenceResult& expected, const ParallelSettings& settings, int ranks) {
   SCOPED_TRACE(stage.slug + " " + data.spec.name() + " ranks=" + std::to_string(ranks) +
                " pages_per_turn=" + std::to_string(settings.pages_per_turn) + " " +
-               to_string(settings.exchange));
+               to_string(settings.exchange) +
+               (settings.first_ranks != nullptr ? " first ranks" : ""));
   const std::vector<Ended> ended = run_ranks(stage, data, host, settings, ranks);
   for (const Ended& rank : ended) ASSERT_OK(rank.status);
   if (settings.exchange == Exchange::kAllGather) {
@@ -220,6 +230,13 @@ void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
   EXPECT_TRUE(of_lse.ok) << of_lse.failure;
 }
 
+// First ranks of so many sequences: any numbers.
+std::vector<int32_t> some_first_ranks(size_t batch) {
+  std::vector<int32_t> first_ranks;
+  for (size_t i = 0; i < batch; ++i) first_ranks.push_back(int32_t(i * 5 % 13) - 4);
+  return first_ranks;
+}
+
 DecodeCase small_case() {
   DecodeCase spec;
   spec.page_size = 16;
@@ -227,36 +244,46 @@ DecodeCase small_case() {
   return spec;
 }
 
-// Every case over all numbers of ranks, with shares and exchanges by turns.
-TEST(Parallel, CasesMatchTheReference) {
-  size_t turn = 0;
-  for (const int seqlen_q : {1, 2, 4, 19}) {
-    for (const bool causal : {false, true}) {
-      for (const int num_heads_kv : {1, 3}) {
-        DecodeCase spec = small_case();
-        spec.dtype = turn % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
-        spec.seqlen_q = seqlen_q;
-        spec.causal = causal;
-        spec.num_heads_kv = num_heads_kv;
-        if (seqlen_q == 19 && num_heads_kv == 3) continue;  // more of the same, and slow
-        spec.seed = turn;
-        spec.data = turn % 3 == 0 ? DataKind::kNeedles : DataKind::kFlat;
-        // Empty, shorter than the queries, shorter than the ranks' pages, around pages and turns of them.
-        spec.lengths = {0, 1, 3, 15, 16, 17, 31, 33, 64, 128, 129, 145};
-        const DataSet data = make_data_set(spec);
-        HostTensors host = generate(data);
-        ReferenceResult expected;
-        ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
-        for (const int ranks : kRanks) {
-          const int run = contiguous_pages(data.problem.max_pages_per_seq, ranks);
-          const int shares[] = {1, run, 2};
-          ++turn;
-          expect_right(stage_of_model(), data, host, expected,
-                       {shares[turn % 3], kExchanges[turn / 3 % 3], 1 + int(turn % 5)}, ranks);
-          if (HasFailure()) return;  // one says enough
-        }
+// Every case over all numbers of ranks, with shares and exchanges by turns. Each number of query tokens is a test, of which
+// the first is quick.
+constexpr int kQueryTokens[] = {1, 2, 4, 19};
+class ParallelCases : public testing::TestWithParam<size_t> {};
+INSTANTIATE_TEST_SUITE_P(QueryTokens, ParallelCases,
+                         testing::Range(size_t{0}, std::size(kQueryTokens)), [](const auto& param) {
+                           return std::to_string(kQueryTokens[param.param]);
+                         });
+
+TEST_P(ParallelCases, MatchTheReference) {
+  const int seqlen_q = kQueryTokens[GetParam()];
+  size_t turn = GetParam() * 4 * (std::size(kRanks) + 1);
+  for (const bool causal : {false, true}) {
+    for (const int num_heads_kv : {1, 3}) {
+      DecodeCase spec = small_case();
+      spec.dtype = turn % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
+      spec.seqlen_q = seqlen_q;
+      spec.causal = causal;
+      spec.num_heads_kv = num_heads_kv;
+      if (seqlen_q == 19 && num_heads_kv == 3) continue;  // more of the same, and slow
+      spec.seed = turn;
+      spec.data = turn % 3 == 0 ? DataKind::kNeedles : DataKind::kFlat;
+      // Empty, shorter than the queries, shorter than the ranks' pages, around pages and turns of them.
+      spec.lengths = {0, 1, 3, 15, 16, 17, 31, 33, 64, 128, 129, 145};
+      const DataSet data = make_data_set(spec);
+      HostTensors host = generate(data);
+      ReferenceResult expected;
+      ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+      const std::vector<int32_t> first_ranks = some_first_ranks(spec.lengths.size());
+      for (const int ranks : kRanks) {
+        const int run = contiguous_pages(data.problem.max_pages_per_seq, ranks);
+        const int shares[] = {1, run, 2};
         ++turn;
+        expect_right(stage_of_model(), data, host, expected,
+                     {shares[turn % 3], kExchanges[turn / 3 % 3], 1 + int(turn % 5),
+                      turn % 4 < 2 ? nullptr : first_ranks.data()},
+                     ranks);
+        if (HasFailure()) return;  // one failure is enough
       }
+      ++turn;
     }
   }
 }
@@ -276,7 +303,8 @@ TEST(Parallel, RanksMaySayTheirOwnLengths) {
     for (const int ranks : kRanks) {
       for (const Exchange exchange : kExchanges) {
         // pages_per_turn is not read.
-        const ParallelSettings settings{7, exchange, 1 + int(turn++ % 3), /*own_lengths=*/true};
+        const ParallelSettings settings{7, exchange, 1 + int(turn++ % 3), nullptr,
+                                        /*own_lengths=*/true};
         expect_right(stage_of_model(), data, host, expected, settings, ranks);
         if (HasFailure()) return;
       }
@@ -284,7 +312,7 @@ TEST(Parallel, RanksMaySayTheirOwnLengths) {
   }
 }
 
-// Any stage, any format that it reads.
+// Every stage, with every format that it reads; with a tail and without, where a plan's kernel cuts, if there is a plan.
 TEST(Parallel, EveryStageDecodesAShare) {
   for (const Stage& stage : stages(MachineKind::kModel)) {
     for (const CacheFormat format : stage.cache_formats) {
@@ -300,6 +328,13 @@ TEST(Parallel, EveryStageDecodesAShare) {
       ReferenceResult expected;
       ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
       expect_right(stage, data, host, expected, {}, 2);
+      if (format != stage.cache_formats[0]) continue;
+      const std::vector<int32_t> first_ranks = {1, 0, 1};
+      DataSet plain = data;
+      plain.problem.causal = false;
+      ASSERT_OK(reference_attention(plain.problem, host.tensors(plain), &expected));
+      expect_right(stage, plain, host, expected, {1, Exchange::kAllToAll, 1, first_ranks.data()},
+                   2);
     }
   }
 }
@@ -314,17 +349,68 @@ TEST(Parallel, TensorsMayHaveStrides) {
   HostTensors host = generate(data);
   ReferenceResult expected;
   ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
-  // The rank's cache is contiguous here: its pages come from that of the same case without strides.
+  // The rank's cache is contiguous here: its pages come from the cache of the same case without strides.
   DecodeCase plain = spec;
   plain.strided = false;
   const HostTensors contiguous = generate(make_data_set(plain));
   HostTensors mixed = host;
   mixed.kv_cache = contiguous.kv_cache;
-  expect_right(stage_of_model(), data, mixed, expected, {}, 3);
+  const std::vector<int32_t> first_ranks = {1, 0, 5};
+  expect_right(stage_of_model(), data, mixed, expected,
+               {1, Exchange::kAllGather, 1, first_ranks.data()}, 3);
 }
 
-// A token that outweighs all others on either side of every cut, of pages and of turns, and under each query's mask:
-// query tokens that see it get its row, to the bit, and the others do not.
+// More results than the merge loads at once.
+TEST(Parallel, ElevenRanksAreMerged) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 1;
+  spec.lengths = {200, 33};
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  expect_right(stage_of_model(), data, host, expected, {}, 11);
+}
+
+// A worker of the plan reads the rank's lengths again where it goes on to another sequence.
+TEST(Parallel, AWorkerHasManySequences) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 1;
+  for (int i = 0; i < 24; ++i) spec.lengths.push_back(1 + i * 37 % 50);
+  const DataSet data = make_data_set(spec);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  const int before = std::exchange(gpu_model::device().multiprocessors, 1);
+  expect_right(stage_of_model(), data, host, expected, {}, 2);
+  gpu_model::device().multiprocessors = before;
+}
+
+TEST(Parallel, OtherLengthsCountAsTheNearestThatMayBe) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 1;
+  spec.lengths = {7 * 16, 0, 20};
+  const DataSet data = make_data_set(spec);
+  const HostTensors host = generate(data);
+  const Spoil full = [](int, Arguments* arguments) {
+    arguments->problem.max_pages_per_seq = 7;  // the first sequence fills its table
+  };
+  const Spoil others = [&](int rank, Arguments* arguments) {
+    full(rank, arguments);
+    auto* lengths = const_cast<int32_t*>(arguments->tensors.seqlens_k);  // the model's memory
+    lengths[0] = 1000000;
+    lengths[1] = -100;
+  };
+  const std::vector<Ended> expected = run_ranks(stage_of_model(), data, host, {}, 2, full);
+  const std::vector<Ended> ended = run_ranks(stage_of_model(), data, host, {}, 2, others);
+  for (size_t rank = 0; rank < 2; ++rank) {
+    ASSERT_OK(ended[rank].status);
+    EXPECT_EQ(ended[rank], expected[rank]);
+  }
+}
+
+// A token that outweighs all others is put on either side of every cut, of pages and of turns, and at each query's
+// mask. Query tokens that see it get its row, to the bit, and the others do not.
 TEST(Parallel, NeedlesAtEveryCutAreFound) {
   DecodeCase spec = small_case();
   spec.num_heads_q = 8;
@@ -351,12 +437,15 @@ TEST(Parallel, NeedlesAtEveryCutAreFound) {
     for (int token = 0; token < kLength; ++token) row_of(sequence, token)[575] = 0;
     row_of(sequence, needles[sequence])[575] = bits(128);  // a logit of 42
   }
+  const std::vector<int32_t> first_ranks = some_first_ranks(needles.size());
   for (const int ranks : kRanks) {
     for (const int pages_per_turn :
          {1, 2, contiguous_pages(data.problem.max_pages_per_seq, ranks)}) {
       for (const Exchange exchange : kExchanges) {
         if (exchange != Exchange::kAllGather && (8 % ranks != 0 || pages_per_turn == 2)) continue;
-        const ParallelSettings settings{pages_per_turn, exchange};
+        const bool moved = exchange == Exchange::kAllToAll || pages_per_turn == 2;
+        const ParallelSettings settings{pages_per_turn, exchange, 1,
+                                        moved ? first_ranks.data() : nullptr};
         SCOPED_TRACE(std::to_string(ranks) + " ranks, " + std::to_string(pages_per_turn) +
                      " pages, " + to_string(exchange));
         const std::vector<Ended> ended = run_ranks(stage_of_model(), data, host, settings, ranks);
@@ -404,7 +493,7 @@ TEST(Parallel, TheSameBitsEveryTime) {
   }
 }
 
-// Shares of the heads, each with a group of its own that shares the pages.
+// The heads are shared out, and each share has a group of ranks that share the pages.
 TEST(Parallel, HeadsAndPagesAreSharedTogether) {
   for (const auto& [num_heads_kv, head_ranks] : {std::pair{1, 4}, {2, 2}, {4, 2}, {2, 4}}) {
     DecodeCase spec = small_case();
@@ -566,7 +655,7 @@ class ParallelErrors : public testing::Test {
     host_ = generate(data_);
   }
 
-  // What rank 1 of three gets if this is done to its arguments, and that the others are told.
+  // Returns the status of rank 1 of three after `spoil` has changed its arguments. Expects the other ranks to be told.
   Status of_spoilt(const std::function<void(Arguments*)>& spoil) {
     const Spoil one = [&](int rank, Arguments* arguments) {
       if (rank == 1) spoil(arguments);
@@ -587,7 +676,7 @@ class ParallelErrors : public testing::Test {
 TEST_F(ParallelErrors, AnArgumentOfOneRank) {
   const auto expect = [&](StatusCode code, const std::string& text,
                           const std::function<void(Arguments*)>& spoil) {
-    if (HasFailure()) return;  // one says enough, and may have waited for its time limit
+    if (HasFailure()) return;  // one failure is enough; the next may wait for its time limit, too
     const Status status = of_spoilt(spoil);
     EXPECT_EQ(status.code(), code) << status.message();
     EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
@@ -676,7 +765,7 @@ TEST(ThreadTransport, EveryRankGetsWhatItShould) {
         EXPECT_EQ(in_place, receive);
         MLA_RETURN_IF_ERROR(transport.all_to_all(send.data(), receive.data(), 8, nullptr));
         for (int i = 0; i < 2 * ranks; ++i) {
-          // What is a rank's own is not touched: it still is what the last call left.
+          // A rank's own part is not touched, and is still what the last call left.
           const int place = i / 2 == me ? i % 2 : 2 * me + i % 2;
           EXPECT_EQ(receive[size_t(i)], float(1000 * turn + 100 * (i / 2) + place));
         }
@@ -711,7 +800,7 @@ TEST(ThreadTransport, ARankThatDoesNotComeIsNamedInTime) {
         << statuses[rank].message();
     EXPECT_NE(statuses[rank].message().find("rank 1, rank 3"), std::string::npos);
   }
-  // A rank that comes after that is told at once, and so is one that calls again.
+  // A rank that comes later is told at once, and so is one that calls again.
   for (auto& transport : transports) {
     EXPECT_EQ(gather(*transport).code(), StatusCode::kRankFailed);
   }
@@ -750,7 +839,7 @@ TEST(ThreadTransport, CallsThatDifferAreNamed) {
                           : transport.all_gather(send, receive, 4, nullptr);
     };
     const std::string named = another_kind ? "reduce_scatter of 8 bytes" : "all_gather of 4 bytes";
-    for (int turn = 0; turn < 2; ++turn) {  // nor is the group of use then
+    for (int turn = 0; turn < 2; ++turn) {  // after that the group cannot be used again
       for (const Status& status : on_ranks(transports, call)) {
         EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
         EXPECT_EQ(status.message(), "rank 0 calls all_gather of 8 bytes, rank 2 " + named);
@@ -778,7 +867,7 @@ TEST(ContextShare, CountsWhatItHolds) {
               ASSERT_EQ(share.page_in(pages), page);
               ++pages;
             }
-            // Rank 0 has as many pages as any.
+            // No rank has more pages than rank 0.
             ASSERT_LE(pages, share_columns(page + 1, ranks, pages_per_turn));
             if (rank == 0) {
               ASSERT_EQ(pages, share_columns(page + 1, ranks, pages_per_turn));
@@ -794,6 +883,69 @@ TEST(ContextShare, CountsWhatItHolds) {
   EXPECT_EQ(contiguous_pages(1, 4), 1);
 }
 
+// Counted from a sequence's first rank, places in the turn are 0, 1, ...
+TEST(ContextShare, ASequenceMayBeginWithAnyRank) {
+  for (const int ranks : kRanks) {
+    for (const int first :
+         {0, 1, ranks - 1, ranks, 3 * ranks + 2, -1, -2 * ranks - 1, INT32_MAX, INT32_MIN}) {
+      const int begin = (first % ranks + ranks) % ranks;
+      for (int rank = 0; rank < ranks; ++rank) {
+        const ContextShare share = ContextShare{rank, ranks, 3}.begun_by(first);
+        for (int page = 0; page < 100; ++page) {
+          ASSERT_EQ(share.owner(page) == share.rank, (page / 3 + begin) % ranks == rank);
+        }
+        EXPECT_LE(share.pages(100), share_columns(100, ranks, 3));
+      }
+    }
+  }
+  const int32_t first_ranks[] = {5, 2};
+  EXPECT_EQ((SequenceShares{{1, 4, 1}, first_ranks}.of(1).rank), 3);
+  EXPECT_EQ((SequenceShares{{1, 4, 1}, nullptr}.of(1).rank), 1);
+}
+
+// Entries of a rank's table are checked as far as the rank has pages.
+TEST(ContextShare, PagingOfAShareIsChecked) {
+  DecodeCase spec = small_case();
+  std::vector<int32_t> lengths = {7 * 16, 4 * 16 + 1, 0}, first_ranks = {0, 2, 1};
+  spec.lengths = lengths;
+  Problem problem = make_data_set(spec).problem;
+  problem.max_pages_per_seq = 7;  // of whole sequences; a share of a third has 3 columns
+  problem.num_pages = 5;
+  ContextShare share{1, 3, 1};
+  std::vector<int32_t> table(9, kGarbagePage);
+  const auto message = [&](bool moved) {
+    Machine& machine = model_machine();
+    DeviceBuffer of_lengths, of_table, of_first;
+    EXPECT_OK(of_lengths.assign(machine, lengths.data(), lengths.size() * 4));
+    EXPECT_OK(of_table.assign(machine, table.data(), table.size() * 4));
+    EXPECT_OK(of_first.assign(machine, first_ranks.data(), first_ranks.size() * 4));
+    const Status status =
+        check_paging(machine, problem, share, of_table.as<int32_t>(), of_lengths.as<int32_t>(),
+                     nullptr, kContiguous, moved ? of_first.as<int32_t>() : nullptr);
+    return status.message().substr(0, status.message().find(" must"));
+  };
+  const std::string garbage = std::to_string(kGarbagePage);
+  // Rank 1 has pages 1 and 4 of either sequence; of the second only page 2, where that begins with rank 2.
+  EXPECT_EQ(message(false), "block_table[0, 0] = " + garbage);
+  table[0] = 4;
+  EXPECT_EQ(message(false), "block_table[0, 1] = " + garbage);
+  table[1] = 0;
+  EXPECT_EQ(message(false), "block_table[1, 0] = " + garbage);
+  table[3] = 5;
+  EXPECT_EQ(message(true), "block_table[1, 0] = 5");
+  table[3] = 3;
+  EXPECT_EQ(message(false), "block_table[1, 1] = " + garbage);
+  EXPECT_EQ(message(true), "");
+  lengths[2] = 7 * 16 + 1;  // more than a whole sequence may have
+  EXPECT_EQ(message(true), "seqlens_k[2] = 113");
+  lengths[2] = 0;
+  for (const ContextShare& wrong : {ContextShare{-1, 3, 1}, ContextShare{3, 3, 1},
+                                    ContextShare{0, 0, 1}, ContextShare{0, 1, 0}}) {
+    share = wrong;
+    EXPECT_EQ(message(false), "share: rank = " + std::to_string(wrong.rank));
+  }
+}
+
 TEST(HeadShare, EveryHeadIsSomebodysOnce) {
   for (const int num_heads_kv : {1, 2, 4, 8, 24}) {
     for (const int ranks : {1, 2, 4, 8, 24}) {
@@ -807,7 +959,7 @@ TEST(HeadShare, EveryHeadIsSomebodysOnce) {
         EXPECT_EQ(share.first_q, next);
         next += share.num_q;
         EXPECT_EQ(share.num_q % share.num_kv, 0);
-        for (int head = 0; head < share.num_q; ++head) {  // each reads the KV head that it did
+        for (int head = 0; head < share.num_q; ++head) {  // each reads the same KV head as before
           EXPECT_EQ(share.first_kv + head / (share.num_q / share.num_kv),
                     (share.first_q + head) / problem.group_size());
         }

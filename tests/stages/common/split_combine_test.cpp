@@ -1,5 +1,5 @@
-// The combine of a split decode on parts that the test writes: more of them than a warp has lanes or a block
-// threads, parts that saw nothing, rows that no part saw. Merged in double for comparison.
+// The combine of a split decode, on parts that the test writes: more parts than a warp has lanes or a block
+// has threads, parts that saw nothing, and rows that no part saw. They are merged in double for comparison.
 #include "stages/common/split/split_combine.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ struct Input {
   bool joins_halves = false;
 };
 
-// So many sequences that there are many rows, one of `long_one` tokens, one of a grain and one of none.
+// So many sequences that there are many rows. One has `long_one` tokens, one has a grain, and one none.
 std::vector<int32_t> twenty_six(int32_t long_one) {
   std::vector<int32_t> lengths(26, 640);
   lengths[0] = 0;
@@ -36,10 +36,10 @@ std::vector<int32_t> twenty_six(int32_t long_one) {
   return lengths;
 }
 
-// Few rows: a block has a quarter of one; else a warp has a row (combines_by_block()), and the more rows the fewer parts
-// under way.
+// With few rows, a block combines a quarter of a row. With many, a warp combines a row (combines_by_block()), and the more
+// rows there are, the fewer parts are under way.
 std::vector<Input> inputs() {
-  // So many sequences of two parts, if a worker has a grain, and one of many.
+  // So many sequences that have two parts if a worker has a grain, and one that has many.
   const auto one_long = [](size_t sequences, int parts) {
     std::vector<int32_t> lengths(sequences, 65);
     lengths[3] = 64 * parts;
@@ -54,7 +54,7 @@ std::vector<Input> inputs() {
           {"fixed splits", {64 * 70, 1, 64 * 33, 0}, 2, 64, 70}};
 }
 
-// A number in [0, 1), of a place.
+// A number in [0, 1) that depends on the place alone.
 double draw(int sequence, int part, int row, int column) {
   uint64_t x = 0x9e3779b97f4a7c15;
   for (const int value : {sequence, part, row, column}) {
@@ -64,8 +64,8 @@ double draw(int sequence, int part, int row, int column) {
   return static_cast<double>(x >> 11) / 9007199254740992.0;
 }
 
-// One row of each sequence saw nothing, and of the others every fourth part. One has large lse, one small, and one a
-// late part with all the weight.
+// One row of each sequence saw nothing; in the others, every fourth part did not. One row has a large lse, one a small one,
+// and one a late part with all the weight.
 float lse_of_part(int sequence, int part, int row) {
   if (row == 5 || draw(sequence, part, row, -1) < 0.25) return -kInfinity;
   const auto lse = static_cast<float>(6 * draw(sequence, part, row, -2) - 3);
@@ -221,7 +221,7 @@ TEST_P(SplitCombine, MergesAnyNumberOfParts) {
   }
 }
 
-// The decode has put halves together, if there were no others: else the combine merges all parts.
+// The decode has joined halves where all parts are halves. Otherwise the combine merges all parts.
 TEST_P(SplitCombine, LeavesHalvesAlone) {
   for (const Input& input : {Input{"few: halves alone", twenty_six(640), 20, 0, 2, true},
                              Input{"few: halves and others", twenty_six(1600), 20, 0, 3, true},
@@ -239,7 +239,7 @@ TEST_P(SplitCombine, LeavesHalvesAlone) {
   }
 }
 
-// With fixed splits the bits of a sequence do not depend on who else is in the batch.
+// With fixed splits, a sequence's bits do not depend on what else is in the batch.
 TEST_P(SplitCombine, FixedSplitsAreSummedInTheSameOrderInAnyBatch) {
   prepare({"alone", {64 * 70}, 20, 64, 70}, DType::kFloat16);
   combine();
@@ -266,10 +266,10 @@ void write_parts(SplitWorkspace split, const float* lse, const float* out, int64
   }
 }
 
-// The combine may start while the decode before it still writes. The race detector knows, where kernels are
-// compiled for it.
+// The combine may start while the decode before it still writes. Where kernels are compiled for it, the race detector
+// notices if the combine does not wait.
 TEST_P(SplitCombine, WaitsForThePartsOfTheGridBefore) {
-  if (GetParam() != MachineKind::kModel) GTEST_SKIP() << "a GPU does not tell";
+  if (GetParam() != MachineKind::kModel) GTEST_SKIP() << "a GPU does not report races";
   for (const Input& input :
        {Input{"few", twenty_six(640), 20, 0, 2}, Input{"many", {64 * 20}, 20, 0, 20}}) {
     SCOPED_TRACE(input.name);
@@ -312,7 +312,7 @@ TEST(SplitCombineKernel, IsABlockWhereFewRowsMayHaveManyParts) {
 
 TEST(SplitCombineKernel, LeavesRoomForTheBlocksOfAMultiprocessorAndNoMore) {
   const DeviceLimits h200 = {.multiprocessors = 132, .max_shared_bytes = 227 * 1024};
-  constexpr size_t kAll = 228 * 1024, kReserved = 1024;  // of a multiprocessor; by each block
+  constexpr size_t kAll = 228 * 1024, kReserved = 1024;  // per multiprocessor; per block
   for (const auto& [grid, blocks] :
        {std::pair{1u, 1u}, {132u, 1u}, {133u, 2u}, {264u, 2u}, {265u, 3u}, {512u, 4u}}) {
     SCOPED_TRACE(grid);

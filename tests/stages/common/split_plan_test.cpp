@@ -1,6 +1,6 @@
-// The plan of a split decode: the device's is the host's to the bit, every grain of every sequence
-// is somebody's, loads are as even as promised, and a plan's misuse is named. On the model, and on
-// a GPU where there is one.
+// The plan of a split decode: the device's equals the host's to the bit, every grain of every sequence
+// has a worker, loads are as even as promised, and misuse of a plan is named. On the model, and on a GPU
+// where there is one.
 #include "stages/common/split/workspace.h"
 
 #include <gtest/gtest.h>
@@ -93,8 +93,8 @@ Input make_input(int batch, int distribution, int workers, int fixed_grains, int
   return input;
 }
 
-// Batches around the planning kernel's tiles of 2048 sequences with every distribution, then
-// `drawn` others.
+// Batches around the planning kernel's tiles of 2048 sequences, with every distribution; then `drawn`
+// random ones.
 std::vector<Input> inputs(int drawn) {
   constexpr int kBatches[] = {1, 2, 3, 31, 2047, 2048, 2049, 4096, 8192};
   constexpr int kSplits[] = {0, 64, 1024, 4096};
@@ -129,9 +129,9 @@ std::vector<Input> inputs(int drawn) {
     input.name += ", of 2^30 tokens";
     list.push_back(input);
   }
-  for (const int batch : {2, 70, 2050}) {  // as many workers for every sequence
+  for (const int batch : {2, 70, 2050}) {  // every sequence can have equally many workers
     for (const int each : {3, 4}) {
-      for (const int short_ones : {0, 1}) {  // where a piece costs so much that they may be
+      for (const int short_ones : {0, 1}) {  // even with a short one, if a piece costs much
         Input input = make_input(batch, 0, batch * each, 2 + 38 * short_ones, 0, random);
         input.problem.max_pages_per_seq = 50;
         for (int32_t& length : input.lengths) length = 50 * kGrainTokens;
@@ -141,7 +141,7 @@ std::vector<Input> inputs(int drawn) {
       }
     }
   }
-  // Where that would be as even, but all whole is as good.
+  // Equally many workers would be as even here, but whole sequences are as good.
   list.push_back(make_input(66, 0, 132, 2, 0, random));
   list.back().problem.max_pages_per_seq = 10;
   list.back().lengths.assign(66, 10 * kGrainTokens);
@@ -161,7 +161,7 @@ using Pieces = std::vector<std::vector<Piece>>;
 /// @name Properties of a plan
 /// @{
 
-// Every grain of every sequence once, in order; an empty sequence is one piece.
+// Every grain of every sequence occurs once, in order. An empty sequence is one piece.
 void expect_covered(const Input& input, const Pieces& workers) {
   int sequence = 0, grain = 0;
   ASSERT_EQ(workers.size(), static_cast<size_t>(input.shape.workers));
@@ -182,7 +182,7 @@ void expect_covered(const Input& input, const Pieces& workers) {
   ASSERT_EQ(sequence, input.problem.batch);
 }
 
-// What nobody has more of than promised: grains, and the fixed cost of every piece, where it counts.
+// No worker has a larger load than promised: grains, and the fixed cost of each piece where it counts.
 void expect_even(const Input& input, const HostPlan& plan, const Pieces& workers) {
   const int fixed = plan.header.fixed_grains;
   int64_t sum = 0, largest = 0, least = INT64_MAX;
@@ -203,8 +203,8 @@ void expect_even(const Input& input, const HostPlan& plan, const Pieces& workers
                               : 1;
   ASSERT_LE(static_cast<double>(largest), mean + granule + fixed + 1e-6);
   if (input.problem.fixed_split_tokens > 0) return;
-  // A sequence alone goes to all workers alike; with a grain per worker, nobody has two, unless they
-  // are a whole sequence.
+  // A single sequence goes to all workers alike. If there are no more grains than workers, no worker has
+  // two, unless they are a whole sequence.
   int64_t total_grains = 0;
   for (const int32_t length : input.lengths) total_grains += grains_in(length);
   if (input.problem.batch == 1 && total_grains >= input.shape.workers) {
@@ -250,7 +250,7 @@ void expect_slots(const Input& input, const HostPlan& plan, const Pieces& worker
   ASSERT_LE(plan.header.num_split_sequences, max_split_sequences(input.problem, input.shape));
 }
 
-// With fixed splits the cuts are where the sequence's length alone says.
+// With fixed splits, the cuts depend on the sequence's length alone.
 void expect_fixed_cuts(const Input& input, const Pieces& workers) {
   const int piece_grains = input.problem.fixed_split_tokens / kGrainTokens;
   for (const auto& pieces : workers) {
@@ -309,7 +309,7 @@ Input equal_sequences(int batch) {
   return input;
 }
 
-// Where a table is so short that nothing is ever cut, no memory for parts is asked for.
+// If the table is so short that nothing is ever cut, no memory for parts is asked for.
 TEST(SplitPlan, AShortTableNeedsNoSlots) {
   Input input;
   input.shape = {.row_tiles = 1, .workers = 4, .combine_grains = 4};
@@ -325,8 +325,8 @@ TEST(SplitPlan, AShortTableNeedsNoSlots) {
   EXPECT_GE(max_slots(input.problem, input.shape), plan_of(input).header.num_slots);
 }
 
-// A team's least load is what each of its blocks gets a grain of, and no worker has a second round of
-// grains where all fit into one.
+// A team's least load gives each of its blocks a grain. No worker has a second round of grains if all fit
+// into one.
 TEST(SplitPlan, TeamsGetARoundOfGrains) {
   Input input;
   input.shape = {.row_tiles = 1,
@@ -348,7 +348,7 @@ TEST(SplitPlan, TeamsGetARoundOfGrains) {
   }
 }
 
-TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
+TEST(SplitPlan, NothingIsCutWhereAWorkerPerSequenceIsAsGood) {
   Input input = equal_sequences(64);  // the line would cut almost every one
   EXPECT_EQ(plan_of(input).header.num_slots, 0);
   input.lengths[5] = 65 * 64;  // mean + 1 at most: (64 * 66 + 1) / 66 + 1
@@ -358,7 +358,7 @@ TEST(SplitPlan, NothingIsCutWhereAWorkerASequenceIsAsGood) {
 }
 
 TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
-  Input input = equal_sequences(128);  // two for each of 64 are 132 grains, and the mean is 128
+  Input input = equal_sequences(128);  // two sequences for each of 64 workers: load 132, mean 128
   EXPECT_GT(plan_of(input).header.num_slots, 0);
   input.shape.combine_grains = 2;
   const HostPlan plan = plan_of(input);
@@ -371,8 +371,8 @@ TEST(SplitPlan, NothingIsCutWhereThatCostsLessThanCombining) {
 }
 
 TEST(SplitPlan, EverySequenceGetsAsManyWorkersWhereThatIsAsGood) {
-  Input input =
-      equal_sequences(16);  // 16 grains for each of 64 workers; the mean is (1024 + 32) / 66
+  // 16 grains for each of 64 workers; the mean is (1024 + 32) / 66.
+  Input input = equal_sequences(16);
   const Pieces workers = pieces_of(plan_of(input));
   for (int i = 0; i < 64; ++i) {
     const auto& pieces = workers[static_cast<size_t>(i)];
@@ -402,7 +402,7 @@ TEST(SplitPlan, ShortSequencesHaveFewerPieces) {
   EXPECT_EQ(plan.header.num_slots, 14 * 4 + 2);
 }
 
-// A grain for every worker: all pay the fixed cost alike, so it does not count; with one grain more it does.
+// With a grain for every worker, all pay the fixed cost alike, so it does not count. With one grain more it does.
 TEST(SplitPlan, FixedCostsCountWhereSomePayMore) {
   std::mt19937_64 random(4);
   Input input = make_input(8, 1, 8, 2, 0, random);
@@ -437,7 +437,7 @@ TEST(SplitPlan, WorkersFillTheDevice) {
       const int workers = workers_for(tiles, resident);
       ASSERT_GE(workers, 1);
       ASSERT_LE(workers, 65535);
-      if (4 * tiles <= resident) {  // one wave, into which another worker would not fit
+      if (4 * tiles <= resident) {  // a single wave, with no room for another worker
         ASSERT_LE(tiles * workers, resident);
         ASSERT_GT(tiles * (workers + 1), resident);
         continue;
@@ -583,7 +583,7 @@ TEST_P(SplitPlanOn, IsTheSameUnderEverySchedule) {
   }
 }
 
-// Ten grains for workers that take four or more: two workers share them, and the others have nothing.
+// There are ten grains, and a worker takes at least four. Two workers share them, and the others have nothing.
 TEST_P(SplitPlanOn, WorkersStayIdleRatherThanTakeTooLittle) {
   Input input = equal_sequences(1);
   input.problem.num_heads_q = 1;
@@ -614,7 +614,7 @@ TEST_P(SplitPlanOn, ClampsLengthsAsTheHostDoes) {
   }
 }
 
-// The plan as stages use it: by way of plan_decode and its companions.
+// The plan as stages use it, through plan_decode and the functions beside it.
 class PlannedDecode : public SplitPlanOn {
  protected:
   void SetUp() override {
@@ -684,7 +684,7 @@ class PlannedDecode : public SplitPlanOn {
   DecodeCase spec_;
   DataSet data_;
   DeviceTensors tensors_;
-  // What the stage asked for, no more.
+  // As much memory as the stage asked for, and no more.
   Workspace plan() const { return {plan_.data(), needs_.plan}; }
   Workspace scratch() const { return {scratch_.data(), needs_.scratch}; }
 
@@ -698,7 +698,7 @@ void expect_status(const Status& status, StatusCode code, const std::string& mes
   EXPECT_EQ(status.message(), message);
 }
 
-// Whatever an earlier decode left in scratch memory, it is not a later one's number.
+// Whatever an earlier decode left in scratch memory is not the number of a later one.
 TEST(DecodeNumber, IsDrawnOnce) {
   std::set<uint64_t> numbers = {0};
   int bits = 0;
@@ -707,10 +707,10 @@ TEST(DecodeNumber, IsDrawnOnce) {
     EXPECT_TRUE(numbers.insert(number).second);
     bits += std::popcount(number);
   }
-  EXPECT_NEAR(bits / 1000.0, 32, 1);  // like nothing that lies in memory by itself
+  EXPECT_NEAR(bits / 1000.0, 32, 1);  // unlike anything that memory holds by chance
 }
 
-// Blocks that wait for each other must all be resident, and the stage has counted its own workers.
+// Blocks that wait for each other must all be resident, and the stage has only counted its own workers.
 TEST(DecodeNumber, MoreWorkersJoinNoHalves) {
   const PlanShape shape = {.row_tiles = 2, .workers = 10, .joins_halves = true};
   EXPECT_TRUE(with_settings({.workers_percent = 100}, shape).joins_halves);
@@ -734,9 +734,9 @@ TEST_P(PlannedDecode, ThePlanOfAStageIsReadBack) {
   }
 }
 
-// With other lengths than the plan's the results are wrong, but every decode ends: nobody waits for what
-// does not come.
-TEST_P(PlannedDecode, LengthsThatThePlanWasNotMadeForEndInNoHang) {
+// With other lengths than the plan's the results are wrong, but every decode ends: no block waits for
+// something that does not come.
+TEST_P(PlannedDecode, LengthsThatThePlanWasNotMadeForDoNotHang) {
   if (GetParam() == MachineKind::kModel) gpu_model::device().multiprocessors = 8;
   for (const CacheFormat format : kCacheFormats) {
     DecodeCase spec;
@@ -815,7 +815,7 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
     ASSERT_OK(make(*stage));
     EXPECT_OK(check(*stage));
 
-    // Another length, by one, anywhere.
+    // One length, at any place, is different by one.
     for (const size_t i : {size_t{0}, size_t{3}, data_.seqlens_k.size() - 1}) {
       std::vector<int32_t> other = data_.seqlens_k;
       other[i] += 1;
@@ -827,7 +827,7 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
                         ", but the plan was made for " + std::to_string(data_.seqlens_k[i]));
     }
 
-    // Another problem: a sequence less, another mode.
+    // Another problem: a sequence fewer, or another mode.
     Problem problem = data_.problem;
     problem.batch -= 1;
     expect_status(check_plan(*stage, problem, lengths(), plan()), StatusCode::kInvalidArgument,
@@ -859,8 +859,8 @@ TEST_P(PlannedDecode, APlanIsCheckedOnRequest) {
   }
 }
 
-// Whatever the plan's memory holds instead of a plan for the problem: no output is touched, nothing else
-// either, and the next look tells.
+// Whatever the plan's memory holds instead of a plan for the problem, neither outputs nor other memory are
+// touched, and the next call that looks at it reports it.
 TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
   std::mt19937_64 random(7);
   for (const Stage* stage : planned_) {
@@ -889,7 +889,8 @@ TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
       ASSERT_OK(machine_->copy_to_device(plan_.data(), bytes.data(), bytes.size()));
       expect_refused("random bytes");
     }
-    // A plan for a wider table, for more sequences, for fixed splits: each is whole, and another's.
+    // A plan for a wider table, for fewer sequences, or for fixed splits. Each is a whole plan, but for another
+    // problem.
     for (const auto& change : std::vector<std::function<void(Problem&)>>{
              [](Problem& p) { p.max_pages_per_seq += 1; }, [](Problem& p) { p.batch -= 1; },
              [](Problem& p) { p.fixed_split_tokens = 64; }}) {
@@ -909,12 +910,12 @@ TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
       }
       needs_ = own;
       expect_refused("another problem's plan");
-      // Nor is it good for its own problem any more without a word: whoever looks there is told.
+      // From then on, a check of the plan for its own problem reports it, too.
       const Status told = check_plan(*stage, other, lengths(), plan_);
       EXPECT_NE(told.message().find("found no plan of its own"), std::string::npos)
           << told.to_string();
     }
-    // A plan made anew is as good as the first.
+    // A plan that is made anew is as good as the first.
     clear_workspace(*stage);
     expect_refused("ones");
     ASSERT_OK(make(*stage));
@@ -928,8 +929,8 @@ TEST_P(PlannedDecode, MemoryWithoutAPlanIsRecognisedInTheKernel) {
   }
 }
 
-// One plan, two decodes under way, each with scratch memory and outputs of its own. (The model runs them
-// one after the other, but finds out if one needs the other's memory.)
+// Two decodes are under way by one plan, each with its own scratch memory and outputs. (The model runs them
+// one after the other, but notices if one needs the other's memory.)
 TEST_P(PlannedDecode, OnePlanServesDecodesAtTheSameTime) {
   for (const Stage* stage : planned_) {
     use_data_of(*stage);
@@ -999,8 +1000,8 @@ TEST_P(PlannedDecode, AStageWithoutAPlanHasNothingToCheck) {
   }
 }
 
-// Each entry, with every argument spoilt that it has: refused with the right code and words,
-// without a byte of the outputs or the workspace touched.
+// In each function, each argument is spoilt in turn. The call is refused with the right code and words, and
+// touches no byte of the outputs or the workspace.
 TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
   struct Call {
     Problem problem;
@@ -1012,7 +1013,7 @@ TEST_P(PlannedDecode, BadCallsAreRefusedAndTouchNothing) {
     std::function<void(Call&)> spoil;
     StatusCode code;
     std::vector<const char*> message;
-    bool plan_only = true;  // whether entries without tensors see it, too
+    bool plan_only = true;  // whether functions without tensors see it, too
   };
   constexpr StatusCode kInvalid = StatusCode::kInvalidArgument;
   const std::vector<Bad> bad_calls = {

@@ -23,7 +23,7 @@ def filled(problem, framework="numpy", **settings):
 
 
 def paged(rows):
-    """Rows of sequences as a cache of their own, and its tables."""
+    """A cache made of these rows of sequences, with its tables."""
     counts = [-(-len(row) // 64) for row in rows]
     cache = numpy.zeros((sum(counts), 64, 1, 576), rows[0].dtype)
     table = numpy.zeros((len(rows), max(counts)), numpy.int32)

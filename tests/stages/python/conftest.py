@@ -12,7 +12,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX leaves so
 
 
 class Problem:
-    """Random q and cache, and pages in no order; entries past a sequence's end are garbage."""
+    """Random q and cache, with pages in random order. Entries past a sequence's end are garbage."""
 
     def __init__(self, lengths=(70, 3), heads=16, seqlen_q=1, dtype="bfloat16", page_size=64, heads_kv=1, seed=0):
         ml_dtypes = importlib.import_module("ml_dtypes")
@@ -37,7 +37,7 @@ class Problem:
 
 
 def to(framework, array):
-    """A NumPy array as one of another framework."""
+    """A NumPy array as an array of another framework."""
     if framework == "numpy":
         return array
     if framework == "jax":
@@ -50,14 +50,14 @@ def to(framework, array):
 
 
 def back(array):
-    """As float64 of NumPy, whatever it is."""
+    """Any framework's array as float64 in NumPy."""
     if type(array).__module__.startswith("torch"):
         array = array.double().numpy()
     return numpy.asarray(array).astype(numpy.float64)
 
 
 def assert_close(results, expected):
-    """Results in 16 bits against the reference's: values of these problems are about 1."""
+    """Compares results in 16 bits with the reference's. Values of these problems are about 1."""
     out, lse = map(back, results)
     true_out, true_lse = map(back, expected)
     assert out.shape == true_out.shape and lse.shape == true_lse.shape

@@ -1,4 +1,4 @@
-"""What the package does for a GPU beside the kernels, on arrays of a CPU: memory from the caller's framework, streams."""
+"""What the package does for a GPU apart from kernels, tested with arrays on a CPU: memory of the caller's framework, streams."""
 import contextlib
 import sys
 import types
@@ -13,7 +13,7 @@ from mla_stages import _arrays, _library
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """Every array counts as one on a GPU until it is in the library."""
+    """Python takes every array for one on a GPU; the library itself still sees the CPU."""
     monkeypatch.setattr(_library, "_cuda_was_used", False)
     monkeypatch.setattr(mla_stages, "_workspace_bytes", {})
     monkeypatch.setattr(_arrays, "is_cuda", lambda device: True)
@@ -79,7 +79,7 @@ def test_jax_on_a_gpu_is_refused(problem, monkeypatch):
 
 
 def test_cupys_stream(problem, monkeypatch):
-    """On a stand-in for CuPy that has what the package uses of it."""
+    """With a stand-in for CuPy, which has the parts that the package uses."""
     cupy = types.ModuleType("cupy")
     capturing = False
 
@@ -116,7 +116,7 @@ def test_cupys_stream(problem, monkeypatch):
     numpy.testing.assert_array_equal(back(out), back(expected[0]))
     kept = _arrays.framework_of("out", out).memory_of_graphs
     assert not kept
-    capturing = True  # what the call worked in stays the graph's
+    capturing = True  # the call's workspace now belongs to the graph
     mla_stages.decode(*(array.view(ndarray) for array in problem.arrays), scale=SCALE, stage="04")
     assert [one.dtype.name for one in kept] == ["uint8"]
     kept.clear()

@@ -25,7 +25,7 @@ FORMATS = ("fp8_tile128", "fp8_tensor", "int8_tile128")
 
 
 def on_gpu(problem, device="cuda"):
-    """Entries of the table past a sequence's end stay what they are: garbage."""
+    """Entries of the table past a sequence's end stay garbage."""
     return tuple(array.to(device) for array in problem.of("torch"))
 
 
@@ -39,7 +39,7 @@ def same(results, expected):
 
 @contextlib.contextmanager
 def asleep(stream):
-    """A torch stream that is current within, and has no time for anything meanwhile."""
+    """A torch stream that is the current one within the block, and is busy all the time."""
     event = torch.cuda.Event()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(1_000_000_000)  # pylint: disable=protected-access
@@ -251,7 +251,7 @@ def use_after_a_fork():
     """Run in a process of its own."""
     problem = Problem()
     arrays = on_gpu(problem)
-    rows = arrays[1][0, :1]  # PyTorch cannot take it any more in the child
+    rows = arrays[1][0, :1]  # the child cannot index with PyTorch any more
     mla_stages.decode(*arrays, scale=SCALE)
     cache = mla_stages.PagedCache(4, device="cuda")
     sequence = cache.add()
@@ -449,7 +449,7 @@ def cupy_arrays(problem):
 
 @pytest.mark.parametrize("foreign", [(), (1,), (1, 2, 3), (4, 5)])
 def test_cupy(foreign):
-    """Alone, and with arguments of PyTorch, whose current stream is another: q's is the one that counts."""
+    """Alone, and with arguments of PyTorch, which has another current stream: that of q's framework counts."""
     problem = Problem(dtype="float16")
     truth = mla_stages.reference(*problem.arrays, scale=SCALE)
     cupy, (q, *rest) = cupy_arrays(problem)
@@ -519,7 +519,7 @@ def test_a_cache_of_cupys_rows():
 
 
 def test_jax(problem, truth):
-    """Whose arrays come and go by DLPack: JAX does not tell its stream."""
+    """Arrays of JAX come and go by DLPack, because JAX does not tell its stream."""
     jax = pytest.importorskip("jax")
     try:
         device = jax.devices("gpu")[0]

@@ -41,7 +41,7 @@ def test_results_are_of_the_callers_framework(framework, dtype, stage):
     assert str(results[0].dtype) == str(arrays[0].dtype)
     for result, want in zip(results, expected):
         assert isinstance(result, type(arrays[0]))
-        if stage != "reference":  # which each framework rounds to 16 bits itself
+        if stage != "reference":  # each framework rounds the reference's results to 16 bits by itself
             numpy.testing.assert_array_equal(back(result), back(want))
     assert_close(results, expected)
     assert_close(expected, mla_stages.reference(*arrays, scale=SCALE))
@@ -163,7 +163,7 @@ def test_a_trace_has_the_events_of_its_blocks(problem):
     for wrong in ({"blocks": [-1]}, {"max_events": 0}):
         with pytest.raises(ValueError):
             mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", **wrong)
-    # None is left behind: nothing more is written, and the next may be made.
+    # The refused calls leave no recording behind, and the next one works.
     assert mla_stages.trace(*problem.arrays, scale=SCALE, stage="04", blocks=[1]) == trace
 
 
@@ -174,7 +174,7 @@ def test_a_plan_of_another_problem_is_refused(problem):
     with pytest.raises(ValueError, match=r"plan was made for \(2, 1, 16, 576\), the call has \(1, 1, 16, 576\)"):
         q, kv_cache, block_table, seqlens_k = problem.arrays
         mla_stages.decode(q[:1], kv_cache, block_table[:1], seqlens_k[:1], scale=SCALE, stage="04", plan=plan)
-    without = mla_stages.plan(*problem.arrays, stage=QUICK)  # a stage that makes none
+    without = mla_stages.plan(*problem.arrays, stage=QUICK)  # this stage makes no plan
     assert without.memory is None
     assert without.describe(*problem.arrays) == f"stage {QUICK} makes no plan"
     mla_stages.decode(*problem.arrays, scale=SCALE, stage=QUICK, plan=without)
@@ -200,7 +200,7 @@ def test_quantised_caches(framework, name):
     numpy.testing.assert_allclose(back(values), back(kv_cache), rtol=2 ** -4, atol=0.03)
     assert_close(mla_stages.decode(q, codes, table, lengths, scale=SCALE, stage="13", **settings),
                  mla_stages.reference(q, codes, table, lengths, scale=SCALE, **settings))
-    # As float8, too, if the framework has it.
+    # The codes may also be float8, if the framework has that type.
     if name == "fp8_tensor" and framework == "numpy":
         as_float8 = codes.view(ml_dtypes.float8_e4m3fn)
         numpy.testing.assert_array_equal(
@@ -302,7 +302,7 @@ def fork_after_cuda():
 
 @pytest.mark.parametrize("function", [fork_after_a_decode, fork_after_cuda])
 def test_after_a_fork(function):
-    # In a process that has no threads of a framework.
+    # In a process without threads of a framework.
     subprocess.run([sys.executable, "-c", f"import decode_test\ndecode_test.{function.__name__}()"], check=True,
                    cwd=pathlib.Path(__file__).parent, timeout=60)
 
@@ -361,7 +361,7 @@ def test_the_version_is_the_projects():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_the_pages_run(page):
-    """Blocks of Python in a page run one after the other, those that need a GPU, an engine, JAX or `kernels` excepted."""
+    """A page's blocks of Python run one after the other, except those that need a GPU, an engine, PyTorch, JAX or `kernels`."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     without = "cuda", "import vllm", "import sglang", "jax", "torch", "from kernels import"

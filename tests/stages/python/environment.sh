@@ -1,4 +1,4 @@
-# What the tests of the Python package share: environments of their own, and the wheel that wheel_test.sh built.
+# What the tests of the Python package share: each makes an environment of its own, with the wheel of wheel_test.sh.
 #   source environment.sh NAME BUILD_FOLDER
 name=$1
 build=$(realpath "$2")
@@ -10,8 +10,8 @@ trap 'rm -rf "$scratch"' EXIT
 skip() { echo "$name: skipped: $*"; exit 77; }
 pip() { "$scratch/venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
-# make_environment KEY...: a fresh one at $scratch/venv with what pyproject.toml names: build-system, or an optional
-# dependency
+# make_environment KEY...: makes a fresh one at $scratch/venv, with the packages that pyproject.toml names under each KEY:
+# build-system, or an optional dependency
 make_environment() {
   python3 -c 'import ensurepip' 2> /dev/null || skip "python3 cannot make an environment (python3-venv)"
   python3 -m venv "$scratch/venv"

@@ -1,4 +1,4 @@
-"""What is not as the contract has it: the exception, the argument's name, its value and what is allowed."""
+"""Arguments that break the contract: the exception names the argument, its value and what is allowed."""
 import ctypes
 import re
 
@@ -34,7 +34,7 @@ CASES = {
                                 "seqlens_k has the shape [1, 2], must be [batch] = [2]"),
     "a last dimension with gaps": ("q", lambda q: numpy.repeat(q, 2, -1)[..., ::2], ValueError,
                                    "q has the stride 2 in its last dimension, must be 1: nothing is copied"),
-    # -1 elements, which the library would take for "as if contiguous".
+    # A stride of -1 elements, which the library would take for "as if contiguous".
     "a table backwards": ("block_table", lambda table: numpy.ascontiguousarray(table[:, :1])[::-1], ValueError,
                           "block_table has the stride -1 in dimension 0, must be at least 0"),
     "lse backwards": ("lse", lambda _: numpy.zeros((2, 16, 1), numpy.float32)[:, ::-1], ValueError,
@@ -136,7 +136,7 @@ def test_the_reference_takes_no_memory(problem):
 
 @pytest.mark.parametrize("kind", ["float8_e5m2", "float8_e4m3fnuz", "bool"])
 def test_other_types_of_8_bits(framework, kind):
-    """Whose codes are others."""
+    """Types of 8 bits with other codes are refused."""
     problem = Problem()
     q, kv_cache, table, lengths = problem.of(framework)
     codes = mla_stages.quantise(kv_cache, "fp8_tensor")
@@ -168,12 +168,12 @@ def test_merging_nothing():
 
 def test_memory_without_a_framework_makes_no_results(problem):
     cache = mla_stages.PagedCache(4)
-    with pytest.raises(TypeError, match="q must be an array of NumPy, PyTorch, CuPy or JAX, for results come back as such"):
+    with pytest.raises(TypeError, match="q must be an array of NumPy, PyTorch, CuPy or JAX, because results come back as such"):
         mla_stages.decode(cache.data, problem.kv_cache, problem.block_table, problem.seqlens_k, scale=SCALE)
 
 
 def test_lengths_and_pages_are_not_checked_if_so_asked(problem):
-    # A length past the table counts as the nearest that it can describe.
+    # A length past the table counts as the longest that the table can describe.
     longest = numpy.array([192, 3], numpy.int32)
     problem.block_table[:] = 0
     expected = mla_stages.decode(problem.q, problem.kv_cache, problem.block_table, longest, scale=SCALE, stage="03")

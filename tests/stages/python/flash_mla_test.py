@@ -12,7 +12,7 @@ from mla_stages import flash_mla
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """By a stage that takes little on the model, and makes a plan."""
+    """Chooses a stage that makes a plan and is quick on the model."""
     monkeypatch.setattr(flash_mla, "_stage", "04")
 
 
@@ -87,7 +87,7 @@ def test_installing(problem, truth, monkeypatch):
     flash_mla.install(older=True)
     exec("from flash_mla import get_mla_metadata", names)
     assert names["get_mla_metadata"](problem.seqlens_k, 16, 1)[1].shape == (3,)
-    for name in ("kernels", "kernels.flash_mla"):  # a package that has it as a part
+    for name in ("kernels", "kernels.flash_mla"):  # a package of which it is a part
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     flash_mla.install(name="kernels.flash_mla")
     exec("from kernels.flash_mla import get_mla_metadata", names)
@@ -102,8 +102,8 @@ def engine(source):
     return module
 
 
-# What vLLM's backend does with these names: metadata for each step, whose fields it may set; one call for each layer,
-# with a cache of [pages, 64, 576] and names for arguments.
+# What vLLM's backend does with these names: it makes metadata per step, whose fields it may set, and one call per layer,
+# with a cache of [pages, 64, 576] and arguments by name.
 VLLM = """
 def build(seq_lens, heads):
     metadata, _ = get_mla_metadata(seq_lens, heads, 1, is_fp8_kvcache=False)
@@ -116,7 +116,7 @@ def forward(q, cache, block_table, seq_lens, metadata, scale):
                                   is_fp8_kvcache=False)
 """
 
-# And SGLang's: metadata as tensors, copied into those that a CUDA graph was captured with.
+# And SGLang's: its metadata are tensors, which it copies into those of a captured CUDA graph.
 SGLANG = """
 def init_graph(lengths, heads):
     return get_mla_metadata(lengths, heads, 1)

@@ -33,7 +33,7 @@ def main(folder):
     assert abs(expected[0] - truth).max() < 0.01
 
     variant, = (folder / "build").iterdir()
-    older = load("older", variant / "mla_stages" / "__init__.py")  # as versions of `kernels` did that look there
+    older = load("older", variant / "mla_stages" / "__init__.py")  # as versions of `kernels` do that look there
     for module in (kernel, older):
         out, lse = module.decode(*arrays, scale=0.135234, stage="05")
         assert (out == expected[0]).all() and (lse == expected[1]).all(), module

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a repository for the Kernel Hub of the wheel, and loads it from disk by Hugging Face's `kernels`.
+# Makes a repository for the Kernel Hub from the wheel, and loads it from disk with Hugging Face's `kernels`.
 #   hub_test.sh BUILD_FOLDER
 set -euo pipefail
 tests=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 source "$tests/environment.sh" hub_test "$1"
 make_environment hub
-install_wheel  # of the same name as what is loaded: both must work in one process
+install_wheel  # it has the same name as what is loaded; both must work in one process
 
 python=$scratch/venv/bin/python
 "$python" "$root/stages/python/hub.py" "$wheels"/*.whl "$scratch/hub"

@@ -1,4 +1,4 @@
-"""What is JAX's alone: calls inside jax.jit."""
+"""What only JAX has: calls inside jax.jit."""
 import numpy
 import pytest
 

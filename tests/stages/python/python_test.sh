@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the wheel into a fresh environment and runs the suite of this folder there. PyTorch is too large to be installed
-# for that; its tests are skipped.
+# Installs the wheel into a fresh environment and runs the suite of this folder there. PyTorch is too large to install for
+# this, so its tests are skipped.
 #   python_test.sh BUILD_FOLDER
 set -euo pipefail
 tests=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
@@ -8,7 +8,7 @@ source "$tests/environment.sh" python_test "$1"
 make_environment test
 install_wheel
 
-# From a folder without sources: what is installed is what is tested.
+# From a folder without sources, so that the installed package is tested.
 python=$scratch/venv/bin/python
 cp "$root/pyproject.toml" "$scratch"
 cd "$scratch"

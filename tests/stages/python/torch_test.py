@@ -1,4 +1,4 @@
-"""What is PyTorch's alone: torch.compile, gradients, other devices."""
+"""What only PyTorch has: torch.compile, gradients, other devices."""
 import subprocess
 import sys
 
@@ -55,7 +55,7 @@ def test_exporting(arrays):
 
 
 def test_a_stream_of_cupys_is_kept(arrays):
-    """A tensor would bring PyTorch's with it."""
+    """A PyTorch tensor among the arguments would bring PyTorch's stream instead."""
     tvm_ffi = pytest.importorskip("tvm_ffi")
     views = _arrays._CuPy().without_streams((*arrays, None, 1))
     assert all(isinstance(one, tvm_ffi.Tensor) for one in views[:4]) and views[4:] == [None, 1]

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) kernel(LabData d) {
     ptx::fence_mbarrier_init();
     ptx::mbarrier_arrive_expect_tx(&smem.full, static_cast<int>(sizeof smem.word));
   }
-  // Fill in: when both blocks' barriers are there, send `mine` to the same place of the other block, and wait for one's own.
+  // Fill in: when both blocks' barriers are there, send `mine` to the same place of the other block, and wait for its words.
   ptx::barrier_cluster_arrive();
   ptx::barrier_cluster_wait();
   ptx::st_async(ptx::mapa(&smem.word[threadIdx.x], other), mine, ptx::mapa(&smem.full, other));

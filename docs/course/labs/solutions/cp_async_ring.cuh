@@ -1,4 +1,4 @@
-// Lab 1: a ring of three buffers, filled by cp.async. One block of 128 threads adds up what its threads' mirror images hold:
+// Lab 1: a ring of three buffers, filled by cp.async. Each thread of one block of 128 adds up the words of its mirror image:
 //
 //   out[thread] = sum over tiles of a[tile][127 - thread]        the first word of each chunk
 //
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) kernel(LabData d) {
   copy(1);
   uint32_t sum = 0;
   for (int tile = 0; tile < d.count; ++tile) {
-    // Fill in: what must be so before the tile is read; and start the copy of tile + 2.
+    // Fill in: make sure that the tile can be read, and start the copy of tile + 2.
     ptx::cp_async_wait_group<1>();  // this thread's chunk is there; the newest group need not be
     __syncthreads();  // so are all others', and the tile before has been read: its buffer is free
     copy(tile + 2);

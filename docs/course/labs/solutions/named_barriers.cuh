@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) kernel(LabData d) {
   } else {  // takes
     uint32_t sum = 0;
     for (int round = 0; round < d.count; ++round) {
-      // Fill in: wait for the words, add this thread's to `sum`, and say that they have been read. Nobody waits for the last time.
+      // Fill in: wait for the words, add this thread's to `sum`, and say that they have been read. After the last round, nobody waits for that.
       ptx::barrier_sync(1 + warp, 64);
       sum += smem.word[thread];
       if (round + 1 < d.count) ptx::barrier_arrive(5 + warp, 64);

@@ -1,5 +1,5 @@
-// Lab 4: one box by TMA. Of a tensor of 100 rows and 128 columns of 16 bits, one copy brings the box of rows 40 to 103 and columns 64
-// to 127: 64 rows of 128 bytes, swizzled, of which the last four lie outside of the tensor. 128 threads wait for it:
+// Lab 4: one box by TMA. A tensor has 100 rows and 128 columns of 16 bits. One copy brings its box of rows 40 to 103 and columns 64 to
+// 127: 64 rows of 128 bytes, swizzled. The last four rows lie outside of the tensor. 128 threads wait for the box:
 //
 //   out[row][chunk * 4 + word] = the box as it was in the tensor, zeros outside
 #pragma once

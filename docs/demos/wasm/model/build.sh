@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles the GPU model, the reference and stages 01 to 03 to WebAssembly: docs/demos/model_wasm.js, which is committed, so
-# that a reader and CI need no Emscripten. Run it when one of them has changed; tests/docs/demos_test.py says if a kernel is
-# another than the one that was compiled.
+# that a reader and CI need no Emscripten. Run it when one of them has changed; tests/docs/demos_test.py says if a kernel
+# differs from the one that was compiled.
 #
 #   bash docs/demos/wasm/model/build.sh [FOLDER]     writes there instead of docs/demos
 #

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What docs/demos/model.js knows of the kernels that were compiled, as JSON: of each a hash of its code, which tells if it has
-changed, and its barriers by line, with what their comment says.
+"""What docs/demos/model.js knows of the kernels that were compiled, as JSON. Each has a hash of its code, which shows whether it
+has changed, and its barriers by line, with their comments.
 
     kernels.py SLUG...
 """

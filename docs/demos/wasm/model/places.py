@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Has every access to memory that the race detector sees say its place first: a store of a number before each of the calls that
--fsanitize=thread made. Copies of structs are calls of memcpy in clang 14; they become the detector's own, as clang14_copies.h
+"""Makes every memory access that the race detector sees say its place first, by a store of a number before each call that
+-fsanitize=thread made. clang 14 copies structs by calls of memcpy; these become calls of the detector's, as clang14_copies.h
 of the model does natively.
 
     places.py TABLE FILE.ll...     LLVM's text of kernels, changed in place; TABLE: kPlaces, the lines by number, as C++

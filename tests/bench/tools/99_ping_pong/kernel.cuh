@@ -1,4 +1,4 @@
-// For the tests of the timeline: two warpgroups take turns, a third one's first thread plays TMA. Computes nothing.
+// For the tests of the timeline: two warpgroups take turns, and the first thread of a third plays TMA. It computes nothing.
 #pragma once
 
 #include "stages/common/ptx/ptx.h"
