@@ -61,6 +61,7 @@ record_parallel() {  # not to be called in a condition, where errors end nothing
     "${run[@]}" $ranks --times --exchange $three --shape h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072
     "${run[@]}" $ranks --times --exchange $three --shape h128_q1_b128_k8192 --slices 1,2
     "${run[@]}" $ranks --times --mode heads,batch --shape h128_q1_b128_k8192,h16_q1_b128_k8192
+    "${run[@]}" $ranks --times --mode heads --shape h128_q1_b1_k65536,h128_q1_b1_k1000000
     "${run[@]}" $ranks --times --exchange $two --shape h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
   done
   for slices in 1 2; do

@@ -219,18 +219,20 @@ int predict(const Options& options) {
   Status status = check_writable(options.out);
   if (status.ok()) status = load_scale_model(&model);
   if (!status.ok()) return refuse(status);
-  nlohmann::ordered_json report{
-      {"context",
-       {{"schema", "flashmla_scale/1"}, {"decode", model.decode.origin}, {"links", links.origin}}},
-      {"links",
-       {{"exchange_us", links.exchange_us},
-        {"nvlink_gbps", links.nvlink_gbps},
-        {"hop_us", links.hop_us},
-        {"network_gbps", links.network_gbps},
-        {"network_us", links.network_us},
-        {"merge_us", links.merge_us},
-        {"memory_gbps", links.memory_gbps},
-        {"gpus_per_host", links.gpus_per_host}}}};
+  nlohmann::ordered_json report{{"context",
+                                 {{"schema", "flashmla_scale/1"},
+                                  {"decode", model.decode.origin},
+                                  {"links", links.origin},
+                                  {"merge", links.merge_origin}}},
+                                {"links",
+                                 {{"exchange_us", links.exchange_us},
+                                  {"nvlink_gbps", links.nvlink_gbps},
+                                  {"hop_us", links.hop_us},
+                                  {"network_gbps", links.network_gbps},
+                                  {"network_us", links.network_us},
+                                  {"merge_us", links.merge_us},
+                                  {"memory_gbps", links.memory_gbps},
+                                  {"gpus_per_host", links.gpus_per_host}}}};
   fmt::print("{}", model.describe());
   for (const std::string& name : options.shapes) {
     Shape shape;
@@ -243,16 +245,26 @@ int predict(const Options& options) {
       report["rows"].push_back({{"shape", name},
                                 {"way", one.way},
                                 {"ranks", one.ranks},
+                                {"head_ranks", one.head_ranks},
+                                {"page_ranks", one.page_ranks},
                                 {"decode_us", one.decode_us},
                                 {"exchange_us", one.exchange_us},
                                 {"merge_us", one.merge_us},
                                 {"us", one.us()},
-                                {"memory_gb", one.memory_gb}});
+                                {"memory_gb", one.memory_gb()},
+                                {"buffers_gb", one.buffers_gb}});
     }
     fmt::print("\n{}\n{}", shape.title(), table);
   }
   if (options.shapes.empty())
     return refuse({StatusCode::kInvalidArgument, "--predict needs a --shape"});
+  for (const Crossover& one : crossovers(model)) {
+    report["crossovers"].push_back({{"heads", one.heads},
+                                    {"sequences", one.sequences},
+                                    {"ranks", one.ranks},
+                                    {"over_heads", one.over_heads},
+                                    {"over_one", one.over_one}});
+  }
   if (!options.out.empty()) status = write_file(options.out, report.dump(1) + "\n");
   return status.ok() ? kRight : refuse(status, kWrong);
 }

@@ -15,6 +15,16 @@ def load(root, has):
     return read_checked(max(found)[1], PARALLEL_SCHEMA) if found else None
 
 
+def by_ranks(root, part):
+    """For each number of GPUs that `part` has rows of, the newest recording of them: pairs of a recording and its numbers."""
+    newest = {}
+    for date, path, data in sorted(((context.get("date_utc", ""), path, data) for path, context, data in files(root, "*.json", PARALLEL_SCHEMA)),
+                                   key=lambda one: one[:2]):
+        newest.update({row["ranks"]: path for row in part(data)})
+    return [(read_checked(path, PARALLEL_SCHEMA), {ranks for ranks in newest if newest[ranks] == path})
+            for path in unique(newest[ranks] for ranks in sorted(newest))]
+
+
 def load_scale(root):
     """What the model predicts; None if it was not kept."""
     found = files(root, "*.json", SCALE_SCHEMA)
@@ -23,7 +33,10 @@ def load_scale(root):
 
 def way(row):
     """As the model names it."""
-    return f"context, {row['exchange']}" if row["page_ranks"] > 1 else row["mode"]
+    if row["page_ranks"] == 1:
+        return row["mode"]
+    heads = row["ranks"] // row["page_ranks"]
+    return f"heads {heads} × context {row['page_ranks']}, {row['exchange']}" if heads > 1 else f"context, {row['exchange']}"
 
 
 def predicted(scale, row):
@@ -74,7 +87,9 @@ def times_parts(data, scale, table):
                ("NCCL alone", of("nccl_us")), ("predicted", model), ("predicted / measured", ratio)]
     close = [one["us"] / row["whole_us"] for row in rows if (one := predicted(scale, row))]
     near = sum(1 / NEAR <= value <= NEAR for value in close)
-    return [caption(data) + (f" Of {len(close)} predictions {near} are within {NEAR}×." if close else ""), table(columns, rows)]
+    fitted = close and data["context"]["date_utc"][:10] in scale["context"]["links"] and any(row["ranks"] == 2 for row in rows)
+    return [caption(data) + (f" Of {len(close)} predictions {near} are within {NEAR}×." if close else "") +
+            (" Exchange and merge were fitted to the rows of two GPUs here." if fitted else ""), table(columns, rows)]
 
 
 def conformance_parts(data, table):
@@ -102,24 +117,52 @@ def scale_parts(scale, table):
              f"{significant(links['nvlink_gbps'])} GB/s within a host ({scale['context']['links']}); {significant(links['hop_us'], 2)} µs "
              f"for each further rank of it, and between hosts {significant(links['network_us'], 2)} µs and "
              f"{significant(links['network_gbps'])} GB/s per GPU, are assumed. A host has {links['gpus_per_host']} GPUs."]
+    if "merge" in scale["context"]:
+        parts[0] += (f" A kernel around an exchange: {significant(links['merge_us'], 2)} µs, and {significant(links['memory_gbps'], 2)} GB/s "
+                     f"({scale['context']['merge']}).")
     shapes = unique(row["shape"] for row in scale["rows"])
     for shape in [one for one in shapes if one in CURVES] or shapes:
         rows = [row for row in scale["rows"] if row["shape"] == shape]
         one = next(row["us"] for row in rows if row["ranks"] == 1)
+        both = [row for row in rows if row.get("head_ranks", 1) > 1 and row.get("page_ranks", 1) > 1]
         def cell(name, ranks):
             found = [row["us"] for row in rows if row["ranks"] == ranks and row["way"] == name]
             best = min((row["us"] for row in rows if row["ranks"] == ranks and row["way"] != "batch"), default=0)
             if not found:
                 return None
             return f"**{us(found[0])}**" if found[0] == best and ranks > 1 else us(found[0])
-        def memory(ranks):
-            return significant(min(row["memory_gb"] for row in rows if row["ranks"] == ranks and row["way"] != "batch"))
-        ways = unique(row["way"] for row in rows if row["ranks"] > 1)
+        def cell_of_both(ranks):
+            found = min((row for row in both if row["ranks"] == ranks), key=lambda row: row["us"], default=None)
+            if found is None:
+                return None
+            return f"{cell(found['way'], ranks)} ({found['head_ranks']} × {found['page_ranks']}, {found['way'].split(', ')[1]})"
+        def of_context(ranks):
+            return [row for row in rows if row["ranks"] == ranks and row["way"].startswith("context")]
+        def cache(ranks):
+            return significant(min(row["memory_gb"] - row.get("buffers_gb", 0) for row in of_context(ranks)))
+        def buffers(ranks):
+            return " / ".join(significant(row["buffers_gb"], 2) for row in of_context(ranks))
+        ways = unique(row["way"] for row in rows if row["ranks"] > 1 and row not in both)
         parts += [f"{shape_title(shape)}, µs; one GPU takes {us(one)}:",
                   table([("GPUs", str), *[(name, lambda ranks, name=name: cell(name, ranks)) for name in ways],
-                         ("cache per GPU by context, GB", memory)],
+                         *[("heads × context", cell_of_both)] * bool(both), ("cache per GPU by context, GB", cache),
+                         *[("its buffers, GB", buffers)] * any("buffers_gb" in row for row in rows)],
                         unique(row["ranks"] for row in rows if row["ranks"] > 1))]
     return parts
+
+
+def crossover_parts(scale, table):
+    """From how many tokens on context parallel wins."""
+    if scale is None or "crossovers" not in scale:
+        return []
+    def tokens(name):
+        def cell(row):
+            value = row[name]
+            return "never" if value is None else "always" if value == 0 else f"{float(f'{value:.1e}'):.0f}"
+        return cell
+    return [table([("heads", lambda row: str(row["heads"])), ("sequences", lambda row: str(row["sequences"])),
+                   ("GPUs", lambda row: str(row["ranks"])), ("faster than heads from", tokens("over_heads")),
+                   ("faster than one GPU from", tokens("over_one"))], scale["crossovers"])]
 
 
 def picture(timeline):
@@ -182,11 +225,20 @@ def parts_of(name, root, table):
     """The parts of a block of docs/parallel.md."""
     def having(part):
         return load(root, lambda data: data.get(part))
-    known = {"parallel-times": lambda: times_parts(load(root, timed), load_scale(root), table),
-             "parallel-conformance": lambda: conformance_parts(having("conformance"), table),
+    def times():
+        scale = load_scale(root)
+        return [part for data, ranks in by_ranks(root, timed)
+                for part in times_parts({**data, "rows": [row for row in data["rows"] if row["ranks"] in ranks]}, scale, table)]
+    def conformance():
+        ran = [row for data, ranks in by_ranks(root, lambda data: data.get("conformance", []))
+               for row in data["conformance"] if row["ranks"] in ranks]
+        return conformance_parts({"conformance": sorted(ran, key=lambda row: row["ranks"])}, table)
+    known = {"parallel-times": times,
+             "parallel-conformance": conformance,
              "parallel-faults": lambda: faults_parts(having("faults"), table),
              "parallel-timelines": lambda: timeline_parts(having("timelines"), table),
-             "parallel-scale": lambda: scale_parts(load_scale(root), table)}
+             "parallel-scale": lambda: scale_parts(load_scale(root), table),
+             "parallel-crossover": lambda: crossover_parts(load_scale(root), table)}
     if name not in known:
         raise Error(f"no block of docs/parallel.md is named '{name}'")
     return known[name]() or [NOT_RECORDED]

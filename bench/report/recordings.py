@@ -249,6 +249,7 @@ REQUIRED_PARALLEL_ROW = ["shape", "mode", "ranks", "page_ranks", "exchange", "sl
 REQUIRED_TIMELINE = ["shape", "ranks", "exchange", "slices", "stage", "measured", "uncertainty_us", "barrier_us", "clocks"]
 REQUIRED_PHASE = ["rank", "stream", "phase", "slice", "begin_us", "end_us"]
 REQUIRED_SCALE_ROW = ["shape", "way", "ranks", "decode_us", "exchange_us", "merge_us", "us", "memory_gb"]
+REQUIRED_CROSSOVER = ["heads", "sequences", "ranks", "over_heads", "over_one"]
 REQUIRED_LINKS = ["exchange_us", "nvlink_gbps", "hop_us", "network_gbps", "network_us", "gpus_per_host"]
 
 
@@ -258,6 +259,8 @@ def parallel_problems(data):
     is_scale = context["schema"] == SCALE_SCHEMA
     found = lacking("context", context, ["decode", "links"] if is_scale else REQUIRED_PARALLEL_CONTEXT)
     found += lacking("links", data.get("links", {}), REQUIRED_LINKS) if is_scale else []
+    for one in data.get("crossovers", []):
+        found += lacking("crossover", one, REQUIRED_CROSSOVER)
     rows = data.get("rows", [])
     for row in rows:
         name = f"row {row.get('shape')}"

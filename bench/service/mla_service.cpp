@@ -281,7 +281,7 @@ class SimulatedClock final : public Clock {
       return {};
     }
     Links links;
-    MLA_RETURN_IF_ERROR(fit_links(newest_parallel_report(), &links));
+    MLA_RETURN_IF_ERROR(fit_links(load_parallel_reports(), &links));
     const Exchange exchange = exchange_for(scenario.heads, scenario.ranks);
     std::cout << fmt::format("{} GPUs share each sequence; links: {}, {}\n", scenario.ranks,
                              links.origin, mla::to_string(exchange));

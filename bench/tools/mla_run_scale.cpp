@@ -36,7 +36,8 @@ int run_predict_ranks(const RunOptions& options) {
                                       {"exchange_s", 1e-6 * one.exchange_us},
                                       {"merge_s", 1e-6 * one.merge_us},
                                       {"predicted_s", 1e-6 * one.us()},
-                                      {"cache_bytes", 1e9 * one.memory_gb}};
+                                      {"cache_bytes", 1e9 * one.cache_gb},
+                                      {"buffer_bytes", 1e9 * one.buffers_gb}};
     fmt::print("{}\n", json.dump());
   }
   return kRight;

@@ -1039,7 +1039,7 @@ class ResultsPageTest(unittest.TestCase):
 
     def test_several_gpus(self):
         page = self.root / "docs" / "parallel.md"
-        names = ["parallel-times", "parallel-conformance", "parallel-faults", "parallel-timelines", "parallel-scale"]
+        names = ["parallel-times", "parallel-conformance", "parallel-faults", "parallel-timelines", "parallel-scale", "parallel-crossover"]
         page.write_text("\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in names))
         def block(name):
             self.assertEqual(self.run_report("--update")[0], 0)
@@ -1090,6 +1090,44 @@ class ResultsPageTest(unittest.TestCase):
         self.assertTrue(lines[begin + 5].endswith("72.0 µs"))
         self.assertIn("| exchange | 50.0 | 14.0, of it 4.0 alone | 54.0 | 10.0 |", lines)
         self.assertIn("| bulk decode, slice 1 | 52.0 | 48.0 | 56.0 | 48.0 |", lines)
+        # Heads and pages shared both, of which the best is shown; buffers beside the cache; the assumed and the fitted.
+        wide = copy.deepcopy(scale)
+        wide["context"].update(links="two GPUs, 2026-11-30", merge="assumed")
+        wide["links"].update(merge_us=6, memory_gbps=4600)
+        for one in wide["rows"]:
+            one.update(head_ranks=1, page_ranks=1, buffers_gb=1.5 if one["way"].startswith("context") else 0)
+        wide["rows"] += [{**wide["rows"][1], "way": way, "ranks": 4, "us": us, "memory_gb": memory, "head_ranks": heads, "page_ranks": pages}
+                         for way, heads, pages, us, memory in [("context, all_gather", 1, 4, 44, 2.5), ("heads 2 × context 2, all_gather", 2, 2, 42, 4.5),
+                                                               ("heads 2 × context 2, all_to_all", 2, 2, 41, 4.25)]]
+        wide["crossovers"] = [{"heads": 128, "sequences": 1, "ranks": 2, "over_heads": over_heads, "over_one": over_one}
+                              for over_heads, over_one in [(464364.2, 0), (None, 1234)]]
+        self.record("parallel_scale.json", wide)
+        shown = block("parallel-scale")
+        self.assertIn("A kernel around an exchange: 6.0 µs, and 4600 GB/s (assumed).", shown)
+        self.assertIn("| GPUs | context, all_to_all | heads | batch | context, all_gather | heads × context | cache per GPU by context, GB | "
+                      "its buffers, GB |", shown)
+        self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | — | — | 2.50 | 1.5 |", shown)
+        self.assertIn("| 4 | — | — | — | 44.0 | **41.0** (2 × 2, all_to_all) | 1.00 | 1.5 |", shown)
+        self.assertIn("| 128 | 1 | 2 | 460000 | always |\n| 128 | 1 | 2 | never | 1200 |", block("parallel-crossover"))
+        self.assertIn("Exchange and merge were fitted to the rows of two GPUs here.", block("parallel-times"))
+        self.assertEqual(recordings.problems(wide, ""), [])
+        wide["crossovers"][0].pop("over_one")
+        self.assertEqual(len(recordings.problems(wide, "")), 1)
+        # Of each number of GPUs the newest recording, whatever it is called; heads and pages shared both under the model's name.
+        four = over_two_gpus()
+        four["context"].update(ranks=4, commit="4444444", date_utc="2026-11-29T01:02:03Z")
+        four["rows"] = [{**row, "mode": mode, "ranks": 4, "page_ranks": pages, "exchange": "all_gather", "whole_us": 40.0}
+                        for mode, pages in [("context", 4), ("both", 2)]]
+        four["conformance"] = [{"ranks": ranks, "cases": 80, "wrong": 0} for ranks in [4, 2]]
+        self.record("h200x4_parallel_2026-11-29.json", four)
+        times = block("parallel-times")
+        self.assertLess(times.index("2 × NVIDIA H200, driver 580.1"), times.index("4 × NVIDIA H200, driver 580.1"))
+        self.assertIn("| context, all_to_all | 100.0 | 58.0 |", times)
+        self.assertRegex(times, r"\| context, all_gather \| 100.0 \| 40.0 \|.* 44.0 \| 1.10 \|")
+        self.assertRegex(times, r"\| heads 2 × context 2, all_gather \| 100.0 \| 40.0 \|.* 42.0 \| 1.05 \|")
+        self.assertEqual(times.count("Exchange and merge were fitted"), 1)
+        self.assertIn("| 2 | 72 | 0 |\n| 4 | 80 | 0 |", block("parallel-conformance"))
+        (self.root / "bench" / "results" / "h200x4_parallel_2026-11-29.json").unlink()
         # Each block shows the newest recording that has its part.
         newer = over_two_gpus()
         newer["context"].update(commit="fffffff", date_utc="2026-12-01T01:02:03Z")
@@ -1719,7 +1757,7 @@ class RunScriptTest(unittest.TestCase):
             calls = (self.root / "parallel").read_text().splitlines()
             self.assertEqual(len({call.split()[2] for call in calls}), 1)  # all in one report
             self.assertTrue(all(call.startswith(f"--append --out build/results/h200x{used}_parallel_") for call in calls), calls)
-            for part in ["--times", "--slices 1,2", "--mode heads,batch", "_trace_2.json", "--fault kill-later:0", "--fault stop:1"]:
+            for part in ["--times", "--slices 1,2", "--mode heads,batch", "--mode heads --shape h128_q1_b1_k65536,h128_q1_b1_k1000000", "_trace_2.json", "--fault kill-later:0", "--fault stop:1"]:
                 self.assertTrue(any(part in call for call in calls), part)
             self.assertEqual([call.split("--ranks ")[1] for call in calls if "--conformance" in call],
                              [f"{ranks} --conformance" for ranks in [1, 2, 4, 8] if ranks <= used])
