@@ -1554,9 +1554,8 @@ class ProseTest(unittest.TestCase):
         self.assertEqual(self.written(f"@variants/other 03 {self.SHAPE} cold / 03 cold"), "4.32")
 
     def test_estimates_are_near_what_was_measured(self):
-        """In every chapter's table, except where the chapter says why not."""
-        far = {("12_fp8", "h128_q1_b1_k4096_fp8_tile128")}
-        found, kept = set(), estimates.load(ROOT)
+        """In every chapter's table, within 1.5 times."""
+        kept = estimates.load(ROOT)
         runs = [recordings.recorded(ROOT), recordings.load_later(ROOT, recordings.recorded(ROOT)),
                 recordings.load_quantised(ROOT, recordings.recorded(ROOT))]
         for stage, shapes in estimates.tables(ROOT).items():
@@ -1564,9 +1563,7 @@ class ProseTest(unittest.TestCase):
             for shape in shapes:
                 ratio = recordings.median(run.measured(stage, shape)) / sum(kept[stage][shape].values())
                 self.assertGreater(ratio, 1 / 1.5, (stage, shape))
-                if ratio > 1.5:
-                    found.add((stage, shape))
-        self.assertEqual(found, far)
+                self.assertLess(ratio, 1.5, (stage, shape))
         self.assertEqual({stage[:2] for stage in kept}, {f"{number:02}" for number in range(4, 14)})
 
     def test_the_predicted_table(self):
