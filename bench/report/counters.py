@@ -28,7 +28,7 @@ from pathlib import Path
 
 import program
 import stalls
-from recordings import COUNTERS_SCHEMA, Error
+from recordings import COUNTERS_SCHEMA, Error, STALLS_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["01", "02", "03", "04", "05"]
@@ -330,14 +330,14 @@ def record_stalls(options):
             run_, _ = with_a_cache(shape, lambda one, stage=stage: stalls.record(run, options, stage, one))
             runs.append(run_)
             print(f"{stage} {run_['shape']}: {run_['samples']} samples", flush=True)
-    return {"context": gpu_context(options), "runs": runs}
+    return {"context": {**gpu_context(options), "schema": STALLS_SCHEMA}, "runs": runs}
 
 
 def now():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
-def load(path):
+def load(path, wanted=COUNTERS_SCHEMA):
     """A recording, or None."""
     if not path.exists():
         return None
@@ -346,8 +346,8 @@ def load(path):
     except ValueError as error:
         raise Error(f"{path}: {error}") from None
     schema = data.get("context", {}).get("schema")
-    if schema != COUNTERS_SCHEMA:
-        raise Error(f"{path}: the schema is {schema}, not {COUNTERS_SCHEMA}")
+    if schema != wanted:
+        raise Error(f"{path}: the schema is {schema}, not {wanted}")
     return data
 
 
@@ -361,7 +361,7 @@ def load_hardware(root):
 
 
 def load_stalls(root):
-    return load(root / "bench" / "results" / "counters_stalls.json")
+    return load(root / "bench" / "results" / "counters_stalls.json", STALLS_SCHEMA)
 
 
 # ---- comparison ----

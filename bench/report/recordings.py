@@ -11,6 +11,7 @@ from types import SimpleNamespace
 SCHEMA = "flashmla_stages/2"
 PEERS_SCHEMA = "flashmla_stages/peers/1"
 COUNTERS_SCHEMA = "flashmla_stages/counters/1"
+STALLS_SCHEMA = "flashmla_stages/stalls/1"
 SERVICE_SCHEMA = "flashmla_stages/service/1"
 PYTHON_SCHEMA = "flashmla_stages/python/1"
 ERRORS_SCHEMA = "flashmla_formats/1"
@@ -295,6 +296,9 @@ def problems(data, name):
         return python_problems(data)
     if schema == COUNTERS_SCHEMA:
         return counters_problems(data)
+    if schema == STALLS_SCHEMA:
+        return [problem for run in data.get("runs", [])
+                for problem in lacking("a run", run, ["stage", "shape", "states", "samples", "lines"])] or ([] if data.get("runs") else ["no runs"])
     if schema == TRADITIONAL_SCHEMA:
         return traditional_problems(data)
     if schema in (PARALLEL_SCHEMA, SCALE_SCHEMA):

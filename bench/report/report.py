@@ -33,7 +33,7 @@ import stalls
 from recordings import (CACHE_FORMATS, CHOOSER, COUNTERS_SCHEMA, DASH, Error, error_of, ERRORS_SCHEMA, is_quantised, LAYER_FORMS, LAYER_PARTS,
                         lengths_title, load, load_cache, load_cross, load_errors, load_later, load_peers, load_python, load_quantised, load_service, load_steps, load_texts,
                         load_traditional, layers_of, MEASURED_PEERS, median, NOT_RECORDED, ON_CPU, PARALLEL_SCHEMA, parse_shape, PEERS_SCHEMA, percent, PYTHON_SCHEMA, read_json, README_SHAPES,
-                        recorded, Results, SAME_RUN, SCALE_SCHEMA, SCHEMA, SERVICE_SCHEMA, shape_title,
+                        recorded, Results, SAME_RUN, SCALE_SCHEMA, SCHEMA, SERVICE_SCHEMA, STALLS_SCHEMA, shape_title,
                         short, significant, TRADITIONAL_SCHEMA, unique, us, varlen_pairs, why_not)
 
 
@@ -1049,6 +1049,8 @@ def what_is_recorded(data):
         numbers = unique(step.split("_")[1] for step in one.steps)
         who += f", and steps to {', '.join(numbers)}" if numbers else ""
         return who + (f"; suites {', '.join(suites)}" if suites else "")
+    if schema == STALLS_SCHEMA:
+        return "where warps wait"
     if schema == SERVICE_SCHEMA:
         return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
     if schema == COUNTERS_SCHEMA:

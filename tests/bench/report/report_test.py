@@ -1070,7 +1070,7 @@ class ResultsPageTest(unittest.TestCase):
         self.record("h200x2_parallel_2026-11-30.json", wider)
         shown = block("parallel-times").splitlines()
         self.assertIn("the columns after them have 8 in a graph", shown[0])
-        self.assertIn(" | 4 | context, all_to_all | 100.0 | 58.0 | 0.580 | 57.0 | 50.0 | 7.00 |", shown[5])
+        self.assertIn(" | 4 | heads 2 × context 2, all_to_all | 100.0 | 58.0 | 0.580 | 57.0 | 50.0 | 7.00 |", shown[5])
         self.record("h200x2_parallel_2026-11-30.json", data)
         self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | 4.00 |", block("parallel-scale"))
         lines = block("parallel-timelines").splitlines()
