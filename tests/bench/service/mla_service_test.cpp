@@ -267,14 +267,15 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
   std::filesystem::remove(path);
 }
 
-// Ctrl-C keeps the runs that were finished, and no others: here those of the first scenario.
+// Ctrl-C keeps the runs that were finished, and no others: here those of the first scenario, and perhaps one of the
+// second, if that ended before the interrupt came.
 TEST(MlaService, KeepsWhatItHasWhenInterrupted) {
   const std::string path = temporary("interrupted.json"), log = temporary("interrupted.log");
   const std::string command =
       std::string(std::getenv("MLA_SERVICE")) +
       " --engine model --scenario tiny,tiny --requests 12 --stage 03 --out " + path + " > " + log +
-      " 2>&1 & for i in $(seq 600); do grep -q tokens/s.of " + log +
-      " && break; sleep 0.1; done; kill -INT $!; wait $!";
+      " 2>&1 & for i in $(seq 3000); do grep -q tokens/s.of " + log +
+      " && break; sleep 0.02; done; kill -INT $!; wait $!";
   std::remove(log.c_str());
   const int status = std::system(("bash -c '" + command + "'").c_str());
   EXPECT_EQ(WEXITSTATUS(status), 1) << read(log);
@@ -282,8 +283,9 @@ TEST(MlaService, KeepsWhatItHasWhenInterrupted) {
       << read(log);
   EXPECT_NE(read(log).find("results: " + path), std::string::npos) << read(log);
   const Json runs = Json::parse(read(path))["runs"];
-  ASSERT_EQ(runs.size(), 2u);
-  EXPECT_EQ(runs[0]["figures"]["finished"], 12);
+  ASSERT_GE(runs.size(), 2u);
+  EXPECT_LT(runs.size(), 4u);
+  for (const Json& run : runs) EXPECT_EQ(run["figures"]["finished"], 12);
   std::filesystem::remove(path);
 }
 
