@@ -4,6 +4,7 @@
     host_mutant_test.py HOST MODEL [SERVICE]    host_mutants, model_mutants and service_mutants, built from
                                                 stages/mutants/mutants.txt; without the last, faults in bench/ are left out
 """
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -18,6 +19,10 @@ def run(program, tests, number, limit_s=120):
     command = [program, f"--gtest_filter={tests}", "--gtest_fail_fast", "--gtest_brief=1"]
     environment = {**os.environ, "MLA_MUTANT": str(number)}
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s)
+
+
+# Mutants at a time: most of the time they wait, for ranks that do not come.
+AT_ONCE = 4
 
 
 def main(host, model, service=None):
@@ -36,16 +41,22 @@ def main(host, model, service=None):
             result = run(program, tests, 0, 1200)
             if result.returncode != 0:
                 failures.append(f"{tests} fail without a fault:\n{result.stdout.decode(errors='replace')[-2000:]}")
-    for number, mutant, program in chosen:
+
+    def failure_of(number, mutant, program):
         try:
             mutant.span(mutants.source_of(mutant.stage).read_text())
         except ValueError as error:
-            failures.append(str(error))
-            continue
+            return str(error)
         if run(program, mutant.tests, number).returncode == 0:
-            failures.append(f"mutants.txt:{mutant.line}: '{mutant.name}' of {mutant.stage} goes unnoticed")
-        else:
-            found += 1
+            return f"mutants.txt:{mutant.line}: '{mutant.name}' of {mutant.stage} goes unnoticed"
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for failure in pool.map(lambda one: failure_of(*one), chosen):
+            if failure is None:
+                found += 1
+            else:
+                failures.append(failure)
     print("\n".join(failures))
     print(f"{found} of {len(chosen)} faults in host code found")
     return 1 if failures or not chosen else 0
