@@ -269,13 +269,17 @@ int predict(const Options& options) {
   return status.ok() ? kRight : refuse(status, kWrong);
 }
 
+std::string too_few_gpus(int ranks, int gpus) {
+  return fmt::format("{} ranks need as many GPUs; there are {}", ranks, gpus);
+}
+
 /// Whether so many ranks can decode on GPUs here: NCCL, or why not.
 int print_nccl(const Options& options) {
   const int gpus = count_gpus();
   std::string found;
   Status status;
   if (gpus < options.ranks) {
-    found = fmt::format("{} ranks need as many GPUs; there are {}", options.ranks, gpus);
+    found = too_few_gpus(options.ranks, gpus);
   } else {
     std::unique_ptr<NcclApi> nccl;
     status = make_nccl_api(&nccl);
@@ -319,8 +323,7 @@ int run(Options options) {
   run.machine = gpus > 0 ? MachineKind::kGpu : MachineKind::kModel;
   const bool on_gpu = run.machine == MachineKind::kGpu;
   if (on_gpu && !seat && ranks > gpus) {
-    return refuse({StatusCode::kUnavailable,
-                   fmt::format("{} ranks need as many GPUs; there are {}", ranks, gpus)});
+    return refuse({StatusCode::kUnavailable, too_few_gpus(ranks, gpus)});
   }
   if (!on_gpu && seat) {
     return refuse({StatusCode::kUnavailable, "ranks on the model are threads: start one process"});

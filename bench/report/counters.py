@@ -474,10 +474,13 @@ def instructions_table(hardware):
     return ["stage", "kernel", "million", *PIPES], rows
 
 
+RECORDS = {"model": record_model, "gpu": record_gpu, "hardware": record_hardware, "stalls": record_stalls}
+
+
 def main(arguments=None):
     parser = program.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    for name in ("model", "gpu", "hardware", "stalls", "compare"):
+    for name in (*RECORDS, "compare"):
         what.add_argument("--" + name, action="store_true")
     def names(text):
         return text.split(",")
@@ -504,13 +507,12 @@ def main(arguments=None):
                 print(f"{stage:20} {shape:18} {kernel:12} {title:24} {of_model:12.0f} {of_gpu:12.0f} "
                       f"{difference(of_model, of_gpu):>8}  {metric}")
             return 0
-        name, record = (("model", record_model) if options.model else ("gpu", record_gpu) if options.gpu
-                        else ("hardware", record_hardware) if options.hardware else ("stalls", record_stalls))
+        name = next(name for name in RECORDS if getattr(options, name))
         path = options.out or options.root / "bench" / "results" / f"counters_{name}.json"
         program.check_writable(path)
         if not options.model:
             options.ncu = find_ncu(options.ncu)
-        data = record(options)
+        data = RECORDS[name](options)
         program.write_text(path, json.dumps(data, indent=1) + "\n")
         print(f"wrote {path}")
         return 0

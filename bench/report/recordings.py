@@ -204,11 +204,11 @@ def service_problems(data):
     return found
 
 
-def counters_problems(data):
+def counters_problems(data, of_a_run=("stage", "shape", "kernels")):
     on_gpu = data["context"].get("machine") == "gpu"
     found = lacking("context", data["context"], ["machine", "commit", "date", *["gpu", "driver", "ncu", "nvcc"] * on_gpu])
     for run in data.get("runs", []):
-        found += lacking("a run", run, ["stage", "shape", "kernels"])
+        found += lacking("a run", run, of_a_run)
     return found if data.get("runs") else found + ["no runs"]
 
 
@@ -297,8 +297,7 @@ def problems(data, name):
     if schema == COUNTERS_SCHEMA:
         return counters_problems(data)
     if schema == STALLS_SCHEMA:
-        return [problem for run in data.get("runs", [])
-                for problem in lacking("a run", run, ["stage", "shape", "states", "samples", "lines"])] or ([] if data.get("runs") else ["no runs"])
+        return counters_problems(data, ("stage", "shape", "states", "samples", "lines"))
     if schema == TRADITIONAL_SCHEMA:
         return traditional_problems(data)
     if schema in (PARALLEL_SCHEMA, SCALE_SCHEMA):

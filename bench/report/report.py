@@ -965,15 +965,25 @@ def block(name, root, results, later, peers):
     return known[name]()
 
 
+def by_ncu(context):
+    """On which GPU, by which programs and when counters were read."""
+    get = context.get
+    return (f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
+            f"{get('commit')}, {get('date')}")
+
+
+def has_block(page, name):
+    """Whether a page, which may not be there, has a place for a block."""
+    return page.exists() and f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8")
+
+
 def comparison(model, gpu):
     """The counters of the model beside those of a GPU."""
     if model is None or gpu is None:
         return NOT_RECORDED
     pairs = counters.compare(model, gpu)
     close = sum(counters.within(of_model, of_gpu) for *_, of_model, of_gpu, _ in pairs)
-    get = gpu["context"].get
-    parts = [f"{close} of {len(pairs)} counters are within 2%. {get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, "
-             f"commit {get('commit')}, {get('date')}; the model at commit {model['context']['commit']}."]
+    parts = [f"{close} of {len(pairs)} counters are within 2%. {by_ncu(gpu['context'])}; the model at commit {model['context']['commit']}."]
     for shape in unique(shape for _, shape, *_ in pairs):
         one = {**model, "runs": [run for run in model["runs"] if run["shape"] == shape]}
         parts += [f"`{shape}`:", counters.comparison_table(one, gpu)]
@@ -990,11 +1000,9 @@ def hardware(root, results, make):
             if one.measured(stage, shape):
                 return own_limit(one.measured(stage, shape))
         return DASH
-    get = recorded["context"].get
-    lacks = get("not_known_to_ncu")
+    lacks = recorded["context"].get("not_known_to_ncu")
     shapes = unique(run["shape"] for run in recorded["runs"])
-    return written([f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
-                    f"{get('commit')}, {get('date')}; {', '.join(f'`{shape}`' for shape in shapes)}." +
+    return written([f"{by_ncu(recorded['context'])}; {', '.join(f'`{shape}`' for shape in shapes)}." +
                     (f" This ncu does not know {', '.join(lacks)}." if lacks else ""),
                     make(recorded, limit)], markdown)
 
@@ -1003,11 +1011,12 @@ def stalls_block(recorded, of):
     """What warps wait for: of all stages side by side, or of one, with the lines where they do."""
     if recorded is None:
         return NOT_RECORDED
-    get = recorded["context"].get
-    parts = [f"{get('gpu')}, driver {get('driver')}, ncu {get('ncu').split(' (')[0].removeprefix('Version ')}, commit "
-             f"{get('commit')}, {get('date')}."]
-    for shape in unique(run["shape"].removesuffix(counters.QUANTISED) for run in recorded["runs"] if of in ("", run["stage"])):
-        runs = [run for run in recorded["runs"] if run["shape"].removesuffix(counters.QUANTISED) == shape and of in ("", run["stage"])]
+    def shape_of(run):
+        return run["shape"].removesuffix(counters.QUANTISED)
+    chosen = [run for run in recorded["runs"] if of in ("", run["stage"])]
+    parts = [f"{by_ncu(recorded['context'])}."]
+    for shape in unique(map(shape_of, chosen)):
+        runs = [run for run in chosen if shape_of(run) == shape]
         parts += [f"`{shape}`:", stalls.states_table(runs)]
         if of:
             parts.append(stalls.lines_table(runs[0]))
@@ -1129,14 +1138,14 @@ def texts(root, results):
     model, gpu = counters.load_both(root)
     for stage in unique(run["stage"] for run in model["runs"]) if model else []:
         path = root / "stages" / stage / "README.md"
-        if "<!-- counters:begin -->" in (path.read_text(encoding="utf-8") if path.exists() else ""):
+        if has_block(path, "counters"):
             wanted.append((path, "counters", markdown(counters.stage_table(model, stage)) +
                            f"\n\nCounted on the model, commit {model['context']['commit']}: "
                            f"`mla_run profile --stage {stage[:2]} --shape {counters.SHAPES[0]}`."))
     recorded = counters.load_stalls(root)
     for stage in unique(run["stage"] for run in recorded["runs"]) if recorded else []:
         path = root / "stages" / stage / "README.md"
-        if "<!-- stalls:begin -->" in (path.read_text(encoding="utf-8") if path.exists() else ""):
+        if has_block(path, "stalls"):
             wanted.append((path, "stalls", stalls_block(recorded, stage)))
     page = root / "docs" / "counters.md"
     if page.exists():

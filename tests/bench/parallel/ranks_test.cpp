@@ -40,6 +40,13 @@ class Environment {
   std::vector<std::pair<const char*, const char*>> values_;
 };
 
+// A case for two ranks.
+Status case_of(const std::string& shape, const std::string& mode, ParallelCase* one) {
+  one->mode = mode;
+  MLA_RETURN_IF_ERROR(parse_shape(shape, &one->shape));
+  return divide(mode, 2, &one->division);
+}
+
 TEST(Seat, IsWhatTheLauncherSays) {
   std::optional<Seat> seat;
   ASSERT_OK(seat_of_environment(&seat));
@@ -285,9 +292,7 @@ TEST(Ranks, OneThatFailsTellsTheOthersAtOnce) {
   options.stage = "04";
   options.time_limit = milliseconds(60000);
   ParallelCase one;
-  one.mode = "context";
-  ASSERT_OK(parse_shape("h8_q1_b2_k130", &one.shape));
-  ASSERT_OK(divide(one.mode, 2, &one.division));
+  ASSERT_OK(case_of("h8_q1_b2_k130", "context", &one));
   options.cases = {one};
   ParallelOptions other = options;
   other.stage = "77";  // it cannot begin
@@ -449,8 +454,7 @@ TEST(Repeat, ADecodeThatIsNotTheSameAgainIsWrong) {
     options.repeat = repeat;
     options.time_limit = milliseconds(60000);
     ParallelCase one;
-    ASSERT_OK(parse_shape("h4_q1_b1_k200", &one.shape));
-    ASSERT_OK(divide(one.mode = "context", 2, &one.division));
+    ASSERT_OK(case_of("h4_q1_b1_k200", "context", &one));
     options.cases = {one};
     std::vector<std::unique_ptr<Transport>> transports;
     ASSERT_OK(make_thread_transports(2, options.time_limit, &transports));
@@ -514,8 +518,7 @@ TEST(Fault, OfARankThatIsKilledIsReportedByAnother) {
       options.faulty_rank = killed;
       options.time_limit = milliseconds(20000);
       ParallelCase one;
-      ASSERT_OK(parse_shape("h4_q1_b1_k70", &one.shape));
-      ASSERT_OK(divide(one.mode = "context", 2, &one.division));
+      ASSERT_OK(case_of("h4_q1_b1_k70", "context", &one));
       options.cases = {one};
       std::filesystem::remove(file);
       int code = -1;
@@ -562,8 +565,7 @@ TEST(Alone, NeedsNoTransport) {
     options.check = true;
     options.time_limit = milliseconds(60000);
     ParallelCase one;
-    ASSERT_OK(parse_shape("h4_q1_k200+3", &one.shape));
-    ASSERT_OK(divide(one.mode = mode, 2, &one.division));
+    ASSERT_OK(case_of("h4_q1_k200+3", mode, &one));
     options.cases = {one};
     const MakeTransport make = [](const Seat&, int, std::unique_ptr<Rendezvous>,
                                   std::unique_ptr<Transport>*, NcclApi**) -> Status {

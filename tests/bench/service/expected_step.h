@@ -1,6 +1,6 @@
 /// @file
-/// What a step of mla_service should give: the reference on a cache of the test's own, contiguous, with row_of() as the
-/// only thing that it shares with an engine.
+/// Requests for mla_service's engines, and what a step should give: the reference on a cache of the test's own, contiguous,
+/// with row_of() as the only thing that it shares with an engine.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/service/real_engine.h"
+#include "bench/service/requests.h"
 #include "reference/attention.h"
 #include "reference/float16.h"
 #include "reference/quantise.h"
@@ -60,6 +61,23 @@ inline Status expected_of(const Problem& decoded, const std::vector<uint16_t>& q
                      .block_table = table.data(),
                      .seqlens_k = lengths.data()};
   return reference_attention(*problem, host, truth, 1);
+}
+
+/// Requests before those at random. The ids make the rows of request 7 wrap around the pool. There is an empty prompt, one
+/// that ends where a page does, and one that grows into a page that is not there. Those that are long enough begin with the
+/// first of the shared prefixes, if there are any.
+inline std::vector<Request> first_requests(const SharedPrefixes& prefixes) {
+  std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
+                             {.id = 7, .prompt = 120, .output = 16},
+                             {.id = 8, .prompt = 120, .output = 12},
+                             {.id = 9, .prompt = 61, .output = 10},
+                             {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
+  for (Request& request : first) {
+    if (prefixes.count == 0 || request.prompt < prefixes.tokens) continue;
+    request.prefix = 0;
+    request.prefix_tokens = prefixes.tokens;
+  }
+  return first;
 }
 
 }  // namespace mla::bench

@@ -185,18 +185,8 @@ void serve_and_check(Machine& machine, const Stage& stage, int ranks, int layers
   ASSERT_OK(warm_up(*real));
   std::unique_ptr<PagedScheduler> scheduler;
   ASSERT_OK(PagedScheduler::create(limits, &scheduler));
-  std::vector<Request> first{{.id = 6, .prompt = 0, .output = 8},
-                             {.id = 7, .prompt = 120, .output = 16},
-                             {.id = 8, .prompt = 120, .output = 12},
-                             {.id = 9, .prompt = 61, .output = 10},
-                             {.id = 10, .prompt = 190, .output = 4, .generated = 2}};
-  for (Request& request : first) {
-    if (how.prefixes.count == 0 || request.prompt < how.prefixes.tokens) continue;
-    request.prefix = 0;
-    request.prefix_tokens = how.prefixes.tokens;
-  }
   Figures figures;
-  const Status status = run_service({.requests = 2}, first,
+  const Status status = run_service({.requests = 2}, first_requests(how.prefixes),
                                     RequestStream({20, {90, 90}, {6, 3}, how.prefixes}, 1, 11),
                                     *scheduler, engine, &figures);
   ASSERT_OK(status);
