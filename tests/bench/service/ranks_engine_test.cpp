@@ -304,7 +304,7 @@ class SpoiltTransport final : public Transport {
 /// Three ranks, of which rank 1 does something before each exchange; and steps of them.
 class RanksFail : public testing::Test {
  protected:
-  void make(milliseconds limit, std::function<Status()> before) {
+  void make(milliseconds limit, const std::function<Status()>& before) {
     const auto spoil = [before](int rank, std::unique_ptr<Transport>* transport) {
       if (rank != 1) return;
       *transport = std::make_unique<SpoiltTransport>(std::move(*transport), before);
