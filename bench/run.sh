@@ -9,8 +9,8 @@
 #                                                  suites, the decode service, decodes over 2, 4 and 8 GPUs where there are,
 #                                                  the model of scale, other implementations where PyTorch is; kept in
 #                                                  bench/results, written into README.md, docs and the chapters
-#   bash bench/run.sh --record-parallel            of these the decodes over several GPUs, and the model of scale, alone
-#                                                  (minutes)
+#   bash bench/run.sh --record-parallel            of these the decodes over several GPUs, those of ranks that share one, and
+#                                                  the model of scale, alone (minutes)
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
@@ -41,13 +41,13 @@ bench=build/bench/mla_bench
 
 # Decodes over 2, 4 and 8 GPUs, as there are, and NCCL: all rows go to one report, which is kept when it is whole. A
 # timeline's decode is a row without times.
-find_gpus() {  # into gpus: 0, 2, 4 or 8
+find_gpus() {  # into gpus: 0 (without NCCL, too), 1, 2, 4 or 8
   local nccl
-  for gpus in 8 4 2; do
+  for gpus in 8 4 2 1; do
     nccl=$(build/bench/mla_parallel --ranks $gpus --print-nccl) && return
+    if ((gpus == 2)); then echo "Nothing is measured over several GPUs: $nccl."; fi
   done
   gpus=0
-  echo "Nothing is measured over several GPUs: $nccl."
 }
 record_parallel() {  # not to be called in a condition, where errors end nothing
   local report=build/results/${gpu}x${gpus}_parallel_$now.json
@@ -79,6 +79,18 @@ record_parallel() {  # not to be called in a condition, where errors end nothing
   fi
   cp "$report" "bench/results/${gpu}x${gpus}_parallel_${now%_*}.json"
 }
+record_shared() {  # whether ranks that share GPUs decode right over NCCL
+  local report=build/results/${gpu}_ranks_$now.json ranks
+  for ranks in 2 3 4; do
+    build/bench/mla_parallel --append --out "$report" --ranks $ranks --share-gpus --conformance
+  done
+  cp "$report" "bench/results/${gpu}_ranks_${now%_*}.json"
+}
+record_ranks() {
+  find_gpus
+  if ((gpus > 0)); then record_shared; fi
+  if ((gpus > 1)); then record_parallel; fi
+}
 predict_scale() {  # from what is recorded by now
   build/bench/mla_parallel --predict --out bench/results/parallel_scale.json --shape \
     h128_q1_b1_k1000000,h128_q1_b8_k131072,h16_q1_b1_k1000000,h16_q1_b8_k131072,h128_q1_b128_k8192,h16_q1_b128_k8192,h128_q1_b1_k8192,h128_q1_b1_k65536,h16_q1_b1_k65536,h128_q1_b16_k8192
@@ -93,9 +105,8 @@ done
 if gpu=$("$bench" --print-gpu); then
   now=$(date -u +%Y-%m-%d_%H%M%S)
   if [[ $record == parallel ]]; then
-    find_gpus
+    record_ranks
     if ((gpus == 0)); then exit 2; fi
-    record_parallel
     predict_scale
     exec python3 bench/report/report.py --update
   fi
@@ -126,8 +137,7 @@ END
       --scenario service,chat_1000,shared_prompt --seconds 30 --price-per-hour 3
     build/bench/mla_service --out "bench/results/${gpu}_service_formats_${now%_*}.json" --engine gpu \
       --scenario small_device_full --cache-format 16bit,fp8_tile128,fp8_tensor,int8_tile128
-    find_gpus
-    if ((gpus > 0)); then record_parallel; fi
+    record_ranks
     predict_scale
     if python3 -c 'import torch' 2> /dev/null; then
       python3 bench/report/peers.py --out "bench/results/peers_${gpu}_${now%_*}.json"

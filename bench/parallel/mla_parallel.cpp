@@ -270,7 +270,14 @@ int predict(const Options& options) {
 }
 
 std::string too_few_gpus(int ranks, int gpus) {
-  return fmt::format("{} ranks need as many GPUs; there are {}", ranks, gpus);
+  return fmt::format("{} ranks need as many GPUs; there {} {}", ranks, gpus == 1 ? "is" : "are",
+                     gpus);
+}
+
+/// NCCL refuses two ranks on one GPU of a host. So each says that it is a host of its own, and what they exchange goes
+/// through sockets.
+void be_a_host(int rank) {
+  setenv("NCCL_HOSTID", fmt::format("rank-{}", rank).c_str(), 1);
 }
 
 /// Whether so many ranks can decode on GPUs here: NCCL, or why not.
@@ -322,8 +329,12 @@ int run(Options options) {
   }
   run.machine = gpus > 0 ? MachineKind::kGpu : MachineKind::kModel;
   const bool on_gpu = run.machine == MachineKind::kGpu;
-  if (on_gpu && !seat && ranks > gpus) {
-    return refuse({StatusCode::kUnavailable, too_few_gpus(ranks, gpus)});
+  if (on_gpu && !seat && ranks > gpus && !run.share_gpus) {
+    return refuse({StatusCode::kUnavailable,
+                   too_few_gpus(ranks, gpus) + ". --share-gpus is for checks on fewer"});
+  }
+  if (run.share_gpus && !on_gpu) {
+    return refuse({StatusCode::kUnavailable, "--share-gpus: ranks on the model share no GPU"});
   }
   if (!on_gpu && seat) {
     return refuse({StatusCode::kUnavailable, "ranks on the model are threads: start one process"});
@@ -355,7 +366,10 @@ int run(Options options) {
   if (status.ok()) status = check_timeline_options(options);
   if (!status.ok()) return refuse(status);
   if (!seat || seat->rank == 0) {
-    fmt::print("{} ranks, {}\n", ranks, on_gpu ? "a GPU each" : "threads on the GPU model");
+    fmt::print("{} ranks, {}\n", ranks,
+               run.share_gpus ? "which share GPUs"
+               : on_gpu       ? "a GPU each"
+                              : "threads on the GPU model");
   }
 
   // Ranks that are threads meet in memory: in groups of each size that is needed.
@@ -386,6 +400,7 @@ int run(Options options) {
     return make_nccl_transport(std::move(rendezvous), std::move(nccl), transport);
   };
   const auto body = [&](const Seat& own) {
+    if (run.share_gpus) be_a_host(own.rank);
     nlohmann::ordered_json report;
     int code = run_rank(run, own, make_transport, &report);
     if (own.rank != reporting_rank(run)) return code;
@@ -395,6 +410,7 @@ int run(Options options) {
       const auto wrong = std::count_if(rows.begin(), rows.end(),
                                        [](const auto& row) { return !row["wrong"].empty(); });
       report["conformance"] = {{"ranks", ranks}, {"cases", rows.size()}, {"wrong", wrong}};
+      if (run.share_gpus) report["conformance"]["gpus"] = gpus;
       fmt::print("conformance over {} ranks: {} cases, {} wrong\n", ranks, rows.size(), wrong);
     }
     Status written = report.contains("rows") || report.contains("fault")
@@ -456,9 +472,15 @@ int parse_and_run(int argc, char** argv) {
       app.add_flag("--conformance", options.conformance,
                    "Check many small cases instead of --shape, each twice, for the same bits");
   auto* times = app.add_flag("--times", options.times, "Take times, on GPUs");
-  app.add_option("--timeline", options.timeline,
-                 "Write here what every rank is at during one decode, on one clock: a Chrome trace "
-                 "(.json), for ui.perfetto.dev");
+  auto* timeline = app.add_option(
+      "--timeline", options.timeline,
+      "Write here what every rank is at during one decode, on one clock: a Chrome trace "
+      "(.json), for ui.perfetto.dev");
+  app.add_flag("--share-gpus", options.run.share_gpus,
+               "There may be more ranks than GPUs. For checks of what they do over NCCL: they take "
+               "turns on a GPU, and exchange through sockets")
+      ->excludes(times)
+      ->excludes(timeline);
   auto* no_check =
       app.add_flag("--no-check", options.no_check, "Do not compare with the reference");
   app.add_flag("--no-graphs", options.no_graphs,

@@ -38,7 +38,7 @@ class RankRun {
   Status begin() {
     MLA_RETURN_IF_ERROR(join_hub(seat_.hub, seat_.rank, seat_.ranks, options_.time_limit, &world_));
     if (options_.machine == MachineKind::kGpu) {
-      MLA_RETURN_IF_ERROR(use_gpu(gpu_of_rank(seat_.local_rank, gpu_count())));
+      MLA_RETURN_IF_ERROR(use_gpu(gpu_of_rank(seat_.local_rank, gpu_count(), options_.share_gpus)));
     }
     std::string why_not;
     machine_ = find_machine(options_.machine, &why_not);

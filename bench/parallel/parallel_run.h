@@ -41,10 +41,11 @@ struct ParallelOptions {
   std::string stage = "auto";
   std::vector<ParallelCase> cases;
   bool check = false, times = false, graphs = true;
-  bool repeat = false;    ///< Each case has two decodes, whose bits must be the same.
-  bool timeline = false;  ///< Of each case, in which all ranks must share pages.
-  double warmup_s = -1;   ///< Less than 0: the stage's own.
-  int rounds = 3;         ///< Of times, in which all that is timed takes turns; medians are taken.
+  bool repeat = false;      ///< Each case has two decodes, whose bits must be the same.
+  bool timeline = false;    ///< Of each case, in which all ranks must share pages.
+  bool share_gpus = false;  ///< There may be more ranks than GPUs.
+  double warmup_s = -1;     ///< Less than 0: the stage's own.
+  int rounds = 3;  ///< Of times, in which all that is timed takes turns; medians are taken.
   Fault fault = Fault::kNone;  ///< In the first case, in which all ranks must share pages.
   int faulty_rank = 0;
   std::chrono::milliseconds time_limit{10000};

@@ -17,8 +17,8 @@ double host_us() {
       .count();
 }
 
-int gpu_of_rank(int local_rank, int visible) {
-  return visible == 1 ? 0 : local_rank;
+int gpu_of_rank(int local_rank, int visible, bool share) {
+  return visible == 1 || (share && visible > 0) ? local_rank % visible : local_rank;
 }
 
 Status RankClock::run(int handle, int runs, double* us, int most) {

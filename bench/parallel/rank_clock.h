@@ -16,8 +16,8 @@ namespace mla::bench {
 int count_gpus();
 
 /// The GPU of a rank of this host, of those that its process sees: the one that a launcher shows it, if that is one
-/// alone.
-int gpu_of_rank(int local_rank, int visible);
+/// alone. Where ranks share GPUs, they are dealt to them in turns.
+int gpu_of_rank(int local_rank, int visible, bool share);
 
 /// What a rank's decode was at, from when on.
 struct TimedMark {

@@ -15,11 +15,16 @@ def load(root, has):
     return read_checked(max(found)[1], PARALLEL_SCHEMA) if found else None
 
 
+def dated(root):
+    """All recordings of several GPUs, or ranks on one, the oldest first: triples of date, path and content."""
+    return sorted(((context.get("date_utc", ""), path, data) for path, context, data in files(root, "*.json", PARALLEL_SCHEMA)),
+                  key=lambda one: one[:2])
+
+
 def by_ranks(root, part):
     """For each number of GPUs that `part` has rows of, the newest recording of them: pairs of a recording and its numbers."""
     newest = {}
-    for date, path, data in sorted(((context.get("date_utc", ""), path, data) for path, context, data in files(root, "*.json", PARALLEL_SCHEMA)),
-                                   key=lambda one: one[:2]):
+    for _, path, data in dated(root):
         newest.update({row["ranks"]: path for row in part(data)})
     return [(read_checked(path, PARALLEL_SCHEMA), {ranks for ranks in newest if newest[ranks] == path})
             for path in unique(newest[ranks] for ranks in sorted(newest))]
@@ -92,11 +97,19 @@ def times_parts(data, scale, table):
             (" Exchange and merge were fitted to the rows of two GPUs here." if fitted else ""), table(columns, rows)]
 
 
-def conformance_parts(data, table):
-    if not data or not data["conformance"]:
+def conformance_parts(root, table):
+    """For each number of ranks, and of GPUs that they had, the newest recording."""
+    newest = {}
+    for _, _, data in dated(root):
+        for row in data.get("conformance", []):
+            gpus = row.get("gpus", row["ranks"])
+            newest[row["ranks"], gpus] = {**row, "gpus": gpus}
+    if not newest:
         return []
-    return [table([("ranks", lambda one: str(one["ranks"])), ("cases", lambda one: str(one["cases"])),
-                   ("wrong", lambda one: str(one["wrong"]))], data["conformance"])]
+    rows = [newest[key] for key in sorted(newest)]
+    gpus = [("GPUs", lambda row: str(row["gpus"]))] * any(row["gpus"] != row["ranks"] for row in rows)
+    return [table([("ranks", lambda one: str(one["ranks"])), *gpus, ("cases", lambda one: str(one["cases"])),
+                   ("wrong", lambda one: str(one["wrong"]))], rows)]
 
 
 def faults_parts(data, table):
@@ -229,12 +242,8 @@ def parts_of(name, root, table):
         scale = load_scale(root)
         return [part for data, ranks in by_ranks(root, timed)
                 for part in times_parts({**data, "rows": [row for row in data["rows"] if row["ranks"] in ranks]}, scale, table)]
-    def conformance():
-        ran = [row for data, ranks in by_ranks(root, lambda data: data.get("conformance", []))
-               for row in data["conformance"] if row["ranks"] in ranks]
-        return conformance_parts({"conformance": sorted(ran, key=lambda row: row["ranks"])}, table)
     known = {"parallel-times": times,
-             "parallel-conformance": conformance,
+             "parallel-conformance": lambda: conformance_parts(root, table),
              "parallel-faults": lambda: faults_parts(having("faults"), table),
              "parallel-timelines": lambda: timeline_parts(having("timelines"), table),
              "parallel-scale": lambda: scale_parts(load_scale(root), table),

@@ -1064,10 +1064,13 @@ def what_is_recorded(data):
         return "service: " + ", ".join(unique(run["scenario"] for run in data["runs"]))
     if schema == COUNTERS_SCHEMA:
         return "counters " + ("of the hardware" if is_hardware(data) else f"on the {context['machine']}".replace("gpu", "GPU"))
+    if schema == PARALLEL_SCHEMA:
+        shared = [str(one["ranks"]) for one in data.get("conformance", []) if "gpus" in one]
+        return f"{', '.join(shared)} ranks that share GPUs" if shared else "several GPUs"
     if schema == TRADITIONAL_SCHEMA:
         return "forms of attention: " + ", ".join(unique(key[1].split("_")[0] for key in layers_of(data)))
     return {PEERS_SCHEMA: "peers", ERRORS_SCHEMA: "errors of cache formats", PYTHON_SCHEMA: "calls from Python",
-            PARALLEL_SCHEMA: "several GPUs", SCALE_SCHEMA: "the model of scale"}.get(schema, schema)
+            SCALE_SCHEMA: "the model of scale"}.get(schema, schema)
 
 
 def recordings_block(root):

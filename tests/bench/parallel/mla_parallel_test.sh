@@ -39,6 +39,9 @@ expect 2 "no --shape" --ranks 2
 expect 2 "none not in {context,heads,batch,both}" --ranks 3 "${small[@]}" --mode both,none
 expect 2 "ranks = 3 must be 4 or more, and even" --ranks 3 "${small[@]}" --mode both
 expect 2 "the model has none" --ranks 2 "${small[@]}" --times
+expect 2 "ranks on the model share no GPU" --ranks 2 "${small[@]}" --share-gpus
+expect 2 "--times excludes --share-gpus" --ranks 2 "${small[@]}" --share-gpus --times
+expect 2 "--timeline excludes --share-gpus" --ranks 2 "${small[@]}" --share-gpus --timeline ranks.json
 expect 2 "a thread cannot be killed" --ranks 2 "${small[@]}" --fault kill:1
 # What nobody could notice: a sequence less of one, and where nothing is exchanged.
 expect 2 "h8_q1_b1_k200 has no two" --ranks 2 --stage 04 --shape h8_q1_b1_k200 --fault shape:1

@@ -95,10 +95,13 @@ TEST(Seat, AnInvalidOneIsRefused) {
 }
 
 TEST(Gpu, IsTheOneThatALauncherShows) {
-  EXPECT_EQ(gpu_of_rank(3, 8), 3);
-  EXPECT_EQ(gpu_of_rank(0, 2), 0);
-  EXPECT_EQ(gpu_of_rank(3, 1), 0);
-  EXPECT_EQ(gpu_of_rank(3, 2), 3);  // there is no such GPU, and CUDA says so
+  EXPECT_EQ(gpu_of_rank(3, 8, false), 3);
+  EXPECT_EQ(gpu_of_rank(0, 2, false), 0);
+  EXPECT_EQ(gpu_of_rank(3, 1, false), 0);
+  EXPECT_EQ(gpu_of_rank(3, 2, false), 3);  // there is no such GPU, and CUDA says so
+  EXPECT_EQ(gpu_of_rank(3, 2, true), 1);
+  EXPECT_EQ(gpu_of_rank(3, 8, true), 3);
+  EXPECT_EQ(gpu_of_rank(3, 0, true), 3);  // CUDA says that there is none
 }
 
 // What a rank does: it joins, and exchanges data with the others. Returns its exit code.

@@ -1127,6 +1127,15 @@ class ResultsPageTest(unittest.TestCase):
         self.assertRegex(times, r"\| heads 2 × context 2, all_gather \| 100.0 \| 40.0 \|.* 42.0 \| 1.05 \|")
         self.assertEqual(times.count("Exchange and merge were fitted"), 1)
         self.assertIn("| 2 | 72 | 0 |\n| 4 | 80 | 0 |", block("parallel-conformance"))
+        # Ranks that share GPUs have rows of their own, and are no recording of several GPUs.
+        shared = over_two_gpus()
+        shared["context"].update(date_utc="2026-11-30T01:02:03Z")
+        shared = {"context": shared["context"], "rows": [], "conformance": [{"ranks": 2, "cases": 70, "wrong": 0, "gpus": 1}]}
+        self.assertEqual(recordings.problems(shared, ""), [])
+        self.record("h200_parallel_2026-11-30.json", shared)
+        self.assertIn("| 2 | 1 | 70 | 0 |\n| 2 | 2 | 72 | 0 |\n| 4 | 4 | 80 | 0 |", block("parallel-conformance"))
+        self.assertEqual(block("parallel-times"), times)
+        (self.root / "bench" / "results" / "h200_parallel_2026-11-30.json").unlink()
         (self.root / "bench" / "results" / "h200x4_parallel_2026-11-29.json").unlink()
         # Each block shows the newest recording that has its part.
         newer = over_two_gpus()
@@ -1743,15 +1752,25 @@ class RunScriptTest(unittest.TestCase):
             self.assertNotEqual(self.run_script(flag).returncode, 0)
         self.assertFalse([name for name in self.found("bench/results") if "_parallel_" in name])
         (self.root / "broken").unlink()
-        for flag, gpus, used in [("--record", 2, 2), ("--record-parallel", 2, 2), ("--record-parallel", 5, 4), ("--record-parallel", 8, 8)]:
+        for flag, gpus, used in [("--record", 1, 1), ("--record-parallel", 1, 1), ("--record", 2, 2), ("--record-parallel", 2, 2), ("--record-parallel", 5, 4), ("--record-parallel", 8, 8)]:
             (self.root / "parallel").unlink(missing_ok=True)
             (self.root / "predicted").unlink(missing_ok=True)
             (self.root / "gpus").write_text(str(gpus))
             ran = self.run_script(flag)
             self.assertEqual(ran.returncode, 0, ran.stdout)
+            shared = [call for call in (self.root / "parallel").read_text().splitlines() if "--share-gpus" in call]
+            self.assertEqual([call.split("--ranks ")[1] for call in shared], [f"{ranks} --share-gpus --conformance" for ranks in [2, 3, 4]])
+            self.assertTrue(all(call.startswith("--append --out build/results/h200_ranks_") for call in shared), shared)
+            name = next(name for name in self.found("bench/results") if "_ranks_" in name)
+            self.assertRegex(name, r"^h200_ranks_\d{4}-\d\d-\d\d\.json$")
+            (self.root / "bench" / "results" / name).unlink()
+            self.assertEqual("Nothing is measured over several GPUs: no NCCL here." in ran.stdout, used == 1)
+            if used == 1:
+                self.assertFalse([name for name in self.found("bench/results") if "_parallel_" in name])
+                continue
             name = next(name for name in self.found("bench/results") if "_parallel_" in name)
             self.assertRegex(name, rf"^h200x{used}_parallel_\d{{4}}-\d\d-\d\d\.json$")
-            calls = (self.root / "parallel").read_text().splitlines()
+            calls = [call for call in (self.root / "parallel").read_text().splitlines() if "--share-gpus" not in call]
             self.assertEqual(len({call.split()[2] for call in calls}), 1)  # all in one report
             self.assertTrue(all(call.startswith(f"--append --out build/results/h200x{used}_parallel_") for call in calls), calls)
             for part in ["--times", "--slices 1,2", "--mode heads,batch", "--mode heads --shape h128_q1_b1_k65536,h128_q1_b1_k1000000", "_trace_2.json", "--fault kill-later:0", "--fault stop:1"]:
