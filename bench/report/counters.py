@@ -15,7 +15,6 @@ A GPU's counters may be read by root alone (or see NVIDIA's ERR_NVGPUCTRPERM). C
 Exit code: 0 all right; 1 a program failed, or a file could not be written; 2 bad input.
 """
 import argparse
-import csv
 import datetime
 import glob
 import json
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import program
 import stalls
+from ncu import parse_launches
 from recordings import COUNTERS_SCHEMA, Error, STALLS_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,44 +145,6 @@ def commit(options):
 
 # ---- ncu ----
 
-def kernel_name(function):
-    """'scores' of 'void mla::gpu::naive::scores<__nv_bfloat16, 0>(mla::Problem, int)'"""
-    name, depth, i = "", 0, 0
-    while i < len(function):
-        if function[i] == "<":
-            depth += 1
-        if depth == 0 and function[i] == "(" and not function.startswith("(anonymous ", i):
-            break
-        if depth == 0:
-            name += function[i]
-        if function[i] == ">":
-            depth -= 1
-        i += 1
-    return re.split("[: ]", name.strip())[-1]
-
-
-def parse_ncu(text):
-    """The rows of `ncu --csv --page raw`: [(kernel, {metric: number})]. The first lines are ncu's own remarks, the
-    first row below the header has the units."""
-    lines = text.splitlines()
-    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if begin is None:
-        raise Error("ncu wrote no table:\n" + "\n".join(lines[-10:]))
-    rows = list(csv.DictReader(lines[begin:]))
-    found = []
-    for row in rows:
-        if not row["ID"]:  # the units
-            continue
-        figures = {}
-        for metric, value in row.items():
-            try:
-                figures[metric] = float(value.replace(",", ""))
-            except (AttributeError, ValueError):
-                continue
-        found.append((kernel_name(row["Kernel Name"]), figures))
-    return found
-
-
 def sum_of_decodes(rows, names, decodes):
     """{kernel: {metric: of one decode}} of the kernels with these names; what a launch has per thread stays."""
     kernels = {}
@@ -222,7 +184,7 @@ def find_ncu(named):
     return found if isinstance(found, str) else max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
 
 
-def ncu(options, stage, shape, metrics, kernels=()):
+def under_ncu(options, stage, shape, metrics, kernels=()):
     """The rows of one stage, of these kernels or of all; metrics that this ncu does not have are taken out of the
     list."""
     only = ["--kernel-name", f"regex:^({'|'.join(kernels)})$"] if kernels else []
@@ -242,7 +204,7 @@ def ncu(options, stage, shape, metrics, kernels=()):
             continue
         if result.returncode != 0:
             raise Error(f"{options.ncu} failed on stage {stage}:\n{said[-3000:]}")
-        return parse_ncu(text)
+        return parse_launches(text)
 
 
 # ---- recordings ----
@@ -270,7 +232,7 @@ def record_gpu(options):
     for shape in options.shapes:
         for stage in options.stages:
             data = profile(options, stage, shape)
-            rows = ncu(options, stage, shape, metrics)
+            rows = under_ncu(options, stage, shape, metrics)
             names = [kernel["name"] for kernel in data["kernels"]]
             runs.append({"stage": data["stage"], "shape": shape, "kernels": sum_of_decodes(rows, names, DECODES)})
             print(f"{data['stage']} {shape}: {', '.join(runs[-1]['kernels'])}")
@@ -298,7 +260,7 @@ def with_a_cache(shape, measure):
 def hardware_of(options, stage, shape, metrics):
     """A run of one stage; of one that failed, why."""
     try:
-        rows, shape = with_a_cache(shape, lambda one: ncu(options, stage, one, metrics, KERNELS))
+        rows, shape = with_a_cache(shape, lambda one: under_ncu(options, stage, one, metrics, KERNELS))
         kernels = sum_of_decodes(rows, KERNELS, DECODES)
         if not kernels:
             raise Error("none of its kernels was launched")

@@ -8,6 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from ncu import parse_launches
 from recordings import Error
 
 SECTIONS = ["SourceCounters", "WarpStateStats"]
@@ -40,16 +41,13 @@ NAMES = {short: name for name, (short, _) in REASONS.items()}
 
 
 def parse_states(text):
-    """{reason: clocks per issue} of the first kernel in `ncu --page raw --csv`."""
-    rows = list(csv.reader(text.splitlines()))
-    begin = next((i for i, row in enumerate(rows) if row and row[0] == "ID"), None)
-    if begin is None or len(rows) < begin + 3:
-        raise Error("ncu wrote no table of states:\n" + "\n".join(text.splitlines()[-10:]))
+    """{reason: clocks per issue} of the first kernel in `ncu --csv --page raw`."""
+    launches = parse_launches(text)
     found = {}
-    for title, value in zip(rows[begin], rows[begin + 2]):
-        known = STATE.fullmatch(title)
+    for metric, number in (launches[0][1] if launches else {}).items():
+        known = STATE.fullmatch(metric)
         if known:
-            found[known[1]] = float(value.replace(",", ""))
+            found[known[1]] = number
     if not found:
         raise Error("ncu wrote no states of warps")
     return found

@@ -37,34 +37,19 @@ def model(sectors=2000):
 
 
 def gpu():
-    rows = counters.parse_ncu(NCU)
+    rows = counters.parse_launches(NCU)
     kernels = counters.sum_of_decodes(rows, ["scores", "softmax"], 2)
     return {"context": {"schema": counters.COUNTERS_SCHEMA, "machine": "gpu", "gpu": "NVIDIA H200"},
             "runs": [{"stage": "01_naive", "shape": counters.SHAPES[0], "kernels": kernels}]}
 
 
 class NcuTest(unittest.TestCase):
-    def test_rows(self):
-        rows = counters.parse_ncu(NCU)
-        self.assertEqual([name for name, _ in rows], ["scores", "softmax", "fill", "scores", "softmax"])
-        self.assertEqual(rows[0][1][LOADS], 1000)
-        self.assertEqual(rows[0][1]["launch__registers_per_thread"], 32)
-
-    def test_no_table(self):
-        with self.assertRaisesRegex(counters.Error, "ncu wrote no table:\n==ERROR== permissions"):
-            counters.parse_ncu("==ERROR== permissions\n")
-
     def test_decodes(self):
         kernels = gpu()["runs"][0]["kernels"]
         self.assertEqual(sorted(kernels), ["scores", "softmax"])
         self.assertEqual(kernels["scores"], {"launches": 1, "registers": 32, "metrics": {LOADS: 1000, SECTORS: 2002}})
         with self.assertRaisesRegex(counters.Error, "scores was launched 2 times, in 3 decodes"):
-            counters.sum_of_decodes(counters.parse_ncu(NCU), ["scores"], 3)
-
-    def test_kernel_names(self):
-        for function, name in [("void a::b<int, (a::M)0>(a::P, int)", "b"), ("decode(int)", "decode"),
-                               ("void mla::gpu::(anonymous namespace)::make_plan(int)", "make_plan"), ("plain", "plain")]:
-            self.assertEqual(counters.kernel_name(function), name)
+            counters.sum_of_decodes(counters.parse_launches(NCU), ["scores"], 3)
 
     def test_a_metric_that_is_not_known_is_left_out(self):
         calls = []
@@ -78,7 +63,7 @@ class NcuTest(unittest.TestCase):
         metrics = [LOADS, "no.sum"]
         options = SimpleNamespace(ncu="ncu", program="mla_run")
         with mock.patch.object(counters, "run", run), contextlib.redirect_stderr(io.StringIO()) as said:
-            rows = counters.ncu(options, "01", "h1_q1_k1", metrics)
+            rows = counters.under_ncu(options, "01", "h1_q1_k1", metrics)
         self.assertEqual((len(rows), metrics, calls), (5, [LOADS], [LOADS + ",no.sum", LOADS]))
         self.assertEqual(said.getvalue(), "ncu has no no.sum\n")
 
@@ -86,7 +71,7 @@ class NcuTest(unittest.TestCase):
         def run(command, **_):
             return SimpleNamespace(returncode=9, stdout="==ERROR== ERR_NVGPUCTRPERM", stderr="")
         with mock.patch.object(counters, "run", run), self.assertRaisesRegex(counters.Error, "ERR_NVGPUCTRPERM"):
-            counters.ncu(SimpleNamespace(ncu="ncu", program="mla_run"), "01", "h1_q1_k1", [LOADS])
+            counters.under_ncu(SimpleNamespace(ncu="ncu", program="mla_run"), "01", "h1_q1_k1", [LOADS])
 
 
 def hardware_kernel(ns, **metrics):

@@ -1676,7 +1676,7 @@ class RunScriptTest(unittest.TestCase):
         self.root = Path(folder.name)
         for name in ["bench/results", "bench/report", "build/bench", "stages/cmake"]:
             (self.root / name).mkdir(parents=True)
-        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "estimates", "parallel", "recordings", "program", "prose", "ridge", "plots", "stalls"])]:
+        for name in ["run.sh", *(f"report/{one}.py" for one in ["report", "counters", "ncu", "estimates", "parallel", "recordings", "program", "prose", "ridge", "plots", "stalls"])]:
             shutil.copy(ROOT / "bench" / name, self.root / "bench" / name)
         (self.root / "stages" / "cmake" / "setup.sh").write_text("build() { :; }\n")
         (self.root / "README.md").write_text("<!-- results:begin -->\n<!-- results:end -->\n")

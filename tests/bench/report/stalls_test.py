@@ -67,7 +67,10 @@ class StallsTest(unittest.TestCase):
 
     def test_states(self):
         self.assertEqual(stalls.parse_states(RAW), {"barrier": 3, "selected": 1})
-        with self.assertRaisesRegex(counters.Error, "no table of states:\nERR_NVGPUCTRPERM"):
+        for text in [RAW.replace("issue_stalled", "issue_other"), "\n".join(RAW.splitlines()[:3])]:
+            with self.assertRaisesRegex(counters.Error, "ncu wrote no states of warps"):
+                stalls.parse_states(text)
+        with self.assertRaisesRegex(counters.Error, "ncu wrote no table:\nERR_NVGPUCTRPERM"):
             stalls.parse_states("ERR_NVGPUCTRPERM")
 
     def test_an_instruction_belongs_to_the_kernels_line(self):
