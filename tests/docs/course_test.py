@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The course, docs/course: a session has all its parts, answers quote what is there, numbers are worked out, and pages have
 all that they promise."""
+import fnmatch
 import json
 import re
 import subprocess
@@ -124,6 +125,13 @@ class Labs(unittest.TestCase):
             self.assertEqual(re.findall(r"<summary>(.*?)</summary>", page), ["Hint 1", "Hint 2", "Hint 3", "Answer"], lab)
             self.assertIn(f"]({lab}.md)", index)
             self.assertIn(f"](labs/{lab}.md)", sessions)
+
+    def test_the_command_of_a_page_asks_for_its_lab_alone(self):
+        labs = sorted(path.stem for path in COURSE.glob("labs/solutions/*.cuh"))
+        for lab in labs:
+            page = (COURSE / "labs" / f"{lab}.md").read_text(encoding="utf-8")
+            asked = re.search(r"labs_test .*--gtest_filter='(.+?)'", page)[1]
+            self.assertEqual([one for one in labs if fnmatch.fnmatchcase(f"Labs/Lab.DISABLED_IsRight/{one}", asked)], [lab])
 
 
 class Pages(unittest.TestCase):
