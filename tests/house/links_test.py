@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Every relative link in a Markdown page or a notebook leads to an existing file and, after a #, to a heading of that page."""
+"""Every relative link in a Markdown page or a notebook leads to an existing file and, after a #, to a heading of that page.
+Every script that a page calls by its path can be run, and what it says is in a file is there."""
 import json
+import os
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
+CALL = re.compile(r"(?:^|`)((?:bench|docs|stages|tests)/[\w./-]+) [-\w]")  # a path with an argument, as a command has it
 
 
 def pages():
@@ -45,10 +48,30 @@ def anchors(text):
     return found
 
 
+NAMED = re.compile(r"((?:`[\w:~]+(?:\(\))?`(?:,? and |, )?)+) in \[[^\]]*\]\(([^()#\s]+\.(?:h|cpp|cu|cuh|py))\)")  # `a` and `b` in [file](path)
+
+
+def not_there(page, line):
+    """Names that the page says are in a file, and that are not."""
+    for names, path in NAMED.findall(line):
+        file = page.parent / path
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        yield from (f"{name} is not in {path}" for name in re.findall(r"`([\w:~]+)", names) if name.split("::")[-1] not in text)
+
+
+def cannot_be_run(call):
+    script = ROOT / call
+    return script.is_file() and script.read_bytes().startswith(b"#!") and not os.access(script, os.X_OK)
+
+
 def main():
     checked, broken = 0, []
     for page in pages():
         text = text_of(page)
+        for number, line in enumerate(text.splitlines(), 1):
+            broken += [f"{page.relative_to(ROOT)}:{number}: {call}: cannot be executed"
+                       for call in CALL.findall(line) if cannot_be_run(call)]
+            broken += [f"{page.relative_to(ROOT)}:{number}: {what}" for what in not_there(page, line)]
         for number, line in enumerate(prose(text).splitlines(), 1):
             for target in LINK.findall(line):
                 if re.match(r"[a-z]+:", target):
@@ -64,7 +87,7 @@ def main():
                     continue
                 broken.append(f"{page.relative_to(ROOT)}:{number}: {target}: {reason}")
     print("\n".join(broken))
-    print(f"{checked} links, {len(broken)} of them broken")
+    print(f"{checked} links; {len(broken)} links, commands or places are wrong")
     return 1 if broken or not checked else 0
 
 
