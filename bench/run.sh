@@ -6,11 +6,11 @@
 #   bash bench/run.sh --out results.json           where to write the results (default on a GPU:
 #                                                  build/results/<gpu>_<date>_<time>.json)
 #   bash bench/run.sh --record                     every figure of the project anew, on a GPU (some twenty minutes): all
-#                                                  suites, the decode service, decodes over 2, 4 and 8 GPUs where there are,
-#                                                  the model of scale, other implementations where PyTorch is; kept in
-#                                                  bench/results, written into README.md, docs and the chapters
-#   bash bench/run.sh --record-parallel            of these the decodes over several GPUs, those of ranks that share one, and
-#                                                  the model of scale, alone (minutes)
+#                                                  suites, the decode service, decodes over 2, 4 and 8 GPUs (as many as there
+#                                                  are), the model of scale, other implementations if PyTorch is installed;
+#                                                  kept in bench/results, written into README.md, docs and the chapters
+#   bash bench/run.sh --record-parallel            only the decodes over several GPUs, those of ranks that share a GPU, and
+#                                                  the model of scale (minutes)
 #   bash bench/run.sh --no-install                 ends with what is missing instead of installing it
 #   bash bench/run.sh --stages 02,03 --shapes ...  everything else goes to mla_bench, see build/bench/mla_bench --help
 set -euo pipefail
@@ -69,7 +69,7 @@ record_parallel() {  # not to be called in a condition, where errors end nothing
   done
   for fault in "${faults[@]}"; do
     if "${run[@]}" 2 --fault "$fault" --time-limit 4000 --shape h128_q1_b2_k8192; then
-      echo "run.sh: mla_parallel --fault $fault fails at nothing" >&2
+      echo "run.sh: mla_parallel --fault $fault did not fail" >&2
       exit 1
     fi
   done

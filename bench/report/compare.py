@@ -81,7 +81,7 @@ def main(arguments=None):
     parser.add_argument("a", metavar="A.json")
     parser.add_argument("b", metavar="B.json")
     parser.add_argument("--threshold", type=float, default=2, metavar="PERCENT", help="smallest change that counts")
-    parser.add_argument("--all", action="store_true", help="every entry, also what did not change")
+    parser.add_argument("--all", action="store_true", help="show every entry, also those that did not change")
     options = parser.parse_args(arguments)
     try:
         if not options.threshold >= 0:

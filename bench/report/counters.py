@@ -446,10 +446,10 @@ def main(arguments=None):
         what.add_argument("--" + name, action="store_true")
     def names(text):
         return text.split(",")
-    parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware every one with a kernel, for --stalls with a kernel `decode`")
+    parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware all with a kernel, for --stalls all with a kernel `decode`")
     parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware and --stalls {HARDWARE_SHAPE}")
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "bench" / "mla_run",
-                        help="mla_run; for all but --model of a build for GPUs")
+                        help="mla_run; of a build for GPUs, except for --model")
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     parser.add_argument("--out", type=Path, help="where the recording goes")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)

@@ -130,7 +130,7 @@ def main(arguments=None):
     parser = program.Parser(description="Times what calls of the Python package cost the host.",
                             epilog=__doc__.strip().splitlines()[-1])
     parser.add_argument("--out", required=True, help="the JSON file to write")
-    parser.add_argument("--commit", help="that the package was built from; by default that of this folder")
+    parser.add_argument("--commit", help="the commit that the package was built from; by default that of this folder")
     options = parser.parse_args(arguments)
     absent = {}
     try:

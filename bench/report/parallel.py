@@ -64,9 +64,9 @@ def where(data):
 
 def caption(data):
     together = next((row["together"] for row in timed(data) if "together" in row), None)
-    return (f"{where(data)} Medians of CUDA graphs back to back, the slowest rank's." + (
-        f" *One GPU* and *all* have a graph for each decode; the columns after them have {together} in a graph, so what a graph costs "
-        f"beside is not in them, and they can be added." if together else ""))
+    return (f"{where(data)} Medians over CUDA graphs run back to back, of the slowest rank." + (
+        f" *One GPU* and *all* have one graph per decode. The columns after them have {together} decodes or exchanges in one graph: "
+        f"the cost of a graph is hardly in them, so they can be added." if together else ""))
 
 
 def times_parts(data, scale, table):
@@ -93,8 +93,8 @@ def times_parts(data, scale, table):
     close = [one["us"] / row["whole_us"] for row in rows if (one := predicted(scale, row))]
     near = sum(1 / NEAR <= value <= NEAR for value in close)
     fitted = close and data["context"]["date_utc"][:10] in scale["context"]["links"] and any(row["ranks"] == 2 for row in rows)
-    return [caption(data) + (f" Of {len(close)} predictions {near} are within {NEAR}×." if close else "") +
-            (" Exchange and merge were fitted to the rows of two GPUs here." if fitted else ""), table(columns, rows)]
+    return [caption(data) + (f" {near} of {len(close)} predictions are within {NEAR}× of the measured time." if close else "") +
+            (" The model's exchange and merge were fitted to the rows of two GPUs here." if fitted else ""), table(columns, rows)]
 
 
 def conformance_parts(root, table):
@@ -131,7 +131,7 @@ def scale_parts(scale, table):
              f"for each further rank of it, and between hosts {significant(links['network_us'], 2)} µs and "
              f"{significant(links['network_gbps'])} GB/s per GPU, are assumed. A host has {links['gpus_per_host']} GPUs."]
     if "merge" in scale["context"]:
-        parts[0] += (f" A kernel around an exchange: {significant(links['merge_us'], 2)} µs, and {significant(links['memory_gbps'], 2)} GB/s "
+        parts[0] += (f" A kernel around an exchange: {significant(links['merge_us'], 2)} µs and {significant(links['memory_gbps'], 2)} GB/s "
                      f"({scale['context']['merge']}).")
     shapes = unique(row["shape"] for row in scale["rows"])
     for shape in [one for one in shapes if one in CURVES] or shapes:
@@ -158,8 +158,8 @@ def scale_parts(scale, table):
         ways = unique(row["way"] for row in rows if row["ranks"] > 1 and row not in both)
         parts += [f"{shape_title(shape)}, µs; one GPU takes {us(one)}:",
                   table([("GPUs", str), *[(name, lambda ranks, name=name: cell(name, ranks)) for name in ways],
-                         *[("heads × context", cell_of_both)] * bool(both), ("cache per GPU by context, GB", cache),
-                         *[("its buffers, GB", buffers)] * any("buffers_gb" in row for row in rows)],
+                         *[("heads × context", cell_of_both)] * bool(both), ("context: cache per GPU, GB", cache),
+                         *[("context: buffers per GPU, GB", buffers)] * any("buffers_gb" in row for row in rows)],
                         unique(row["ranks"] for row in rows if row["ranks"] > 1))]
     return parts
 
@@ -209,10 +209,10 @@ def timeline_parts(data, table):
     parts = [where(data)]
     for one in data["timelines"]:
         slices = f", {one['slices']} slices" if one["slices"] > 1 else ""
-        cost = (f" A decode takes {us(one['whole_us'])} µs, and {us(one['marked_us'])} where it marks its phases."
+        cost = (f" A decode takes {us(one['whole_us'])} µs; one that marks its phases takes {us(one['marked_us'])} µs."
                 if "whole_us" in one else "")
         parts.append(f"{shape_title(one['shape'])}, {one['exchange']}{slices}, {one['stage']}: {one['measured']}. Times of two ranks "
-                     f"are comparable to {significant(one['uncertainty_us'], 2)} µs (clocks: {one['clocks']}; barriers alone: "
+                     f"can be compared to within {significant(one['uncertainty_us'], 2)} µs (clocks: {one['clocks']}; by barriers alone: "
                      f"{significant(one['barrier_us'], 2)} µs).{cost}")
         parts.append(picture(one))
         ranks = [[phase for phase in one["phases"] if phase["rank"] == rank] for rank in range(one["ranks"])]

@@ -534,7 +534,7 @@ class Triton(Peer):
                     break
                 if best is None or seconds < best[0]:
                     best = (seconds, operation)
-                    self.note = "{} rows x {} tokens, {} warps, {} stages; ".format(*config) + f"{chunk} tokens a split"
+                    self.note = "{} rows x {} tokens, {} warps, {} stages; ".format(*config) + f"{chunk} tokens per split"
         if best is None:
             raise failure
         return best[1]
@@ -620,7 +620,7 @@ def select_peers(text):
     wanted = [word.strip().lower() for word in text.split(",") if word.strip()]
     for word in wanted:
         if not any(word in (peer.key, peer.name.lower()) for peer in peers):
-            raise Refusal(f"peer '{word}' is none of {', '.join(peer.key for peer in peers)}")
+            raise Refusal(f"peer '{word}' is not one of {', '.join(peer.key for peer in peers)}")
     return [peer for peer in peers if {peer.key, peer.name.lower()} & set(wanted)]
 
 
@@ -683,7 +683,7 @@ class GpuRunner:
             raise
         except Exception as error:
             torch.cuda.synchronize()  # raises if the device is gone
-            handle.note = f"not in a CUDA graph ({explain(error)}): times have the host's gaps in them"
+            handle.note = f"not in a CUDA graph ({explain(error)}), so gaps of the host are in the times"
         return handle
 
     def run_poisoned(self, handle):
@@ -976,10 +976,10 @@ def main(arguments=None):
     parser = program.Parser(description="Times other implementations of MLA decoding by mla_bench's protocol.",
                                      epilog=__doc__.strip().splitlines()[-1])
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--shapes", help="names, separated by commas, as mla_bench has them")
-    chosen.add_argument("--suite", help="of mla_bench's shapes; the default is main")
-    parser.add_argument("--peers", help="keys of --list, separated by commas; the default is all")
-    parser.add_argument("--dtype", choices=["bf16", "fp16"], help="of shapes whose names do not end with _fp16; the default is bf16")
+    chosen.add_argument("--shapes", help="shapes, named as in mla_bench, separated by commas")
+    chosen.add_argument("--suite", help="a suite of mla_bench's shapes; the default is main")
+    parser.add_argument("--peers", help="keys that --list shows, separated by commas; the default is all")
+    parser.add_argument("--dtype", choices=["bf16", "fp16"], help="the type for shapes whose names do not end with _fp16; the default is bf16")
     parser.add_argument("--out", help="the JSON file to write")
     parser.add_argument("--list", action="store_true", help="show peers, whether each can run here, and shapes")
     parser.add_argument("--bench", default=os.environ.get("MLA_BENCH", ROOT / "build" / "bench" / "mla_bench"),

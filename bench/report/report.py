@@ -292,12 +292,12 @@ def peer_caption(peers):
         again = unique(name.removesuffix(SAME_RUN) for rows in data["shapes"].values() for name in rows
                        if name.endswith(SAME_RUN))
         if again:
-            parts[-1] += f" (in one run with {', '.join(again)}, whose times of that run are beside theirs)"
+            parts[-1] += f" (in one run with {', '.join(again)}, whose times in that run are shown beside)"
         absent = data.get("absent") or get("absent") or {}
         if absent:
             parts[-1] += " (without " + ", ".join(f"{name}: {reason}" for name, reason in absent.items()) + ")"
     return "Other implementations, recorded: " + "; ".join(parts) + \
-        (". Of two figures the later counts." if len(parts) > 1 else ".")
+        (". Where a shape has two figures, the later one counts." if len(parts) > 1 else ".")
 
 
 # ---- blocks of docs/results.md: lists of texts and tables, empty where nothing is recorded ----
@@ -337,7 +337,7 @@ def suite_block(results, peers, suite):
         stage, entry = results.fastest(shape)
         return f"{percent(entry['floor_share'])} ({short(stage)})"
     columns += [("floor of the fastest", floor), ("best peer", lambda shape: best_peer(results, peers, shape))]
-    note = f"µs, cold / sustained{f'; {unit} cold' if unit else ''}; a peer is recorded unless it says measured."
+    note = f"µs, cold / sustained{f'; {unit} cold' if unit else ''}; a peer's time is from another run, unless it says measured."
     left_out = []
     for stage in stages:
         reasons = [one.why for one in (decode(results, stage, shape) for shape in shapes) if one.why]
@@ -416,7 +416,7 @@ def combine_and_plan_block(results):
                ("decode, cold", lambda shape: us(median(results.measured(newest, shape)))),
                ("share of the decode", lambda shape: percent(
                    combines[shape][newest]["cold_us"] / decode(results, newest, shape).cold["real_time"]))]
-    return parts + [f"Combining alone, stage {newest}, µs; a slot is a partial result, the share is cold over cold:",
+    return parts + [f"Combining alone, stage {newest}, µs. A slot is a partial result; the share is of cold times:",
                     table(columns, [shape for shape in unique([*results.shapes, *combines])
                                     if newest in combines.get(shape, {})])]
 
@@ -474,7 +474,7 @@ def resources_block(results):
                    ("mJ per query token", lambda one: significant(one[1]["energy_mj"] / (shape.batch * shape.queries)))]
         if any(entry for _, entry in rows):
             parts += [f"{shape_title(name)}:", table(columns, [one for one in rows if one[1]])]
-    return parts + ["Of the sustained runs; a run is one layer."] if parts else []
+    return parts + ["Figures of the sustained runs; a run is one layer."] if parts else []
 
 
 def cache_block(results, cache):
@@ -501,12 +501,12 @@ def cache_block(results, cache):
         ("On the host:", cache.cache("wall").items(),
          [("operation", lambda one: one[0].replace("host_", "", 1)),
           ("ns (p10–p90)", lambda one: spread(one[1], "ns", significant)),
-          column("million a second", "per_second", lambda value: significant(value / 1e6)), of_what]),
+          column("million per second", "per_second", lambda value: significant(value / 1e6)), of_what]),
         ("Append, sequences × new tokens, µs:", unique(name for found in modes.values() for name in found),
          [("append", append), ("kernel, cold (p10–p90)", of("cold")), ("kernel, sustained (p10–p90)", of("sustained")),
           ("GB/s, cold", lambda name: significant(modes["cold"][name]["GBps"])),
           ("call returns (p10–p90)", of("returned")), ("with the device's work (p10–p90)", of("all"))]),
-        ("Memory of one layer against one contiguous buffer a sequence:", bytes_of("memory_"),
+        ("Memory of one layer, beside one contiguous buffer per sequence:", bytes_of("memory_"),
          [("lengths", lambda one: one[0]), *memory, of_what]),
         ("Memory of all layers by model, of the same 128 sequences:", bytes_of("model_"),
          [("model", lambda one: one[0]), column("kB per token", "bytes_per_token", lambda value: significant(value / 1e3)),
@@ -522,28 +522,28 @@ SERVICE_ROWS = [  # title, figures, how to write them: None is three digits
     ("rejected; queued, running at the end", ["rejected", "queued", "running"], "{:.0f}; {:.0f}, {:.0f}"),
     ("tokens per second", ["tokens_per_s"], None),
     ("sequences in a step, mean", ["batch_mean"], "{:.1f}"),
-    ("a step, ms: mean, p50, p99", ["step_ms_mean", "step_ms_p50", "step_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
-    ("a token, ms: mean, p50, p99", ["token_ms_mean", "token_ms_p50", "token_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
+    ("step, ms: mean, p50, p99", ["step_ms_mean", "step_ms_p50", "step_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
+    ("token to token, ms: mean, p50, p99", ["token_ms_mean", "token_ms_p50", "token_ms_p99"], "{:.2f}, {:.2f}, {:.2f}"),
     ("first token, ms: p50, p99", ["first_token_ms_p50", "first_token_ms_p99"], "{:.1f}, {:.1f}"),
     ("queue: mean, longest", ["queue_mean", "queue_max"], "{:.1f}, {:.0f}"),
-    ("pages in use: mean, peak, of", ["pages_mean", "pages_peak", "pages_total"], "{:.0f}, {:.0f}, {:.0f}"),
+    ("pages in use: mean, peak, all", ["pages_mean", "pages_peak", "pages_total"], "{:.0f}, {:.0f}, {:.0f}"),
     ("cache GB; held rows wasted", ["cache_gb", "waste_share"], "{:.1f}; {:.1%}"),
     ("preemptions", ["preemptions"], "{:.0f}"),
     ("span s; steps", ["span_s", "steps"], "{:.1f}; {:.0f}"),
 ]
 SERVICE_ROWS_OF_SOME = [  # left out where no run has them
-    ("a request, ms: mean, p50", ["request_ms_mean", "request_ms_p50"], "{:.0f}, {:.0f}"),
-    ("a request, ms, p99, of so many", ["request_ms_p99", "requests_timed"], "{:.0f}, {:.0f}"),
-    ("targets of a token, ms: mean, p99; met", ["target_token_ms_mean", "target_token_ms_p99", "targets_met"],
+    ("request, ms: mean, p50", ["request_ms_mean", "request_ms_p50"], "{:.0f}, {:.0f}"),
+    ("request, ms: p99, of how many", ["request_ms_p99", "requests_timed"], "{:.0f}, {:.0f}"),
+    ("targets, token to token, ms: mean, p99; met", ["target_token_ms_mean", "target_token_ms_p99", "targets_met"],
      "{:g}, {:g}; {}"),
     ("alerts", ["alerts"], "{:.0f}"),
-    ("of the time with a step", ["busy_share"], "{:.0%}"),
+    ("share of the time in steps", ["busy_share"], "{:.0%}"),
     ("GPU in use (NVML)", ["gpu_use_share"], "{:.0%}"),
     ("power W; hottest °C", ["power_w", "temperature_c"], "{:.0f}; {:.0f}"),
     ("power budget W", ["power_budget_w"], "{:g}"),
     ("energy per token, mJ", ["energy_mj_per_token"], None),
-    ("price of the GPU per hour; of 1000 tokens", ["price_per_hour", "cost_per_1000_tokens"], "{:g}; {:.2g}"),
-    ("prompts that found their prefix, of all", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
+    ("price of the GPU per hour; cost of 1000 tokens", ["price_per_hour", "cost_per_1000_tokens"], "{:g}; {:.2g}"),
+    ("prompts that found their prefix", ["prefix_hits", "prompts"], "{:.0f} of {:.0f}"),
 ]
 
 
@@ -567,8 +567,8 @@ def service_block(service):
     columns = [("scenario", lambda scenario: scenario), ("tokens per second", both(["tokens_per_s"], None)),
                ("ratio", lambda scenario: times_x(last[scenario, "static"]["tokens_per_s"],
                                                   last[scenario, "paged"]["tokens_per_s"])),
-               ("a token, ms, mean", both(["token_ms_mean"], "{:.2f}")),
-               ("a token, ms, p99", both(["token_ms_p99"], "{:.2f}")),
+               ("token to token, ms, mean", both(["token_ms_mean"], "{:.2f}")),
+               ("token to token, ms, p99", both(["token_ms_p99"], "{:.2f}")),
                ("held rows wasted", both(["waste_share"], "{:.1%}")),
                ("requests finished", both(["finished", "arrived"], "{:.0f} of {:.0f}"))]
     scenarios = unique(run["scenario"] for run in service["runs"])
@@ -614,8 +614,8 @@ def service_formats_block(service):
                    ("cache", lambda run: f"`{run['cache_format']}`"), ("pages", of(["pages_total"], "{:.0f}")),
                    ("sequences in a step, mean", of(["batch_mean"], "{:.1f}")), ("tokens per second", of(["tokens_per_s"])),
                    ("ratio", lambda run: times_x(first[run["way"]]["figures"]["tokens_per_s"], run["figures"]["tokens_per_s"])),
-                   ("a step, ms, mean", of(["step_ms_mean"], "{:.2f}")),
-                   ("a token, ms: mean, p99", of(["token_ms_mean", "token_ms_p99"], "{:.2f}, {:.2f}")),
+                   ("step, ms, mean", of(["step_ms_mean"], "{:.2f}")),
+                   ("token to token, ms: mean, p99", of(["token_ms_mean", "token_ms_p99"], "{:.2f}, {:.2f}")),
                    ("requests finished", of(["finished", "arrived"], "{:.0f} of {:.0f}")),
                    ("preemptions", of(["preemptions"], "{:.0f}"))]
         if any(run["figures"].get("energy_mj_per_token") is not None for run in runs):
@@ -674,7 +674,7 @@ def later_block(later, peers):
              table([SHAPE, *each(stages, short, lambda stage, shape: cold_and_sustained(decode(later, stage, shape))),
                     ("best peer, cold", partial(peer, 0)), ("best peer, sustained", partial(peer, 1)),
                     ("peer / auto, cold", partial(ratio, 0)), ("sustained", partial(ratio, 1))], later.shapes),
-             "µs, cold / sustained. Peers are recorded, in another run, which had stage 08, too: a ratio is the peer's time over "
+             "µs, cold / sustained. Peers were timed in another run, which timed stage 08, too. A ratio is the peer's time over "
              "08's in that run, times 08's over auto's in this one."]
     groups = {}
     for shape in later.shapes:
@@ -707,7 +707,7 @@ def quantised_block(quantised):
     for format in CACHE_FORMATS:
         columns += [(f"`{format}`", partial(times, format)), ("of 16 bits", partial(ratio, format))]
     return [caption(quantised), table(columns, plain),
-            "µs, cold / sustained, of the fastest stage in the run, and cold times as a part of those with 16 bits."]
+            "µs, cold / sustained, of the fastest stage of the run. *Of 16 bits* is the ratio of cold times."]
 
 
 def quantised_table(quantised, stage):
@@ -780,7 +780,7 @@ def choices(results):
 def slow_choices(results):
     """Shapes on which the choice is too slow. With fixed splits the batch must not decide, so another stage may win."""
     return [f"{results.name}: {one.shape}: {CHOOSER} ({one.auto.cold.get('label', '')}) takes {us(median(one.auto.cold))} "
-            f"µs, {one.stage} {us(median(one.best.cold))}: {one.ratio:.3f} of it, at most {SLOWEST_CHOICE} are allowed"
+            f"µs, {one.stage} {us(median(one.best.cold))}: {one.ratio:.3f} times as long, at most {SLOWEST_CHOICE} is allowed"
             for one in choices(results) if one.ratio > SLOWEST_CHOICE and not parse_shape(one.shape).split]
 
 
@@ -833,7 +833,7 @@ def texts_block(texts):
     def padded(name):
         shape = shapes[name]
         return best(f"h{shape.heads}_q{shape.queries}_b{shape.batch}_k{int(best(name)['longest'])}")
-    parts += ["Lists of lengths, and all padded to the longest:",
+    parts += ["Lists of lengths, and the same padded to the longest:",
               table([SHAPE, ("µs", lambda name: us(median(best(name)))), ("padded", lambda name: us(median(padded(name)) or None)),
                      ("padded / paged", lambda name: times_x(median(best(name)), median(padded(name)))),
                      ("cache, MB", partial(megabytes, "cache_bytes")),
@@ -844,14 +844,14 @@ def texts_block(texts):
             if shape.batch <= MOST_SEQUENCES_OF_THE_GRID and not shape.lengths and shape.tokens in LENGTHS_OF_THE_GRID]
     rows = sorted(unique((shape.heads, shape.batch) for shape in grid), key=lambda row: (-row[0], row[1]))
     lengths = sorted(unique(shape.tokens for shape in grid))
-    parts += ["The grid, bf16, one query token, cold µs, by tokens of a sequence:",
+    parts += ["The grid: bf16, one query token, cold µs, by tokens per sequence:",
               table([("heads", lambda row: f"{row[0]}"), ("sequences", lambda row: f"{row[1]}"),
                      *each(lengths, str, lambda tokens, row: us(cell(tokens, row)))], rows)]
     def ratio(queries, rest, heads):
         pairs = [(cell(tokens, row, queries, rest), cell(tokens, row)) for row in rows if row[0] == heads for tokens in lengths]
         mean = geometric_mean([one / base for one, base in pairs if one and base])
         return f"{mean:.3f}" if mean else None
-    parts += ["The grid's other halves, as a multiple of that (geometric means):",
+    parts += ["The rest of the grid, as multiples of these times (geometric means):",
               table([("heads", str), ("fp16", partial(ratio, 1, "_fp16")), ("two query tokens, causal", partial(ratio, 2, "_causal")),
                      ("both", partial(ratio, 2, "_causal_fp16"))], unique(row[0] for row in rows))]
     return parts
@@ -1093,9 +1093,9 @@ def texts(root, results):
     peers = load_peers(root, results)
     note = ("Medians; a result is checked against the fp64 reference before it is timed. Cold: other data went through "
             "the L2 before each run; sustained: back to back after 0.2 s (from stage 05 on 1.2 s) of the same work. The "
-            "remaining columns are of cold runs.")
+            "other columns are for cold runs.")
     if results.plans:
-        note += " Where a stage makes a plan, that is done before, outside these times."
+        note += " A stage's plan is made before, outside these times."
     described = "\n\n".join(filter(None, [caption(results), peer_caption(peers)]))
     wanted = [(root / "README.md", "results", f"{markdown(readme_table(results, peers))}\n\n{note} {described}")]
     later = load_later(root, results)
@@ -1213,7 +1213,7 @@ def folded(page, path, text):
     by_title = {row[:row.index("|", 1) + 1]: row for row in rows}
     unknown = [title for title in wanted if title not in by_title]
     if unknown:
-        raise Error(f"{path}: shows {unknown[0].strip('| ')}, which its table has not")
+        raise Error(f"{path}: shows {unknown[0].strip('| ')}, which is not in its table")
     others = [row for title, row in by_title.items() if title not in wanted]
     if not others:
         return text
@@ -1227,16 +1227,16 @@ def update(root, results, write):
     for path, begin, end, middle in texts(root, results):
         if not path.exists():
             if write:
-                print(f"{path}: not there, left out", file=sys.stderr)
+                print(f"{path}: left out, because it is not there", file=sys.stderr)
             continue
         old = path.read_text(encoding="utf-8")
         if path.parent != root and begin not in old and end not in old:  # a chapter of the reader's own
-            print(f"{path}: no '{begin}', left out", file=sys.stderr)
+            print(f"{path}: left out, because it has no '{begin}'", file=sys.stderr)
             continue
         head, found_begin, rest = old.partition(begin)
         _, found_end, tail = rest.partition(end)
         if not found_begin or not found_end:
-            raise Error(f"{path}: no '{begin}' followed by '{end}'")
+            raise Error(f"{path}: there is no '{begin}' with '{end}' after it")
         if begin == "<!-- measurement:begin -->":
             middle = folded(old, path, middle)
         new = f"{head}{begin}\n{middle}\n{end}{tail}"

@@ -59,7 +59,7 @@ class ShapeTest(unittest.TestCase):
         self.assertIn("h128_q1_b64_k4096", [shape.name for shape in bench.shapes()])
         self.assertEqual([peer.key for peer in peers.select_peers("eager,Triton")], ["triton", "eager"])
         self.assertEqual(len(peers.select_peers(None)), len(peers.PEERS))
-        with self.assertRaisesRegex(peers.Refusal, "'fa9' is none of flashmla, "):
+        with self.assertRaisesRegex(peers.Refusal, "'fa9' is not one of flashmla, "):
             peers.select_peers("fa9")
 
 
@@ -303,7 +303,7 @@ class CommandLineTest(unittest.TestCase):
             path = os.path.join(folder, "x.json")
             for arguments, module, why in [
                     (["--shapes", "h1_"], None, "shape 'h1_' is not of the form"),
-                    (["--peers", "x"], None, "'x' is none of"), ([], None, "--out FILE is missing"),
+                    (["--peers", "x"], None, "'x' is not one of"), ([], None, "--out FILE is missing"),
                     (["--out", path + "/y.json"], None, "there is no folder"),
                     (["--suite", "main", "--shapes", "h1_q1_b1_k1"], None, "not allowed with"),
                     (["--out", path], None, "needs PyTorch"), (["--out", path], no_gpu, "needs an NVIDIA GPU")]:

@@ -358,7 +358,7 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(rows(folded), [f"| {recordings.shape_title(shape)}" for shape in SUITES["table"] if shape not in names])
         chapter.write_text(chapter.read_text().replace(names[0], "h7_q1_b1_k1"))
         code, printed = self.run_report("--check")
-        self.assertEqual((code, "7 heads, 1 × 1, which its table has not" in printed), (2, True), printed)
+        self.assertEqual((code, "7 heads, 1 × 1, which is not in its table" in printed), (2, True), printed)
 
     def test_figures_of_a_chapters_notes_are_kept(self):
         notes = self.chapter.with_name("notes.md")
@@ -380,7 +380,7 @@ class ReportTest(unittest.TestCase):
         self.assertRegex(printed, r"9\.87 .* — +— +—  128 heads, 8192 × log-normal 2048")
         self.assertNotIn("h128_q1_b8192_klognormal2048:", printed)  # no decodes, so no table of them
         self.run_report("--update")
-        self.assertIn("makes a plan", self.chapter.read_text())
+        self.assertIn("plan is made before", self.chapter.read_text())
         self.assertNotIn("8192", self.chapter.read_text())
 
     def test_ridge_sheet(self):
@@ -957,7 +957,7 @@ class ResultsPageTest(unittest.TestCase):
                                                            "static, 02_shared_tiled, 61 layers"])
         self.assertEqual(self.cells("service", "tokens per second")[1:], ["9876", "4321"])
         self.assertEqual(self.tables("service")[0],
-                         [["scenario", "tokens per second", "ratio", "a token, ms, mean", "a token, ms, p99",
+                         [["scenario", "tokens per second", "ratio", "token to token, ms, mean", "token to token, ms, p99",
                            "held rows wasted", "requests finished"],
                           ["chat_1000", "9876 / 4321", "2.29×", "20.00 / 20.00", "22.00 / 22.00", "3100.0% / 3100.0%",
                            "11 of 10 / 11 of 10"]])
@@ -995,14 +995,14 @@ class ResultsPageTest(unittest.TestCase):
         newer["runs"][1]["figures"].update(target_token_ms_mean=50, target_token_ms_p99=100, targets_met=True, prefix_hits=3,
                                            prompts=4, energy_mj_per_token=123.4, alerts=0)
         self.record("h200_service_2026-11-29.json", newer)
-        self.assertEqual(self.cells("service", "targets of a token, ms: mean, p99; met")[1:], ["50, 100; yes", "50, 100; no"])
-        self.assertEqual(self.cells("service", "prompts that found their prefix, of all")[1:], ["3 of 4", "0 of 9"])
+        self.assertEqual(self.cells("service", "targets, token to token, ms: mean, p99; met")[1:], ["50, 100; yes", "50, 100; no"])
+        self.assertEqual(self.cells("service", "prompts that found their prefix")[1:], ["3 of 4", "0 of 9"])
         self.assertEqual(self.cells("service", "energy per token, mJ")[1:], ["123", "—"])
         self.assertNotIn("alerts", self.block("service"))
         self.assertNotIn("price", self.block("service"))
         newer["runs"][0]["figures"].update(price_per_hour=3, cost_per_1000_tokens=0.00123)
         self.record("h200_service_2026-11-29.json", newer)
-        self.assertEqual(self.cells("service", "price of the GPU per hour; of 1000 tokens")[1:], ["—", "3; 0.0012"])
+        self.assertEqual(self.cells("service", "price of the GPU per hour; cost of 1000 tokens")[1:], ["—", "3; 0.0012"])
         newer["context"]["step"] = "from here to there"
         self.record("h200_service_2026-11-29.json", newer)
         self.assertIn("(a step lasts from here to there)", self.block("service"))
@@ -1053,7 +1053,7 @@ class ResultsPageTest(unittest.TestCase):
         self.record("parallel_scale.json", scale)
         times = block("parallel-times").splitlines()
         self.assertIn("2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.", times[0])
-        self.assertIn("Of 2 predictions 1 are within 1.3×.", times[0])
+        self.assertIn("1 of 2 predictions are within 1.3× of the measured time.", times[0])
         self.assertIn("| context, all_to_all | 100.0 | 58.0 | 0.580 | 50.0 | 7.00 | 6.00 | 5.00 | 60.0 | 1.03 |", times[4])
         self.assertIn("| context, all_to_all, 2 slices |", times[5])
         self.assertTrue(times[5].endswith("| — | — |"))
@@ -1069,14 +1069,14 @@ class ResultsPageTest(unittest.TestCase):
         wider["rows"] = [{**row, "ranks": ranks, "together": 8, "together_us": 57.0} for ranks in [2, 4]]
         self.record("h200x2_parallel_2026-11-30.json", wider)
         shown = block("parallel-times").splitlines()
-        self.assertIn("the columns after them have 8 in a graph", shown[0])
+        self.assertIn("The columns after them have 8 decodes or exchanges in one graph", shown[0])
         self.assertIn(" | 4 | heads 2 × context 2, all_to_all | 100.0 | 58.0 | 0.580 | 57.0 | 50.0 | 7.00 |", shown[5])
         self.record("h200x2_parallel_2026-11-30.json", data)
         self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | 4.00 |", block("parallel-scale"))
         lines = block("parallel-timelines").splitlines()
         self.assertEqual(lines[0], "2 × NVIDIA H200, driver 580.1, NCCL 2.28.9, nvcc 13, commit abc1234, 2026-11-30.")
-        self.assertIn("all_to_all, 08_seesaw: the last of 100. Times of two ranks are comparable to 1.2 µs", lines[2])
-        self.assertIn("A decode takes 70.0 µs, and 71.5 where it marks its phases.", lines[2])
+        self.assertIn("all_to_all, 08_seesaw: the last of 100. Times of two ranks can be compared to within 1.2 µs", lines[2])
+        self.assertIn("A decode takes 70.0 µs; one that marks its phases takes 71.5 µs.", lines[2])
         begin = lines.index("```text")
         zero, zero_sent, one, one_sent = (line[18:] for line in lines[begin + 1:begin + 5])
         self.assertEqual([line[:18] for line in lines[begin + 1:begin + 5]],
@@ -1103,13 +1103,13 @@ class ResultsPageTest(unittest.TestCase):
                               for over_heads, over_one in [(464364.2, 0), (None, 1234)]]
         self.record("parallel_scale.json", wide)
         shown = block("parallel-scale")
-        self.assertIn("A kernel around an exchange: 6.0 µs, and 4600 GB/s (assumed).", shown)
-        self.assertIn("| GPUs | context, all_to_all | heads | batch | context, all_gather | heads × context | cache per GPU by context, GB | "
-                      "its buffers, GB |", shown)
+        self.assertIn("A kernel around an exchange: 6.0 µs and 4600 GB/s (assumed).", shown)
+        self.assertIn("| GPUs | context, all_to_all | heads | batch | context, all_gather | heads × context | context: cache per GPU, GB | "
+                      "context: buffers per GPU, GB |", shown)
         self.assertIn("| 2 | **60.0** | 90.0 | 20.0 | — | — | 2.50 | 1.5 |", shown)
         self.assertIn("| 4 | — | — | — | 44.0 | **41.0** (2 × 2, all_to_all) | 1.00 | 1.5 |", shown)
         self.assertIn("| 128 | 1 | 2 | 460000 | always |\n| 128 | 1 | 2 | never | 1200 |", block("parallel-crossover"))
-        self.assertIn("Exchange and merge were fitted to the rows of two GPUs here.", block("parallel-times"))
+        self.assertIn("exchange and merge were fitted to the rows of two GPUs here.", block("parallel-times"))
         self.assertEqual(recordings.problems(wide, ""), [])
         wide["crossovers"][0].pop("over_one")
         self.assertEqual(len(recordings.problems(wide, "")), 1)
@@ -1125,7 +1125,7 @@ class ResultsPageTest(unittest.TestCase):
         self.assertIn("| context, all_to_all | 100.0 | 58.0 |", times)
         self.assertRegex(times, r"\| context, all_gather \| 100.0 \| 40.0 \|.* 44.0 \| 1.10 \|")
         self.assertRegex(times, r"\| heads 2 × context 2, all_gather \| 100.0 \| 40.0 \|.* 42.0 \| 1.05 \|")
-        self.assertEqual(times.count("Exchange and merge were fitted"), 1)
+        self.assertEqual(times.count("exchange and merge were fitted"), 1)
         self.assertIn("| 2 | 72 | 0 |\n| 4 | 80 | 0 |", block("parallel-conformance"))
         # Ranks that share GPUs have rows of their own, and are no recording of several GPUs.
         shared = over_two_gpus()
