@@ -9,9 +9,9 @@ namespace mla::bench {
 
 /// The steps of a decode by a plan, in s; kUnknown without ceilings.
 ///
-/// Rates are the measured ceilings, the clock is that of the shared-memory ceiling. Blocks read and write
-/// at the rate of the memory, shared out; but half of the multiprocessors can keep all of the memory busy
-/// (as in OwnLimit), so that a block alone gets twice an even share.
+/// Rates are the measured ceilings; the clock is the one at which the shared-memory ceiling was measured. Blocks
+/// share the memory's rate evenly. But half of the multiprocessors can keep all of the memory busy (as in
+/// OwnLimit), so a block gets at most twice an even share.
 struct Estimate {
   double launch = kUnknown;  ///< An empty kernel.
   /// Four loads that wait for one another: the kernel's own instructions, which a cold run has to fetch, the
@@ -22,18 +22,18 @@ struct Estimate {
   double tiles = kUnknown;
   double end = kUnknown;  ///< O written: parts in fp32, or out.
   /// A second kernel, which begins when the last block has ended, and fetches its instructions and the plan.
-  /// If there are parts: one load more to wait for, the parts, out.
+  /// If there are parts, also: one more load to wait for, the parts, out.
   double combine = kUnknown;
   double seconds() const { return launch + first_tile + tiles + end + combine; }
 };
 
-/// Of one load that must be waited for, from device memory, in s. Not measured by itself; two such loads
-/// less in stage 08 gained 0.6 to 1.4 us (its notes).
+/// Time of one load from device memory that must be waited for, in s. It was not measured by itself: with two
+/// such loads less, stage 08 took 0.6 to 1.4 us less (its notes).
 inline constexpr double kLoadLatency = 0.5e-6;
 /// From the last block of a kernel to the first of the next in its stream, in s: 1 to 2 us on an H200.
 inline constexpr double kNextKernel = 1.5e-6;
 
-/// Of a stage of `input`, by the plan that it makes; nothing is known of one without a plan.
+/// The estimate for a stage of `input`, by the plan that it makes; kUnknown for a stage without a plan.
 Estimate estimate_of(const StageFacts& stage, const ExplainInput& input);
 
 }  // namespace mla::bench

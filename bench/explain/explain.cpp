@@ -193,8 +193,8 @@ std::string does_not_split(const Case& c) {
     return "";
   }
   return fmt::format(
-      "{} cuts no sequence over blocks: {} of the multiprocessors have work. From {} on "
-      "sequences are split by a plan: {}.",
+      "{} gives a sequence to one block: {} of the multiprocessors have work. From {} on, a "
+      "plan splits sequences: {}.",
       c.stage->slug, percent(c.stage->prediction.busy_fraction), first->slug,
       percent(first->prediction.busy_fraction));
 }
@@ -229,8 +229,8 @@ std::string too_short_to_fill(const Case& c) {
           : fmt::format("a worker gets {} at least.", count(c.plan->shape.min_grains, "grain")));
   if (const int batch = filling_batch(c); batch > 0) {
     text += fmt::format(
-        " With {} of this mean length all have work; until then more of them meet idle "
-        "ones.",
+        " With {} of this mean length all multiprocessors have work; up to there, further "
+        "sequences go to idle ones.",
         count(batch, "sequence"));
   }
   return text;
@@ -245,7 +245,7 @@ std::string memory_bound(const Case& c) {
                                  us(cache), us(q), us(c.floor.matrix));
   if (!(c.floor.matrix > q)) {
     return text +
-           "Contexts are so short that q and out are more than the products: no number of "
+           "Contexts are so short that q and out take longer than the products: no number of "
            "query tokens changes that.";
   }
   const double scale = (cache - c.floor.launch) / (c.floor.matrix - q);
@@ -255,14 +255,14 @@ std::string memory_bound(const Case& c) {
   }
   const double grown = static_cast<double>(most) / c.problem.seqlen_q;
   text += fmt::format(
-      "More query rows use what is read anyway: up to {} query tokens per sequence "
-      "(speculative decoding), or {} the heads, memory binds. The floor is then {}, for "
-      "{} the work.",
+      "More query rows use what is read anyway. Memory binds up to {} query tokens per sequence "
+      "(speculative decoding), or {} the heads. The floor is then {}, for {} the work.",
       most, times(grown), us(cache + q * grown), times(grown));
   const std::string own = c.limit.name();
   if (own != "DRAM") {
-    text += fmt::format(" Not so {}: its own limit is its {} work, which grows by tiles of rows.",
-                        c.stage->slug, own);
+    text += fmt::format(
+        " This is not so for {}: its own limit is its {} work, which grows by tiles of rows.",
+        c.stage->slug, own);
   }
   return text;
 }
@@ -270,22 +270,22 @@ std::string memory_bound(const Case& c) {
 std::string compute_bound(const Case& c) {
   if (!c.is(Floor::Bound::kMatrix)) return "";
   return fmt::format(
-      "The floor is the matrix rate's, {} a sequence. A larger batch adds as much for each "
-      "sequence and makes none of them cheaper; nor do more query tokens per step.",
+      "The matrix rate sets the floor: {} per sequence. A larger batch adds as much for each "
+      "sequence and makes none of them cheaper. More query tokens per step do not, either.",
       us(c.floor.matrix / c.problem.batch));
 }
 
 std::string launch_bound(const Case& c) {
   if (!c.is(Floor::Bound::kLaunch)) return "";
   std::string text = fmt::format(
-      "An empty launch, {}, is more than reading ({}) and products ({}) take, and latency, "
-      "which no ceiling counts, comes on top.",
+      "An empty launch, {}, takes longer than reading ({}) and products ({}). Latency, which no "
+      "ceiling counts, comes on top.",
       us(c.floor.launch), us(c.floor.memory), us(c.floor.matrix));
   const double each = std::max(c.floor.memory, c.floor.matrix) / c.problem.batch;
   const auto most = static_cast<int64_t>(c.floor.launch / each);
   if (most > c.problem.batch) {
     text += fmt::format(
-        " Up to {} of this length the rest takes no longer than the launch: batch them.",
+        " Up to {} of this length, the rest takes no longer than the launch: batch them.",
         count(most, "sequence"));
   }
   return text +
@@ -301,8 +301,8 @@ std::string sustained_clocks(const Case& c) {
   if (waits) return "";
   const Floor sustained = floor_of(c.work, c.input.ceilings, Mode::kSustained);
   return fmt::format(
-      "Back to back the tensor cores draw so much power that clocks sink: {} TFLOP/s, not "
-      "{}; the floor is then {}. Compare a step of a model with that one.",
+      "In runs back to back the tensor cores draw so much power that clocks sink: {} TFLOP/s, not "
+      "{}. The floor is then {}. Compare a step of a model with that one.",
       number(c.input.ceilings.matrix_sustained / 1e12), number(c.input.ceilings.matrix_cold / 1e12),
       us(sustained.seconds()));
 }
@@ -311,9 +311,9 @@ std::string far_from_its_limit(const Case& c) {
   if (c.stage->cold.n == 0 || c.is(Floor::Bound::kLaunch)) return "";
   if (!(2e6 * c.limit.seconds() < c.stage->cold.median)) return "";
   return fmt::format(
-      "More than half of the time is in no limit: {} of {} µs. It waits: for memory, "
-      "between phases, at beginnings and ends of pieces. Chapters say for what; "
-      "mla_timeline shows it, of stages 07 and 08.",
+      "Its limits explain less than half of the time: {} of {} µs. In the rest it waits: for "
+      "memory, between phases, where pieces begin and end. The chapter says for what. "
+      "mla_timeline shows it, for stages 07, 08, 09 and 11.",
       us(c.limit.seconds()), microseconds(c.stage->cold.median));
 }
 
@@ -323,14 +323,15 @@ std::string padded_rows(const Case& c) {
   const int rows = c.problem.rows_per_kv_head();
   const int64_t padded = std::lround(rows * padding);
   std::string text = fmt::format(
-      "{} computes {} the FLOP of the answer: {} for a KV head {} in tiles of {} rows in all.",
-      c.stage->slug, times(padding), count(rows, "query row"), rows == 1 ? "lies" : "lie", padded);
+      "{} computes {} the FLOP of the answer: {} per KV head {} tiles of {} rows in all.",
+      c.stage->slug, times(padding), count(rows, "query row"), rows == 1 ? "takes" : "take",
+      padded);
   const double seconds = c.limit.seconds();
   if (seconds == seconds && std::string(c.limit.name()) == "DRAM") {
-    text += fmt::format(" Memory hides it here: launch and products {}, DRAM {}.",
+    text += fmt::format(" Memory hides that here: launch and products take {}, DRAM {}.",
                         us(c.limit.matrix + c.limit.fp32), us(c.limit.dram));
   }
-  text += fmt::format(" Up to {} rows, by more query tokens or heads, cost it no product more.",
+  text += fmt::format(" Up to {} rows, from more query tokens or heads, need no further product.",
                       padded);
   const StageFacts* leaner = nullptr;
   for (const StageFacts& stage : c.input.stages) {
@@ -353,22 +354,22 @@ std::string padded_rows(const Case& c) {
 std::string fixed_cuts_ignored(const Case& c) {
   if (c.problem.fixed_split_tokens == 0 || c.plan) return "";
   return c.stage->slug +
-         " splits no sequence, so its results never depend on the batch: fixed cuts change "
+         " splits no sequence, so its results never depend on the batch. Fixed cuts change "
          "nothing.";
 }
 
 std::string batch_invariant_cost(const Case& c) {
   if (!c.free_plan) return "";
-  std::string text = fmt::format("Cuts every {} tokens leave {}, {} each way; free cuts {}, {}. ",
-                                 c.problem.fixed_split_tokens, count(c.plan->parts, "part"),
-                                 bytes_text(c.plan->partial_bytes), c.free_plan->parts,
-                                 bytes_text(c.free_plan->partial_bytes));
+  std::string text = fmt::format(
+      "Cuts every {} tokens leave {}, {} each way; free cuts leave {}, {}. ",
+      c.problem.fixed_split_tokens, count(c.plan->parts, "part"), bytes_text(c.plan->partial_bytes),
+      c.free_plan->parts, bytes_text(c.free_plan->partial_bytes));
   const double more = double(c.plan->largest) / double(std::max<int64_t>(c.free_plan->largest, 1));
   if (more > 1) {
     text += fmt::format("The largest load grows {}×, and the time with it; parts come on top. ",
                         number(more));
   }
-  return text + "Leave it off where results need not be the same bits in every batch.";
+  return text + "Leave fixed cuts off where results need not have the same bits in every batch.";
 }
 
 /// Where a part's way out and back is as many bytes as the cache it is of.
@@ -382,8 +383,8 @@ std::string fixed_split_too_small(const Case& c) {
       static_cast<int64_t>(std::ceil(even_split_tokens(c.problem) / kGrainTokens) * kGrainTokens);
   if (c.problem.fixed_split_tokens >= tokens) return "";
   return fmt::format(
-      "Parts, written and read, are {}, the cache {}. With {} a KV head they break even at "
-      "cuts every {} tokens: take {} or more.",
+      "Parts, written and read, are {}; the cache is {}. With {} per KV head they are as many "
+      "bytes at cuts every {} tokens: take {} or more.",
       bytes_text(2 * c.plan->partial_bytes), bytes_text(c.cache_read()),
       count(c.problem.rows_per_kv_head(), "row"), number(even_split_tokens(c.problem), 3), tokens);
 }
@@ -393,8 +394,8 @@ std::string fixed_split_too_large(const Case& c) {
   const int64_t blocks = std::max<int64_t>(1, c.grains / c.plan->shape.workers);
   if (blocks * kGrainTokens >= c.problem.fixed_split_tokens) return "";
   return fmt::format(
-      "{} of the kernel get a piece, where free cuts keep {} at work. Cuts every {} tokens "
-      "would give each of them one.",
+      "{} of the kernel get a piece; free cuts keep {} at work. Cuts every {} tokens would give "
+      "each of them one.",
       count(c.plan->blocks, "block"), c.free_plan->blocks, blocks * kGrainTokens);
 }
 
@@ -402,7 +403,7 @@ std::string imbalance(const Case& c) {
   // Where multiprocessors are without work, that is the finding.
   if (!c.plan || c.plan->busy * kNoticeable < 1 || !(c.plan->imbalance() > kNoticeable)) return "";
   const std::string loads =
-      fmt::format("The largest load is {} grains, the mean {}: {}. All wait for the last. ",
+      fmt::format("The largest load is {} grains, the mean {}: {}. All wait for the last worker. ",
                   c.plan->largest, number(c.plan->mean), times(c.plan->imbalance()));
   if (c.free_plan) {
     return loads + fmt::format(
@@ -412,21 +413,22 @@ std::string imbalance(const Case& c) {
   }
   if (c.plan->pieces == 0) {
     return loads + fmt::format(
-                       "Sequences stay whole, which is let pass up to {} and a beginning over the "
-                       "mean, because then nothing has to be combined.",
+                       "Sequences stay whole, because then nothing has to be combined. The plan "
+                       "allows that "
+                       "up to {} and a beginning over the mean.",
                        count(c.plan->shape.combine_grains, "grain"));
   }
   return loads +
-         "With free cuts it is at most a grain and a beginning over the mean: loads are short, and "
+         "With free cuts it is at most a grain and a beginning over the mean. Loads are short; "
          "longer sequences or a larger batch even them out.";
 }
 
 std::string parts_exceed_cache(const Case& c) {
   if (!c.plan || c.free_plan || !(2 * c.plan->partial_bytes > c.cache_read())) return "";
   return fmt::format(
-      "{}, {} written and read, are more bytes than the cache, {}: what it costs to have {} "
-      "of the multiprocessors at work on so few tokens. A part pays for itself from {} "
-      "tokens on; here it has {}.",
+      "{}, {} written and read, are more bytes than the cache, {}. This is what it costs to have "
+      "{} of the multiprocessors at work on so few tokens. A part is fewer bytes than its cache "
+      "from {} tokens on; here it has {}.",
       count(c.plan->parts, "part"), bytes_text(2 * c.plan->partial_bytes),
       bytes_text(c.cache_read()), percent(c.plan->busy), number(even_split_tokens(c.problem), 3),
       number(c.tokens / static_cast<double>(std::max<int64_t>(c.plan->pieces, 1)), 3));
@@ -442,8 +444,8 @@ std::string causal_mask(const Case& c) {
   }
   const double hidden = 1 - visible / (c.problem.seqlen_q * c.tokens);
   std::string text = fmt::format(
-      "The causal mask hides {} of the pairs and is not deducted, neither from FLOP nor from "
-      "limits. Kernels skip tokens that no row of a tile sees, and compute all others.",
+      "The causal mask hides {} of the pairs. Neither FLOP nor limits deduct them. Kernels skip "
+      "tokens that no row of a tile sees, and compute all others.",
       percent(hidden));
   if (c.plan) text += " The plan counts whole sequences for every tile.";
   return text;
@@ -452,13 +454,11 @@ std::string causal_mask(const Case& c) {
 std::string fp16(const Case& c) {
   if (c.problem.dtype != DType::kFloat16) return "";
   return "fp16 and bf16 are the same bytes and the same products here: choose by the model. fp16 "
-         "has "
-         "three bits of mantissa more and ends at 65504: what a bf16 model makes may not fit. That "
-         "P "
-         "has few exponents in fp16 is seen to (chapter of stage 05).";
+         "has three bits of mantissa more and ends at 65504: values of a bf16 model may not fit. "
+         "Kernels keep P within the few exponents of fp16 (chapter of stage 05).";
 }
 
-/// Floors alone: what converting codes costs a kernel is in no floor.
+/// By floors alone, which do not contain what a kernel spends on converting codes.
 std::string cache_format(const Case& c) {
   Problem other = c.problem;
   const bool quantised = is_quantised(c.problem.cache_format);
@@ -478,22 +478,21 @@ std::string cache_format(const Case& c) {
   const double less = quantised ? here : there, more = quantised ? there : here;
   if (more > kNoticeable * less) {
     return fmt::format(
-        "{}, 16 bits have {}: by their floors, {} and {}, a decode of the smaller can take {} of "
-        "the "
-        "time. Converting codes is work that no floor counts.",
+        "{}, 16 bits have {}. By their floors, {} and {}, a decode of the smaller cache can take "
+        "{} "
+        "of the time. No floor counts the work of converting codes.",
         row(small), plain.cache_row_bytes(), us(less), us(more), percent(less / more));
   }
   return fmt::format(
       "{}, 16 bits have {}, but floors hardly differ, {} and {}: products take as long. A "
-      "quantised "
-      "cache saves memory here, not time, and converting codes comes on top.",
+      "quantised cache saves memory here, not time, and converting codes comes on top.",
       row(small), plain.cache_row_bytes(), us(less), us(more));
 }
 
 std::string ragged_lengths(const Case& c) {
   if (!(c.memory.contiguous > 2 * c.memory.cache)) return "";
   return fmt::format(
-      "Lengths are so uneven that pages pay: buffers as long as the longest sequence, {}, "
+      "Lengths are so uneven that pages save memory: buffers as long as the longest sequence, {}, "
       "would take {}, {} as much as the pages, {}.",
       count(c.longest, "token"), bytes_text(c.memory.contiguous),
       times(c.memory.contiguous / c.memory.cache), bytes_text(c.memory.cache));
@@ -502,8 +501,7 @@ std::string ragged_lengths(const Case& c) {
 std::string below_a_grain(const Case& c) {
   if (c.tokens <= 0 || c.longest >= kGrainTokens) return "";
   return fmt::format(
-      "No sequence fills a grain of {} tokens, the least that is given to a block: there is "
-      "nothing "
+      "No sequence fills a grain of {} tokens, the least that a block is given: there is nothing "
       "to split. The least that is stored is a page of {} tokens: {} of the cache is padding.",
       kGrainTokens, c.problem.page_size, percent(c.memory.padding / c.memory.cache));
 }
@@ -516,7 +514,7 @@ std::string large_workspace(const Case& c) {
                   bytes_text(workspace), bytes_text(c.memory.cache));
   if (!c.plan) return text + "It holds scores; from 03_online_softmax on there are none.";
   return text +
-         "It has room for as many parts as shapes allow, whatever the lengths; layers that "
+         "It has room for as many parts as the shape allows, whatever the lengths. Layers that "
          "run one after the other can share it." +
          (c.free_plan ? " Cuts further apart make it smaller." : "");
 }
@@ -558,7 +556,7 @@ std::string ceilings_line(const ExplainInput& input) {
   const Ceilings& ceilings = input.ceilings;
   if (std::isnan(ceilings.read) && std::isnan(ceilings.matrix_cold)) {
     return fmt::format(
-        "none ({}): no times below, and no limits. On a GPU, mla_bench --explain measures "
+        "none ({}), so no times and no limits below. On a GPU, mla_bench --explain measures "
         "them.",
         input.ceilings_origin);
   }
@@ -595,7 +593,7 @@ std::string limit_text(const OwnLimit& limit) {
   return std::isnan(seconds) ? "—" : microseconds(1e6 * seconds) + " " + limit.name();
 }
 
-/// The stage's own limit and its time, a paragraph each.
+/// The stage's own limit and its time, one paragraph for each.
 std::string stage_lines(const Case& c) {
   const StageFacts& stage = *c.stage;
   if (!stage.can_run()) {
@@ -688,9 +686,8 @@ std::string plan_line(const Case& c) {
 std::string memory_line(const Case& c) {
   const MemoryUse& memory = c.memory;
   return fmt::format(
-      "cache {} in {}, {} of it padding; buffers of the longest length {}; keys and values of "
-      "every "
-      "head {}{}; workspace of {} {}",
+      "cache {} in {}, {} of it padding; as buffers of the longest length {}; as keys and "
+      "values of every head {}{}; workspace of {} {}",
       bytes_text(memory.cache), count(memory.pages, "page"),
       percent(memory.cache > 0 ? memory.padding / memory.cache : 0), bytes_text(memory.contiguous),
       bytes_text(memory.expanded),

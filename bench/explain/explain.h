@@ -24,11 +24,11 @@ struct Balance {
                              ///< all row tiles
   double busy = 0;           ///< Share of the multiprocessors that have such a block
   int64_t largest = 0;       ///< Largest load: grains, beginnings of pieces included
-  int fixed = 0;             ///< What the beginning of a piece counts in it, in grains
+  int fixed = 0;             ///< What the beginning of a piece adds to a load, in grains
   double mean = 0;           ///< Mean over all workers, idle ones too
   int cut_sequences = 0;     ///< Sequences of more than one piece
   int64_t pieces = 0;        ///< Pieces of those
-  int64_t parts = 0;         ///< Those that leave partial results: of two joined halves, one
+  int64_t parts = 0;         ///< Pieces that leave a partial result; two joined halves leave one
   double partial_bytes = 0;  ///< Partial results: written once, and read as often
   double imbalance() const;  ///< largest / mean
 };
@@ -39,8 +39,8 @@ Balance balance_of(const Problem& problem, const PlanShape& shape,
 struct MemoryUse {
   int64_t pages = 0;
   double cache = 0;       ///< These pages
-  double padding = 0;     ///< Of that: rows behind the end of a sequence, in its last page
-  double contiguous = 0;  ///< A buffer a sequence, each as long as the longest
+  double padding = 0;     ///< Of that: rows past the end of a sequence, in its last page
+  double contiguous = 0;  ///< One buffer per sequence, each as long as the longest
   double expanded = 0;    ///< Keys and values of every query head, as without a latent cache
 };
 MemoryUse memory_of(const Problem& problem, const std::vector<int32_t>& seqlens_k);
@@ -81,7 +81,7 @@ struct ExplainInput {
 };
 
 /// The stage that advice is about: the one asked for; else the one with the least time, or the least
-/// own limit (the later one where they are within 5%), of those that can run. Null if none can.
+/// own limit, of those that can run (the later one where two are within 5%). Null if none can.
 const StageFacts* subject_of(const ExplainInput& input);
 
 /// A piece of advice, by the rule that gave it.

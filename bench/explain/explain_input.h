@@ -23,10 +23,10 @@ std::string recorded_shape(const Recorded& recorded, const Problem& problem,
 
 /// Facts for a device of which there are records: limits, ceilings and times are the recorded
 /// ones. While they are gathered the GPU model takes the device's limits.
-/// @param recorded  null: there are none, for the reason `why_not`. The device is then the model's,
-///                  and no time is said.
-/// @param stage     slug of the one that is asked about; empty: all of them. With "auto" it is among the
-///                  stages, and what it chose is said.
+/// @param recorded  null: there are none, and `why_not` says why. The device is then the model's,
+///                  and no times are known.
+/// @param stage     slug of the one that is asked about; empty: all of them. "auto" joins the stages, and the
+///                  explanation says what it chose.
 ExplainInput explain_recorded(const Problem& problem, const std::vector<int32_t>& seqlens_k,
                               const Recorded* recorded, const std::string& why_not,
                               const std::string& stage = "");
