@@ -54,7 +54,7 @@ Status check_cache_format(const Problem& problem) {
   if (std::find(std::begin(kCacheFormats), std::end(kCacheFormats), format) ==
       std::end(kCacheFormats)) {
     std::string message =
-        "cache_format = " + std::to_string(static_cast<int>(format)) + " is none of ";
+        "cache_format = " + std::to_string(static_cast<int>(format)) + " is not one of ";
     for (const CacheFormat known : kCacheFormats) {
       if (known != kCacheFormats[0]) message += ", ";
       message +=

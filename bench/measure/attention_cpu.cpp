@@ -162,7 +162,7 @@ Status make_cpu_layer(const LayerPlan& plan, Element element, int num_threads,
       *runner = std::make_unique<CpuLayer<double>>(plan, num_threads);
     }
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "no host memory for the layer"};
+    return {StatusCode::kOutOfMemory, "the host has not enough memory for the layer"};
   }
   return {};
 }

@@ -52,7 +52,7 @@ struct LayerCase {
   int64_t heads = 32;
   int64_t kv_heads = 4;  ///< Of kGrouped alone; divides heads
   int64_t head_dim = 64;
-  int64_t tokens = 2048;  ///< That a query reads, if no mask hides them
+  int64_t tokens = 2048;  ///< That each query reads, if no mask hides them
   int64_t queries = 1;    ///< In each sequence; prefill and decode know theirs: tokens, 1
   int64_t batch = 4;
   bool causal = false;  ///< Bottom-right: query i sees tokens 0 ... tokens - queries + i
@@ -121,8 +121,8 @@ struct LayerCore {
   bool causal = false;
 };
 
-/// The core as products of equal size: query rows that read the same keys lie in one matrix where their
-/// places allow it.
+/// The core as products of equal size. Query rows that read the same keys are in one matrix, where their
+/// places allow that.
 struct CoreMatrices {
   struct Places {  ///< First elements
     int64_t q, k, v, out;
@@ -171,8 +171,8 @@ enum class Element { kBf16, kFp16, kFp32, kFp64 };
 const char* to_string(Element element);
 int64_t bytes_of(Element element);
 /// Largest relative L2 distance of a right result from the float64 one. A rounding is off by at most u of
-/// what it rounds, and those of different tensors have nothing in common: u sqrt(roundings). fp32 rounds
-/// every sum as well: 1e-5. fp64 is compared with another fp64: 1e-10.
+/// what it rounds, and the roundings of different tensors are independent: u sqrt(roundings). fp32 also rounds
+/// every sum: 1e-5. fp64 is compared with another fp64: 1e-10.
 double error_limit(Element element, int roundings);
 
 /// A layer with its tensors in place.

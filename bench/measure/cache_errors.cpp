@@ -271,7 +271,7 @@ Status cache_errors(const ErrorCase& spec, std::span<const double> deviations, S
   try {
     *errors = decode_all(spec, deviations, rule, num_threads);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::kOutOfMemory, "no memory for blocks of the cache in double"};
+    return {StatusCode::kOutOfMemory, "no host memory for blocks of the cache in float64"};
   }
   return {};
 }

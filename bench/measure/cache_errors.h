@@ -16,9 +16,9 @@ namespace mla::bench {
 struct ErrorCase {
   int tokens = 4096;
   int heads = 16;  ///< Query heads.
-  /// So many of the 512 latent columns are kOutlierFactor times as large, evenly apart, in every token.
+  /// This many of the 512 latent columns, evenly apart, are kOutlierFactor times as large in every token.
   int outliers = 0;
-  double rotary = 1;  ///< The 64 rotary columns are so many times as large, in every token.
+  double rotary = 1;  ///< The 64 rotary columns are this many times as large in every token.
   uint64_t seed = 0;
 };
 /// How much larger outlier columns are.
@@ -52,9 +52,9 @@ struct CacheErrors {
 /// A format that is in this study alone: fp8_tile128 with rotary columns of e4m3, too, and a fifth scale, theirs.
 inline constexpr const char* kRotaryInE4M3 = "fp8_tile128_rotary_e4m3";
 
-/// Decodes a case in double from the values as they are, from a cache in bf16, and from that one quantised
-/// in every format, the scale of fp8_tensor being that of the largest value. Rows are made when they are
-/// read, so memory does not grow with tokens.
+/// Decodes a case in double from the values as they are, from a cache in bf16, and from that cache quantised
+/// in every format; fp8_tensor has the scale of the largest value. Rows are made when they are read, so memory
+/// does not grow with tokens.
 /// @param deviations  of the logits, by the softmax's scale
 /// @param errors  one for each deviation
 /// @param num_threads  0: all cores

@@ -218,7 +218,7 @@ Status measure_host(Machine& machine, GoogleBenchmark& google, bool quick) {
                  ""}});
   }
   if (any) {
-    std::cout << "\nHost: wall time, one thread; of the device no more than memory\n"
+    std::cout << "\nHost: wall time of one thread; the device only gives memory\n"
               << table.to_string() << std::flush;
   }
   return {};
@@ -477,10 +477,11 @@ Status measure_appends(Machine& machine, Runner& runner, GoogleBenchmark& google
     MLA_RETURN_IF_ERROR(measure_append(machine, runner, google, progress, quick, spec, &table));
   }
   if (!any) return {};
-  std::cout << "\nAppend: sequences × new tokens, format; 1 KV head, rows of bf16 are read, and "
+  std::cout << "\nAppend: sequences × new tokens, format; 1 KV head; rows of bf16 are read, and "
                "written or "
                "quantised\n";
-  if (!gpu) std::cout << "Wall time of the CPU that plays the GPU; it says nothing about a GPU\n";
+  if (!gpu)
+    std::cout << "Wall time of the CPU that plays the GPU, which says nothing about a GPU\n";
   std::cout << table.to_string() << std::flush;
   return {};
 }

@@ -18,9 +18,9 @@ inline void add_choice_table(CLI::App* app) {
            const Status status = use_choice_table(path);
            if (!status.ok()) throw CLI::ValidationError("--choice-table", status.message());
          },
-         "Let auto choose by this file, which mla_tune wrote, and not by the tables that are built "
-         "in "
-         "or by that of the environment variable MLA_CHOICE_TABLE")
+         "Let auto choose by this file, which mla_tune wrote, instead of the built-in tables or "
+         "the "
+         "file that the environment variable MLA_CHOICE_TABLE names")
       ->type_name("FILE");
 }
 

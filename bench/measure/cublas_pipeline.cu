@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A thread an element.
+/// One thread per element.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     divide(const float* products, const float* sums, int64_t elements, T* out) {
@@ -157,7 +157,7 @@ Status decode(const Problem& problem, const Tensors& tensors, const DevicePlan&,
               const DeviceLimits&, Stream stream) {
   if (problem.num_heads_kv != 1) {
     return {StatusCode::kUnsupported, "num_heads_kv = " + std::to_string(problem.num_heads_kv) +
-                                          ", this peer takes one KV head"};
+                                          ", but this peer takes one KV head"};
   }
   const Sizes sizes(problem);
   const Parts parts(sizes, scratch);

@@ -8,8 +8,7 @@
 ///     divide    by the sums, to out
 ///
 /// where s is what the block table can hold: without lengths on the host, every sequence is padded
-/// to that. The batch is walked in chunks whose scores stay under 4 GiB, or of
-/// one sequence.
+/// to that. The batch is walked in chunks: their scores stay under 4 GiB, or they are one sequence.
 #pragma once
 
 #include <string>

@@ -53,7 +53,7 @@ std::optional<bool> truth_of(const Flag& flag) {
 constexpr std::pair<const char*, const char*> kRefused[] = {
     {"format", "the listing that --google prints is text; JSON goes to --benchmark_out"},
     {"time_unit", "every time is in microseconds"},
-    {"perf_counters", "they count the host's events, not a GPU's"},
+    {"perf_counters", "it counts the host's events, not a GPU's"},
     {"dry_run", "a benchmark that does not run has nothing to show"},
 };
 
@@ -124,7 +124,7 @@ Status read_google_flags(const std::vector<std::string>& arguments, GoogleFlags*
     } else if (flag.name == "out") {
       result.out = flag.value;
     } else if (flag.name == "out_format") {
-      if (flag.value != "json") return invalid(argument + " cannot be honoured: json alone is");
+      if (flag.value != "json") return invalid(argument + " cannot be honoured: only json can");
     } else if (flag.name == "repetitions") {
       if (!is_number(flag.value, 1) || flag.value.find('.') != std::string::npos) {
         return invalid(argument + ": a whole number from 1 on is needed");
@@ -141,7 +141,7 @@ Status read_google_flags(const std::vector<std::string>& arguments, GoogleFlags*
                flag.name == "context" || flag.name == "v") {
       result.for_the_library.push_back(argument);
     } else {
-      return invalid(argument + " is no flag that this program knows, see --help");
+      return invalid(argument + " is not a flag of this program, see --help");
     }
   }
   *flags = std::move(result);
@@ -332,7 +332,7 @@ class GoogleBenchmark::Library final : public benchmark::BenchmarkReporter {
     one.status = one.turn->measure(count, &one.calls.emplace_back());
   }
 
-  /// What the library calls for so many iterations: a time for each.
+  /// What the library calls to have this many iterations: it gives a time for each.
   static void iterate(Benchmark& one, benchmark::State& state) {
     if (one.taken == one.calls.size()) measure(one, static_cast<int>(state.max_iterations));
     if (!one.status.ok()) {

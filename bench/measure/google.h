@@ -61,7 +61,7 @@ class GoogleBenchmark {
                        std::unique_ptr<GoogleBenchmark>* result);
   ~GoogleBenchmark();
 
-  /// What the library lists: the full names of those that the filter leaves, a line each.
+  /// What the library lists: the full names of those that the filter leaves, one per line.
   const std::string& listing() const;
   bool is_chosen(const std::string& name) const;
   bool is_any_chosen(const std::vector<std::string>& names) const;

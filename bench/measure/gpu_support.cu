@@ -47,8 +47,9 @@ Status GpuBuffer::allocate(size_t bytes) {
   const cudaError_t error = cudaMalloc(&data_, bytes);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    return {StatusCode::kOutOfMemory, "no " + std::to_string(bytes >> 20) +
-                                          " MiB of device memory for the bench's own buffers"};
+    return {StatusCode::kOutOfMemory,
+            "no " + std::to_string(bytes >> 20) +
+                " MiB of device memory are left for the bench's own buffers"};
   }
   bytes_ = bytes;
   return cuda_status(error, "cudaMalloc");

@@ -28,7 +28,7 @@ struct Ceilings {
   double matrix_cold = kUnknown;       ///< FLOP/s, cuBLAS bf16 8192^3, one run at a time
   double matrix_sustained = kUnknown;  ///< FLOP/s, the same after 1.2 s back to back
   double shared = kUnknown;  ///< B/s, 16-byte loads from shared memory, all multiprocessors
-  double shared_bytes_per_clock = kUnknown;  ///< The same, a multiprocessor
+  double shared_bytes_per_clock = kUnknown;  ///< The same, per clock and multiprocessor
   double launch = kUnknown;                  ///< s, a graph of one empty kernel
   std::string matrix_note;                   ///< Why there is no matrix rate, if there is none
 };
@@ -49,7 +49,7 @@ Floor floor_of(const Work& work, const Ceilings& ceilings, Mode mode);
 
 /// The terms of a stage's own limit, in s; 0 for what it does not use. It is never below the floor.
 struct OwnLimit {
-  // Launch and work, that divided by the share of the multiprocessors that have any.
+  // The launch and the work; the work is divided by the share of the multiprocessors that have any.
   double fp32 = 0;
   double matrix = 0;
   double shared = 0;

@@ -311,7 +311,8 @@ class ShapeRun {
     Machine& machine = bench_.machine;
     StageResult& entry = result_.stages[i];
     if (bench_.runner.lost()) {
-      return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
+      return {StatusCode::kUnavailable,
+              "not run, because another stage's kernel hung or broke the device"};
     }
     const auto operation = [this, i](Stream stream) {
       return decode_planned(*stages_[i], data_.problem, tensors_.tensors(), plan(i), scratch(i),
@@ -352,7 +353,8 @@ class ShapeRun {
   /// Compares stage i's plan with the host's, then times the making of it, warm. Leaves the plan.
   Status time_plan(size_t i) {
     if (bench_.runner.lost()) {
-      return {StatusCode::kUnavailable, "not run: another stage's kernel hung or broke the device"};
+      return {StatusCode::kUnavailable,
+              "not run, because another stage's kernel hung or broke the device"};
     }
     if (!bench_.google.is_chosen(name(i, "plan"))) return {};
     step(stages_[i]->slug + ": plan alone");
@@ -364,7 +366,7 @@ class ShapeRun {
     HostPlan on_host = make_plan_on_host(data_.problem, shape, data_.seqlens_k);
     on_host.header.state.generation = made.header.state.generation;
     if (!(made == on_host)) {
-      return {StatusCode::kKernelRejected, "another plan than the host's"};
+      return {StatusCode::kKernelRejected, "the plan differs from the host's"};
     }
     return time_apart([this, i](Stream stream) { return make_plan(i, stream); }, name(i, "plan"),
                       &result_.stages[i].plan.alone, "", nullptr);

@@ -1,6 +1,6 @@
 /// @file
-/// What decodes take in memory, against what is there: asked before anything is allocated, because
-/// a system that lends more than it has ends the program when that is used.
+/// Whether the memory holds a decode: asked before anything is allocated, because a system that promises more
+/// memory than it has ends the program that uses it.
 #pragma once
 
 #include <string>

@@ -109,7 +109,7 @@ std::string energy_lines(const ShapeResult& result) {
   return text;
 }
 
-/// Why stages have no time, a line each.
+/// Why stages have no time, one line per stage.
 std::string reasons(const ShapeResult& result) {
   std::string text;
   for (const StageResult& entry : result.stages) {
@@ -178,12 +178,12 @@ std::string describe(const Context& context) {
 std::string side_by_side(const ShapeResult& result, MachineKind machine) {
   std::string text = "\n" + result.shape.name + ": " + result.shape.title();
   if (result.shape.measure == Measure::kErrors) {
-    text += "; errors alone, against fp64\n" + error_table(result).to_string();
+    text += "; only errors, against fp64\n" + error_table(result).to_string();
     return text + reasons(result);
   }
   if (result.shape.measure == Measure::kPlans) {
-    text += "; plans alone\n" + plan_lines(result, machine);
-    if (result.stages.empty()) text += "no stage here makes a plan\n";
+    text += "; only plans\n" + plan_lines(result, machine);
+    if (result.stages.empty()) text += "none of these stages makes a plan\n";
     return text + reasons(result);
   }
   text += "; " + number(result.work.flop / 1e9) + " GFLOP, " + number(result.work.bytes / 1e6) +

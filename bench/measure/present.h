@@ -11,7 +11,7 @@
 
 namespace mla::bench {
 
-/// Where the figures come from and the measured ceilings, a line each.
+/// Where the figures come from and the measured ceilings, one per line.
 std::string describe(const Context& context);
 
 /// "cannot run here"

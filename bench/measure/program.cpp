@@ -51,7 +51,8 @@ int end_stdout(const char* program, int exit_code) {
 /// "mla_run: out of memory: ...". The code is that of a failure: something was begun.
 int complain_of(const char* program, const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
-    return complain(program, {StatusCode::kOutOfMemory, "no host memory for that"}, kWrong);
+    return complain(program, {StatusCode::kOutOfMemory, "the host has not enough memory for that"},
+                    kWrong);
   }
   // What prints to stdout may throw if that fails; end_stdout() says so.
   if (std::ferror(stdout) == 0) std::cerr << program << ": " << error.what() << "\n";

@@ -38,8 +38,8 @@ inline bool parse(CLI::App& app, int argc, char** argv, int* exit_code) {
 bool stdout_is_read();
 
 /// What main() returns: run()'s exit code, or 1 with the message of what it threw, or with what
-/// became of stdout. A pipe's reader that leaves early ends no program in the middle of its work,
-/// and is no matter for a message.
+/// became of stdout. If the reader of a pipe leaves early, the program still finishes its work, and there is no
+/// message.
 int run_program(const char* program, int (*run)(int, char**), int argc, char** argv);
 
 }  // namespace mla::bench

@@ -55,7 +55,7 @@ inline constexpr double kRestMicroseconds = 100;
 /// A run that takes longer is shown once: 4 cold runs, no sustained ones.
 inline constexpr double kOnceMicroseconds = 200e3;
 
-/// What is predicted to take longer is left out: a suite must not take an hour for its sake.
+/// What is predicted to take longer is left out, so that one stage cannot make a suite take an hour.
 inline constexpr double kLeaveOutMicroseconds = 2e6;
 
 }  // namespace mla::bench

@@ -27,10 +27,10 @@ class Runner {
   virtual ~Runner() = default;
   /// How often to run what takes `microseconds`.
   virtual RunCounts run_counts(double microseconds) const = 0;
-  /// Makes the operation ready to be run, for which it may run it; `handle` names it from now on.
+  /// Makes the operation ready to be run, and may run it for that; `handle` names it from now on.
   virtual Status prepare(const Operation& operation, int* handle) = 0;
-  /// Lets the device rest before the next cold runs, of what takes `expected_us` (kRest). The model needs
-  /// none.
+  /// Lets the device rest before the next cold runs of what takes `expected_us` (kRest). The model needs
+  /// no rest.
   virtual void rest(double expected_us) { static_cast<void>(expected_us); }
   /// Runs it `runs` times, each time after other data went through the caches; adds the times in us
   /// to `samples`.

@@ -13,7 +13,8 @@ void sample(Runner& runner, GoogleBenchmark& google, std::span<Contender> conten
   const auto attempt = [&](Contender& contender, const std::string& what, auto&& step) -> Status {
     if (!contender.status.ok()) return contender.status;
     if (runner.lost()) {
-      return {StatusCode::kUnavailable, "the device was lost in another stage's run"};
+      return {StatusCode::kUnavailable,
+              "not run, because the device was lost in another stage's run"};
     }
     progress(what);
     return step();

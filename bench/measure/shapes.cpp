@@ -232,8 +232,7 @@ Status parse_shape(std::string_view text, Shape* shape) {
     why = fmt::format("has page = {}; 16, 32, 64, 128 and 256 are allowed", spec.page_size);
   }
   if (why.empty() && has_tile_scales(spec.cache_format) && spec.dtype != DType::kBFloat16) {
-    why = fmt::format("has _fp16 and _{0}; {0} goes with bf16 alone",
-                      mla::to_string(spec.cache_format));
+    why = fmt::format("has _fp16 and _{0}; {0} needs bf16", mla::to_string(spec.cache_format));
   }
   if (!right || !name.rest().empty() || !why.empty()) {
     const std::string stuck =
@@ -350,7 +349,7 @@ std::vector<Suite> make_suites() {
         "h16_q1_b16_k4096", "h16_q1_b64_k4096", "h16_q1_b128_k8192", "h128_q1_b128_klognormal8192",
         "h128_q1_b128_kskew131072"}},
       {"table",
-       "the shapes that the chapters show, those of recorded peers",
+       "the shapes that the chapters show, for which peers are recorded",
        {"h128_q1_b1_k4096",
         "h128_q1_b1_k65536",
         "h128_q1_b1_k262144",
@@ -397,7 +396,7 @@ std::vector<Suite> make_suites() {
         "h16_q1_b64_k4096_fp16"}},
       {"quantised", "16 bits and each 8-bit cache format side by side", quantised()},
       {"causal",
-       "with the causal mask and without",
+       "with the causal mask and without it",
        {"h128_q2_b128_k4096_causal", "h128_q2_b128_k4096"}},
       {"prefill",
        "many query tokens: causal as in prefill, without a mask as in cross-attention",
@@ -412,7 +411,7 @@ std::vector<Suite> make_suites() {
        {"h128_q1_b64_k4096", "h16_q1_b64_k4096", "h128_q1_b1_k4096"},
        Measure::kEnergy},
       {"plan",
-       "the making of plans alone",
+       "only the making of plans",
        {"h128_q1_b1_klognormal2048", "h128_q1_b128_klognormal2048", "h128_q1_b1024_klognormal2048",
         "h128_q1_b8192_klognormal2048"},
        Measure::kPlans},
@@ -430,8 +429,8 @@ std::vector<Suite> make_suites() {
        Measure::kTimes,
        /*apart=*/true},
       {"texts",
-       "batch x length x heads x dtype x mask, uniform and log-normal lists, padded partners; for "
-       "auto alone (head_dim 64 and 128 have no MLA kernel: mla_traditional has theirs)",
+       "batch x length x heads x dtype x mask, uniform and log-normal lists, padded partners; only "
+       "for auto (head_dim 64 and 128 have no MLA kernel, but mla_traditional measures them)",
        texts(), Measure::kTimes,
        /*apart=*/true},
   };
@@ -439,7 +438,8 @@ std::vector<Suite> make_suites() {
                                   [](const Suite& one) { return one.name == "table"; });
   result.push_back(
       {"choice",
-       "what the chooser is checked against: those of the table, little work, a few uneven lengths",
+       "shapes on which the chooser is checked: those of the table, little work, a few uneven "
+       "lengths",
        joined(table->shapes, {"h128_q1_b1_k640", "h16_q4_k16384+8192+4096+2048_causal"})});
   Suite all{"all", "everything that is recorded, each shape once", {}};
   for (const bool quick : {true, false}) {  // what is soon done first
@@ -503,7 +503,7 @@ Status select_shapes(std::string_view suite_name, const std::string& filter, DTy
   const Suite* chosen_suite = find_suite(suite_name);
   if (chosen_suite == nullptr) {
     return {StatusCode::kInvalidArgument,
-            fmt::format("suite '{}' is none of {}", suite_name, fmt::join(suite_names(), ", "))};
+            fmt::format("suite '{}' is not one of {}", suite_name, fmt::join(suite_names(), ", "))};
   }
   const std::vector<std::string>& names = chosen_suite->shapes;
   std::vector<std::string> chosen = filter.empty() ? names : std::vector<std::string>{};

@@ -223,7 +223,7 @@ Status chrome_recording(std::string_view json, std::string* trace) {
     const Json result{{"displayTimeUnit", "ms"},
                       {"otherData",
                        {{"about", file.at("about")},
-                        {"time", "one microsecond is one event: there is no clock"}}},
+                        {"time", "one microsecond is one event, because there is no clock"}}},
                       {"traceEvents", Trace(file).run()}};
     *trace = result.dump() + "\n";
   } catch (const std::exception& error) {

@@ -193,7 +193,7 @@ struct Headers {
     } else {
       const int64_t pages = pages_for(cache.shape[1], problem->page_size);
       MLA_RETURN_IF_ERROR(
-          to_int(files.cache, "pages a sequence", pages, &problem->max_pages_per_seq));
+          to_int(files.cache, "pages per sequence", pages, &problem->max_pages_per_seq));
       MLA_RETURN_IF_ERROR(to_int(files.cache, "pages", batch * pages, &problem->num_pages));
     }
     return npy::check_shape(files.seqlens, seqlens, {batch}, b_of_q);
@@ -247,7 +247,7 @@ Status load_checked(const DumpFiles& files, bool paged, Dump* dump) {
     return {StatusCode::kInvalidArgument,
             (q_decides ? files.q : files.cache) + " holds " +
                 npy::to_string(q_decides ? headers.q.type : headers.cache.type) +
-                "; --dtype bf16 or --dtype fp16 must say what that is, or is to become"};
+                "; say by --dtype bf16 or --dtype fp16 what that is, or becomes"};
   }
   problem.dtype = files.dtype.value_or(DType::kFloat16);
   problem.softmax_scale = files.softmax_scale;

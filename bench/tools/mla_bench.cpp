@@ -80,12 +80,13 @@ Status check_flags(const Options& options, bool dtype_given) {
       return invalid(fmt::format("{} has no effect: {} measures nothing", name, ends));
     }
   }
-  if (options.json && !options.list) return invalid("--json goes with --list");
+  if (options.json && !options.list) return invalid("--json needs --list");
   if (!options.save.empty() && !options.stages.empty()) {
     return invalid("--stages has no effect: --save-inputs runs no stage");
   }
   const bool paged = options.suite == kPagedSuite;
-  if (paged && !options.shapes.empty()) return invalid("suite paged has no shapes to choose");
+  if (paged && !options.shapes.empty())
+    return invalid("--shapes has no effect: suite paged has no shapes");
   const std::pair<const char*, bool> of_decodes[] = {{"--stages", !options.stages.empty()},
                                                      {"--dtype", dtype_given},
                                                      {"--samples", !options.samples.empty()},
@@ -95,7 +96,7 @@ Status check_flags(const Options& options, bool dtype_given) {
       return invalid(fmt::format("{} has no effect: suite paged decodes nothing", name));
   }
   if (options.quick && !paged && options.suite != "all") {
-    return invalid("--quick is of suite paged");
+    return invalid("--quick is for suite paged alone");
   }
   if (!options.out.empty() && options.out == options.samples) {
     return invalid("--out and --samples are the same file, " + options.out);
@@ -163,7 +164,8 @@ void print_list(MachineKind machine) {
     }
   }
   std::cout << "suite " << kPagedSuite
-            << ": the paged cache: allocate, append, fork, free; memory against contiguous\n";
+            << ": the paged cache: allocate, append, fork, free; its memory and that of contiguous "
+               "buffers\n";
 }
 
 /// "suite_table" and its shapes, for every suite that may be in a file of suite `chosen`: so that a report
@@ -352,8 +354,7 @@ int measure(Machine& machine, const Options& options, const std::vector<Shape>& 
 int run(int argc, char** argv) {
   Options options;
   CLI::App app{
-      "Times every stage on a list of shapes, checks each result before it is timed, and prints "
-      "the stages side by "
+      "Checks and times every stage on a list of shapes, and prints the stages side by "
       "side.\nExamples:\n  mla_bench\n  mla_bench --stages 02,03 --shapes h128_q1_b64_k4096 --out "
       "results.json\n"
       "  mla_bench --machine model --shapes h64_q1_b1_k1024"};
@@ -373,31 +374,36 @@ int run(int argc, char** argv) {
          "numbers or names, separated by commas: 01,03_online_softmax; auto chooses by a table")
       ->delimiter(',');
   add_choice_table(&app);
-  app.add_option("--shapes", options.shapes,
-                 "names such as h128_q1_b64_k4096, or regular expressions over the suite's, "
-                 "separated by commas");
+  app.add_option(
+      "--shapes", options.shapes,
+      "names such as h128_q1_b64_k4096, or regular expressions that choose from the suite, "
+      "separated by commas");
   const std::map<std::string, DType> dtypes{{"bf16", DType::kBFloat16}, {"fp16", DType::kFloat16}};
   app.add_option("--dtype", options.dtype, "bf16 (default) or fp16")
       ->transform(CLI::CheckedTransformer(dtypes, CLI::ignore_case));
   app.add_option("--out", options.out, "write Google Benchmark's JSON here");
   app.add_option("--samples", options.samples, "write every raw sample here, as CSV");
-  app.add_flag("!--no-peers", options.peers, "leave out the cuBLAS pipeline, a peer on GPUs");
+  app.add_flag("!--no-peers", options.peers,
+               "leave out the cuBLAS pipeline, which is timed beside the stages on a GPU");
   app.add_flag("--explain", options.explain,
-               "after each shape say what binds it, and what could be done");
+               "after each shape, say what binds it and what could be done");
   app.add_flag("--quick", options.quick, "suite paged: few samples, to see that it works");
   app.add_flag("--list", options.list, "list stages, suites and their shapes");
-  app.add_flag("--json", options.json,
-               "with --list: as JSON, with the protocol, the tolerances, and what each shape of "
-               "--suite or --shapes (by default all) spells and costs");
-  app.add_option("--save-inputs", options.save,
-                 "write the inputs of one shape of --shapes into this folder as .npy files that "
-                 "mla_run reads, and what they should give; measure nothing");
-  app.add_flag("--print-gpu", options.print_gpu,
-               "print a file name for the GPU and exit; without one say why and exit with 1");
+  app.add_flag(
+      "--json", options.json,
+      "with --list: print JSON, with the protocol, the tolerances, and what the name of each "
+      "shape of --suite or --shapes (by default all) means and what it costs");
+  app.add_option(
+      "--save-inputs", options.save,
+      "write the inputs of the one shape of --shapes, and the results that they should give, "
+      "into this folder as .npy files, which mla_run reads; measure nothing");
+  app.add_flag(
+      "--print-gpu", options.print_gpu,
+      "print a name for files of this GPU and exit; without a GPU, say why and exit with 1");
   app.add_flag("--google", options.show_google, "also print Google Benchmark's own listing");
   app.allow_extras();  // Google Benchmark's own flags
   app.footer(
-      "Google Benchmark runs everything, and these of its flags have their meaning: "
+      "Google Benchmark runs everything. These of its flags have their usual meaning: "
       "--benchmark_list_tests, _filter, _repetitions (rounds), _enable_random_interleaving, "
       "_min_time and _min_warmup_time (in place of the protocol's counts), _out, "
       "_report_aggregates_only, _display_aggregates_only, _counters_tabular, _color, _context. The "
@@ -430,7 +436,7 @@ int run(int argc, char** argv) {
     for (const std::string& shape : CLI::detail::split(options.shapes, ',')) {
       if (shape.ends_with("_fp16")) {
         return refuse({StatusCode::kInvalidArgument,
-                       "--shapes " + shape + " ends with _fp16, --dtype says bf16"});
+                       "--shapes " + shape + " ends with _fp16, but --dtype says bf16"});
       }
     }
   }
@@ -479,7 +485,7 @@ int run(int argc, char** argv) {
     if (shapes.size() != 1) {
       return refuse(
           {StatusCode::kInvalidArgument,
-           fmt::format("--save-inputs needs --shapes with one shape; {} chosen", shapes.size())});
+           fmt::format("--save-inputs needs --shapes with one shape; it names {}", shapes.size())});
     }
     const Status status = save_inputs(machine, shapes.front().spec, options.save);
     return status.ok() ? kRight : refuse(status, kWrong);

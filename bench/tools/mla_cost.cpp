@@ -223,7 +223,7 @@ Status print_picture(const Model& model, const Options& options) {
   };
   std::cout << "Expanding one token costs what absorbing adds to "
             << number(cost::pairs_per_expansion(model.mla), 4) << " (query, key) pairs.\n"
-            << "Absorbed moves fewer bytes while new tokens are less than "
+            << "Absorbed moves fewer bytes as long as new tokens are less than "
             << share(Form::kUnabsorbedLatent)
             << " of the context\n(against expanding each step), or "
             << share(Form::kUnabsorbedExpanded) << " (against K and V cached).\n\n";
@@ -279,26 +279,28 @@ int run(int argc, char** argv) {
       "Examples:\n  mla_cost --models v3,v2-lite,mha32\n"
       "  mla_cost --contexts 8K --batch 64 --new-tokens 2\n"
       "  mla_cost --models v2-lite --heads 32 --picture"};
-  app.add_option("--models", options.models,
-                 "v3 (default), v2, v2-lite, mha32: its own attention and the others with as many "
-                 "heads; separated by commas")
+  app.add_option(
+         "--models", options.models,
+         "v3 (default), v2, v2-lite, mha32: each one's own attention, and the others with as many "
+         "heads; separated by commas")
       ->delimiter(',')
       ->check(CLI::IsMember({"v3", "v2", "v2-lite", "mha32"}));
   std::vector<uint64_t> contexts;
-  app.add_option("--contexts", contexts, "tokens attended to: 4K,32K,128K (default)")
+  app.add_option("--contexts", contexts, "lengths of the context, in tokens: 4K,32K,128K (default)")
       ->delimiter(',')
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--batch", options.batch, "sequences")->capture_default_str();
   app.add_option("--new-tokens", options.new_tokens,
-                 "a sequence; default: 1 (decode) and all of the context (prefill)");
+                 "per sequence; default: 1 (decode), and the whole context (prefill)");
   app.add_flag("!--not-causal", options.causal, "every query sees every token");
-  app.add_option("--element-bytes", options.element_bytes, "of weights, activations and cache")
+  app.add_option("--element-bytes", options.element_bytes,
+                 "bytes of an element of weights, activations and cache")
       ->capture_default_str();
   app.add_option("--tflops", options.tflops,
-                 "for least times: matrix products; default: as recorded")
+                 "rate of matrix products, for least times; default: the recorded one")
       ->check(CLI::PositiveNumber);
   app.add_option("--gbps", options.gbps,
-                 "for least times: memory reads, GB/s; default: as recorded")
+                 "rate of memory reads in GB/s, for least times; default: the recorded one")
       ->check(CLI::PositiveNumber);
   app.add_flag("--picture", options.picture, "draw where absorbing pays");
   const char* dimensions[] = {"d-model", "heads", "q-lora", "kv-lora",
@@ -307,7 +309,7 @@ int run(int argc, char** argv) {
     app.add_option_function<int64_t>(
            std::string("--") + name,
            [&options, name](const int64_t& value) { options.dimensions[name] = value; },
-           "in place of the model's")
+           "instead of the model's own")
         ->group("Dimensions");
   }
   app.footer(kExitCodes);
@@ -342,7 +344,7 @@ int run(int argc, char** argv) {
     if (!(options.gbps > 0)) options.gbps = recorded.ceilings.read / 1e9;
   }
   std::cout << "A multiply-add is 2 FLOP; " << options.element_bytes
-            << "-byte elements. Least time, part by part: the longer of\n"
+            << "-byte elements. Least time of each part: the longer of\n"
             << "FLOP at " << number(options.tflops) << " TFLOP/s and bytes at "
             << number(options.gbps, 4) << " GB/s" << source << ".\n";
   for (const std::string& name : options.models) {

@@ -106,10 +106,12 @@ int compute(const Options& options) {
   }
   progress.clear();
   fmt::print(
-      "{}out: relative L2 of {} heads, over the columns that are no outliers; lse: the largest "
-      "difference. Both from float64 results\nof the values before they are rounded to bf16, of "
-      "which every cache is made. Outlier columns are {:g} times as large.\n{} is of this study "
-      "alone: rotary columns of 8 bits, too, with a scale of their own.\n",
+      "{}out: relative L2 error over {} heads, in the columns that are no outliers; lse: the "
+      "largest "
+      "error. Both are errors against\nfloat64 results of the values before these are rounded to "
+      "bf16; every cache is made of the rounded values. Outlier columns\nare {:g} times as large. "
+      "Only this study has {}: there, rotary columns have 8 bits, too, and a scale of\ntheir "
+      "own.\n",
       table.to_string(), options.heads, kOutlierFactor, kRotaryInE4M3);
   if (options.out.empty()) return kRight;
   const Status status = write_file(options.out, all.dump(1) + "\n");
@@ -123,23 +125,25 @@ int run(int argc, char** argv) {
       "mla_run quantise does it for tensors from files.\nExamples:\n  mla_formats\n"
       "  mla_formats --tokens 1024 --deviations 1,2,4,8 --outliers 0,1,16 --out formats.json\n"
       "  mla_formats --tokens 8192 --outliers 0 --rotary 1,4,16"};
-  app.add_option("--tokens", options.tokens, "Of the one sequence, separated by commas")
+  app.add_option("--tokens", options.tokens, "Lengths of the one sequence, separated by commas")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--deviations", options.deviations,
-                 "Of the logits, by the scale: how peaked the softmax is")
+  app.add_option(
+         "--deviations", options.deviations,
+         "Standard deviations of the logits, which the scale gives: how peaked the softmax is")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--outliers", options.outliers,
-                 "How many of the 512 latent columns are 20 times as large in every token")
+  app.add_option(
+         "--outliers", options.outliers,
+         "How many of the 512 latent columns are outliers, 20 times as large in every token")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--rotary", options.rotary,
-                 "How many times as large the 64 rotary columns are in every token")
+                 "Factors: the 64 rotary columns are this many times as large in every token")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--heads", options.heads, "Query heads")->capture_default_str();
-  app.add_option("--seed", options.seed, "Of the values")->capture_default_str();
+  app.add_option("--seed", options.seed, "Seed of the values")->capture_default_str();
   const std::map<std::string, ScaleRule> rules{{"largest", ScaleRule::kLargest},
                                                {"power_of_two", ScaleRule::kPowerOfTwo}};
   app.add_option("--rule", options.rule,

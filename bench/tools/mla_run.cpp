@@ -150,11 +150,11 @@ Status parse_scale(const std::string& text, float* scale) {
     value /= std::strtod(below, &rest);
     right = rest != below;
   }
-  if (!right || *rest != '\0') return refused("is no number; 0.135234 and 1/24 are two");
+  if (!right || *rest != '\0') return refused("is no number such as 0.135234 or 1/24");
   *scale = static_cast<float>(value);
   if (!(value > 0) || std::isinf(value)) return refused("must be finite and greater than 0");
-  if (*scale == 0) return refused("is too small: it becomes 0 as a float, which the scale is");
-  if (std::isinf(*scale)) return refused("is too large for a float, which the scale is");
+  if (*scale == 0) return refused("is too small: the scale is a float, in which this becomes 0");
+  if (std::isinf(*scale)) return refused("is too large: the scale is a float");
   return {};
 }
 
@@ -162,26 +162,26 @@ Status parse_scale(const std::string& text, float* scale) {
 Status apply_flags(const RunOptions& options, DecodeCase* spec) {
   const DumpFiles& files = options.files;
   if (files.dtype && *files.dtype != DType::kFloat16 && spec->dtype == DType::kFloat16) {
-    return invalid("--shape " + options.shape + " ends with _fp16, --dtype says " +
+    return invalid("--shape " + options.shape + " ends with _fp16, but --dtype says " +
                    mla::to_string(*files.dtype));
   }
   spec->dtype = files.dtype.value_or(spec->dtype);
   if (files.fixed_split_tokens != 0 && spec->fixed_split_tokens != 0 &&
       files.fixed_split_tokens != spec->fixed_split_tokens) {
-    return invalid(fmt::format("--shape {} and --split {} name two splits", options.shape,
+    return invalid(fmt::format("--shape {} and --split {} name different splits", options.shape,
                                files.fixed_split_tokens));
   }
   if (files.fixed_split_tokens != 0) spec->fixed_split_tokens = files.fixed_split_tokens;
   spec->causal |= files.causal;
   if (is_quantised(files.cache_format)) {
     if (is_quantised(spec->cache_format) && spec->cache_format != files.cache_format) {
-      return invalid(fmt::format("--shape {} and --cache-format {} name two formats", options.shape,
-                                 mla::to_string(files.cache_format)));
+      return invalid(fmt::format("--shape {} and --cache-format {} name different formats",
+                                 options.shape, mla::to_string(files.cache_format)));
     }
     spec->cache_format = files.cache_format;
   }
   if (files.cache_scale && spec->cache_format != CacheFormat::kFp8Tensor) {
-    return invalid("--cache-scale is of --cache-format fp8_tensor, or of a shape that says so");
+    return invalid("--cache-scale needs --cache-format fp8_tensor, or a shape with that format");
   }
   spec->cache_scale = files.cache_scale.value_or(0);
   return {};
@@ -238,10 +238,12 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
   if (!options.shape.empty()) {
     if (!files.q.empty() || !files.cache.empty() || !files.block_table.empty() ||
         !files.seqlens.empty()) {
-      return invalid("--shape generates tensors; --q, --cache, --block-table, --seqlens name them");
+      return invalid(
+          "--shape generates tensors, but --q, --cache, --block-table, --seqlens name files of "
+          "them");
     }
-    if (!options.scale.empty()) return invalid("--shape brings its own --scale");
-    if (files.layout) return invalid("--shape brings its own --layout, which is paged");
+    if (!options.scale.empty()) return invalid("--shape has its own scale: leave out --scale");
+    if (files.layout) return invalid("--shape has its own layout, paged: leave out --layout");
     return generate_dump(options, use, dump);
   }
   const std::pair<const char*, bool> wanted[] = {{"--q", !files.q.empty()},
@@ -249,17 +251,17 @@ Status load_problem(const RunOptions& options, const Use& use, Dump* dump) {
                                                  {"--seqlens", !files.seqlens.empty()},
                                                  {"--scale", !options.scale.empty()}};
   for (const auto& [flag, given] : wanted) {
-    if (!given) return invalid(std::string(flag) + " is missing (or --shape); see --help");
+    if (!given) return invalid(std::string(flag) + " or --shape is missing; see --help");
   }
   for (const auto& [flag, given] : {std::pair("--data", options.data.has_value()),
                                     std::pair("--seed", options.seed.has_value())}) {
-    if (given) return invalid(std::string(flag) + " is of generated tensors: it needs --shape");
+    if (given) return invalid(std::string(flag) + " is for generated tensors: it needs --shape");
   }
   if (!files.cache_scale && files.cache_format == CacheFormat::kFp8Tensor) {
-    return invalid("--cache-format fp8_tensor needs --cache-scale, which no file says");
+    return invalid("--cache-format fp8_tensor needs --cache-scale, because no file holds it");
   }
   if (files.cache_scale && files.cache_format != CacheFormat::kFp8Tensor) {
-    return invalid("--cache-scale is of --cache-format fp8_tensor");
+    return invalid("--cache-scale needs --cache-format fp8_tensor");
   }
   MLA_RETURN_IF_ERROR(parse_scale(options.scale, &files.softmax_scale));
   MLA_RETURN_IF_ERROR(load(files, dump));
@@ -341,14 +343,16 @@ void add_cache_scale(CLI::App* command, std::optional<float>* scale, const char*
 void add_cache_format(CLI::App* command, RunOptions* options) {
   const char* const group = "The cache's format (docs/cache_formats.md)";
   command
-      ->add_option("--cache-format", options->files.cache_format,
-                   "What --cache holds, as |u1 [pages, page_size, h_kv, 656 or 576], or what is "
-                   "generated; by default 16 bits")
+      ->add_option(
+          "--cache-format", options->files.cache_format,
+          "The format of --cache, a file of |u1 [pages, page_size, h_kv, 656 or 576], or of "
+          "the generated cache; by default 16 bits")
       ->transform(format_names(/*quantised=*/false))
       ->type_name("TEXT")
       ->group(group);
-  add_cache_scale(command, &options->files.cache_scale,
-                  "The scale of fp8_tensor; of generated tensors by default what they need", group);
+  add_cache_scale(
+      command, &options->files.cache_scale,
+      "The scale of fp8_tensor; by default, generated tensors have the one that they need", group);
 }
 
 /// The problem: from files, or generated.
@@ -364,7 +368,9 @@ void add_problem(CLI::App* command, RunOptions* options) {
       ->add_option("--block-table", files.block_table,
                    "[b, max_pages], page ids: 32 or 64 bits, signed or not")
       ->group(inputs);
-  command->add_option("--seqlens", files.seqlens, "[b], tokens per sequence, of the same types")
+  command
+      ->add_option("--seqlens", files.seqlens,
+                   "[b], tokens per sequence: the same types as page ids")
       ->group(inputs);
   const std::map<std::string, CacheLayout> layouts{{"paged", CacheLayout::kPaged},
                                                    {"contiguous", CacheLayout::kContiguous}};
@@ -377,33 +383,35 @@ void add_problem(CLI::App* command, RunOptions* options) {
   const std::map<std::string, DType> dtypes{{"bf16", DType::kBFloat16}, {"fp16", DType::kFloat16}};
   command
       ->add_option("--dtype", files.dtype,
-                   "bf16 or fp16: what the patterns in <u2 and <i2 files are; <f2 and <f4 are "
-                   "rounded to it")
+                   "bf16 or fp16: what files of patterns, <u2 and <i2, hold; values of <f2 and <f4 "
+                   "are rounded to it")
       ->transform(CLI::CheckedTransformer(dtypes).description("{bf16,fp16}"))
       ->type_name("TEXT")
       ->group(inputs);
-  command->add_option("--scale", options->scale, "Factor on q.k, as in 0.135234 or 1/24; see below")
+  command
+      ->add_option("--scale", options->scale, "Factor on q.k, such as 0.135234 or 1/24; see below")
       ->group(inputs);
   command->add_flag("--causal", files.causal, "Query i of s_q sees tokens 0 ... s_k - s_q + i")
       ->group(inputs);
 
   command
       ->add_option("--split", files.fixed_split_tokens,
-                   "Cut sequences every so many tokens (a multiple of 64): batch-invariant")
+                   "Cut sequences every this many tokens (a multiple of 64): batch-invariant")
       ->check(CLI::PositiveNumber)
       ->group(inputs);
 
   const char* const generated = "Or generated tensors";
   command
       ->add_option("--shape", options->shape,
-                   "As in h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal, h16_q1_k256+512+1024")
+                   "Such as h16_q1_b2_k256, h128_q2_b64_kvaried4096_causal, h16_q1_k256+512+1024")
       ->group(generated);
   std::vector<std::string> kinds;
   for (const DataKind kind : kDataKinds) kinds.push_back(mla::to_string(kind));
   command
-      ->add_option("--data", options->data,
-                   "needles (default: a few tokens dominate), flat, extreme values or logits, or "
-                   "tiles of 128 cache columns of many sizes, or values that grow along a sequence")
+      ->add_option(
+          "--data", options->data,
+          "needles (default: a few tokens dominate), flat, extreme values or logits, tiles "
+          "of 128 cache columns of many sizes, or values that grow along a sequence")
       ->check(CLI::IsMember(kinds))
       ->group(generated);
   command
@@ -414,7 +422,7 @@ void add_problem(CLI::App* command, RunOptions* options) {
 /// The device that the model pretends to be.
 void add_device(CLI::App* command, RunOptions* options) {
   std::vector<std::string> devices;
-  std::string what = "The device it pretends to be:";
+  std::string what = "The device that the model pretends to be:";
   for (const gpu_model::NamedDevice& device : gpu_model::named_devices()) {
     devices.push_back(device.name);
     what += fmt::format("{} {} ({})", devices.size() > 1 ? "," : "", device.name, device.what);
@@ -439,14 +447,16 @@ void add_decode(CLI::App* command, RunOptions* options) {
       ->group(results);
   command
       ->add_option("--check-out", options->check_out,
-                   "Your own kernel's out: compare it with the reference, too")
+                   "Your own kernel's out (.npy), to be compared with the reference, too")
       ->group(results);
-  command->add_option("--check-lse", options->check_lse, "Your own kernel's lse")->group(results);
+  command->add_option("--check-lse", options->check_lse, "Your own kernel's lse (.npy), likewise")
+      ->group(results);
   const char* const model = "On the model";
   command
-      ->add_option("--schedules", options->schedules,
-                   "Run under so many thread schedules (default 1), or under 17..19; all must "
-                   "give the same bits")
+      ->add_option(
+          "--schedules", options->schedules,
+          "Run under this many thread schedules (default 1), or under those of a range such "
+          "as 17..19; all must give the same bits")
       ->group(model);
   add_device(command, options);
 }
@@ -454,36 +464,39 @@ void add_decode(CLI::App* command, RunOptions* options) {
 void add_trace(CLI::App* command, RunOptions* options, TraceOptions* trace) {
   command->add_option("--stage", options->stage, "A stage (08 or 08_seesaw)");
   add_choice_table(command);
-  command->add_option("--shape", options->shape, "As in h16_q1_b2_k256; a small one");
+  command->add_option("--shape", options->shape, "A small shape, such as h16_q1_b2_k256");
   command->add_option(
       "--seed", options->seed,
-      "Of the data, as in decode, and of the schedule (default 0: the friendly one)");
-  command->add_option("--schedule", trace->schedule, "Of the schedule, if not the same");
+      "Seed of the data, as in decode, and of the schedule (default 0: the friendly one)");
+  command->add_option("--schedule", trace->schedule, "Seed of the schedule, if it is another");
   command
-      ->add_option("--block", trace->blocks,
-                   "Blocks of each grid, by number (default 0); of a cluster all are recorded")
+      ->add_option(
+          "--block", trace->blocks,
+          "Blocks of each grid, by number (default 0); all blocks of a cluster are recorded")
       ->delimiter(',');
   command->add_flag("--blocks", trace->all_blocks, "Every block")->excludes("--block");
   command
       ->add_option("--multiprocessors", trace->multiprocessors,
-                   "Of the device: with fewer of them a block gets more of the work")
+                   "How many the device has: with fewer, a block gets more of the work")
       ->check(CLI::Range(1, 1024));
-  command->add_option("--max-events", trace->max_events, "Keep so many events, and count the rest")
+  command
+      ->add_option("--max-events", trace->max_events, "Keep this many events, and count the rest")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--max-mib", trace->max_mib, "The same, in MiB of the events' text")
+  command->add_option("--max-mib", trace->max_mib, "Keep this many MiB of the events' text")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   command->add_option("-o,--out", options->out, "Write the recording here (.json)");
-  command->add_option("--chrome", trace->chrome,
-                      "Write it as a Chrome trace, for Perfetto; its time is the order of events");
+  command->add_option(
+      "--chrome", trace->chrome,
+      "Write the recording as a Chrome trace, for Perfetto; its time is the order of events");
   command->add_option("--check", trace->check, "Replay a recording, and say whether it is right");
 }
 
 void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quantise) {
   add_problem(command, options);
   const char* const results = "Formats";
-  command->add_option("--format", quantise->format, "One of them; by default all")
+  command->add_option("--format", quantise->format, "One format; by default all")
       ->transform(format_names(/*quantised=*/true))
       ->type_name("TEXT")
       ->group(results);
@@ -497,11 +510,13 @@ void add_quantise(CLI::App* command, RunOptions* options, QuantiseOptions* quant
       ->type_name("TEXT")
       ->group(results);
   add_cache_scale(command, &quantise->cache_scale,
-                  "Of fp8_tensor; by default of the largest value of any token", results);
+                  "The scale of fp8_tensor; by default that of the largest value of any token",
+                  results);
   command
-      ->add_option("--out", quantise->out,
-                   "Write the cache in the one format here (.npy, |u1): [pages, page_size, h_kv, "
-                   "bytes]")
+      ->add_option(
+          "--out", quantise->out,
+          "Write the cache in the format of --format here (.npy, |u1): [pages, page_size, h_kv, "
+          "bytes]")
       ->group(results);
 }
 
@@ -519,22 +534,24 @@ void add_recommend(CLI::App* command, RecommendOptions* options) {
       ->type_name("TEXT")
       ->required();
   command->add_option("--heads", wish.heads, "Query heads of the model")->capture_default_str();
-  command->add_option("--layers", wish.layers, "Its layers")->capture_default_str();
+  command->add_option("--layers", wish.layers, "Layers of the model")->capture_default_str();
   command->add_option("--context", wish.context, "Tokens of each sequence")->capture_default_str();
   command->add_option("--batch", wish.batch,
-                      "Sequences; by default 1, and for throughput as many as pay");
-  command->add_option("--budget", options->budget, "Memory for caches, as in 2GiB");
-  command->add_option("--p99", options->p99, "A slow step takes at most this, as in 50ms");
+                      "Sequences; by default 1, for throughput as many as bring more");
+  command->add_option("--budget", options->budget, "Memory for caches, such as 2GiB");
+  command->add_option("--p99", options->p99, "A slow step takes at most this, such as 50ms");
 }
 
 /// Runs the program described by the command line; CLI11's own exit codes become ours.
 int parse_and_run(int argc, char** argv) {
-  CLI::App app("Decodes with the stages, on tensors of a model or generated ones, and explains.",
-               "mla_run");
+  CLI::App app(
+      "Decodes with the stages, on tensors of a model or generated ones, and explains what they "
+      "do.",
+      "mla_run");
   app.require_subcommand(1);
   app.get_formatter()->column_width(12);
   app.set_version_flag("--version", fmt::format("mla_run, commit {}", kCommit),
-                       "Say of which commit it is");
+                       "Print the commit that it was built from");
   app.footer(
       "mla_run COMMAND --help says more.\nExample: mla_run decode --stage 02 --shape "
       "h16_q1_b2_k256\n\n" +
@@ -563,10 +580,11 @@ Example:
   add_stage(command, &plan, "A stage that makes a plan, or all of them");
   add_problem(command, &plan);
 
-  command = add_command(app, "predict", "What a stage expects to spend, and the time that follows",
+  command = add_command(app, "predict",
+                        "Print what a stage is expected to spend, and the time that follows",
                         R"(
-Times are those of the GPU here, or of the one that was recorded: its own limit is the least time that the stage's
-design could take on it, the floor that of any design. With --ranks: a decode over so many H200, in every way to share it.
+Times are for the GPU here, or for the recorded one. The own limit is the least time that the stage's design could take
+on it; the floor is the least time of any design. With --ranks: a decode over this many H200, in every way to share it.
 Examples:
 
   mla_run predict --stage 08 --shape h128_q1_b64_k4096
@@ -574,15 +592,15 @@ Examples:
   add_stage(command, &predict, "A stage, or all");
   add_problem(command, &predict);
   command->add_flag("--json", predict.json,
-                    "As one JSON object per stage, in bytes, FLOP and seconds");
+                    "Print one JSON object per stage, in bytes, FLOP and seconds");
   command
       ->add_option("--ranks", predict.ranks,
                    "Numbers of GPUs that share the decode (docs/parallel.md)")
       ->delimiter(',')
       ->check(CLI::Range(1, 1024));
 
-  command = add_command(app, "explain",
-                        "Say what binds a shape, what stages spend on it, what could be done", R"(
+  command = add_command(
+      app, "explain", "Say what binds a shape, what stages spend on it, and what could be done", R"(
 Examples:
 
   mla_run explain --shape h128_q1_b128_k8192
@@ -591,9 +609,9 @@ Examples:
   add_problem(command, &explain);
 
   command = add_command(
-      app, "profile", "Count on the model what a stage does to memory: sectors, bank conflicts", R"(
-Of every kernel: requests to global memory and the 32-byte sectors that they touch; wavefronts of shared memory and
-bank conflicts; what warps execute. docs/counters.md says what is counted, and how it compares with a GPU's counters.
+      app, "profile", "Count on the model how a stage accesses memory: sectors, bank conflicts", R"(
+Counts for every kernel: requests to global memory and the 32-byte sectors that they touch; wavefronts of shared memory
+and bank conflicts; what warps execute. docs/counters.md says what is counted, and how it compares with a GPU's counters.
 Examples:
 
   mla_run profile --stage 02 --shape h16_q1_b1_k256
@@ -603,10 +621,11 @@ Examples:
   add_problem(command, &profile);
   command->add_flag("--listing", profile.listing,
                     "Also print the kernels' source with the counts beside each line");
-  command->add_flag("--json", profile.json, "As one JSON object per stage, with every line");
+  command->add_flag("--json", profile.json, "Print one JSON object per stage, with every line");
   command
-      ->add_option("--schedule", profile.schedule,
-                   "The schedule of the threads (default 0). Counts are the same under each")
+      ->add_option(
+          "--schedule", profile.schedule,
+          "The schedule of the threads (default 0); counts are the same under every schedule")
       ->check(CLI::NonNegativeNumber);
   add_device(command, &profile);
   command = add_command(app, "trace", "Record every event of a block of a decode on the GPU model",
@@ -618,8 +637,9 @@ Examples:
   mla_run trace --check trace.json)");
   add_trace(command, &trace, &trace_options);
 
-  command = add_command(app, "quantise",
-                        "Quantise the cache to 8 bits, and say what results lose by it", R"(
+  command =
+      add_command(app, "quantise",
+                  "Quantise the cache to 8 bits, and print the error that results get from it", R"(
 docs/cache_formats.md says what the formats hold.
 Examples:
 
@@ -631,8 +651,8 @@ Examples:
   add_quantise(command, &quantise, &quantise_options);
 
   command = add_command(app, "recommend",
-                        "Say what to run for a goal, from recorded times: stage, cache, batch", R"(
-Exit code 1: nothing that is recorded meets the wish; the table says why.
+                        "Say which stage, cache and batch meet a goal, by recorded times", R"(
+Exit code 1: nothing that is recorded meets the goal; the table says why.
 Examples:
 
   mla_run recommend --goal latency --heads 128 --context 4096

@@ -57,8 +57,11 @@ Status parse_schedules(const std::string& text, Schedules* schedules) {
   }
   *schedules = {first, last - first + 1};
   if (right && schedules->count >= 1 && schedules->count <= kMost) return {};
-  return {StatusCode::kInvalidArgument,
-          fmt::format("--schedules {}: how many, 1 to {}, or which, as in 17..19", text, kMost)};
+  return {
+      StatusCode::kInvalidArgument,
+      fmt::format(
+          "--schedules {} is neither a number of schedules, 1 to {}, nor a range such as 17..19",
+          text, kMost)};
 }
 
 /// What came of a stage's runs.
@@ -104,7 +107,7 @@ Result run_stage(const Placement& placement, const Dump& dump, const ReferenceRe
       } else if (on_model && !same_bits(output, result.output)) {
         result.comparison = compare_decode(dump.problem, output.out, output.lse, expected);
         result.differs = result.comparison.ok();
-        result.failure = fmt::format("not the bits of schedule {}; {}", schedules.first,
+        result.failure = fmt::format("other bits than under schedule {}; {}", schedules.first,
                                      result.comparison.describe());
       }
     }
@@ -210,7 +213,7 @@ Status check_flags(const RunOptions& options) {
   };
   const DumpFiles& files = options.files;
   if (options.stage == "all" && (!options.out.empty() || !options.lse.empty())) {
-    return invalid("--out and --lse take one stage's result: name it, as in --stage 02");
+    return invalid("--out and --lse write the result of one stage: name it, as in --stage 02");
   }
   if (same_file(options.out, options.lse)) {
     return invalid("--out and --lse are the same file, " + options.out);
@@ -219,22 +222,23 @@ Status check_flags(const RunOptions& options) {
     for (const std::string& input : {files.q, files.cache, files.block_table, files.seqlens,
                                      options.check_out, options.check_lse}) {
       if (same_file(output, input)) {
-        return invalid(output + " is an input; it will not be overwritten");
+        return invalid(output + " is an input, and will not be overwritten");
       }
     }
     MLA_RETURN_IF_ERROR(check_writable(output));
   }
   if (options.out.empty() && !options.out_format.empty()) {
-    return invalid("--out-format is of the file that --out names, and there is no --out");
+    return invalid("--out-format is for the file that --out names, and there is no --out");
   }
   if (options.stage == "reference" && (!options.schedules.empty() || !options.device.empty())) {
-    return invalid("--schedules and --device are of the GPU model; --stage reference needs none");
+    return invalid(
+        "--schedules and --device are for the GPU model, and --stage reference needs none");
   }
   if (!options.schedules.empty() && options.machine != "model") {
     return invalid("--schedules needs --machine model: a GPU's schedule cannot be drawn");
   }
   if (!options.device.empty() && options.machine != "model") {
-    return invalid("--device needs --machine model: a GPU is what it is");
+    return invalid("--device needs --machine model: a GPU cannot pretend to be another");
   }
   return {};
 }
@@ -349,11 +353,11 @@ int run_decode(const RunOptions& options) {
   }
   if (on_model != nullptr) {
     const std::string& why = on_model->fallback;
-    fmt::print("* time of the CPU that plays the GPU; it says nothing about a GPU{}\n",
+    fmt::print("* time of the CPU that plays the GPU, which says nothing about a GPU{}\n",
                why.empty() ? "" : " (" + why + ")");
   }
   if (on_gpu) {
-    fmt::print("gpu: {}; median of 5 by the host's clock, launch and wait included\n",
+    fmt::print("gpu: {}; median of 5 runs by the host's clock, launch and wait included\n",
                gpu_machine()->description());
   }
   if (!repeat.empty()) fmt::print("{}\n", repeat);

@@ -49,7 +49,7 @@ std::string rate_text(double amount, double rate, const char* unit) {
   return std::isnan(rate) ? "" : fmt::format(" at {} {}", number(rate / amount), unit);
 }
 
-/// "fp32" with its amount and the time that follows, a row each of what the stage uses.
+/// One row for each resource that the stage uses: "fp32", its amount and the time that follows.
 std::string forecast_table(const Forecast& one) {
   const Prediction& prediction = one.stage->prediction;
   const Ceilings& ceilings = one.input->ceilings;
@@ -138,7 +138,7 @@ int run_predict(const RunOptions& options) {
   Dump dump;
   if (Status status =
           prepare(options, options.stage, "model",
-                  "predict is for stages; the reference predicts nothing", &placements, &dump);
+                  "predict is for stages; the reference has no prediction", &placements, &dump);
       !status.ok()) {
     return refuse(status);
   }

@@ -62,8 +62,8 @@ int run_profile(const RunOptions& options, char** arguments) {
     return refuse(
         {StatusCode::kUnavailable,
          fmt::format(
-             "{} cannot be started: {}. It is built with mla_run; but beside AddressSanitizer "
-             "kernels cannot be counted",
+             "{} cannot be started: {}. It is built with mla_run, but not with AddressSanitizer, "
+             "under which kernels cannot be counted",
              other.string(), std::strerror(errno))});
   }
   if (options.stage == "reference") {
@@ -71,7 +71,7 @@ int run_profile(const RunOptions& options, char** arguments) {
                    "profile is for stages; the reference has no kernels to count"});
   }
   if (options.json && options.listing) {
-    return refuse({StatusCode::kInvalidArgument, "--json and --listing are two ways to print"});
+    return refuse({StatusCode::kInvalidArgument, "--json and --listing exclude each other"});
   }
   for (const gpu_model::NamedDevice& device : gpu_model::named_devices()) {
     if (device.name == options.device) gpu_model::device() = device.device;

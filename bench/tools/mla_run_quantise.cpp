@@ -138,16 +138,16 @@ int run_quantise(const RunOptions& options, const QuantiseOptions& quantise) {
     return refuse({StatusCode::kInvalidArgument, message});
   };
   if (!quantise.out.empty() && !quantise.format) {
-    return invalid("--out takes the cache in one format: name it, as in --format fp8_tile128");
+    return invalid("--out writes the cache in one format: name it, as in --format fp8_tile128");
   }
   if (quantise.cache_scale && quantise.format && *quantise.format != CacheFormat::kFp8Tensor) {
-    return invalid(fmt::format("--cache-scale is of fp8_tensor; {} has its own scales",
+    return invalid(fmt::format("--cache-scale is for fp8_tensor; {} has its own scales",
                                to_string(*quantise.format)));
   }
   for (const std::string& input :
        {options.files.q, options.files.cache, options.files.block_table, options.files.seqlens}) {
     if (same_file(quantise.out, input)) {
-      return invalid(quantise.out + " is an input; it will not be overwritten");
+      return invalid(quantise.out + " is an input, and will not be overwritten");
     }
   }
   if (const Status status = check_writable(quantise.out); !status.ok()) return refuse(status);
@@ -156,7 +156,7 @@ int run_quantise(const RunOptions& options, const QuantiseOptions& quantise) {
     return refuse(status);
   }
   if (is_quantised(dump.problem.cache_format)) {
-    return invalid(fmt::format("--shape {} has a quantised cache already; give it without _{}",
+    return invalid(fmt::format("--shape {} has a quantised cache already; leave out _{}",
                                options.shape, to_string(dump.problem.cache_format)));
   }
   fmt::print("{}\n", describe(dump));
@@ -183,10 +183,9 @@ int run_quantise(const RunOptions& options, const QuantiseOptions& quantise) {
   }
   if (!any) return refuse(first_refused);
   fmt::print(
-      "latent, rotary: what the tokens' columns 0 to 511 and 512 to 575 lose, relative L2. The "
-      "rest: the "
-      "float64 reference\non the quantised cache against the same on this one; no kernel's "
-      "rounding is in "
+      "latent, rotary: the relative L2 error of columns 0 to 511 and 512 to 575 of the tokens. "
+      "The rest: errors of the\nfloat64 reference on the quantised cache against the same on "
+      "this one; no kernel's rounding is in "
       "it.\n");
   return kRight;
 }

@@ -13,7 +13,7 @@ int run_predict_ranks(const RunOptions& options) {
     return refuse({StatusCode::kInvalidArgument, why});
   };
   if (!options.stage.empty()) {
-    return refuse_use("--ranks is predicted of the fastest stage: leave out --stage");
+    return refuse_use("--ranks predicts the fastest stage: leave out --stage");
   }
   if (options.shape.empty()) return refuse_use("--ranks needs a --shape");
   Shape shape;

@@ -71,17 +71,18 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   if (!trace.check.empty()) {
     if (!options.stage.empty() || !options.shape.empty() || !options.out.empty() ||
         !trace.chrome.empty()) {
-      return invalid("--check reads a recording, and takes no other option");
+      return invalid("--check reads a recording: leave out all other options");
     }
     return check_file(trace.check);
   }
   if (options.shape.empty()) return invalid("--shape is missing; see --help");
-  if (options.out.empty() && trace.chrome.empty()) return invalid("-o is missing: where to");
+  if (options.out.empty() && trace.chrome.empty())
+    return invalid("-o is missing: where to write the recording");
   if (options.out == trace.chrome) {
     return invalid("-o and --chrome are the same file, " + options.out);
   }
   if (options.stage == "all" || options.stage == "reference") {
-    return invalid("--stage " + options.stage + ": one stage is recorded, as in --stage 08");
+    return invalid("--stage " + options.stage + " names no single stage, such as --stage 08");
   }
   for (const std::string& file : {options.out, trace.chrome}) {
     if (const Status status = check_writable(file); !status.ok()) return refuse(status);
@@ -136,7 +137,8 @@ int run_trace(const RunOptions& options, const TraceOptions& trace) {
   for (const FileContent& file : files) fmt::print("wrote {}\n", file.path);
   fmt::print("{}\n", describe(summary));
   if (summary.truncated) {
-    fmt::print("note: truncated: later events did not fit; see --max-events and --max-mib\n");
+    fmt::print(
+        "note: truncated, because later events did not fit; see --max-events and --max-mib\n");
   }
   return decoded.ok() ? kRight : refuse(decoded, kWrong);
 }

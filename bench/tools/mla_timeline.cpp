@@ -113,17 +113,18 @@ int parse_and_run(int argc, char** argv) {
   Options options;
   CLI::App app("Shows what each warpgroup and the TMA thread do, clock by clock, in one launch.");
   app.add_option("--stage", options.stage, "A stage that records (08 or 08_seesaw)")->required();
-  app.add_option("--machine", options.machine, "gpu, or model, which knows the order alone")
+  app.add_option("--machine", options.machine,
+                 "gpu, or model, which knows only the order of events")
       ->check(CLI::IsMember({"gpu", "model"}))
       ->capture_default_str();
-  app.add_option("--shape", options.shape, "As in mla_run")->capture_default_str();
+  app.add_option("--shape", options.shape, "A shape, as in mla_run")->capture_default_str();
   app.add_option("--block", options.blocks, "Which blocks of the grid to show")
       ->check(CLI::Range(0, 1023))
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--from-us", options.from_us,
-                 "Show what comes after, since a block's first event");
-  app.add_option("--to-us", options.to_us, "Show what comes before");
+                 "Show what comes after this time, from a block's first event on");
+  app.add_option("--to-us", options.to_us, "Show what comes before this time");
   app.footer(kExitCodes);
   app.add_option("--trace", options.trace, "Write a Chrome trace here (.json)");
   app.add_option("--svg", options.picture, "Write a picture here (.svg)");

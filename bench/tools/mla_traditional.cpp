@@ -125,7 +125,7 @@ Status compare(const std::vector<double>& y, const std::vector<double>& truth, E
   const double limit = error_limit(element, roundings);
   if (*error <= limit) return {};  // false for NaN
   return {StatusCode::kKernelRejected,
-          fmt::format("wrong result: relative L2 error {:.1e} in {}, at most {:.1e} is right",
+          fmt::format("wrong result: relative L2 error {:.1e} in {}, at most {:.1e} is allowed",
                       *error, to_string(element), limit)};
 }
 
@@ -347,10 +347,10 @@ std::string tables(const Lab& lab, Where where, const Setting& setting,
       std::any_of(forms.begin(), forms.end(), [](const Measured& one) { return one.status.ok(); });
   const std::string title =
       fmt::format("\n{}, {}, {}\n", setting.name,
-                  gpu ? "GPU, cuBLAS, cold" : "CPU, Eigen, by the clock", to_string(element));
+                  gpu ? "GPU, cuBLAS, cold" : "CPU, Eigen, wall time", to_string(element));
   if (!any) return title + left_out;
   return title + speed.to_string() +
-         fmt::format("* how many times faster: by {} / measured\n\n",
+         fmt::format("* how many times as fast: by {} / measured\n\n",
                      gpu ? "least time at the measured ceilings" : "FLOP") +
          parts.to_string() + "\n" + memory.to_string() + left_out;
 }
@@ -575,11 +575,9 @@ int run(int argc, char** argv) {
   Options options;
   CLI::App app{
       "Measures one attention layer as multi-head, grouped-query, traditional latent (plain and "
-      "fused) and\nabsorbed multi-head latent attention: time against theory, what lies outside "
-      "the "
-      "core, memory, error.\nAll forms have the width heads * head-dim; MLA's heads are 576 and "
-      "512 "
-      "wide whatever head-dim is.\nExamples:\n"
+      "fused) and\nabsorbed multi-head latent attention: time beside theory, the share of time "
+      "outside the core, memory, error.\nAll forms have the width heads * head-dim; MLA's heads "
+      "are 576 and 512 wide whatever head-dim is.\nExamples:\n"
       "  mla_traditional --heads 32 --head-dim 64 --n 2048 --batch 4\n"
       "  mla_traditional --modes cross --queries 77 --n 1024 --heads 16 --forms "
       "multi_head,absorbed\n"
@@ -592,14 +590,15 @@ int run(int argc, char** argv) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--kv-heads", options.kv_heads,
-                 "of the grouped form; default: an eighth of --heads")
+                 "KV heads of the grouped form; default: an eighth of --heads")
       ->check(CLI::PositiveNumber);
-  app.add_option("--head-dim", options.head_dims,
-                 "widths of a head, separated by commas; traditional latent: of the latent")
+  app.add_option(
+         "--head-dim", options.head_dims,
+         "widths of a head, in traditional latent forms of the latent head; separated by commas")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--n", options.tokens, "tokens that a query reads")->capture_default_str();
-  app.add_option("--queries", options.queries, "mode cross: queries in each sequence")
+  app.add_option("--n", options.tokens, "tokens that each query reads")->capture_default_str();
+  app.add_option("--queries", options.queries, "queries of each sequence, in mode cross")
       ->capture_default_str();
   app.add_option("--batch", options.batch, "sequences")->capture_default_str();
   std::map<std::string, LayerMode> modes;
@@ -607,7 +606,8 @@ int run(int argc, char** argv) {
     modes[to_string(mode)] = mode;
   }
   app.add_option("--modes", options.modes,
-                 "prefill (all tokens are new), decode (one is), cross (another's cache); default: "
+                 "prefill (all tokens are new), decode (one is new), cross (another sequence's "
+                 "cache); default: "
                  "prefill,decode")
       ->delimiter(',')
       ->transform(CLI::CheckedTransformer(modes));
@@ -618,15 +618,14 @@ int run(int argc, char** argv) {
       ->delimiter(',')
       ->transform(CLI::CheckedTransformer(forms));
   app.add_flag("--causal", options.causal,
-               "mask, bottom-right; saves no time here: products are whole");
+               "mask, bottom-right; it saves no time here, because products are whole");
   const std::map<std::string, Element> dtypes{{"bf16", Element::kBf16}, {"fp16", Element::kFp16}};
-  app.add_option("--dtype", options.dtype, "of the GPU's layers: bf16 (default) or fp16")
+  app.add_option("--dtype", options.dtype, "type of the GPU's layers: bf16 (default) or fp16")
       ->transform(CLI::CheckedTransformer(dtypes, CLI::ignore_case));
-  app.add_option("--most-gflop", options.most_gflop,
-                 "on the CPU, forms with more work are left out")
+  app.add_option("--most-gflop", options.most_gflop, "on the CPU, leave out forms with more work")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "of the CPU; default: all cores")
+  app.add_option("--threads", options.threads, "threads of the CPU; default: all cores")
       ->check(CLI::PositiveNumber);
   app.add_option("--out", options.out, "write Google Benchmark's JSON here");
   app.footer(kExitCodes);

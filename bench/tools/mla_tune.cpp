@@ -49,7 +49,7 @@ Status parse_budget(const std::string& text, double* seconds) {
   if (unit == "m") *seconds *= 60;
   if (rest != text.c_str() && *seconds > 0 && (unit.empty() || unit == "s" || unit == "m"))
     return {};
-  return invalid("--budget " + text + " is no time; 300s and 5m are two");
+  return invalid("--budget " + text + " is no time such as 300s or 5m");
 }
 
 /// All that make a plan, or those that were asked for.
@@ -119,7 +119,7 @@ int print_plan(const Machine& machine, const std::vector<const Stage*>& chosen,
   std::cout << table.to_string()
             << fmt::format(
                    "{} shapes, at most {} candidates on {}; settings are timed for stages "
-                   "that alone take at most {} times the time of the fastest\n",
+                   "that take, without settings, at most {} times the time of the fastest\n",
                    shapes.size(), most, machine.description(), kTuneSearched);
   return kRight;
 }
@@ -170,7 +170,7 @@ int tune(Machine& machine, const Options& options, double budget,
   if (machine.kind() == MachineKind::kGpu) {
     if (const Status status = make_gpu_runner(&runner); !status.ok()) return refuse(status, kWrong);
   }
-  std::cout << machine.description() << "; " << file.size() << " shapes are there\n";
+  std::cout << machine.description() << "; " << file.size() << " shapes are in the table\n";
   Progress progress;
   std::signal(SIGINT, on_interrupt);
   bool failed = false;
@@ -222,7 +222,7 @@ int tune(Machine& machine, const Options& options, double budget,
   if (file.size() == 0) return refuse({StatusCode::kUnavailable, "nothing was timed"}, kWrong);
   std::cout << fmt::format("{}: {} shapes, {:.0f} s\n", path, file.size(), seconds_since(begin));
   if (left > 0) {
-    std::cout << fmt::format("{} shapes are left: mla_tune --resume {}\n", left, path);
+    std::cout << fmt::format("{} shapes are left; go on by mla_tune --resume {}\n", left, path);
   }
   if (runner->lost()) {  // freeing memory would wait for a kernel that does not end
     std::cout << std::flush;
@@ -234,14 +234,15 @@ int tune(Machine& machine, const Options& options, double budget,
 int run(int argc, char** argv) {
   Options options;
   CLI::App app{
-      "Measures which stage, with which settings of its plan, is fastest for which shapes, and "
-      "writes "
-      "the table that the stage auto chooses by. docs/choosing.md says how it is used.\nExamples:\n"
+      "Measures which stage, with which settings of its plan, is fastest on which shapes, and "
+      "writes the table that the stage auto chooses by. docs/choosing.md says how it is "
+      "used.\nExamples:\n"
       "  mla_tune --out h200.json --budget 300s\n  mla_tune --resume h200.json\n"
       "  mla_tune --plan --machine model\n"
       "  MLA_CHOICE_TABLE=h200.json mla_bench --stages auto,08"};
   app.add_option("--machine", options.machine,
-                 "auto: a GPU if there is one, else the CPU model of one, whose times say nothing")
+                 "auto: a GPU if there is one, else the CPU model of one, whose times say nothing "
+                 "about a GPU")
       ->check(CLI::IsMember({"auto", "gpu", "model"}))
       ->capture_default_str();
   app.add_option("--stages", options.stages, "Numbers or names; by default all that make a plan")
@@ -252,7 +253,7 @@ int run(int argc, char** argv) {
       ->delimiter(',');
   CLI::Option* out = app.add_option("--out", options.out, "Write the table here, shape by shape");
   app.add_option("--resume", options.resume, "Go on with the table in this file")->excludes(out);
-  app.add_option("--budget", options.budget, "Begin no shape after so long, as in 300s or 5m")
+  app.add_option("--budget", options.budget, "Begin no shape after this time, such as 300s or 5m")
       ->capture_default_str();
   app.add_flag("--plan", options.plan, "List what would be timed, and time nothing");
   app.footer(kExitCodes);
@@ -260,7 +261,7 @@ int run(int argc, char** argv) {
 
   if (options.plan == (!options.out.empty() || !options.resume.empty())) {
     return refuse(invalid(options.plan ? "--plan writes nothing: --out and --resume have no effect"
-                                       : "--out or --resume is missing: where to write the table"));
+                                       : "--out or --resume must say where to write the table"));
   }
   double budget = 0;
   if (const Status status = parse_budget(options.budget, &budget); !status.ok()) {
@@ -271,7 +272,7 @@ int run(int argc, char** argv) {
   const bool needs_gpu = options.machine == "gpu" || (options.machine == "auto" && !options.plan);
   if (gpu == nullptr && needs_gpu) {
     return refuse({StatusCode::kUnavailable,
-                   why_not + "; --plan says what would be timed, --machine model tries it"});
+                   why_not + "; --plan lists what would be timed, --machine model tries it"});
   }
   Machine& machine = gpu != nullptr ? *gpu : model_machine();
   std::vector<const Stage*> chosen;

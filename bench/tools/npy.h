@@ -33,7 +33,7 @@ enum class Type {
 
 /// NumPy's name of a type: "<f2", "<u2", ...
 const char* to_string(Type type);
-/// Bytes an element.
+/// Bytes per element.
 size_t size_of(Type type);
 
 /// "[2, 1, 4, 576]"

@@ -195,7 +195,7 @@ Status recommend(std::span<const Recorded> recorded, const Wish& wish,
   }
   if (found.empty()) {
     return {StatusCode::kInvalidArgument,
-            fmt::format("no stage has recorded times that reach {} heads, {} tokens{}", wish.heads,
+            fmt::format("no stage has recorded times up to {} heads, {} tokens{}", wish.heads,
                         wish.context,
                         wish.batch ? fmt::format(", {} sequences", *wish.batch) : std::string())};
   }
@@ -214,8 +214,8 @@ std::string describe(const Wish& wish, const std::vector<Candidate>& candidates)
     text += "; caches of at most " + mib_or_gib(wish.budget_bytes);
   if (std::isfinite(wish.step_ms))
     text += "; a slow step of at most " + number(wish.step_ms) + " ms";
-  Table table({"stage", "cache", "batch", "step, ms", "slow step, ms", "tokens/s", "caches",
-               "not, because"});
+  Table table(
+      {"stage", "cache", "batch", "step, ms", "slow step, ms", "tokens/s", "caches", "why not"});
   for (const Candidate& one : candidates) {
     table.add({one.stage, mla::to_string(one.format), std::to_string(one.batch),
                number(one.step_ms), number(one.slow_step_ms), number(one.tokens_per_s),
@@ -224,18 +224,18 @@ std::string describe(const Wish& wish, const std::vector<Candidate>& candidates)
   text += "\n\n" + table.to_string() + "\n";
   const Candidate& first = candidates.front();
   if (!first.why_not.empty()) {
-    text += "Nothing that is recorded meets this.\n";
+    text += "Nothing that is recorded meets this goal.\n";
   } else {
     text += fmt::format("Run stage {} with a cache of {} and a batch of {}{}.\n", first.stage,
                         mla::to_string(first.format), first.batch,
                         first.splits.empty() ? "" : ": " + first.splits);
   }
-  text += "\nWhat this rests on:\n";
+  text += "\nThis rests on:\n";
   for (const Candidate& one : candidates) {
     const DecodeFit& fit = one.model.decode;
     const std::string how =
         fit.shapes == 0
-            ? "as recorded, too few shapes for a fit"
+            ? "as recorded: too few shapes for a fit"
             : fmt::format("{} shapes, fitted with an error of {} (median), {} (worst)", fit.shapes,
                           percent(fit.median_error), percent(fit.worst_error));
     text += fmt::format("  {}, {}: {}; nearest is {}, {} µs per layer; {}\n", one.stage,
@@ -243,12 +243,12 @@ std::string describe(const Wish& wish, const std::vector<Candidate>& candidates)
                         one.model.origin);
   }
   return text +
-         "A step is the attention of all layers, one after the other, and no more of a model. A "
-         "slow step takes the "
-         "nearest\nrecord's p90 over its median as much longer: records of one shape know no p99. "
-         "Batches and lengths "
-         "beyond the records\nare not recommended. What an 8-bit cache does to results: "
-         "docs/quantisation.md\n";
+         "A step is the attention of all layers, one after the other, and nothing else of a model. "
+         "A "
+         "slow step is longer by\nthe ratio of p90 to median in the nearest record, because "
+         "records of "
+         "one shape have no p99. Batches and lengths\nbeyond the records are not recommended. What "
+         "an 8-bit cache does to results: docs/quantisation.md\n";
 }
 
 }  // namespace mla::bench

@@ -296,7 +296,7 @@ std::string summary(const BlockTimeline& timeline) {
   print(&text, "  no product in flight: {} of {} clocks, {:.1f}%\n", bubble, window,
         window > 0 ? 100 * double(bubble) / double(window) : 0.0);
   if (timeline.lost > 0) {
-    print(&text, "  {} events were lost: a record holds {} a track\n", timeline.lost,
+    print(&text, "  {} events were lost: a record holds {} per track\n", timeline.lost,
           static_cast<int>(timeline::Record::kCapacity));
   }
   return text;

@@ -355,7 +355,8 @@ Status TuneFile::resume(const std::string& path) {
   for (const char* key : {"gpu", "multiprocessors", "commit"}) {
     const std::string there = json["context"].value(key, ""), here = value_of(context_, key);
     if (there != here) {
-      return refused(fmt::format("was begun with {} {}, this is {}: begin anew", key, there, here));
+      return refused(
+          fmt::format("was begun with {} {}, but this is {}: begin a new table", key, there, here));
     }
   }
   for (const Json& regime : json["regimes"]) data_->regimes.push_back(regime);

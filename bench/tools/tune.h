@@ -16,9 +16,10 @@
 
 namespace mla::bench {
 
-/// After a first look a stage is timed further if it takes at most so much of the fastest one's time.
+/// After a first look, a stage is timed further if it takes at most this many times as long as the fastest one.
 inline constexpr double kTuneStays = 1.5;
-/// After it, settings are searched for stages that take at most so much: a smaller tile of rows can halve a time.
+/// Then settings are searched for stages that take at most this many times as long, because a smaller tile of
+/// rows can halve a time.
 inline constexpr double kTuneSearched = 2;
 /// Runs of the first look.
 inline constexpr int kTuneFirstLook = 5;

@@ -144,7 +144,7 @@ mla::CacheFormat format_named(const std::string& name) {
     if (name == mla::to_string(format)) return format;
     names += (names.empty() ? "'" : ", '") + std::string(mla::to_string(format)) + "'";
   }
-  raise("ValueError", "cache_format = '" + name + "' is none of " + names);
+  raise("ValueError", "cache_format = '" + name + "' is not one of " + names);
 }
 
 mla::DType dtype_named(const std::string& name) {

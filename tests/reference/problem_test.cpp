@@ -146,7 +146,7 @@ TEST(CacheFormats, AreFour) {
     EXPECT_OK(validate(problem, valid_tensors()));
   }
   expect_refused([](Problem& p) { p.cache_format = static_cast<CacheFormat>(4); },
-                 "cache_format = 4 is none of 16bit (0), fp8_tile128 (1), fp8_tensor (2), "
+                 "cache_format = 4 is not one of 16bit (0), fp8_tile128 (1), fp8_tensor (2), "
                  "int8_tile128 (3)");
   EXPECT_EQ(Problem().cache_format, CacheFormat::k16Bit);
 }

@@ -101,7 +101,7 @@ TEST(Shapes, AFormatReachesTheProblem) {
   EXPECT_EQ(shape.spec.dtype, DType::kFloat16);
   EXPECT_EQ(padded("h16_q1_k100+20_fp8_tensor_fp16"), "h16_q1_b2_k100_fp8_tensor_fp16");
   const Status status = parse_shape("h1_q1_b1_k1_fp8_tile128_fp16", &shape);
-  EXPECT_NE(status.message().find("fp8_tile128 goes with bf16 alone"), std::string::npos)
+  EXPECT_NE(status.message().find("fp8_tile128 needs bf16"), std::string::npos)
       << status.to_string();
 }
 

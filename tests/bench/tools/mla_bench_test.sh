@@ -26,7 +26,7 @@ listed=$("$bench" --machine model --shapes "$shape" --stages 02,03 --benchmark_l
 
 expect 2 "Failed to match any benchmarks against regex: nothing" --benchmark_filter=nothing
 expect 2 "--benchmark_format=json cannot be honoured" --benchmark_format=json
-expect 2 "--benchmark_nothing=1 is no flag" --benchmark_nothing=1
+expect 2 "--benchmark_nothing=1 is not a flag" --benchmark_nothing=1
 expect 2 "name two files" --out a.json --benchmark_out=b.json
 expect 2 "unknown argument" --filter=cold
 expect 2 "--out has no effect: --list measures nothing" --list --out a.json
@@ -34,8 +34,8 @@ expect 2 "--samples has no effect: --benchmark_list_tests measures nothing" --be
 expect 2 "--list and --save-inputs exclude each other" --list --save-inputs .
 expect 2 "--stages has no effect: --save-inputs runs no stage" --save-inputs .
 expect 2 "--out and --samples are the same file" --out a --samples a
-expect 2 "--quick is of suite paged" --quick
-expect 2 "suite paged has no shapes" --suite paged
+expect 2 "--quick is for suite paged alone" --quick
+expect 2 "--shapes has no effect: suite paged has no shapes" --suite paged
 # again SHAPE CODE TEXT ARGUMENT...: as expect, with another shape
 again() {
   local before=$shape
@@ -47,10 +47,10 @@ again h1_q1_b1_k64 2 "--explain has no effect: decodes of suite plan are not tim
 again h16_q1_b0_k64 2 "invalid argument: shape 'h16_q1_b0_k64' has b = 0; 1 to 2147483647 are allowed"
 again h16_q1_b1_k2000000000 2 "has k = 2000000000; 1 to 1073741824 are allowed"
 again h16_q1_b1_k64_split100 2 "has split = 100; multiples of 64 are allowed"
-again h1_q1_b1_k64_fp16 2 "--shapes h1_q1_b1_k64_fp16 ends with _fp16, --dtype says bf16" --dtype bf16
+again h1_q1_b1_k64_fp16 2 "--shapes h1_q1_b1_k64_fp16 ends with _fp16, but --dtype says bf16" --dtype bf16
 again h2_q1_b1_k70_fp8_tile128 2 "none of these stages can read a cache of these shapes"
-again h2_q1_b1_k70_fp8_tile128_fp16 2 "fp8_tile128 goes with bf16 alone"
-again h2_q1_b1_k70_fp8_tile128 2 "fp8_tile128 goes with bf16 alone" --dtype fp16
+again h2_q1_b1_k70_fp8_tile128_fp16 2 "fp8_tile128 needs bf16"
+again h2_q1_b1_k70_fp8_tile128 2 "fp8_tile128 needs bf16" --dtype fp16
 again h128_q1_b1048576_k1073741824 2 "needs 2.59 EB of host memory; "
 again h1_q1_b1_k1073741824 2 "TB of host memory; "
 [ -z "$(ls)" ] || { echo "FAILED: files of refused runs: $(ls)"; failures=1; }

@@ -173,9 +173,10 @@ TEST_F(MlaRunProfile, RefusesBadInput) {
   expect_refused("--stage 99 --shape h16_q1_b1_k64", "--stage 99 is not known");
   expect_refused("--stage reference --shape h16_q1_b1_k64", "the reference has no kernels");
   expect_refused("--stage 00 --shape h16_q1_b1_k64", "00_reference runs on the CPU, and has no");
-  expect_refused("--stage 02", "--q is missing (or --shape)");
+  expect_refused("--stage 02", "--q or --shape is missing");
   expect_refused("--stage 02 --shape h16", "h16");
-  expect_refused("--stage 02 --shape h16_q1_b1_k64 --json --listing", "two ways to print");
+  expect_refused("--stage 02 --shape h16_q1_b1_k64 --json --listing",
+                 "--json and --listing exclude each other");
   expect_refused("--stage 02 --shape h16_q1_b1_k64 --schedule -1", "--schedule");
   expect_refused("--stage 08 --shape h16_q1_b1_k64 --device rtx3090", "08_seesaw");
 }

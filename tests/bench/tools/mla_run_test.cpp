@@ -124,7 +124,7 @@ TEST_F(MlaRunTest, DecodesADumpFromNumPyWithEveryStage) {
         << ran.text;
     if (stage != "reference") {
       EXPECT_NE(ran.text.find("PASS"), std::string::npos) << ran.text;
-      EXPECT_NE(ran.text.find("it says nothing about a GPU"), std::string::npos) << ran.text;
+      EXPECT_NE(ran.text.find("which says nothing about a GPU"), std::string::npos) << ran.text;
     }
     const npy::Array ran_out = read(path("out.npy"));
     EXPECT_EQ(ran_out.header.type, npy::Type::kUInt16);
@@ -337,8 +337,9 @@ TEST_F(MlaRunTest, TakesAScaleAsAFraction) {
     expect_refused(scaled(scale),
                    "--scale " + std::string(scale) + " must be finite and greater than 0");
   }
-  expect_refused(scaled("1e-46"), "--scale 1e-46 is too small: it becomes 0 as a float");
-  expect_refused(scaled("1e39"), "--scale 1e39 is too large for a float");
+  expect_refused(scaled("1e-46"),
+                 "--scale 1e-46 is too small: the scale is a float, in which this becomes 0");
+  expect_refused(scaled("1e39"), "--scale 1e39 is too large: the scale is a float");
   for (const char* scale : {"x", "1/", "/2", "1/2/3", "0.1f"}) {
     expect_refused(scaled(scale), "--scale " + std::string(scale) + " is no number");
   }
@@ -354,7 +355,7 @@ TEST_F(MlaRunTest, ADumpMayBeDecodedBatchInvariantly) {
   EXPECT_NE(shape.text.find("0:64-128 (slot 1)"), std::string::npos) << shape.text;
   expect_refused("--stage 04 --split 65 " + kPaged, "--split 65 must be a multiple of 64");
   expect_refused("--stage 04 --split 0 " + kPaged, "--split");
-  expect_refused("--stage 04 --split 64 --shape h1_q1_b1_k200_split128", "name two splits");
+  expect_refused("--stage 04 --split 64 --shape h1_q1_b1_k200_split128", "name different splits");
 }
 
 TEST_F(MlaRunTest, RefusesWhatMemoryDoesNotHold) {
@@ -447,20 +448,20 @@ TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
   expect_refused("--stage 99 " + kPaged,
                  "--stage 99 is not known; one of 00_reference, 01_naive, ");
   expect_refused("--stage 02 " + replaced(kPaged, "--scale 0.135234", ""),
-                 "--scale is missing (or --shape)");
+                 "--scale or --shape is missing");
   expect_refused("--stage 02 " + replaced(kPaged, "0.135234", "-1"), "--scale");
   expect_refused("--stage 02 " + replaced(kPaged, "--dtype bf16", ""),
-                 "tests/data/paged/q.npy holds <u2; --dtype bf16 or --dtype fp16 must say");
+                 "tests/data/paged/q.npy holds <u2; say by --dtype bf16 or --dtype fp16");
   expect_refused("--stage 02 " + replaced(kPaged, "bf16", "fp32"), "--dtype");
   expect_refused("--stage 02 --frobnicate " + kPaged, "--frobnicate");
-  expect_refused("--stage all " + kPaged, "--out and --lse take one stage's result");
+  expect_refused("--stage all " + kPaged, "--out and --lse write the result of one stage");
   expect_refused("--stage 02 --shape h1_q1_b1_k1 " + kPaged, "--shape generates tensors");
-  expect_refused("--stage 02 --shape h1_q1_b1_k1 --layout paged", "brings its own --layout");
-  expect_refused("--stage 02 --shape h1_q1_b1_k1 --scale 1", "brings its own --scale");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1 --layout paged", "leave out --layout");
+  expect_refused("--stage 02 --shape h1_q1_b1_k1 --scale 1", "leave out --scale");
   expect_refused("--stage 02 --shape h1_q1_b1_k1_fp16 --dtype bf16",
-                 "--shape h1_q1_b1_k1_fp16 ends with _fp16, --dtype says bf16");
-  expect_refused("--stage 02 --seed 0 " + kPaged, "--seed is of generated tensors");
-  expect_refused("--stage 02 --data needles " + kPaged, "--data is of generated tensors");
+                 "--shape h1_q1_b1_k1_fp16 ends with _fp16, but --dtype says bf16");
+  expect_refused("--stage 02 --seed 0 " + kPaged, "--seed is for generated tensors");
+  expect_refused("--stage 02 --data needles " + kPaged, "--data is for generated tensors");
   for (const char* flag : {"--schedules 2", "--device a100"}) {
     expect_refused("--stage reference --machine model --shape h1_q1_b1_k1 " + std::string(flag),
                    "--stage reference needs none");
@@ -481,13 +482,13 @@ TEST_F(MlaRunTest, RefusesFlagsThatMakeNoSense) {
       run("decode --stage 02 " + replaced(kPaged, "tests/data/paged/q.npy", path("q.npy")) +
           " --out " + path("q.npy"));
   EXPECT_EQ(onto.exit_code, 2);
-  EXPECT_NE(onto.text.find("is an input; it will not be overwritten"), std::string::npos)
+  EXPECT_NE(onto.text.find("is an input, and will not be overwritten"), std::string::npos)
       << onto.text;
   expect_refused("--stage 02 --device a100 " + kPaged, "--device needs --machine model");
   for (const char* schedules : {"0", "many", "3..2", "1..", "3..x", "10001", "1..10001"}) {
     expect_refused(
         "--stage 02 --machine model --schedules " + std::string(schedules) + " " + kPaged,
-        "--schedules " + std::string(schedules) + ": how many, 1 to 10000");
+        "--schedules " + std::string(schedules) + " is neither a number of schedules, 1 to 10000");
   }
 }
 
@@ -502,7 +503,7 @@ TEST_F(MlaRunTest, OverwritesNothingItReadsUnderAnyName) {
     SCOPED_TRACE(output);
     const Ran ran = run("decode --stage reference " + kPaged + checks + output);
     EXPECT_EQ(ran.exit_code, 2) << ran.text;
-    EXPECT_NE(ran.text.find("is an input; it will not be overwritten"), std::string::npos)
+    EXPECT_NE(ran.text.find("is an input, and will not be overwritten"), std::string::npos)
         << ran.text;
   }
   EXPECT_EQ(read(path("out.npy")).bytes, read("tests/data/paged/expected_out.npy").bytes);
@@ -764,7 +765,7 @@ TEST_F(MlaRunTest, PredictsSeveralGpus) {
   EXPECT_EQ(ways, expected);
   expect_nothing_run("predict --ranks 2 --stage 08 --shape h16_q1_b1_k64", "leave out --stage");
   expect_nothing_run("predict --ranks 2", "--ranks needs a --shape");
-  expect_nothing_run("predict --ranks 2 --shape h16_q2_b1_k64", "predicted are one query token");
+  expect_nothing_run("predict --ranks 2 --shape h16_q2_b1_k64", "only one query token");
 }
 
 // The logits 2^24 and 2^24 + 1 are equal in fp32, so no kernel gives the result of float64.
@@ -855,7 +856,7 @@ TEST_F(MlaRunTest, ATracesOptionsAreChecked) {
   expect_nothing_run(right, "-o is missing");
   expect_nothing_run("trace --stage 02" + to, "--shape is missing");
   expect_nothing_run("trace --shape h1_q1_b1_k64" + to, "--stage is missing");
-  expect_nothing_run("trace --stage all --shape h1_q1_b1_k64" + to, "one stage is recorded");
+  expect_nothing_run("trace --stage all --shape h1_q1_b1_k64" + to, "names no single stage");
   expect_nothing_run("trace --stage 99 --shape h1_q1_b1_k64" + to, "--stage 99 is not known");
   expect_nothing_run("trace --stage 02 --shape h1_q1" + to, "h1_q1");
   expect_nothing_run(right + to + " --chrome " + path("no.json"), "are the same file");
@@ -864,7 +865,7 @@ TEST_F(MlaRunTest, ATracesOptionsAreChecked) {
   expect_nothing_run(right + to + " --max-mib 0", "--max-mib");
   expect_nothing_run(right + to + " --multiprocessors 0", "--multiprocessors");
   expect_nothing_run(right + to + " --block 1 --blocks", "excludes");
-  expect_nothing_run(right + " --check x.json", "takes no other option");
+  expect_nothing_run(right + " --check x.json", "leave out all other options");
   expect_nothing_run("trace --check " + path("none.json"), "cannot be read");
   EXPECT_FALSE(fs::exists(path("no.json")));
   std::ofstream(path("other.json")) << "{}";
@@ -952,7 +953,7 @@ TEST_F(MlaRunTest, QuantiseRefusesWhatItCannotDo) {
       "quantise --dtype bf16 --scale 1 --q tests/data/paged/q.npy --cache "
       "tests/data/paged/cache.npy --block-table tests/data/paged/block_table.npy --seqlens "
       "tests/data/paged/seqlens.npy --format fp8_tensor --out tests/data/paged/cache.npy",
-      "is an input; it will not be overwritten");
+      "is an input, and will not be overwritten");
 }
 
 TEST_F(MlaRunTest, Recommends) {
@@ -969,7 +970,7 @@ TEST_F(MlaRunTest, Recommends) {
   expect_nothing_run(wish + "--goal memory --p99 -5ms", "p99 = -5 must be greater than 0");
   expect_nothing_run(wish + "--goal beauty", "--goal");
   expect_nothing_run("recommend --goal memory --heads 7",
-                     "no stage has recorded times that reach 7 heads");
+                     "no stage has recorded times up to 7 heads");
 }
 
 // What quantise writes can be decoded, with the error that quantise said.
@@ -1025,10 +1026,10 @@ TEST_F(MlaRunTest, DecodesAQuantisedCache) {
   EXPECT_TRUE(same(by_name, by_flag));
   EXPECT_FALSE(same(by_name, by_scale));
   const std::string other = named.substr(0, named.find("_fp8")) + "_int8_tile128";
-  expect_nothing_run(other + " --cache-scale 3", "--cache-scale is of --cache-format fp8_tensor");
-  expect_nothing_run(other + " --cache-format fp8_tensor", "name two formats");
+  expect_nothing_run(other + " --cache-scale 3", "--cache-scale needs --cache-format fp8_tensor");
+  expect_nothing_run(other + " --cache-format fp8_tensor", "name different formats");
   expect_nothing_run("quantise" + other.substr(other.find(" --shape")),
-                     "has a quantised cache already; give it without _int8_tile128");
+                     "has a quantised cache already; leave out _int8_tile128");
 }
 
 TEST_F(MlaRunTest, RefusesCachesThatAreNotWhatTheyAreSaidToBe) {
@@ -1039,7 +1040,7 @@ TEST_F(MlaRunTest, RefusesCachesThatAreNotWhatTheyAreSaidToBe) {
   expect_refused(codes + shorter, "[pages, page_size, h_kv, 656] needed");
   expect_refused("--stage reference --cache-format fp8_tensor " + shorter, "needs --cache-scale");
   expect_refused("--stage reference --cache-scale 1 " + std::string(kPaged),
-                 "is of --cache-format");
+                 "needs --cache-format");
   expect_refused(codes + replaced(shorter, "--block-table tests/data/paged/block_table.npy", ""),
                  "a quantised cache is paged");
 }

@@ -24,7 +24,7 @@ search=("$tune" --machine model --stages 05,10)
 
 expect 0 "h16_q1_b1_k512" "$tune" --plan --machine model --stages 10
 expect 0 "1 shapes, at most" "$tune" --plan --machine model --stages 05,10 --shapes h16_q1_b4_k512
-expect 2 "--out or --resume is missing" "$tune" --machine model
+expect 2 "--out or --resume must say where" "$tune" --machine model
 expect 2 "--plan writes nothing" "$tune" --plan --out t.json
 expect 2 "--budget 3h is no time" "${search[@]}" --out t.json --budget 3h
 expect 2 "only stages that make a plan are timed" "$tune" --machine model --stages 01 --out t.json
@@ -42,10 +42,10 @@ cp t.json first.json
 expect 0 "t.json: 2 shapes" "${search[@]}" --resume t.json --shapes h16_q1_b1_k128,h20_q1_b2_k64
 [ "$(grep -c '"rows"' t.json)" = 2 ] && grep -qF "$(grep '"rows"' first.json)" t.json ||
   { echo "FAILED: resumed: $(cat t.json)"; failures=1; }
-expect 0 "1 shapes are left: mla_tune --resume t.json" "${search[@]}" --resume t.json --budget 0.000001 \
+expect 0 "1 shapes are left; go on by mla_tune --resume t.json" "${search[@]}" --resume t.json --budget 0.000001 \
   --shapes h16_q1_b1_k128,h16_q1_b3_k64
 sed 's/"multiprocessors": "132"/"multiprocessors": "78"/' t.json > other.json
-expect 2 "was begun with multiprocessors 78, this is 132" "${search[@]}" --resume other.json --shapes h16_q1_b3_k64
+expect 2 "was begun with multiprocessors 78, but this is 132" "${search[@]}" --resume other.json --shapes h16_q1_b3_k64
 
 # Choosing by the table. Edited to name stage 05, so that the model's times do not decide the test.
 sed 's/"stage":"10_few_heads"/"stage":"05_tensor_core"/g' t.json > only05.json

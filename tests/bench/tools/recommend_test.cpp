@@ -101,7 +101,7 @@ TEST(Recommend, GoesNotBeyondTheRecords) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     EXPECT_TRUE(has(status.message(), message)) << status.message();
   };
-  refuses({.heads = 16, .context = 8193}, "reach 16 heads, 8193 tokens");
+  refuses({.heads = 16, .context = 8193}, "up to 16 heads, 8193 tokens");
   refuses({.heads = 16, .context = 8192, .batch = 65}, "65 sequences");
   refuses({.heads = 128}, "128 heads");
   refuses({.heads = 0}, "heads = 0 must be at least 1");

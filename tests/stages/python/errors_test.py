@@ -61,7 +61,7 @@ CASES = {
     "a stage by number": ("stage", lambda _: 8, TypeError,
                           "stage = 8 must be a name of stages(), or its number as in '08'"),
     "half a split": ("fixed_split_tokens", lambda _: 64.0, TypeError, "fixed_split_tokens = 64.0 must be an integer"),
-    "an unknown format": ("cache_format", lambda _: "fp4", ValueError, "cache_format = 'fp4' is none of '16bit', "),
+    "an unknown format": ("cache_format", lambda _: "fp4", ValueError, "cache_format = 'fp4' is not one of '16bit', "),
     "an uneven split": ("fixed_split_tokens", lambda _: 100, ValueError,
                         "fixed_split_tokens = 100 must be 0 or a positive multiple of 64"),
     "out of another type": ("out", lambda _: numpy.zeros((2, 1, 16, 512), numpy.float16), TypeError,
