@@ -1,5 +1,5 @@
 /// @file
-/// A rank's GPU: its stream, the times of graphs, and of what they are at.
+/// A rank's GPU: its stream, the times of graphs, and of the phases in them.
 #pragma once
 
 #include <functional>
@@ -11,15 +11,15 @@
 
 namespace mla::bench {
 
-/// GPUs that a process would see. Asked of a process of its own, because a CUDA that has begun does not
-/// survive a fork.
+/// How many GPUs a process would see. A process of its own asks CUDA, because CUDA does not survive a fork once
+/// it has begun.
 int count_gpus();
 
 /// The GPU of a rank of this host, of those that its process sees: the one that a launcher shows it, if that is one
 /// alone. Where ranks share GPUs, they are dealt to them in turns.
 int gpu_of_rank(int local_rank, int visible, bool share);
 
-/// What a rank's decode was at, from when on.
+/// A phase of a rank's decode, and when it began.
 struct TimedMark {
   RankPhase phase;
   double us;  ///< By the host's steady clock.

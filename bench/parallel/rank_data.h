@@ -15,7 +15,7 @@ namespace mla::bench {
 /// How ranks share a problem. Their number is the product of the three.
 struct Division {
   int pages =
-      1;  ///< Context parallel: so many ranks share the pages of the same heads and sequences.
+      1;  ///< Context parallel: this many ranks share the pages of the same heads and sequences.
   int heads = 1;              ///< Tensor parallel.
   int batch = 1;              ///< Every rank has sequences of its own.
   ParallelSettings settings;  ///< Of those that share pages; pages_per_turn 0: one run for each.

@@ -1,5 +1,5 @@
 /// @file
-/// What the ranks were at during one decode, on one clock: which phase, from when to when, and who waited for whom.
+/// What the ranks did during one decode, on one clock: which phase, from when to when, and who waited for whom.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -1,5 +1,5 @@
 /// @file
-/// What does a step, and how long that takes: kernels on a machine, or a model of their times.
+/// Does steps and says how long they take: kernels on a machine, or a model of their times.
 #pragma once
 
 #include <map>
@@ -17,13 +17,12 @@ class Engine {
   /// Appends and decodes, in all layers.
   /// @param seconds  what the step took
   virtual Status step(const StepWork& work, double* seconds) = 0;
-  /// Whether what the scheduler takes on the host is a part of a step's time: of kernels, not of a fit.
+  /// Whether the scheduler's time on the host is a part of a step's time: it is with kernels, not with a fit.
   virtual bool counts_host_time() const { return false; }
 };
 
-/// Spares steps of static batches: one whose batch and padded length have been timed, the length to
-/// within a tolerance, takes the time of that one and is not done. Steps that bring prompts in
-/// always are.
+/// Spares steps of static batches. A step whose batch was timed before, with a padded length within a tolerance,
+/// is not done, and takes the time of that one. Steps that bring prompts in are always done.
 class ReusingEngine final : public Engine {
  public:
   /// @param tolerance  0.05: lengths that differ by 5%; 0: same lengths only

@@ -96,12 +96,13 @@ std::string compare_pairs(const std::string& base_name, std::span<const ServiceR
                better});
     if (!sentence.empty()) continue;
     sentence = fmt::format(
-        "{} pairs of runs, each of the same requests. By the mean time between tokens: ",
+        "{} pairs of runs, the same requests in both runs of a pair. By the mean time between "
+        "tokens: ",
         difference.pairs);
     sentence += difference.is_told()
-                    ? fmt::format("{} is better; that of {} differs by {} ({} ... {})\n", better,
-                                  other_name, signed_percent(difference.mean), signed_percent(low),
-                                  signed_percent(high))
+                    ? fmt::format("{} is better; the time of {} differs by {} ({} ... {})\n",
+                                  better, other_name, signed_percent(difference.mean),
+                                  signed_percent(low), signed_percent(high))
                     : "they are not told apart\n";
   }
   return table.to_string() + sentence;
@@ -138,12 +139,12 @@ std::string describe_rollout(const std::string& old_name, const std::string& new
   }
   const bool rolled_back = !phases.empty() && phases.back().share == 0;
   const std::string end =
-      !rolled_back
-          ? fmt::format("{} serves all requests: it raised no alert.\n", new_name)
-          : fmt::format(
-                "{} was rolled back at {:.0f}%, alerts: {}. {} serves all requests again.\n",
-                new_name, 100 * phases[phases.size() - 2].share,
-                alerts_of(phases[phases.size() - 2].new_stage), old_name);
+      !rolled_back ? fmt::format("{} serves all requests: it raised no alert.\n", new_name)
+                   : fmt::format(
+                         "{} was rolled back at {:.0f}%, because of alerts: {}. {} serves all "
+                         "requests again.\n",
+                         new_name, 100 * phases[phases.size() - 2].share,
+                         alerts_of(phases[phases.size() - 2].new_stage), old_name);
   return table.to_string() + end;
 }
 

@@ -14,8 +14,8 @@ class MeteredEngine final : public Engine {
   explicit MeteredEngine(Engine& engine);
   Status step(const StepWork& work, double* seconds) override;
   bool counts_host_time() const override { return engine_.counts_host_time(); }
-  /// From the first step until now. Virtual time in which nothing runs takes none, so this is what work
-  /// takes, and not what a GPU that waits for requests does. What NVML does not read stays unknown.
+  /// From the first step until now. Virtual time in which nothing runs takes no real time, so this is what work
+  /// takes, without what a GPU takes that waits for requests. What NVML does not read stays unknown.
   /// @param all_done  every step was, by this GPU alone: else energy is not of all tokens
   void write(bool all_done, Figures* figures) const;
 

@@ -153,8 +153,8 @@ class RealClock final : public Clock {
     const int64_t bytes = layer_bytes(pages, scenario.cache_format) * scenario.layers;
     if (!gpu() && bytes > kMostOnModel) {
       return invalid(
-          fmt::format("scenario {} has {} MiB of caches, the GPU model is for at most {}: "
-                      "take tiny, or --engine simulated",
+          fmt::format("scenario {} has {} MiB of caches, but the GPU model takes at most {}: "
+                      "choose scenario tiny, or --engine simulated",
                       scenario.name, bytes >> 20, kMostOnModel >> 20));
     }
     const int distinct = std::min(distinct_, scenario.layers);
@@ -201,7 +201,8 @@ class RealClock final : public Clock {
     *slug = stage->slug;
     if (name == kAutoSlug) {
       *slug = chosen_stage(stages(machine_.kind()), scenario, machine_.limits());
-      std::cout << "auto chooses anew in every step; in the largest " << *slug << "\n";
+      std::cout << "auto chooses a stage in every step; in the largest step it is " << *slug
+                << "\n";
     }
     if (scenario.ranks > 1) {
       std::unique_ptr<RanksEngine> several;
@@ -274,7 +275,7 @@ class SimulatedClock final : public Clock {
     const std::string missing =
         model.not_recorded(known != nullptr && known->plan_shape != nullptr);
     if (!missing.empty()) {
-      std::cout << "  none is recorded, so they take no time: " << missing << "\n";
+      std::cout << "  not recorded, so without time: " << missing << "\n";
     }
     if (scenario.ranks == 1) {
       *engine = std::make_unique<SimulatedEngine>(std::move(model), scenario.layers);
@@ -394,7 +395,7 @@ Status read_configuration(const std::string& text, std::string* stage, CacheForm
   return invalid("--ab " + text + ": no cache format has that name");
 }
 
-/// Two configurations, "stage" or "stage:format", with the same requests of so many seeds.
+/// Two configurations, "stage" or "stage:format", with the same requests of several seeds.
 Status compare_two(const Scenario& scenario, const Options& options, Clock& clock,
                    Progress& progress, std::vector<ServiceRun>* runs) {
   std::cout << "\n" << describe(scenario);
@@ -564,9 +565,9 @@ Status serve(const Scenario& scenario, const Options& options, Clock& clock, Pro
 
 /// Flags that contradict each other, or that nothing would come of.
 Status check_flags(const Options& options) {
-  const std::string simulated = " is of kernels, and --engine simulated runs none";
+  const std::string simulated = " is for kernels, and --engine simulated runs none";
   if (options.way == "paged" && !options.static_stage.empty()) {
-    return invalid("--static-stage is of the static way, and --way paged leaves it out");
+    return invalid("--static-stage is for the static way, which --way paged leaves out");
   }
   if (!(options.static_tolerance >= 0 && options.static_tolerance < 1)) {
     return invalid(fmt::format("static tolerance = {:g} must be at least 0 and below 1",
@@ -574,7 +575,7 @@ Status check_flags(const Options& options) {
   }
   if (options.static_tolerance_given &&
       (options.way == "paged" || options.engine == "model" || options.engine == "simulated")) {
-    return invalid("--static-tolerance is of the static way on a GPU");
+    return invalid("--static-tolerance is for the static way on a GPU");
   }
   if (options.distinct_caches < 0) {
     return invalid(fmt::format("distinct caches = {} must be at least 0", options.distinct_caches));
@@ -583,13 +584,13 @@ Status check_flags(const Options& options) {
     return invalid("--distinct-caches" + simulated);
   }
   if (options.explain_model && (options.engine == "gpu" || options.engine == "model")) {
-    return invalid("--explain-model is of --engine simulated");
+    return invalid("--explain-model needs --engine simulated");
   }
   if (!options.ab.empty() && options.ab.size() != 2) {
-    return invalid("--ab takes two configurations, as in --ab 08,09 or 10:16bit,12:fp8_tile128");
+    return invalid("--ab takes two configurations, such as --ab 08,09 or 10:16bit,12:fp8_tile128");
   }
   if (!options.ab.empty() && !options.rollout.empty()) {
-    return invalid("--ab and --rollout are different experiments");
+    return invalid("--ab and --rollout exclude each other");
   }
   if (!options.rollout.empty() && !options.out.empty()) {
     return invalid("--rollout writes no results: leave out --out");
@@ -706,13 +707,13 @@ int serve_all(const Options& options) {
 }
 
 void add_options(CLI::App& app, Options* options) {
-  app.add_option("--scenario", options->scenario, "names, comma-separated; or all (but tiny)")
+  app.add_option("--scenario", options->scenario, "names, separated by commas; or all (but tiny)")
       ->capture_default_str();
   app.add_flag("--list", options->list, "show the scenarios");
   app.add_option(
          "--cache-format", options->cache_formats,
-         "of every layer's cache (docs/cache_formats.md), comma-separated: each scenario is "
-         "served from each, and then the formats are compared; 16bit if not given")
+         "formats of the caches (docs/cache_formats.md), separated by commas: each scenario is "
+         "served with each format, and then the formats are compared; default: 16bit")
       ->delimiter(',')
       ->transform(format_names(/*quantised=*/false))
       ->type_name("TEXT");
@@ -725,85 +726,96 @@ void add_options(CLI::App& app, Options* options) {
       ->check(CLI::IsMember({"auto", "gpu", "simulated", "model"}))
       ->capture_default_str();
   add_choice_table(&app);
-  app.add_option("--stage", options->stage,
-                 "that decodes the paged way; auto: the fastest by a table, for each step")
+  app.add_option(
+         "--stage", options->stage,
+         "the stage that decodes in the paged way; auto: the fastest by a table, for each step")
       ->capture_default_str();
-  app.add_option("--static-stage", options->static_stage,
-                 "that decodes static batches, if not the paged way's; both "
-                 "ways then also run with that one, so that the kernel's part is known");
-  app.add_option("--static-tolerance", options->static_tolerance,
-                 "on a GPU, a static step takes the time of one done if lengths differ by this "
-                 "share at most; 0: every one is done")
+  app.add_option(
+      "--static-stage", options->static_stage,
+      "the stage that decodes static batches, if it is another; then static batches also "
+      "run with the paged way's stage, so that the kernel's part is known");
+  app.add_option(
+         "--static-tolerance", options->static_tolerance,
+         "on a GPU, a static step is not run, and takes the time of one that was, if lengths "
+         "differ by at most this share; 0: only equal lengths")
       ->capture_default_str();
   app.add_option("--distinct-caches", options->distinct_caches,
-                 "caches in memory, which the layers use in turn; 0: one a layer, if they fit")
+                 "caches in memory, which the layers use in turn; 0: one per layer, if they fit")
       ->capture_default_str();
-  app.add_option("--seed", options->seed, "of the requests")->capture_default_str();
+  app.add_option("--seed", options->seed, "seed of the requests")->capture_default_str();
   app.add_option("--out", options->out, "write JSON here")->excludes("--list");
-  app.add_flag("--explain-model", options->explain_model, "show what the simulated clock is");
+  app.add_flag("--explain-model", options->explain_model,
+               "show the formulas of the simulated clock");
   app.add_option("--model", options->model,
-                 "whose heads and layers: deepseek_v3, deepseek_v2, deepseek_v2_lite; the "
-                 "scenario's if not given");
+                 "the model whose heads and layers are served: deepseek_v3, deepseek_v2, "
+                 "deepseek_v2_lite; default: the scenario's");
   app.add_flag(
       "--cuda-graphs,!--no-cuda-graphs", options->cuda_graphs,
-      "steps without new prompts run as CUDA graphs, padded to powers of two; so they do on "
-      "a GPU if not told otherwise");
+      "run steps without new prompts as CUDA graphs, padded to powers of two; the default on a "
+      "GPU");
   app.add_option("--price-per-hour", options->price_per_hour,
-                 "of a GPU, in any currency: then 1000 tokens have a cost");
-  const std::string targets = "Targets, and alerts when a window of the run passes one";
-  app.add_option("--target-token-mean", options->thresholds.token_ms_mean, "ms between tokens")
+                 "price of a GPU, in any currency, from which 1000 tokens get a cost");
+  const std::string targets = "Targets, and alerts when a window of the run goes over one";
+  app.add_option("--target-token-mean", options->thresholds.token_ms_mean,
+                 "ms between tokens, mean")
       ->capture_default_str()
       ->group(targets);
-  app.add_option("--target-token-p99", options->thresholds.token_ms_p99, "ms between tokens")
+  app.add_option("--target-token-p99", options->thresholds.token_ms_p99, "ms between tokens, p99")
       ->capture_default_str()
       ->group(targets);
   app.add_option("--power-budget", options->thresholds.power_w,
-                 "W, of the GPU: whether it is kept, where NVML reads the power")
+                 "W of the GPU: says whether it stays within that, where NVML reads the power")
       ->group(targets);
   app.add_option("--alert-queue", options->thresholds.queue, "requests that wait")->group(targets);
-  app.add_option("--alert-pages", options->thresholds.pages_share, "share of pages held, as 0.95")
+  app.add_option("--alert-pages", options->thresholds.pages_share,
+                 "share of pages that are held, such as 0.95")
       ->group(targets);
-  app.add_option("--alert-window", options->alert_window, "s")
+  app.add_option("--alert-window", options->alert_window, "length of a window, in s")
       ->capture_default_str()
       ->group(targets);
   app.add_option("--ab", options->ab,
-                 "two stages, or stage:format, that serve the same requests: which is better, and "
-                 "how sure that is")
+                 "two stages, or two of stage:format, that serve the same requests: says which is "
+                 "better, and how sure that is")
       ->delimiter(',');
-  app.add_option("--pairs", options->pairs, "of --ab: runs of each, with seeds from --seed on")
+  app.add_option("--pairs", options->pairs, "runs of each side of --ab, with seeds from --seed on")
       ->capture_default_str();
-  app.add_option("--rollout", options->rollout,
-                 "a stage that takes over from --stage: 5%, 25%, all of the requests; rolled back "
-                 "on an alert");
+  app.add_option(
+      "--rollout", options->rollout,
+      "a stage that takes over from --stage: first 5%, then 25%, then all of the requests; "
+      "it is rolled back on an alert");
   const auto replace = [&](const char* name, const char* what, auto place) {
     using Value = std::remove_pointer_t<decltype(place(std::declval<Scenario&>()))>;
     const auto change = [options, place](const Value& value) {
       options->changes.push_back([place, value](Scenario* scenario) { *place(*scenario) = value; });
     };
-    app.add_option_function<Value>(name, change, what)->group("In place of what the scenario says");
+    app.add_option_function<Value>(name, change, what)->group("Instead of what the scenario says");
   };
   using S = Scenario&;
-  replace("--rate", "requests a second", [](S s) { return &s.workload.rate; });
+  replace("--rate", "requests per second", [](S s) { return &s.workload.rate; });
   replace("--prompt-mean", "tokens", [](S s) { return &s.workload.prompt.mean; });
   replace("--prefixes", "beginnings that prompts share; 0: none",
           [](S s) { return &s.workload.prefixes.count; });
-  replace("--prefix-tokens", "of each, before the prompt's own",
+  replace("--prefix-tokens", "tokens of each beginning, before the prompt's own",
           [](S s) { return &s.workload.prefixes.tokens; });
   replace("--prompt-sd", "tokens", [](S s) { return &s.workload.prompt.sd; });
   replace("--output-mean", "tokens", [](S s) { return &s.workload.output.mean; });
   replace("--output-sd", "tokens", [](S s) { return &s.workload.output.sd; });
   replace("--heads", "query heads", [](S s) { return &s.heads; });
-  replace("--layers", "that are appended to and decoded", [](S s) { return &s.layers; });
-  replace("--cache-gib", "of all layers", [](S s) { return s.pages.reset(), &s.cache_gib; });
-  replace("--pages", "of a layer, instead of --cache-gib", [](S s) { return &s.pages.emplace(); });
+  replace("--layers", "layers, each appended to and decoded", [](S s) { return &s.layers; });
+  replace("--cache-gib", "GiB of cache, for all layers",
+          [](S s) { return s.pages.reset(), &s.cache_gib; });
+  replace("--pages", "pages of each layer, instead of --cache-gib",
+          [](S s) { return &s.pages.emplace(); });
   app.get_option("--pages")->excludes("--cache-gib");
   replace("--ranks", "GPUs that share every cache, or threads on the model (docs/parallel.md)",
           [](S s) { return &s.ranks; });
   replace("--max-batch", "sequences in a step", [](S s) { return &s.max_batch; });
-  replace("--max-length", "prompt and output, tokens", [](S s) { return &s.max_length; });
-  replace("--max-queue", "requests; else unbounded", [](S s) { return &s.max_queue.emplace(); });
-  replace("--seconds", "virtual; 0: no limit", [](S s) { return &s.seconds; });
-  replace("--requests", "arrivals, run until all have ended; -1: no limit",
+  replace("--max-length", "tokens of prompt and output together",
+          [](S s) { return &s.max_length; });
+  replace("--max-queue", "requests that may wait; default: any number",
+          [](S s) { return &s.max_queue.emplace(); });
+  replace("--seconds", "virtual time; 0: no limit", [](S s) { return &s.seconds; });
+  replace("--requests", "arrivals, after which the run goes on until all have ended; -1: no limit",
           [](S s) { return &s.requests; });
   replace("--under-way", "requests half-way at the beginning; -1: as many as in balance",
           [](S s) { return &s.under_way; });

@@ -17,7 +17,7 @@ namespace mla::bench {
 /// Makes a rank's end of the group. Called on its thread, by all ranks.
 using MakeTransport = std::function<Status(int rank, std::unique_ptr<Transport>* transport)>;
 
-/// Ranks of a machine: of the model any number, over threads; GPUs of this host, over NCCL.
+/// Ranks of a machine: any number on the model, over threads; GPUs of this host, over NCCL.
 /// @return kUnavailable, saying how many there are, if there are fewer GPUs than ranks
 Status make_rank_transports(const Machine& machine, int ranks, std::chrono::milliseconds time_limit,
                             MakeTransport* make);
@@ -65,8 +65,8 @@ class RanksEngine final : public Engine {
   static Status create(DeviceRanks& ranks, const Stage& stage, int heads, bool graphs,
                        std::unique_ptr<RanksEngine>* engine);
   ~RanksEngine() override;
-  /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last. Buffers
-  /// grow, and graphs are made, outside of it.
+  /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last. The time in
+  /// which buffers grow and graphs are made is not in it.
   /// @return the failure of a rank, or that one is lost, within the time limit or little more. Then the ranks are of
   ///         no more use
   Status step(const StepWork& work, double* seconds) override;

@@ -74,8 +74,8 @@ class RealEngine final : public Engine {
   static Status create(Machine& machine, const Stage& stage, const LayerCaches& caches, int heads,
                        bool graphs, std::unique_ptr<RealEngine>* engine,
                        Transport* transport = nullptr);
-  /// Wall time from making the tables to a synchronisation at the end. Buffers grow, and graphs are made,
-  /// outside of it.
+  /// Wall time from making the tables to a synchronisation at the end. The time in which buffers grow and graphs are
+  /// made is not in it.
   Status step(const StepWork& work, double* seconds) override;
   bool counts_host_time() const override { return true; }
 

@@ -208,7 +208,7 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   measured("  p99", "first_token_ms_p99", [](F f) { return f.first_token_ms_p99; });
   measured("request, ms: mean", "request_ms_mean", [](F f) { return f.request_ms_mean; });
   measured("  p50", "request_ms_p50", [](F f) { return f.request_ms_p50; });
-  row("  p99, of so many", [](const ServiceRun& run) {
+  row("  p99, of how many", [](const ServiceRun& run) {
     return number(run.figures.request_ms_p99) + ", " + std::to_string(run.figures.requests_timed);
   });
   const Thresholds& targets = runs.front().targets;
@@ -219,7 +219,7 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
         return missed.empty() ? std::string("met") : "missed: " + missed;
       });
   measured("tokens/s", "tokens_per_s", [](F f) { return f.tokens_per_s; });
-  row("steps ran, of the time",
+  row("share of the time in steps",
       [](const ServiceRun& run) { return percent(run.figures.busy_share); });
   const auto if_known = [&](const std::string& name, const char* key, auto value) {
     if (std::any_of(runs.begin(), runs.end(),
@@ -230,7 +230,7 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
   if_known("GPU in use, % (NVML)", "gpu_use", [](F f) { return 100 * f.gpu_use_share; });
   if_known("power, W", "power_w", [](F f) { return f.power_w; });
   if (std::isfinite(targets.power_w)) {
-    row(fmt::format("a budget of {:g} W", targets.power_w), [](const ServiceRun& run) {
+    row(fmt::format("power budget of {:g} W", targets.power_w), [](const ServiceRun& run) {
       const double power = run.figures.power_w;
       return std::isnan(power)             ? std::string("power is not read")
              : power > run.targets.power_w ? "passed"
@@ -245,11 +245,11 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
         [](const ServiceRun& run) { return fmt::format("{:.3g}", run.cost_per_1000_tokens()); });
   }
   measured("batch, mean", "batch_mean", [](F f) { return f.batch_mean; });
-  row("pages held: mean, peak, of", [](const ServiceRun& run) {
+  row("pages held: mean, peak, all", [](const ServiceRun& run) {
     return number(run.figures.pages_mean) + ", " + std::to_string(run.figures.pages_peak) + ", " +
            std::to_string(run.figures.pages_total);
   });
-  row("of their rows wasted",
+  row("share of their rows wasted",
       [](const ServiceRun& run) { return percent(run.figures.waste_share); });
   row("queue: mean, largest", [](const ServiceRun& run) {
     return number(run.figures.queue_mean) + ", " + std::to_string(run.figures.queue_max);
@@ -259,7 +259,7 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
     const auto share = [](int64_t part, int64_t of) {
       return of == 0 ? std::string() : percent(static_cast<double>(part) / static_cast<double>(of));
     };
-    row("prefixes found: of prompts, of their tokens", [&](const ServiceRun& run) {
+    row("prefix found: share of prompts, of tokens", [&](const ServiceRun& run) {
       const RequestCounts& counts = run.figures.counts;
       return counts.prompts == 0 ? std::string()
                                  : share(counts.prefix_hits, counts.prompts) + ", " +
@@ -280,19 +280,19 @@ std::string compare_runs(const std::vector<ServiceRun>& runs, const std::string&
     std::string apart;
     if (one.way != other.way) {
       const bool shared = one.way == "paged" && other.way == "unshared";
-      apart += shared ? "prompts' shared beginnings" : "batching and memory";
+      apart += shared ? "whether prompts share beginnings" : "batching and memory";
     }
-    if (one.stage != other.stage) apart += apart.empty() ? "the kernel" : ", and the kernel";
+    if (one.stage != other.stage) apart += apart.empty() ? "the kernel" : ", and in the kernel";
     text += fmt::format(
-        "{}, {} generates {}x the tokens/s of {}, {}. Between them is {}{}.\n", one.way,
+        "{}, {} generates {}x the tokens/s of {}, {}. They differ in {}{}.\n", one.way,
         one.stage.substr(0, 2), number(one.figures.tokens_per_s / other.figures.tokens_per_s),
         other.way, other.stage.substr(0, 2), apart,
-        apart.find("kernel") == std::string::npos ? ": the kernel is the same" : "");
+        apart.find("kernel") == std::string::npos ? "; the kernel is the same" : "");
   }
   if (recording.empty()) return text;
   for (const ServiceRun& run : runs) {
     text += fmt::format("{}, {}: ", run.way, run.stage.substr(0, 2)) +
-            (run.recorded.empty() ? "none is recorded, so the clock's error is not known\n"
+            (run.recorded.empty() ? "no run is recorded, so the clock's error is not known\n"
                                   : "in brackets the clock's error against " + recording + "\n");
   }
   return text;

@@ -37,7 +37,7 @@ struct SharedPrefixes {
 
 /// Who asks, how often, for how much.
 struct Workload {
-  double rate = 1;  ///< Requests a second, > 0; arrivals are a Poisson process.
+  double rate = 1;  ///< Requests per second, > 0; arrivals are a Poisson process.
   TokenDistribution prompt;
   TokenDistribution output;  ///< Mean >= 1
   SharedPrefixes prefixes = {};

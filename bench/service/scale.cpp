@@ -361,8 +361,9 @@ Status load_scale_model(ScaleModel* model) {
 Status forecast_all(const ScaleModel& model, const Shape& shape, std::span<const int> ranks,
                     std::vector<Forecast>* forecasts, std::string* table) {
   if (!is_fitted(shape.spec, 0, CacheFormat::k16Bit)) {
-    return {StatusCode::kInvalidArgument,
-            shape.name + ": predicted are one query token, one KV head and 16-bit caches in bf16"};
+    return {
+        StatusCode::kInvalidArgument,
+        shape.name + ": only one query token, one KV head and 16-bit caches in bf16 are predicted"};
   }
   const double one_us = forecast(model.decode, model.links, shape.spec, 1).front().us();
   Table rows({"ranks", "decode", "exchange", "merge", "all, µs", "of one", "cache, GB",

@@ -50,8 +50,8 @@ ExchangeTime exchange_time(const Links& links, Exchange exchange, double rows, i
 struct DecodeModel {
   std::map<int, DecodeFit> of_heads;
   std::string origin;
-  /// Between two recorded numbers of heads: as long as the lower, which reads as much, or the upper's share, which
-  /// computes as much, whichever is more.
+  /// Between two recorded numbers of heads, the larger of two times: that of the lower number, which reads as much,
+  /// and the share of the upper one, which computes as much.
   double us(int heads, const DecodeShape& shape) const;
 };
 
@@ -60,7 +60,7 @@ struct Forecast {
   /// "context, all_gather", "heads", "batch", "heads 2 × context 4, all_gather"
   std::string way;
   int ranks = 1;
-  int head_ranks = 1, page_ranks = 1;  ///< Among so many are heads shared, and pages.
+  int head_ranks = 1, page_ranks = 1;  ///< How many ranks share heads, and how many share pages.
   double decode_us = 0;                ///< Of the share
   double exchange_us = 0;              ///< Latency and bytes
   double merge_us = 0;
@@ -124,7 +124,7 @@ struct ScaleModel {
 /// @return the fits' errors
 Status load_scale_model(ScaleModel* model);
 
-/// From how many tokens per sequence on sharing pages is predicted faster than sharing heads, and than one GPU.
+/// The tokens per sequence from which on sharing pages is predicted faster than sharing heads, and than one GPU.
 /// 0: always; infinite: never.
 struct Crossover {
   int heads = 0, sequences = 0, ranks = 0;

@@ -13,7 +13,7 @@ namespace {
 /// `users` who send a request per minute each, on average.
 Scenario chat(int users) {
   return {.name = "chat_" + std::to_string(users),
-          .what = std::to_string(users) + " users, a request per minute each",
+          .what = std::to_string(users) + " users, each with a request per minute",
           .workload = {users / 60.0, {1024, 1024}, {200, 100}},
           .max_length = 8192};
 }
@@ -32,12 +32,12 @@ const std::vector<Scenario>& scenarios() {
       chat(2000),
       chat(5000),
       {.name = "documents",
-       .what = "few long ones, more than fit",
+       .what = "long requests, more than fit",
        .workload = {3, {65536, 32768}, {512, 256}},
        .max_length = 262144,
        .seconds = 10},
       {.name = "shared_prompt",
-       .what = "four sets of instructions, of which every prompt begins with one",
+       .what = "every prompt begins with one of four sets of instructions",
        .workload = {24, {512, 512}, {256, 128}, {4, 4096}},
        .cache_gib = 4,
        .seconds = 6},
@@ -109,7 +109,7 @@ Status use_model(const std::string& name, Scenario* scenario) {
     scenario->layers = model.layers;
     return {};
   }
-  return {StatusCode::kInvalidArgument, "model '" + name + "' is none of " + names};
+  return {StatusCode::kInvalidArgument, "model '" + name + "' is not one of " + names};
 }
 
 std::string title(const Scenario& scenario) {
@@ -132,7 +132,7 @@ Status select_scenarios(const std::string& list, std::vector<Scenario>* chosen) 
       found = true;
     }
     if (!found) {
-      return {StatusCode::kInvalidArgument, "scenario '" + item + "' is none of all, " + names};
+      return {StatusCode::kInvalidArgument, "scenario '" + item + "' is not one of all, " + names};
     }
   }
   if (result.empty()) return {StatusCode::kInvalidArgument, "no scenario is named"};
@@ -159,7 +159,7 @@ Status validate(const Scenario& scenario) {
   MLA_RETURN_IF_ERROR(check_in("requests", scenario.requests, -1, INT64_MAX));
   if (scenario.seconds == 0 && scenario.requests < 0) {
     return {StatusCode::kInvalidArgument,
-            "seconds = 0 is no limit, and requests has none either: the run would not end"};
+            "seconds = 0 is no limit, and requests has no limit either: the run would not end"};
   }
   MLA_RETURN_IF_ERROR(check_in("under way", scenario.under_way, -1, 1000000));
   return validate(limits_of(scenario));

@@ -103,8 +103,9 @@ RequestCounts Scheduler::counts() const {
 
 Status Scheduler::nothing_runs() const {
   if (queue_.empty()) return {};
-  return {StatusCode::kUnavailable, "request " + std::to_string(queue_.front().id) +
-                                        " waits while nothing runs: the scheduler is at fault"};
+  return {StatusCode::kUnavailable,
+          "request " + std::to_string(queue_.front().id) +
+              " waits while nothing runs, which is a fault of the scheduler"};
 }
 
 // ---- paged ----

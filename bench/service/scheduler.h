@@ -104,7 +104,7 @@ class Scheduler {
   virtual ~Scheduler() = default;
   /// Queues a request, or counts it as rejected.
   Rejection arrive(const Request& request) { return take(request, limits_.max_queue); }
-  /// The same for one that was admitted before time began: the queue's limit does not hold for it.
+  /// The same for a request that was admitted before time began, to which the queue's limit does not apply.
   Rejection resume(const Request& request) { return take(request, std::nullopt); }
   /// Fills the batch and enters the new tokens in the books. Empty work: nothing is queued or
   /// running, and there is no step to end.

@@ -143,10 +143,10 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
                    RequestStream stream, Scheduler& scheduler, Engine& engine, Figures* figures) {
   if (!(limits.seconds > 0) || (std::isinf(limits.seconds) && limits.requests < 0)) {
     return {StatusCode::kInvalidArgument,
-            "a run needs a time above 0, or a number of requests, after which it ends"};
+            "a run needs a time above 0 or a number of requests, after which it ends"};
   }
   if (!(limits.window > 0)) {
-    return {StatusCode::kInvalidArgument, "a window of alerts takes some time"};
+    return {StatusCode::kInvalidArgument, "a window of alerts must be longer than 0 s"};
   }
   Ledger ledger(scheduler);
   TokenClock clock;
@@ -183,7 +183,7 @@ Status run_service(const RunLimits& limits, std::span<const Request> under_way,
     MLA_RETURN_IF_ERROR(engine.step(work, &seconds));
     if (!(seconds > 0) || std::isinf(seconds)) {
       return {StatusCode::kInvalidArgument,
-              fmt::format("a step took {} s, which is no time", seconds)};
+              fmt::format("a step took {} s, which is no possible time", seconds)};
     }
     if (engine.counts_host_time()) seconds += host_seconds;
     arrive_until(ledger.now() + seconds);

@@ -44,7 +44,7 @@ struct RunLimits {
   double window = 0.5;  ///< s, of an alert
 };
 
-/// Requests whose latencies are few say little about the slowest of a hundred.
+/// The latencies of fewer requests than this say little about the slowest of a hundred.
 inline constexpr int64_t kSamplesOfP99 = 100;
 
 /// What a run came to. Times are virtual; means over time unless said otherwise.
@@ -57,10 +57,10 @@ struct Figures {
   double token_ms_mean = kUnknown, token_ms_p50 = kUnknown, token_ms_p99 = kUnknown;
   /// From a request's arrival; of requests under way at the beginning, only where none was made.
   double first_token_ms_p50 = kUnknown, first_token_ms_p99 = kUnknown;
-  /// From a request's arrival to its last token; of those that arrived in the run and finished. Not known of
-  /// fewer than kSamplesOfP99: p99.
+  /// From a request's arrival to its last token, for requests that arrived in the run and finished. The p99 is
+  /// unknown for fewer than kSamplesOfP99.
   double request_ms_mean = kUnknown, request_ms_p50 = kUnknown, request_ms_p99 = kUnknown;
-  int64_t requests_timed = 0;  ///< So many
+  int64_t requests_timed = 0;  ///< How many these are
   double busy_share = 0;       ///< Of the span, in which a step ran
   std::vector<Alert> alerts = {};
   /// Of a GPU that NVML can read, during the steps (Meter).

@@ -6,7 +6,7 @@
 namespace mla::bench {
 namespace {
 
-constexpr int64_t kWidth = 16;  // a block table is so many columns wide, or a multiple
+constexpr int64_t kWidth = 16;  // a block table is this many columns wide, or a multiple
 
 int64_t next_power_of_two(int64_t value) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(value)));

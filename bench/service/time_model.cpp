@@ -30,7 +30,7 @@ double squared_errors(const DecodeFit& fit, const std::vector<DecodeTime>& times
   return sum;
 }
 
-/// The sum of all terms; or the largest, which is the longest sequence's up to so many mean lengths
+/// The sum of all terms; or the largest, which is the longest sequence's up to this many mean lengths
 /// of it, and all tokens' beyond.
 DecodeFit fit_form(const std::vector<DecodeTime>& times, std::optional<double> threshold) {
   Columns columns(4);
@@ -208,7 +208,7 @@ std::string TimeModel::describe() const {
     text += "  plan of a step, us = " + number(plan_us[0]) + term(plan_us[1], "sequences") + "\n";
   }
   if (!has_appends()) {
-    return text + "  appends: none recorded, they take no time\n";
+    return text + "  appends: none are recorded, so they take no time\n";
   }
   return text + "  append of a layer, us = " + number(append_us[0]) +
          term(append_us[1], "runs of up to 8 rows") + term(append_us[2], "rows") + "\n";

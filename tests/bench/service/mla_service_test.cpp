@@ -141,13 +141,13 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
   ASSERT_EQ(runs.size(), 3u);
   EXPECT_EQ(runs[1]["stage"], "08_seesaw");
   EXPECT_EQ(runs[2]["stage"], "02_shared_tiled");
-  EXPECT_NE(both.output.find("Between them is batching and memory: the kernel is the same"),
+  EXPECT_NE(both.output.find("They differ in batching and memory; the kernel is the same"),
             std::string::npos);
-  EXPECT_NE(both.output.find("Between them is the kernel."), std::string::npos);
+  EXPECT_NE(both.output.find("They differ in the kernel."), std::string::npos);
   EXPECT_NE(both.output.find("paged, 08: in brackets the clock's error against NVIDIA"),
             std::string::npos);
   EXPECT_NE(both.output.find("static, 02: in brackets"), std::string::npos);
-  EXPECT_NE(both.output.find("static, 08: none is recorded"), std::string::npos);
+  EXPECT_NE(both.output.find("static, 08: no run is recorded"), std::string::npos);
   Json recorded;
   for (const auto& file : std::filesystem::directory_iterator(std::getenv("MLA_RESULTS"))) {
     if (file.path().filename().string().find("_service_") == std::string::npos) continue;
@@ -183,7 +183,7 @@ TEST(MlaService, SaysTheErrorOfItsClock) {
         run("--engine simulated --scenario chat_5000 --way paged " + std::string(other));
     EXPECT_EQ(changed.code, 0);
     EXPECT_EQ(changed.output.find("in brackets"), std::string::npos) << changed.output;
-    EXPECT_NE(changed.output.find("none is recorded"), std::string::npos) << changed.output;
+    EXPECT_NE(changed.output.find("no run is recorded"), std::string::npos) << changed.output;
   }
   std::filesystem::remove(path);
 }
@@ -194,7 +194,8 @@ TEST(MlaService, SharesPromptsInLessMemory) {
       run("--engine simulated --scenario shared_prompt --price-per-hour 2 --out " + path);
   ASSERT_EQ(result.code, 0) << result.output;
   EXPECT_NE(result.output.find("prompts one of 4 prefixes of 4096 and 512"), std::string::npos);
-  EXPECT_NE(result.output.find("Between them is prompts' shared beginnings"), std::string::npos);
+  EXPECT_NE(result.output.find("They differ in whether prompts share beginnings"),
+            std::string::npos);
   EXPECT_NE(result.output.find("cost of 1000 tokens, at 2 per hour"), std::string::npos);
   const Json runs = Json::parse(read(path))["runs"];
   ASSERT_EQ(runs.size(), 3u);
@@ -212,9 +213,9 @@ TEST(MlaService, ExperimentsEndWithAVerdict) {
   const std::string paired = "--engine simulated --scenario chat_1000 --pairs 4 --ab ";
   Result result = run(paired + "08,05");
   ASSERT_EQ(result.code, 0) << result.output;
-  EXPECT_NE(
-      result.output.find("By the mean time between tokens: 08 is better; that of 05 differs by +"),
-      std::string::npos)
+  EXPECT_NE(result.output.find(
+                "By the mean time between tokens: 08 is better; the time of 05 differs by +"),
+            std::string::npos)
       << result.output;
   result = run(paired + "08,08");
   EXPECT_NE(result.output.find("they are not told apart"), std::string::npos) << result.output;
@@ -260,7 +261,7 @@ TEST(MlaService, TakesModelsTargetsAndGraphs) {
                  std::string(graphs ? "--cuda-graphs " : "") +
                  "--prefixes 1 --prefix-tokens 64 --out " + path);
     ASSERT_EQ(result.code, 0) << result.output;
-    EXPECT_NE(result.output.find("prefixes found"), std::string::npos) << result.output;
+    EXPECT_NE(result.output.find("prefix found"), std::string::npos) << result.output;
     const auto step = Json::parse(read(path))["context"]["step"].get<std::string>();
     EXPECT_EQ(step.find("in CUDA graphs") != std::string::npos, graphs) << step;
   }
@@ -402,7 +403,7 @@ TEST(MlaService, RefusesBadInput) {
       {"--pages -5", "pages = -5"},
       {"--cache-gib 0", "cache"},
       {"--cache-gib 0.000001", "at least a page of every layer"},
-      {"--scenario nonesuch", "scenario 'nonesuch' is none of all, service"},
+      {"--scenario nonesuch", "scenario 'nonesuch' is not one of all, service"},
       {"--max-batch 0", "max batch = 0"},
       {"--max-length 0", "max length = 0"},
       {"--max-queue 0", "max queue = 0"},
@@ -420,10 +421,10 @@ TEST(MlaService, RefusesBadInput) {
       {"--out /nonesuch/a.json", "/nonesuch/a.json: cannot be written"},
       {"--list --out a.json", "--list excludes --out"},
       {"--pages 3 --cache-gib 1", "--cache-gib excludes --pages"},
-      {"--way paged --static-stage 02", "--static-stage is of the static way"},
-      {"--way paged --static-tolerance 0.1", "--static-tolerance is of the static way"},
+      {"--way paged --static-stage 02", "--static-stage is for the static way"},
+      {"--way paged --static-tolerance 0.1", "--static-tolerance is for the static way"},
       {"--static-tolerance 0.1", "on a GPU"},
-      {"--distinct-caches 2", "--distinct-caches is of kernels"},
+      {"--distinct-caches 2", "--distinct-caches is for kernels"},
       {"--distinct-caches -1", "distinct caches = -1"},
       {"--nonesuch", "nonesuch"},
   };
@@ -434,7 +435,7 @@ TEST(MlaService, RefusesBadInput) {
   }
   const Result large = run("--engine model --scenario service");
   EXPECT_EQ(large.code, 2);
-  EXPECT_NE(large.output.find("the GPU model is for at most 256"), std::string::npos);
+  EXPECT_NE(large.output.find("the GPU model takes at most 256"), std::string::npos);
 }
 
 }  // namespace
