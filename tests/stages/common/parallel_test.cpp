@@ -42,6 +42,9 @@ struct Arguments {
   Tensors tensors;
   ParallelSettings settings;
   Workspace workspace;
+  Workspace plan = {}, scratch = {};  // parts of the workspace
+  // Plans by a call of its own, and decodes two layers by that: a cache of NaN, then the rank's own.
+  bool is_planned = false;
   RankObserver* observer = nullptr;
 };
 using Spoil = std::function<void(int rank, Arguments* arguments)>;
@@ -113,7 +116,7 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
   const RankCache cache = cache_of(data, host, {rank, ranks, settings.pages_per_turn}, settings);
   Arguments arguments{data.problem, {}, settings, {}};
   arguments.problem.num_pages = cache.num_pages;
-  size_t bytes = 0;
+  WorkspaceBytes bytes;
   MLA_RETURN_IF_ERROR(parallel_workspace_bytes(stage, arguments.problem, settings, ranks, &bytes));
   const Layout layout = data.layout();
   const size_t slices = settings.exchange == Exchange::kAllGather ? 1 : size_t(ranks);
@@ -130,7 +133,7 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
   MLA_RETURN_IF_ERROR(lengths.assign(machine, seqlens.data(), seqlens.size() * 4));
   MLA_RETURN_IF_ERROR(out.allocate(machine, size_t(layout.out) * 2 / slices));
   MLA_RETURN_IF_ERROR(lse.allocate(machine, size_t(layout.lse) * 4 / slices));
-  MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes));
+  MLA_RETURN_IF_ERROR(workspace.allocate(machine, bytes.total()));
   Tensors& tensors = arguments.tensors;
   tensors.q = q.data();
   tensors.kv_cache = kv.data();
@@ -144,10 +147,27 @@ Status run_rank(const Stage& stage, const DataSet& data, const HostTensors& host
     tensors.lse_strides = layout.strides.lse_strides;
   }
   arguments.workspace = workspace;
+  arguments.plan = bytes.plan_in(workspace);
+  arguments.scratch = bytes.scratch_in(workspace);
   if (spoil) spoil(rank, &arguments);
   transport.observe(arguments.observer);
-  MLA_RETURN_IF_ERROR(decode_parallel(stage, arguments.problem, tensors, arguments.settings,
-                                      transport, arguments.workspace));
+  if (arguments.is_planned) {
+    MLA_RETURN_IF_ERROR(plan_parallel(stage, arguments.problem, tensors, arguments.settings,
+                                      transport, arguments.plan));
+    DeviceBuffer other;
+    MLA_RETURN_IF_ERROR(other.allocate(machine, kv.bytes()));
+    MLA_RETURN_IF_ERROR(machine.fill(other.data(), 0xff, other.bytes()));
+    for (const void* layer : {other.data(), kv.data()}) {
+      Tensors of_layer = tensors;
+      of_layer.kv_cache = layer;
+      MLA_RETURN_IF_ERROR(decode_parallel_planned(stage, arguments.problem, of_layer,
+                                                  arguments.settings, transport, arguments.plan,
+                                                  arguments.scratch));
+    }
+  } else {
+    MLA_RETURN_IF_ERROR(decode_parallel(stage, arguments.problem, tensors, arguments.settings,
+                                        transport, arguments.workspace));
+  }
   ended->out.resize(out.bytes() / 2);
   ended->lse.resize(lse.bytes() / 4);
   MLA_RETURN_IF_ERROR(machine.copy_to_host(ended->out.data(), out.data(), out.bytes()));
@@ -604,6 +624,49 @@ TEST(Parallel, AnObserverIsToldOfEveryPhase) {
   }
 }
 
+// With a tail and without, with own lengths, of a stage that makes no plan: one plan serves two decodes.
+TEST(Parallel, APlanServesSeveralDecodes) {
+  const std::vector<int32_t> first_ranks = {1, 0, 2, 1};
+  for (const char* slug : {"03", "04"}) {
+    for (const bool causal : {false, true}) {
+      DecodeCase spec = small_case();
+      spec.seqlen_q = 2;
+      spec.num_heads_q = 6;
+      spec.causal = causal;
+      spec.lengths = {100, 17, 0, 33};
+      const DataSet data = make_data_set(spec);
+      const HostTensors host = generate(data);
+      for (const int ranks : {1, 2, 3}) {
+        for (const ParallelSettings& settings :
+             {ParallelSettings{1, Exchange::kAllGather, 3},
+              ParallelSettings{2, Exchange::kAllToAll, 1, first_ranks.data()},
+              ParallelSettings{1, Exchange::kReduceScatter, 2, nullptr, !causal}}) {
+          SCOPED_TRACE(std::string(slug) + " " + std::to_string(ranks) + " ranks, " +
+                       to_string(settings.exchange) + (causal ? ", causal" : ""));
+          std::vector<Listener> listeners(static_cast<size_t>(ranks));
+          const Spoil planned = [&](int rank, Arguments* arguments) {
+            told.clear();
+            arguments->is_planned = true;
+            arguments->observer = &listeners[static_cast<size_t>(rank)];
+          };
+          const Stage& stage = stage_of_model(slug);
+          const auto ended = run_ranks(stage, data, host, settings, ranks, planned);
+          const auto expected = run_ranks(stage, data, host, settings, ranks);
+          for (size_t rank = 0; rank < ended.size(); ++rank) {
+            ASSERT_OK(ended[rank].status);
+            EXPECT_EQ(ended[rank], expected[rank]) << "rank " << rank;
+            std::string cuts;  // of all slices, before any is decoded, and never again
+            for (int slice = 0; slice < settings.slices && ranks > 1; ++slice) cuts += "cut ";
+            const std::string& said = listeners[rank].said;
+            EXPECT_EQ(said.substr(0, cuts.size()), cuts) << said;
+            EXPECT_EQ(said.find("cut", cuts.size()), std::string::npos) << said;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Parallel, AnObserversErrorEndsTheDecodeOfAll) {
   DecodeCase spec = small_case();
   spec.num_heads_q = 6;
@@ -687,6 +750,14 @@ TEST_F(ParallelErrors, AnArgumentOfOneRank) {
   expect(invalid, "workspace.data", [](Arguments* a) { a->workspace.data = nullptr; });
   expect(invalid, "workspace.data is null or not 16-byte aligned",
          [](Arguments* a) { a->workspace.data = static_cast<char*>(a->workspace.data) + 4; });
+  expect(StatusCode::kWorkspaceTooSmall, "plan.bytes = ", [](Arguments* a) {
+    a->is_planned = true;
+    a->plan.bytes -= 16;
+  });
+  expect(StatusCode::kWorkspaceTooSmall, "scratch.bytes = ", [](Arguments* a) {
+    a->is_planned = true;
+    a->scratch.bytes -= 16;
+  });
   expect(invalid, "pages_per_turn = 0", [](Arguments* a) { a->settings.pages_per_turn = 0; });
   expect(invalid, "slices = 0 must be at least 1", [](Arguments* a) { a->settings.slices = 0; });
   expect(invalid, "q is null", [](Arguments* a) { a->tensors.q = nullptr; });
