@@ -271,6 +271,43 @@ TEST(RanksEngine, TheSameBitsEveryTime) {
   EXPECT_EQ(run(3), run(3));
 }
 
+/// Counts a rank's plans and decodes.
+struct CountingObserver final : RankObserver {
+  int plans = 0, decodes = 0;
+  Status mark(RankPhase phase, Stream) override {
+    plans += phase == RankPhase::kCut ? 1 : 0;
+    decodes += phase == RankPhase::kBulk ? 1 : 0;
+    return {};
+  }
+};
+
+// All layers have the same lengths. The third step is a graph's replay.
+TEST(RanksEngine, AStepHasOnePlan) {
+  constexpr int kRanks = 2, kLayers = 3;
+  for (const bool graphs : {false, true}) {
+    std::vector<CountingObserver> counted(kRanks);
+    std::unique_ptr<DeviceRanks> group;
+    ASSERT_OK(make_ranks(model_machine(), kRanks, 2, CacheFormat::k16Bit, kLayers, kPatient, &group,
+                         [&](int rank, std::unique_ptr<Transport>* transport) {
+                           (*transport)->observe(&counted[size_t(rank)]);
+                         }));
+    std::unique_ptr<RanksEngine> engine;
+    ASSERT_OK(RanksEngine::create(*group, stage_of_model("04"), 4, graphs, &engine));
+    const int32_t pages[] = {1, 0};
+    for (int steps = 1; steps <= 3; ++steps) {
+      StepWork work;
+      work.sequences.push_back({0, 69 + steps, 1, 70 + steps, pages});
+      double seconds = 0;
+      ASSERT_OK(engine->step(work, &seconds));
+      for (const CountingObserver& rank : counted) {
+        EXPECT_EQ(rank.plans, steps);
+        EXPECT_EQ(rank.decodes, steps * kLayers);
+      }
+    }
+    EXPECT_EQ(engine->rank(0).replayed(), graphs ? 2 : 0);
+  }
+}
+
 // ---- Failures
 
 /// Does what a test says before an exchange.
