@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <future>
 #include <utility>
@@ -310,11 +312,14 @@ TEST(RanksEngine, AStepHasOnePlan) {
 
 // ---- Failures
 
-/// Does what a test says before an exchange.
+/// Does what a test says before an exchange, and before it waits for the device.
 class SpoiltTransport final : public Transport {
  public:
-  SpoiltTransport(std::unique_ptr<Transport> whole, std::function<Status()> before)
-      : whole_(std::move(whole)), before_(std::move(before)) {}
+  SpoiltTransport(std::unique_ptr<Transport> whole, std::function<Status()> before,
+                  std::function<void()> before_wait = nullptr)
+      : whole_(std::move(whole)),
+        before_(std::move(before)),
+        before_wait_(std::move(before_wait)) {}
   int rank() const override { return whole_->rank(); }
   int ranks() const override { return whole_->ranks(); }
   Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
@@ -330,12 +335,40 @@ class SpoiltTransport final : public Transport {
     return whole_->reduce_scatter(send, receive, count, stream);
   }
   Status join(Stream stream) override { return whole_->join(stream); }
-  Status wait(Stream stream) override { return whole_->wait(stream); }
+  Status wait(Stream stream) override {
+    if (before_wait_) before_wait_();
+    return whole_->wait(stream);
+  }
   void fail(const Status& why) override { whole_->fail(why); }
 
  private:
   std::unique_ptr<Transport> whole_;
   std::function<Status()> before_;
+  std::function<void()> before_wait_;
+};
+
+/// What ranks hang in, until they are released. Copies are the same.
+class Hang {
+ public:
+  void operator()() const {
+    state_->released.wait();
+    if (++state_->came_back == state_->ranks) state_->all_came_back.set_value();
+  }
+  explicit Hang(int ranks) : state_(std::make_shared<State>()) { state_->ranks = ranks; }
+  /// Whether all of them come back then.
+  bool release() const {
+    state_->release.set_value();
+    return state_->all_came_back.get_future().wait_for(kPatient) == std::future_status::ready;
+  }
+
+ private:
+  struct State {
+    int ranks = 0;
+    std::promise<void> release, all_came_back;
+    std::shared_future<void> released = release.get_future().share();
+    std::atomic<int> came_back = 0;
+  };
+  std::shared_ptr<State> state_;
 };
 
 /// Three ranks, of which rank 1 does something before each exchange; and steps of them.
@@ -405,6 +438,51 @@ TEST_F(RanksFail, ALostOneEndsTheStepInTime) {
   EXPECT_LT(seconds_since(begin), 30);
   release.set_value();
   EXPECT_EQ(came_back->get_future().wait_for(kPatient), std::future_status::ready);
+}
+
+// Where no transport keeps a time limit, because they wait for nobody: one of them, and all.
+TEST(RanksEngine, WhoHangsOutsideAnExchangeEndsTheStepInTime) {
+  for (const bool all : {false, true}) {
+    const Hang hang(all ? 3 : 1);
+    std::unique_ptr<DeviceRanks> group;
+    ASSERT_OK(make_ranks(model_machine(), 3, 2, CacheFormat::k16Bit, 1, kShort, &group,
+                         [&](int rank, std::unique_ptr<Transport>* transport) {
+                           if (rank != 1 && !all) return;
+                           *transport = std::make_unique<SpoiltTransport>(
+                               std::move(*transport), [] { return Status(); }, hang);
+                         }));
+    std::unique_ptr<RanksEngine> engine;
+    ASSERT_OK(RanksEngine::create(*group, stage_of_model("03"), 3, false, &engine));
+    const int32_t page = 0;
+    StepWork work;
+    work.sequences.push_back({0, 0, 1, 1, {&page, 1}});
+    const auto begin = WallClock::now();
+    for (int steps = 0; steps < 2; ++steps) {
+      double seconds = 0;
+      const Status lost = engine->step(work, &seconds);
+      EXPECT_EQ(lost.code(), StatusCode::kRankFailed);
+      EXPECT_EQ(lost.message(), all ? "rank 0, rank 1, rank 2 did not come back within 600 ms"
+                                    : "rank 1 did not come back within 300 ms");
+    }
+    engine.reset();
+    group.reset();
+    EXPECT_LT(seconds_since(begin), 10);
+    EXPECT_TRUE(hang.release());
+  }
+}
+
+TEST(RanksEngine, WhoHangsBeforeItJoinsIsNamedInTime) {
+  const Hang hang(1);
+  std::unique_ptr<DeviceRanks> group;
+  const auto begin = WallClock::now();
+  const Status lost = make_ranks(model_machine(), 3, 2, CacheFormat::k16Bit, 1, kShort, &group,
+                                 [hang](int rank, std::unique_ptr<Transport>*) {
+                                   if (rank == 2) hang();
+                                 });
+  EXPECT_EQ(lost.message(), "rank 2 did not come back within 300 ms");
+  EXPECT_EQ(group, nullptr);
+  EXPECT_LT(seconds_since(begin), 10);
+  EXPECT_TRUE(hang.release());
 }
 
 TEST(RanksEngine, RefusesWhatRanksCannotHold) {
@@ -477,7 +555,7 @@ TEST(RankThreads, ALostRankIsLeftBehind) {
       return Status();
     });
     EXPECT_EQ(status.code(), StatusCode::kRankFailed);
-    EXPECT_EQ(status.message(), "rank 1 did not do its part within 300 ms");
+    EXPECT_EQ(status.message(), "rank 1 did not come back within 300 ms");
     threads.clean_up([cleaned](int rank) {
       if (rank == 1) cleaned->set_value();
       return Status();
@@ -486,6 +564,28 @@ TEST(RankThreads, ALostRankIsLeftBehind) {
   EXPECT_LT(seconds_since(begin), 10);
   release.set_value();
   EXPECT_EQ(cleaned->get_future().wait_for(milliseconds(10000)), std::future_status::ready);
+}
+
+// A program that left a thread behind ends before anything that the thread may use.
+TEST(RankThreadsDeathTest, AProgramEndsWithoutWhoIsLeftBehind) {
+  testing::FLAGS_gtest_death_test_style =
+      "threadsafe";  // of this test alone: no other has lost a rank
+  EXPECT_EXIT(
+      {
+        std::atexit([] { std::_Exit(1); });
+        if (end_of_program(5) != 5) std::_Exit(2);
+        const Hang hang(1);
+        {
+          RankThreads threads(2, milliseconds(20));
+          const Status status = threads.each([hang](int rank) {
+            if (rank == 0) hang();
+            return Status();
+          });
+          if (status.ok()) std::_Exit(3);
+        }
+        std::exit(end_of_program(7));
+      },
+      testing::ExitedWithCode(7), "");
 }
 
 }  // namespace
