@@ -50,11 +50,6 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
                     const ReferenceResult& expected, const std::vector<QueryRow>& rows,
                     bool is_merged, double* share);
 
-/// What a stage decodes for decode_parallel() on each rank: of every slice the tokens without a mask, then those with
-/// one, if there are any. Of one rank the problem itself.
-std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
-                                      int ranks);
-
 /// A rank's outputs, copied to the host.
 struct RankOutputs {
   std::vector<uint16_t> out;

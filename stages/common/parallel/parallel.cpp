@@ -83,26 +83,54 @@ int columns_of(const Problem& problem, const ParallelSettings& settings, int ran
   return share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
 }
 
+/// Into how many slices the batch is cut.
+int count_slices(const Problem& problem, const ParallelSettings& settings) {
+  return std::clamp(settings.slices, 1, std::max(1, problem.batch));
+}
+
+/// The first sequence of slice `slice` of so many; of the one behind the last, the batch.
+int first_of_slice(const Problem& problem, int64_t slice, int slices) {
+  return static_cast<int>(slice * problem.batch / slices);
+}
+
+Problem slice_of(const Problem& problem, int slice, int slices) {
+  Problem part = problem;
+  part.batch = first_of_slice(problem, slice + 1, slices) - first_of_slice(problem, slice, slices);
+  return part;
+}
+
+/// Of a slice, what a rank decodes of the tokens that every query token sees.
+Problem bulk_of(const Problem& problem, const ParallelSettings& settings, int ranks) {
+  Problem bulk = problem;
+  bulk.causal = false;
+  bulk.max_pages_per_seq = columns_of(problem, settings, ranks);
+  return bulk;
+}
+
+/// Of the others, where every query token is a sequence. Of batch 0 if there are none.
+Problem tail_of(const Problem& problem, const ParallelSettings& settings, int ranks) {
+  Problem tail = bulk_of(problem, settings, ranks);
+  tail.batch = 0;
+  tail.seqlen_q = 1;
+  if (problem.causal && problem.seqlen_q > 1) {
+    // The last query token sees seqlen_q - 1 tokens more than the first, and up to a page less one lies
+    // before them in their first page.
+    tail.batch = problem.batch * problem.seqlen_q;
+    tail.max_pages_per_seq = static_cast<int>(
+        pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
+  }
+  return tail;
+}
+
 /// Of `problem`, a slice: it takes its memory of what all take.
 Status find_layout(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
                    int ranks, Layout* layout, Slices* all) {
   const bool by_heads = settings.exchange != Exchange::kAllGather;
   const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
   layout->result = {problem.num_heads_q, tokens, settings.exchange == Exchange::kReduceScatter};
-  layout->whole = layout->bulk = problem;
-  layout->bulk.causal = false;
-  layout->bulk.max_pages_per_seq = columns_of(problem, settings, ranks);
-  layout->tail = layout->bulk;
-  layout->tail.batch = 0;
-  layout->tail.seqlen_q = 1;
-  if (problem.causal && problem.seqlen_q > 1) {
-    // The last query token sees seqlen_q - 1 tokens more than the first, and up to a page less one lies
-    // before them in their first page.
-    layout->tail.batch = static_cast<int>(tokens);
-    layout->tail.max_pages_per_seq = static_cast<int>(
-        pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
-  }
-  layout->merged = problem;
+  layout->whole = layout->merged = problem;
+  layout->bulk = bulk_of(problem, settings, ranks);
+  layout->tail = tail_of(problem, settings, ranks);
   layout->merged.num_heads_kv = 1;  // heads are rows here
   if (by_heads) layout->merged.num_heads_q /= ranks;
 
@@ -158,16 +186,12 @@ Status find_slices(const Stage& stage, const Problem& problem, const ParallelSet
             "batch * seqlen_q = " + std::to_string(tokens) + " must be less than 2^31"};
   }
   if (ranks == 1) return workspace_bytes(stage, problem, &slices->bytes);  // as one device does
-  const int count = std::clamp(settings.slices, 1, std::max(1, problem.batch));
+  const int count = count_slices(problem, settings);
   for (int slice = 0; slice < count; ++slice) {
-    const auto first_of = [&](int64_t which) {
-      return static_cast<int>(which * problem.batch / count);
-    };
-    Problem part = problem;
-    part.batch = first_of(slice + 1) - first_of(slice);
     Layout layout;
-    layout.first = first_of(slice);
-    MLA_RETURN_IF_ERROR(find_layout(stage, part, settings, ranks, &layout, slices));
+    layout.first = first_of_slice(problem, slice, count);
+    MLA_RETURN_IF_ERROR(
+        find_layout(stage, slice_of(problem, slice, count), settings, ranks, &layout, slices));
     slices->layouts.push_back(layout);
   }
   slices->stage_scratch = aligned(static_cast<int64_t>(slices->stage_scratch));
@@ -529,6 +553,20 @@ Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& t
                     const Workspace& workspace, Stream stream) {
   return work_or_fail(stage, problem, tensors, settings, transport, {.whole = &workspace},
                       {.merges = true}, stream);
+}
+
+std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
+                                      int ranks) {
+  if (ranks == 1) return {problem};
+  std::vector<Problem> decoded;
+  const int count = count_slices(problem, settings);
+  for (int slice = 0; slice < count; ++slice) {
+    const Problem part = slice_of(problem, slice, count);
+    decoded.push_back(bulk_of(part, settings, ranks));
+    const Problem tail = tail_of(part, settings, ranks);
+    if (tail.batch > 0) decoded.push_back(tail);
+  }
+  return decoded;
 }
 
 int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks) {

@@ -3,6 +3,8 @@
 /// with any stage, and the results are merged by their lse. docs/parallel.md explains it.
 #pragma once
 
+#include <vector>
+
 #include "stages/common/parallel/share.h"
 #include "stages/common/parallel/transport.h"
 #include "stages/common/stage.h"
@@ -116,6 +118,10 @@ Status decode_share(const Stage& stage, const Problem& problem, const Tensors& t
 Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream = nullptr);
+/// What the stage decodes for a rank: of every slice the tokens that every query token sees, then the others, if there
+/// are any. Of one rank the problem itself.
+std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
+                                      int ranks);
 /// Bytes that a rank sends to each other rank, without what collectives add.
 int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks);
 /// @}
