@@ -1,8 +1,8 @@
 #include "bench/parallel/rank_data.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace mla::bench {
 namespace {
@@ -65,12 +65,6 @@ DataSet part_of(const DataSet& whole, const ContextShare& share, int first, int 
 }
 
 }  // namespace
-
-Tolerance merged_tolerance(DType dtype) {
-  const Tolerance bf16 = kOutTolerance;
-  if (dtype == DType::kBFloat16) return bf16;
-  return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
-}
 
 Status make_rank_data(Machine& machine, const DataSet& whole, const Division& division, int rank,
                       RankData* result) {

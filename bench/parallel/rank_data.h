@@ -61,8 +61,4 @@ Status read_outputs(Machine& machine, const RankData& data, RankOutputs* outputs
 /// @return ok, or kInvalidArgument with what differs
 Status same_bits(const RankOutputs& first, const RankOutputs& second);
 
-/// The production kernels' tolerances, which are for bf16; in fp16 an eighth of the error, whose square the
-/// cosine has. Results that are rounded before they are merged, too, are judged by them.
-Tolerance merged_tolerance(DType dtype);
-
 }  // namespace mla::bench

@@ -136,8 +136,8 @@ void check_ranks(Machine& machine, const RanksEngine& engine, int ranks, const S
     EXPECT_OK(comparison);
     return;
   }
-  // Each rank's result is rounded before it is merged.
-  const Comparison of_out = compare(problem.dtype, out, truth.out, kHeadDimV, kOutTolerance);
+  const Comparison of_out =
+      compare(problem.dtype, out, truth.out, kHeadDimV, merged_tolerance(problem.dtype));
   EXPECT_TRUE(of_out.ok) << of_out.failure;
   const Comparison of_lse = compare_lse(problem, lse, truth);
   EXPECT_TRUE(of_lse.ok) << of_lse.failure;

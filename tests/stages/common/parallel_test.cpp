@@ -215,13 +215,6 @@ Ended whole(const DataSet& data, const ParallelSettings& settings,
   return result;
 }
 
-// The production kernels' tolerances are for bf16. In fp16 an error is an eighth, and cosines depend on its square.
-Tolerance tolerance_of(DType dtype) {
-  const Tolerance bf16 = kOutTolerance;
-  if (dtype == DType::kBFloat16) return bf16;
-  return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
-}
-
 // Expects the decode over `ranks` ranks to agree with the reference.
 void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
                   const ReferenceResult& expected, const ParallelSettings& settings, int ranks) {
@@ -242,9 +235,8 @@ void expect_right(const Stage& stage, const DataSet& data, HostTensors& host,
     EXPECT_OK(compare_decode(data.problem, out, lse, expected));
     return;
   }
-  // Every rank's result is rounded before it is merged, which compare_decode() does not allow for.
-  const Comparison of_out =
-      compare(data.problem.dtype, out, expected.out, kHeadDimV, tolerance_of(data.problem.dtype));
+  const Comparison of_out = compare(data.problem.dtype, out, expected.out, kHeadDimV,
+                                    merged_tolerance(data.problem.dtype));
   EXPECT_TRUE(of_out.ok) << of_out.failure;
   const Comparison of_lse = compare_lse(data.problem, lse, expected);
   EXPECT_TRUE(of_lse.ok) << of_lse.failure;
@@ -551,8 +543,8 @@ TEST(Parallel, HeadsAndPagesAreSharedTogether) {
                     size_t(share.num_q) * kHeadDimV * 2);
       }
     }
-    const Comparison of_out =
-        compare(data.problem.dtype, out, expected.out, kHeadDimV, tolerance_of(data.problem.dtype));
+    const Comparison of_out = compare(data.problem.dtype, out, expected.out, kHeadDimV,
+                                      merged_tolerance(data.problem.dtype));
     EXPECT_TRUE(of_out.ok) << num_heads_kv << " KV heads: " << of_out.failure;
   }
 }
