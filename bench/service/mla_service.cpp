@@ -169,7 +169,7 @@ class RealClock final : public Clock {
       if (!fits(ranks_, each) || ranks_->ranks() != scenario.ranks) {
         caches_.reset();
         ranks_.reset();
-        MakeTransport make;
+        MakeRankTransport make;
         MLA_RETURN_IF_ERROR(make_rank_transports(machine_, scenario.ranks, kRankTimeLimit, &make));
         MLA_RETURN_IF_ERROR(DeviceRanks::create(machine_, scenario.ranks, each,
                                                 scenario.cache_format, scenario.layers, distinct,

@@ -95,7 +95,7 @@ using Change = std::function<void(int rank, std::unique_ptr<Transport>* transpor
 Status make_ranks(Machine& machine, int ranks, int pages, CacheFormat format, int layers,
                   milliseconds limit, std::unique_ptr<DeviceRanks>* made,
                   const Change& change = nullptr) {
-  MakeTransport make;
+  MakeRankTransport make;
   MLA_RETURN_IF_ERROR(make_rank_transports(machine, ranks, limit, &make));
   const auto changed = [make, change](int rank, std::unique_ptr<Transport>* transport) {
     MLA_RETURN_IF_ERROR(make(rank, transport));
@@ -499,7 +499,7 @@ TEST(RanksEngine, SaysHowManyGpusThereAre) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
-  MakeTransport make;
+  MakeRankTransport make;
   const Status status = make_rank_transports(*gpu, 1000, kPatient, &make);
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(status.message().rfind("1000 ranks need as many GPUs; there ", 0), 0U);
