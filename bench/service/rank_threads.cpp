@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <string>
 
 namespace mla::bench {
@@ -52,7 +53,12 @@ struct RankThreads::Shared {
       const uint64_t taken = number;
       Job now = job;
       lock.unlock();
-      const Status status = now(rank);
+      Status status;
+      try {
+        status = now(rank);
+      } catch (const std::bad_alloc&) {
+        status = Status(StatusCode::kOutOfMemory, "no host memory for that");
+      }
       now = nullptr;  // what it holds goes here, before the next
       lock.lock();
       mine.status = status;

@@ -30,7 +30,7 @@ class RankThreads {
   /// What each() has returned for good, or ok.
   const Status& failure() const { return failure_; }
 
-  /// Every rank does the job; waits for them.
+  /// Every rank does the job; waits for them. A job that finds no host memory may throw.
   /// @return the first failure, of the rank that began it, where that is known; kRankFailed, naming them, for ranks that
   ///         are lost. It stays: later jobs are not done, and return it
   Status each(Job job);

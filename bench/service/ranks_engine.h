@@ -67,8 +67,8 @@ class RanksEngine final : public Engine {
   ~RanksEngine() override;
   /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last. The time in
   /// which buffers grow and graphs are made is not in it.
-  /// @return the failure of a rank, or that one is lost, within the time limit or little more. Then the ranks are of
-  ///         no more use
+  /// @return the failure of a rank; or that ranks are lost, after the time limit or little more, or after twice that
+  ///         where none comes back. Then the ranks are of no more use
   Status step(const StepWork& work, double* seconds) override;
   bool counts_host_time() const override { return true; }
   /// One rank's part, between steps.

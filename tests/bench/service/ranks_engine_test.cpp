@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <future>
+#include <new>
 #include <utility>
 
 #include "bench/service/service.h"
@@ -540,6 +541,16 @@ TEST(RankThreads, TheCauseIsWhatIsReturned) {
   const auto cleaned = std::make_shared<std::vector<int>>(3);
   threads.clean_up([=](int rank) { return (*cleaned)[size_t(rank)] = 1, Status(); });
   EXPECT_EQ(*cleaned, std::vector<int>(3, 1));
+}
+
+TEST(RankThreads, WhatAJobThrowsIsItsStatus) {
+  RankThreads threads(2, kPatient);
+  const Status status = threads.each([](int rank) {
+    if (rank == 1) throw std::bad_alloc();
+    return Status();
+  });
+  EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
+  EXPECT_EQ(status.message(), "rank 1: no host memory for that");
 }
 
 // A rank that does not come back is named, and left behind with what its job holds; it cleans up when it does.
