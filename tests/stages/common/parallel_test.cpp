@@ -300,7 +300,8 @@ TEST_P(ParallelCases, MatchTheReference) {
   }
 }
 
-// Pages that lie anywhere, of which each rank says how many tokens it has: all on one rank, too.
+// Pages that lie anywhere, of which each rank says how many tokens it has: all on one rank, too. By a plan, and by a stage
+// that makes none and asks for the lengths themselves.
 TEST(Parallel, RanksMaySayTheirOwnLengths) {
   size_t turn = 0;
   for (const int seqlen_q : {1, 3}) {
@@ -317,11 +318,27 @@ TEST(Parallel, RanksMaySayTheirOwnLengths) {
         // pages_per_turn is not read.
         const ParallelSettings settings{7, exchange, 1 + int(turn++ % 3), nullptr,
                                         /*own_lengths=*/true};
-        expect_right(stage_of_model(), data, host, expected, settings, ranks);
+        const Stage& stage = stage_of_model(exchange == Exchange::kAllToAll ? "03" : "04");
+        expect_right(stage, data, host, expected, settings, ranks);
         if (HasFailure()) return;
       }
     }
   }
+}
+
+// Of eight ranks each has one column of pages, and a query token's tail two: its scores need more memory than the bulk's.
+TEST(Parallel, ATailMayNeedMoreScratchMemoryThanTheBulk) {
+  DecodeCase spec = small_case();
+  spec.num_heads_q = 2;
+  spec.seqlen_q = 3;
+  spec.causal = true;
+  spec.lengths = {33, 5};
+  const DataSet data = make_data_set(spec);
+  ASSERT_LE(data.problem.max_pages_per_seq, 8);
+  HostTensors host = generate(data);
+  ReferenceResult expected;
+  ASSERT_OK(reference_attention(data.problem, host.tensors(data), &expected));
+  expect_right(stage_of_model("01"), data, host, expected, {}, 8);
 }
 
 // Every stage, with every format that it reads; with a tail and without, where a plan's kernel cuts, if there is a plan.
