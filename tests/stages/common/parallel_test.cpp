@@ -90,7 +90,8 @@ RankCache cache_of(const DataSet& data, const HostTensors& host, const ContextSh
     for (int page = 0; page < pages; ++page) {
       if (!is_own(sequence, page)) continue;
       own += std::min(problem.page_size, tokens - page * problem.page_size);
-      cache.table[size_t(sequence * columns + column++)] = int32_t(originals.size());
+      cache.table[size_t(sequence) * size_t(columns) + size_t(column++)] =
+          int32_t(originals.size());
       originals.push_back(
           data.block_table[size_t(sequence) * size_t(problem.max_pages_per_seq) + size_t(page)]);
     }
