@@ -1,8 +1,8 @@
 #include "bench/parallel/rank_data.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace mla::bench {
 namespace {
@@ -65,12 +65,6 @@ DataSet part_of(const DataSet& whole, const ContextShare& share, int first, int 
 }
 
 }  // namespace
-
-Tolerance merged_tolerance(DType dtype) {
-  const Tolerance bf16 = kOutTolerance;
-  if (dtype == DType::kBFloat16) return bf16;
-  return {bf16.abs_tol / 8, bf16.rel_tol / 8, bf16.cos_tol / 64, bf16.row_cos_tol / 64};
-}
 
 Status make_rank_data(Machine& machine, const DataSet& whole, const Division& division, int rank,
                       RankData* result) {
@@ -137,30 +131,6 @@ Status make_rank_data(Machine& machine, const DataSet& whole, const Division& di
   tensors.lse_strides = {};
   result->tensors = tensors;
   return machine.synchronize();
-}
-
-std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
-                                      int ranks) {
-  if (ranks == 1) return {problem};
-  std::vector<Problem> decoded;
-  const int slices = std::clamp(settings.slices, 1, std::max(1, problem.batch));
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    Problem bulk = problem;
-    bulk.batch =
-        static_cast<int>((slice + 1) * problem.batch / slices - slice * problem.batch / slices);
-    bulk.causal = false;
-    bulk.max_pages_per_seq =
-        share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
-    decoded.push_back(bulk);
-    if (!problem.causal || problem.seqlen_q == 1) continue;
-    Problem tail = bulk;
-    tail.batch *= problem.seqlen_q;
-    tail.seqlen_q = 1;
-    tail.max_pages_per_seq = static_cast<int>(
-        pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
-    decoded.push_back(tail);
-  }
-  return decoded;
 }
 
 Status read_outputs(Machine& machine, const RankData& data, RankOutputs* outputs) {

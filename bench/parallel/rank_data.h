@@ -50,11 +50,6 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
                     const ReferenceResult& expected, const std::vector<QueryRow>& rows,
                     bool is_merged, double* share);
 
-/// What a stage decodes for decode_parallel() on each rank: of every slice the tokens without a mask, then those with
-/// one, if there are any. Of one rank the problem itself.
-std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
-                                      int ranks);
-
 /// A rank's outputs, copied to the host.
 struct RankOutputs {
   std::vector<uint16_t> out;
@@ -65,9 +60,5 @@ Status read_outputs(Machine& machine, const RankData& data, RankOutputs* outputs
 /// Compares bits: a decode that is repeated has the same.
 /// @return ok, or kInvalidArgument with what differs
 Status same_bits(const RankOutputs& first, const RankOutputs& second);
-
-/// The production kernels' tolerances, which are for bf16; in fp16 an eighth of the error, whose square the
-/// cosine has. Results that are rounded before they are merged, too, are judged by them.
-Tolerance merged_tolerance(DType dtype);
 
 }  // namespace mla::bench

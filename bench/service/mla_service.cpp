@@ -23,6 +23,7 @@
 #include "bench/service/checks.h"
 #include "bench/service/experiments.h"
 #include "bench/service/meter.h"
+#include "bench/service/rank_threads.h"
 #include "bench/service/ranks_engine.h"
 #include "bench/service/real_engine.h"
 #include "bench/service/report.h"
@@ -168,7 +169,7 @@ class RealClock final : public Clock {
       if (!fits(ranks_, each) || ranks_->ranks() != scenario.ranks) {
         caches_.reset();
         ranks_.reset();
-        MakeTransport make;
+        MakeRankTransport make;
         MLA_RETURN_IF_ERROR(make_rank_transports(machine_, scenario.ranks, kRankTimeLimit, &make));
         MLA_RETURN_IF_ERROR(DeviceRanks::create(machine_, scenario.ranks, each,
                                                 scenario.cache_format, scenario.layers, distinct,
@@ -847,5 +848,6 @@ int run(int argc, char** argv) {
 }  // namespace mla::bench
 
 int main(int argc, char** argv) {
-  return mla::bench::run_program("mla_service", mla::bench::run, argc, argv);
+  return mla::bench::end_of_program(
+      mla::bench::run_program("mla_service", mla::bench::run, argc, argv));
 }

@@ -1,18 +1,25 @@
 #include "bench/service/rank_threads.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
+#include <new>
 #include <string>
 
 namespace mla::bench {
+namespace {
+
+std::atomic<bool> any_left_behind = false;
+
+}  // namespace
 
 /// What the threads share with who tells them what to do. All are the mutex's but the time limit.
 struct RankThreads::Shared {
   struct Rank {
     uint64_t done = 0;  ///< The last job
     Status status;      ///< That it ended with
-    bool is_gone = false;
   };
   Shared(int ranks, std::chrono::milliseconds limit)
       : time_limit(limit), of(static_cast<size_t>(ranks)) {}
@@ -46,21 +53,33 @@ struct RankThreads::Shared {
       const uint64_t taken = number;
       Job now = job;
       lock.unlock();
-      const Status status = now(rank);
+      Status status;
+      try {
+        status = now(rank);
+      } catch (const std::bad_alloc&) {
+        status = Status(StatusCode::kOutOfMemory, "no host memory for that");
+      }
       now = nullptr;  // what it holds goes here, before the next
       lock.lock();
       mine.status = status;
       mine.done = taken;
       changed.notify_all();
     }
-    mine.is_gone = true;
-    changed.notify_all();
   }
 
   void post(Job next) {
     job = std::move(next);
     ++number;
     changed.notify_all();
+  }
+
+  /// "rank 1, rank 3": those that have not done the job.
+  std::string lost() const {
+    std::string names;
+    for (size_t rank = 0; rank < of.size(); ++rank) {
+      if (!is_done(of[rank])) names += (names.empty() ? "rank " : ", rank ") + std::to_string(rank);
+    }
+    return names;
   }
 };
 
@@ -75,19 +94,16 @@ RankThreads::~RankThreads() {
   std::unique_lock lock(shared_->mutex);
   shared_->ends = true;
   shared_->changed.notify_all();
-  const auto are_gone = [&] {
-    return std::all_of(shared_->of.begin(), shared_->of.end(),
-                       [](const Shared::Rank& rank) { return rank.is_gone; });
-  };
-  shared_->changed.wait_for(lock, shared_->time_limit, are_gone);
-  std::vector<bool> gone;
-  for (const Shared::Rank& rank : shared_->of) gone.push_back(rank.is_gone);
+  shared_->changed.wait_for(lock, shared_->time_limit / 4, [&] { return shared_->all_done(); });
+  std::vector<bool> done;
+  for (const Shared::Rank& rank : shared_->of) done.push_back(shared_->is_done(rank));
   lock.unlock();
   for (size_t rank = 0; rank < threads_.size(); ++rank) {
-    if (gone[rank]) {
+    if (done[rank]) {
       threads_[rank].join();
     } else {
-      threads_[rank].detach();  // lost: what it uses is its own
+      threads_[rank].detach();
+      any_left_behind = true;
     }
   }
 }
@@ -96,13 +112,15 @@ Status RankThreads::each(Job job) {
   if (!failure_.ok()) return failure_;
   std::unique_lock lock(shared_->mutex);
   shared_->post(std::move(job));
-  const auto limit = shared_->time_limit;
-  shared_->changed.wait(lock, [&] { return shared_->any_done(); });
-  shared_->changed.wait_for(lock, limit,
-                            [&] { return shared_->all_done() || shared_->has_failed(); });
-  // Who fails tells the others, which then end, too: perhaps one of them knows more.
-  if (!shared_->all_done()) {
-    shared_->changed.wait_for(lock, limit / 4, [&] { return shared_->all_done(); });
+  auto limit = 2 * shared_->time_limit;
+  if (shared_->changed.wait_for(lock, limit, [&] { return shared_->any_done(); })) {
+    limit = shared_->time_limit;
+    shared_->changed.wait_for(lock, limit,
+                              [&] { return shared_->all_done() || shared_->has_failed(); });
+    // Who fails tells the others, which then end, too: perhaps one of them knows more.
+    if (!shared_->all_done()) {
+      shared_->changed.wait_for(lock, limit / 4, [&] { return shared_->all_done(); });
+    }
   }
   for (size_t rank = 0; rank < shared_->of.size(); ++rank) {
     const Shared::Rank& one = shared_->of[rank];
@@ -114,10 +132,8 @@ Status RankThreads::each(Job job) {
                         : one.status;
     if (is_cause) break;
   }
-  for (size_t rank = 0; rank < shared_->of.size() && failure_.ok(); ++rank) {
-    if (shared_->is_done(shared_->of[rank])) continue;
-    failure_ = {StatusCode::kRankFailed, "rank " + std::to_string(rank) +
-                                             " did not do its part within " +
+  if (failure_.ok() && !shared_->all_done()) {
+    failure_ = {StatusCode::kRankFailed, shared_->lost() + " did not come back within " +
                                              std::to_string(limit.count()) + " ms"};
   }
   return failure_;
@@ -135,6 +151,11 @@ void RankThreads::clean_up(Job job) {
     }
     return true;
   });
+}
+
+int end_of_program(int exit_code) {
+  if (any_left_behind) std::_Exit(exit_code);
+  return exit_code;
 }
 
 }  // namespace mla::bench

@@ -12,7 +12,7 @@
 namespace mla::bench {
 
 Status make_rank_transports(const Machine& machine, int ranks, std::chrono::milliseconds time_limit,
-                            MakeTransport* make) {
+                            MakeRankTransport* make) {
   if (machine.kind() == MachineKind::kModel) {
     const auto ends = std::make_shared<std::vector<std::unique_ptr<Transport>>>();
     MLA_RETURN_IF_ERROR(make_thread_transports(ranks, time_limit, ends.get()));
@@ -44,7 +44,7 @@ DeviceRanks::DeviceRanks(Machine& machine, int ranks, std::chrono::milliseconds 
 
 Status DeviceRanks::create(Machine& machine, int ranks, int num_pages, CacheFormat format,
                            int layers, int distinct, std::chrono::milliseconds time_limit,
-                           const MakeTransport& make, std::unique_ptr<DeviceRanks>* made) {
+                           const MakeRankTransport& make, std::unique_ptr<DeviceRanks>* made) {
   std::unique_ptr<DeviceRanks> result(new DeviceRanks(machine, ranks, time_limit));
   const auto fill = [=, members = result->members_, &machine](int rank) -> Status {
     if (machine.kind() == MachineKind::kGpu) MLA_RETURN_IF_ERROR(use_gpu(rank));

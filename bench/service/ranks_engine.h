@@ -15,12 +15,12 @@
 namespace mla::bench {
 
 /// Makes a rank's end of the group. Called on its thread, by all ranks.
-using MakeTransport = std::function<Status(int rank, std::unique_ptr<Transport>* transport)>;
+using MakeRankTransport = std::function<Status(int rank, std::unique_ptr<Transport>* transport)>;
 
 /// Ranks of a machine: any number on the model, over threads; GPUs of this host, over NCCL.
 /// @return kUnavailable, saying how many there are, if there are fewer GPUs than ranks
 Status make_rank_transports(const Machine& machine, int ranks, std::chrono::milliseconds time_limit,
-                            MakeTransport* make);
+                            MakeRankTransport* make);
 
 /// For which ranks wait for each other.
 inline constexpr std::chrono::milliseconds kRankTimeLimit{60'000};
@@ -33,7 +33,7 @@ class DeviceRanks {
   /// @return LayerCaches::create()'s errors; `make`'s
   static Status create(Machine& machine, int ranks, int num_pages, CacheFormat format, int layers,
                        int distinct, std::chrono::milliseconds time_limit,
-                       const MakeTransport& make, std::unique_ptr<DeviceRanks>* made);
+                       const MakeRankTransport& make, std::unique_ptr<DeviceRanks>* made);
   ~DeviceRanks();
 
   int ranks() const { return threads_.ranks(); }
@@ -44,7 +44,7 @@ class DeviceRanks {
  private:
   friend class RanksEngine;
   struct Member {
-    MakeTransport make;  // what the ends of the group have in common, as their hub, lives in it
+    MakeRankTransport make;  // what the ends of the group have in common, as their hub, lives in it
     std::unique_ptr<LayerCaches> caches;
     std::unique_ptr<Transport> transport;
   };
@@ -67,8 +67,8 @@ class RanksEngine final : public Engine {
   ~RanksEngine() override;
   /// Wall time of the tables, of the slowest rank's copies, and from the ranks' start to the end of the last. The time in
   /// which buffers grow and graphs are made is not in it.
-  /// @return the failure of a rank, or that one is lost, within the time limit or little more. Then the ranks are of
-  ///         no more use
+  /// @return the failure of a rank; or that ranks are lost, after the time limit or little more, or after twice that
+  ///         where none comes back. Then the ranks are of no more use
   Status step(const StepWork& work, double* seconds) override;
   bool counts_host_time() const override { return true; }
   /// One rank's part, between steps.

@@ -158,9 +158,7 @@ ParallelSettings RealEngine::settings() const {
 /// What the step's decodes need beside their tensors.
 Status RealEngine::find_needs() {
   if (transport_ == nullptr) return workspace_bytes(stage_, problem_, &needs_);
-  needs_ = {};
-  return parallel_workspace_bytes(stage_, problem_, settings(), transport_->ranks(),
-                                  &needs_.scratch);
+  return parallel_workspace_bytes(stage_, problem_, settings(), transport_->ranks(), &needs_);
 }
 
 Status RealEngine::make_room() {
@@ -222,13 +220,13 @@ RealEngine::Arguments RealEngine::arguments() const {
           needs_.scratch_in(workspace_)};
 }
 
-/// Plan, appends and decodes. What differs between steps of one size lies in device memory. A rank's decode makes its
-/// own plan, in every layer.
+/// Plan, appends and decodes. What differs between steps of one size lies in device memory.
 Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
   const auto& [problem, tensors, runs, num_runs, plan, scratch] = given;
-  if (transport_ == nullptr) {
-    MLA_RETURN_IF_ERROR(plan_decode(stage_, problem, tensors.seqlens_k, plan, stream));
-  }
+  MLA_RETURN_IF_ERROR(
+      transport_ == nullptr
+          ? plan_decode(stage_, problem, tensors.seqlens_k, plan, stream)
+          : plan_parallel(stage_, problem, tensors, settings(), *transport_, plan, stream));
   Tensors layer = tensors;
   for (int i = 0; i < caches_.layers(); ++i) {
     if (num_runs > 0) {
@@ -236,10 +234,10 @@ Status RealEngine::enqueue(const Arguments& given, Stream stream) const {
                                      pool_.as<char>() + i * kRowBytes, caches_.data(i), stream));
     }
     layer.kv_cache = caches_.data(i);
-    MLA_RETURN_IF_ERROR(
-        transport_ == nullptr
-            ? decode_planned(stage_, problem, layer, plan, scratch, stream)
-            : decode_parallel(stage_, problem, layer, settings(), *transport_, scratch, stream));
+    MLA_RETURN_IF_ERROR(transport_ == nullptr
+                            ? decode_planned(stage_, problem, layer, plan, scratch, stream)
+                            : decode_parallel_planned(stage_, problem, layer, settings(),
+                                                      *transport_, plan, scratch, stream));
   }
   return {};
 }

@@ -34,23 +34,30 @@ struct Layout {
   Problem tail;    ///< The others: every query token is a sequence. Of batch 0 if there are none.
   Problem merged;  ///< The heads that this rank's outputs have.
   int first = 0;   ///< The slice's first sequence.
-  WorkspaceBytes bulk_bytes;
+  WorkspaceBytes bulk_bytes, tail_bytes;  ///< Of the stage.
   ResultShape result;
 
-  /// Offsets into the workspace, in bytes.
+  /// @name Offsets into the plan's memory, in bytes
+  /// @{
+  size_t bulk_plan = 0, tail_plan = 0;
   size_t bulk_lengths = 0, tail_lengths = 0, tail_table = 0;
+  /// @}
+  /// @name Offsets into the slices' buffers
+  /// @{
   size_t parts = 0;          ///< two results, bulk and tail, if there is a tail
   size_t mine = 0;           ///< this rank's result, if it is not a part of `all`
   bool is_in_place = false;  ///< it is
   size_t all = 0;            ///< what was received: records of the merged heads; lse of all heads
   size_t weighted = 0, sum = 0;  ///< fp32, of kReduceScatter
+  /// @}
+  bool has_tail() const { return tail.batch > 0; }
 };
 
-/// All slices. What a stage works in they share.
+/// All slices. Each has plans of its own; the scratch memory of the stage they share.
 struct Slices {
   std::vector<Layout> layouts;
-  size_t stage_bytes = 0;  ///< At the workspace's beginning.
-  size_t total = 0;
+  size_t stage_scratch = 0;  ///< At the scratch memory's beginning, before the slices' buffers.
+  WorkspaceBytes bytes;      ///< Of all.
 };
 
 Status at_least_one(const char* name, int value) {
@@ -59,8 +66,15 @@ Status at_least_one(const char* name, int value) {
           std::string(name) + " = " + std::to_string(value) + " must be at least 1"};
 }
 
-size_t aligned(int64_t bytes) {
-  return (static_cast<size_t>(bytes) + 15) / 16 * 16;
+size_t aligned(int64_t bytes, size_t to = 16) {
+  return (static_cast<size_t>(bytes) + to - 1) / to * to;
+}
+
+/// `bytes` more of so many as are taken: where they begin.
+size_t take(int64_t bytes, size_t* taken) {
+  const size_t begin = *taken;
+  *taken += aligned(bytes);
+  return begin;
 }
 
 /// Columns of a rank's block table.
@@ -69,55 +83,82 @@ int columns_of(const Problem& problem, const ParallelSettings& settings, int ran
   return share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
 }
 
-/// Of `problem`, a slice: its place in the workspace begins at `*total`, which grows.
-Status find_layout(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
-                   int ranks, Layout* layout, size_t* stage_bytes, size_t* total) {
-  const bool by_heads = settings.exchange != Exchange::kAllGather;
-  const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
-  layout->result = {problem.num_heads_q, tokens, settings.exchange == Exchange::kReduceScatter};
-  layout->whole = layout->bulk = problem;
-  layout->bulk.causal = false;
-  layout->bulk.max_pages_per_seq = columns_of(problem, settings, ranks);
-  layout->tail = layout->bulk;
-  layout->tail.batch = 0;
-  layout->tail.seqlen_q = 1;
+/// Into how many slices the batch is cut.
+int count_slices(const Problem& problem, const ParallelSettings& settings) {
+  return std::clamp(settings.slices, 1, std::max(1, problem.batch));
+}
+
+/// The first sequence of slice `slice` of so many; of the one behind the last, the batch.
+int first_of_slice(const Problem& problem, int64_t slice, int slices) {
+  return static_cast<int>(slice * problem.batch / slices);
+}
+
+Problem slice_of(const Problem& problem, int slice, int slices) {
+  Problem part = problem;
+  part.batch = first_of_slice(problem, slice + 1, slices) - first_of_slice(problem, slice, slices);
+  return part;
+}
+
+/// Of a slice, what a rank decodes of the tokens that every query token sees.
+Problem bulk_of(const Problem& problem, const ParallelSettings& settings, int ranks) {
+  Problem bulk = problem;
+  bulk.causal = false;
+  bulk.max_pages_per_seq = columns_of(problem, settings, ranks);
+  return bulk;
+}
+
+/// Of the others, where every query token is a sequence. Of batch 0 if there are none.
+Problem tail_of(const Problem& problem, const ParallelSettings& settings, int ranks) {
+  Problem tail = bulk_of(problem, settings, ranks);
+  tail.batch = 0;
+  tail.seqlen_q = 1;
   if (problem.causal && problem.seqlen_q > 1) {
     // The last query token sees seqlen_q - 1 tokens more than the first, and up to a page less one lies
     // before them in their first page.
-    layout->tail.batch = static_cast<int>(tokens);
-    layout->tail.max_pages_per_seq = static_cast<int>(
+    tail.batch = problem.batch * problem.seqlen_q;
+    tail.max_pages_per_seq = static_cast<int>(
         pages_for(int64_t{problem.seqlen_q} - 1 + problem.page_size - 1, problem.page_size));
   }
-  layout->merged = problem;
+  return tail;
+}
+
+/// Of `problem`, a slice: it takes its memory of what all take.
+Status find_layout(const Stage& stage, const Problem& problem, const ParallelSettings& settings,
+                   int ranks, Layout* layout, Slices* all) {
+  const bool by_heads = settings.exchange != Exchange::kAllGather;
+  const int64_t tokens = int64_t{problem.batch} * problem.seqlen_q;
+  layout->result = {problem.num_heads_q, tokens, settings.exchange == Exchange::kReduceScatter};
+  layout->whole = layout->merged = problem;
+  layout->bulk = bulk_of(problem, settings, ranks);
+  layout->tail = tail_of(problem, settings, ranks);
   layout->merged.num_heads_kv = 1;  // heads are rows here
   if (by_heads) layout->merged.num_heads_q /= ranks;
 
-  WorkspaceBytes tail_bytes;
   MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->bulk, &layout->bulk_bytes));
-  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &tail_bytes));
-  *stage_bytes = std::max({*stage_bytes, layout->bulk_bytes.total(), tail_bytes.total()});
+  MLA_RETURN_IF_ERROR(workspace_bytes(stage, layout->tail, &layout->tail_bytes));
+  all->stage_scratch =
+      std::max({all->stage_scratch, layout->bulk_bytes.scratch, layout->tail_bytes.scratch});
 
-  const auto take = [&](int64_t bytes) {
-    const size_t begin = *total;
-    *total += aligned(bytes);
-    return begin;
-  };
+  const auto plan = [&](int64_t bytes) { return take(bytes, &all->bytes.plan); };
+  const auto buffer = [&](int64_t bytes) { return take(bytes, &all->bytes.scratch); };
   const ResultShape& result = layout->result;
-  layout->bulk_lengths = take(problem.batch * int64_t{sizeof(int32_t)});
-  if (layout->tail.batch > 0) {
-    layout->tail_lengths = take(tokens * int64_t{sizeof(int32_t)});
-    layout->tail_table = take(layout->tail.block_table_elements() * int64_t{sizeof(int32_t)});
-    layout->parts = take(2 * static_cast<int64_t>(aligned(result.bytes())));
+  layout->bulk_plan = plan(static_cast<int64_t>(layout->bulk_bytes.plan));
+  layout->bulk_lengths = plan(problem.batch * int64_t{sizeof(int32_t)});
+  if (layout->has_tail()) {
+    layout->tail_plan = plan(static_cast<int64_t>(layout->tail_bytes.plan));
+    layout->tail_lengths = plan(tokens * int64_t{sizeof(int32_t)});
+    layout->tail_table = plan(layout->tail.block_table_elements() * int64_t{sizeof(int32_t)});
+    layout->parts = buffer(2 * static_cast<int64_t>(aligned(result.bytes())));
   }
   layout->is_in_place = settings.exchange == Exchange::kAllGather;
-  if (!layout->is_in_place) layout->mine = take(result.bytes());
+  if (!layout->is_in_place) layout->mine = buffer(result.bytes());
   if (result.is_sum) {
     const int64_t row_bytes = kHeadDimV * int64_t{sizeof(float)};
-    layout->all = take(ranks * result.heads * result.lse_bytes());
-    layout->weighted = take(problem.lse_elements() * row_bytes);
-    layout->sum = take(layout->merged.lse_elements() * row_bytes);
+    layout->all = buffer(ranks * result.heads * result.lse_bytes());
+    layout->weighted = buffer(problem.lse_elements() * row_bytes);
+    layout->sum = buffer(layout->merged.lse_elements() * row_bytes);
   } else {
-    layout->all = take(int64_t{ranks} * layout->merged.num_heads_q * result.record_bytes());
+    layout->all = buffer(int64_t{ranks} * layout->merged.num_heads_q * result.record_bytes());
   }
   return {};
 }
@@ -144,27 +185,18 @@ Status find_slices(const Stage& stage, const Problem& problem, const ParallelSet
     return {StatusCode::kInvalidArgument,
             "batch * seqlen_q = " + std::to_string(tokens) + " must be less than 2^31"};
   }
-  if (ranks == 1) {  // it decodes as one device does
-    WorkspaceBytes bytes;
-    MLA_RETURN_IF_ERROR(workspace_bytes(stage, problem, &bytes));
-    slices->total = bytes.total();
-    return {};
-  }
-  const int count = std::clamp(settings.slices, 1, std::max(1, problem.batch));
-  size_t stage_bytes = 0, total = 0;
+  if (ranks == 1) return workspace_bytes(stage, problem, &slices->bytes);  // as one device does
+  const int count = count_slices(problem, settings);
   for (int slice = 0; slice < count; ++slice) {
-    const auto first_of = [&](int64_t which) {
-      return static_cast<int>(which * problem.batch / count);
-    };
-    Problem part = problem;
-    part.batch = first_of(slice + 1) - first_of(slice);
     Layout layout;
-    layout.first = first_of(slice);
-    MLA_RETURN_IF_ERROR(find_layout(stage, part, settings, ranks, &layout, &stage_bytes, &total));
+    layout.first = first_of_slice(problem, slice, count);
+    MLA_RETURN_IF_ERROR(
+        find_layout(stage, slice_of(problem, slice, count), settings, ranks, &layout, slices));
     slices->layouts.push_back(layout);
   }
-  slices->stage_bytes = aligned(static_cast<int64_t>(stage_bytes));
-  slices->total = slices->stage_bytes + total;
+  slices->stage_scratch = aligned(static_cast<int64_t>(slices->stage_scratch));
+  slices->bytes.scratch += slices->stage_scratch;
+  slices->bytes.plan = aligned(static_cast<int64_t>(slices->bytes.plan), 128);
   return {};
 }
 
@@ -217,13 +249,32 @@ struct Rank {
   Tensors tensors;  ///< Of the slice, with strides.
   Machine& machine;
   Transport& transport;
-  Workspace stage_memory;
-  char* memory;
+  char* plan_memory;
+  Workspace stage_scratch;
   Stream stream;
 
+  /// In the slices' buffers, which are behind the stage's scratch memory.
   template <typename T = void>
   T* at(size_t offset) const {
-    return static_cast<T*>(static_cast<void*>(memory + offset));
+    auto* buffers = static_cast<char*>(stage_scratch.data) + stage_scratch.bytes;
+    return static_cast<T*>(static_cast<void*>(buffers + offset));
+  }
+  /// In the plan's memory.
+  int32_t* lengths_at(size_t offset) const {
+    return static_cast<int32_t*>(static_cast<void*>(plan_memory + offset));
+  }
+  Workspace bulk_plan() const { return {plan_memory + layout.bulk_plan, layout.bulk_bytes.plan}; }
+  Workspace tail_plan() const { return {plan_memory + layout.tail_plan, layout.tail_bytes.plan}; }
+  /// What this rank decodes, but for lengths that are its own.
+  RankLengths lengths() const {
+    RankLengths lengths;
+    lengths.bulk = lengths_at(layout.bulk_lengths);
+    if (layout.has_tail()) {
+      lengths.tail = lengths_at(layout.tail_lengths);
+      lengths.tail_table = lengths_at(layout.tail_table);
+      lengths.tail_columns = layout.tail.max_pages_per_seq;
+    }
+    return lengths;
   }
 
   /// Lets `out` and `lse` be those of the result at `offset`.
@@ -258,59 +309,55 @@ struct Rank {
 
   Status mark(RankPhase phase) const { return transport.mark(phase, stream); }
 
-  /// This rank's result over the tokens that it holds.
-  Status decode_share(const ParallelSettings& settings) const {
-    const Problem& problem = layout.whole;
+  /// What this rank's decodes need of lengths and table: which tokens are its own, and the plans of these.
+  Status plan(const ParallelSettings& settings) const {
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kCut));
     if (settings.own_lengths) {  // nothing to cut, and no tail
-      Tensors own = tensors;
-      write_to(mine(), problem.seqlen_q, &own);
-      MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
-      return decode(stage, layout.bulk, own, stage_memory, stream);
+      return plan_decode(stage, layout.bulk, tensors.seqlens_k, bulk_plan(), stream);
     }
     SequenceShares shares;
     shares.share = {transport.rank(), transport.ranks(), settings.pages_per_turn};
     if (settings.first_ranks != nullptr) shares.first_ranks = settings.first_ranks + layout.first;
-    const bool has_tail = layout.tail.batch > 0;
-    const auto result_bytes = static_cast<int64_t>(aligned(layout.result.bytes()));
-    RankLengths lengths;
-    lengths.bulk = at<int32_t>(layout.bulk_lengths);
-    if (has_tail) {
-      lengths.tail = at<int32_t>(layout.tail_lengths);
-      lengths.tail_table = at<int32_t>(layout.tail_table);
-      lengths.tail_columns = layout.tail.max_pages_per_seq;
-    }
-    MLA_RETURN_IF_ERROR(mark(RankPhase::kCut));
-    Tensors bulk = tensors;
-    bulk.seqlens_k = lengths.bulk;
-    write_to(mine(), problem.seqlen_q, &bulk);
-    if (!has_tail && stage.plan_shape != nullptr) {  // the plan's kernel cuts: one step less
-      const SharedLengths shared = {shares, static_cast<int>(problem.max_seqlen_k()), lengths.bulk};
-      const Workspace plan = layout.bulk_bytes.plan_in(stage_memory);
-      MLA_RETURN_IF_ERROR(
-          plan_decode(stage, layout.bulk, tensors.seqlens_k, plan, stream, &shared));
-      MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
-      return decode_planned(stage, layout.bulk, bulk, plan,
-                            layout.bulk_bytes.scratch_in(stage_memory), stream);
+    const RankLengths own = lengths();
+    if (!layout.has_tail() && stage.plan_shape != nullptr) {
+      // The plan's kernel cuts: one step less.
+      const SharedLengths shared = {shares, static_cast<int>(layout.whole.max_seqlen_k()),
+                                    own.bulk};
+      return plan_decode(stage, layout.bulk, tensors.seqlens_k, bulk_plan(), stream, &shared);
     }
     MLA_RETURN_IF_ERROR(
-        MLA_ON_MACHINE(machine, launch_cut)(problem, tensors, shares, lengths, stream));
-    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
-    if (!has_tail) return decode(stage, layout.bulk, bulk, stage_memory, stream);
+        MLA_ON_MACHINE(machine, launch_cut)(layout.whole, tensors, shares, own, stream));
+    MLA_RETURN_IF_ERROR(plan_decode(stage, layout.bulk, own.bulk, bulk_plan(), stream));
+    if (!layout.has_tail()) return {};
+    return plan_decode(stage, layout.tail, own.tail, tail_plan(), stream);
+  }
 
-    const Tensors mine = bulk;
-    write_to(layout.parts, problem.seqlen_q, &bulk);
-    MLA_RETURN_IF_ERROR(decode(stage, layout.bulk, bulk, stage_memory, stream));
+  /// This rank's result over the tokens that it holds, by its plans.
+  Status decode_share(const ParallelSettings& settings) const {
+    const Problem& problem = layout.whole;
+    Tensors bulk = tensors;
+    if (!settings.own_lengths) bulk.seqlens_k = lengths().bulk;
+    write_to(layout.has_tail() ? layout.parts : mine(), problem.seqlen_q, &bulk);
+    MLA_RETURN_IF_ERROR(mark(RankPhase::kBulk));
+    MLA_RETURN_IF_ERROR(
+        decode_planned(stage, layout.bulk, bulk, bulk_plan(), stage_scratch, stream));
+    if (!layout.has_tail()) return {};
+
+    const size_t result_bytes = aligned(layout.result.bytes());
     Tensors tail = tensors;
     tail.q_strides.batch = tail.q_strides.token;
-    tail.block_table = lengths.tail_table;
+    tail.block_table = lengths().tail_table;
     tail.block_table_stride = kContiguous;
-    tail.seqlens_k = lengths.tail;
-    write_to(layout.parts + static_cast<size_t>(result_bytes), 1, &tail);
+    tail.seqlens_k = lengths().tail;
+    write_to(layout.parts + result_bytes, 1, &tail);
     MLA_RETURN_IF_ERROR(mark(RankPhase::kTail));
-    MLA_RETURN_IF_ERROR(decode(stage, layout.tail, tail, stage_memory, stream));
+    MLA_RETURN_IF_ERROR(
+        decode_planned(stage, layout.tail, tail, tail_plan(), stage_scratch, stream));
+    Tensors both = tensors;
+    write_to(mine(), problem.seqlen_q, &both);
     MLA_RETURN_IF_ERROR(mark(RankPhase::kLocalMerge));
-    return MLA_ON_MACHINE(machine, launch_merge)(problem, parts(layout.parts, result_bytes, 2),
-                                                 mine, stream);
+    return MLA_ON_MACHINE(machine, launch_merge)(
+        problem, parts(layout.parts, static_cast<int64_t>(result_bytes), 2), both, stream);
   }
 
   int64_t sum_rows() const { return layout.merged.lse_elements(); }
@@ -373,54 +420,82 @@ struct Rank {
   }
 };
 
-/// Which halves of a decode to do.
-enum class Half { kBoth, kDecode, kMerge };
+/// Which parts of a decode to do.
+struct Work {
+  bool plans = false, decodes = false, merges = false;
+};
 
-Status decode_rank(const Stage& stage, const Problem& problem, Tensors tensors,
-                   const ParallelSettings& settings, Transport& transport,
-                   const Workspace& workspace, Half half, Stream stream) {
+/// Memory that a caller lends: for plan and scratch apart, or `whole` for both.
+struct Memory {
+  Workspace plan = {}, scratch = {};
+  const Workspace* whole = nullptr;
+};
+
+Status check_memory(const std::string& name, size_t needed, const Workspace& memory) {
+  if (memory.bytes < needed) {
+    return {StatusCode::kWorkspaceTooSmall, name + ".bytes = " + std::to_string(memory.bytes) +
+                                                ", this decode needs " + std::to_string(needed)};
+  }
+  if (needed > 0 &&
+      (memory.data == nullptr || reinterpret_cast<uintptr_t>(memory.data) % 16 != 0)) {
+    return {StatusCode::kInvalidArgument, name + ".data is null or not 16-byte aligned"};
+  }
+  return {};
+}
+
+/// Checks what the work needs of it, and cuts a whole one in two.
+Status take_memory(const WorkspaceBytes& needs, const Work& work, Memory* memory) {
+  if (memory->whole != nullptr) {
+    MLA_RETURN_IF_ERROR(check_memory("workspace", needs.total(), *memory->whole));
+    memory->plan = needs.plan_in(*memory->whole);
+    memory->scratch = needs.scratch_in(*memory->whole);
+    return {};
+  }
+  MLA_RETURN_IF_ERROR(check_memory("plan", needs.plan, memory->plan));
+  return work.decodes ? check_memory("scratch", needs.scratch, memory->scratch) : Status();
+}
+
+Status work_as_rank(const Stage& stage, const Problem& problem, Tensors tensors,
+                    const ParallelSettings& settings, Transport& transport, Memory memory,
+                    const Work& work, Stream stream) {
   Slices slices;
   MLA_RETURN_IF_ERROR(find_slices(stage, problem, settings, transport.ranks(), &slices));
   MLA_RETURN_IF_ERROR(check_tensors(problem, settings, transport.ranks(), &tensors));
-  if (workspace.bytes < slices.total) {
-    return {StatusCode::kWorkspaceTooSmall, "workspace.bytes = " + std::to_string(workspace.bytes) +
-                                                ", this decode needs " +
-                                                std::to_string(slices.total)};
-  }
-  if (slices.total > 0 &&
-      (workspace.data == nullptr || reinterpret_cast<uintptr_t>(workspace.data) % 16 != 0)) {
-    return {StatusCode::kInvalidArgument, "workspace.data is null or not 16-byte aligned"};
-  }
+  MLA_RETURN_IF_ERROR(take_memory(slices.bytes, work, &memory));
   if (problem.batch == 0) return {};
   if (transport.ranks() == 1) {  // nothing to cut, exchange or merge
-    if (half == Half::kMerge) return {};
-    return decode(stage, problem, tensors, workspace, stream);
+    if (work.plans) {
+      MLA_RETURN_IF_ERROR(plan_decode(stage, problem, tensors.seqlens_k, memory.plan, stream));
+    }
+    if (!work.decodes) return {};
+    return decode_planned(stage, problem, tensors, memory.plan, memory.scratch, stream);
   }
   std::string why_not;
   Machine* machine = find_machine(stage.machine, &why_not);
   if (machine == nullptr) return {StatusCode::kUnavailable, why_not};
-  auto* memory = static_cast<char*>(workspace.data);
   std::vector<Rank> ranks;
   for (const Layout& layout : slices.layouts) {
     ranks.push_back({stage, layout, from_sequence(tensors, layout.first), *machine, transport,
-                     Workspace{memory, slices.stage_bytes}, memory + slices.stage_bytes, stream});
+                     static_cast<char*>(memory.plan.data),
+                     Workspace{memory.scratch.data, slices.stage_scratch}, stream});
   }
   for (const Rank& rank : ranks) {
-    if (half != Half::kMerge) MLA_RETURN_IF_ERROR(rank.decode_share(settings));
-    MLA_RETURN_IF_ERROR(rank.mark(RankPhase::kWait));
-    if (half != Half::kDecode) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
+    if (work.plans) MLA_RETURN_IF_ERROR(rank.plan(settings));
+    if (work.decodes) MLA_RETURN_IF_ERROR(rank.decode_share(settings));
+    if (work.decodes || work.merges) MLA_RETURN_IF_ERROR(rank.mark(RankPhase::kWait));
+    if (work.merges) MLA_RETURN_IF_ERROR(rank.exchange(settings.exchange));
   }
-  if (half == Half::kDecode) return {};
+  if (!work.merges) return {};
   MLA_RETURN_IF_ERROR(transport.join(stream));
   for (const Rank& rank : ranks) MLA_RETURN_IF_ERROR(rank.merge(settings.exchange));
   return transport.mark(RankPhase::kDone, stream);
 }
 
-Status decode_half(const Stage& stage, const Problem& problem, const Tensors& tensors,
-                   const ParallelSettings& settings, Transport& transport,
-                   const Workspace& workspace, Half half, Stream stream) {
+Status work_or_fail(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                    const ParallelSettings& settings, Transport& transport, const Memory& memory,
+                    const Work& work, Stream stream) {
   const Status status =
-      decode_rank(stage, problem, tensors, settings, transport, workspace, half, stream);
+      work_as_rank(stage, problem, tensors, settings, transport, memory, work, stream);
   if (!status.ok()) transport.fail(status);  // the others wait for this rank
   return status;
 }
@@ -428,30 +503,70 @@ Status decode_half(const Stage& stage, const Problem& problem, const Tensors& te
 }  // namespace
 
 Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
-                                const ParallelSettings& settings, int ranks, size_t* bytes) {
+                                const ParallelSettings& settings, int ranks,
+                                WorkspaceBytes* bytes) {
   Slices slices;
   MLA_RETURN_IF_ERROR(find_slices(stage, problem, settings, ranks, &slices));
-  *bytes = slices.total;
+  *bytes = slices.bytes;
+  return {};
+}
+
+Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
+                                const ParallelSettings& settings, int ranks, size_t* bytes) {
+  WorkspaceBytes both;
+  MLA_RETURN_IF_ERROR(parallel_workspace_bytes(stage, problem, settings, ranks, &both));
+  *bytes = both.total();
   return {};
 }
 
 Status decode_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
                        const ParallelSettings& settings, Transport& transport,
                        const Workspace& workspace, Stream stream) {
-  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kBoth, stream);
+  return work_or_fail(stage, problem, tensors, settings, transport, {.whole = &workspace},
+                      {.plans = true, .decodes = true, .merges = true}, stream);
+}
+
+Status plan_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                     const ParallelSettings& settings, Transport& transport, const Workspace& plan,
+                     Stream stream) {
+  return work_or_fail(stage, problem, tensors, settings, transport, {.plan = plan}, {.plans = true},
+                      stream);
+}
+
+Status decode_parallel_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                               const ParallelSettings& settings, Transport& transport,
+                               const Workspace& plan, const Workspace& scratch, Stream stream) {
+  return work_or_fail(stage, problem, tensors, settings, transport,
+                      {.plan = plan, .scratch = scratch}, {.decodes = true, .merges = true},
+                      stream);
 }
 
 Status decode_share(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream) {
-  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kDecode,
-                     stream);
+  return work_or_fail(stage, problem, tensors, settings, transport, {.whole = &workspace},
+                      {.plans = true, .decodes = true}, stream);
 }
 
 Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream) {
-  return decode_half(stage, problem, tensors, settings, transport, workspace, Half::kMerge, stream);
+  return work_or_fail(stage, problem, tensors, settings, transport, {.whole = &workspace},
+                      {.merges = true}, stream);
+}
+
+std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
+                                      int ranks) {
+  if (ranks == 1) return {problem};
+  std::vector<Problem> decoded;
+  const int count = count_slices(problem, settings);
+  for (int slice = 0; slice < count; ++slice) {
+    const Problem part = slice_of(problem, slice, count);
+    decoded.push_back(bulk_of(part, settings, ranks));
+    const Problem tail = tail_of(part, settings, ranks);
+    if (tail.batch > 0) decoded.push_back(tail);
+  }
+  return decoded;
 }
 
 int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks) {

@@ -3,6 +3,8 @@
 /// with any stage, and the results are merged by their lse. docs/parallel.md explains it.
 #pragma once
 
+#include <vector>
+
 #include "stages/common/parallel/share.h"
 #include "stages/common/parallel/transport.h"
 #include "stages/common/stage.h"
@@ -44,13 +46,16 @@ struct ParallelSettings {
   bool own_lengths = false;
 };
 
-/// Bytes of memory that a rank's decode_parallel() needs beside its tensors, on the device where the
-/// stage runs. By shapes alone, and the same for all ranks.
+/// Bytes of memory that a rank's decode needs beside its tensors, on the device where the stage runs. By shapes
+/// alone, and the same for all ranks.
 /// @param problem  as for decode_parallel()
 /// @param ranks    >= 1
 /// @return kInvalidArgument for a problem that validate() refuses, ranks, pages_per_turn or slices below 1,
 ///         num_heads_q that ranks do not divide where the exchange is by heads, own lengths under a mask, or
 ///         batch * seqlen_q past 32 bits; workspace_bytes()'s errors for the stage
+Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
+                                const ParallelSettings& settings, int ranks, WorkspaceBytes* bytes);
+/// Their total alone: what decode_parallel() asks for.
 Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
                                 const ParallelSettings& settings, int ranks, size_t* bytes);
 
@@ -80,11 +85,32 @@ Status decode_parallel(const Stage& stage, const Problem& problem, const Tensors
                        const ParallelSettings& settings, Transport& transport,
                        const Workspace& workspace, Stream stream = nullptr);
 
-/// @name The two halves of decode_parallel()
-/// For programs that time them. Arguments and errors are the same.
+/// @name The plan of decode_parallel(), and the rest
+/// One plan can serve several decodes of the same lengths and the same block table, for example those of all layers of
+/// a model. Arguments, errors and bits are those of decode_parallel().
 /// @{
 
-/// Decodes this rank's tokens: the result is in the workspace. Asks nothing of the transport.
+/// Finds which tokens this rank decodes, and plans the decodes of these. Asks nothing of the transport; of the tensors
+/// lengths and block table are read, and all are checked.
+/// @param plan  WorkspaceBytes::plan of parallel_workspace_bytes() or more, 16-byte aligned
+Status plan_parallel(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                     const ParallelSettings& settings, Transport& transport, const Workspace& plan,
+                     Stream stream = nullptr);
+/// Decodes by the plan, which must have been made on this rank for the same problem, settings, lengths and table: with
+/// others, or with none, the results are wrong.
+/// @param plan     as plan_parallel() left it; only read
+/// @param scratch  WorkspaceBytes::scratch or more, 16-byte aligned
+Status decode_parallel_planned(const Stage& stage, const Problem& problem, const Tensors& tensors,
+                               const ParallelSettings& settings, Transport& transport,
+                               const Workspace& plan, const Workspace& scratch,
+                               Stream stream = nullptr);
+/// @}
+
+/// @name What a rank does alone, and with the others
+/// For programs that time them. Arguments and errors are those of decode_parallel().
+/// @{
+
+/// Plans, and decodes this rank's tokens: the result is in the workspace. Asks nothing of the transport.
 Status decode_share(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream = nullptr);
@@ -92,6 +118,10 @@ Status decode_share(const Stage& stage, const Problem& problem, const Tensors& t
 Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream = nullptr);
+/// What the stage decodes for a rank: of every slice the tokens that every query token sees, then the others, if there
+/// are any. Of one rank the problem itself.
+std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
+                                      int ranks);
 /// Bytes that a rank sends to each other rank, without what collectives add.
 int64_t exchange_bytes(const Problem& problem, Exchange exchange, int ranks);
 /// @}

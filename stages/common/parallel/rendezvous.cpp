@@ -237,23 +237,22 @@ Status connect_to(const std::string& address, milliseconds time_limit, Socket* r
   return {StatusCode::kUnavailable, std::strerror(error)};
 }
 
-std::string name_of(size_t rank) {
+std::string rank_name(int64_t rank) {
   return "rank " + std::to_string(rank);
 }
 
 class HubOfThread final : public Hub {
  public:
-  HubOfThread(Socket listener, std::string address, size_t ranks, milliseconds time_limit)
+  /// @param stop, stopped  two ends of a connection: shutting the first down ends the thread
+  HubOfThread(Socket listener, Socket stop, Socket stopped, std::string address, size_t ranks,
+              milliseconds time_limit)
       : listener_(std::move(listener)),
+        stop_(std::move(stop)),
+        stopped_(std::move(stopped)),
         address_(std::move(address)),
         time_limit_(time_limit),
-        ranks_(ranks) {
-    int ends[2] = {-1, -1};
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) ends[0] = ends[1] = -1;
-    stop_ = Socket(ends[1]);
-    stopped_ = Socket(ends[0]);
-    thread_ = std::thread([this] { serve(); });
-  }
+        ranks_(ranks),
+        thread_([this] { serve(); }) {}
   ~HubOfThread() override {
     shutdown(stop_.fd(), SHUT_RDWR);  // the other end sees it, whatever process has copies
     thread_.join();
@@ -317,11 +316,14 @@ class HubOfThread final : public Hub {
     const auto count = static_cast<int>(ranks_.size());
     Status refused;
     if (ranks != count) {
-      refused = {StatusCode::kRankFailed, name_of(static_cast<size_t>(rank)) +
-                                              " has come to a group of " + std::to_string(count) +
-                                              " ranks, for one of " + std::to_string(ranks)};
-    } else if (rank < 0 || rank >= count || ranks_[static_cast<size_t>(rank)].has_come) {
-      refused = {StatusCode::kRankFailed, name_of(static_cast<size_t>(rank)) + " has come twice"};
+      refused = {StatusCode::kRankFailed, rank_name(rank) + " has come to a group of " +
+                                              std::to_string(count) + " ranks, for one of " +
+                                              std::to_string(ranks)};
+    } else if (rank < 0 || rank >= count) {
+      refused = {StatusCode::kRankFailed,
+                 rank_name(rank) + " is none of a group of " + std::to_string(count)};
+    } else if (ranks_[static_cast<size_t>(rank)].has_come) {
+      refused = {StatusCode::kRankFailed, rank_name(rank) + " has come twice"};
     } else {
       refused = failure_;
     }
@@ -347,7 +349,7 @@ class HubOfThread final : public Hub {
     while (const std::optional<Message> message = member.connection->next(&broken)) {
       if (message->kind == Kind::kFail) {
         fail({StatusCode::kRankFailed,
-              name_of(rank) + " failed: " + failure_of(message->text).to_string()});
+              rank_name(rank) + " failed: " + failure_of(message->text).to_string()});
       } else if (message->kind == Kind::kFarewell) {
         member.has_left = true;
       } else {
@@ -357,7 +359,7 @@ class HubOfThread final : public Hub {
     if (!broken) return;
     member.connection.reset();
     if (!member.has_left)
-      fail({StatusCode::kRankFailed, name_of(rank) + " is gone: its connection ended"});
+      fail({StatusCode::kRankFailed, rank_name(rank) + " is gone: its connection ended"});
   }
 
   /// Takes the next call of every rank, if all have made one.
@@ -370,7 +372,7 @@ class HubOfThread final : public Hub {
     }
     for (size_t rank = 0; rank < ranks_.size(); ++rank) {
       if (!ranks_[rank].said.empty() || !ranks_[rank].has_left) continue;
-      fail({StatusCode::kRankFailed, name_of(rank) + " has left before " + name_of_next()});
+      fail({StatusCode::kRankFailed, rank_name(rank) + " has left before " + name_of_next()});
       return false;
     }
     if (waiting < ranks_.size()) {
@@ -384,7 +386,7 @@ class HubOfThread final : public Hub {
       const Message& one = ranks_[rank].said.front();
       if (one.kind != first.kind || (one.kind == Kind::kCall && one.text != first.text)) {
         fail({StatusCode::kInvalidArgument,
-              "rank 0 calls " + name_of(first) + ", " + name_of(rank) + " " + name_of(one)});
+              "rank 0 calls " + name_of(first) + ", " + rank_name(rank) + " " + name_of(one)});
         return false;
       }
       all += number(static_cast<uint32_t>(one.text.size())) + one.text;
@@ -397,7 +399,6 @@ class HubOfThread final : public Hub {
   static std::string name_of(const Message& message) {
     return message.kind == Kind::kCall ? message.text : "share";
   }
-  static std::string name_of(size_t rank) { return mla::name_of(rank); }
   std::string name_of_next() const {
     for (const Member& member : ranks_) {
       if (!member.said.empty()) return name_of(member.said.front());
@@ -409,7 +410,7 @@ class HubOfThread final : public Hub {
     for (size_t rank = 0; rank < ranks_.size(); ++rank) {
       const bool is_here =
           here_ < ranks_.size() ? ranks_[rank].has_come : !ranks_[rank].said.empty();
-      if (!is_here) names += (names.empty() ? "" : ", ") + name_of(rank);
+      if (!is_here) names += (names.empty() ? "" : ", ") + rank_name(rank);
     }
     return {StatusCode::kRankFailed, names + " did not come to " + name_of_next() + " within " +
                                          std::to_string(time_limit_.count()) + " ms"};
@@ -448,8 +449,12 @@ class PlaceOfHub final : public HubPlace {
       return {StatusCode::kInvalidArgument,
               "ranks = " + std::to_string(ranks) + " must be at least 1"};
     }
-    *hub = std::make_unique<HubOfThread>(std::move(listener_), address_, static_cast<size_t>(ranks),
-                                         time_limit);
+    int ends[2] = {-1, -1};
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+      return {StatusCode::kUnavailable, address_ + ": no hub: " + std::strerror(errno)};
+    }
+    *hub = std::make_unique<HubOfThread>(std::move(listener_), Socket(ends[0]), Socket(ends[1]),
+                                         address_, static_cast<size_t>(ranks), time_limit);
     return {};
   }
 
@@ -508,8 +513,7 @@ class RendezvousOfRank final : public Rendezvous {
     if (!failure().ok()) return;
     send(Kind::kFail, failure_text(why));
     if (!failure_.ok()) return;
-    failure_ = {StatusCode::kRankFailed,
-                name_of(static_cast<size_t>(rank_)) + " failed: " + why.to_string()};
+    failure_ = {StatusCode::kRankFailed, rank_name(rank_) + " failed: " + why.to_string()};
   }
   Status failure() override {
     if (failure_.ok()) hear();

@@ -34,7 +34,7 @@ class HubPlace {
   /// Opens the hub, once.
   /// @param ranks       >= 1
   /// @param time_limit  from when the first rank has come to a call until the last must have
-  /// @return kInvalidArgument for ranks < 1
+  /// @return kInvalidArgument for ranks < 1; kUnavailable where this process may open no more files
   virtual Status open(int ranks, std::chrono::milliseconds time_limit,
                       std::unique_ptr<Hub>* hub) = 0;
 };

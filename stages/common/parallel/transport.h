@@ -15,7 +15,7 @@ namespace mla {
 
 /// What a decode over ranks is at (decode_parallel()).
 enum class RankPhase {
-  kCut,  ///< Finds which tokens the rank decodes; where the plan's kernel does, makes the plan, too.
+  kCut,         ///< Finds which tokens the rank decodes, and makes the plans.
   kBulk,        ///< Decodes tokens that every query token sees.
   kTail,        ///< Decodes the others.
   kLocalMerge,  ///< Merges these two.

@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <future>
+#include <new>
 #include <utility>
 
 #include "bench/service/service.h"
@@ -93,7 +96,7 @@ using Change = std::function<void(int rank, std::unique_ptr<Transport>* transpor
 Status make_ranks(Machine& machine, int ranks, int pages, CacheFormat format, int layers,
                   milliseconds limit, std::unique_ptr<DeviceRanks>* made,
                   const Change& change = nullptr) {
-  MakeTransport make;
+  MakeRankTransport make;
   MLA_RETURN_IF_ERROR(make_rank_transports(machine, ranks, limit, &make));
   const auto changed = [make, change](int rank, std::unique_ptr<Transport>* transport) {
     MLA_RETURN_IF_ERROR(make(rank, transport));
@@ -134,8 +137,8 @@ void check_ranks(Machine& machine, const RanksEngine& engine, int ranks, const S
     EXPECT_OK(comparison);
     return;
   }
-  // Each rank's result is rounded before it is merged.
-  const Comparison of_out = compare(problem.dtype, out, truth.out, kHeadDimV, kOutTolerance);
+  const Comparison of_out =
+      compare(problem.dtype, out, truth.out, kHeadDimV, merged_tolerance(problem.dtype));
   EXPECT_TRUE(of_out.ok) << of_out.failure;
   const Comparison of_lse = compare_lse(problem, lse, truth);
   EXPECT_TRUE(of_lse.ok) << of_lse.failure;
@@ -271,13 +274,53 @@ TEST(RanksEngine, TheSameBitsEveryTime) {
   EXPECT_EQ(run(3), run(3));
 }
 
+/// Counts a rank's plans and decodes.
+struct CountingObserver final : RankObserver {
+  int plans = 0, decodes = 0;
+  Status mark(RankPhase phase, Stream) override {
+    plans += phase == RankPhase::kCut ? 1 : 0;
+    decodes += phase == RankPhase::kBulk ? 1 : 0;
+    return {};
+  }
+};
+
+// All layers have the same lengths. The third step is a graph's replay.
+TEST(RanksEngine, AStepHasOnePlan) {
+  constexpr int kRanks = 2, kLayers = 3;
+  for (const bool graphs : {false, true}) {
+    std::vector<CountingObserver> counted(kRanks);
+    std::unique_ptr<DeviceRanks> group;
+    ASSERT_OK(make_ranks(model_machine(), kRanks, 2, CacheFormat::k16Bit, kLayers, kPatient, &group,
+                         [&](int rank, std::unique_ptr<Transport>* transport) {
+                           (*transport)->observe(&counted[size_t(rank)]);
+                         }));
+    std::unique_ptr<RanksEngine> engine;
+    ASSERT_OK(RanksEngine::create(*group, stage_of_model("04"), 4, graphs, &engine));
+    const int32_t pages[] = {1, 0};
+    for (int steps = 1; steps <= 3; ++steps) {
+      StepWork work;
+      work.sequences.push_back({0, 69 + steps, 1, 70 + steps, pages});
+      double seconds = 0;
+      ASSERT_OK(engine->step(work, &seconds));
+      for (const CountingObserver& rank : counted) {
+        EXPECT_EQ(rank.plans, steps);
+        EXPECT_EQ(rank.decodes, steps * kLayers);
+      }
+    }
+    EXPECT_EQ(engine->rank(0).replayed(), graphs ? 2 : 0);
+  }
+}
+
 // ---- Failures
 
-/// Does what a test says before an exchange.
+/// Does what a test says before an exchange, and before it waits for the device.
 class SpoiltTransport final : public Transport {
  public:
-  SpoiltTransport(std::unique_ptr<Transport> whole, std::function<Status()> before)
-      : whole_(std::move(whole)), before_(std::move(before)) {}
+  SpoiltTransport(std::unique_ptr<Transport> whole, std::function<Status()> before,
+                  std::function<void()> before_wait = nullptr)
+      : whole_(std::move(whole)),
+        before_(std::move(before)),
+        before_wait_(std::move(before_wait)) {}
   int rank() const override { return whole_->rank(); }
   int ranks() const override { return whole_->ranks(); }
   Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
@@ -293,12 +336,40 @@ class SpoiltTransport final : public Transport {
     return whole_->reduce_scatter(send, receive, count, stream);
   }
   Status join(Stream stream) override { return whole_->join(stream); }
-  Status wait(Stream stream) override { return whole_->wait(stream); }
+  Status wait(Stream stream) override {
+    if (before_wait_) before_wait_();
+    return whole_->wait(stream);
+  }
   void fail(const Status& why) override { whole_->fail(why); }
 
  private:
   std::unique_ptr<Transport> whole_;
   std::function<Status()> before_;
+  std::function<void()> before_wait_;
+};
+
+/// What ranks hang in, until they are released. Copies are the same.
+class Hang {
+ public:
+  void operator()() const {
+    state_->released.wait();
+    if (++state_->came_back == state_->ranks) state_->all_came_back.set_value();
+  }
+  explicit Hang(int ranks) : state_(std::make_shared<State>()) { state_->ranks = ranks; }
+  /// Whether all of them come back then.
+  bool release() const {
+    state_->release.set_value();
+    return state_->all_came_back.get_future().wait_for(kPatient) == std::future_status::ready;
+  }
+
+ private:
+  struct State {
+    int ranks = 0;
+    std::promise<void> release, all_came_back;
+    std::shared_future<void> released = release.get_future().share();
+    std::atomic<int> came_back = 0;
+  };
+  std::shared_ptr<State> state_;
 };
 
 /// Three ranks, of which rank 1 does something before each exchange; and steps of them.
@@ -370,6 +441,51 @@ TEST_F(RanksFail, ALostOneEndsTheStepInTime) {
   EXPECT_EQ(came_back->get_future().wait_for(kPatient), std::future_status::ready);
 }
 
+// Where no transport keeps a time limit, because they wait for nobody: one of them, and all.
+TEST(RanksEngine, WhoHangsOutsideAnExchangeEndsTheStepInTime) {
+  for (const bool all : {false, true}) {
+    const Hang hang(all ? 3 : 1);
+    std::unique_ptr<DeviceRanks> group;
+    ASSERT_OK(make_ranks(model_machine(), 3, 2, CacheFormat::k16Bit, 1, kShort, &group,
+                         [&](int rank, std::unique_ptr<Transport>* transport) {
+                           if (rank != 1 && !all) return;
+                           *transport = std::make_unique<SpoiltTransport>(
+                               std::move(*transport), [] { return Status(); }, hang);
+                         }));
+    std::unique_ptr<RanksEngine> engine;
+    ASSERT_OK(RanksEngine::create(*group, stage_of_model("03"), 3, false, &engine));
+    const int32_t page = 0;
+    StepWork work;
+    work.sequences.push_back({0, 0, 1, 1, {&page, 1}});
+    const auto begin = WallClock::now();
+    for (int steps = 0; steps < 2; ++steps) {
+      double seconds = 0;
+      const Status lost = engine->step(work, &seconds);
+      EXPECT_EQ(lost.code(), StatusCode::kRankFailed);
+      EXPECT_EQ(lost.message(), all ? "rank 0, rank 1, rank 2 did not come back within 600 ms"
+                                    : "rank 1 did not come back within 300 ms");
+    }
+    engine.reset();
+    group.reset();
+    EXPECT_LT(seconds_since(begin), 10);
+    EXPECT_TRUE(hang.release());
+  }
+}
+
+TEST(RanksEngine, WhoHangsBeforeItJoinsIsNamedInTime) {
+  const Hang hang(1);
+  std::unique_ptr<DeviceRanks> group;
+  const auto begin = WallClock::now();
+  const Status lost = make_ranks(model_machine(), 3, 2, CacheFormat::k16Bit, 1, kShort, &group,
+                                 [hang](int rank, std::unique_ptr<Transport>*) {
+                                   if (rank == 2) hang();
+                                 });
+  EXPECT_EQ(lost.message(), "rank 2 did not come back within 300 ms");
+  EXPECT_EQ(group, nullptr);
+  EXPECT_LT(seconds_since(begin), 10);
+  EXPECT_TRUE(hang.release());
+}
+
 TEST(RanksEngine, RefusesWhatRanksCannotHold) {
   std::unique_ptr<DeviceRanks> group;
   const Status status =
@@ -384,7 +500,7 @@ TEST(RanksEngine, SaysHowManyGpusThereAre) {
   std::string why_not;
   Machine* gpu = gpu_machine(&why_not);
   if (gpu == nullptr) GTEST_SKIP() << why_not;
-  MakeTransport make;
+  MakeRankTransport make;
   const Status status = make_rank_transports(*gpu, 1000, kPatient, &make);
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(status.message().rfind("1000 ranks need as many GPUs; there ", 0), 0U);
@@ -427,6 +543,16 @@ TEST(RankThreads, TheCauseIsWhatIsReturned) {
   EXPECT_EQ(*cleaned, std::vector<int>(3, 1));
 }
 
+TEST(RankThreads, WhatAJobThrowsIsItsStatus) {
+  RankThreads threads(2, kPatient);
+  const Status status = threads.each([](int rank) {
+    if (rank == 1) throw std::bad_alloc();
+    return Status();
+  });
+  EXPECT_EQ(status.code(), StatusCode::kOutOfMemory);
+  EXPECT_EQ(status.message(), "rank 1: no host memory for that");
+}
+
 // A rank that does not come back is named, and left behind with what its job holds; it cleans up when it does.
 TEST(RankThreads, ALostRankIsLeftBehind) {
   const auto cleaned = std::make_shared<std::promise<void>>();
@@ -440,7 +566,7 @@ TEST(RankThreads, ALostRankIsLeftBehind) {
       return Status();
     });
     EXPECT_EQ(status.code(), StatusCode::kRankFailed);
-    EXPECT_EQ(status.message(), "rank 1 did not do its part within 300 ms");
+    EXPECT_EQ(status.message(), "rank 1 did not come back within 300 ms");
     threads.clean_up([cleaned](int rank) {
       if (rank == 1) cleaned->set_value();
       return Status();
@@ -449,6 +575,28 @@ TEST(RankThreads, ALostRankIsLeftBehind) {
   EXPECT_LT(seconds_since(begin), 10);
   release.set_value();
   EXPECT_EQ(cleaned->get_future().wait_for(milliseconds(10000)), std::future_status::ready);
+}
+
+// A program that left a thread behind ends before anything that the thread may use.
+TEST(RankThreadsDeathTest, AProgramEndsWithoutWhoIsLeftBehind) {
+  testing::FLAGS_gtest_death_test_style =
+      "threadsafe";  // of this test alone: no other has lost a rank
+  EXPECT_EXIT(
+      {
+        std::atexit([] { std::_Exit(1); });
+        if (end_of_program(5) != 5) std::_Exit(2);
+        const Hang hang(1);
+        {
+          RankThreads threads(2, milliseconds(20));
+          const Status status = threads.each([hang](int rank) {
+            if (rank == 0) hang();
+            return Status();
+          });
+          if (status.ok()) std::_Exit(3);
+        }
+        std::exit(end_of_program(7));
+      },
+      testing::ExitedWithCode(7), "");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -247,6 +248,26 @@ TEST(Rendezvous, AHubsPlaceIsTakenBeforeTheHubOpens) {
   EXPECT_EQ(hub->address(), place->address());
 }
 
+// A hub that could not be told to end would keep its process for ever.
+TEST(Rendezvous, AHubNeedsFiles) {
+  std::unique_ptr<HubPlace> place;
+  ASSERT_OK(take_hub_place("127.0.0.1:0", &place));
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(STDOUT_FILENO);
+  close(next);
+  rlimit none = before;
+  none.rlim_cur = static_cast<rlim_t>(next);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  std::unique_ptr<Hub> hub;
+  const Status refused = place->open(1, kPatient, &hub);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(refused.message(), place->address() + ": no hub: Too many open files");
+  EXPECT_EQ(hub, nullptr);
+  EXPECT_OK(place->open(1, kPatient, &hub));
+}
+
 TEST(Rendezvous, AHubMayComeLater) {
   // At an address of this process's own, so that nobody takes the port meanwhile.
   const int pid = getpid();
@@ -335,23 +356,31 @@ TEST(Rendezvous, StrangersAndDoublesAreRefused) {
   ASSERT_OK(open_hub("127.0.0.1:0", 2, kPatient, &hub));
   // A stranger, whose bytes mean nothing to the hub.
   const int stranger = socket(AF_INET, SOCK_STREAM, 0);
+  const int nobody = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = inet_addr("127.0.0.1");
   address.sin_port =
       htons(static_cast<uint16_t>(std::stoi(hub->address().substr(hub->address().rfind(':') + 1))));
-  ASSERT_EQ(connect(stranger, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  // It begins with a wrong greeting, but goes on as rank 0 would.
+  for (const int other : {stranger, nobody}) {
+    ASSERT_EQ(connect(other, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  }
+  // It begins with a wrong greeting, but goes on as rank 0 would. Another has ours, and is no rank.
   const std::string said("GET \3\0\0\0h0 2", 12);
   ASSERT_GT(send(stranger, said.data(), said.size(), MSG_NOSIGNAL), 0);
-  std::unique_ptr<Rendezvous> other, twice, first;
+  const std::string wrong("1ALM\4\0\0\0h-1 2", 13);
+  ASSERT_GT(send(nobody, wrong.data(), wrong.size(), MSG_NOSIGNAL), 0);
+  const timeval patience{8, 0};
+  setsockopt(nobody, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  std::string answer(9 + 1 + 31, '\0');  // its head, a code, and this text
+  EXPECT_EQ(recv(nobody, answer.data(), answer.size(), MSG_WAITALL), ssize_t(answer.size()));
+  EXPECT_EQ(answer.substr(10), "rank -1 is none of a group of 2");
+  close(nobody);
+  std::unique_ptr<Rendezvous> second, twice, first;
   std::thread zero([&] { EXPECT_OK(join_hub(hub->address(), 0, 2, kPatient, &first)); });
-  while (twice == nullptr) {  // until rank 0 has come, if it has not
-    const Status status = join_hub(hub->address(), 0, 3, kPatient, &twice);
-    EXPECT_EQ(status.message(), "rank 0 has come to a group of 2 ranks, for one of 3");
-    break;
-  }
-  std::thread one([&] { EXPECT_OK(join_hub(hub->address(), 1, 2, kPatient, &other)); });
+  EXPECT_EQ(join_hub(hub->address(), 0, 3, kPatient, &twice).message(),
+            "rank 0 has come to a group of 2 ranks, for one of 3");
+  std::thread one([&] { EXPECT_OK(join_hub(hub->address(), 1, 2, kPatient, &second)); });
   zero.join();
   one.join();
   EXPECT_EQ(join_hub(hub->address(), 1, 2, kPatient, &twice).message(), "rank 1 has come twice");
