@@ -158,11 +158,9 @@ class RankRun {
 
     Json row = row_of(one, whole, data);
     if (options_.check) {
-      double share = 0;
       Status right = same_bits(outputs, again);
       if (right.ok()) {
-        right =
-            compare_rank(*machine_, whole, data, expected(), rows_, one.division.pages > 1, &share);
+        right = compare_rank(*machine_, whole, data, expected(), rows_, one.division.pages > 1);
       }
       MLA_RETURN_IF_ERROR(world_->share(right.ok() ? "" : right.message(), &all));
       row["wrong"] = Json::array();
@@ -490,8 +488,7 @@ class RankRun {
             {"page_ranks", one.division.pages},
             {"pages_per_turn", data.settings.pages_per_turn},
             {"exchange", pages > 1 ? to_string(data.settings.exchange) : "none"},
-            {"slices",
-             pages > 1 ? std::clamp(data.settings.slices, 1, std::max(1, data.problem.batch)) : 1},
+            {"slices", pages > 1 ? count_slices(data.problem, data.settings) : 1},
             {"stage", stage},
             {"tokens", whole.total_tokens()},
             {"cache_bytes", data.cache_bytes}};

@@ -157,7 +157,7 @@ Status same_bits(const RankOutputs& first, const RankOutputs& second) {
 
 Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data,
                     const ReferenceResult& expected, const std::vector<QueryRow>& rows,
-                    bool is_merged, double* share) {
+                    bool is_merged) {
   const Problem& all = whole.problem;
   const int queries = all.seqlen_q, sequences = data.problem.batch;
   const auto heads =
@@ -210,7 +210,6 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
   if (!of_out.ok) return {StatusCode::kInvalidArgument, "out: " + of_out.failure};
   const Comparison of_lse = compare_lse(problem, some_lse, part, kept);
   if (!of_lse.ok) return {StatusCode::kInvalidArgument, "lse: " + of_lse.failure};
-  *share = std::max(*share, is_merged ? of_out.max_abs_error : of_out.share);
   return {};
 }
 

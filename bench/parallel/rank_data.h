@@ -48,7 +48,7 @@ Status make_rank_data(Machine& machine, const DataSet& whole, const Division& di
 /// @return ok, or kInvalidArgument with what differs
 Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data,
                     const ReferenceResult& expected, const std::vector<QueryRow>& rows,
-                    bool is_merged, double* share);
+                    bool is_merged);
 
 /// A rank's outputs, copied to the host.
 struct RankOutputs {

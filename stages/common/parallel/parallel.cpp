@@ -83,11 +83,6 @@ int columns_of(const Problem& problem, const ParallelSettings& settings, int ran
   return share_columns(problem.max_pages_per_seq, ranks, settings.pages_per_turn);
 }
 
-/// Into how many slices the batch is cut.
-int count_slices(const Problem& problem, const ParallelSettings& settings) {
-  return std::clamp(settings.slices, 1, std::max(1, problem.batch));
-}
-
 /// The first sequence of slice `slice` of so many; of the one behind the last, the batch.
 int first_of_slice(const Problem& problem, int64_t slice, int slices) {
   return static_cast<int>(slice * problem.batch / slices);
@@ -501,6 +496,10 @@ Status work_or_fail(const Stage& stage, const Problem& problem, const Tensors& t
 }
 
 }  // namespace
+
+int count_slices(const Problem& problem, const ParallelSettings& settings) {
+  return std::clamp(settings.slices, 1, std::max(1, problem.batch));
+}
 
 Status parallel_workspace_bytes(const Stage& stage, const Problem& problem,
                                 const ParallelSettings& settings, int ranks,

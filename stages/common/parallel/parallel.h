@@ -118,6 +118,8 @@ Status decode_share(const Stage& stage, const Problem& problem, const Tensors& t
 Status merge_shares(const Stage& stage, const Problem& problem, const Tensors& tensors,
                     const ParallelSettings& settings, Transport& transport,
                     const Workspace& workspace, Stream stream = nullptr);
+/// Into how many slices several ranks cut the batch.
+int count_slices(const Problem& problem, const ParallelSettings& settings);
 /// What the stage decodes for a rank: of every slice the tokens that every query token sees, then the others, if there
 /// are any. Of one rank the problem itself.
 std::vector<Problem> decoded_problems(const Problem& problem, const ParallelSettings& settings,
