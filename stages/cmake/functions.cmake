@@ -152,7 +152,7 @@ function(mla_add_stages target folders)
   target_sources(${target} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/${target}_${registry}.cpp)
 endfunction()
 
-# Adds the steps to the stages in `folders` to program `target`, for both machines: each folder NN_name/steps/N_name is
+# Adds the steps to the stages in `folders` to program `target`, for the model and, with MLA_GPU_STEPS, for GPUs: each folder NN_name/steps/N_name is
 # built like a stage, but steps() lists it, not stages(). See stages/05_tensor_core/steps/README.md.
 function(mla_add_steps target folders)
   set(steps "")
@@ -161,5 +161,6 @@ function(mla_add_steps target folders)
     list(APPEND steps ${found})
   endforeach()
   set(registry steps)
+  set(MLA_HAVE_CUDA ${MLA_HAVE_GPU_STEPS})
   mla_add_stages(${target} "${steps}")
 endfunction()

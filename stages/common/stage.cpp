@@ -46,6 +46,10 @@ const Stage* find_stage(MachineKind machine, const std::string& slug, std::strin
   const Stage* other = is_gpu ? find_stage(MachineKind::kModel, slug) : nullptr;
   if (why_not != nullptr && other != nullptr && other->on_cpu) {
     *why_not = other->slug + " runs on the CPU, and has no kernel for GPUs";
+  } else if (why_not != nullptr && other != nullptr && !names.empty()) {
+    *why_not =
+        other->slug +
+        " was built for the GPU model alone; cmake -DMLA_GPU_STEPS=ON builds it for GPUs, too";
   } else if (why_not != nullptr && !names.empty()) {
     *why_not = "there is no stage '" + slug + "'; there are " + names + ", auto";
   } else if (why_not != nullptr && find_machine(machine, why_not) != nullptr) {

@@ -78,8 +78,9 @@ inline constexpr double kTensorCoreWarmup = 1.2;
 const std::vector<Stage>& stages(MachineKind machine);
 
 /// Steps between a stage and the one before, in folders stages/NN_*/steps/N_*, in a program that is built with some:
-/// mla_bench, mla_run, the conformance program of the stage. Slugs are "step_05_1_plain_mma". A step is a stage in all
-/// but this: stages() does not list it, so that nothing chooses it, tests it or shows it unasked.
+/// mla_bench, mla_run, the conformance program of the stage; for GPUs where MLA_GPU_STEPS says so. Slugs are
+/// "step_05_1_plain_mma". A step is a stage in all but this: stages() does not list it, so that nothing chooses it, tests
+/// it or shows it unasked.
 const std::vector<Stage>& steps(MachineKind machine);
 /// Gives a program its steps; called once, before main().
 void add_steps(std::vector<Stage> (*list)(MachineKind machine));

@@ -641,6 +641,26 @@ TEST(Registry, FindsStagesByNameAndNumber) {
   }
 }
 
+// As in a build with MLA_GPU_STEPS=OFF: this program's only step is one for the model.
+std::vector<Stage> step_on_model(MachineKind machine) {
+  if (machine == MachineKind::kGpu) return {};
+  Stage step = stages(machine).back();
+  step.slug = "step_05_9_for_the_test";
+  return {step};
+}
+[[maybe_unused]] const bool step_is_added = (add_steps(step_on_model), true);
+
+TEST(Registry, AStepThatIsBuiltForTheModelAloneIsNamedWhereItIsNot) {
+  std::string why_not;
+  ASSERT_NE(find_stage(MachineKind::kModel, "step_05_9"), nullptr);
+  EXPECT_EQ(find_stage(MachineKind::kGpu, "step_05_9", &why_not), nullptr);
+  EXPECT_NE(why_not.find(stages(MachineKind::kGpu).empty()
+                             ? "built without the CUDA Toolkit"
+                             : "step_05_9_for_the_test was built for the GPU model alone"),
+            std::string::npos)
+      << why_not;
+}
+
 // A stage on the CPU belongs to the model's machine alone, predicts nothing, and is never chosen.
 TEST(Registry, AStageOnTheCpuIsNamedWhereItCannotRun) {
   const Stage* stage = find_stage(MachineKind::kModel, "00");
