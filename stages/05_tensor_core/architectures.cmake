@@ -1,2 +1,2 @@
 # ptxas schedules mma.sync for each card that the stage is made for, and for newer ones from PTX.
-set(architectures 80-real 86-real 89-real 90)
+set(architectures 80=80,86,89 90)

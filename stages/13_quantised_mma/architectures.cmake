@@ -1,2 +1,2 @@
 # As stage 05: ptxas schedules mma.sync for each card.
-set(architectures 80-real 86-real 89-real 90)
+set(architectures 80=80,86,89 90)

@@ -32,8 +32,59 @@ function(flashmla_add_program name)
   flashmla_target(${name})
 endfunction()
 
+# Headers of other projects, which take longer to read than most sources, compiled once for all targets with the same flags:
+# flashmla_add_headers(NAME HEADER... [LIBRARIES target...] [OPTIONS option...]), then flashmla_use_headers(TARGET NAME), which
+# links the libraries, too. Not with a compiler cache, which does not know such headers and takes less; and GCC alone, so that
+# clang still finds an #include that is missing.
+set(flashmla_precompiles OFF)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(flashmla_precompiles ON)
+endif()
+function(flashmla_add_headers name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES;OPTIONS")
+  if(flashmla_precompiles)
+    file(CONFIGURE OUTPUT ${name}.cpp CONTENT "// Owns headers that others share.\n")
+    flashmla_add_library(${name} OBJECT ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
+    set_target_properties(flashmla_${name} PROPERTIES EXCLUDE_FROM_ALL ON FLASHMLA_LIBRARIES "${arg_LIBRARIES}")
+    target_compile_options(flashmla_${name} PRIVATE ${arg_OPTIONS})
+    target_link_libraries(flashmla_${name} PRIVATE ${arg_LIBRARIES})
+    target_precompile_headers(flashmla_${name} PRIVATE ${arg_UNPARSED_ARGUMENTS})
+    if("-fPIE" IN_LIST arg_OPTIONS)
+      set_target_properties(flashmla_${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    endif()
+  endif()
+endfunction()
+function(flashmla_use_headers target name)
+  if(TARGET flashmla_${name})
+    get_target_property(libraries flashmla_${name} FLASHMLA_LIBRARIES)
+    target_link_libraries(${target} PRIVATE ${libraries})
+    target_precompile_headers(${target} REUSE_FROM flashmla_${name})
+  endif()
+endfunction()
+
 # Architectures. A stage with needs of its own sets `architectures` in its architectures.cmake.
+# As CMake has them, and 80=80,86: machine code for the cards 8.0 and 8.6 from one pass over the source, which sees 8.0;
+# 80=80,ptx keeps the PTX, too.
 set(default_architectures 80-real 90)
+# Of kernels that only check and measure, and use nothing that came after 8.0.
+set(checking_architectures 80=80,90,ptx)
+function(mla_set_architectures target architectures)
+  set(others "")
+  foreach(architecture IN LISTS architectures)
+    if(architecture MATCHES "^([0-9]+)=(.*)$")
+      set(seen compute_${CMAKE_MATCH_1})
+      string(REGEX REPLACE "([0-9]+)" "sm_\\1" codes "${CMAKE_MATCH_2}")
+      string(REPLACE ptx ${seen} codes "${codes}")
+      target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--generate-code=arch=${seen},code=[${codes}]>)
+    else()
+      list(APPEND others ${architecture})
+    endif()
+  endforeach()
+  if(NOT others)
+    set(others OFF)
+  endif()
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${others}")
+endfunction()
 
 # The flags of kernels on the model: uninitialised variables get a pattern, not luck; kernels read 16-bit data as uint4.
 # `#pragma unroll` is for nvcc: that clang cannot always follow it is no fault.
@@ -73,8 +124,8 @@ endfunction()
 # nvcc does not compress code that has line numbers; compressed, it takes a seventh of the space.
 function(mla_gpu_options target architectures)
   set(launcher sh ${PROJECT_SOURCE_DIR}/stages/cmake/nvcc_guard.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}"
-    CUDA_COMPILER_LAUNCHER "${launcher}")
+  mla_set_architectures(${target} "${architectures}")
+  set_target_properties(${target} PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xfatbin=-compress-all
