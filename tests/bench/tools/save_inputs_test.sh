@@ -30,6 +30,6 @@ done
 grep -aq "(64, 1, 512)" "$scratch/out.npy" || fail "64 rows"
 
 said=$("$bench" --machine model --shapes h1_q1_b1_k1,h1_q1_b1_k2 --save-inputs "$scratch" 2>&1) && fail "two shapes"
-[[ $said == *"one shape; 2 chosen"* ]] || fail "$said"
+[[ $said == *"one shape; it names 2"* ]] || fail "$said"
 said=$("$bench" --machine model --shapes h1_q1_b1_k1 --save-inputs "$scratch/none" 2>&1) && fail "no folder"
 [[ $said == *"there is no folder"* ]] || fail "$said"
