@@ -144,7 +144,11 @@ Status same_bits(const RankOutputs& first, const RankOutputs& second) {
   const auto compare = [](const char* name, const auto& one, const auto& other) -> Status {
     if (one.size() == other.size()) {
       size_t i = 0;
-      while (i < one.size() && std::memcmp(&one[i], &other[i], sizeof one[i]) == 0) ++i;
+      const auto is_same = [&] {  // bits, not values
+        const void *a = &one[i], *b = &other[i];
+        return std::memcmp(a, b, sizeof one[i]) == 0;
+      };
+      while (i < one.size() && is_same()) ++i;
       if (i == one.size()) return {};
       return {StatusCode::kInvalidArgument,
               std::string(name) + "[" + std::to_string(i) + "]: a second decode has other bits"};
@@ -178,7 +182,7 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
     if (sequence < 0 || sequence >= sequences) continue;
     kept.push_back({sequence, query});
     for (int head = 0; head < heads; ++head) {
-      const auto row = static_cast<size_t>((sequence * queries + query) * heads + head);
+      const auto row = static_cast<size_t>((int64_t{sequence} * queries + query) * heads + head);
       const auto from =
           i * static_cast<size_t>(all.num_heads_q) + static_cast<size_t>(data.first_head + head);
       const auto copy = [](const auto& source, size_t at, auto* target) {
@@ -190,7 +194,8 @@ Status compare_rank(Machine& machine, const DataSet& whole, const RankData& data
       copy(expected.out, from, &part.out);
       copy(expected.out_size, from, &part.out_size);
       if (!expected.row_size.empty()) part.row_size.push_back(expected.row_size[from]);
-      some_lse.push_back(lse[static_cast<size_t>((sequence * heads + head) * queries + query)]);
+      some_lse.push_back(
+          lse[static_cast<size_t>((int64_t{sequence} * heads + head) * queries + query)]);
       const size_t of_lse =
           rows.empty()
               ? static_cast<size_t>(

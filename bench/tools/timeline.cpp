@@ -75,7 +75,7 @@ Status read_timelines(const std::vector<timeline::Record>& records, const std::v
     timeline.block = block;
     uint64_t start_ns = 0, start_clock = std::numeric_limits<uint64_t>::max(), last_clock = 0;
     const auto record_of = [&](int track) -> const timeline::Record& {
-      return records[static_cast<size_t>(block * timeline::kTracks + track)];
+      return records[static_cast<size_t>(block) * timeline::kTracks + static_cast<size_t>(track)];
     };
     for (int i = 0; i < timeline::kTracks; ++i) {
       const timeline::Record& record = record_of(i);

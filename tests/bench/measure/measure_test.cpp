@@ -286,9 +286,8 @@ TEST(Measure, APlanOfManySequencesNeedsNoCache) {
   EXPECT_EQ(result.stages[0].outcome, Outcome::kMeasured) << result.stages[0].reason;
   EXPECT_EQ(result.stages[0].plan.alone.size(), 3u);
   EXPECT_EQ(result.stages[0].cold.n, 0);
-  EXPECT_NE(
-      side_by_side(result, MachineKind::kModel).find("only plans\n" + result.stages[0].stage),
-      std::string::npos);
+  EXPECT_NE(side_by_side(result, MachineKind::kModel).find("only plans\n" + result.stages[0].stage),
+            std::string::npos);
 }
 
 TEST(Measure, ErrorsAloneAreCheckedAndNotTimed) {
