@@ -14,6 +14,7 @@
 #include "bench/parallel/parallel_run.h"
 #include "bench/parallel/rank_timeline.h"
 #include "bench/service/scale.h"
+#include "stages/common/machine/gpus.h"
 
 namespace mla::bench {
 namespace {
@@ -267,11 +268,6 @@ int predict(const Options& options) {
   }
   if (!options.out.empty()) status = write_file(options.out, report.dump(1) + "\n");
   return status.ok() ? kRight : refuse(status, kWrong);
-}
-
-std::string too_few_gpus(int ranks, int gpus) {
-  return fmt::format("{} ranks need as many GPUs; there {} {}", ranks, gpus == 1 ? "is" : "are",
-                     gpus);
 }
 
 /// NCCL refuses two ranks on one GPU of a host. So each says that it is a host of its own, and what they exchange goes

@@ -1,7 +1,5 @@
 #include "bench/service/ranks_engine.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -23,8 +21,7 @@ Status make_rank_transports(const Machine& machine, int ranks, std::chrono::mill
     return {};
   }
   if (const int gpus = gpu_count(); gpus < ranks) {
-    return {StatusCode::kUnavailable, fmt::format("{} ranks need as many GPUs; there {} {}", ranks,
-                                                  gpus == 1 ? "is" : "are", gpus)};
+    return {StatusCode::kUnavailable, too_few_gpus(ranks, gpus)};
   }
   std::unique_ptr<Hub> opened;
   MLA_RETURN_IF_ERROR(open_hub("127.0.0.1:0", ranks, time_limit, &opened));

@@ -217,6 +217,11 @@ int gpu_count() {
   return count;
 }
 
+std::string too_few_gpus(int ranks, int gpus) {
+  return std::to_string(ranks) + " ranks need as many GPUs; there " + (gpus == 1 ? "is " : "are ") +
+         std::to_string(gpus);
+}
+
 Status use_gpu(int index) {
 #ifdef MLA_HAVE_CUDA
   return cuda_status(cudaSetDevice(index), "GPU " + std::to_string(index));
