@@ -131,7 +131,7 @@ class RankRun {
     MLA_RETURN_IF_ERROR(status);
     std::vector<std::string> all;
     MLA_RETURN_IF_ERROR(world_->share("ready", &all));
-    if (options_.fault != Fault::kNone) fault_us_ = host_us();  // all leave the share together
+    if (options_.fault != Fault::kNone) MLA_RETURN_IF_ERROR(expect_fault({}));
     misbehave(Fault::kKill);
     misbehave(Fault::kStop);
     Workspace lent = workspace;
@@ -439,6 +439,13 @@ class RankRun {
   bool is_faulty(Fault fault) const {
     return options_.fault == fault && options_.faulty_rank == seat_.rank;
   }
+  /// This rank's clock of the fault begins to run, `later` from now. The faulty rank's goes on after that of every
+  /// other, so none notices a fault that by its own clock has yet to come.
+  Status expect_fault(std::chrono::milliseconds later) {
+    fault_us_ = host_us() + 1e3 * static_cast<double>(later.count());
+    std::vector<std::string> all;
+    return world_->share("expects the fault", &all);
+  }
   void misbehave(Fault fault) const {
     if (!is_faulty(fault)) return;
     if (fault == Fault::kStop) {
@@ -452,10 +459,8 @@ class RankRun {
   Status repeat_amid_kill(int handle) {
     using Clock = std::chrono::steady_clock;
     constexpr std::chrono::milliseconds kLater{500};
-    std::vector<std::string> all;
-    MLA_RETURN_IF_ERROR(world_->share("repeat", &all));
+    MLA_RETURN_IF_ERROR(expect_fault(kLater));
     const auto at = Clock::now() + kLater;
-    fault_us_ = host_us() + 1e3 * static_cast<double>(kLater.count());
     if (is_faulty(Fault::kKillLater)) {
       std::thread([at] {
         std::this_thread::sleep_until(at);
