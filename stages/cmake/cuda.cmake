@@ -25,15 +25,16 @@ if(NOT MLA_CUDA STREQUAL "OFF")
     set(mla_cuda_reason "no nvcc found")
   endif()
 endif()
-# Steps and timelines are there to be run on a GPU, and are in no library: without one, building them for GPUs is for nobody.
-set(MLA_HAVE_GPU_STEPS ${MLA_HAVE_CUDA})
+# The machines for which steps and timelines are built. They are there to be run on a GPU, and are in no library: without
+# one, building them for GPUs is for nobody.
+set(step_machines model gpu)
 if(MLA_GPU_STEPS STREQUAL "OFF" OR
    (NOT MLA_GPU_STEPS STREQUAL "ON" AND NOT EXISTS /dev/nvidiactl AND NOT EXISTS /dev/dxg))
-  set(MLA_HAVE_GPU_STEPS OFF)
+  set(step_machines model)
 endif()
 if(MLA_HAVE_CUDA)
   set(mla_of_steps "the steps for the model alone (MLA_GPU_STEPS)")
-  if(MLA_HAVE_GPU_STEPS)
+  if("gpu" IN_LIST step_machines)
     set(mla_of_steps "so are the steps")
   endif()
   message(STATUS
