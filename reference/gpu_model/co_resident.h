@@ -31,7 +31,7 @@ class AcquiredValues {
 };
 
 /// Stacks in one mapping, without guard zones that work. Linux allows a process some 65530
-/// mappings, and a guarded stack takes two.
+/// mappings, and a guarded stack takes two. The largest that is destroyed is kept for the next.
 class StackArea {
  public:
   /// Throws std::bad_alloc if there is no memory.
