@@ -50,11 +50,13 @@ struct Smem {
   Atom p[kRows / 8];             // P^T: query rows by tokens
   float row_max[kWarps][kRows];  // of a warp's tokens
   float row_sum[kWarps][kRows];  // the same
-  int slot;                      // of the piece
+  int64_t place[kRows];          // see write_lse()
+  float inverse_l[kRows];
+  int slot;  // of the piece
   ptx::Mbarrier full[kBuffers]
                     [kCopies];    // 1 arrival, the producer's, and a copy's bytes: it is there
   ptx::Mbarrier empty[kBuffers];  // 4 arrivals, the consumers' warps: the tile has been read
-  MLA_REGIONS(kv, q, p, row_max, row_sum, slot, full, empty)
+  MLA_REGIONS(kv, q, p, row_max, row_sum, place, inverse_l, slot, full, empty)
 };
 
 // What the blocks of a team send each other. So many times 8 query rows at a time:
@@ -71,7 +73,6 @@ struct TeamSmem : Smem<kRows> {
   float4 o[kTeam][kVBoxes / kTeam][kRoundTiles<kRows>][kConsumers];
   MaxAndSum row[kTeam][kRoundTiles<kRows> * 8];
   float weight[kTeam][kRoundTiles<kRows> * 8];  // of a sender's row
-  int64_t place[kRoundTiles<kRows> * 8];        // where a row's out begins, or its part
   ptx::Mbarrier sent;  // 1 arrival, the block's own, and the bytes of all senders: they are there
   ptx::Mbarrier read;  // 4 arrivals from each block: what this one sent there has been read
 };
@@ -297,12 +298,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int all_visible = min(at.token_end(), rows.visible(at.seqlen_k, 0));
     const int end = visible_end();
 
-    // Now: at the end all would wait for it.
-    const int next_slot = threadIdx.x == 0 ? at.slot() : 0;
+    if (threadIdx.x == 0) smem.slot = at.slot();  // now: at the end all would wait for it
     ptx::cp_async_wait_group<0>();
     ptx::fence_proxy_async();
-    sync_consumers();  // Q is there, for wgmma; the old slot is read
-    if (threadIdx.x == 0) smem.slot = next_slot;
+    sync_consumers();  // Q is there, for wgmma
 
     for (int token_begin = first_token(); token_begin < end; token_begin += turn) {
       // S^T = K Q^T  [64, kRows], 16 columns per step.
@@ -442,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           l[n][i] += __shfl_xor_sync(0xffffffff, l[n][i], offset);
         }
         if (lane < 4) smem.row_sum[warp][n * 8 + own_row + i] = l[n][i];
-        if (kTeam > 1 && threadIdx.x < 4) smem.row_max[0][n * 8 + own_row + i] = m[n][i];
+        if (threadIdx.x < 4) smem.row_max[0][n * 8 + own_row + i] = m[n][i];
       }
     }
     sync_consumers();  // the sums are there; Q and P have been read
@@ -461,17 +460,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       return sum;
     };
     if constexpr (kTeam == 1) {
+      // One thread per row makes what all need of it. Made by every thread for its own rows, unrolled, it is
+      // so much code that a decode of few tiles mostly waits for instructions.
+      if (threadIdx.x < kRows) {
+        const int r = threadIdx.x;
+        const float sum = sum_of(r);
+        const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
+        smem.inverse_l[r] = saw_something ? 1 / sum : 0;
+        smem.place[r] = write_lse(r, smem.row_max[0][r], sum, saw_something, true);
+      }
+      sync_consumers();  // factors and places are there
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         float inverse_l[2];
         int64_t place[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int r = n * 8 + own_row + i;
-          const float sum = sum_of(r);
-          const bool saw_something = rows.visible(seqlen_k, r) > piece_begin;
-          inverse_l[i] = saw_something ? 1 / sum : 0;
-          place[i] = write_lse(r, m[n][i], sum, saw_something, threadIdx.x < 4);
+          inverse_l[i] = smem.inverse_l[n * 8 + own_row + i];
+          place[i] = smem.place[n * 8 + own_row + i];
         }
         write_out(place, 0, std::integral_constant<int, kVBoxes>(),
                   [&](int box, int j) { return o_rmem[box][n][j] * inverse_l[j % 2]; });
