@@ -81,7 +81,7 @@ record_parallel() {  # not to be called in a condition, where errors end nothing
 }
 record_shared() {  # whether ranks that share GPUs decode right over NCCL
   local report=build/results/${gpu}_ranks_$now.json ranks
-  for ranks in 2 3 4; do
+  for ranks in 2 3 4 8; do
     build/bench/mla_parallel --append --out "$report" --ranks $ranks --share-gpus --conformance
   done
   cp "$report" "bench/results/${gpu}_ranks_${now%_*}.json"

@@ -101,6 +101,7 @@ def pipe(name):
 MEANS = [metric for _, metric in SHARES + RATES]
 HARDWARE_METRICS = [TIME, *MEANS, *CONFLICTS, INSTRUCTIONS, *map(pipe, PIPES)]
 HARDWARE_SHAPE = "h128_q1_b64_k4096"
+STALL_SHAPES = [HARDWARE_SHAPE, "h128_q1_b1_k4096"]  # a device that is full, and one sequence, which waits
 QUANTISED = "_fp8_tile128"  # of a stage that reads no other cache
 # Of the stages, and not of what makes the data or checks results.
 KERNELS = ["scores", "softmax", "values", "decode", "combine_few", "combine_many", "make_plan"]
@@ -447,7 +448,7 @@ def main(arguments=None):
     def names(text):
         return text.split(",")
     parser.add_argument("--stages", type=names, help=f"default {','.join(STAGES)}; for --hardware all with a kernel, for --stalls all with a kernel `decode`")
-    parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware and --stalls {HARDWARE_SHAPE}")
+    parser.add_argument("--shapes", type=names, help=f"default {','.join(SHAPES)}; for --hardware {HARDWARE_SHAPE}, for --stalls {','.join(STALL_SHAPES)}")
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "bench" / "mla_run",
                         help="mla_run; of a build for GPUs, except for --model")
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
@@ -459,7 +460,7 @@ def main(arguments=None):
         options.stages = [stage for stage in known
                           if options.stages is None or {stage, stage[:2]} & set(options.stages)]
     options.stages = options.stages or STAGES
-    options.shapes = options.shapes or ([HARDWARE_SHAPE] if options.hardware or options.stalls else SHAPES)
+    options.shapes = options.shapes or ([HARDWARE_SHAPE] if options.hardware else STALL_SHAPES if options.stalls else SHAPES)
     try:
         if options.compare:
             model, gpu = load_both(options.root)
