@@ -1642,7 +1642,7 @@ class ProseTest(unittest.TestCase):
         folder = ROOT / "stages" / "10_few_heads"
         kernel = (folder / "kernel.cuh").read_text()
         body = re.search(r"struct Smem \{\n(.*?)\n\};", kernel, re.S)[1]
-        sizes = {"Atom": 1024, "float": 4, "int": 4, "ptx::Mbarrier": 8}
+        sizes = {"Atom": 1024, "float": 4, "int": 4, "int64_t": 8, "ptx::Mbarrier": 8}
         counts = {"kBuffers": 2, "kCopies": 3, "kCopyBoxes": 3, "kBoxes": 9, "kTokens": 64, "kWarps": 4}
         table = (folder / "notes.md").read_text().partition("## Budget\n")[2].partition("| registers")[0]
         rows = [[cell.strip(" *").replace(",", "") for cell in line.strip("|").split("|")]
@@ -1665,6 +1665,7 @@ class ProseTest(unittest.TestCase):
             self.assertEqual(sums["`q`: 9 boxes"], members["q"])
             self.assertEqual(sums["`p`"], members["p"])
             self.assertEqual(sums["`row_max` and `row_sum`"], members["row_max"] + members["row_sum"])
+            self.assertEqual(sums["`place` and `inverse_l`"], members["place"] + members["inverse_l"])
 
 
 class RunScriptTest(unittest.TestCase):
@@ -1759,7 +1760,7 @@ class RunScriptTest(unittest.TestCase):
             ran = self.run_script(flag)
             self.assertEqual(ran.returncode, 0, ran.stdout)
             shared = [call for call in (self.root / "parallel").read_text().splitlines() if "--share-gpus" in call]
-            self.assertEqual([call.split("--ranks ")[1] for call in shared], [f"{ranks} --share-gpus --conformance" for ranks in [2, 3, 4]])
+            self.assertEqual([call.split("--ranks ")[1] for call in shared], [f"{ranks} --share-gpus --conformance" for ranks in [2, 3, 4, 8]])
             self.assertTrue(all(call.startswith("--append --out build/results/h200_ranks_") for call in shared), shared)
             name = next(name for name in self.found("bench/results") if "_ranks_" in name)
             self.assertRegex(name, r"^h200_ranks_\d{4}-\d\d-\d\d\.json$")
