@@ -1,5 +1,7 @@
 #include "stages/common/parallel/nccl_transport.h"
 
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -8,15 +10,22 @@ namespace mla {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Lock = std::unique_lock<std::mutex>;
 
 class NcclTransport final : public Transport {
  public:
   NcclTransport(std::unique_ptr<Rendezvous> rendezvous, std::unique_ptr<NcclApi> api)
       : rendezvous_(std::move(rendezvous)), api_(std::move(api)) {}
   ~NcclTransport() override {
+    Lock lock(mutex_);
+    is_watched_ = false;
+    watch_ends_.notify_one();
+    lock.unlock();
+    if (watcher_.joinable()) watcher_.join();
+    lock.lock();
     // Work that other ranks no longer do would never end, and a device's memory is freed when its work has ended.
     if (!failure().ok()) return;
-    const Status done = poll("its last exchange", [this](bool* is_done) {
+    const Status done = poll("its last exchange", lock, [this](bool* is_done) {
       return api_->query(api_->stream(), is_done);
     });
     // NCCL does not free a communicator that is at work or has an error, unless it is aborted.
@@ -28,6 +37,7 @@ class NcclTransport final : public Transport {
   int ranks() const override { return rendezvous_->ranks(); }
 
   Status connect() {
+    Lock lock(mutex_);
     std::string id;
     Status made;
     if (rank() == 0) made = api_->make_id(&id);
@@ -35,7 +45,9 @@ class NcclTransport final : public Transport {
     std::vector<std::string> ids;
     MLA_RETURN_IF_ERROR(rendezvous_->share(id, &ids));
     if (const Status begun = api_->connect(ids[0], rank(), ranks()); !begun.ok()) return end(begun);
-    return settle("the ranks to connect");
+    MLA_RETURN_IF_ERROR(settle("the ranks to connect", lock));
+    watcher_ = std::thread([this] { watch(); });
+    return {};
   }
 
   Status all_gather(const void* send, void* receive, size_t bytes, Stream stream) override {
@@ -52,25 +64,31 @@ class NcclTransport final : public Transport {
   }
 
   Status join(Stream stream) override {
+    const Lock lock(mutex_);
     MLA_RETURN_IF_ERROR(failure());
     const Status led = api_->lead(stream);
     return led.ok() ? led : end(led);
   }
 
   Status wait(Stream stream) override {
+    Lock lock(mutex_);
     MLA_RETURN_IF_ERROR(failure());
-    return poll("its work with the others", [&](bool* is_done) -> Status {
+    return poll("its work with the others", lock, [&](bool* is_done) -> Status {
       bool is_busy = false;
       MLA_RETURN_IF_ERROR(api_->progress(&is_busy));
       return api_->query(stream, is_done);
     });
   }
 
-  void fail(const Status& why) override { static_cast<void>(end(why)); }
+  void fail(const Status& why) override {
+    const Lock lock(mutex_);
+    static_cast<void>(end(why));
+  }
 
  private:
   template <typename Enqueue>
   Status call(const char* name, size_t bytes, Stream stream, Enqueue enqueue) {
+    Lock lock(mutex_);
     MLA_RETURN_IF_ERROR(failure());
     const Status announced =
         rendezvous_->announce(name + (" of " + std::to_string(bytes)) + " bytes");
@@ -79,14 +97,14 @@ class NcclTransport final : public Transport {
     if (status.ok()) status = mark(RankPhase::kExchange, api_->stream());
     if (status.ok()) status = enqueue();
     if (!status.ok()) return end(status);
-    MLA_RETURN_IF_ERROR(settle(name));
+    MLA_RETURN_IF_ERROR(settle(name, lock));
     const Status marked = mark(RankPhase::kExchanged, api_->stream());
     return marked.ok() ? marked : end(marked);
   }
 
   /// Waits until the communicator has taken a call: the first of a kind connects the ranks.
-  Status settle(const std::string& what) {
-    return poll(what, [&](bool* is_done) {
+  Status settle(const std::string& what, Lock& lock) {
+    return poll(what, lock, [&](bool* is_done) {
       bool is_busy = false;
       Status status = api_->progress(&is_busy);
       *is_done = !is_busy;
@@ -94,9 +112,9 @@ class NcclTransport final : public Transport {
     });
   }
 
-  /// Asks until `is_done`, which a failure of the group or the time limit ends.
+  /// Asks until `is_done`, which a failure of the group or the time limit ends. Between two questions `lock` is let go.
   template <typename IsDone>
-  Status poll(const std::string& what, IsDone ask) {
+  Status poll(const std::string& what, Lock& lock, IsDone ask) {
     const auto begin = Clock::now();
     // A little longer than the hub waits, which can say for whom.
     const auto limit = rendezvous_->time_limit() + rendezvous_->time_limit() / 4;
@@ -107,13 +125,22 @@ class NcclTransport final : public Transport {
       const auto waited = Clock::now() - begin;
       // Most work is short. Later a socket is read, too, and the core is left to others.
       if (waited < std::chrono::milliseconds(1)) continue;
-      MLA_RETURN_IF_ERROR(failure());
       if (waited >= limit) {
         return end({StatusCode::kRankFailed,
                     "waited " + std::to_string(limit.count()) + " ms for " + what});
       }
+      lock.unlock();
       std::this_thread::sleep_for(std::chrono::microseconds(turn < 1000 ? 50 : 500));
+      lock.lock();
+      MLA_RETURN_IF_ERROR(failure());  // before another question: the watcher may have aborted
     }
+  }
+
+  /// Hears of a failure while this rank's own thread asks for none: in a launch that waits for room in the device's
+  /// queue, which comes when the work that hangs is aborted.
+  void watch() {
+    Lock lock(mutex_);
+    while (is_watched_ && failure().ok()) watch_ends_.wait_for(lock, std::chrono::milliseconds(20));
   }
 
   /// The group's failure. What this rank has under way then ends.
@@ -141,9 +168,13 @@ class NcclTransport final : public Transport {
     if (!std::exchange(has_ended_, true)) api_->abort();
   }
 
+  std::mutex mutex_;  // of all below: the watcher may abort while no call of the other thread is under way
   std::unique_ptr<Rendezvous> rendezvous_;
   std::unique_ptr<NcclApi> api_;
   bool has_ended_ = false;
+  bool is_watched_ = true;
+  std::condition_variable watch_ends_;
+  std::thread watcher_;
 };
 
 }  // namespace

@@ -15,8 +15,10 @@ namespace mla {
 /// communicator: synchronise by nothing else. While a CUDA graph is replayed nothing is announced, so a rank that
 /// replays another shape is found by the time limit alone.
 ///
-/// A program whose own call fails, such as a graph's launch, says so by fail(): the others wait for its replay. It has
-/// few decodes under way before it waits: a launch that finds the device's queue full waits without a time limit.
+/// A program whose own call fails, such as a graph's launch, says so by fail(): the others wait for its replay. A launch
+/// that finds the device's queue full waits until there is room. Where the group fails meanwhile, a thread of the
+/// transport hears of it and aborts what is under way; for a rank that lives and does not come, nothing does. So a
+/// program has few decodes under way before it waits.
 ///
 /// Graphs that hold its calls should be destroyed before it. When it is destroyed it waits for its own last exchange, as
 /// wait() does, and leaves none behind that would keep the device from freeing memory. Outside a graph a call costs the

@@ -611,6 +611,27 @@ TEST(NcclTransport, OneRanksFailureEndsTheWorkOfAll) {
   EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
 }
 
+// As in a launch that finds the device's queue full: it makes no call of the transport, and ends when the work that hangs
+// is aborted.
+TEST(NcclTransport, AFailureEndsWorkThatNobodyWaitsFor) {
+  Play play;
+  play.hangs = true;
+  const auto begin = Clock::now();
+  const auto ended = over_nccl(2, kPatient, play, [&](Transport& transport) -> Status {
+    MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
+    if (transport.rank() == 1) transport.fail({StatusCode::kCudaError, "it burns"});
+    while (play.aborts < 2 && Clock::now() - begin < kPatient) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    EXPECT_EQ(play.aborts, 2);
+    return transport.wait(nullptr);
+  });
+  for (const Status& status : ended) {
+    EXPECT_EQ(status.message(), "rank 1 failed: CUDA error: it burns");
+  }
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(7));
+}
+
 TEST(NcclTransport, WorkThatIsLeftBehindIsEnded) {
   Play play;
   play.hangs = true;
