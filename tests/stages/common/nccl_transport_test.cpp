@@ -616,9 +616,12 @@ TEST(NcclTransport, OneRanksFailureEndsTheWorkOfAll) {
 TEST(NcclTransport, AFailureEndsWorkThatNobodyWaitsFor) {
   Play play;
   play.hangs = true;
+  std::atomic<int> launching = 0;
   const auto begin = Clock::now();
   const auto ended = over_nccl(2, kPatient, play, [&](Transport& transport) -> Status {
     MLA_RETURN_IF_ERROR(transport.all_gather(nullptr, nullptr, 48, nullptr));
+    ++launching;
+    while (launching < 2) std::this_thread::yield();
     if (transport.rank() == 1) transport.fail({StatusCode::kCudaError, "it burns"});
     while (play.aborts < 2 && Clock::now() - begin < kPatient) {
       std::this_thread::sleep_for(milliseconds(1));
