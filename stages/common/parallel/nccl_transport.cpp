@@ -168,7 +168,8 @@ class NcclTransport final : public Transport {
     if (!std::exchange(has_ended_, true)) api_->abort();
   }
 
-  std::mutex mutex_;  // of all below: the watcher may abort while no call of the other thread is under way
+  /// Of all below. The watcher may abort while no call of the other thread is under way.
+  std::mutex mutex_;
   std::unique_ptr<Rendezvous> rendezvous_;
   std::unique_ptr<NcclApi> api_;
   bool has_ended_ = false;
