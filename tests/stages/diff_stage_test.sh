@@ -64,4 +64,13 @@ for folder in stages/[0-9][0-9]_*/steps; do
   steps=$((steps + last))
 done
 [ "$steps" -gt 0 ] || fail "no steps were found"
+
+# A chapter gives the counts of what makes its stage of another.
+chapters=0
+while read -r from to added removed; do
+  counts=$(stages/diff-stage "$from" "$to" | tail -1)
+  [[ $counts == *": +$added -$removed lines" ]] || fail "a chapter says +$added −$removed, but $counts"
+  chapters=$((chapters + 1))
+done < <(sed -nE 's/.*`stages\/diff-stage ([0-9]+) ([0-9]+)` counts \+([0-9]+) −([0-9]+) lines.*/\1 \2 \3 \4/p' stages/[0-9][0-9]_*/README.md)
+[ "$chapters" -gt 0 ] || fail "no chapter with counts was found"
 [ "$failures" -eq 0 ]
