@@ -125,8 +125,8 @@ Status run_rollout(std::span<const double> shares, const ServePart& serve,
 
 std::string describe_rollout(const std::string& old_name, const std::string& new_name,
                              std::span<const RolloutPhase> phases, const std::string& clock) {
-  Table table({"rollout, " + clock, "stage", "requests", "token, ms: mean", "p99", "request, ms",
-               "alerts"});
+  Table table({"rollout, " + clock, "stage", "requests", "token to token, ms: mean", "p99",
+               "request, ms", "alerts"});
   for (const RolloutPhase& phase : phases) {
     for (const bool by_new : {false, true}) {
       if (phase.share == (by_new ? 0 : 1)) continue;

@@ -304,8 +304,8 @@ std::string compare_formats(const std::vector<ServiceRun>& runs, const std::stri
   if (formats.size() < 2) return "";
   const Scenario& first = runs.front().scenario;
   Table table({first.name + ", " + clock, "cache", "pages", "batch, mean", "tokens/s",
-               std::string("of ") + to_string(first.cache_format), "step, ms", "token, ms", "p99",
-               "first token, ms", "finished", "queued", "preemptions", "mJ per token", "W"});
+               std::string("of ") + to_string(first.cache_format), "step, ms", "token to token, ms",
+               "p99", "first token, ms", "finished", "queued", "preemptions", "mJ per token", "W"});
   for (const char* way : {"paged", "static"}) {
     std::map<CacheFormat, std::vector<const ServiceRun*>> by_format;
     for (const ServiceRun& run : runs) {
