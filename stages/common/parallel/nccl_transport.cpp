@@ -2,6 +2,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -18,11 +19,6 @@ class NcclTransport final : public Transport {
       : rendezvous_(std::move(rendezvous)), api_(std::move(api)) {}
   ~NcclTransport() override {
     Lock lock(mutex_);
-    is_watched_ = false;
-    watch_ends_.notify_one();
-    lock.unlock();
-    if (watcher_.joinable()) watcher_.join();
-    lock.lock();
     // Work that other ranks no longer do would never end, and a device's memory is freed when its work has ended.
     if (!failure().ok()) return;
     const Status done = poll("its last exchange", lock, [this](bool* is_done) {
@@ -46,7 +42,7 @@ class NcclTransport final : public Transport {
     MLA_RETURN_IF_ERROR(rendezvous_->share(id, &ids));
     if (const Status begun = api_->connect(ids[0], rank(), ranks()); !begun.ok()) return end(begun);
     MLA_RETURN_IF_ERROR(settle("the ranks to connect", lock));
-    watcher_ = std::thread([this] { watch(); });
+    watcher_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });
     return {};
   }
 
@@ -138,9 +134,11 @@ class NcclTransport final : public Transport {
 
   /// Hears of a failure while this rank's own thread asks for none: in a launch that waits for room in the device's
   /// queue, which comes when the work that hangs is aborted.
-  void watch() {
+  void watch(const std::stop_token& stop) {
     Lock lock(mutex_);
-    while (is_watched_ && failure().ok()) watch_ends_.wait_for(lock, std::chrono::milliseconds(20));
+    while (!stop.stop_requested() && failure().ok()) {
+      stopped_.wait_for(lock, stop, std::chrono::milliseconds(20), [] { return false; });
+    }
   }
 
   /// The group's failure. What this rank has under way then ends.
@@ -173,9 +171,8 @@ class NcclTransport final : public Transport {
   std::unique_ptr<Rendezvous> rendezvous_;
   std::unique_ptr<NcclApi> api_;
   bool has_ended_ = false;
-  bool is_watched_ = true;
-  std::condition_variable watch_ends_;
-  std::thread watcher_;
+  std::condition_variable_any stopped_;
+  std::jthread watcher_;  // last: it uses the others
 };
 
 }  // namespace
